@@ -1,0 +1,120 @@
+"""Proof, before anything is written, that the predictions did not move and that the map is what its definition says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.errors import CheckFailedError
+from xai_insert.feeds import random_array
+from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.locate.layout import FeatureMap
+
+Array = npt.NDArray[Any]
+_SEED = 0
+_MOST_POSITIONS = 4
+# Another order of summation moves a float32 logit by some 1e-6 of the largest; half precision rounds at 1e-3.
+_OUTPUT_TOLERANCE = 1e-5
+_MAP_TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
+_DEFAULT_MAP_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What the check measured.
+
+    Attributes:
+        output_difference: largest difference of an original output, relative to its largest element; 0 is identical.
+        map_difference: largest difference of the raw map from its definition, relative to the largest score; None if
+            the method has no definition by masking.
+    """
+
+    output_difference: float
+    map_difference: float | None
+
+
+def run_random(runner: Runner) -> list[Array]:
+    """Outputs for one random input, the same on every call."""
+    rng = np.random.default_rng(_SEED)
+    feeds = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+    return runner.run(feeds)
+
+
+def check_outputs(plain: Sequence[Array], inserted: Sequence[Array], names: Sequence[str]) -> float:
+    """Largest relative difference of the original outputs.
+
+    Raises:
+        CheckFailedError: an output moved, or a map is not finite.
+    """
+    worst = 0.0
+    for name, before, after in zip(names, plain, inserted, strict=False):
+        difference = relative_difference(before, after)
+        if difference > _OUTPUT_TOLERANCE:
+            raise CheckFailedError(
+                f"output {name!r} would move by {difference:.1e} of its largest element; nothing was written "
+                "(--no-check writes anyway)"
+            )
+        worst = max(worst, difference)
+    for extra in inserted[len(plain) :]:
+        if not np.isfinite(extra.astype(np.float64)).all():
+            raise CheckFailedError("the saliency map is not finite on a random input; nothing was written")
+    return worst
+
+
+def relative_difference(expected: Array, actual: Array) -> float:
+    """Largest absolute difference over the largest absolute element of `expected`; infinite for other shapes."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return float("inf")
+    if expected.size == 0 or np.array_equal(expected, actual, equal_nan="float" in expected.dtype.name):
+        return 0.0
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
+        return float("inf")
+    scale = float(np.abs(a[finite]).max(initial=0.0)) or 1.0
+    return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
+
+
+def check_definition(model: LoadedModel, feature: FeatureMap, raw_map: Any, logits: Any) -> float:
+    """Compare the raw map with masked runs of the model's own head, at a few positions of a random feature map.
+
+    Args:
+        model: the inserted model.
+        feature: the explained feature map.
+        raw_map: handle of the unscaled map `[B, K, h, w]`.
+        logits: handle of the class scores.
+
+    Raises:
+        CheckFailedError: the map differs from the definition.
+    """
+    runner = model.between(feature.value, [raw_map, logits])
+    rng = np.random.default_rng(_SEED)
+    name, dtype, shape = runner.inputs[0]
+    features = random_array(rng, shape, dtype, batch=2, size=5)
+    maps, scores = runner.run({name: features})
+    maps = maps.reshape(*maps.shape[:2], -1)
+    count = maps.shape[2]
+    scale, worst = float(np.abs(scores).max()), 0.0
+    for position in rng.choice(count, min(count, _MOST_POSITIONS), replace=False):
+        masked = features * position_mask(features.shape, feature.grid_axes, int(position)).astype(features.dtype)
+        expected = runner.run({name: masked})[1].reshape(len(features), -1).astype(np.float64)
+        scale = max(scale, float(np.abs(expected).max()))
+        worst = max(worst, float(np.abs(maps[:, :, position] - expected).max()))
+    difference = worst / (scale or 1.0)
+    if not difference <= _MAP_TOLERANCE.get(dtype, _DEFAULT_MAP_TOLERANCE):
+        raise CheckFailedError(
+            f"the saliency map differs from its definition by {difference:.1e} of the largest score; nothing was written"
+        )
+    return difference
+
+
+def position_mask(shape: Sequence[int], grid_axes: Sequence[int], position: int) -> Array:
+    """A mask that keeps one position (row-major in the grid), of sizes 1 on the other axes."""
+    sizes = [shape[axis] if axis in grid_axes else 1 for axis in range(len(shape))]
+    mask = np.zeros(int(np.prod(sizes)), np.float32)
+    mask[position] = 1.0
+    return mask.reshape(sizes)

@@ -1,0 +1,56 @@
+"""Errors a user can act on. Each message says what was wanted, what was found and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class XaiInsertError(Exception):
+    """Base of every error the toolkit raises on purpose."""
+
+
+class ModelFileError(XaiInsertError):
+    """A model file is missing, damaged, of an unknown kind, or cannot be written."""
+
+
+class AlreadyInsertedError(XaiInsertError):
+    """The model already carries a saliency map."""
+
+
+class NotVisionModelError(XaiInsertError):
+    """The model has no image input that its outputs depend on."""
+
+
+class UnsupportedTaskError(XaiInsertError):
+    """The model is not of a kind that the toolkit can explain."""
+
+
+class AmbiguousModelError(XaiInsertError):
+    """Several values fit equally well; an option decides between them."""
+
+
+class TargetNotFoundError(XaiInsertError):
+    """No value of the model can be the boundary between backbone and head."""
+
+
+class UnknownNameError(XaiInsertError):
+    """A node or output name given by the user does not occur in the model."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = list(known)
+        nearest = get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+        listed = ", ".join(repr(item) for item in nearest) or "none"
+        super().__init__(f"no {what} is named {name!r}; nearest: {listed}{hint}")
+
+
+class ShapeUnknownError(XaiInsertError):
+    """A size that the insertion needs is not known; `--input-shape` supplies it."""
+
+
+class CheckFailedError(XaiInsertError):
+    """The inserted model does not behave as promised, so nothing is written."""
+
+
+class CannotFreeBatchError(XaiInsertError):
+    """A head mixes its batch axis with others, so it cannot run once per position as rows."""

@@ -1,0 +1,107 @@
+"""What the pipeline asks of a format, and the one place that chooses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from xai_insert.errors import ModelFileError
+from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.view import Graph, Shape, Value
+
+
+
+class Runner(Protocol):
+    """A compiled model."""
+
+    @property
+    def inputs(self) -> Sequence[tuple[str, str, Shape]]:
+        """Name, NumPy dtype and sizes of each input."""
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Every output, in order."""
+
+
+class LoadedModel(Protocol):
+    """A private copy of a model, in its own format."""
+
+    @property
+    def native(self) -> Any:
+        """The format library's own model object."""
+
+    @property
+    def format_name(self) -> str:
+        """`OpenVINO IR` or `ONNX`."""
+
+    def view(self) -> Graph:
+        """Read-only view; taken once, before the first edit."""
+
+    def surgeon(self) -> Surgeon[Any]:
+        """The editor of this model."""
+
+    def runner(self) -> Runner:
+        """Compile for the CPU in float32."""
+
+    def between(self, feature: Value, results: Sequence[Any]) -> Runner:
+        """Compile only what lies between `feature`, which becomes the input, and the handles `results`."""
+
+    def result_like(self, given: Any) -> Any:
+        """The model as the kind of object that `given` was."""
+
+    def read_metadata(self) -> dict[str, str]:
+        """What an earlier insertion wrote."""
+
+    def annotate(self, entries: Mapping[str, str]) -> None:
+        """Write metadata about the insertion."""
+
+    def save(self, folder: Path, name: str) -> list[Path]:
+        """Write the model as `name` into `folder`; returns its files, the main one last."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the format's libraries."""
+
+
+def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = None) -> LoadedModel:
+    """Load a model for editing; what was given stays unchanged.
+
+    Args:
+        model: path of a `.xml` or `.onnx` file, `ov.Model`, `onnx.ModelProto` or `onnx_ir.Model`.
+        input_shapes: sizes to fix, by input name.
+        output: where the result is to be written; its suffix may ask for a conversion to IR.
+
+    Raises:
+        ModelFileError: missing, damaged or of an unknown kind.
+    """
+    if isinstance(model, (str, Path)):
+        path = Path(model)
+        if not path.is_file():
+            raise ModelFileError(f"no such file: {path}")
+        to_ir = output is not None and output.suffix.lower() == ".xml"
+        if path.suffix.lower() == ".onnx" and not to_ir:
+            return _onnx().load_path(path, input_shapes)
+        if path.suffix.lower() in (".xml", ".onnx"):
+            return _openvino().load_path(path, input_shapes)
+        raise ModelFileError(f"unknown kind of model {path.name!r}: wanted .xml (OpenVINO IR) or .onnx")
+    module = type(model).__module__.split(".")[0]
+    if module == "openvino":
+        return _openvino().load_model(model, input_shapes)
+    if module in ("onnx", "onnx_ir"):
+        return _onnx().load_model(model, input_shapes)
+    raise ModelFileError(
+        f"cannot read a {type(model).__name__}: wanted a path, ov.Model, onnx.ModelProto or onnx_ir.Model"
+    )
+
+
+def _openvino() -> Any:
+    from xai_insert.formats.openvino import model  # noqa: PLC0415 - an ONNX user does not pay for OpenVINO
+
+    return model
+
+
+def _onnx() -> Any:
+    from xai_insert.formats.onnx import model  # noqa: PLC0415 - an IR user does not pay for ONNX
+
+    return model

@@ -1,0 +1,1 @@
+"""ONNX models, read and edited with onnx-ir and run with onnxruntime."""

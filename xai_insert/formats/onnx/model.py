@@ -1,0 +1,111 @@
+"""ONNX models: reading, editing, writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxruntime as ort
+
+from xai_insert.errors import ModelFileError, ShapeUnknownError, UnknownNameError
+from xai_insert.formats.onnx.ops import data_type
+from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
+from xai_insert.formats.onnx.shapes import infer
+from xai_insert.formats.onnx.surgeon import OnnxSurgeon
+from xai_insert.formats.onnx.view import build_view
+from xai_insert.graph.view import Graph, Shape, Value
+
+_PREFIX = "xai_insert."
+
+
+class OnnxModel:
+    """An `onnx_ir.Model` of our own."""
+
+    format_name = "ONNX"
+
+    def __init__(self, native: ir.Model, source: Path | None, input_shapes: Mapping[str, Shape]) -> None:
+        self.native = native
+        self._source = source
+        self._input_shapes = input_shapes
+        self._external = any(isinstance(v.const_value, ir.ExternalTensor) for v in native.graph.initializers.values())
+
+    def view(self) -> Graph:
+        source = None if self._source is None else str(self._source)
+        return build_view(self.native, infer(self.native, source, self._input_shapes))
+
+    def surgeon(self) -> OnnxSurgeon:
+        return OnnxSurgeon(self.native)
+
+    def runner(self) -> OnnxRunner:
+        return OnnxRunner(self.native)
+
+    def between(self, feature: Value, results: Sequence[ir.Value]) -> OnnxRunner:
+        part = ir.convenience.extract(self.native.graph, [feature.native], results)
+        part.inputs[0].type, part.inputs[0].shape = ir.TensorType(data_type(feature.dtype)), ir.Shape(_dims(feature.shape))
+        for value in part.outputs:
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+        return OnnxRunner(ir.Model(part, ir_version=self.native.ir_version, functions=self.native.functions.values()))
+
+    def result_like(self, given: Any) -> Any:
+        return self.native if isinstance(given, (str, Path, ir.Model)) else ir.to_proto(self.native)
+
+    def read_metadata(self) -> dict[str, str]:
+        entries = self.native.metadata_props.items()
+        return {key[len(_PREFIX) :]: text for key, text in entries if key.startswith(_PREFIX)}
+
+    def annotate(self, entries: Mapping[str, str]) -> None:
+        self.native.metadata_props.update({_PREFIX + key: text for key, text in entries.items()})
+
+    def save(self, folder: Path, name: str) -> list[Path]:
+        path = folder / name
+        if not self._external:
+            ir.save(self.native, path)
+            return [path]
+        ir.save(self.native, path, external_data=f"{name}.data")
+        return [folder / f"{name}.data", path]
+
+    def versions(self) -> dict[str, str]:
+        return {"onnx_ir": ir.__version__, "onnxruntime": ort.__version__}
+
+
+def _dims(shape: Shape | None) -> list[int | None]:
+    if shape is None:
+        raise ShapeUnknownError("the rank of the feature map is unknown; give the sizes of the input: --input-shape")
+    return list(shape)
+
+
+def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
+    """Read an ONNX file; external weights stay where they are until they are needed."""
+    try:
+        model = ir.load(path)
+    except Exception as err:  # protobuf, onnx-ir and the file system raise unrelated kinds
+        raise ModelFileError(f"cannot read {path} as ONNX: {first_line(err)}; is the file whole?") from err
+    return _prepared(model, path, input_shapes)
+
+
+def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:
+    """Copy an `onnx_ir.Model` or `onnx.ModelProto`; the weights are shared."""
+    if isinstance(model, ir.Model):
+        return _prepared(model.clone(), None, input_shapes)
+    try:
+        return _prepared(ir.from_proto(model), None, input_shapes)
+    except (TypeError, ValueError, NotImplementedError) as err:
+        raise ModelFileError(f"cannot read a {type(model).__name__}: {first_line(err)}") from err
+
+
+def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, Shape]) -> OnnxModel:
+    if not model.graph.outputs:
+        raise ModelFileError("the ONNX file holds no graph; is the file whole?")
+    if model.functions:
+        passes.InlinePass()(model)
+        source = None
+    inputs = {value.name: value for value in model.graph.inputs}
+    for name, sizes in input_shapes.items():
+        if name not in inputs:
+            raise UnknownNameError("input", name, [str(known) for known in inputs])
+        inputs[name].shape = ir.Shape(sizes)
+        source = None
+    return OnnxModel(model, source, input_shapes)

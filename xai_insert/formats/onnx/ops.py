@@ -1,0 +1,89 @@
+"""`Ops` over the standard ONNX operator set, in the form that the model's opset version knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from xai_insert.graph.ops import Reduction, Size
+
+_REDUCTIONS = {"mean": "ReduceMean", "max": "ReduceMax", "min": "ReduceMin", "sum": "ReduceSum"}
+
+
+class OnnxOps:
+    """Appends nodes to `graph`; `name` gives each node and value its unique name."""
+
+    def __init__(self, graph: ir.Graph, name: Callable[[str], str]) -> None:
+        self._graph = graph
+        self._name = name
+
+    def _node(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        name = self._name(kind)
+        node = ir.node(kind, inputs, attributes, name=name)
+        node.outputs[0].name = self._name(f"{name}/out")
+        self._graph.append(node)
+        return node.outputs[0]
+
+    def constant(self, elements: npt.NDArray[Any]) -> ir.Value:
+        name = self._name("const")
+        tensor = ir.tensor(np.ascontiguousarray(elements), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+    def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._node("Add", a, b)
+
+    def sub(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._node("Sub", a, b)
+
+    def mul(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._node("Mul", a, b)
+
+    def div(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._node("Div", a, b)
+
+    def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._node("Max", a, b)
+
+    def floor(self, a: ir.Value) -> ir.Value:
+        return self._node("Floor", a)
+
+    def nonzero_or(self, a: ir.Value, other: ir.Value) -> ir.Value:
+        return self._node("Where", self._node("Cast", a, to=ir.DataType.BOOL), a, other)
+
+    def matmul(self, a: ir.Value, b: ir.Value, *, transpose_b: bool = False) -> ir.Value:
+        return self._node("MatMul", a, self._node("Transpose", b, perm=[1, 0]) if transpose_b else b)
+
+    def conv1x1(self, a: ir.Value, weight: ir.Value) -> ir.Value:
+        return self._node("Conv", a, weight)
+
+    def reduce(self, a: ir.Value, mode: Reduction, axes: Sequence[int]) -> ir.Value:
+        version = self._graph.opset_imports.get("", 17)
+        if version >= 18 or (mode == "sum" and version >= 13):
+            return self._node(_REDUCTIONS[mode], a, self.constant(np.array(axes, np.int64)), keepdims=1)
+        return self._node(_REDUCTIONS[mode], a, axes=list(axes), keepdims=1)
+
+    def reshape(self, a: ir.Value, sizes: Sequence[Size]) -> ir.Value:
+        if all(isinstance(size, int) for size in sizes):
+            return self._node("Reshape", a, self.constant(np.array(sizes, np.int64)))
+        parts = [self.constant(np.array([size], np.int64)) if isinstance(size, int) else size for size in sizes]
+        return self._node("Reshape", a, self._node("Concat", *parts, axis=0))
+
+    def transpose(self, a: ir.Value, perm: Sequence[int]) -> ir.Value:
+        return self._node("Transpose", a, perm=list(perm))
+
+    def cast(self, a: ir.Value, dtype: str) -> ir.Value:
+        return self._node("Cast", a, to=data_type(dtype))
+
+    def size(self, a: ir.Value, axis: int) -> ir.Value:
+        return self._node("Gather", self._node("Shape", a), self.constant(np.array([axis], np.int64)), axis=0)
+
+
+def data_type(dtype: str) -> ir.DataType:
+    """ONNX element type of a NumPy name."""
+    return ir.DataType.BFLOAT16 if dtype == "bfloat16" else ir.DataType.from_numpy(np.dtype(dtype))

@@ -1,0 +1,76 @@
+"""Running ONNX models with onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from xai_insert.errors import CheckFailedError
+from xai_insert.graph.view import Shape
+
+_PROTOBUF_LIMIT = 2**31 - 2**24
+_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}
+
+
+class OnnxRunner:
+    """One compiled model."""
+
+    def __init__(self, model: ir.Model) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+        try:
+            if sum(tensor.nbytes for tensor in weights) < _PROTOBUF_LIMIT:
+                self._session = _session(_with_weights_inside(model), options)
+            else:
+                with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
+                    path = Path(folder, "model.onnx")
+                    ir.save(model, path, external_data="model.onnx.data")
+                    self._session = _session(str(path), options)
+        except Exception as err:  # onnxruntime's exceptions have no common base
+            raise CheckFailedError(f"onnxruntime cannot load the model: {first_line(err)}") from err
+
+    @property
+    def inputs(self) -> list[tuple[str, str, Shape]]:
+        return [
+            (arg.name, _TYPES.get(arg.type, arg.type[7:-1]), tuple(d if isinstance(d, int) else None for d in arg.shape))
+            for arg in self._session.get_inputs()
+        ]
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        try:
+            return [np.asarray(result) for result in self._session.run(None, dict(feeds))]
+        except Exception as err:  # see __init__
+            raise CheckFailedError(f"onnxruntime cannot run the model: {first_line(err)}") from err
+
+
+def _session(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _with_weights_inside(model: ir.Model) -> bytes:
+    """The serialised model; external weights are copied in, since a model in memory has no folder to find them."""
+    initializers = model.graph.initializers.values()
+    before = [(value, value.const_value) for value in initializers if isinstance(value.const_value, ir.ExternalTensor)]
+    try:
+        for value, tensor in before:
+            assert tensor is not None
+            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
+        content: bytes = ir.to_proto(model).SerializeToString()
+        return content
+    finally:
+        for value, tensor in before:
+            value.const_value = tensor
+
+
+def first_line(err: Exception) -> str:
+    """The first line of an error message."""
+    text = str(err).strip()
+    return text.splitlines()[0] if text else type(err).__name__

@@ -1,0 +1,67 @@
+"""Sizes and element types of every value of an ONNX model: by ONNX's own inference and, where that fails, by OpenVINO's ONNX reader.
+
+Real exports carry computed reshapes through which ONNX's inference cannot see (a fifth of a Swin's values).
+OpenVINO is imported for those models only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from xai_insert.graph.view import Shape
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What inference tells of the values of a model, by their names."""
+
+    shapes: Mapping[str, Shape]
+    types: Mapping[str, ir.DataType]
+
+
+def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]) -> Inferred:
+    """Sizes and element types; `model` is unchanged.
+
+    Args:
+        model: the model to study.
+        source: path of the file it was read from; None to serialise `model` if that is needed.
+        input_shapes: sizes of graph inputs that are to be taken instead of the stored ones.
+    """
+    values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
+    before = [(value, value.shape, value.type) for value in values]
+    try:
+        for value in model.graph.inputs:
+            if value.name in input_shapes:
+                value.shape = ir.Shape(input_shapes[value.name])
+        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
+        shapes = {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
+    finally:
+        for value, shape, type_ in before:
+            value.shape, value.type = shape, type_
+    if _is_incomplete(model, shapes) and importlib.util.find_spec("openvino") is not None:
+        from xai_insert.formats.openvino.shapes import read_shapes  # noqa: PLC0415 - only for models that need it
+
+        shapes.update(read_shapes(source or ir.to_proto(model).SerializeToString(), input_shapes))
+    return Inferred(shapes, types)
+
+
+def _sizes(shape: ir.Shape) -> Shape:
+    return tuple(dim if isinstance(dim, int) else None for dim in shape)
+
+
+def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch."""
+    inputs = [shapes.get(value.name or "") for value in model.graph.inputs]
+    sizes_known = all(shape is not None and None not in shape[1:] for shape in inputs)
+    for node in model.graph:
+        for value in node.outputs:
+            shape = shapes.get(value.name or "")
+            if shape is None or (sizes_known and None in shape[1:]):
+                return True
+    return False

@@ -1,0 +1,259 @@
+"""Read-only view of an `onnx_ir.Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from xai_insert.formats.onnx.shapes import Inferred
+from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather
+
+_OPS: Mapping[str, Op] = {
+    "Add": Op.ADD,
+    "Sub": Op.SUB,
+    "Mul": Op.MUL,
+    "Div": Op.DIV,
+    "Pow": Op.POW,
+    "Clip": Op.CLIP,
+    "Max": Op.CLIP,
+    "Min": Op.CLIP,
+    "Conv": Op.CONV,
+    "MatMul": Op.MATMUL,
+    "Gemm": Op.MATMUL,
+    "BatchNormalization": Op.BATCH_NORM,
+    "LayerNormalization": Op.LAYER_NORM,
+    "SimplifiedLayerNormalization": Op.LAYER_NORM,
+    "RMSNormalization": Op.LAYER_NORM,
+    "AveragePool": Op.POOL,
+    "MaxPool": Op.POOL,
+    "GlobalAveragePool": Op.REDUCE,
+    "GlobalMaxPool": Op.REDUCE,
+    "GlobalLpPool": Op.REDUCE,
+    "Softmax": Op.SOFTMAX,
+    "LogSoftmax": Op.SOFTMAX,
+    "Sigmoid": Op.SIGMOID,
+    "TopK": Op.TOPK,
+    "ArgMax": Op.ARGMAX,
+    "Reshape": Op.RESHAPE,
+    "Flatten": Op.RESHAPE,
+    "Squeeze": Op.RESHAPE,
+    "Unsqueeze": Op.RESHAPE,
+    "Transpose": Op.TRANSPOSE,
+    "Cast": Op.CAST,
+    "CastLike": Op.CAST,
+    "Gather": Op.GATHER,
+    "Slice": Op.SLICE,
+    "Split": Op.SPLIT,
+    "Concat": Op.CONCAT,
+    "Expand": Op.EXPAND,
+    "Attention": Op.ATTENTION,
+    "Shape": Op.SHAPE,
+    "Size": Op.SHAPE,
+    "Identity": Op.IDENTITY,
+    "Dropout": Op.IDENTITY,
+    "QuantizeLinear": Op.QUANTIZE,
+    "DequantizeLinear": Op.QUANTIZE,
+    **dict.fromkeys(
+        ("Relu", "Gelu", "Elu", "Exp", "Log", "Sqrt", "Abs", "Erf", "Tanh", "HardSwish", "Swish", "HardSigmoid", "Mish")
+        + ("PRelu", "LeakyRelu", "Celu", "ThresholdedRelu", "Reciprocal", "Softplus", "Softsign", "Selu", "Neg")
+        + ("Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Tan"),
+        Op.ELEMENTWISE,
+    ),
+}
+_REDUCTIONS = {"LogSumExp": "logsumexp", "SumSquare": "sumsquare"}
+_ONNX_DOMAINS = ("", "ai.onnx")
+
+
+def build_view(model: ir.Model, inferred: Inferred) -> Graph:
+    """View of `model`. Constant subgraphs (dequantised weights, folded shapes) appear as constants.
+
+    Args:
+        model: the model; its values must have unique names, as the format demands.
+        inferred: sizes and element types, better informed than those stored in the model.
+    """
+    graph = model.graph
+    values: dict[ir.Value, Value] = {}
+
+    def view_of(native: ir.Value) -> Value:
+        if native not in values:
+            name = native.name or ""
+            shape = inferred.shapes.get(name, _shape(native))
+            dtype = _dtype(native.dtype or inferred.types.get(name))
+            values[native] = value = Value(name, shape, dtype, native, index=native.index() or 0)
+            if native.const_value is not None and native.producer() is None and not native.is_graph_input():
+                value.load = _reader(native.const_value)
+                value.shape = tuple(int(size) for size in native.const_value.shape)
+        return values[native]
+
+    nodes: list[Node] = []
+    for native in graph:
+        inputs = tuple(None if operand is None else view_of(operand) for operand in native.inputs)
+        outputs = tuple(view_of(output) for output in native.outputs)
+        if _fold(native, inputs, outputs):
+            continue
+        op = _kind(native, inputs)
+        captured = _captured(native)
+        inputs += tuple(view_of(value) for value in captured)
+        name = native.name or outputs[0].name
+        node = Node(name, op, native.op_type, inputs, outputs, _attrs(native, op, inputs, outputs), native)
+        for value in outputs:
+            value.producer = node
+        for index, operand in enumerate(inputs):
+            if operand is not None:
+                operand.uses.append(Use(node, index))
+        nodes.append(node)
+    inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
+    return Graph(inputs_, [view_of(v) for v in graph.outputs], [v.name or "" for v in graph.outputs], nodes)
+
+
+def _shape(value: ir.Value) -> Shape | None:
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
+def _dtype(kind: ir.DataType | None) -> str:
+    return "unknown" if kind is None else _DTYPES.get(kind.name, kind.name.lower())
+
+
+_DTYPES = {"FLOAT": "float32", "DOUBLE": "float64", "BOOL": "bool"}
+
+
+def _reader(tensor: ir.TensorProtocol) -> Callable[[], npt.NDArray[Any]]:
+    return tensor.numpy
+
+
+def _captured(native: ir.Node) -> list[ir.Value]:
+    """Values of the outer graph that the node's subgraphs (If, Loop, Scan) read; they are operands as well."""
+    found: dict[ir.Value, None] = {}
+    for attribute in native.attributes.values():
+        bodies = ()
+        if attribute.type == ir.AttributeType.GRAPH:
+            bodies = (attribute.as_graph(),)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            bodies = tuple(attribute.as_graphs())
+        for body in bodies:
+            inner: set[ir.Value] = {*body.inputs, *body.initializers.values()}
+            for node in ir.traversal.RecursiveGraphIterator(body):
+                inner.update(node.outputs)
+                for attr in node.attributes.values():
+                    if attr.type == ir.AttributeType.GRAPH:
+                        inner.update((*attr.as_graph().inputs, *attr.as_graph().initializers.values()))
+            for node in ir.traversal.RecursiveGraphIterator(body):
+                found.update((v, None) for v in node.inputs if v is not None and v not in inner)
+            found.update((v, None) for v in body.outputs if v not in inner)
+    return list(found)
+
+
+def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]) -> bool:
+    """Turn the outputs of a node into constants where its operands are; whether that was done."""
+    if native.domain not in _ONNX_DOMAINS:
+        return False
+    if native.op_type == "Constant":
+        attribute = next(iter(native.attributes.values()))
+        tensor = attribute.value if attribute.type == ir.AttributeType.TENSOR else ir.tensor(attribute.value)
+        outputs[0].load, outputs[0].shape = _reader(tensor), tuple(int(size) for size in tensor.shape)
+        return True
+    if native.op_type == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
+        start, end = (native.attributes[k].as_int() if k in native.attributes else None for k in ("start", "end"))
+        part = inputs[0].shape[start:end]
+        if None not in part:
+            outputs[0].load, outputs[0].shape = (lambda: np.array(part, np.int64)), (len(part),)
+            return True
+        return False
+    if not inputs or any(value is None or not value.is_constant for value in inputs) or len(outputs) != 1:
+        return False
+    if native.op_type in ("RandomNormalLike", "RandomUniformLike") or any(
+        attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in native.attributes.values()
+    ):
+        return False
+    outputs[0].load = _evaluator(native, inputs)
+    if outputs[0].shape is None or None in outputs[0].shape:
+        outputs[0].shape = tuple(outputs[0].elements().shape)
+    return True
+
+
+def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[], npt.NDArray[Any]]:
+    def evaluate() -> npt.NDArray[Any]:
+        import onnx.reference  # noqa: PLC0415 - slow to import and seldom needed
+
+        runner = onnx.reference.ReferenceEvaluator(ir.to_proto(native))
+        names = [value.name for value in native.inputs if value is not None]
+        feeds = {name: value.elements() for name, value in zip(names, inputs, strict=True) if value is not None}
+        return np.asarray(runner.run(None, feeds)[0])
+
+    return evaluate
+
+
+def _kind(native: ir.Node, inputs: tuple[Value | None, ...]) -> Op:
+    if native.domain == "com.microsoft" and native.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return Op.QUANTIZE
+    if native.domain not in _ONNX_DOMAINS:
+        return Op.OTHER
+    if native.op_type.startswith("Reduce"):
+        return Op.REDUCE
+    if native.op_type == "Gather" and is_identity_gather(*inputs[:2]):
+        return Op.RESHAPE
+    return _OPS.get(native.op_type, Op.OTHER)
+
+
+def _ints(native: ir.Node, name: str) -> tuple[int, ...] | None:
+    return tuple(native.attributes[name].as_ints()) if name in native.attributes else None
+
+
+def _int(native: ir.Node, name: str, default: int) -> int:
+    return native.attributes[name].as_int() if name in native.attributes else default
+
+
+def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int, ...] | None:
+    axes = _ints(native, "axes")
+    if axes is None and operand is not None:
+        if not operand.is_constant:
+            return None
+        axes = tuple(int(axis) for axis in operand.elements().reshape(-1))
+    if rank is None:
+        return None
+    if not axes:
+        return () if _int(native, "noop_with_empty_axes", 0) else tuple(range(rank))
+    return tuple(sorted(axis % rank for axis in axes))
+
+
+def _attrs(
+    native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]
+) -> Mapping[str, Any]:
+    kind = native.op_type
+    rank = inputs[0].rank if inputs and inputs[0] is not None else outputs[0].rank
+    second = inputs[1] if len(inputs) > 1 else None
+    if op is Op.REDUCE and kind.startswith("Global"):
+        mode = {"GlobalAveragePool": "mean", "GlobalMaxPool": "max"}.get(kind, "lp")
+        return {"mode": mode, "axes": tuple(range(2, rank or 4)), "keepdims": True}
+    if op is Op.REDUCE:
+        mode = _REDUCTIONS.get(kind[6:], kind[6:].lower())
+        return {"mode": mode, "axes": _axes(native, second, rank), "keepdims": bool(_int(native, "keepdims", 1))}
+    if op is Op.POOL:
+        kernel = _ints(native, "kernel_shape") or ()
+        pads = _ints(native, "pads") or (0,) * (2 * len(kernel))
+        return {"mode": "mean" if kind == "AveragePool" else "max", "kernel": kernel, "pads": pads}
+    if op is Op.CONV:
+        spatial = (rank or 4) - 2
+        ones, zeros = (1,) * spatial, (0,) * (2 * spatial)
+        return {
+            "strides": _ints(native, "strides") or ones,
+            "pads": _ints(native, "pads") or zeros,
+            "dilations": _ints(native, "dilations") or ones,
+        }
+    if op is Op.MATMUL:
+        return {"transpose_a": bool(_int(native, "transA", 0)), "transpose_b": bool(_int(native, "transB", 0))}
+    if op in (Op.SOFTMAX, Op.ARGMAX, Op.CONCAT, Op.GATHER, Op.SPLIT):
+        axis = _int(native, "axis", -1 if op is Op.SOFTMAX else 0)
+        return {"axis": axis % rank if rank else axis}
+    if op is Op.LAYER_NORM:
+        axis = _int(native, "axis", -1)
+        return {"axes": tuple(range(axis % rank, rank)) if rank else None}
+    if op is Op.TRANSPOSE:
+        return {"perm": _ints(native, "perm") or (tuple(reversed(range(rank))) if rank else None)}
+    return {}

@@ -1,0 +1,107 @@
+"""OpenVINO models: reading, editing, writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+import openvino.opset13 as opset
+
+from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
+from xai_insert.formats.openvino.runtime import OpenVINORunner, last_line
+from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
+from xai_insert.formats.openvino.view import build_view
+from xai_insert.graph.view import Graph, Shape, Value
+
+_METADATA = "xai_insert"
+
+
+class OpenVINOModel:
+    """An `ov.Model` of our own."""
+
+    format_name = "OpenVINO IR"
+
+    def __init__(self, native: ov.Model) -> None:
+        self.native = native
+
+    def view(self) -> Graph:
+        return build_view(self.native)
+
+    def surgeon(self) -> OpenVINOSurgeon:
+        return OpenVINOSurgeon(self.native)
+
+    def runner(self) -> OpenVINORunner:
+        return OpenVINORunner(self.native)
+
+    def between(self, feature: Value, results: Sequence[ov.Output]) -> OpenVINORunner:
+        twin = self.native.clone()
+        twin_of = dict(
+            zip((n.get_instance_id() for n in self.native.get_ordered_ops()), twin.get_ordered_ops(), strict=True)
+        )
+
+        def port(output: ov.Output) -> ov.Output:
+            return twin_of[output.get_node().get_instance_id()].output(output.get_index())
+
+        source = port(feature.native)
+        outputs = [opset.result(port(result)) for result in results]
+        parameter = opset.parameter(source.get_partial_shape(), source.get_element_type())
+        for reader in source.get_target_inputs():
+            reader.replace_source_output(parameter.output(0))
+        return OpenVINORunner(ov.Model(outputs, [parameter], "branch"))
+
+    def result_like(self, given: Any) -> ov.Model:
+        del given
+        return self.native
+
+    def read_metadata(self) -> dict[str, str]:
+        if not self.native.has_rt_info([_METADATA]):
+            return {}
+        entries = self.native.get_rt_info([_METADATA]).value
+        return {str(key): str(getattr(item, "value", item)) for key, item in entries.items()}
+
+    def annotate(self, entries: Mapping[str, str]) -> None:
+        for key, text in entries.items():
+            self.native.set_rt_info(text, [_METADATA, key])
+
+    def save(self, folder: Path, name: str) -> list[Path]:
+        path = folder / name
+        ov.save_model(self.native, path, compress_to_fp16=False)
+        return [path.with_suffix(".bin"), path]
+
+    def versions(self) -> dict[str, str]:
+        return {"openvino": ov.__version__}
+
+
+def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
+    """Read an IR, or convert what OpenVINO's readers know."""
+    if path.suffix.lower() == ".xml" and not path.with_suffix(".bin").is_file():
+        raise ModelFileError(f"the weights of {path.name!r} are missing: wanted {path.with_suffix('.bin')}")
+    try:
+        model = ov.Core().read_model(path)
+    except RuntimeError as err:
+        raise ModelFileError(f"OpenVINO cannot read {path}: {last_line(err)}; is the file whole?") from err
+    return _reshaped(model, input_shapes)
+
+
+def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
+    """Copy an `ov.Model`; the weights are shared."""
+    if not isinstance(model, ov.Model):
+        raise ModelFileError(f"cannot read a {type(model).__name__}: wanted an ov.Model that is not compiled")
+    return _reshaped(model.clone(), input_shapes)
+
+
+def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
+    shapes = {}
+    for name, sizes in input_shapes.items():
+        found = next((port for port in model.inputs if name in {*port.get_names(), port.node.get_friendly_name()}), None)
+        if found is None:
+            raise UnknownNameError("input", name, [port.node.get_friendly_name() for port in model.inputs])
+        shapes[found] = ov.PartialShape([-1 if size is None else size for size in sizes])
+    if shapes:
+        try:
+            model.reshape(shapes)
+        except RuntimeError as err:
+            raise XaiInsertError(f"the model does not take the sizes of --input-shape: {last_line(err)}") from err
+    return OpenVINOModel(model)

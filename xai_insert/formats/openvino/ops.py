@@ -1,0 +1,84 @@
+"""`Ops` over OpenVINO's standard operation set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import openvino.opset13 as opset
+
+from xai_insert.graph.ops import Reduction, Size
+
+_REDUCTIONS: dict[str, Callable[..., ov.Node]] = {
+    "mean": opset.reduce_mean,
+    "max": opset.reduce_max,
+    "min": opset.reduce_min,
+    "sum": opset.reduce_sum,
+}
+
+
+class OpenVINOOps:
+    """Writes nodes; `name` gives each its unique friendly name."""
+
+    def __init__(self, name: Callable[[str], str]) -> None:
+        self._name = name
+
+    def _named(self, node: ov.Node) -> ov.Output:
+        node.set_friendly_name(self._name(node.get_type_name()))
+        return node.output(0)
+
+    def constant(self, elements: npt.NDArray[Any]) -> ov.Output:
+        return self._named(opset.constant(np.ascontiguousarray(elements)))
+
+    def add(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self._named(opset.add(a, b))
+
+    def sub(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self._named(opset.subtract(a, b))
+
+    def mul(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self._named(opset.multiply(a, b))
+
+    def div(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self._named(opset.divide(a, b))
+
+    def maximum(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self._named(opset.maximum(a, b))
+
+    def floor(self, a: ov.Output) -> ov.Output:
+        return self._named(opset.floor(a))
+
+    def nonzero_or(self, a: ov.Output, other: ov.Output) -> ov.Output:
+        zero = self.constant(np.zeros((), a.get_element_type().to_dtype()))
+        return self._named(opset.select(self._named(opset.greater(a, zero)), a, other))
+
+    def matmul(self, a: ov.Output, b: ov.Output, *, transpose_b: bool = False) -> ov.Output:
+        return self._named(opset.matmul(a, b, False, transpose_b))
+
+    def conv1x1(self, a: ov.Output, weight: ov.Output) -> ov.Output:
+        return self._named(opset.convolution(a, weight, [1, 1], [0, 0], [0, 0], [1, 1]))
+
+    def reduce(self, a: ov.Output, mode: Reduction, axes: Sequence[int]) -> ov.Output:
+        return self._named(_REDUCTIONS[mode](a, self.constant(np.array(axes, np.int64)), keep_dims=True))
+
+    def reshape(self, a: ov.Output, sizes: Sequence[Size]) -> ov.Output:
+        if all(isinstance(size, int) for size in sizes):
+            target = self.constant(np.array(sizes, np.int64))
+        else:
+            parts = [self.constant(np.array([s], np.int64)) if isinstance(s, int) else s for s in sizes]
+            target = self._named(opset.concat(parts, 0))
+        return self._named(opset.reshape(a, target, special_zero=False))
+
+    def transpose(self, a: ov.Output, perm: Sequence[int]) -> ov.Output:
+        return self._named(opset.transpose(a, self.constant(np.array(perm, np.int64))))
+
+    def cast(self, a: ov.Output, dtype: str) -> ov.Output:
+        return self._named(opset.convert(a, ov.Type(np.dtype(dtype))))
+
+    def size(self, a: ov.Output, axis: int) -> ov.Output:
+        shape = self._named(opset.shape_of(a))
+        index, zero = self.constant(np.array([axis], np.int64)), self.constant(np.array(0, np.int64))
+        return self._named(opset.gather(shape, index, zero))

@@ -1,0 +1,111 @@
+"""Editing an `ov.Model`: twins of nodes with other inputs, loops over masks, new outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import openvino.opset13 as opset
+from openvino.op import loop as ov_loop
+
+from xai_insert.formats.openvino.ops import OpenVINOOps
+from xai_insert.graph.names import Names
+from xai_insert.graph.view import Node, Shape, Value, volume
+
+_SMALL = 1 << 16
+
+
+class OpenVINOSurgeon:
+    """Edits `model` in place.
+
+    A twin comes from `model.clone()`, which shares the memory of the weights; its large weights are then exchanged for
+    the originals, so that a runtime repacks them once.
+    """
+
+    def __init__(self, model: ov.Model) -> None:
+        self._model = model
+        self._names = Names(node.get_friendly_name() for node in model.get_ordered_ops())
+        self._originals = [node.get_instance_id() for node in model.get_ordered_ops()]
+        self._pristine = model.clone()
+        self._twins: dict[int, ov.Node] = {}
+        self.ops = OpenVINOOps(self._names.unique)
+
+    def handle(self, value: Value) -> ov.Output:
+        output: ov.Output = value.native
+        return output
+
+    def copy(self, node: Node, inputs: Sequence[ov.Output | None]) -> Sequence[ov.Output]:
+        twin = self._twin(node.native)
+        for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
+            # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too.
+            is_own = original is not None and original.is_constant and _is_small(original)
+            if not is_own:
+                twin.set_argument(index, operand)
+        self._own(twin, node.name)
+        return [twin.output(port) for port in range(twin.get_output_size())]
+
+    def _twin(self, node: ov.Node) -> ov.Node:
+        """A copy of `node` that nothing uses yet."""
+        key = node.get_instance_id()
+        if key not in self._twins:
+            self._twins = dict(zip(self._originals, self._pristine.clone().get_ordered_ops(), strict=True))
+        return self._twins.pop(key)
+
+    def _own(self, twin: ov.Node, name: str) -> None:
+        twin.validate_and_infer_types()
+        twin.set_friendly_name(self._names.unique(name))
+        for output in twin.outputs():
+            output.set_names(set())
+
+    def map_positions(
+        self, masks: npt.NDArray[np.float32], feature: Value, region: Sequence[Node], result: Value
+    ) -> ov.Output:
+        source = self.handle(feature)
+        dtype = source.get_element_type()
+        mask = opset.parameter([1, *masks.shape[1:]], dtype)
+        body_feature = opset.parameter(source.get_partial_shape(), dtype)
+        single = opset.reshape(mask, np.array(masks.shape[1:], np.int64), special_zero=False)
+        made: dict[Value, ov.Output] = {feature: opset.multiply(body_feature, single).output(0)}
+        captured: dict[Value, ov.op.Parameter] = {}
+        twins = dict(zip(self._originals, self._pristine.clone().get_ordered_ops(), strict=True))
+        for node in region:
+            twin = twins[node.native.get_instance_id()]
+            for index, operand in enumerate(node.inputs):
+                if operand is None or operand.is_constant:
+                    continue
+                if operand not in made:
+                    outer = self.handle(operand)
+                    captured[operand] = opset.parameter(outer.get_partial_shape(), outer.get_element_type())
+                    made[operand] = captured[operand].output(0)
+                twin.set_argument(index, made[operand])
+            self._own(twin, node.name)
+            made.update(zip(node.outputs, twin.outputs(), strict=True))
+        stacked = opset.unsqueeze(made[result], np.array([0], np.int64))
+        yes = opset.constant(np.array(True))
+        body = ov.Model([opset.result(yes), opset.result(stacked)], [mask, body_feature, *captured.values()], "positions")
+        loop = ov_loop(self.ops.constant(np.array(len(masks), np.int64)), self.ops.constant(np.array(True)))
+        loop.set_function(body)
+        loop.set_special_body_ports([-1, 0])
+        loop.set_sliced_input(mask, self.ops.constant(masks.astype(dtype.to_dtype())), 0, 1, 1, -1, 0)
+        loop.set_invariant_input(body_feature, source)
+        for value, parameter in captured.items():
+            loop.set_invariant_input(parameter, self.handle(value))
+        scores = loop.get_concatenated_slices(body.get_results()[1].output(0), 0, 1, 1, -1, 0)
+        loop.validate_and_infer_types()
+        loop.set_friendly_name(self._names.unique("positions"))
+        return scores
+
+    def add_output(self, value: ov.Output, name: str, dtype: str, shape: Shape) -> None:
+        del dtype, shape  # OpenVINO infers them
+        result = opset.result(value)
+        result.set_friendly_name(self._names.unique(f"{name}/result"))
+        value.set_names({name})
+        self._model.add_results([result])
+        self._model.validate_nodes_and_infer_types()
+
+
+def _is_small(constant: Value) -> bool:
+    """Whether a constant is a bias or a scale rather than a weight."""
+    return (volume(constant.shape or ()) or 0) <= _SMALL

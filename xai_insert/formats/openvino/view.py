@@ -1,0 +1,220 @@
+"""Read-only view of an `ov.Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather
+
+_OPS: Mapping[str, Op] = {
+    "Add": Op.ADD,
+    "Subtract": Op.SUB,
+    "Multiply": Op.MUL,
+    "Divide": Op.DIV,
+    "Power": Op.POW,
+    "Clamp": Op.CLIP,
+    "Maximum": Op.CLIP,
+    "Minimum": Op.CLIP,
+    "Convolution": Op.CONV,
+    "GroupConvolution": Op.CONV,
+    "MatMul": Op.MATMUL,
+    "BatchNormInference": Op.BATCH_NORM,
+    "MVN": Op.LAYER_NORM,
+    "RMS": Op.LAYER_NORM,
+    "AvgPool": Op.POOL,
+    "MaxPool": Op.POOL,
+    "ReduceMean": Op.REDUCE,
+    "ReduceMax": Op.REDUCE,
+    "ReduceMin": Op.REDUCE,
+    "ReduceSum": Op.REDUCE,
+    "ReduceProd": Op.REDUCE,
+    "ReduceL1": Op.REDUCE,
+    "ReduceL2": Op.REDUCE,
+    "Softmax": Op.SOFTMAX,
+    "LogSoftmax": Op.SOFTMAX,
+    "Sigmoid": Op.SIGMOID,
+    "TopK": Op.TOPK,
+    "Reshape": Op.RESHAPE,
+    "Squeeze": Op.RESHAPE,
+    "Unsqueeze": Op.RESHAPE,
+    "Transpose": Op.TRANSPOSE,
+    "Convert": Op.CAST,
+    "ConvertLike": Op.CAST,
+    "Gather": Op.GATHER,
+    "Slice": Op.SLICE,
+    "StridedSlice": Op.SLICE,
+    "Split": Op.SPLIT,
+    "VariadicSplit": Op.SPLIT,
+    "Concat": Op.CONCAT,
+    "Broadcast": Op.EXPAND,
+    "ScaledDotProductAttention": Op.ATTENTION,
+    "ShapeOf": Op.SHAPE,
+    "FakeQuantize": Op.QUANTIZE,
+    "FakeConvert": Op.QUANTIZE,
+    **dict.fromkeys(
+        ("Relu", "Gelu", "Elu", "Exp", "Log", "Sqrt", "Abs", "Erf", "Tanh", "HSwish", "Swish", "HSigmoid", "Mish", "PRelu")
+        + ("SoftPlus", "SoftSign", "Selu", "HardSigmoid", "Negative", "Floor", "Ceiling", "Sign", "Sin", "Cos", "Tan"),
+        Op.ELEMENTWISE,
+    ),
+}
+
+
+def static_shape(shape: ov.PartialShape) -> Shape | None:
+    """Sizes with None where they are dynamic; None if the rank is."""
+    if shape.rank.is_dynamic:
+        return None
+    return tuple(None if dim.is_dynamic else dim.get_length() for dim in shape)
+
+
+def dtype_name(kind: ov.Type) -> str:
+    """NumPy name of an element type, or OpenVINO's where NumPy has none."""
+    try:
+        return np.dtype(kind.to_dtype()).name
+    except RuntimeError:
+        return str(kind.get_type_name())
+
+
+def build_view(model: ov.Model) -> Graph:
+    """View of `model`. Constant subgraphs (decompressed weights, folded shapes) appear as constants."""
+    values: dict[tuple[int, int], Value] = {}
+    nodes: list[Node] = []
+    for native in model.get_ordered_ops():
+        kind = native.get_type_name()
+        if kind == "Result":
+            continue
+        key = native.get_instance_id()
+        inputs = tuple(values[p.get_node().get_instance_id(), p.get_index()] for p in native.input_values())
+        outputs = tuple(_value(native, port) for port in range(native.get_output_size()))
+        values.update(((key, port), value) for port, value in enumerate(outputs))
+        if kind == "Parameter":
+            continue
+        if kind == "Constant":
+            outputs[0].load = _reader(native)
+        elif _is_foldable(kind, inputs, outputs):
+            for value in outputs:
+                value.load = _evaluator(native, inputs, value.index)
+        else:
+            node = Node(native.get_friendly_name(), _kind(native, inputs), kind, inputs, outputs, _attrs(native, inputs), native)
+            for value in outputs:
+                value.producer = node
+            for index, operand in enumerate(inputs):
+                operand.uses.append(Use(node, index))
+            nodes.append(node)
+    return Graph(
+        inputs=[values[node.get_instance_id(), 0] for node in model.get_parameters()],
+        outputs=[_source(values, result) for result in model.get_results()],
+        output_names=[_output_name(result) for result in model.get_results()],
+        nodes=nodes,
+    )
+
+
+def _source(values: Mapping[tuple[int, int], Value], result: ov.Node) -> Value:
+    port = result.input_value(0)
+    return values[port.get_node().get_instance_id(), port.get_index()]
+
+
+def _output_name(result: ov.Node) -> str:
+    names = result.output(0).get_names()
+    return min(names) if names else str(result.input_value(0).get_node().get_friendly_name())
+
+
+def _value(native: ov.Node, port: int) -> Value:
+    output = native.output(port)
+    name = native.get_friendly_name() + (f".{port}" if native.get_output_size() > 1 else "")
+    return Value(name, static_shape(output.get_partial_shape()), dtype_name(output.get_element_type()), output, index=port)
+
+
+def _is_foldable(kind: str, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> bool:
+    """Constant operands only, or the shape of a value whose shape is static."""
+    if kind == "ShapeOf":
+        shape = inputs[0].shape
+        return shape is not None and None not in shape
+    return bool(inputs) and all(v.is_constant for v in inputs) and all(v.shape is not None for v in outputs)
+
+
+def _reader(native: Any) -> Callable[[], npt.NDArray[Any]]:
+    return lambda: np.asarray(native.data)
+
+
+def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callable[[], npt.NDArray[Any]]:
+    def evaluate() -> npt.NDArray[Any]:
+        if native.get_type_name() == "ShapeOf":
+            return np.array(inputs[0].shape, np.int64)
+        results = [
+            ov.Tensor(output.get_element_type(), output.get_shape() if output.get_partial_shape().is_static else [0])
+            for output in native.outputs()
+        ]
+        operands = [ov.Tensor(np.ascontiguousarray(value.elements())) for value in inputs]
+        if not native.evaluate(results, operands):
+            raise ValueError(f"cannot fold {native.get_type_name()} {native.get_friendly_name()!r}")
+        return np.array(results[port].data)
+
+    return evaluate
+
+
+def _kind(native: ov.Node, inputs: tuple[Value, ...]) -> Op:
+    kind = native.get_type_name()
+    if kind == "Gather" and is_identity_gather(*inputs[:2]):
+        return Op.RESHAPE
+    if kind in ("AdaptiveAvgPool", "AdaptiveMaxPool"):
+        shape = static_shape(native.output(0).get_partial_shape())
+        return Op.REDUCE if shape is not None and set(shape[2:]) == {1} else Op.OTHER
+    return _OPS.get(kind, Op.OTHER)
+
+
+def _axes(value: Value | None, rank: int | None) -> tuple[int, ...] | None:
+    if value is None or not value.is_constant or rank is None:
+        return None
+    return tuple(sorted(int(axis) % rank for axis in np.asarray(value.elements()).reshape(-1)))
+
+
+def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
+    kind = native.get_type_name()
+    rank = inputs[0].rank if inputs else None
+    raw = native.get_attributes() if kind in _WITH_ATTRIBUTES else {}
+    second = inputs[1] if len(inputs) > 1 else None
+    if kind.startswith("Reduce"):
+        return {"mode": kind[6:].lower(), "axes": _axes(second, rank), "keepdims": bool(raw["keep_dims"])}
+    if kind.startswith("Adaptive"):
+        mode = "mean" if "Avg" in kind else "max"
+        return {"mode": mode, "axes": tuple(range(2, rank or 4)), "keepdims": True}
+    if kind in ("AvgPool", "MaxPool"):
+        pads = tuple(raw["pads_begin"]) + tuple(raw["pads_end"])
+        return {"mode": "mean" if kind == "AvgPool" else "max", "kernel": tuple(raw["kernel"]), "pads": pads}
+    if kind in ("Convolution", "GroupConvolution"):
+        pads = tuple(raw["pads_begin"]) + tuple(raw["pads_end"])
+        return {"strides": tuple(raw["strides"]), "pads": pads, "dilations": tuple(raw["dilations"])}
+    if kind == "MatMul":
+        return {"transpose_a": bool(raw["transpose_a"]), "transpose_b": bool(raw["transpose_b"])}
+    if kind in ("Softmax", "LogSoftmax"):
+        axis = int(raw["axis"])
+        return {"axis": axis % rank if rank else axis}
+    if kind == "Transpose":
+        return {"perm": _permutation(second, rank)}
+    if kind in ("MVN", "RMS"):
+        return {"axes": _axes(second, rank) if kind == "MVN" else (() if rank is None else (rank - 1,))}
+    if kind == "Concat":
+        axis = int(raw["axis"])
+        return {"axis": axis % rank if rank else axis}
+    if kind in ("Gather", "Split", "VariadicSplit"):
+        axes = _axes(inputs[2] if kind == "Gather" else second, rank)
+        return {"axis": axes[0] if axes else None}
+    return {}
+
+
+_WITH_ATTRIBUTES = frozenset(
+    {f"Reduce{mode}" for mode in ("Mean", "Max", "Min", "Sum", "Prod", "L1", "L2")}
+    | {"AvgPool", "MaxPool", "Convolution", "GroupConvolution", "MatMul", "Softmax", "LogSoftmax", "Concat"}
+)
+
+
+def _permutation(order: Value | None, rank: int | None) -> tuple[int, ...] | None:
+    if order is None or not order.is_constant or rank is None:
+        return None
+    perm = tuple(int(axis) for axis in np.asarray(order.elements()).reshape(-1))
+    return perm or tuple(reversed(range(rank)))

@@ -1,0 +1,1 @@
+"""The format-neutral graph: a read-only view, cut values, and the protocols for writing subgraphs."""

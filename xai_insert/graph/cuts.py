@@ -1,0 +1,77 @@
+"""Cut values: the activations through which every path from the image to a result passes.
+
+In graph theory, the dominators of the result in the graph of the values that depend on the image. They come in a
+total order; in a residual network they are the joints between blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from xai_insert.graph.view import Graph, Node, Op, Value
+
+
+def activations(graph: Graph, sources: Iterable[Value]) -> set[Value]:
+    """Values whose content depends on `sources`. A shape that was read off a value does not depend on its content."""
+    reached = set(sources)
+    for node in graph.nodes:
+        if node.op is not Op.SHAPE and any(operand in reached for operand in node.inputs):
+            reached.update(node.outputs)
+    return reached
+
+
+def region(graph: Graph, sources: Iterable[Value], targets: Iterable[Value]) -> list[Node]:
+    """Nodes on some path from `sources` to `targets`, shape computations included, in topological order."""
+    dependent: set[Value] = set(sources)
+    for node in graph.nodes:
+        if any(operand in dependent for operand in node.inputs):
+            dependent.update(node.outputs)
+    stop = set(sources)
+    needed: set[Node] = set()
+    stack = [value for value in targets if value in dependent and value not in stop]
+    while stack:
+        producer = stack.pop().producer
+        if producer is None or producer in needed:
+            continue
+        needed.add(producer)
+        stack += [v for v in producer.inputs if v is not None and v in dependent and v not in stop]
+    return sorted(needed, key=graph.order.__getitem__)
+
+
+def cut_values(graph: Graph, sources: Sequence[Value], target: Value) -> list[Value]:
+    """The dominators of `target`, from the image on, `target` last.
+
+    Immediate dominators in one topological sweep (the graph has no cycle), by the nearest common ancestor of the
+    operands; nodes and values are both vertices, so that a Split's outputs are told apart.
+    """
+    reached = activations(graph, sources)
+    if target not in reached:
+        return []
+    parent: dict[Value | Node, Value | Node | None] = dict.fromkeys(sources)
+    depth: dict[Value | Node | None, int] = {None: 0, **dict.fromkeys(sources, 1)}
+
+    def common(a: Value | Node | None, b: Value | Node | None) -> Value | Node | None:
+        while a is not b:
+            if depth[a] < depth[b]:
+                a, b = b, a
+            a = parent[a] if a is not None else None
+        return a
+
+    for node in graph.nodes:
+        operands = [value for value in node.inputs if value is not None and value in reached and value in depth]
+        if not operands or node.op is Op.SHAPE:
+            continue
+        nearest: Value | Node | None = operands[0]
+        for operand in operands[1:]:
+            nearest = common(nearest, operand)
+        parent[node], depth[node] = nearest, depth[nearest] + 1
+        for output in node.outputs:
+            parent[output], depth[output] = node, depth[node] + 1
+
+    chain: list[Value] = []
+    vertex: Value | Node | None = target
+    while vertex is not None:
+        if isinstance(vertex, Value):
+            chain.append(vertex)
+        vertex = parent[vertex]
+    return chain[::-1]

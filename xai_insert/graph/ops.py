@@ -1,0 +1,103 @@
+"""The small closed set of operations in which saliency methods are written, and the surgeon that splices them in.
+
+A method is written once, as a function from values to values over `Ops`; each format supplies `Ops` and `Surgeon`.
+`V` is the format's own handle of a value in the model being edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.graph.view import Node, Shape, Value
+
+V = TypeVar("V")
+Size = Any
+"""A size for `Ops.reshape`: an int, -1 for the one that is inferred, or a `V` that `Ops.size` gave."""
+Reduction = Literal["mean", "max", "min", "sum"]
+
+
+class Ops(Protocol[V]):
+    """Operations on values. Elementwise ones broadcast as NumPy does."""
+
+    def constant(self, elements: npt.NDArray[Any]) -> V:
+        """A constant of `elements`' shape and dtype."""
+
+    def add(self, a: V, b: V) -> V:
+        """`a + b`."""
+
+    def sub(self, a: V, b: V) -> V:
+        """`a - b`."""
+
+    def mul(self, a: V, b: V) -> V:
+        """`a * b`."""
+
+    def div(self, a: V, b: V) -> V:
+        """`a / b`."""
+
+    def maximum(self, a: V, b: V) -> V:
+        """The larger of both."""
+
+    def floor(self, a: V) -> V:
+        """Round down."""
+
+    def nonzero_or(self, a: V, other: V) -> V:
+        """`a` where it is above zero, else `other`."""
+
+    def matmul(self, a: V, b: V, *, transpose_b: bool = False) -> V:
+        """Matrix product over the last two axes; with `transpose_b` of rank 2, `b` is `[out, in]`."""
+
+    def conv1x1(self, a: V, weight: V) -> V:
+        """`[B, C, h, w]` and `[K, C, 1, 1]` to `[B, K, h, w]`."""
+
+    def reduce(self, a: V, mode: Reduction, axes: Sequence[int]) -> V:
+        """Reduce over `axes`, which stay with size 1."""
+
+    def reshape(self, a: V, sizes: Sequence[Size]) -> V:
+        """The same elements in another shape."""
+
+    def transpose(self, a: V, perm: Sequence[int]) -> V:
+        """Permute the axes."""
+
+    def cast(self, a: V, dtype: str) -> V:
+        """Convert to the NumPy dtype named."""
+
+    def size(self, a: V, axis: int) -> V:
+        """The size of one axis while the model runs, int64 `[1]`."""
+
+
+class Surgeon(Protocol[V]):
+    """Edits one model: copies nodes, adds outputs, keeps names unique. Nothing that was there changes."""
+
+    @property
+    def ops(self) -> Ops[V]:
+        """Writes new nodes, under one prefix."""
+
+    def handle(self, value: Value) -> V:
+        """The value of the view in the model being edited."""
+
+    def copy(self, node: Node, inputs: Sequence[V | None]) -> Sequence[V]:
+        """A twin of `node` that reads `inputs`; weights are shared, not stored again."""
+
+    def map_positions(
+        self, masks: npt.NDArray[np.float32], feature: Value, region: Sequence[Node], result: Value
+    ) -> V:
+        """Run `region` once per mask, with `feature * masks[p]` in place of `feature`, one after another.
+
+        Args:
+            masks: `[P, ...]`; each mask broadcasts against `feature`.
+            feature: the masked value.
+            region: the nodes from `feature` to `result`, in topological order.
+            result: the value that is kept of each run.
+
+        Returns:
+            `[P, ...]`, the results stacked along a new first axis.
+        """
+
+    def add_output(self, value: V, name: str, dtype: str, shape: Shape) -> None:
+        """Append a graph output that a runtime finds under the single name `name`."""
+
+

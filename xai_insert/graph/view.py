@@ -1,0 +1,201 @@
+"""Read-only view of a model's graph: three nouns (graph, node, value) that know no file format.
+
+An adapter per format builds the view once. Analysis reads it and cannot edit the model by accident; identity, not
+name, decides sameness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Shape = tuple[int | None, ...]
+"""Sizes of a value; None where the size is not known before the model runs."""
+
+
+class Op(Enum):
+    """What a node computes, in one vocabulary for every format. Anything else is `OTHER`."""
+
+    ADD = auto()
+    ARGMAX = auto()
+    ATTENTION = auto()
+    BATCH_NORM = auto()
+    CAST = auto()
+    CLIP = auto()
+    """Bounds from below or above: Clip, Clamp, Maximum, Minimum; bounded by the other operands."""
+    CONCAT = auto()
+    CONV = auto()
+    DIV = auto()
+    ELEMENTWISE = auto()
+    """Any other function of one operand, applied element by element."""
+    EXPAND = auto()
+    GATHER = auto()
+    IDENTITY = auto()
+    LAYER_NORM = auto()
+    """Normalisation over trailing or named axes: attrs `axes`."""
+    MATMUL = auto()
+    """Attrs `transpose_a`, `transpose_b`; a third input is a bias (Gemm)."""
+    MUL = auto()
+    OTHER = auto()
+    POOL = auto()
+    """Windowed pooling: attrs `mode` (mean or max), `kernel`, `pads`."""
+    POW = auto()
+    QUANTIZE = auto()
+    """FakeQuantize, QuantizeLinear, DequantizeLinear: a rounding of the first operand."""
+    REDUCE = auto()
+    """Attrs `mode` (mean, max, sum, ...), `axes`, `keepdims`."""
+    RESHAPE = auto()
+    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order."""
+    SHAPE = auto()
+    SIGMOID = auto()
+    SLICE = auto()
+    SOFTMAX = auto()
+    """Softmax or log-softmax: attrs `axis`."""
+    SPLIT = auto()
+    SUB = auto()
+    TOPK = auto()
+    TRANSPOSE = auto()
+    """Attrs `perm`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One place where a value is read."""
+
+    node: Node
+    index: int
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """One tensor of the graph.
+
+    Attributes:
+        name: for people and messages; not unique in every format.
+        shape: sizes, or None if even the rank is unknown.
+        dtype: NumPy name of the element type (`float32`, `int64`, `bfloat16`, ...).
+        producer: the node that makes it; None for graph inputs and constants.
+        index: which output of the producer.
+        native: the format's own handle.
+        load: for constants, reads the elements.
+    """
+
+    name: str
+    shape: Shape | None
+    dtype: str
+    native: Any = None
+    producer: Node | None = None
+    index: int = 0
+    uses: list[Use] = field(default_factory=list)
+    load: Callable[[], npt.NDArray[Any]] | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the elements are stored in the model."""
+        return self.load is not None
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.shape is None else len(self.shape)
+
+    def elements(self) -> npt.NDArray[Any]:
+        """The stored elements of a constant."""
+        if self.load is None:
+            raise ValueError(f"{self.name!r} is no constant")
+        return self.load()
+
+    def describe(self) -> str:
+        """`'name' [1, 512, ?, ?]`, for messages."""
+        return f"{self.name!r} {format_shape(self.shape)}"
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One operation of the graph.
+
+    Attributes:
+        name: for people and messages.
+        op: what it computes.
+        type: the format's own name of the operation, for messages.
+        inputs: operands; None for an operand left out.
+        outputs: results.
+        attrs: normalised attributes, see `Op`; axes are never negative where the rank is known.
+        native: the format's own handle.
+    """
+
+    name: str
+    op: Op
+    type: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...] = ()
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    native: Any = None
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+    def operand(self, index: int) -> Value | None:
+        """The operand at `index`, or None if it is left out."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+
+@dataclass(eq=False)
+class Graph:
+    """A whole model.
+
+    Attributes:
+        inputs: graph inputs, in the model's order.
+        outputs: graph outputs, in the model's order.
+        output_names: names under which a runtime returns them, one each.
+        nodes: every node that is no constant, producers before consumers.
+    """
+
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
+    output_names: Sequence[str]
+    nodes: Sequence[Node]
+
+    @cached_property
+    def order(self) -> dict[Node, int]:
+        """Position of each node in topological order."""
+        return {node: index for index, node in enumerate(self.nodes)}
+
+
+def format_shape(shape: Shape | None) -> str:
+    """`[1, 512, ?, ?]`."""
+    if shape is None:
+        return "[...]"
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+
+
+def volume(shape: Sequence[int | None]) -> int | None:
+    """Product of sizes, or None if one is unknown."""
+    total = 1
+    for size in shape:
+        if size is None:
+            return None
+        total *= size
+    return total
+
+
+def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | None:
+    """Elements of a small constant operand; None if it is computed, left out, or larger than `limit` elements."""
+    if value is None or not value.is_constant or value.shape is None:
+        return None
+    count = volume(value.shape)
+    return None if count is None or count > limit else np.asarray(value.elements())
+
+
+def is_identity_gather(data: Value | None, indices: Value | None) -> bool:
+    """Whether a Gather takes every element of a vector in order: a reshape that exporters write for strided views."""
+    if data is None or indices is None or data.rank != 1 or indices.shape is None or data.shape != (volume(indices.shape),):
+        return False
+    order = constant_of(indices, limit=1 << 20)
+    return order is not None and np.array_equal(order.reshape(-1), np.arange(order.size))

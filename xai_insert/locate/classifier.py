@@ -1,0 +1,165 @@
+"""Locating a pooled classifier: logits, feature map, and how the head collapses its grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xai_insert.errors import TargetNotFoundError, UnknownNameError
+from xai_insert.graph.cuts import activations, cut_values, region
+from xai_insert.graph.view import Graph, Op, Value, volume
+from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_before, feature_map, grid_ends
+from xai_insert.locate.inputs import image_inputs, shape_hint
+from xai_insert.locate.layout import FeatureMap, channel_axis, token_grid
+from xai_insert.locate.logits import Logits, find_logits, is_vector
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What was found in a classifier.
+
+    Attributes:
+        logits: the class scores.
+        target: the feature map to be explained.
+        pooled: the first vector per image after the grid, `[B, C]` with further axes of size 1.
+        ends: the nodes that end the grid.
+        obstacle: why masked runs from `target` on have no closed form; None if they have one.
+    """
+
+    logits: Logits
+    target: FeatureMap
+    pooled: Value
+    ends: tuple[GridEnd, ...]
+    obstacle: str | None
+
+    @property
+    def collapse(self) -> str:
+        """How the grid ends, for people."""
+        return " + ".join(dict.fromkeys(end.kind.value for end in self.ends))
+
+
+def locate_classifier(graph: Graph, output: str | None = None, target_layer: str | None = None) -> Classifier:
+    """Find logits, feature map and head of a classifier.
+
+    Args:
+        graph: the model.
+        output: name of the graph output with the class scores, where there are several.
+        target_layer: name of the node (or value) whose output is to be explained, instead of the one found.
+
+    Raises:
+        NotVisionModelError: no image input.
+        UnsupportedTaskError: no output with class scores.
+        AmbiguousModelError: several outputs with class scores.
+        TargetNotFoundError: no feature map with a grid before the logits.
+        UnknownNameError: `output` or `target_layer` is not in the model.
+        ShapeUnknownError: a rank or size that the choice needs is unknown.
+    """
+    images = image_inputs(graph)
+    logits = find_logits(graph, images, output)
+    cuts = cut_values(graph, images, logits.value)
+    reached = activations(graph, images)
+    pooled = _first_vector(cuts)
+    ends = tuple(grid_ends(pooled, reached))
+    if target_layer is None:
+        target = _default_target(graph, cuts, pooled, ends)
+    else:
+        target = _named_target(graph, cuts, pooled, target_layer)
+    target = _with_grid(graph, target)
+    if target.positions == 1:
+        raise TargetNotFoundError(
+            f"the feature map {target.value.describe()} has a grid of 1x1: nothing to localise; "
+            "feed a larger image (--input-shape) or choose an earlier layer with --target-layer"
+        )
+    return Classifier(logits, target, pooled, ends, closed_ends(graph, ends, target))
+
+
+def _first_vector(cuts: list[Value]) -> Value:
+    """The first of the vectors that the cut values end with; earlier ones have positions in their batch axis."""
+    first = cuts[-1]
+    for value in reversed(cuts):
+        if not is_vector(value.shape):
+            break
+        first = value
+    return first
+
+
+def _default_target(graph: Graph, cuts: list[Value], pooled: Value, ends: tuple[GridEnd, ...]) -> FeatureMap:
+    if not ends:
+        raise TargetNotFoundError(
+            f"no feature map found before the logits {cuts[-1].describe()}: no value with a grid; {shape_hint(graph)}"
+        )
+    if any(end.kind is Collapse.TOKEN for end in ends):
+        end = next(end for end in ends if end.kind is Collapse.TOKEN)
+        raise TargetNotFoundError(
+            f"the head selects tokens of {end.source.describe()} with {end.node.type} {end.node.name!r}; "
+            "Recipro-CAM needs a pooled grid: choose a layer with --target-layer"
+        )
+    if all(end.grid_axes for end in ends):
+        features = {feature.value: feature for feature in map(feature_before, ends)}
+        if len(features) == 1:
+            return next(iter(features.values()))
+    before = cuts[: cuts.index(pooled)] if pooled in cuts else cuts
+    nearest = "none"
+    for value in reversed(before):
+        nearest = value.describe() if nearest == "none" else nearest
+        feature = _described(value)
+        if feature is not None:
+            return feature
+    raise TargetNotFoundError(
+        f"no feature map found before the logits {cuts[-1].describe()}; nearest value: {nearest}, "
+        f"whose layout is not told by the operations around it; {shape_hint(graph)}"
+    )
+
+
+def _described(value: Value) -> FeatureMap | None:
+    """A value as a feature map, if the operations around it tell its layout."""
+    if value.rank not in (3, 4) or is_vector(value.shape):
+        return None
+    channel = channel_axis(value)
+    if channel is None:
+        return None
+    return feature_map(value, tuple(axis for axis in range(1, value.rank) if axis != channel))
+
+
+def _named_target(graph: Graph, cuts: list[Value], pooled: Value, name: str) -> FeatureMap:
+    found = _by_name(graph, name)
+    usable = [value for value in cuts[: cuts.index(pooled)] if value.producer is not None and _described(value)]
+    names = [value.producer.name for value in usable if value.producer is not None]
+    hint = "" if not names else f"; the last layers that can be explained: {', '.join(map(repr, names[-4:]))}"
+    if found is None:
+        known = [node.name for node in graph.nodes]
+        raise UnknownNameError("layer", name, known, hint)
+    if found not in cuts:
+        raise TargetNotFoundError(
+            f"layer {name!r} {found.describe()} does not carry the whole image to the logits: other paths go round it{hint}"
+        )
+    feature = _described(found)
+    if feature is None or found not in usable:
+        raise TargetNotFoundError(f"layer {name!r} gives {found.describe()}, which is no feature map with a grid{hint}")
+    return feature
+
+
+def _by_name(graph: Graph, name: str) -> Value | None:
+    for node in graph.nodes:
+        if node.name == name or any(value.name == name for value in node.outputs):
+            return next((value for value in node.outputs if value.name == name), node.output)
+    return None
+
+
+def _with_grid(graph: Graph, feature: FeatureMap) -> FeatureMap:
+    """Fill in height and width of a grid of tokens."""
+    if len(feature.grid_axes) == 2:
+        return feature
+    tokens = feature.shape[feature.grid_axes[0]]
+    if tokens is None:
+        raise TargetNotFoundError(
+            f"the tokens {feature.value.describe()} follow the size of the image, so their grid is unknown; "
+            f"{shape_hint(graph)}"
+        )
+    ancestors = region(graph, image_inputs(graph), [feature.value])
+    grid = token_grid(tokens, reversed([node for node in ancestors if node.op is not Op.SHAPE]))
+    if grid is None or volume(grid) != tokens:
+        raise TargetNotFoundError(
+            f"the {tokens} tokens of {feature.value.describe()} do not form a grid of the patch embedding; "
+            "choose another layer with --target-layer"
+        )
+    return FeatureMap(feature.value, feature.channel_axis, feature.grid_axes, grid)

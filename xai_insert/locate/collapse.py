@@ -1,0 +1,212 @@
+"""Where the spatial grid ends: the nodes that turn a feature map into one vector per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from xai_insert.graph.cuts import region
+from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.layout import FeatureMap, channel_axis, grid_of_map
+from xai_insert.locate.logits import is_vector
+
+_POINTWISE = frozenset(
+    {Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.CLIP, Op.QUANTIZE}
+    | {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW}
+)
+
+
+class Collapse(Enum):
+    """How a grid ends."""
+
+    MEAN = "mean over the grid"
+    MAX = "maximum over the grid"
+    SUM = "sum over the grid"
+    LINEAR = "flatten and linear layer"
+    CONV = "convolution as large as the grid"
+    TOKEN = "selection of tokens"
+    OTHER = "other"
+
+
+_MODES = {"mean": Collapse.MEAN, "max": Collapse.MAX, "sum": Collapse.SUM}
+
+
+@dataclass(frozen=True)
+class GridEnd:
+    """One node after which the grid is gone.
+
+    Attributes:
+        kind: how.
+        node: the node that reads the grid.
+        source: the value with the grid that it reads.
+        result: the first vector per image: the node's output or, for a flatten, that of the linear layer behind it.
+        grid_axes: axes of the grid in `source`; empty if the kind does not tell.
+    """
+
+    kind: Collapse
+    node: Node
+    source: Value
+    result: Value
+    grid_axes: tuple[int, ...] = ()
+
+
+def grid_ends(vector: Value, reached: set[Value]) -> list[GridEnd]:
+    """The nodes at which the paths from the image to `vector` lose their grid, nearest to `vector`.
+
+    Args:
+        vector: one vector per image.
+        reached: the values that depend on the image.
+    """
+    ends: list[GridEnd] = []
+    seen: set[Value] = set()
+    stack = [vector]
+    while stack:
+        value = stack.pop()
+        if value in seen or value.producer is None:
+            continue
+        seen.add(value)
+        node = value.producer
+        for operand in node.inputs:
+            if operand is None or operand not in reached or node.op is Op.SHAPE:
+                continue
+            if is_vector(operand.shape):
+                stack.append(operand)
+            else:
+                ends += _classify(node, operand, value)
+    return ends
+
+
+def _classify(node: Node, source: Value, result: Value) -> list[GridEnd]:
+    axes = _reduced_axes(node, source)
+    if axes is not None:
+        mode = node.attrs["mode"]
+        kind = _MODES.get(mode, Collapse.OTHER) if len(axes) in (1, 2) and 0 not in axes else Collapse.OTHER
+        return [GridEnd(kind, node, source, result, axes)]
+    if node.op is Op.CONV and _covers_grid(node, source):
+        return [GridEnd(Collapse.CONV, node, source, result, tuple(range(2, source.rank or 0)))]
+    if node.op is Op.RESHAPE:
+        return _flattened(node, source, result)
+    if node.op in (Op.GATHER, Op.SLICE, Op.SPLIT):
+        return [GridEnd(Collapse.TOKEN, node, source, result)]
+    return [GridEnd(Collapse.OTHER, node, source, result)]
+
+
+def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
+    if node.op is Op.REDUCE:
+        axes: tuple[int, ...] | None = node.attrs["axes"]
+        return axes
+    if node.op is Op.POOL and source.shape is not None and not any(node.attrs["pads"]):
+        grid = source.shape[2:]
+        return tuple(range(2, len(source.shape))) if tuple(node.attrs["kernel"]) == grid else None
+    return None
+
+
+def _covers_grid(node: Node, source: Value) -> bool:
+    weight = node.operand(1)
+    if weight is None or weight.shape is None or source.shape is None or not weight.is_constant:
+        return False
+    grid = source.shape[2:]
+    if len(weight.shape) != len(source.shape) or weight.shape[1] != source.shape[1]:
+        return False  # grouped
+    return weight.shape[2:] == grid and not any(node.attrs["pads"]) and set(node.attrs["dilations"]) == {1}
+
+
+def _flattened(node: Node, source: Value, result: Value) -> list[GridEnd]:
+    """The linear layers behind a flatten, each an end of its own."""
+    axis = channel_axis(source)
+    ends: list[GridEnd] = []
+    stack = [result]
+    while stack:
+        for use in stack.pop().uses:
+            weight = use.node.operand(1)
+            if use.node.op is Op.MATMUL and use.index == 0 and weight is not None and weight.is_constant:
+                grid_axes = tuple(a for a in range(1, source.rank or 0) if a != axis)
+                ends.append(GridEnd(Collapse.LINEAR, node, source, use.node.output, grid_axes))
+            elif use.node.op in (Op.IDENTITY, Op.RESHAPE):
+                stack += use.node.outputs
+            else:
+                return [GridEnd(Collapse.OTHER, node, source, result)]
+    if axis is None or source.rank not in (3, 4):
+        return [GridEnd(Collapse.OTHER, node, source, result)]
+    return ends
+
+
+def feature_before(end: GridEnd) -> FeatureMap:
+    """The feature map that an end reads: its source or, where only the layout differs, the map with two grid axes
+    before it; for a generalised mean (GeM), the map before the power."""
+    value, grid_axes = end.source, end.grid_axes
+    value, grid_axes = _before_layout(value, grid_axes)
+    if end.kind is Collapse.MEAN and value.producer is not None and value.producer.op is Op.POW:
+        exponent, base = value.producer.operand(1), value.producer.operand(0)
+        if exponent is not None and exponent.is_constant and exponent.rank is not None and base is not None:
+            value = base
+            if value.producer is not None and value.producer.op is Op.CLIP and value.producer.inputs[0] is not None:
+                value = value.producer.inputs[0]
+    return feature_map(value, grid_axes)
+
+
+def feature_map(value: Value, grid_axes: tuple[int, ...]) -> FeatureMap:
+    """Describe a value whose grid axes are known; the grid of tokens is left open."""
+    channel = next(axis for axis in range(1, value.rank or 0) if axis not in grid_axes)
+    grid = grid_of_map(value, grid_axes) if len(grid_axes) == 2 else (None, None)
+    return FeatureMap(value, channel, grid_axes, grid)
+
+
+def _before_layout(value: Value, grid_axes: tuple[int, ...]) -> tuple[Value, tuple[int, ...]]:
+    start, start_axes = value, grid_axes
+    while len(grid_axes) == 1 and (node := value.producer) is not None and (source := node.operand(0)) is not None:
+        if node.op is Op.TRANSPOSE and node.attrs["perm"] is not None and source.rank == value.rank:
+            value, grid_axes = source, (int(node.attrs["perm"][grid_axes[0]]),)
+        elif node.op is Op.RESHAPE and (axes := _unmerged(source, value, grid_axes[0])) is not None:
+            return source, axes
+        else:
+            break
+    return start, start_axes
+
+
+def _unmerged(source: Value, value: Value, axis: int) -> tuple[int, int] | None:
+    """The two axes of `source` that a reshape merged into `axis` of `value`."""
+    a, b = source.shape, value.shape
+    if a is None or b is None or len(a) != len(b) + 1 or None in a[axis : axis + 2]:
+        return None
+    same_around = a[1:axis] == b[1:axis] and a[axis + 2 :] == b[axis + 1 :]
+    height, width = a[axis], a[axis + 1]
+    assert height is not None and width is not None
+    return (axis, axis + 1) if same_around and height * width == b[axis] else None
+
+
+def is_pointwise(graph: Graph, feature: FeatureMap, source: Value) -> bool:
+    """Whether `source` has, at each position, a function of the feature map at that position alone."""
+    return all(_is_pointwise_node(node, feature) for node in region(graph, [feature.value], [source]))
+
+
+def _is_pointwise_node(node: Node, feature: FeatureMap) -> bool:
+    if node.op in _POINTWISE:
+        rank = feature.value.rank
+        operands = [value for value in node.inputs if value is not None]
+        return all(_is_uniform(value, feature) if value.is_constant else value.rank == rank for value in operands)
+    return node.op is Op.BATCH_NORM and feature.channel_axis == 1
+
+
+def _is_uniform(value: Value, feature: FeatureMap) -> bool:
+    """Whether a constant operand is the same at every position."""
+    shape = value.shape or ()
+    rank = feature.value.rank or 0
+    sizes = (1,) * (rank - len(shape)) + tuple(shape)
+    return len(sizes) == rank and all(sizes[axis] == 1 for axis in feature.grid_axes)
+
+
+def closed_ends(graph: Graph, ends: Sequence[GridEnd], feature: FeatureMap) -> str | None:
+    """Why the masked runs have no closed form from `feature` on; None if they have one."""
+    for end in ends:
+        if end.kind in (Collapse.TOKEN, Collapse.OTHER):
+            return f"the grid ends in {end.node.type} {end.node.name!r}"
+        source, axes = _before_layout(end.source, end.grid_axes)
+        if source is feature.value:
+            continue
+        if source.rank != feature.value.rank or axes != feature.grid_axes or not is_pointwise(graph, feature, source):
+            return f"operations after {feature.value.name!r} mix its positions"
+        if end.kind in (Collapse.LINEAR, Collapse.CONV):
+            return f"operations between {feature.value.name!r} and {end.node.type} {end.node.name!r}"
+    return None

@@ -1,0 +1,52 @@
+"""Which graph inputs are images."""
+
+from __future__ import annotations
+
+from xai_insert.errors import NotVisionModelError, ShapeUnknownError
+from xai_insert.graph.view import Graph, Shape, Value, format_shape
+
+_MOST_CHANNELS = 16
+_LEAST_SIDE = 8
+
+
+def image_inputs(graph: Graph) -> list[Value]:
+    """Every input that holds images: rank 4, a few channels (first or last), two sides.
+
+    Raises:
+        NotVisionModelError: if there is none.
+        ShapeUnknownError: if an input without a known rank might be one.
+    """
+    found = [value for value in graph.inputs if _is_image(value)]
+    if found:
+        return found
+    unknown = [value for value in graph.inputs if value.shape is None]
+    if unknown:
+        name = unknown[0].name
+        raise ShapeUnknownError(f"input {name!r} has no known rank; give its sizes: --input-shape {name}:1,3,224,224")
+    listed = ", ".join(f"{value.describe()} {value.dtype}" for value in graph.inputs) or "no input at all"
+    raise NotVisionModelError(
+        f"no image input: wanted one of rank 4 such as [N, 3, H, W], found {listed}; only vision models can be explained"
+    )
+
+
+def _is_image(value: Value) -> bool:
+    if value.shape is None or len(value.shape) != 4 or not ("float" in value.dtype or value.dtype == "uint8"):
+        return False
+    return any(_is_layout(value.shape, channel) for channel in (1, 3))
+
+
+def _is_layout(shape: Shape, channel: int) -> bool:
+    channels = shape[channel]
+    sides = [size for axis, size in enumerate(shape) if axis not in (0, channel)]
+    few = channels is None or channels <= _MOST_CHANNELS
+    return few and all(side is None or side >= _LEAST_SIDE for side in sides)
+
+
+def shape_hint(graph: Graph) -> str:
+    """How to give the sizes that are unknown, for error messages."""
+    for value in image_inputs(graph):
+        if value.shape is not None and None in value.shape[1:]:
+            sizes = [1 if axis == 0 else size for axis, size in enumerate(value.shape)]
+            text = format_shape(tuple(sizes))[1:-1].replace(" ", "").replace("?", "224")
+            return f"give the sizes of the input: --input-shape {value.name}:{text}"
+    return "choose another with --target-layer"

@@ -1,0 +1,159 @@
+"""Which axes of a value are channels and which are the spatial grid, told by the operations around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from xai_insert.graph.view import Node, Op, Shape, Value, volume
+
+_SAME_LAYOUT = frozenset(
+    {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
+    | {Op.SOFTMAX, Op.CONCAT}
+)
+_SEARCH_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A value with a spatial grid.
+
+    Attributes:
+        value: `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
+        channel_axis: the axis of the channels.
+        grid_axes: the two axes of the grid, or the one axis of the tokens.
+        grid: height and width in cells; None where they follow the input.
+    """
+
+    value: Value
+    channel_axis: int
+    grid_axes: tuple[int, ...]
+    grid: tuple[int | None, int | None]
+
+    @property
+    def channels(self) -> int | None:
+        return self.shape[self.channel_axis]
+
+    @property
+    def shape(self) -> Shape:
+        if self.value.shape is None:
+            raise ValueError("a feature map has a shape")
+        return self.value.shape
+
+    @property
+    def positions(self) -> int | None:
+        """Number of cells of the grid, or None if it follows the input."""
+        return volume(self.grid)
+
+
+def channel_axis(value: Value) -> int | None:
+    """Axis of the channels of a value of rank 3 or 4, from the nearest operation that gives it away."""
+    seen: set[Value] = set()
+    queue: list[Value] = [value]
+    rank = value.rank
+    while queue and len(seen) < _SEARCH_LIMIT:
+        current = queue.pop(0)
+        if current in seen:
+            continue
+        seen.add(current)
+        axis = _evidence(current)
+        if axis is not None:
+            return axis
+        queue += [neighbour for neighbour in _neighbours(current) if neighbour.rank == rank]
+    return None
+
+
+def _evidence(value: Value) -> int | None:
+    rank = value.rank
+    if rank not in (3, 4):
+        return None
+    producer = value.producer
+    if producer is not None:
+        if producer.op in (Op.CONV, Op.POOL, Op.BATCH_NORM):
+            return 1
+        if producer.op is Op.TRANSPOSE and (perm := producer.attrs["perm"]) is not None:
+            source = producer.operand(0)
+            axis = None if source is None or source.producer is None else _transposed(source)
+            if axis is not None:
+                return int(perm.index(axis))
+        if _is_channel_last(producer):
+            return rank - 1
+    for use in value.uses:
+        if use.index == 0 and use.node.op in (Op.CONV, Op.POOL, Op.BATCH_NORM):
+            return 1
+        if use.index == 0 and _is_channel_last(use.node):
+            return rank - 1
+    return None
+
+
+def _transposed(source: Value) -> int | None:
+    """Channel axis of the operand of a Transpose, one step deep so that chains of them end."""
+    producer = source.producer
+    if producer is None:
+        return None
+    if producer.op in (Op.CONV, Op.POOL, Op.BATCH_NORM):
+        return 1
+    if _is_channel_last(producer) and source.rank is not None:
+        return source.rank - 1
+    return channel_axis(source) if producer.op in _SAME_LAYOUT else None
+
+
+def _is_channel_last(node: Node) -> bool:
+    """A linear layer with stored weights, or a normalisation over the last axis."""
+    if node.op is Op.MATMUL:
+        weight = node.operand(1)
+        return weight is not None and weight.is_constant and weight.rank == 2
+    if node.op is Op.LAYER_NORM:
+        rank = node.output.rank
+        return rank is not None and node.attrs["axes"] == (rank - 1,)
+    return False
+
+
+def _neighbours(value: Value) -> Iterator[Value]:
+    if value.producer is not None and value.producer.op in _SAME_LAYOUT:
+        yield from (v for v in value.producer.inputs if v is not None and not v.is_constant)
+    for use in value.uses:
+        if use.node.op in _SAME_LAYOUT:
+            yield from use.node.outputs
+
+
+def grid_of_map(value: Value, grid_axes: tuple[int, ...]) -> tuple[int | None, int | None]:
+    """Height and width of a value whose grid has two axes."""
+    shape = value.shape or ()
+    return shape[grid_axes[0]], shape[grid_axes[1]]
+
+
+def token_grid(tokens: int, ancestors: Iterable[Node]) -> tuple[int, int] | None:
+    """Height and width of a grid of `tokens` cells: from the nearest feature map with as many, else by the aspect of
+    the patch embedding, the last convolution before the tokens. Never from a square root.
+
+    Args:
+        tokens: number of patch tokens.
+        ancestors: the nodes before the tokens, nearest first.
+    """
+    embedding: tuple[int, int] | None = None
+    for node in ancestors:
+        for value in (*node.outputs, *(v for v in node.inputs if v is not None and not v.is_constant)):
+            for grid in _grids(value, is_map=node.op is Op.CONV and value in node.outputs):
+                if grid[0] * grid[1] == tokens:
+                    return grid
+        if embedding is None and node.op is Op.CONV:
+            embedding = next(iter(_grids(node.output, is_map=True)), None)
+    return None if embedding is None else _shrunk(embedding, tokens)
+
+
+def _grids(value: Value, *, is_map: bool) -> list[tuple[int, int]]:
+    shape = value.shape
+    if shape is None or len(shape) != 4:
+        return []
+    pairs = [(shape[2], shape[3])] if is_map else [(shape[2], shape[3]), (shape[1], shape[2])]
+    return [(h, w) for h, w in pairs if h is not None and w is not None and (is_map or min(h, w) > 1)]
+
+
+def _shrunk(grid: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+    height, width = grid
+    for factor in range(1, max(grid) + 1):
+        h, w = -(-height // factor), -(-width // factor)
+        if h * w == tokens:
+            return h, w
+    return None

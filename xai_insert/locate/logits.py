@@ -1,0 +1,92 @@
+"""Which value holds the class scores before softmax or sigmoid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xai_insert.errors import AmbiguousModelError, UnknownNameError, UnsupportedTaskError
+from xai_insert.graph.cuts import activations
+from xai_insert.graph.view import Graph, Op, Shape, Value
+
+_PEELED = frozenset({Op.SOFTMAX, Op.SIGMOID, Op.TOPK, Op.ARGMAX, Op.CAST, Op.IDENTITY, Op.QUANTIZE})
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Class scores of a classifier.
+
+    Attributes:
+        value: `[B, K]`, possibly with further axes of size 1.
+        output_name: the graph output they were found at.
+        classes: K.
+    """
+
+    value: Value
+    output_name: str
+    classes: int
+
+
+def is_vector(shape: Shape | None) -> bool:
+    """Whether a value holds one vector per image: at most one axis beyond the first has more than one element."""
+    return shape is not None and sum(size != 1 for size in shape[1:]) <= 1
+
+
+def vector_size(shape: Shape) -> int | None:
+    """Length of the vector per image."""
+    sizes = [size for size in (shape[1:] if len(shape) > 1 else shape) if size != 1]
+    return sizes[0] if sizes else 1
+
+
+def peel(value: Value) -> Value:
+    """The value under the operations that exporters put behind the class scores."""
+    while (node := value.producer) is not None and (source := node.operand(0)) is not None:
+        if node.op in _PEELED or (node.op is Op.RESHAPE and is_vector(source.shape) and source.rank != 0):
+            value = source
+        else:
+            break
+    return value
+
+
+def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits:
+    """The class scores, at the output named `output` if given.
+
+    Raises:
+        UnknownNameError: no output has that name.
+        UnsupportedTaskError: no output gives one score per class and image.
+        AmbiguousModelError: several do, and none was chosen.
+    """
+    names = list(graph.output_names)
+    if output is not None and output not in names:
+        raise UnknownNameError("output", output, names)
+    reached = activations(graph, images)
+    found: dict[Value, Logits] = {}
+    for name, value in zip(names, graph.outputs, strict=True):
+        if output not in (None, name):
+            continue
+        scores = peel(value)
+        if scores in found or scores not in reached or scores.producer is None or "int" in scores.dtype:
+            continue
+        if scores.shape is not None and is_vector(scores.shape) and (classes := vector_size(scores.shape)) is not None:
+            found[scores] = Logits(scores, name, classes)
+    candidates = [item for item in found.values() if not _feeds_another(graph, item, found)]
+    if not candidates:
+        listed = ", ".join(_describe(name, value) for name, value in zip(names, graph.outputs, strict=True))
+        raise UnsupportedTaskError(
+            f"not a classifier: wanted an output [N, classes], found {listed}; only classifiers can be explained so far"
+        )
+    if len(candidates) > 1:
+        listed = ", ".join(_describe(item.output_name, item.value) for item in candidates)
+        raise AmbiguousModelError(
+            f"{len(candidates)} outputs may hold the class scores: {listed}; choose with --output NAME"
+        )
+    return candidates[0]
+
+
+def _describe(name: str, value: Value) -> str:
+    return Value(name, value.shape, value.dtype).describe()
+
+
+def _feeds_another(graph: Graph, item: Logits, found: dict[Value, Logits]) -> bool:
+    """A pooled feature that is an output as well: other scores are computed from it."""
+    downstream = activations(graph, [item.value])
+    return any(other is not item.value and other in downstream for other in found)

@@ -1,0 +1,1 @@
+"""Saliency methods, each written once over `Ops` and `Surgeon`."""

@@ -1,0 +1,46 @@
+"""Activation Map: where the feature map is strong, for no class in particular."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xai_insert.graph.ops import Surgeon, V
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.methods.shaping import reshape, size_of
+
+
+def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
+    """Mean over channels, `[B, h, w]` float32.
+
+    Written as a linear layer with weights 1/C instead of a reduction: OpenVINO's CPU plugin computes the tail of a
+    graph, back to the first linear layer, in float32 even when the rest runs in bf16; a branch that begins with a
+    reduction would extend that tail into the model and move its predictions.
+
+    Args:
+        surgeon: the model being edited.
+        feature: float `[B, C, h, w]`, `[B, h, w, C]` or tokens `[B, N, C]`, `[B, C, N]`.
+    """
+    op = surgeon.ops
+    value = feature.value
+    x = surgeon.handle(value)
+    channels = feature.channels
+    assert channels is not None
+    sizes = [size_of(op, x, value, 0)]
+    sizes += feature.grid if len(feature.grid_axes) == 1 else [size_of(op, x, value, a) for a in feature.grid_axes]
+    if feature.channel_axis == len(feature.shape) - 1:
+        weight = np.full((channels, 1), 1.0 / channels, np.float32)
+        mean = op.matmul(x, _as(surgeon, weight, value.dtype))
+    elif len(feature.shape) == 4:
+        weight = np.full((1, channels, 1, 1), 1.0 / channels, np.float32)
+        mean = op.conv1x1(x, _as(surgeon, weight, value.dtype))
+    else:
+        weight = np.full((1, channels), 1.0 / channels, np.float32)
+        mean = op.matmul(_as(surgeon, weight, value.dtype), x)
+    if value.dtype != "float32":
+        mean = op.cast(mean, "float32")
+    return reshape(op, mean, sizes)
+
+
+def _as(surgeon: Surgeon[V], weight: np.ndarray, dtype: str) -> V:
+    op = surgeon.ops
+    return op.cast(op.constant(weight), dtype) if dtype == "bfloat16" else op.constant(weight.astype(dtype))

@@ -1,0 +1,183 @@
+"""Recipro-CAM: the class scores of the feature map with all but one position set to zero.
+
+Byun and Lee, "Recipro-CAM: Fast gradient-free visual explanations for convolutional neural networks", 2022,
+https://arxiv.org/abs/2209.14074. With F the feature map and F^(p) its copy that keeps position p alone,
+`S[k, p] = head_k(F^(p))`.
+
+The definition runs the head h*w times. Where the head begins by collapsing the grid it never has to: the collapse of
+F^(p) is known in closed form, and the rest of the head runs once, on all positions as rows of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xai_insert.errors import ShapeUnknownError
+from xai_insert.graph.cuts import region
+from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.collapse import Collapse, GridEnd
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.logits import vector_size
+from xai_insert.methods.rows import run_rows
+from xai_insert.methods.shaping import positions, reshape, scalar, size_of
+
+
+def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Sequence[GridEnd], logits: Value) -> V:
+    """Exact Recipro-CAM from the closed form of each grid end.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        feature: the target, float `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
+        ends: the nodes that end the grid, none of kind `TOKEN` or `OTHER`.
+        logits: class scores `[B, K]`.
+
+    Returns:
+        float32 `[B, K, h, w]`, raw scores.
+
+    Raises:
+        CannotFreeBatchError: the head mixes its batch axis with others.
+    """
+    rows = {end.result: _collapsed(surgeon, graph, feature, end) for end in ends}
+    scores = run_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
+    op = surgeon.ops
+    x = surgeon.handle(feature.value)
+    batch = size_of(op, x, feature.value, 0)
+    sides = feature.grid if len(feature.grid_axes) == 1 else [size_of(op, x, feature.value, a) for a in feature.grid_axes]
+    classes = class_count(logits)
+    cells = -1 if feature.positions is None else feature.positions
+    by_position = reshape(op, scores, [batch, cells, classes])
+    maps = reshape(op, op.transpose(by_position, (0, 2, 1)), [batch, classes, *sides])
+    return maps if logits.dtype == "float32" else op.cast(maps, "float32")
+
+
+def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: Value) -> V:
+    """Recipro-CAM by its definition: the rest of the model runs once per position, one after another.
+
+    Serves any head and any target; its memory is that of one run.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        feature: the target, a cut value; its grid must be known.
+        logits: class scores `[B, K]`.
+
+    Returns:
+        float32 `[B, K, h, w]`, raw scores.
+
+    Raises:
+        ShapeUnknownError: the grid follows the size of the image.
+    """
+    height, width = feature.grid
+    if height is None or width is None:
+        raise ShapeUnknownError(
+            f"masked runs from {feature.value.describe()} need a grid of known size; give the sizes of the input: "
+            "--input-shape NAME:1,3,224,224"
+        )
+    count = height * width
+    sizes = [1] * len(feature.shape)
+    for axis, side in zip(feature.grid_axes, (count,) if len(feature.grid_axes) == 1 else (height, width), strict=True):
+        sizes[axis] = side
+    masks = np.eye(count, dtype=np.float32).reshape(count, *sizes)
+    nodes = region(graph, [feature.value], [logits])
+    op = surgeon.ops
+    scores = surgeon.map_positions(masks, feature.value, nodes, logits)
+    by_class = op.transpose(op.reshape(scores, [count, -1, class_count(logits)]), (1, 2, 0))
+    maps = op.reshape(by_class, [-1, class_count(logits), height, width])
+    return maps if logits.dtype == "float32" else op.cast(maps, "float32")
+
+
+def class_count(logits: Value) -> int:
+    """K of `[B, K]`, whatever axes of size 1 stand around."""
+    size = vector_size(logits.shape or ())
+    assert size is not None
+    return size
+
+
+def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: GridEnd) -> V:
+    """What `end.result` is for each masked copy, `[B*P, ...]`."""
+    if end.kind in (Collapse.LINEAR, Collapse.CONV):
+        return _weighted(surgeon, end)
+    op = surgeon.ops
+    source = end.source
+    kept = _rows(surgeon, source, end)
+    x, dtype = surgeon.handle(source), source.dtype
+    shape = end.result.shape
+    assert shape is not None
+    layout = FeatureMap(source, 0, end.grid_axes, (None, None))
+    rest = _elsewhere(surgeon, graph, feature, end)
+    if end.kind is Collapse.MEAN:
+        count = positions(op, x, layout, dtype)
+        if rest is None:
+            kept = op.div(kept, count)
+        else:
+            kept = op.add(op.div(op.sub(kept, rest), count), rest)
+    elif end.kind is Collapse.MAX:
+        kept = op.maximum(kept, scalar(op, 0.0, dtype) if rest is None else rest)
+    elif rest is not None:
+        others = op.sub(positions(op, x, layout, dtype), scalar(op, 1.0, dtype))
+        kept = op.add(kept, op.mul(rest, others))
+    return op.reshape(kept, [-1, *(size for size in shape[1:] if size is not None)])
+
+
+def _rows(surgeon: Surgeon[V], source: Value, end: GridEnd) -> V:
+    """`source` as one row per image and position, `[B*P, C]`."""
+    assert source.shape is not None
+    others = [axis for axis in range(1, len(source.shape)) if axis not in end.grid_axes]
+    perm = (0, *end.grid_axes, *others)
+    x = surgeon.handle(source)
+    if perm != tuple(range(len(perm))):
+        x = surgeon.ops.transpose(x, perm)
+    width = int(np.prod([source.shape[axis] for axis in others]))
+    return surgeon.ops.reshape(x, [-1, width])
+
+
+def _elsewhere(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: GridEnd) -> V | None:
+    """What `end.source` holds at the masked positions, `[1, C]`: the operations since the feature map, fed with zero.
+
+    None if it holds zero there, being the feature map itself in some layout.
+    """
+    nodes = region(graph, [feature.value], [end.source])
+    if all(node.op in (Op.RESHAPE, Op.TRANSPOSE) for node in nodes):
+        return None
+    op = surgeon.ops
+    channels = feature.channels
+    assert channels is not None
+    sizes = [channels if axis == feature.channel_axis else 1 for axis in range(len(feature.shape))]
+    zero = np.zeros(sizes, np.float32 if feature.value.dtype == "bfloat16" else feature.value.dtype)
+    made: dict[Value, V] = {feature.value: op.constant(zero)}
+    for node in nodes:
+        outputs = surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs])
+        made.update(zip(node.outputs, outputs, strict=True))
+    return op.reshape(made[end.source], [1, -1])
+
+
+def _weighted(surgeon: Surgeon[V], end: GridEnd) -> V:
+    """A layer that weighs every position on its own: `W_p F_p + b`, with `W_p` the slice that position p meets."""
+    op = surgeon.ops
+    source, node = end.source, end.result.producer
+    assert node is not None and source.shape is not None
+    weight, bias = node.inputs[1], node.operand(2)
+    assert weight is not None and weight.shape is not None
+    sizes = [size for size in source.shape[1:] if size is not None]
+    grid = [axis - 1 for axis in end.grid_axes]
+    others = [axis for axis in range(len(sizes)) if axis not in grid]
+    w = surgeon.handle(weight)
+    if end.kind is Collapse.LINEAR and not node.attrs["transpose_b"]:
+        w = op.transpose(w, (1, 0))
+    out = next(int(size) for size in end.result.shape[1:] if size not in (None, 1)) if end.result.shape else 1
+    cells = int(np.prod([sizes[axis] for axis in grid]))
+    width = int(np.prod([sizes[axis] for axis in others]))
+    # [out, C, h, w] -> [P, C, out]; a constant, so the runtime folds it when it compiles.
+    slices = op.transpose(op.reshape(w, [out, *sizes]), (*(a + 1 for a in grid), *(a + 1 for a in others), 0))
+    slices = op.reshape(slices, [cells, width, out])
+    x = op.transpose(surgeon.handle(source), (*end.grid_axes, 0, *(a + 1 for a in others)))
+    by_position = op.matmul(op.reshape(x, [cells, -1, width]), slices)
+    rows = op.reshape(op.transpose(by_position, (1, 0, 2)), [-1, out])
+    if bias is not None:
+        rows = op.add(rows, surgeon.handle(bias))
+    assert end.result.shape is not None
+    return op.reshape(rows, [-1, *(size for size in end.result.shape[1:] if size is not None)])

@@ -1,0 +1,26 @@
+"""Per-map scaling of raw saliency to bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xai_insert.graph.ops import Ops, V
+from xai_insert.methods.shaping import scalar
+
+
+def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
+    """Scale each map by its own minimum and maximum: `floor(255 * (s - min) / (max - min))`.
+
+    Args:
+        op: operations.
+        saliency: float32, any range.
+        axes: the spatial axes; every other axis counts maps.
+
+    Returns:
+        uint8, 0..255; a constant map gives zeros.
+    """
+    low = op.reduce(saliency, "min", axes)
+    span = op.sub(op.reduce(saliency, "max", axes), low)
+    # Dividing by 1 where the span is 0 needs no small epsilon, which would vanish in half precision.
+    share = op.div(op.sub(saliency, low), op.nonzero_or(span, scalar(op, 1.0, "float32")))
+    return op.cast(op.floor(op.mul(share, scalar(op, 255.0, "float32"))), "uint8")

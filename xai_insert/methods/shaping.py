@@ -1,0 +1,46 @@
+"""Shapes that stay symbolic where the model's are, and constants in the model's own precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xai_insert.graph.ops import Ops, Size, V
+from xai_insert.graph.view import Value, volume
+from xai_insert.locate.layout import FeatureMap
+
+
+def scalar(op: Ops[V], value: float, dtype: str) -> V:
+    """A constant of shape `[]`."""
+    if dtype == "bfloat16":
+        return op.cast(op.constant(np.array(value, np.float32)), dtype)
+    return op.constant(np.array(value, dtype))
+
+
+def size_of(op: Ops[V], handle: V, value: Value, axis: int) -> Size:
+    """One size: an int where it is known, else read off the value while the model runs."""
+    static = None if value.shape is None else value.shape[axis]
+    return op.size(handle, axis) if static is None else static
+
+
+def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
+    """Reshape, with the one size that is not an int left to be inferred: no shape arithmetic at run time."""
+    dynamic = [index for index, size in enumerate(sizes) if not isinstance(size, int)]
+    if len(dynamic) == 1 and -1 not in [size for size in sizes if isinstance(size, int)]:
+        sizes = [-1 if index in dynamic else size for index, size in enumerate(sizes)]
+    return op.reshape(x, sizes)
+
+
+def positions(op: Ops[V], feature: V, layout: FeatureMap, dtype: str) -> V:
+    """Number of grid cells as a scalar of `dtype`."""
+    count = volume([layout.shape[axis] for axis in layout.grid_axes])
+    if count is not None:
+        return scalar(op, float(count), dtype)
+    total: V | None = None
+    for axis in layout.grid_axes:
+        side = op.cast(op.size(feature, axis), dtype)
+        total = side if total is None else op.mul(total, side)
+    if total is None:
+        raise ValueError("a feature map has a grid")
+    return total

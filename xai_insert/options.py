@@ -1,0 +1,44 @@
+"""What a user can choose, with every default in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from xai_insert.graph.view import Shape
+
+MethodName = Literal["auto", "recipro-cam", "activation-map"]
+OutputDtype = Literal["u8", "f32"]
+
+METHODS: tuple[str, ...] = get_args(MethodName)
+OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to insert.
+
+    Attributes:
+        method: saliency method; `auto` takes the default of the kind of model found.
+        target_layer: name of the layer to explain, instead of the one found.
+        output: name of the output with the class scores, where there are several.
+        output_dtype: `u8` scales each map to 0..255 by its own minimum and maximum; `f32` gives raw scores.
+        feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`.
+        input_shapes: sizes to fix in the model, by input name; None stays dynamic.
+        check: whether to run the plain and the inserted model and refuse a model that does not behave as promised.
+    """
+
+    method: MethodName = "auto"
+    target_layer: str | None = None
+    output: str | None = None
+    output_dtype: OutputDtype = "u8"
+    feature_vector: bool = False
+    input_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.output_dtype not in OUTPUT_DTYPES:
+            raise ValueError(f"output_dtype must be one of {', '.join(OUTPUT_DTYPES)}, not {self.output_dtype!r}")

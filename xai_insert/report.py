@@ -1,0 +1,129 @@
+"""What was done and why, for people and for CI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from xai_insert.graph.view import format_shape
+from xai_insert.plan import Plan
+
+
+@dataclass(frozen=True)
+class Report:
+    """One insertion.
+
+    Attributes:
+        source: the model that was read.
+        output: the file that was written; None if none was.
+        format: format of the result.
+        method: saliency method.
+        form: how it is computed.
+        reason: why in this form.
+        logits: `{output, name, shape, classes}`.
+        target: `{name, shape, grid}` of the explained feature map.
+        saliency_map: `{shape, dtype, bytes_per_image}`.
+        mflops: extra work per image.
+        output_difference: see `CheckResult`; None if not checked.
+        map_difference: see `CheckResult`.
+        bytes_before: size of the model's files; None for models in memory.
+        bytes_after: size of the files written.
+        versions: of the tool and the libraries used.
+        error: why nothing was inserted; None if it was.
+    """
+
+    source: str
+    output: str | None = None
+    format: str = ""
+    method: str = ""
+    form: str = ""
+    reason: str = ""
+    logits: Mapping[str, Any] = field(default_factory=dict)
+    target: Mapping[str, Any] = field(default_factory=dict)
+    saliency_map: Mapping[str, Any] = field(default_factory=dict)
+    mflops: float | None = None
+    output_difference: float | None = None
+    map_difference: float | None = None
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """A few aligned lines."""
+        if self.error is not None:
+            return f"{self.source}: {self.error}"
+        logits, target, saliency = self.logits, self.target, self.saliency_map
+        lines = [
+            ("logits", f"{logits['name']!r} {format_shape(logits['shape'])} at output {logits['output']!r}"),
+            ("target", f"{target['name']!r} {format_shape(target['shape'])}, grid {_grid(target['grid'])}"),
+            ("method", f"{self.method}, {self.form} ({self.reason})"),
+            ("output", f"saliency_map {format_shape(saliency['shape'])} {saliency['dtype']}{_bytes(saliency)}"),
+            ("cost", "follows the input" if self.mflops is None else f"{self.mflops:.1f} MFLOPs per image"),
+        ]
+        if self.output_difference is not None:
+            lines.append(("checked", self._checked()))
+        if self.output is not None:
+            lines.append(("written", f"{self.output}{self._growth()}"))
+        return "\n".join([self.source, *(f"  {key:<8} {value}" for key, value in lines)])
+
+    def _checked(self) -> str:
+        moved = "identical" if self.output_difference == 0 else f"moved by {self.output_difference:.1e}"
+        text = f"predictions {moved}"
+        if self.map_difference is not None:
+            text += f", map differs from its definition by {self.map_difference:.1e}"
+        return text
+
+    def _growth(self) -> str:
+        if not self.bytes_before or self.bytes_after is None:
+            return ""
+        added = self.bytes_after - self.bytes_before
+        return f" ({added / 1024:+.1f} KB, {100 * added / self.bytes_before:+.2f} %)"
+
+
+def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
+    """The fields of a report that a plan fills."""
+    found, target = plan.found, plan.found.target
+    cells = [size for size in plan.map_shape[1:] if size is not None]
+    whole = len(cells) == len(plan.map_shape) - 1
+    count = 1
+    for size in cells:
+        count *= size
+    return {
+        "method": plan.method,
+        "form": plan.form,
+        "reason": plan.reason,
+        "logits": {
+            "output": found.logits.output_name,
+            "name": found.logits.value.name,
+            "shape": found.logits.value.shape,
+            "classes": found.logits.classes,
+        },
+        "target": {"name": target.value.name, "shape": target.shape, "grid": target.grid},
+        "saliency_map": {
+            "shape": plan.map_shape,
+            "dtype": output_dtype,
+            "bytes_per_image": count * (1 if output_dtype == "u8" else 4) if whole else None,
+        },
+        "mflops": plan.mflops,
+    }
+
+
+def to_json(reports: list[Report]) -> str:
+    """All reports of one call, as a JSON document."""
+    return json.dumps({"models": [report.as_dict() for report in reports]}, indent=2) + "\n"
+
+
+def _grid(grid: tuple[int | None, int | None]) -> str:
+    return "x".join("?" if side is None else str(side) for side in grid)
+
+
+def _bytes(saliency: Mapping[str, Any]) -> str:
+    size = saliency["bytes_per_image"]
+    return "" if size is None else f", {size:,} bytes per image"
