@@ -17,6 +17,7 @@ from xai_insert.locate.layout import FeatureMap
 Array = npt.NDArray[Any]
 _SEED = 0
 _MOST_POSITIONS = 4
+_BATCH = 2  # where the model leaves it open
 # Another order of summation moves a float32 logit by some 1e-6 of the largest; half precision rounds at 1e-3.
 _OUTPUT_TOLERANCE = 1e-5
 _MAP_TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
@@ -93,15 +94,16 @@ def check_definition(model: LoadedModel, feature: FeatureMap, raw_map: Any, logi
     """
     runner = model.between(feature.value, [raw_map, logits])
     rng = np.random.default_rng(_SEED)
-    name, dtype, shape = runner.inputs[0]
-    features = random_array(rng, shape, dtype, batch=2, size=5)
-    maps, scores = runner.run({name: features})
+    (name, dtype, shape), *others = runner.inputs
+    features = random_array(rng, shape, dtype, batch=_BATCH, size=5)
+    rest = {other: random_array(rng, sizes, kind, batch=_BATCH) for other, kind, sizes in others}
+    maps, scores = runner.run({name: features, **rest})
     maps = maps.reshape(*maps.shape[:2], -1)
     count = maps.shape[2]
     scale, worst = float(np.abs(scores).max()), 0.0
     for position in rng.choice(count, min(count, _MOST_POSITIONS), replace=False):
         masked = features * position_mask(features.shape, feature.grid_axes, int(position)).astype(features.dtype)
-        expected = runner.run({name: masked})[1].reshape(len(features), -1).astype(np.float64)
+        expected = runner.run({name: masked, **rest})[1].reshape(len(features), -1).astype(np.float64)
         scale = max(scale, float(np.abs(expected).max()))
         worst = max(worst, float(np.abs(maps[:, :, position] - expected).max()))
     difference = worst / (scale or 1.0)

@@ -94,26 +94,45 @@ def _insert(loaded: LoadedModel, options: Options, source: str) -> Report:
     _refuse_twice(loaded, graph)
     plan = make_plan(graph, options)
     plain = run_random(loaded.runner()) if options.check else []
+    spliced = splice(loaded, graph, plan, options)
+    checked = None
+    if options.check:
+        moved = check_outputs(plain, run_random(loaded.runner()), graph.output_names)
+        has_definition = plan.method == "recipro-cam"
+        off = check_definition(loaded, plan.found.target, spliced.raw, spliced.logits) if has_definition else None
+        checked = CheckResult(moved, off)
+    return _report(loaded, spliced.plan, options, source, checked)
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """What was added to a model.
+
+    Attributes:
+        plan: the plan as it was carried out.
+        raw: handle of the unscaled map.
+        logits: handle of the class scores.
+    """
+
+    plan: Plan
+    raw: Any
+    logits: Any
+
+
+def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Spliced:
+    """Carry out a plan on `loaded`, whose view `graph` is."""
     surgeon = loaded.surgeon()
-    plan, raw = _splice(surgeon, graph, plan)
+    plan, raw = _add_branch(surgeon, graph, plan)
     saliency = raw if options.output_dtype == "f32" else to_bytes(surgeon.ops, raw, _spatial_axes(plan))
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
     loaded.annotate(_metadata(plan))
-    checked = None
-    if options.check:
-        moved = check_outputs(plain, run_random(loaded.runner()), graph.output_names)
-        logits = surgeon.handle(plan.found.logits.value)
-        has_definition = plan.method == "recipro-cam"
-        off = check_definition(loaded, plan.found.target, raw, logits) if has_definition else None
-        checked = CheckResult(moved, off)
-    return _report(loaded, plan, options, source, checked)
+    return Spliced(plan, raw, surgeon.handle(plan.found.logits.value))
 
 
-def _splice(surgeon: Surgeon[Any], graph: Graph, plan: Plan) -> tuple[Plan, Any]:
-    """Add the branch; the raw map, and the plan as it was carried out."""
+def _add_branch(surgeon: Surgeon[Any], graph: Graph, plan: Plan) -> tuple[Plan, Any]:
     found = plan.found
     if plan.method == "activation-map":
         return plan, activation_map(surgeon, found.target)

@@ -46,7 +46,10 @@ class LoadedModel(Protocol):
         """Compile for the CPU in float32."""
 
     def between(self, feature: Value, results: Sequence[Any]) -> Runner:
-        """Compile only what lies between `feature`, which becomes the input, and the handles `results`."""
+        """Compile only what lies between `feature` and the handles `results`.
+
+        The first input is the feature map; those of the whole model follow, since a head may read its batch there.
+        """
 
     def result_like(self, given: Any) -> Any:
         """The model as the kind of object that `given` was."""
@@ -78,7 +81,7 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     if isinstance(model, (str, Path)):
         path = Path(model)
         if not path.is_file():
-            raise ModelFileError(f"no such file: {path}")
+            raise ModelFileError("no such file")
         to_ir = output is not None and output.suffix.lower() == ".xml"
         if path.suffix.lower() == ".onnx" and not to_ir:
             return _onnx().load_path(path, input_shapes)

@@ -43,7 +43,7 @@ class OnnxModel:
         return OnnxRunner(self.native)
 
     def between(self, feature: Value, results: Sequence[ir.Value]) -> OnnxRunner:
-        part = ir.convenience.extract(self.native.graph, [feature.native], results)
+        part = ir.convenience.extract(self.native.graph, [feature.native, *self.native.graph.inputs], results)
         part.inputs[0].type, part.inputs[0].shape = ir.TensorType(data_type(feature.dtype)), ir.Shape(_dims(feature.shape))
         for value in part.outputs:
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)

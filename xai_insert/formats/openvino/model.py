@@ -49,7 +49,7 @@ class OpenVINOModel:
         parameter = opset.parameter(source.get_partial_shape(), source.get_element_type())
         for reader in source.get_target_inputs():
             reader.replace_source_output(parameter.output(0))
-        return OpenVINORunner(ov.Model(outputs, [parameter], "branch"))
+        return OpenVINORunner(ov.Model(outputs, [parameter, *twin.get_parameters()], "branch"))
 
     def result_like(self, given: Any) -> ov.Model:
         del given

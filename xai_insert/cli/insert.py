@@ -1,0 +1,147 @@
+"""`xai-insert`: put a saliency map into exported models."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from xai_insert.cli.parsing import INPUT_SHAPE
+from xai_insert.errors import XaiInsertError
+from xai_insert.graph.view import Shape
+from xai_insert.insert import insert_file, plan_insertion
+from xai_insert.options import METHODS, OUTPUT_DTYPES, Options
+from xai_insert.report import Report, to_json
+from xai_insert.version import __version__
+
+EXIT_FAILED = 1
+
+EPILOG = """\b
+Exit codes: 0 done, 1 a model could not be inserted into, 2 wrong usage.
+\b
+Examples:
+  xai-insert model.xml -o model_xai.xml
+  xai-insert exported/*.onnx -o explained/ --report report.json
+"""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@click.option(
+    "-o", "--output-model", "output", type=click.Path(path_type=Path), metavar="FILE|FOLDER/",
+    help="Model to write; a folder for several models. A .onnx model with a .xml output is converted.",
+)  # fmt: skip
+@click.option("--method", type=click.Choice(METHODS), default=Options.method, show_default=True, help="Saliency method.")
+@click.option("--target-layer", metavar="NAME", help="Layer to explain, instead of the one found.")
+@click.option("--output", "output_name", metavar="NAME", help="Output with the class scores, where there are several.")
+@click.option(
+    "--output-dtype", type=click.Choice(OUTPUT_DTYPES), default=Options.output_dtype, show_default=True,
+    help="u8: each map scaled to 0..255; f32: raw scores.",
+)  # fmt: skip
+@click.option("--feature-vector", is_flag=True, help="Also add the pooled feature as output feature_vector.")
+@click.option(
+    "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
+    help="Fix unknown sizes of an input; ? stays dynamic. Repeatable.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print what would be done and why; write nothing.")
+@click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
+@click.option("--no-check", is_flag=True, help="Write without comparing the plain and the inserted model.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", count=True, help="Print what happens inside; -vv for everything.")
+@click.version_option(__version__, prog_name="xai-insert")
+def main(
+    models: tuple[Path, ...],
+    output: Path | None,
+    method: str,
+    target_layer: str | None,
+    output_name: str | None,
+    output_dtype: str,
+    feature_vector: bool,
+    input_shapes: tuple[tuple[str, Shape], ...],
+    dry_run: bool,
+    report_path: Path | None,
+    no_check: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Put a saliency map into exported vision models.
+
+    Reads MODEL (OpenVINO .xml or .onnx), finds backbone and head by itself, and writes a model whose single
+    inference gives the untouched predictions and the output saliency_map.
+    """
+    _configure_logging(verbose)
+    options = Options(
+        method=method,  # type: ignore[arg-type]  # click.Choice has checked it
+        target_layer=target_layer,
+        output=output_name,
+        output_dtype=output_dtype,  # type: ignore[arg-type]
+        feature_vector=feature_vector,
+        input_shapes=dict(input_shapes),
+        check=not no_check,
+    )
+    outputs = _outputs(models, output, dry_run)
+    reports = []
+    for model, goal in zip(models, outputs, strict=True):
+        report = _run(model, goal, options, dry_run)
+        reports.append(report)
+        if report.error is not None:
+            click.echo(f"error: {report.text()}", err=True)
+        elif not quiet:
+            click.echo(report.text())
+    if report_path is not None:
+        _write_report(report_path, reports)
+    failed = sum(report.error is not None for report in reports)
+    if failed and len(reports) > 1:
+        click.echo(f"{failed} of {len(reports)} models failed", err=True)
+    sys.exit(EXIT_FAILED if failed else 0)
+
+
+def _run(model: Path, goal: Path | None, options: Options, dry_run: bool) -> Report:
+    try:
+        if dry_run or goal is None:
+            return plan_insertion(model, options, goal)
+        return insert_file(model, goal, options)
+    except XaiInsertError as err:
+        return Report(source=str(model), error=" ".join(str(err).split()))
+
+
+def _outputs(models: tuple[Path, ...], output: Path | None, dry_run: bool) -> list[Path | None]:
+    """Where each model goes: one file, or a file of the same name in a folder."""
+    if output is None:
+        if not dry_run:
+            raise click.UsageError("missing option -o: where to write the result (or --dry-run)")
+        return [None] * len(models)
+    if len(models) == 1 and not output.is_dir() and not str(output).endswith(("/", "\\")) and output.suffix:
+        return [output]
+    if not output.is_dir():
+        raise click.UsageError(f"the output folder does not exist: {output}")
+    names = [model.name for model in models]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise click.UsageError(f"several models would be written to {output / sorted(twice)[0]}")
+    return [output / name for name in names]
+
+
+def _write_report(path: Path, reports: list[Report]) -> None:
+    try:
+        path.write_text(to_json(reports), encoding="utf-8")
+    except OSError as err:
+        click.echo(f"error: cannot write the report {path}: {err.strerror}", err=True)
+        sys.exit(EXIT_FAILED)
+
+
+def _configure_logging(verbose: int) -> None:
+    """Show this tool's log; other libraries keep theirs."""
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger = logging.getLogger("xai_insert")
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+
+
+if __name__ == "__main__":
+    main()

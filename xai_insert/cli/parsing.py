@@ -1,0 +1,30 @@
+"""Option types shared by the command lines."""
+
+from __future__ import annotations
+
+import click
+
+from xai_insert.graph.view import Shape
+
+
+class InputShapeType(click.ParamType):
+    """`NAME:1,3,224,224`; `?` or `-1` leaves a size open."""
+
+    name = "NAME:N,C,H,W"
+
+    def convert(
+        self, value: str | tuple[str, Shape], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Shape]:
+        if isinstance(value, tuple):
+            return value
+        name, separator, sizes = value.rpartition(":")
+        try:
+            shape = tuple(None if size.strip() in ("?", "-1") else int(size) for size in sizes.split(","))
+        except ValueError:
+            shape = ()
+        if not separator or not name or not shape or any(size is not None and size < 1 for size in shape):
+            self.fail(f"{value!r} is not NAME:N,C,H,W, for example image:1,3,224,224", param, ctx)
+        return name, shape
+
+
+INPUT_SHAPE = InputShapeType()
