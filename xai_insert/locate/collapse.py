@@ -138,12 +138,16 @@ def feature_before(end: GridEnd) -> FeatureMap:
     value, grid_axes = end.source, end.grid_axes
     value, grid_axes = _before_layout(value, grid_axes)
     if end.kind is Collapse.MEAN and value.producer is not None and value.producer.op is Op.POW:
-        exponent, base = value.producer.operand(1), value.producer.operand(0)
-        if exponent is not None and exponent.is_constant and exponent.rank is not None and base is not None:
-            value = base
-            if value.producer is not None and value.producer.op is Op.CLIP and value.producer.inputs[0] is not None:
-                value = value.producer.inputs[0]
+        value = _varying(value.producer) or value
+        if value.producer is not None and value.producer.op is Op.CLIP:
+            value = _varying(value.producer) or value
     return feature_map(value, grid_axes)
+
+
+def _varying(node: Node) -> Value | None:
+    """The one operand that is no constant; None if there are several."""
+    operands = [value for value in node.inputs if value is not None and not value.is_constant]
+    return operands[0] if len(operands) == 1 else None
 
 
 def feature_map(value: Value, grid_axes: tuple[int, ...]) -> FeatureMap:

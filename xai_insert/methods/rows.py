@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Node, Op, Value, volume
+from xai_insert.graph.view import Node, Op, Shape, Value, volume
 
 
 def run_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value) -> V:
@@ -53,12 +53,26 @@ def _reshaped(
     surgeon: Surgeon[V], node: Node, made: Mapping[Value, V], folded: set[Value], batch: int | None
 ) -> V:
     source, shape = node.inputs[0], node.output.shape
-    if source is None or source not in made or shape is None or None in shape[1:]:
+    if source is None or source not in made or shape is None:
         raise CannotFreeBatchError(f"{node.type} {node.name!r} gives no [batch, ...]")
     if not shape or shape[0] != batch:
         folded.add(node.output)
         return made[source]
-    return surgeon.ops.reshape(made[source], [-1, *(size for size in shape[1:] if size is not None)])
+    sizes = _completed(shape[1:], None if source in folded or source.shape is None else volume(source.shape[1:]))
+    if sizes is None:
+        raise CannotFreeBatchError(f"{node.type} {node.name!r} gives {node.output.describe()}, of unknown size")
+    return surgeon.ops.reshape(made[source], [-1, *sizes])
+
+
+def _completed(sizes: Shape, elements: int | None) -> list[int] | None:
+    """Sizes per row, the one that may be unknown worked out from the number of elements."""
+    known = [size for size in sizes if size is not None]
+    if len(known) == len(sizes):
+        return known
+    if len(known) + 1 < len(sizes) or elements is None:
+        return None
+    rest = elements // (volume(known) or 1)
+    return [rest if size is None else size for size in sizes]
 
 
 def _run_node(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:

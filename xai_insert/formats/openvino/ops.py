@@ -31,7 +31,7 @@ class OpenVINOOps:
         return node.output(0)
 
     def constant(self, elements: npt.NDArray[Any]) -> ov.Output:
-        return self._named(opset.constant(np.ascontiguousarray(elements)))
+        return self._named(opset.constant(np.array(elements, order="C")))
 
     def add(self, a: ov.Output, b: ov.Output) -> ov.Output:
         return self._named(opset.add(a, b))

@@ -40,8 +40,7 @@ class OpenVINOSurgeon:
         twin = self._twin(node.native)
         for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too.
-            is_own = original is not None and original.is_constant and _is_small(original)
-            if not is_own:
+            if original is None or not _is_stored(original) or not _is_small(original):
                 twin.set_argument(index, operand)
         self._own(twin, node.name)
         return [twin.output(port) for port in range(twin.get_output_size())]
@@ -73,9 +72,11 @@ class OpenVINOSurgeon:
         for node in region:
             twin = twins[node.native.get_instance_id()]
             for index, operand in enumerate(node.inputs):
-                if operand is None or operand.is_constant:
+                if operand is None or _is_stored(operand):
                     continue
-                if operand not in made:
+                if operand.is_constant:
+                    made[operand] = opset.constant(np.array(operand.elements())).output(0)
+                elif operand not in made:
                     outer = self.handle(operand)
                     captured[operand] = opset.parameter(outer.get_partial_shape(), outer.get_element_type())
                     made[operand] = captured[operand].output(0)
@@ -104,6 +105,14 @@ class OpenVINOSurgeon:
         value.set_names({name})
         self._model.add_results([result])
         self._model.validate_nodes_and_infer_types()
+
+
+def _is_stored(value: Value) -> bool:
+    """Whether a value is a stored constant, possibly decompressed, and not one folded from the shapes of others."""
+    node = value.native.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return value.is_constant and node.get_type_name() == "Constant"
 
 
 def _is_small(constant: Value) -> bool:

@@ -149,8 +149,12 @@ def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callabl
             ov.Tensor(output.get_element_type(), output.get_shape() if output.get_partial_shape().is_static else [0])
             for output in native.outputs()
         ]
-        operands = [ov.Tensor(np.ascontiguousarray(value.elements())) for value in inputs]
-        if not native.evaluate(results, operands):
+        operands = [ov.Tensor(np.array(value.elements(), order="C")) for value in inputs]
+        try:
+            folded = native.evaluate(results, operands)
+        except RuntimeError as err:
+            raise ValueError(f"cannot fold {native.get_type_name()} {native.get_friendly_name()!r}") from err
+        if not folded:
             raise ValueError(f"cannot fold {native.get_type_name()} {native.get_friendly_name()!r}")
         return np.array(results[port].data)
 
@@ -167,10 +171,19 @@ def _kind(native: ov.Node, inputs: tuple[Value, ...]) -> Op:
     return _OPS.get(kind, Op.OTHER)
 
 
-def _axes(value: Value | None, rank: int | None) -> tuple[int, ...] | None:
-    if value is None or not value.is_constant or rank is None:
+def _ints(value: Value | None) -> list[int] | None:
+    """Elements of a constant operand; None if they are not known before the model runs."""
+    if value is None or not value.is_constant:
         return None
-    return tuple(sorted(int(axis) % rank for axis in np.asarray(value.elements()).reshape(-1)))
+    try:
+        return [int(element) for element in np.asarray(value.elements()).reshape(-1)]
+    except ValueError:
+        return None
+
+
+def _axes(value: Value | None, rank: int | None) -> tuple[int, ...] | None:
+    axes = _ints(value)
+    return None if axes is None or rank is None else tuple(sorted(axis % rank for axis in axes))
 
 
 def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
@@ -214,7 +227,7 @@ _WITH_ATTRIBUTES = frozenset(
 
 
 def _permutation(order: Value | None, rank: int | None) -> tuple[int, ...] | None:
-    if order is None or not order.is_constant or rank is None:
+    perm = _ints(order)
+    if perm is None or rank is None:
         return None
-    perm = tuple(int(axis) for axis in np.asarray(order.elements()).reshape(-1))
-    return perm or tuple(reversed(range(rank)))
+    return tuple(perm) or tuple(reversed(range(rank)))

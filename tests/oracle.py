@@ -1,0 +1,104 @@
+"""Recipro-CAM by its definition, outside the tool: cut the model at the reported target, mask in NumPy, run the head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import openvino as ov
+import openvino.opset13 as opset
+from onnx.utils import Extractor
+
+Array = np.ndarray
+
+
+class Parts:
+    """Backbone and head of a plain model, cut at the values named `target` and `logits`."""
+
+    def __init__(self, model: Any, target: str, logits: str) -> None:
+        if isinstance(model, onnx.ModelProto):
+            self._cut_onnx(model, target, logits)
+        else:
+            self._cut_openvino(model, target, logits)
+
+    def _cut_onnx(self, model: onnx.ModelProto, target: str, logits: str) -> None:
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        inferred = onnx.shape_inference.infer_shapes(whole, data_prop=True)
+        kinds = {v.name: v.type for v in [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]}
+        image = model.graph.input[0].name
+        plain = [output.name for output in model.graph.output]
+        del whole.graph.output[:]
+        for name in (target, logits):
+            whole.graph.output.add(name=name).type.CopyFrom(kinds[name])
+        backbone = _session(whole)
+        head_model = Extractor(inferred).extract_model([image, target], [logits])
+        head = _session(head_model)
+        taken = {arg.name for arg in head.get_inputs()}
+        self.plain = plain
+        self._backbone = lambda x: backbone.run(None, {image: x})
+        self._head = lambda x, f: head.run(None, {k: v for k, v in ((image, x), (target, f)) if k in taken})[0]
+
+    def _cut_openvino(self, model: ov.Model, target: str, logits: str) -> None:
+        def port(twin: ov.Model, name: str) -> ov.Output:
+            for node in twin.get_ordered_ops():
+                for index, output in enumerate(node.outputs()):
+                    if name in (node.get_friendly_name(), f"{node.get_friendly_name()}.{index}"):
+                        return output
+            raise KeyError(name)
+
+        twin = model.clone()
+        results = [opset.result(port(twin, name)) for name in (target, logits)]
+        backbone = _compiled(ov.Model(results, twin.get_parameters()))
+        twin = model.clone()
+        source, result = port(twin, target), opset.result(port(twin, logits))
+        entry = opset.parameter(source.get_partial_shape(), source.get_element_type())
+        for reader in source.get_target_inputs():
+            reader.replace_source_output(entry.output(0))
+        head = _compiled(ov.Model([result], [*twin.get_parameters(), entry]))
+        self._backbone = lambda x: [np.array(v) for v in backbone([x]).values()]
+        self._head = lambda x, f: np.array(head([x, f])[0])
+
+    def definition(self, image: Array, grid_axes: Sequence[int]) -> Array:
+        """`[B, K, P]`: the logits of the head on the feature map with one position kept, for each position."""
+        feature, logits = self._backbone(image)
+        sizes = [feature.shape[axis] if axis in grid_axes else 1 for axis in range(feature.ndim)]
+        maps = []
+        for position in range(int(np.prod(sizes))):
+            mask = np.zeros(int(np.prod(sizes)), feature.dtype)
+            mask[position] = 1
+            maps.append(self._head(image, feature * mask.reshape(sizes)).reshape(len(image), -1))
+        self.logits = logits.reshape(len(image), -1)
+        return np.stack(maps, axis=-1)
+
+
+def run(model: Any, image: Array) -> dict[str, Array]:
+    """All outputs of a model by name, in float32."""
+    if isinstance(model, onnx.ModelProto):
+        session = _session(model)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
+    compiled = _compiled(model)
+    return {
+        (min(port.get_names()) if port.get_names() else str(index)): np.array(value)
+        for index, (port, value) in enumerate(compiled([image]).items())
+    }
+
+
+def scaled(raw: Array) -> Array:
+    """The reference's scaling of each map to bytes."""
+    low, high = raw.min((-2, -1), keepdims=True), raw.max((-2, -1), keepdims=True)
+    return np.floor(255 * ((raw - low) / np.where(high > low, high - low, 1))).astype(np.uint8)
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _compiled(model: ov.Model) -> ov.CompiledModel:
+    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
