@@ -62,9 +62,13 @@ class Parts:
         self._backbone = lambda x: [np.array(v) for v in backbone([x]).values()]
         self._head = lambda x, f: np.array(head([x, f])[0])
 
+    def feature(self, image: Array) -> Array:
+        """The feature map."""
+        return self._backbone(image)[-2]
+
     def definition(self, image: Array, grid_axes: Sequence[int]) -> Array:
         """`[B, K, P]`: the logits of the head on the feature map with one position kept, for each position."""
-        feature, logits = self._backbone(image)
+        feature, logits = self._backbone(image)[-2:]
         sizes = [feature.shape[axis] if axis in grid_axes else 1 for axis in range(feature.ndim)]
         maps = []
         for position in range(int(np.prod(sizes))):

@@ -12,7 +12,7 @@ import click
 from xai_insert.cli.parsing import INPUT_SHAPE
 from xai_insert.errors import XaiInsertError
 from xai_insert.graph.view import Shape
-from xai_insert.insert import insert_file, plan_insertion
+from xai_insert.pipeline import insert_file, plan_insertion
 from xai_insert.options import METHODS, OUTPUT_DTYPES, Options
 from xai_insert.report import Report, to_json
 from xai_insert.version import __version__

@@ -60,15 +60,11 @@ def locate_classifier(graph: Graph, output: str | None = None, target_layer: str
     pooled = _first_vector(cuts)
     ends = tuple(grid_ends(pooled, reached))
     if target_layer is None:
+        _require_grid(graph, logits.value, pooled, ends)
         target = _default_target(graph, cuts, pooled, ends)
     else:
         target = _named_target(graph, cuts, pooled, target_layer)
     target = _with_grid(graph, target)
-    if target.positions == 1:
-        raise TargetNotFoundError(
-            f"the feature map {target.value.describe()} has a grid of 1x1: nothing to localise; "
-            "feed a larger image (--input-shape) or choose an earlier layer with --target-layer"
-        )
     return Classifier(logits, target, pooled, ends, closed_ends(graph, ends, target))
 
 
@@ -80,6 +76,19 @@ def _first_vector(cuts: list[Value]) -> Value:
             break
         first = value
     return first
+
+
+def _require_grid(graph: Graph, logits: Value, pooled: Value, ends: tuple[GridEnd, ...]) -> None:
+    """Refuse a model whose image is so small that its pool finds one cell only."""
+    if all(end.kind is not Collapse.OTHER for end in ends):
+        return
+    for node in region(graph, [pooled], [logits]):
+        source = node.operand(0)
+        if node.op in (Op.REDUCE, Op.POOL) and source is not None and source.rank == 4:
+            raise TargetNotFoundError(
+                f"the feature map {source.describe()} has a grid of 1x1: nothing to localise; feed a larger image "
+                "(--input-shape) or choose an earlier layer with --target-layer"
+            )
 
 
 def _default_target(graph: Graph, cuts: list[Value], pooled: Value, ends: tuple[GridEnd, ...]) -> FeatureMap:
@@ -95,8 +104,14 @@ def _default_target(graph: Graph, cuts: list[Value], pooled: Value, ends: tuple[
         )
     if all(end.grid_axes for end in ends):
         features = {feature.value: feature for feature in map(feature_before, ends)}
+        feature = next(iter(features.values()))
+        if feature.value.producer is None:
+            raise TargetNotFoundError(
+                f"the first layer already ends the grid of the image {feature.value.describe()}: there is no feature "
+                "map to explain"
+            )
         if len(features) == 1:
-            return next(iter(features.values()))
+            return feature
     before = cuts[: cuts.index(pooled)] if pooled in cuts else cuts
     nearest = "none"
     for value in reversed(before):

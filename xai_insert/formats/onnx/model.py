@@ -82,7 +82,7 @@ def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
     try:
         model = ir.load(path)
     except Exception as err:  # protobuf, onnx-ir and the file system raise unrelated kinds
-        raise ModelFileError(f"cannot read {path} as ONNX: {first_line(err)}; is the file whole?") from err
+        raise ModelFileError(f"not readable as ONNX: {first_line(err)}; is the file whole?") from err
     return _prepared(model, path, input_shapes)
 
 

@@ -76,13 +76,23 @@ class OpenVINOModel:
 
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     """Read an IR, or convert what OpenVINO's readers know."""
-    if path.suffix.lower() == ".xml" and not path.with_suffix(".bin").is_file():
-        raise ModelFileError(f"the weights of {path.name!r} are missing: wanted {path.with_suffix('.bin')}")
+    if path.suffix.lower() == ".xml":
+        _require_ir(path)
     try:
         model = ov.Core().read_model(path)
     except RuntimeError as err:
-        raise ModelFileError(f"OpenVINO cannot read {path}: {last_line(err)}; is the file whole?") from err
+        raise ModelFileError(f"OpenVINO cannot read the file: {last_line(err)}; is it whole?") from err
     return _reshaped(model, input_shapes)
+
+
+def _require_ir(path: Path) -> None:
+    """Refuse what is no IR before every reader of OpenVINO has tried its luck on it."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not start.startswith((b"<?xml", b"<net")):
+        raise ModelFileError("not an OpenVINO IR: wanted XML with <net>; is the file whole?")
+    if not path.with_suffix(".bin").is_file():
+        raise ModelFileError(f"the weights are missing: wanted {path.with_suffix('.bin')}")
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
