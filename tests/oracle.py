@@ -1,4 +1,4 @@
-"""Recipro-CAM by its definition, outside the tool: cut the model at the reported target, mask in NumPy, run the head."""
+"""Recipro-CAM by its definition, outside the tool: cut the model at the target, mask in NumPy, run the head."""
 
 from __future__ import annotations
 

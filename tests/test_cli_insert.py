@@ -153,7 +153,7 @@ BAD_CALLS = {
     "two outputs": ("two.onnx -o o.onnx", 1, "--output NAME"),
     "unknown output": ("two.onnx --output gem -o o.onnx", 1, "nearest: 'gemm"),
     "unknown layer": ("good.onnx --target-layer Rel -o o.onnx", 1, "nearest: 'Relu_4'"),
-    "layer beside the path": ("good.onnx --target-layer Conv_2 -o o.onnx", 1, "other paths go round it"),
+    "layer beside the path": ("good.onnx --target-layer Conv_2 -o o.onnx", 1, "some go round it"),
     "layer without grid": ("good.onnx --target-layer Gemm_7 -o o.onnx", 1, "no feature map with a grid"),
     "same file": ("good.onnx -o good.onnx", 1, "same file"),
     "no folder": ("good.onnx -o absent/o.onnx", 1, "absent"),

@@ -14,8 +14,6 @@ def image(batch, size=(models.SIDE, models.SIDE), dtype=np.float32):
     return np.random.default_rng(3).standard_normal((batch, 3, *size)).astype(dtype)
 
 
-
-
 def assert_is_definition(model, batch, axes, form="closed form", size=(models.SIDE, models.SIDE), options=None):
     result = insert(model, options or Options(output_dtype="f32"))
     x = image(batch, size)

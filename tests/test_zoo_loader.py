@@ -1,10 +1,10 @@
 """The loader of the model zoo: the same bytes every time, and models that are alive."""
 
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomllib
 
 from model_zoo_fixtures import Fixture, fixtures, materialise
 from model_zoo_fixtures.catalogue import GRAPHS, MANIFEST

@@ -5,8 +5,8 @@ a saliency map. See `Options` for what can be chosen and `errors` for what can g
 """
 
 from xai_insert import errors
-from xai_insert.pipeline import InsertResult, insert, insert_file, plan_insertion
 from xai_insert.options import Options
+from xai_insert.pipeline import InsertResult, insert, insert_file, plan_insertion
 from xai_insert.report import Report
 from xai_insert.version import __version__
 

@@ -112,7 +112,7 @@ def check_definition(model: LoadedModel, feature: FeatureMap, raw_map: Any, logi
     difference = worst / (scale or 1.0)
     if not difference <= _MAP_TOLERANCE.get(dtype, _DEFAULT_MAP_TOLERANCE):
         raise CheckFailedError(
-            f"the saliency map differs from its definition by {difference:.1e} of the largest score; nothing was written"
+            f"the map differs from its definition by {difference:.1e} of the largest score; nothing was written"
         )
     return difference
 

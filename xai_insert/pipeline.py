@@ -179,7 +179,7 @@ def _refuse_twice(loaded: LoadedModel, graph: Graph) -> None:
             f"{known.get('method', '?')}); insert into the plain model instead"
         )
     if SALIENCY_MAP in graph.output_names:
-        raise AlreadyInsertedError(f"the model already has an output {SALIENCY_MAP!r}; insert into the plain model instead")
+        raise AlreadyInsertedError(f"there already is an output {SALIENCY_MAP!r}; insert into the plain model instead")
 
 
 def _report(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,8 +11,8 @@ import click
 from xai_insert.cli.parsing import INPUT_SHAPE
 from xai_insert.errors import XaiInsertError
 from xai_insert.graph.view import Shape
-from xai_insert.pipeline import insert_file, plan_insertion
 from xai_insert.options import METHODS, OUTPUT_DTYPES, Options
+from xai_insert.pipeline import insert_file, plan_insertion
 from xai_insert.report import Report, to_json
 from xai_insert.version import __version__
 
@@ -34,7 +33,9 @@ Examples:
     "-o", "--output-model", "output", type=click.Path(path_type=Path), metavar="FILE|FOLDER/",
     help="Model to write; a folder for several models. A .onnx model with a .xml output is converted.",
 )  # fmt: skip
-@click.option("--method", type=click.Choice(METHODS), default=Options.method, show_default=True, help="Saliency method.")
+@click.option(
+    "--method", type=click.Choice(METHODS), default=Options.method, show_default=True, help="Saliency method."
+)
 @click.option("--target-layer", metavar="NAME", help="Layer to explain, instead of the one found.")
 @click.option("--output", "output_name", metavar="NAME", help="Output with the class scores, where there are several.")
 @click.option(

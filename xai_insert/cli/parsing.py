@@ -7,7 +7,7 @@ import click
 from xai_insert.graph.view import Shape
 
 
-class InputShapeType(click.ParamType):
+class InputShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
     """`NAME:1,3,224,224`; `?` or `-1` leaves a size open."""
 
     name = "NAME:N,C,H,W"

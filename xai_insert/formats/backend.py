@@ -13,7 +13,6 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
 
 
-
 class Runner(Protocol):
     """A compiled model."""
 
@@ -98,13 +97,21 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     )
 
 
-def _openvino() -> Any:
+class _Loader(Protocol):
+    """A format's module `model`."""
+
+    def load_path(self, path: Path, input_shapes: Mapping[str, Shape]) -> LoadedModel: ...
+
+    def load_model(self, model: Any, input_shapes: Mapping[str, Shape]) -> LoadedModel: ...
+
+
+def _openvino() -> _Loader:
     from xai_insert.formats.openvino import model  # noqa: PLC0415 - an ONNX user does not pay for OpenVINO
 
     return model
 
 
-def _onnx() -> Any:
+def _onnx() -> _Loader:
     from xai_insert.formats.onnx import model  # noqa: PLC0415 - an IR user does not pay for ONNX
 
     return model

@@ -82,9 +82,7 @@ class Surgeon(Protocol[V]):
     def copy(self, node: Node, inputs: Sequence[V | None]) -> Sequence[V]:
         """A twin of `node` that reads `inputs`; weights are shared, not stored again."""
 
-    def map_positions(
-        self, masks: npt.NDArray[np.float32], feature: Value, region: Sequence[Node], result: Value
-    ) -> V:
+    def map_positions(self, masks: npt.NDArray[np.float32], feature: Value, region: Sequence[Node], result: Value) -> V:
         """Run `region` once per mask, with `feature * masks[p]` in place of `feature`, one after another.
 
         Args:
@@ -99,5 +97,3 @@ class Surgeon(Protocol[V]):
 
     def add_output(self, value: V, name: str, dtype: str, shape: Shape) -> None:
         """Append a graph output that a runtime finds under the single name `name`."""
-
-

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.errors import ShapeUnknownError
+
 Shape = tuple[int | None, ...]
 """Sizes of a value; None where the size is not known before the model runs."""
 
@@ -104,6 +106,17 @@ class Value:
     def rank(self) -> int | None:
         return None if self.shape is None else len(self.shape)
 
+    @property
+    def sizes(self) -> Shape:
+        """The shape, where its rank is needed.
+
+        Raises:
+            ShapeUnknownError: not even the rank is known.
+        """
+        if self.shape is None:
+            raise ShapeUnknownError(f"the rank of {self.name!r} is unknown; give the sizes of the input: --input-shape")
+        return self.shape
+
     def elements(self) -> npt.NDArray[Any]:
         """The stored elements of a constant."""
         if self.load is None:
@@ -140,6 +153,13 @@ class Node:
     @property
     def output(self) -> Value:
         return self.outputs[0]
+
+    def read(self, index: int) -> Value:
+        """The operand at `index`, which the operation cannot do without."""
+        value = self.inputs[index]
+        if value is None:
+            raise ValueError(f"{self.type} {self.name!r} has no operand {index}")
+        return value
 
     def operand(self, index: int) -> Value | None:
         """The operand at `index`, or None if it is left out."""
@@ -185,6 +205,18 @@ def volume(shape: Sequence[int | None]) -> int | None:
     return total
 
 
+def fixed(sizes: Sequence[int | None]) -> list[int]:
+    """Sizes that must all be known.
+
+    Raises:
+        ShapeUnknownError: one follows the input.
+    """
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        raise ShapeUnknownError(f"sizes {format_shape(tuple(sizes))} follow the input; fix them: --input-shape")
+    return known
+
+
 def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | None:
     """Elements of a small constant operand; None if it is computed, left out, or larger than `limit` elements."""
     if value is None or not value.is_constant or value.shape is None:
@@ -195,7 +227,13 @@ def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | No
 
 def is_identity_gather(data: Value | None, indices: Value | None) -> bool:
     """Whether a Gather takes every element of a vector in order: a reshape that exporters write for strided views."""
-    if data is None or indices is None or data.rank != 1 or indices.shape is None or data.shape != (volume(indices.shape),):
+    if (
+        data is None
+        or indices is None
+        or data.rank != 1
+        or indices.shape is None
+        or data.shape != (volume(indices.shape),)
+    ):
         return False
     order = constant_of(indices, limit=1 << 20)
     return order is not None and np.array_equal(order.reshape(-1), np.arange(order.size))

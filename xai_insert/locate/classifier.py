@@ -116,9 +116,9 @@ def _default_target(graph: Graph, cuts: list[Value], pooled: Value, ends: tuple[
     nearest = "none"
     for value in reversed(before):
         nearest = value.describe() if nearest == "none" else nearest
-        feature = _described(value)
-        if feature is not None:
-            return feature
+        described = _described(value)
+        if described is not None:
+            return described
     raise TargetNotFoundError(
         f"no feature map found before the logits {cuts[-1].describe()}; nearest value: {nearest}, "
         f"whose layout is not told by the operations around it; {shape_hint(graph)}"
@@ -145,7 +145,7 @@ def _named_target(graph: Graph, cuts: list[Value], pooled: Value, name: str) -> 
         raise UnknownNameError("layer", name, known, hint)
     if found not in cuts:
         raise TargetNotFoundError(
-            f"layer {name!r} {found.describe()} does not carry the whole image to the logits: other paths go round it{hint}"
+            f"layer {name!r} {found.describe()} is not on every path from the image to the logits: some go round it{hint}"
         )
     feature = _described(found)
     if feature is None or found not in usable:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from xai_insert.graph.cuts import region
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap, channel_axis, grid_of_map
 from xai_insert.locate.logits import is_vector
 
 _POINTWISE = frozenset(
-    {Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.CLIP, Op.QUANTIZE}
-    | {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW}
+    {Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.CLIP, Op.QUANTIZE} | {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW}
 )
 
 
@@ -133,8 +132,11 @@ def _flattened(node: Node, source: Value, result: Value) -> list[GridEnd]:
 
 
 def feature_before(end: GridEnd) -> FeatureMap:
-    """The feature map that an end reads: its source or, where only the layout differs, the map with two grid axes
-    before it; for a generalised mean (GeM), the map before the power."""
+    """The feature map that an end reads.
+
+    That is its source or, where only the layout differs, the map with two grid axes before it; for a generalised mean
+    (GeM), the map before the power.
+    """
     value, grid_axes = end.source, end.grid_axes
     value, grid_axes = _before_layout(value, grid_axes)
     if end.kind is Collapse.MEAN and value.producer is not None and value.producer.op is Op.POW:
@@ -172,12 +174,11 @@ def _before_layout(value: Value, grid_axes: tuple[int, ...]) -> tuple[Value, tup
 def _unmerged(source: Value, value: Value, axis: int) -> tuple[int, int] | None:
     """The two axes of `source` that a reshape merged into `axis` of `value`."""
     a, b = source.shape, value.shape
-    if a is None or b is None or len(a) != len(b) + 1 or None in a[axis : axis + 2]:
+    if a is None or b is None or len(a) != len(b) + 1:
         return None
+    cells = volume(a[axis : axis + 2])
     same_around = a[1:axis] == b[1:axis] and a[axis + 2 :] == b[axis + 1 :]
-    height, width = a[axis], a[axis + 1]
-    assert height is not None and width is not None
-    return (axis, axis + 1) if same_around and height * width == b[axis] else None
+    return (axis, axis + 1) if same_around and cells is not None and cells == b[axis] else None
 
 
 def is_pointwise(graph: Graph, feature: FeatureMap, source: Value) -> bool:

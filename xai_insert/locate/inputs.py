@@ -25,7 +25,7 @@ def image_inputs(graph: Graph) -> list[Value]:
         raise ShapeUnknownError(f"input {name!r} has no known rank; give its sizes: --input-shape {name}:1,3,224,224")
     listed = ", ".join(f"{value.describe()} {value.dtype}" for value in graph.inputs) or "no input at all"
     raise NotVisionModelError(
-        f"no image input: wanted one of rank 4 such as [N, 3, H, W], found {listed}; only vision models can be explained"
+        f"no image input: wanted one of rank 4 such as [N, 3, H, W], found {listed}; only vision models fit"
     )
 
 

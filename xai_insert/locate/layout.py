@@ -36,9 +36,7 @@ class FeatureMap:
 
     @property
     def shape(self) -> Shape:
-        if self.value.shape is None:
-            raise ValueError("a feature map has a shape")
-        return self.value.shape
+        return self.value.sizes
 
     @property
     def positions(self) -> int | None:
@@ -124,8 +122,10 @@ def grid_of_map(value: Value, grid_axes: tuple[int, ...]) -> tuple[int | None, i
 
 
 def token_grid(tokens: int, ancestors: Iterable[Node]) -> tuple[int, int] | None:
-    """Height and width of a grid of `tokens` cells: from the nearest feature map with as many, else by the aspect of
-    the patch embedding, the last convolution before the tokens. Never from a square root.
+    """Height and width of a grid of `tokens` cells.
+
+    From the nearest feature map with as many, else by the aspect of the patch embedding, the last convolution before
+    the tokens. Never from a square root.
 
     Args:
         tokens: number of patch tokens.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.view import fixed
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.methods.shaping import reshape, size_of
+from xai_insert.methods.shaping import grid_sizes, reshape, size_of
 
 
 def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
@@ -23,10 +25,8 @@ def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
     op = surgeon.ops
     value = feature.value
     x = surgeon.handle(value)
-    channels = feature.channels
-    assert channels is not None
-    sizes = [size_of(op, x, value, 0)]
-    sizes += feature.grid if len(feature.grid_axes) == 1 else [size_of(op, x, value, a) for a in feature.grid_axes]
+    channels = fixed([feature.channels])[0]
+    sizes = [size_of(op, x, value, 0), *grid_sizes(op, x, feature)]
     if feature.channel_axis == len(feature.shape) - 1:
         weight = np.full((channels, 1), 1.0 / channels, np.float32)
         mean = op.matmul(x, _as(surgeon, weight, value.dtype))
@@ -41,6 +41,6 @@ def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
     return reshape(op, mean, sizes)
 
 
-def _as(surgeon: Surgeon[V], weight: np.ndarray, dtype: str) -> V:
+def _as(surgeon: Surgeon[V], weight: npt.NDArray[np.float32], dtype: str) -> V:
     op = surgeon.ops
     return op.cast(op.constant(weight), dtype) if dtype == "bfloat16" else op.constant(weight.astype(dtype))

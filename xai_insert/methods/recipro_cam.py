@@ -10,6 +10,7 @@ F^(p) is known in closed form, and the rest of the head runs once, on all positi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,12 +18,12 @@ import numpy as np
 from xai_insert.errors import ShapeUnknownError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import vector_size
 from xai_insert.methods.rows import run_rows
-from xai_insert.methods.shaping import positions, reshape, scalar, size_of
+from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar, size_of
 
 
 def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Sequence[GridEnd], logits: Value) -> V:
@@ -46,7 +47,7 @@ def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Se
     op = surgeon.ops
     x = surgeon.handle(feature.value)
     batch = size_of(op, x, feature.value, 0)
-    sides = feature.grid if len(feature.grid_axes) == 1 else [size_of(op, x, feature.value, a) for a in feature.grid_axes]
+    sides = grid_sizes(op, x, feature)
     classes = class_count(logits)
     cells = -1 if feature.positions is None else feature.positions
     by_position = reshape(op, scores, [batch, cells, classes])
@@ -92,9 +93,7 @@ def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: 
 
 def class_count(logits: Value) -> int:
     """K of `[B, K]`, whatever axes of size 1 stand around."""
-    size = vector_size(logits.shape or ())
-    assert size is not None
-    return size
+    return fixed([vector_size(logits.sizes)])[0]
 
 
 def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: GridEnd) -> V:
@@ -105,33 +104,27 @@ def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     source = end.source
     kept = _rows(surgeon, source, end)
     x, dtype = surgeon.handle(source), source.dtype
-    shape = end.result.shape
-    assert shape is not None
     layout = FeatureMap(source, 0, end.grid_axes, (None, None))
     rest = _elsewhere(surgeon, graph, feature, end)
     if end.kind is Collapse.MEAN:
         count = positions(op, x, layout, dtype)
-        if rest is None:
-            kept = op.div(kept, count)
-        else:
-            kept = op.add(op.div(op.sub(kept, rest), count), rest)
+        kept = op.div(kept, count) if rest is None else op.add(op.div(op.sub(kept, rest), count), rest)
     elif end.kind is Collapse.MAX:
         kept = op.maximum(kept, scalar(op, 0.0, dtype) if rest is None else rest)
     elif rest is not None:
         others = op.sub(positions(op, x, layout, dtype), scalar(op, 1.0, dtype))
         kept = op.add(kept, op.mul(rest, others))
-    return op.reshape(kept, [-1, *(size for size in shape[1:] if size is not None)])
+    return op.reshape(kept, [-1, *fixed(end.result.sizes[1:])])
 
 
 def _rows(surgeon: Surgeon[V], source: Value, end: GridEnd) -> V:
     """`source` as one row per image and position, `[B*P, C]`."""
-    assert source.shape is not None
-    others = [axis for axis in range(1, len(source.shape)) if axis not in end.grid_axes]
+    others = [axis for axis in range(1, len(source.sizes)) if axis not in end.grid_axes]
     perm = (0, *end.grid_axes, *others)
     x = surgeon.handle(source)
     if perm != tuple(range(len(perm))):
         x = surgeon.ops.transpose(x, perm)
-    width = int(np.prod([source.shape[axis] for axis in others]))
+    width = math.prod(fixed([source.sizes[axis] for axis in others]))
     return surgeon.ops.reshape(x, [-1, width])
 
 
@@ -144,8 +137,7 @@ def _elsewhere(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     if all(node.op in (Op.RESHAPE, Op.TRANSPOSE) for node in nodes):
         return None
     op = surgeon.ops
-    channels = feature.channels
-    assert channels is not None
+    channels = fixed([feature.channels])[0]
     sizes = [channels if axis == feature.channel_axis else 1 for axis in range(len(feature.shape))]
     zero = np.zeros(sizes, np.float32 if feature.value.dtype == "bfloat16" else feature.value.dtype)
     made: dict[Value, V] = {feature.value: op.constant(zero)}
@@ -159,18 +151,17 @@ def _weighted(surgeon: Surgeon[V], end: GridEnd) -> V:
     """A layer that weighs every position on its own: `W_p F_p + b`, with `W_p` the slice that position p meets."""
     op = surgeon.ops
     source, node = end.source, end.result.producer
-    assert node is not None and source.shape is not None
-    weight, bias = node.inputs[1], node.operand(2)
-    assert weight is not None and weight.shape is not None
-    sizes = [size for size in source.shape[1:] if size is not None]
+    if node is None:
+        raise ValueError("a grid ends in a node")
+    weight, bias = node.read(1), node.operand(2)
+    sizes = fixed(source.sizes[1:])
     grid = [axis - 1 for axis in end.grid_axes]
     others = [axis for axis in range(len(sizes)) if axis not in grid]
     w = surgeon.handle(weight)
     if end.kind is Collapse.LINEAR and not node.attrs["transpose_b"]:
         w = op.transpose(w, (1, 0))
-    out = next(int(size) for size in end.result.shape[1:] if size not in (None, 1)) if end.result.shape else 1
-    cells = int(np.prod([sizes[axis] for axis in grid]))
-    width = int(np.prod([sizes[axis] for axis in others]))
+    result = fixed(end.result.sizes[1:])
+    out, cells, width = (math.prod(part) for part in (result, [sizes[a] for a in grid], [sizes[a] for a in others]))
     # [out, C, h, w] -> [P, C, out]; a constant, so the runtime folds it when it compiles.
     slices = op.transpose(op.reshape(w, [out, *sizes]), (*(a + 1 for a in grid), *(a + 1 for a in others), 0))
     slices = op.reshape(slices, [cells, width, out])
@@ -179,5 +170,4 @@ def _weighted(surgeon: Surgeon[V], end: GridEnd) -> V:
     rows = op.reshape(op.transpose(by_position, (1, 0, 2)), [-1, out])
     if bias is not None:
         rows = op.add(rows, surgeon.handle(bias))
-    assert end.result.shape is not None
-    return op.reshape(rows, [-1, *(size for size in end.result.shape[1:] if size is not None)])
+    return op.reshape(rows, [-1, *result])

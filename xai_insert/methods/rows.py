@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Node, Op, Shape, Value, volume
+from xai_insert.graph.view import Node, Op, Shape, Value, fixed, volume
 
 
 def run_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value) -> V:
@@ -49,9 +49,7 @@ def run_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V]
     return made[result]
 
 
-def _reshaped(
-    surgeon: Surgeon[V], node: Node, made: Mapping[Value, V], folded: set[Value], batch: int | None
-) -> V:
+def _reshaped(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V], folded: set[Value], batch: int | None) -> V:
     source, shape = node.inputs[0], node.output.shape
     if source is None or source not in made or shape is None:
         raise CannotFreeBatchError(f"{node.type} {node.name!r} gives no [batch, ...]")
@@ -108,12 +106,10 @@ def _is_linear(node: Node) -> bool:
 
 def _linear(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> V:
     op = surgeon.ops
-    source, weight, bias = node.inputs[0], node.inputs[1], node.operand(2)
-    assert source is not None and weight is not None and weight.shape is not None
-    out_channels, in_channels = weight.shape[:2]
-    assert out_channels is not None and in_channels is not None
+    source, weight, bias = node.read(0), node.read(1), node.operand(2)
+    out_channels, in_channels, *window = fixed(weight.sizes)
     rows = op.reshape(made[source], [-1, in_channels])
     scores = op.matmul(rows, op.reshape(surgeon.handle(weight), [out_channels, in_channels]), transpose_b=True)
     if bias is not None:
         scores = op.add(scores, surgeon.handle(bias))
-    return op.reshape(scores, [-1, out_channels, *(1 for _ in weight.shape[2:])])
+    return op.reshape(scores, [-1, out_channels, *window])

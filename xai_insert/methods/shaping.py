@@ -24,6 +24,13 @@ def size_of(op: Ops[V], handle: V, value: Value, axis: int) -> Size:
     return op.size(handle, axis) if static is None else static
 
 
+def grid_sizes(op: Ops[V], handle: V, feature: FeatureMap) -> list[Size]:
+    """Height and width of the grid; for tokens those of the patch embedding."""
+    if len(feature.grid_axes) == 1:
+        return list(feature.grid)
+    return [size_of(op, handle, feature.value, axis) for axis in feature.grid_axes]
+
+
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
     """Reshape, with the one size that is not an int left to be inferred: no shape arithmetic at run time."""
     dynamic = [index for index, size in enumerate(sizes) if not isinstance(size, int)]

@@ -44,10 +44,15 @@ class OnnxModel:
 
     def between(self, feature: Value, results: Sequence[ir.Value]) -> OnnxRunner:
         part = ir.convenience.extract(self.native.graph, [feature.native, *self.native.graph.inputs], results)
-        part.inputs[0].type, part.inputs[0].shape = ir.TensorType(data_type(feature.dtype)), ir.Shape(_dims(feature.shape))
+        part.inputs[0].type, part.inputs[0].shape = (
+            ir.TensorType(data_type(feature.dtype)),
+            ir.Shape(_dims(feature.shape)),
+        )
         for value in part.outputs:
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-        return OnnxRunner(ir.Model(part, ir_version=self.native.ir_version, functions=self.native.functions.values()))
+        return OnnxRunner(
+            ir.Model(part, ir_version=self.native.ir_version, functions=list(self.native.functions.values()))
+        )
 
     def result_like(self, given: Any) -> Any:
         return self.native if isinstance(given, (str, Path, ir.Model)) else ir.to_proto(self.native)

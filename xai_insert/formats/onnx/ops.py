@@ -31,7 +31,9 @@ class OnnxOps:
     def constant(self, elements: npt.NDArray[Any]) -> ir.Value:
         name = self._name("const")
         tensor = ir.tensor(np.array(elements, order="C"), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(elements.shape), const_value=tensor
+        )
         self._graph.register_initializer(value)
         return value
 

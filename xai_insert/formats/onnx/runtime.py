@@ -40,7 +40,11 @@ class OnnxRunner:
     @property
     def inputs(self) -> list[tuple[str, str, Shape]]:
         return [
-            (arg.name, _TYPES.get(arg.type, arg.type[7:-1]), tuple(d if isinstance(d, int) else None for d in arg.shape))
+            (
+                arg.name,
+                _TYPES.get(arg.type, arg.type[7:-1]),
+                tuple(d if isinstance(d, int) else None for d in arg.shape),
+            )
             for arg in self._session.get_inputs()
         ]
 

@@ -1,5 +1,6 @@
-"""Sizes and element types of every value of an ONNX model: by ONNX's own inference and, where that fails, by OpenVINO's ONNX reader.
+"""Sizes and element types of every value of an ONNX model.
 
+By ONNX's own inference and, where that fails, by OpenVINO's ONNX reader.
 Real exports carry computed reshapes through which ONNX's inference cannot see (a fifth of a Swin's values).
 OpenVINO is imported for those models only.
 """
@@ -36,8 +37,8 @@ def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]
     before = [(value, value.shape, value.type) for value in values]
     try:
         for value in model.graph.inputs:
-            if value.name in input_shapes:
-                value.shape = ir.Shape(input_shapes[value.name])
+            if (given := input_shapes.get(value.name or "")) is not None:
+                value.shape = ir.Shape(given)
         passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
         types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
         shapes = {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}

@@ -12,6 +12,37 @@ import onnx_ir as ir
 from xai_insert.formats.onnx.shapes import Inferred
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather
 
+_ELEMENTWISE = [
+    "Relu",
+    "Gelu",
+    "Elu",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Abs",
+    "Erf",
+    "Tanh",
+    "HardSwish",
+    "Swish",
+    "HardSigmoid",
+    "Mish",
+    "PRelu",
+    "LeakyRelu",
+    "Celu",
+    "ThresholdedRelu",
+    "Reciprocal",
+    "Softplus",
+    "Softsign",
+    "Selu",
+    "Neg",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sign",
+    "Sin",
+    "Cos",
+    "Tan",
+]
 _OPS: Mapping[str, Op] = {
     "Add": Op.ADD,
     "Sub": Op.SUB,
@@ -57,12 +88,7 @@ _OPS: Mapping[str, Op] = {
     "Dropout": Op.IDENTITY,
     "QuantizeLinear": Op.QUANTIZE,
     "DequantizeLinear": Op.QUANTIZE,
-    **dict.fromkeys(
-        ("Relu", "Gelu", "Elu", "Exp", "Log", "Sqrt", "Abs", "Erf", "Tanh", "HardSwish", "Swish", "HardSigmoid", "Mish")
-        + ("PRelu", "LeakyRelu", "Celu", "ThresholdedRelu", "Reciprocal", "Softplus", "Softsign", "Selu", "Neg")
-        + ("Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Tan"),
-        Op.ELEMENTWISE,
-    ),
+    **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
 }
 _REDUCTIONS = {"LogSumExp": "logsumexp", "SumSquare": "sumsquare"}
 _ONNX_DOMAINS = ("", "ai.onnx")
@@ -86,7 +112,7 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
             values[native] = value = Value(name, shape, dtype, native, index=native.index() or 0)
             if native.const_value is not None and native.producer() is None and not native.is_graph_input():
                 value.load = _reader(native.const_value)
-                value.shape = tuple(int(size) for size in native.const_value.shape)
+                value.shape = _tensor_shape(native.const_value)
         return values[native]
 
     nodes: list[Node] = []
@@ -127,15 +153,19 @@ def _reader(tensor: ir.TensorProtocol) -> Callable[[], npt.NDArray[Any]]:
     return tensor.numpy
 
 
+def _tensor_shape(tensor: ir.TensorProtocol) -> Shape:
+    return tuple(size for size in tensor.shape if isinstance(size, int))
+
+
 def _captured(native: ir.Node) -> list[ir.Value]:
     """Values of the outer graph that the node's subgraphs (If, Loop, Scan) read; they are operands as well."""
     found: dict[ir.Value, None] = {}
     for attribute in native.attributes.values():
-        bodies = ()
+        bodies: list[ir.Graph] = []
         if attribute.type == ir.AttributeType.GRAPH:
-            bodies = (attribute.as_graph(),)
+            bodies = [attribute.as_graph()]
         elif attribute.type == ir.AttributeType.GRAPHS:
-            bodies = tuple(attribute.as_graphs())
+            bodies = list(attribute.as_graphs())
         for body in bodies:
             inner: set[ir.Value] = {*body.inputs, *body.initializers.values()}
             for node in ir.traversal.RecursiveGraphIterator(body):
@@ -156,7 +186,7 @@ def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Valu
     if native.op_type == "Constant":
         attribute = next(iter(native.attributes.values()))
         tensor = attribute.value if attribute.type == ir.AttributeType.TENSOR else ir.tensor(attribute.value)
-        outputs[0].load, outputs[0].shape = _reader(tensor), tuple(int(size) for size in tensor.shape)
+        outputs[0].load, outputs[0].shape = _reader(tensor), _tensor_shape(tensor)
         return True
     if native.op_type == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
         start, end = (native.attributes[k].as_int() if k in native.attributes else None for k in ("start", "end"))
@@ -182,9 +212,10 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[]
         import onnx.reference  # noqa: PLC0415 - slow to import and seldom needed
 
         runner = onnx.reference.ReferenceEvaluator(ir.to_proto(native))
-        names = [value.name for value in native.inputs if value is not None]
+        names = [value.name or "" for value in native.inputs if value is not None]
         feeds = {name: value.elements() for name, value in zip(names, inputs, strict=True) if value is not None}
-        return np.asarray(runner.run(None, feeds)[0])
+        results: Any = runner.run(None, feeds)
+        return np.asarray(results[0])
 
     return evaluate
 
@@ -222,9 +253,7 @@ def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int
     return tuple(sorted(axis % rank for axis in axes))
 
 
-def _attrs(
-    native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]
-) -> Mapping[str, Any]:
+def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]) -> Mapping[str, Any]:
     kind = native.op_type
     rank = inputs[0].rank if inputs and inputs[0] is not None else outputs[0].rank
     second = inputs[1] if len(inputs) > 1 else None

@@ -105,7 +105,9 @@ def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
 def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     shapes = {}
     for name, sizes in input_shapes.items():
-        found = next((port for port in model.inputs if name in {*port.get_names(), port.node.get_friendly_name()}), None)
+        found = next(
+            (port for port in model.inputs if name in {*port.get_names(), port.node.get_friendly_name()}), None
+        )
         if found is None:
             raise UnknownNameError("input", name, [port.node.get_friendly_name() for port in model.inputs])
         shapes[found] = ov.PartialShape([-1 if size is None else size for size in sizes])

@@ -85,7 +85,9 @@ class OpenVINOSurgeon:
             made.update(zip(node.outputs, twin.outputs(), strict=True))
         stacked = opset.unsqueeze(made[result], np.array([0], np.int64))
         yes = opset.constant(np.array(True))
-        body = ov.Model([opset.result(yes), opset.result(stacked)], [mask, body_feature, *captured.values()], "positions")
+        body = ov.Model(
+            [opset.result(yes), opset.result(stacked)], [mask, body_feature, *captured.values()], "positions"
+        )
         loop = ov_loop(self.ops.constant(np.array(len(masks), np.int64)), self.ops.constant(np.array(True)))
         loop.set_function(body)
         loop.set_special_body_ports([-1, 0])

@@ -11,6 +11,33 @@ import openvino as ov
 
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather
 
+_ELEMENTWISE = [
+    "Relu",
+    "Gelu",
+    "Elu",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Abs",
+    "Erf",
+    "Tanh",
+    "HSwish",
+    "Swish",
+    "HSigmoid",
+    "Mish",
+    "PRelu",
+    "SoftPlus",
+    "SoftSign",
+    "Selu",
+    "HardSigmoid",
+    "Negative",
+    "Floor",
+    "Ceiling",
+    "Sign",
+    "Sin",
+    "Cos",
+    "Tan",
+]
 _OPS: Mapping[str, Op] = {
     "Add": Op.ADD,
     "Subtract": Op.SUB,
@@ -56,11 +83,7 @@ _OPS: Mapping[str, Op] = {
     "ShapeOf": Op.SHAPE,
     "FakeQuantize": Op.QUANTIZE,
     "FakeConvert": Op.QUANTIZE,
-    **dict.fromkeys(
-        ("Relu", "Gelu", "Elu", "Exp", "Log", "Sqrt", "Abs", "Erf", "Tanh", "HSwish", "Swish", "HSigmoid", "Mish", "PRelu")
-        + ("SoftPlus", "SoftSign", "Selu", "HardSigmoid", "Negative", "Floor", "Ceiling", "Sign", "Sin", "Cos", "Tan"),
-        Op.ELEMENTWISE,
-    ),
+    **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
 }
 
 
@@ -74,7 +97,7 @@ def static_shape(shape: ov.PartialShape) -> Shape | None:
 def dtype_name(kind: ov.Type) -> str:
     """NumPy name of an element type, or OpenVINO's where NumPy has none."""
     try:
-        return np.dtype(kind.to_dtype()).name
+        return str(np.dtype(kind.to_dtype()).name)
     except RuntimeError:
         return str(kind.get_type_name())
 
@@ -99,7 +122,9 @@ def build_view(model: ov.Model) -> Graph:
             for value in outputs:
                 value.load = _evaluator(native, inputs, value.index)
         else:
-            node = Node(native.get_friendly_name(), _kind(native, inputs), kind, inputs, outputs, _attrs(native, inputs), native)
+            node = Node(
+                native.get_friendly_name(), _kind(native, inputs), kind, inputs, outputs, _attrs(native, inputs), native
+            )
             for value in outputs:
                 value.producer = node
             for index, operand in enumerate(inputs):
@@ -126,7 +151,9 @@ def _output_name(result: ov.Node) -> str:
 def _value(native: ov.Node, port: int) -> Value:
     output = native.output(port)
     name = native.get_friendly_name() + (f".{port}" if native.get_output_size() > 1 else "")
-    return Value(name, static_shape(output.get_partial_shape()), dtype_name(output.get_element_type()), output, index=port)
+    return Value(
+        name, static_shape(output.get_partial_shape()), dtype_name(output.get_element_type()), output, index=port
+    )
 
 
 def _is_foldable(kind: str, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> bool:
