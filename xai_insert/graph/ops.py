@@ -62,6 +62,21 @@ class Ops(Protocol[V]):
     def transpose(self, a: V, perm: Sequence[int]) -> V:
         """Permute the axes."""
 
+    def slice(self, a: V, axis: int, start: int, end: int) -> V:
+        """`a[..., start:end, ...]` along `axis`."""
+
+    def concat(self, parts: Sequence[V], axis: int) -> V:
+        """Join along `axis`."""
+
+    def expand(self, a: V, sizes: Sequence[int]) -> V:
+        """Broadcast against `sizes`, in both directions."""
+
+    def softmax(self, a: V) -> V:
+        """Softmax over the last axis."""
+
+    def equal(self, a: V, b: V) -> V:
+        """1 where both are equal, else 0, in float32."""
+
     def cast(self, a: V, dtype: str) -> V:
         """Convert to the NumPy dtype named."""
 

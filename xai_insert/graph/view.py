@@ -38,6 +38,7 @@ class Op(Enum):
     """Any other function of one operand, applied element by element."""
     EXPAND = auto()
     GATHER = auto()
+    """Attrs `axis`, and `start` where one known index is taken."""
     IDENTITY = auto()
     LAYER_NORM = auto()
     """Normalisation over trailing or named axes: attrs `axes`."""
@@ -57,6 +58,7 @@ class Op(Enum):
     SHAPE = auto()
     SIGMOID = auto()
     SLICE = auto()
+    """Attrs `axis`, `start`, `end` where one axis is cut in steps of one; `end` None is the end of the axis."""
     SOFTMAX = auto()
     """Softmax or log-softmax: attrs `axis`."""
     SPLIT = auto()
@@ -223,6 +225,22 @@ def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | No
         return None
     count = volume(value.shape)
     return None if count is None or count > limit else np.asarray(value.elements())
+
+
+def slice_attrs(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], shape: Shape) -> dict[str, Any]:
+    """Normalised attributes of a Slice over one axis; empty for others."""
+    cut = [i for i, axis in enumerate(axes) if not (starts[i] == 0 and ends[i] >= (shape[axis] or 1 << 31))]
+    if not cut and axes:
+        cut = [0]
+    if len(cut) != 1:
+        return {}
+    axis, start, end = axes[cut[0]], starts[cut[0]], ends[cut[0]]
+    size = shape[axis]
+    if size is not None:
+        start, end = (max(0, n + size) if n < 0 else min(n, size) for n in (start, end))
+    if start < 0:
+        return {}
+    return {"axis": axis, "start": start, "end": end if 0 <= end < 1 << 31 else None}
 
 
 def is_identity_gather(data: Value | None, indices: Value | None) -> bool:

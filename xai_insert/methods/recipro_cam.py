@@ -22,7 +22,7 @@ from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import vector_size
-from xai_insert.methods.rows import run_rows
+from xai_insert.methods.lifting import lift_rows
 from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar, size_of
 
 
@@ -43,7 +43,7 @@ def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Se
         CannotFreeBatchError: the head mixes its batch axis with others.
     """
     rows = {end.result: _collapsed(surgeon, graph, feature, end) for end in ends}
-    scores = run_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
+    scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
     op = surgeon.ops
     x = surgeon.handle(feature.value)
     batch = size_of(op, x, feature.value, 0)

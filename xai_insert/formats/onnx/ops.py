@@ -20,6 +20,7 @@ class OnnxOps:
     def __init__(self, graph: ir.Graph, name: Callable[[str], str]) -> None:
         self._graph = graph
         self._name = name
+        self._version = graph.opset_imports.get("", 17)
 
     def _node(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         name = self._name(kind)
@@ -65,8 +66,7 @@ class OnnxOps:
         return self._node("Conv", a, weight)
 
     def reduce(self, a: ir.Value, mode: Reduction, axes: Sequence[int]) -> ir.Value:
-        version = self._graph.opset_imports.get("", 17)
-        if version >= 18 or (mode == "sum" and version >= 13):
+        if self._version >= 18 or (mode == "sum" and self._version >= 13):
             return self._node(_REDUCTIONS[mode], a, self.constant(np.array(axes, np.int64)), keepdims=1)
         return self._node(_REDUCTIONS[mode], a, axes=list(axes), keepdims=1)
 
@@ -78,6 +78,23 @@ class OnnxOps:
 
     def transpose(self, a: ir.Value, perm: Sequence[int]) -> ir.Value:
         return self._node("Transpose", a, perm=list(perm))
+
+    def slice(self, a: ir.Value, axis: int, start: int, end: int) -> ir.Value:
+        if self._version < 10:
+            return self._node("Slice", a, starts=[start], ends=[end], axes=[axis])
+        return self._node("Slice", a, *(self.constant(np.array([number], np.int64)) for number in (start, end, axis)))
+
+    def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+        return self._node("Concat", *parts, axis=axis)
+
+    def expand(self, a: ir.Value, sizes: Sequence[int]) -> ir.Value:
+        return self._node("Expand", a, self.constant(np.array(sizes, np.int64)))
+
+    def softmax(self, a: ir.Value) -> ir.Value:
+        return self._node("Softmax", a, axis=-1)
+
+    def equal(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.cast(self._node("Equal", a, b), "float32")
 
     def cast(self, a: ir.Value, dtype: str) -> ir.Value:
         return self._node("Cast", a, to=data_type(dtype))

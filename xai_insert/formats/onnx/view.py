@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from xai_insert.formats.onnx.shapes import Inferred
-from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather
+from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather, slice_attrs
 
 _ELEMENTWISE = [
     "Relu",
@@ -253,6 +253,23 @@ def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int
     return tuple(sorted(axis % rank for axis in axes))
 
 
+def _slice_attrs(native: ir.Node, inputs: tuple[Value | None, ...]) -> Mapping[str, Any]:
+    source = inputs[0]
+    if source is None or source.shape is None:
+        return {}
+    if "starts" in native.attributes:
+        starts, ends = _ints(native, "starts"), _ints(native, "ends")
+        axes, steps = _ints(native, "axes"), None
+    else:
+        operands = [constant_of(value) for value in inputs[1:]]
+        operands += [None] * (4 - len(operands))
+        starts, ends, axes, steps = (None if part is None else tuple(int(n) for n in part) for part in operands)
+    if starts is None or ends is None or (steps is not None and set(steps) != {1}):
+        return {}
+    rank = len(source.shape)
+    return slice_attrs([axis % rank for axis in axes or range(len(starts))], starts, ends, source.shape)
+
+
 def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]) -> Mapping[str, Any]:
     kind = native.op_type
     rank = inputs[0].rank if inputs and inputs[0] is not None else outputs[0].rank
@@ -279,7 +296,14 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
         return {"transpose_a": bool(_int(native, "transA", 0)), "transpose_b": bool(_int(native, "transB", 0))}
     if op in (Op.SOFTMAX, Op.ARGMAX, Op.CONCAT, Op.GATHER, Op.SPLIT):
         axis = _int(native, "axis", -1 if op is Op.SOFTMAX else 0)
-        return {"axis": axis % rank if rank else axis}
+        axis = axis % rank if rank else axis
+        index = constant_of(second, limit=1) if op is Op.GATHER else None
+        if index is None or inputs[0] is None or inputs[0].shape is None:
+            return {"axis": axis}
+        start = int(index.reshape(-1)[0])
+        return {"axis": axis, "start": start + (inputs[0].shape[axis] or 0) if start < 0 else start}
+    if op is Op.SLICE:
+        return _slice_attrs(native, inputs)
     if op is Op.LAYER_NORM:
         axis = _int(native, "axis", -1)
         return {"axes": tuple(range(axis % rank, rank)) if rank else None}

@@ -75,6 +75,22 @@ class OpenVINOOps:
     def transpose(self, a: ov.Output, perm: Sequence[int]) -> ov.Output:
         return self._named(opset.transpose(a, self.constant(np.array(perm, np.int64))))
 
+    def slice(self, a: ov.Output, axis: int, start: int, end: int) -> ov.Output:
+        begin, stop, step, along = (self.constant(np.array([number], np.int64)) for number in (start, end, 1, axis))
+        return self._named(opset.slice(a, begin, stop, step, along))
+
+    def concat(self, parts: Sequence[ov.Output], axis: int) -> ov.Output:
+        return self._named(opset.concat(list(parts), axis))
+
+    def expand(self, a: ov.Output, sizes: Sequence[int]) -> ov.Output:
+        return self._named(opset.broadcast(a, self.constant(np.array(sizes, np.int64)), broadcast_spec="BIDIRECTIONAL"))
+
+    def softmax(self, a: ov.Output) -> ov.Output:
+        return self._named(opset.softmax(a, -1))
+
+    def equal(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self.cast(self._named(opset.equal(a, b)), "float32")
+
     def cast(self, a: ov.Output, dtype: str) -> ov.Output:
         return self._named(opset.convert(a, ov.Type(np.dtype(dtype))))
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather
+from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather, slice_attrs, volume
 
 _ELEMENTWISE = [
     "Relu",
@@ -241,15 +241,51 @@ def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
     if kind == "Concat":
         axis = int(raw["axis"])
         return {"axis": axis % rank if rank else axis}
-    if kind in ("Gather", "Split", "VariadicSplit"):
-        axes = _axes(inputs[2] if kind == "Gather" else second, rank)
+    if kind in ("Split", "VariadicSplit"):
+        axes = _axes(second, rank)
         return {"axis": axes[0] if axes else None}
+    if kind == "Gather":
+        return _gather_attrs(inputs)
+    if kind in ("Slice", "StridedSlice"):
+        return _slice_attrs(native, inputs)
     return {}
+
+
+def _gather_attrs(inputs: tuple[Value, ...]) -> Mapping[str, Any]:
+    shape = inputs[0].shape
+    axes = _axes(inputs[2], inputs[0].rank)
+    if not axes or shape is None:
+        return {"axis": None}
+    index = _ints(inputs[1]) if volume(inputs[1].shape or (0,)) == 1 else None
+    if not index:
+        return {"axis": axes[0]}
+    return {"axis": axes[0], "start": index[0] + (shape[axes[0]] or 0) if index[0] < 0 else index[0]}
+
+
+def _slice_attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
+    shape = inputs[0].shape
+    parts = [_ints(value) for value in inputs[1:]]
+    if shape is None or len(parts) < 3 or any(part is None for part in parts):
+        return {}
+    starts, ends, steps, *rest = (part or [] for part in parts)
+    if set(steps) - {1}:
+        return {}
+    if native.get_type_name() == "Slice":
+        axes = [axis % len(shape) for axis in (rest[0] if rest else range(len(starts)))]
+        return slice_attrs(axes, starts, ends, shape)
+    raw = native.get_attributes()
+    if any(any(raw[mask]) for mask in ("new_axis_mask", "shrink_axis_mask", "ellipsis_mask")):
+        return {}
+    begin_mask, end_mask = ([*raw[mask], *[0] * len(starts)] for mask in ("begin_mask", "end_mask"))
+    starts = [0 if begin_mask[i] else start for i, start in enumerate(starts)]
+    ends = [1 << 62 if end_mask[i] else end for i, end in enumerate(ends)]
+    return slice_attrs(range(len(starts)), starts, ends, shape)
 
 
 _WITH_ATTRIBUTES = frozenset(
     {f"Reduce{mode}" for mode in ("Mean", "Max", "Min", "Sum", "Prod", "L1", "L2")}
     | {"AvgPool", "MaxPool", "Convolution", "GroupConvolution", "MatMul", "Softmax", "LogSoftmax", "Concat"}
+    | {"StridedSlice", "ScaledDotProductAttention"}
 )
 
 

@@ -1,0 +1,200 @@
+"""`xai-explain`: draw what a model looked at."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from xai_insert.errors import XaiInsertError
+from xai_insert.explain.classify import Selection, Task
+from xai_insert.explain.draw import COLORMAPS
+from xai_insert.explain.feed import Feeder
+from xai_insert.explain.files import Source, find_images, read_labels, stamp
+from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
+from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Outcome
+from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine
+from xai_insert.version import __version__
+
+EXIT_FAILED = 1
+
+EPILOG = """\b
+Exit codes: 0 done, 1 the model cannot be run or an image cannot be read, 2 wrong usage.
+\b
+Examples:
+  xai-explain model_xai.xml photos/ -o explained/
+  xai-explain model.onnx cat.jpg -o out/ --mean 123.7,116.3,103.5 --scale 58.4,57.1,57.4 --classes top5
+"""
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if value is None else tuple(float(item) for item in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not a number or numbers such as 123.7,116.3,103.5", ctx, param
+        ) from None
+
+
+def _scale(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    numbers = _numbers(ctx, param, value)
+    if numbers and 0 in numbers:
+        raise click.BadParameter("images are divided by it, so it cannot be 0", ctx, param)
+    return numbers
+
+
+def _selection(ctx: click.Context, param: click.Parameter, value: str) -> Selection:
+    try:
+        return Selection.parse(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err), ctx, param) from None
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", value)
+    if not match:
+        raise click.BadParameter(f"{value!r} is not height x width, for example 224x224", ctx, param)
+    return int(match[1]), int(match[2])
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER..."
+)  # fmt: skip
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+    help="Where to write overlays, maps and index.html.",
+)  # fmt: skip
+@click.option(
+    "--classes", default="predictions", show_default=True, callback=_selection, metavar="predictions|all|top5|3,17",
+    help="Classes to draw.",
+)  # fmt: skip
+@click.option(
+    "--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one a line, in order of classes."
+)
+@click.option(
+    "--opacity", type=click.FloatRange(0, 1), default=DrawOptions.opacity, show_default=True,
+    help="Weight of the map over the image.",
+)  # fmt: skip
+@click.option("--colormap", type=click.Choice(COLORMAPS), default=DrawOptions.colormap, show_default=True)
+@click.option(
+    "--raw", type=click.Choice(RAW_KINDS), default=DrawOptions.raw, show_default=True,
+    help="Also write the map as the model gave it.",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Draw again what an earlier run has drawn.")
+@click.option("--runtime", type=click.Choice(RUNTIMES), help="Default: openvino for .xml, onnxruntime for .onnx.")
+@click.option("--device", default="CPU", show_default=True, help="Device, as the runtime calls it.")
+@click.option("--mean", callback=_numbers, metavar="R,G,B", help="Subtract from the image's 0..255.")
+@click.option("--scale", callback=_scale, metavar="R,G,B", help="Divide by, after that.")
+@click.option("--channels", type=click.Choice(("rgb", "bgr")), help="Order of the model's channels.")
+@click.option("--layout", type=click.Choice(LAYOUTS), help="Order of the input's axes.")
+@click.option(
+    "--resize", type=click.Choice(RESIZES),
+    help="fit: stretch; letterbox: pad around; corner: pad right and below; crop: cut the centre.",
+)  # fmt: skip
+@click.option("--input-size", callback=_size, metavar="HxW", help="Size to run at, if the model leaves it open.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.version_option(__version__, prog_name="xai-explain")
+def main(
+    model: Path,
+    images: tuple[Path, ...],
+    output: Path,
+    classes: Selection,
+    labels: Path | None,
+    opacity: float,
+    colormap: str,
+    raw: str,
+    overwrite: bool,
+    runtime: str | None,
+    device: str,
+    mean: tuple[float, ...] | None,
+    scale: tuple[float, ...] | None,
+    channels: str | None,
+    layout: str | None,
+    resize: str | None,
+    input_size: tuple[int, int] | None,
+    quiet: bool,
+) -> None:
+    """Draw what a classifier looked at.
+
+    Runs MODEL (OpenVINO .xml or .onnx, with a saliency map or without) on images and writes an overlay per
+    predicted class, the raw maps and a contact sheet, index.html. How to prepare an image is read from the model's
+    metadata (Model API's model_info) unless options say otherwise. Run again, it draws only what is missing.
+    """
+    options = DrawOptions(classes, opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
+    try:
+        sources = find_images(images, output)
+        engine = load_engine(model, runtime, device)  # type: ignore[arg-type]  # checked by click
+        chosen = {
+            "mean": mean,
+            "scale": scale,
+            "resize": resize,
+            "bgr": None if channels is None else channels == "bgr",
+        }
+        how = from_metadata(engine.info, engine.by_model_api, chosen)
+        feeder = Feeder.of(engine.image_input, how, layout, input_size)
+        task = Task.from_metadata(engine.info)
+        if labels is not None:
+            task = replace(task, labels=read_labels(labels))
+        if not quiet:
+            _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
+        identity = [str(model.resolve()), stamp(model), type(engine).__name__, device, repr(feeder), repr(task)]
+        outcomes = _run(Explainer(engine, feeder, task, output, options, identity), sources, quiet)
+    except XaiInsertError as err:
+        click.echo(f"error: {' '.join(str(err).split())}", err=True)
+        sys.exit(EXIT_FAILED)
+    if not quiet:
+        click.echo(_summary(outcomes, output))
+    sys.exit(EXIT_FAILED if any(outcome.error for outcome in outcomes) else 0)
+
+
+def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> None:
+    """Say how images are prepared, since a wrong guess is the commonest reason for a strange picture."""
+    click.echo(f"{model}: input {feeder.text()}")
+    if not told and not PREPROCESSING_KEYS.intersection(engine.info):
+        click.echo("note: the model's metadata does not say how to prepare images; see --mean and --scale", err=True)
+
+
+def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> list[Outcome]:
+    """Run with a progress bar, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        return explainer.run(sources, _complain)
+    start, drawn = time.monotonic(), 0
+
+    def rate(_: object) -> str:
+        return f"{drawn / max(time.monotonic() - start, 1e-3):.1f} images/s"
+
+    with click.progressbar(length=len(sources), file=sys.stderr, show_pos=True, item_show_func=rate) as bar:
+
+        def done(outcome: Outcome) -> None:
+            nonlocal drawn
+            drawn += not outcome.skipped
+            _complain(outcome)
+            bar.update(1, outcome)  # type: ignore[arg-type]  # the type of items is open
+
+        return explainer.run(sources, done)
+
+
+def _complain(outcome: Outcome) -> None:
+    if outcome.error is not None:
+        click.echo(f"error: {outcome.error}; skipped", err=True)
+
+
+def _summary(outcomes: Sequence[Outcome], output: Path) -> str:
+    failed, kept = sum(item.error is not None for item in outcomes), sum(item.skipped for item in outcomes)
+    counts = [f"{len(outcomes) - failed - kept} drawn"]
+    counts += [f"{kept} already there"] if kept else []
+    counts += [f"{failed} not readable"] if failed else []
+    return f"{', '.join(counts)}: {output / 'index.html'}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The model's input from an image: layout, size and type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xai_insert.explain.draw import Image
+from xai_insert.explain.errors import PreprocessingError
+from xai_insert.explain.outputs import Array
+from xai_insert.explain.preprocessing import Preprocessing, View, prepare
+from xai_insert.explain.runtime import ImageInput
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """Makes inputs of a fixed layout, size and type.
+
+    Attributes:
+        how: the preprocessing.
+        layout: `NCHW` or `NHWC`.
+        batch: images per input; a fixed batch is filled with copies.
+        channels: 1 or 3.
+        size: height and width; None takes each image at its own size.
+        dtype: NumPy type of the input.
+    """
+
+    how: Preprocessing
+    layout: str
+    batch: int
+    channels: int
+    size: tuple[int, int] | None
+    dtype: str
+
+    @classmethod
+    def of(
+        cls, model: ImageInput, how: Preprocessing, layout: str | None = None, size: tuple[int, int] | None = None
+    ) -> Feeder:
+        """Fit to a model.
+
+        Args:
+            model: its input.
+            how: the preprocessing.
+            layout: None takes the model's own, or finds the channels by their number.
+            size: height and width where the model leaves them open.
+
+        Raises:
+            PreprocessingError: the input's layout, channels or size cannot be told.
+        """
+        layout = layout or _layout(model)
+        batch, channels, height, width = (model.shape[layout.index(axis)] for axis in "NCHW")
+        if channels not in (1, 3, None):
+            raise PreprocessingError(
+                f"wanted an input with 1 or 3 channels, found {channels} in {list(model.shape)} read as {layout}; "
+                "the other order is --layout " + ("NHWC" if layout == "NCHW" else "NCHW")
+            )
+        fixed = None if height is None or width is None else (height, width)
+        if fixed and size and fixed != size:
+            raise PreprocessingError(f"the model's input is {fixed[0]}x{fixed[1]}: leave out --input-size")
+        if not fixed and not size and not how.embedded:
+            raise PreprocessingError(
+                f"the input {model.name!r} has no fixed size: say at which size to run the model, "
+                "for example --input-size 224x224"
+            )
+        return cls(how, layout, batch or 1, channels or 3, fixed or size, model.dtype)
+
+    def feed(self, image: Image) -> tuple[Array, View]:
+        """Turn uint8 RGB `[H, W, 3]` into an input, and say which area of the image it shows."""
+        height, width = image.shape[:2]
+        pixels, view = prepare(image, self.how, self.size or (height, width), self.channels)
+        if self.layout == "NCHW":
+            pixels = pixels.transpose(2, 0, 1)
+        batch = np.broadcast_to(pixels, (self.batch, *pixels.shape))
+        return np.ascontiguousarray(batch, dtype=self.dtype), view
+
+    def text(self) -> str:
+        """One line for people."""
+        size = "own size" if self.size is None else f"{self.size[0]}x{self.size[1]}"
+        return f"{self.layout} {size}, {'embedded preprocessing' if self.how.embedded else self.how.text()}"
+
+
+def _layout(model: ImageInput) -> str:
+    if model.layout in ("NCHW", "NHWC"):
+        return model.layout
+    first, last = model.shape[1], model.shape[3]
+    return "NHWC" if last in (1, 3) and first not in (1, 3) else "NCHW"

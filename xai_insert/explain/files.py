@@ -1,0 +1,138 @@
+"""Finding, reading and writing files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from xai_insert.explain.draw import Image
+from xai_insert.explain.errors import ImageFileError, RunError
+from xai_insert.explain.outputs import Array
+
+SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to explain: its path, and the name its results go by."""
+
+    path: Path
+    name: str
+
+
+def find_images(given: Sequence[Path], output: Path) -> list[Source]:
+    """List the images: files as given, folders with everything below them, in order of their names.
+
+    Results of an earlier run, which lie in `output`, are left out. Names are those of the files without the suffix,
+    with the folders below the given one in front; where two would be equal, each gets a mark that follows from its
+    path, so that it is the same in the next run.
+
+    Raises:
+        ImageFileError: a folder holds no image.
+    """
+    found: dict[Path, str] = {}
+    own = output.resolve()
+    for entry in given:
+        if not entry.is_dir():
+            found.setdefault(entry, entry.stem)
+            continue
+        inside = [path for path in sorted(entry.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        inside = [path for path in inside if own not in path.resolve().parents]
+        if not inside:
+            raise ImageFileError(f"no images in {entry}: wanted files that end in {', '.join(sorted(SUFFIXES))}")
+        for path in inside:
+            found.setdefault(path, "_".join(path.relative_to(entry).with_suffix("").parts))
+    names = list(found.values())
+    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    return [Source(path, _marked(path, name) if name in twice else name) for path, name in found.items()]
+
+
+def _marked(path: Path, name: str) -> str:
+    return f"{name}~{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:6]}"
+
+
+def read_image(path: Path) -> Image:
+    """Read an image as uint8 RGB `[H, W, 3]`, turned upright as its EXIF data say.
+
+    Raises:
+        ImageFileError: it cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise ImageFileError(f"cannot read {path}: {err.strerror or err}") from err
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    if image is None:
+        raise ImageFileError(f"cannot read {path}: {'not an image that OpenCV knows' if content else 'empty file'}")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read class names, one a line.
+
+    Raises:
+        RunError: the file cannot be read or is empty.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise RunError(f"cannot read the labels {path}: {getattr(err, 'strerror', None) or 'not UTF-8 text'}") from err
+    labels = tuple(line.strip() for line in lines)
+    while labels and not labels[-1]:
+        labels = labels[:-1]
+    if not labels:
+        raise RunError(f"the file of labels is empty: {path}; wanted one class name a line")
+    return labels
+
+
+def encode(image: Array, suffix: str) -> bytes:
+    """Encode uint8 RGB `[H, W, 3]` or grey `[H, W]` as `.jpg` or `.png`."""
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    done, content = cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if suffix == ".jpg" else [])
+    assert done
+    return bytes(content)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    except OSError as err:
+        raise RunError(f"cannot write {path}: {err.strerror or err}") from err
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises:
+        RunError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise RunError(f"cannot create the folder {path}: {err.strerror or err}") from err
+
+
+def stamp(path: Path) -> list[int]:
+    """Size and time of change of a file and its weights, to notice a new version; empty if there is none."""
+    found = [item for item in (path, path.with_suffix(".bin")) if item.is_file()]
+    return [number for item in found for number in (item.stat().st_size, item.stat().st_mtime_ns)]
+
+
+def slug(text: str) -> str:
+    """A label as part of a file name."""
+    return re.sub(r"[^\w-]+", "_", text).strip("_")[:60] or "class"

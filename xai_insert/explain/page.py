@@ -1,0 +1,63 @@
+"""The contact sheet: one HTML page that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import quote
+
+_HEIGHT, _NARROWEST, _WIDEST = 232, 120, 400
+_LEAST = 0.005
+
+
+def build(records: Sequence[Mapping[str, Any]], title: str = "Explained images") -> str:
+    """Write the page.
+
+    Args:
+        records: one per image, as `Explainer` writes them; paths are relative to the page.
+        title: heading.
+    """
+    template = (files(__package__) / "page.html").read_text(encoding="utf-8")
+    count = f"{len(records)} image{'' if len(records) == 1 else 's'}"
+    rows = "\n".join(_row(record) for record in records)
+    for key, value in {"title": escape(title), "count": count, "rows": rows}.items():
+        template = template.replace(f"<!--{key}-->", value)
+    return template
+
+
+def _row(record: Mapping[str, Any]) -> str:
+    name = PurePath(record["source"]).name
+    width, height = record["size"]
+    shown = min(max(_HEIGHT * width / height, _NARROWEST), _WIDEST)
+    predictions = [item for item in record["predictions"] if item["score"] >= _LEAST] or record["predictions"][:1]
+    bars = "".join(
+        f'<li><span class="label">{escape(item["label"])}</span><span class="score">{item["score"]:.2f}</span>'
+        f'<span class="bar"><i style="width:{100 * item["score"]:.1f}%"></i></span></li>'
+        for item in predictions
+    )
+    pictures = [_picture(record["image"], name, "image")]
+    for item in record["maps"]:
+        title = f"{name}: {item['title']}"
+        pair = _picture(item["overlay"], title, "")
+        if item["raw"] and item["raw"].endswith(".png"):
+            pair += _picture(item["raw"], f"{title}, raw map", f"raw map {_times(*item['grid'])}", "raw")
+        pictures.append(f'<div class="pair">{pair}</div>')
+    return (
+        f'<section style="--width:{shown:.0f}px"><div class="facts"><h2>{escape(name)}</h2>'
+        f'<p>{_times(width, height)}</p><ol>{bars}</ol></div><div class="pictures">{"".join(pictures)}</div></section>'
+    )
+
+
+def _times(width: int, height: int) -> str:
+    return f"{width}&thinsp;&times;&thinsp;{height}"
+
+
+def _picture(path: str, title: str, caption: str, kind: str = "") -> str:
+    return (
+        f'<figure class="{kind}"><button type="button" data-title="{escape(title)}">'
+        f'<img src="{quote(path)}" alt="{escape(title)}" loading="lazy"></button>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )

@@ -1,0 +1,85 @@
+"""The pictures written for people: image and map at a size that can be looked at, with a caption below."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from xai_insert.explain.draw import ColormapName, Image, overlay, stretch
+from xai_insert.explain.preprocessing import View
+
+_LONGEST, _SHORTEST = 1024, 256
+_DIM = 0.35
+_BACKGROUND, _INK, _PALE = (24, 26, 31), (255, 255, 255), (178, 184, 196)
+
+
+def canvas(image: Image) -> Image:
+    """The image with its longer side within 256..1024 pixels."""
+    side = max(image.shape[:2])
+    if _SHORTEST <= side <= _LONGEST:
+        return image
+    ratio = min(max(side, _SHORTEST), _LONGEST) / side
+    size = [max(1, round(length * ratio)) for length in image.shape[1::-1]]
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC), np.uint8)
+
+
+def draw(image: Image, saliency_map: Image, view: View, opacity: float, colormap: ColormapName) -> Image:
+    """Draw a map over the part of the image that the model saw; what it did not see is dimmed.
+
+    Args:
+        image: uint8 RGB `[H, W, 3]`.
+        saliency_map: uint8 `[h, w]` over the whole input of the model, padding included.
+        view: how image and input fit together.
+        opacity: see `overlay`.
+        colormap: see `overlay`.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = _pixels(view.in_image, width, height)
+    seen = np.ascontiguousarray(image[top:bottom, left:right])
+    coloured = overlay(seen, _without_padding(saliency_map, view, right - left, bottom - top), opacity, colormap)
+    if coloured.shape == image.shape:
+        return coloured
+    result = np.asarray(image * _DIM, np.uint8)
+    result[top:bottom, left:right] = coloured
+    return result
+
+
+def _without_padding(saliency_map: Image, view: View, width: int, height: int) -> Image:
+    """Enlarge the map until its part inside the padding is `width` x `height`, and cut that part out."""
+    x0, y0, x1, y1 = view.in_input
+    full_width, full_height = round(width / (x1 - x0)), round(height / (y1 - y0))
+    full = stretch(saliency_map, full_width, full_height)
+    left, top = min(round(x0 * full_width), full_width - width), min(round(y0 * full_height), full_height - height)
+    return np.ascontiguousarray(full[top : top + height, left : left + width])
+
+
+def _pixels(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (round(part * side) for part, side in zip(box, (width, height) * 2, strict=True))
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def with_caption(image: Image, title: str, value: str) -> Image:
+    """Put a strip below the image: the title on its left, the value on its right."""
+    return np.vstack([image, _strip(image.shape[1], title, value)])
+
+
+@lru_cache(maxsize=256)
+def _strip(width: int, title: str, value: str) -> Image:
+    from PIL import Image as Pillow  # noqa: PLC0415 - only needed for drawing
+    from PIL import ImageDraw, ImageFont  # noqa: PLC0415
+
+    size = min(max(width // 20, 14), 26)
+    font = ImageFont.load_default(size)
+    strip = Pillow.new("RGB", (width, size * 2), _BACKGROUND)
+    pen = ImageDraw.Draw(strip)
+    margin = size // 2
+    space = width - 3 * margin - round(pen.textlength(value, font))
+    if pen.textlength(title, font) > space:
+        while title and pen.textlength(f"{title}…", font) > space:
+            title = title[:-1]
+        title = f"{title.rstrip()}…"
+    pen.text((margin, size), title, _INK, font, anchor="lm")
+    pen.text((width - margin, size), value, _PALE, font, anchor="rm")
+    return np.asarray(strip, np.uint8)

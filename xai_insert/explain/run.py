@@ -1,0 +1,213 @@
+"""Explaining many images: read, infer, draw and write, several at a time, and start again where a run stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from xai_insert.explain import files, page
+from xai_insert.explain.classify import Classifier, Explained
+from xai_insert.explain.draw import ColormapName, Image, to_bytes
+from xai_insert.explain.errors import ImageFileError
+from xai_insert.explain.outputs import Array
+from xai_insert.explain.picture import canvas, draw, with_caption
+from xai_insert.explain.preprocessing import View
+from xai_insert.version import __version__
+
+RawKind = Literal["png", "npy", "none"]
+
+RAW_KINDS: tuple[str, ...] = get_args(RawKind)
+_LISTED = 5
+_FOLDERS = ("images", "overlays", "maps", "results")
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """What to write.
+
+    Attributes:
+        opacity: weight of the map's colours, 0..1.
+        colormap: colours of the map.
+        raw: kind of file for the raw map: `png` (8 bit), `npy` (as the model gave it) or `none`.
+        overwrite: whether to draw again what exists.
+    """
+
+    opacity: float = 0.5
+    colormap: ColormapName = "jet"
+    raw: RawKind = "png"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes:
+        source: the image.
+        record: what was written about it, see `Explainer.explain`; None if it failed.
+        skipped: whether the record is from an earlier run.
+        error: why it failed.
+    """
+
+    source: files.Source
+    record: dict[str, Any] | None = None
+    skipped: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """One image on its way to the disk: its name, the pixels to draw on, and what the model sees of them."""
+
+    name: str
+    shown: Image
+    view: View
+
+
+class Explainer:
+    """Explains images with one model and writes the results below one folder.
+
+    Args:
+        model: the model.
+        output: folder for the results.
+        options: what to write.
+        identity: tells this model and its settings from others, so that results of others are not taken for its own.
+    """
+
+    def __init__(self, model: Classifier, output: Path, options: DrawOptions, identity: Sequence[Any] = ()) -> None:
+        self._model, self._output, self._options = model, output, options
+        about = [model.feeder, model.meaning, model.selection, replace(options, overwrite=False)]
+        settings = [__version__, *identity, *map(repr, about)]
+        self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+    def run(self, sources: Sequence[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
+        """Explain every image and write the contact sheet `index.html`.
+
+        Args:
+            sources: the images.
+            done: called after each image, in order.
+
+        Raises:
+            RunError: the model cannot be run or a file cannot be written; images that cannot be read only become
+                outcomes with an error.
+        """
+        for name in _FOLDERS:
+            files.make_folder(self._output / name)
+        outcomes = []
+        for outcome in self._each(sources):
+            done(outcome)
+            outcomes.append(outcome)
+        records = [outcome.record for outcome in outcomes if outcome.record is not None]
+        files.write(self._output / "index.html", page.build(records).encode())
+        return outcomes
+
+    def _each(self, sources: Sequence[files.Source]) -> Iterator[Outcome]:
+        """Explain in parallel, in order, with a bounded number of images in memory."""
+        workers = self._model.engine.parallel + (os.cpu_count() or 1)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="xai-explain")
+        pending: deque[Future[Outcome]] = deque()
+        try:
+            for source in sources:
+                if len(pending) >= 2 * workers:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(self.explain, source))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def explain(self, source: files.Source) -> Outcome:
+        """Explain one image; its record in `results/` is written last, so it stands for the whole."""
+        known = self._known(source)
+        if known is not None and self._is_whole(source, known) and not self._options.overwrite:
+            return Outcome(source, known, skipped=True)
+        try:
+            image = files.read_image(source.path)
+        except ImageFileError as err:
+            return Outcome(source, error=str(err))
+        found = self._model.explain(image)
+        scene = _Scene(source.name, canvas(image), found.view)
+        record = {
+            "settings": self._settings,
+            "source": str(source.path),
+            "stamp": files.stamp(source.path),
+            "size": list(image.shape[1::-1]),
+            "image": self._write(f"images/{source.name}.jpg", files.encode(scene.shown, ".jpg")),
+            "predictions": [asdict(item) for item in found.predictions[:_LISTED]],
+            "maps": self._draw(scene, found),
+        }
+        self._write(f"results/{source.name}.json", json.dumps(record, indent=1).encode())
+        if known is not None:
+            self._clean(known, record)
+        return Outcome(source, record)
+
+    def _draw(self, scene: _Scene, found: Explained) -> list[dict[str, Any]]:
+        """Draw one map per class, or the only map if the model has one for all classes."""
+        if found.saliency_map.ndim == 2:
+            return [self._draw_map(scene, found.saliency_map, "all", ("all classes", ""))]
+        drawn = []
+        for item in found.chosen:
+            score = f"{item.score:.2f}"
+            mark = f"{item.class_id}-{files.slug(item.label)}-{score}"
+            entry = self._draw_map(scene, found.saliency_map[item.class_id], mark, (item.label, score))
+            drawn.append({**asdict(item), **entry})
+        return drawn
+
+    def _draw_map(self, scene: _Scene, saliency: Array, mark: str, caption: tuple[str, str]) -> dict[str, Any]:
+        options, stem = self._options, f"{scene.name}.{mark}"
+        pixels = to_bytes(saliency)
+        picture = with_caption(draw(scene.shown, pixels, scene.view, options.opacity, options.colormap), *caption)
+        entry = {
+            "title": caption[0],
+            "overlay": self._write(f"overlays/{stem}.jpg", files.encode(picture, ".jpg")),
+            "raw": None,
+            "grid": list(saliency.shape[::-1]),
+        }
+        if options.raw == "png":
+            entry["raw"] = self._write(f"maps/{stem}.png", files.encode(pixels, ".png"))
+        elif options.raw == "npy":
+            content = BytesIO()
+            np.save(content, saliency)
+            entry["raw"] = self._write(f"maps/{stem}.npy", content.getvalue())
+        return entry
+
+    def _write(self, name: str, content: bytes) -> str:
+        files.write(self._output / name, content)
+        return name
+
+    def _known(self, source: files.Source) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self._output / "results" / f"{source.name}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _is_whole(self, source: files.Source, known: dict[str, Any]) -> bool:
+        """Whether an earlier run drew this image with this model and these settings, and nothing is gone since."""
+        if known.get("settings") != self._settings or known.get("source") != str(source.path):
+            return False
+        return known.get("stamp") == files.stamp(source.path) and all(
+            (self._output / name).is_file() for name in _written(known)
+        )
+
+    def _clean(self, known: dict[str, Any], record: dict[str, Any]) -> None:
+        """Remove what an earlier run wrote under other names, such as another score."""
+        for name in set(_written(known)) - set(_written(record)):
+            (self._output / name).unlink(missing_ok=True)
+
+
+def _written(record: dict[str, Any]) -> list[str]:
+    names = [record.get("image")]
+    for item in record.get("maps", []):
+        names += [item.get("overlay"), item.get("raw")]
+    return [name for name in names if name]

@@ -1,0 +1,222 @@
+"""Running a model on one image at a time, from several threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from xai_insert.errors import ModelFileError, UnsupportedTaskError, XaiInsertError
+from xai_insert.explain.errors import RunError
+from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs, read_outputs
+
+RuntimeName = Literal["openvino", "onnxruntime"]
+
+RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
+_PREFIXES = ("model_info ", "model_info.")
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The model's image input: sizes (None is open), NumPy type, and layout if the model names it."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    layout: str | None = None
+
+
+class Engine(Protocol):
+    """A compiled model."""
+
+    @property
+    def image_input(self) -> ImageInput:
+        """The only input."""
+
+    @property
+    def info(self) -> Mapping[str, str]:
+        """Metadata, without the prefix of Model API."""
+
+    @property
+    def by_model_api(self) -> bool:
+        """Whether the metadata is Model API's own."""
+
+    @property
+    def parallel(self) -> int:
+        """How many inferences run at once at best."""
+
+    def infer(self, feed: Array) -> Outputs:
+        """Run on one input; may be called from several threads."""
+
+
+def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> Engine:
+    """Read a model, insert a saliency map if it has none, and compile it.
+
+    Args:
+        path: `.xml` or `.onnx`.
+        runtime: None takes OpenVINO for IR and onnxruntime for ONNX.
+        device: OpenVINO's name of a device; onnxruntime knows `CPU` and `GPU`.
+
+    Raises:
+        XaiInsertError: the model cannot be read, inserted into or compiled.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".xml", ".onnx"):
+        raise ModelFileError(f"unknown kind of model {path.name!r}: wanted .xml (OpenVINO IR) or .onnx")
+    if not path.is_file():
+        raise ModelFileError(f"no such file: {path}")
+    runtime = runtime or ("openvino" if suffix == ".xml" else "onnxruntime")
+    if runtime == "openvino":
+        return OpenVINOEngine(path, device)
+    if suffix == ".xml":
+        raise RunError("onnxruntime cannot run an OpenVINO IR: give the .onnx file or --runtime openvino")
+    return OnnxEngine(path, device)
+
+
+class OpenVINOEngine:
+    """A model in OpenVINO, fed through a queue of asynchronous requests that keeps every stream busy."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
+
+        from xai_insert.formats.openvino.model import load_path  # noqa: PLC0415
+        from xai_insert.formats.openvino.runtime import last_line  # noqa: PLC0415
+
+        model = load_path(path, {}).native
+        if not any(SALIENCY_MAP in output.get_names() for output in model.outputs):
+            model = _insert(model)
+        self.info, self.by_model_api = _openvino_info(model)
+        self.image_input = _only_input([_openvino_input(port) for port in model.inputs])
+        self._names = [min(output.get_names(), default="") for output in model.outputs]
+        try:
+            compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
+        except RuntimeError as err:
+            raise RunError(f"OpenVINO cannot compile the model for {device}: {last_line(err)}") from err
+        self._queue = ov.AsyncInferQueue(compiled)
+        self._queue.set_callback(self._done)
+        self._lock = threading.Lock()
+        self.parallel = len(self._queue)
+
+    def infer(self, feed: Array) -> Outputs:
+        future: Future[list[Array]] = Future()
+        try:
+            with self._lock:  # one thread at a time waits for a free request
+                self._queue.start_async({0: feed}, future)
+        except RuntimeError as err:
+            raise RunError(f"OpenVINO cannot run the model: {_first_line(err)}") from err
+        return read_outputs(future.result(), self._names)
+
+    @staticmethod
+    def _done(request: Any, future: Future[list[Array]]) -> None:
+        try:
+            future.set_result([tensor.data.copy() for tensor in request.output_tensors])
+        except Exception as err:  # must reach the waiting thread whatever it is
+            future.set_exception(RunError(f"OpenVINO cannot run the model: {_first_line(err)}"))
+
+
+class OnnxEngine:
+    """A model in onnxruntime, whose sessions may be run from several threads."""
+
+    by_model_api: bool
+    parallel = 1
+
+    def __init__(self, path: Path, device: str) -> None:
+        import onnxruntime as ort  # noqa: PLC0415 - heavy, and not needed for IR
+
+        provider = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}.get(device.upper())
+        available = ort.get_available_providers()
+        if provider not in available:
+            raise RunError(f"onnxruntime has no device {device!r} here: it offers {', '.join(available)}")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        session = _session(ort, str(path), options, provider)
+        if SALIENCY_MAP not in [item.name for item in session.get_outputs()]:
+            session = _session(ort, _insert(path, to_bytes=True), options, provider)
+        self._session = session
+        self._names = [item.name for item in session.get_outputs()]
+        self.info, self.by_model_api = _flat_info(session.get_modelmeta().custom_metadata_map)
+        self.image_input = _only_input(
+            [
+                ImageInput(
+                    item.name,
+                    tuple(size if isinstance(size, int) else None for size in item.shape),
+                    _DTYPES.get(item.type, item.type),
+                )
+                for item in session.get_inputs()
+            ]
+        )
+
+    def infer(self, feed: Array) -> Outputs:
+        try:
+            return read_outputs(self._session.run(None, {self.image_input.name: feed}), self._names)
+        except Exception as err:  # onnxruntime's exceptions have no common base
+            raise RunError(f"onnxruntime cannot run the model: {_first_line(err)}") from err
+
+
+def _session(ort: Any, source: bytes | str, options: Any, provider: str) -> Any:
+    try:
+        return ort.InferenceSession(source, options, providers=[provider])
+    except Exception as err:  # onnxruntime's exceptions have no common base
+        raise ModelFileError(f"onnxruntime cannot load the model: {_first_line(err)}") from err
+
+
+def _insert(model: Any, to_bytes: bool = False) -> Any:
+    from xai_insert.pipeline import insert  # noqa: PLC0415 - only for plain models
+
+    try:
+        inserted = insert(model).model
+    except XaiInsertError as err:
+        raise type(err)(f"the model has no saliency map and none could be inserted: {err}") from err
+    if not to_bytes:
+        return inserted
+    import onnx_ir  # noqa: PLC0415 - only for plain ONNX models
+
+    return onnx_ir.to_proto(inserted).SerializeToString()
+
+
+def _only_input(inputs: Sequence[ImageInput]) -> ImageInput:
+    if len(inputs) == 1 and len(inputs[0].shape) == 4:
+        return inputs[0]
+    found = ", ".join(f"{item.name} {['?' if size is None else size for size in item.shape]}" for item in inputs)
+    raise UnsupportedTaskError(f"wanted a model with one image input of four dimensions, found {found or 'none'}")
+
+
+def _openvino_input(port: Any) -> ImageInput:
+    from openvino import layout_helpers  # noqa: PLC0415 - see OpenVINOEngine
+
+    layout = layout_helpers.get_layout(port)
+    text = None if layout.empty else layout.to_string().strip("[]").replace(",", "")
+    shape = tuple(d.get_length() if d.is_static else None for d in port.get_partial_shape())
+    return ImageInput(port.get_any_name(), shape, np.dtype(port.get_element_type().to_dtype()).name, text)
+
+
+def _openvino_info(model: Any) -> tuple[dict[str, str], bool]:
+    if model.has_rt_info(["model_info"]):
+        return _texts(model.get_rt_info(["model_info"]).value), True
+    if model.has_rt_info(["framework"]):  # metadata of a model that was read from ONNX
+        return _flat_info(_texts(model.get_rt_info(["framework"]).value))
+    return {}, False
+
+
+def _texts(entries: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): str(getattr(item, "value", item)) for key, item in entries.items()}
+
+
+def _flat_info(entries: Mapping[str, str]) -> tuple[dict[str, str], bool]:
+    """Take away the prefix that Model API writes into ONNX metadata."""
+    for prefix in _PREFIXES:
+        info = {key[len(prefix) :]: text for key, text in entries.items() if key.startswith(prefix)}
+        if info:
+            return info, True
+    return dict(entries), False
+
+
+def _first_line(err: Exception) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[0] if lines else type(err).__name__

@@ -1,0 +1,102 @@
+"""Following the batch and the tokens through reshapes and transposes, whatever sizes an export has baked in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Atom = str | int
+BATCH: Atom = "batch"
+TOKENS: Atom = "tokens"
+Dim = tuple[Atom, ...]
+"""One axis, as the factors that it was merged from, outermost first; a plain axis has one factor or none (size 1)."""
+Dims = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Sizes that batch and tokens have in the model as it was exported.
+
+    Attributes:
+        batch: None if it is dynamic.
+        tokens: None if the values have no token axis.
+    """
+
+    batch: int | None
+    tokens: int | None = None
+
+    def size(self, atom: Atom) -> int | None:
+        if atom == BATCH:
+            return self.batch
+        return self.tokens if atom == TOKENS else int(atom)
+
+
+def plain(dim: int) -> Dim:
+    """An axis that is neither batch nor tokens."""
+    return () if dim == 1 else (dim,)
+
+
+def width(dim: Dim) -> int | None:
+    """Size of an axis without batch and tokens; None for others."""
+    factors = [atom for atom in dim if isinstance(atom, int)]
+    return math.prod(factors) if len(factors) == len(dim) else None
+
+
+def regroup(dims: Dims, shape: Sequence[int | None], origin: Origin) -> Dims | None:
+    """The axes after a reshape to `shape` (sizes of the exported model); None if they cannot be told.
+
+    Elements keep their order in a reshape, so the factors keep theirs and only the borders between axes move.
+    """
+    stream = [atom for dim in dims for atom in dim if atom != 1]
+    unknown = [axis for axis, size in enumerate(shape) if size is None]
+    if len(unknown) > 1:
+        return None
+    if not unknown:
+        return _consume(stream, [size or 0 for size in shape], origin, whole=True)
+    axis = unknown[0]
+    left = _consume(stream, [size or 0 for size in shape[:axis]], origin, whole=False)
+    stream.reverse()
+    right = _consume(stream, [size or 0 for size in reversed(shape[axis + 1 :])], origin, whole=False)
+    if left is None or right is None:
+        return None
+    return (*left, tuple(reversed(stream)), *(tuple(reversed(dim)) for dim in reversed(right)))
+
+
+def _consume(stream: list[Atom], sizes: list[int], origin: Origin, *, whole: bool) -> Dims | None:
+    """Take one axis after the other off `stream`; with `whole`, nothing may be left."""
+    result: list[Dim] = []
+    for index, size in enumerate(sizes):
+        following = sizes[index + 1] if index + 1 < len(sizes) else 0
+        dim = _take(stream, size, following, origin)
+        if dim is None:
+            return None
+        result.append(dim)
+    return None if whole and stream else tuple(result)
+
+
+def _take(stream: list[Atom], size: int, following: int, origin: Origin) -> Dim | None:
+    taken: list[Atom] = []
+    product = 1
+    while product < size:
+        if not stream:
+            return None
+        atom_size = origin.size(stream[0])
+        if atom_size is None:
+            return None
+        need = size // product
+        if size % product == 0 and need % atom_size == 0:
+            taken.append(stream.pop(0))
+            product *= atom_size
+        elif isinstance(stream[0], int) and size % product == 0 and atom_size % need == 0:
+            taken.append(need)
+            stream[0] = atom_size // need
+            product = size
+        else:
+            return None
+    # A batch of one leaves no trace in the sizes: it goes with the axis of size 1 or, without one, where it stands.
+    while stream and not isinstance(stream[0], int) and origin.size(stream[0]) == 1 and (size == 1 or following != 1):
+        taken.append(stream.pop(0))
+        if size == 1:
+            break
+    return tuple(taken)

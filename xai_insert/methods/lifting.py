@@ -1,0 +1,306 @@
+"""Running the rest of a network on many samples at once, whatever batch its export has baked in.
+
+The region behind a collapse (or behind an attention) is copied node by node with a longer batch: one sample per image
+and masked position. Reshapes are written anew from the axes that they move, so a batch of one that stands as a
+constant in the model is no obstacle. Behind an attention only the read-out rows are kept of the token axis: their own
+mask weight is one, so whatever else they meet (the residual, a parallel branch) is that of the ordinary run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+from xai_insert.errors import CannotFreeBatchError
+from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.view import Node, Op, Value, fixed, volume
+from xai_insert.methods.axes import BATCH, TOKENS, Dim, Dims, Origin, plain, regroup, width
+
+_ELEMENTWISE = frozenset(
+    {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
+    | {Op.EXPAND, Op.OTHER}
+)
+
+
+@dataclass(frozen=True)
+class Lifted(Generic[V]):
+    """A value of the longer batch, and what each of its axes is made of."""
+
+    handle: V
+    dims: Dims
+
+
+class Lifter(Generic[V]):
+    """Copies nodes with a longer batch.
+
+    Args:
+        surgeon: the model being edited.
+        origin: sizes of batch and tokens in the model.
+        rows: number of read-out rows that are kept of the token axis; they come first in it.
+        copies: samples per image.
+    """
+
+    def __init__(self, surgeon: Surgeon[V], origin: Origin, rows: int = 1, copies: int = 1) -> None:
+        self._surgeon = surgeon
+        self._origin = origin
+        self._rows = rows
+        self._copies = copies
+        self.made: dict[Value, Lifted[V] | None] = {}
+        """Values of the longer batch; None for those that hold no read-out row."""
+
+    def run(self, nodes: Sequence[Node], result: Value) -> V:
+        """Copy `nodes` from the values already in `made` on; `result` as `[samples, ...]`.
+
+        Raises:
+            CannotFreeBatchError: an operation mixes the batch, or the read-out rows with other tokens.
+        """
+        for node in nodes:
+            if all(output in self.made for output in node.outputs):
+                continue
+            if node.op is Op.SHAPE or not any(value in self.made for value in node.inputs):
+                continue
+            if self._main(node) is None:
+                self.made.update(dict.fromkeys(node.outputs))
+            else:
+                self._lift(node)
+        lifted = self.made.get(result)
+        if lifted is None:
+            raise CannotFreeBatchError(f"{result.describe()} does not depend on the masked positions")
+        if lifted.dims[:1] != ((BATCH,),):
+            raise CannotFreeBatchError(f"{result.describe()} does not begin with the batch")
+        return lifted.handle
+
+    def _main(self, node: Node) -> Lifted[V] | None:
+        """The lifted operand that gives the result its axes: the one of highest rank."""
+        lifted = [self.made[value] for value in node.inputs if value in self.made]
+        present = [item for item in lifted if item is not None]
+        if node.op is Op.CONCAT or len(present) == len(lifted):
+            return max(present, key=lambda item: len(item.dims), default=None)
+        return None
+
+    def _lift(self, node: Node) -> None:
+        main = self._main(node)
+        if main is None:
+            raise self._refusal(node)
+        if node.op is Op.RESHAPE:
+            self._reshape(node, main)
+        elif node.op is Op.CONCAT and TOKENS in main.dims[node.attrs["axis"]]:
+            self._join_tokens(node)
+        elif node.op in (Op.GATHER, Op.SLICE, Op.SPLIT) and (axis := _selected_axis(node)) is not None:
+            self._select(node, main, axis)
+        elif node.op is Op.CONV:
+            self._convolve(node, main)
+        else:
+            dims = self._result_dims(node, main.dims)
+            self._copy(node, main, dims)
+
+    def _refusal(self, node: Node) -> CannotFreeBatchError:
+        return CannotFreeBatchError(f"{node.type} {node.name!r} mixes the batch or the tokens with other axes")
+
+    def _copy(self, node: Node, main: Lifted[V], dims: Dims) -> None:
+        operands = [value if value is None else self._operand(node, value, main) for value in node.inputs]
+        outputs = self._surgeon.copy(node, operands)
+        for output, handle in zip(node.outputs, outputs, strict=True):
+            shape = output.sizes
+            kept = [dim if width(dim) is None else plain(fixed([shape[axis]])[0]) for axis, dim in enumerate(dims)]
+            self.made[output] = Lifted(handle, tuple(kept))
+
+    def _operand(self, node: Node, value: Value, main: Lifted[V]) -> V:
+        if value in self.made:
+            lifted = self.made[value]
+            if lifted is None:
+                raise self._refusal(node)
+            return lifted.handle
+        if value.is_constant and not self._has_tokens(value, main):
+            return self._surgeon.handle(value)
+        if self._origin.tokens is None or node.op not in _ELEMENTWISE | {Op.CONCAT}:
+            raise self._refusal(node)
+        return self._ordinary(value, main)
+
+    def _has_tokens(self, constant: Value, main: Lifted[V]) -> bool:
+        """Whether a constant holds something for each token."""
+        if self._origin.tokens is None or constant.shape is None:
+            return False
+        aligned = zip(reversed(constant.shape), reversed(main.dims), strict=False)
+        return any(TOKENS in dim and size == self._origin.tokens != 1 for size, dim in aligned)
+
+    def _ordinary(self, value: Value, main: Lifted[V]) -> V:
+        """A value of the ordinary run at the read-out rows, once per sample."""
+        op, shape = self._surgeon.ops, value.sizes
+        dims = main.dims[len(main.dims) - len(shape) :]
+        if len(dims) != len(shape):
+            raise CannotFreeBatchError(f"{value.describe()} has more axes than the value it meets")
+        handle = self._surgeon.handle(value)
+        for axis, dim in enumerate(dims):
+            if TOKENS in dim and shape[axis] != 1:
+                if dim != (TOKENS,) or shape[axis] != self._origin.tokens:
+                    raise CannotFreeBatchError(f"{value.describe()} merges its tokens with another axis")
+                handle = op.slice(handle, axis, 0, self._rows)
+        if value.is_constant or (BATCH,) not in dims:
+            return handle
+        batch = dims.index((BATCH,))
+        sizes = [self._rows if dim == (TOKENS,) else shape[axis] for axis, dim in enumerate(dims)]
+        before, after = fixed(sizes[:batch]), fixed(sizes[batch + 1 :])
+        spread = op.reshape(handle, [*before, -1, 1, *after])
+        spread = op.expand(spread, [*(1 for _ in before), 1, self._copies, *(1 for _ in after)])
+        return op.reshape(spread, [*before, -1, *after])
+
+    def _reshape(self, node: Node, main: Lifted[V]) -> None:
+        shape = node.output.shape
+        dims = None if shape is None else regroup(main.dims, _completed(shape, node), self._origin)
+        if dims is None:
+            raise self._refusal(node)
+        self.made[node.output] = Lifted(self._surgeon.ops.reshape(main.handle, self._sizes(dims)), dims)
+
+    def _sizes(self, dims: Dims) -> list[int]:
+        sizes = []
+        for dim in dims:
+            factors = [self._rows if atom == TOKENS else atom for atom in dim if atom != BATCH]
+            sizes.append(-1 if BATCH in dim else volume([int(atom) for atom in factors]) or 1)
+        return sizes
+
+    def _join_tokens(self, node: Node) -> None:
+        """A concatenation that puts the read-out rows back before the other tokens: the rows alone are needed."""
+        first = node.inputs[0]
+        lifted = None if first is None else self.made.get(first)
+        if lifted is None:
+            raise self._refusal(node)
+        self.made[node.output] = lifted
+
+    def _select(self, node: Node, main: Lifted[V], axis: int) -> None:
+        dim = main.dims[axis]
+        if width(dim) is not None:
+            dims = self._result_dims(node, main.dims)
+            self._copy(node, main, dims)
+            return
+        start, end = node.attrs.get("start"), node.attrs.get("end")
+        if dim != (TOKENS,) or (node.op is not Op.SPLIT and start is None):
+            raise self._refusal(node)
+        if node.op is Op.GATHER:
+            if node.output.rank == len(main.dims) or not 0 <= start < self._rows:
+                raise self._refusal(node)
+            row = self._surgeon.ops.slice(main.handle, axis, start, start + 1)
+            dims = (*main.dims[:axis], *main.dims[axis + 1 :])
+            self.made[node.output] = Lifted(self._surgeon.ops.reshape(row, self._sizes(dims)), dims)
+            return
+        for output, begin, stop in _parts(node, axis, start, end):
+            if begin >= self._rows:
+                self.made[output] = None
+            elif stop <= self._rows:
+                part = self._surgeon.ops.slice(main.handle, axis, begin, stop)
+                dims = (*main.dims[:axis], plain(stop - begin), *main.dims[axis + 1 :])
+                self.made[output] = Lifted(part, dims)
+            elif begin == 0:
+                self.made[output] = main
+            else:
+                raise self._refusal(node)
+
+    def _convolve(self, node: Node, main: Lifted[V]) -> None:
+        """A convolution on a 1x1 grid is a linear layer, and as one matrix product it runs much faster."""
+        weight, source = node.read(1), node.read(0)
+        dims = self._result_dims(node, main.dims)
+        shape = weight.shape or ()
+        ungrouped = len(shape) == len(main.dims) and shape[1] == source.sizes[1]
+        unit = volume(shape[2:]) == 1 and volume(source.sizes[2:]) == 1 and not any(node.attrs["pads"])
+        if not (ungrouped and unit and weight.is_constant):
+            self._copy(node, main, dims)
+            return
+        op = self._surgeon.ops
+        out_channels, in_channels, *window = fixed(shape)
+        rows = op.reshape(main.handle, [-1, in_channels])
+        matrix = op.reshape(self._surgeon.handle(weight), [out_channels, in_channels])
+        scores = op.matmul(rows, matrix, transpose_b=True)
+        if (bias := node.operand(2)) is not None:
+            scores = op.add(scores, self._surgeon.handle(bias))
+        scores = op.reshape(scores, [-1, out_channels, *window])
+        self.made[node.output] = Lifted(scores, (main.dims[0], plain(out_channels), *(() for _ in window)))
+
+    def _result_dims(self, node: Node, dims: Dims) -> Dims:
+        """Axes of the result of an operation that keeps batch and tokens apart from the rest."""
+        rank = node.output.rank
+        if node.op is Op.TRANSPOSE and node.attrs["perm"] is not None:
+            return tuple(dims[axis] for axis in node.attrs["perm"])
+        touched = _touched_axes(node, len(dims))
+        if touched is None or any(width(dims[axis]) is None for axis in touched):
+            raise self._refusal(node)
+        if rank == len(dims):
+            return dims
+        if node.op in (Op.REDUCE, Op.GATHER) and rank == len(dims) - len(touched):
+            return tuple(dim for axis, dim in enumerate(dims) if axis not in touched)
+        raise self._refusal(node)
+
+
+def _touched_axes(node: Node, rank: int) -> Sequence[int] | None:
+    """Axes that an operation mixes or resizes; None if that is unknown."""
+    axes: Sequence[int] | None
+    if node.op in _ELEMENTWISE:
+        source = node.inputs[0]
+        same = source is not None and source.rank == node.output.rank
+        axes = () if node.op is not Op.OTHER or same else None
+    elif node.op in (Op.REDUCE, Op.LAYER_NORM):
+        axes = node.attrs["axes"]
+    elif node.op in (Op.SOFTMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.SLICE):
+        axis = node.attrs.get("axis")
+        axes = None if axis is None else (axis,)
+    elif node.op is Op.MATMUL:
+        weight = node.operand(1)
+        axes = (rank - 1,) if weight is not None and weight.is_constant and not node.attrs["transpose_a"] else None
+    elif node.op in (Op.CONV, Op.POOL):
+        axes = tuple(range(1, rank))
+    elif node.op is Op.BATCH_NORM:
+        axes = (1,)
+    else:
+        axes = None
+    return axes
+
+
+def _selected_axis(node: Node) -> int | None:
+    axis: int | None = node.attrs.get("axis")
+    return axis
+
+
+def _parts(node: Node, axis: int, start: int | None, end: int | None) -> list[tuple[Value, int, int]]:
+    """Each output of a Slice or Split with its range along `axis`."""
+    if node.op is Op.SLICE:
+        return [(node.output, start or 0, 1 << 62 if end is None else end)]
+    begin, parts = 0, []
+    for output in node.outputs:
+        size = fixed([output.sizes[axis]])[0]
+        parts.append((output, begin, begin + size))
+        begin += size
+    return parts
+
+
+def _completed(shape: Sequence[int | None], node: Node) -> Sequence[int | None]:
+    """A shape with at most one unknown size, as far as the operand's known sizes allow."""
+    source = node.read(0)
+    if sum(size is None for size in shape) < 2 or source.shape is None or shape[0] is not None:
+        return shape
+    elements = volume(source.shape[1:])
+    known = volume([size for size in shape if size is not None])
+    if elements is None or not known or sum(size is None for size in shape) > 2:
+        return shape
+    return [None, *(elements // known if size is None else size for size in shape[1:])]
+
+
+def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value) -> V:
+    """Run the head of a pooled classifier on one row per image and position.
+
+    Args:
+        surgeon: the model being edited.
+        nodes: the head, in topological order.
+        rows: for each pooled value `[B, ...]` its rows `[B*P, ...]`.
+        result: the value to compute, `[B, ...]` in the model.
+
+    Returns:
+        `result` for every row, `[B*P, ...]`.
+
+    Raises:
+        CannotFreeBatchError: an operation mixes the batch axis with others.
+    """
+    lifter = Lifter(surgeon, Origin(next(iter(rows)).sizes[0]))
+    for value, handle in rows.items():
+        dims: list[Dim] = [plain(size) for size in fixed(value.sizes[1:])]
+        lifter.made[value] = Lifted(handle, ((BATCH,), *dims))
+    return lifter.run(nodes, result)
