@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CheckFailedError
+from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
-from xai_insert.locate.layout import FeatureMap
+from xai_insert.graph.view import Value
 
 Array = npt.NDArray[Any]
 _SEED = 0
@@ -80,38 +80,54 @@ def relative_difference(expected: Array, actual: Array) -> float:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
 
 
-def check_definition(model: LoadedModel, feature: FeatureMap, raw_map: Any, logits: Any) -> float:
-    """Compare the raw map with masked runs of the model's own head, at a few positions of a random feature map.
+@dataclass(frozen=True)
+class Definition:
+    """A map as its definition has it: the class scores when the features are multiplied by a mask.
+
+    Attributes:
+        features: the masked values.
+        mask: the mask of one position (row-major in the grid), for features of a shape; broadcasts against them.
+    """
+
+    features: Sequence[Value]
+    mask: Callable[[Sequence[int], int], Array]
+
+
+def check_definition(model: LoadedModel, definition: Definition, raw_map: Any, logits: Any) -> float:
+    """Compare the raw map with masked runs of the model's own head, at a few positions of random features.
 
     Args:
         model: the inserted model.
-        feature: the explained feature map.
+        definition: what is masked and how.
         raw_map: handle of the unscaled map `[B, K, h, w]`.
         logits: handle of the class scores.
 
     Raises:
         CheckFailedError: the map differs from the definition.
     """
-    runner = model.between(feature.value, [raw_map, logits])
+    runner = model.between(definition.features, [raw_map, logits])
     rng = np.random.default_rng(_SEED)
-    (name, dtype, shape), *others = runner.inputs
-    features = random_array(rng, shape, dtype, batch=_BATCH, size=5)
-    rest = {other: random_array(rng, sizes, kind, batch=_BATCH) for other, kind, sizes in others}
-    maps, scores = runner.run({name: features, **rest})
+    masked, others = runner.inputs[: len(definition.features)], runner.inputs[len(definition.features) :]
+    features = {name: random_array(rng, shape, dtype, batch=_BATCH, size=5) for name, dtype, shape in masked}
+    rest = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in others}
+    maps, scores = runner.run({**features, **rest})
     if not np.isfinite(scores.astype(np.float64)).all():
-        features = np.abs(features)  # some heads are defined for rectified features alone
-        maps, scores = runner.run({name: features, **rest})
+        features = {name: np.abs(feature) for name, feature in features.items()}  # some heads want rectified features
+        maps, scores = runner.run({**features, **rest})
     maps = maps.reshape(*maps.shape[:2], -1)
     count = maps.shape[2]
     scale, worst = float(np.abs(scores).max()), 0.0
     for position in rng.choice(count, min(count, _MOST_POSITIONS), replace=False):
-        masked = features * position_mask(features.shape, feature.grid_axes, int(position)).astype(features.dtype)
-        expected = runner.run({name: masked, **rest})[1].reshape(len(features), -1).astype(np.float64)
+        kept = {
+            name: feature * definition.mask(feature.shape, int(position)).astype(feature.dtype)
+            for name, feature in features.items()
+        }
+        expected = runner.run({**kept, **rest})[1].reshape(maps.shape[0], -1).astype(np.float64)
         scale = max(scale, float(np.abs(expected).max()))
         worst = max(worst, float(np.abs(maps[:, :, position] - expected).max()))
     difference = worst / (scale or 1.0)
-    if not difference <= _MAP_TOLERANCE.get(dtype, _DEFAULT_MAP_TOLERANCE):
-        raise CheckFailedError(
+    if not difference <= _MAP_TOLERANCE.get(masked[0][1], _DEFAULT_MAP_TOLERANCE):
+        raise DefinitionError(
             f"the map differs from its definition by {difference:.1e} of the largest score; nothing was written"
         )
     return difference

@@ -52,5 +52,9 @@ class CheckFailedError(XaiInsertError):
     """The inserted model does not behave as promised, so nothing is written."""
 
 
+class DefinitionError(CheckFailedError):
+    """The saliency map is not what its definition says."""
+
+
 class CannotFreeBatchError(XaiInsertError):
     """A head mixes its batch axis with others, so it cannot run once per position as rows."""

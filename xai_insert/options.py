@@ -8,10 +8,12 @@ from typing import Literal, get_args
 
 from xai_insert.graph.view import Shape
 
-MethodName = Literal["auto", "recipro-cam", "activation-map"]
+MethodName = Literal["auto", "recipro-cam", "vit-recipro-cam", "activation-map"]
+KernelName = Literal["gaussian", "point"]
 OutputDtype = Literal["u8", "f32"]
 
 METHODS: tuple[str, ...] = get_args(MethodName)
+KERNELS: tuple[str, ...] = get_args(KernelName)
 OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
 
 
@@ -23,6 +25,8 @@ class Options:
         method: saliency method; `auto` takes the default of the kind of model found.
         target_layer: name of the layer to explain, instead of the one found.
         output: name of the output with the class scores, where there are several.
+        kernel: for ViT Recipro-CAM, what a masked sample keeps: `gaussian`, a 3x3 neighbourhood; `point`, one patch.
+        block: for ViT Recipro-CAM, which block with attention to mask, counted from the end.
         output_dtype: `u8` scales each map to 0..255 by its own minimum and maximum; `f32` gives raw scores.
         feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`.
         input_shapes: sizes to fix in the model, by input name; None stays dynamic.
@@ -32,6 +36,8 @@ class Options:
     method: MethodName = "auto"
     target_layer: str | None = None
     output: str | None = None
+    kernel: KernelName = "gaussian"
+    block: int = 1
     output_dtype: OutputDtype = "u8"
     feature_vector: bool = False
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
@@ -40,5 +46,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, not {self.kernel!r}")
+        if self.block < 1:
+            raise ValueError(f"block counts from 1, the last, not {self.block}")
         if self.output_dtype not in OUTPUT_DTYPES:
             raise ValueError(f"output_dtype must be one of {', '.join(OUTPUT_DTYPES)}, not {self.output_dtype!r}")

@@ -6,21 +6,32 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, check_definition, check_outputs, run_random
-from xai_insert.errors import AlreadyInsertedError, CannotFreeBatchError, ModelFileError
+from xai_insert.check import CheckResult, Definition, check_definition, check_outputs, position_mask, run_random
+from xai_insert.errors import AlreadyInsertedError, CannotFreeBatchError, DefinitionError, ModelFileError
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, fixed
+from xai_insert.locate.transformer import Attention
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.methods.shaping import reshape, size_of
+from xai_insert.methods.vit_recipro_cam import (
+    VitTarget,
+    ZeroTokens,
+    masked_features,
+    masked_vit_runs,
+    patch_weights,
+    vit_recipro_cam,
+)
 from xai_insert.options import Options
 from xai_insert.plan import Plan, make_plan, masked_plan
+from xai_insert.probe import probe_zero_tokens
 from xai_insert.report import Report, describe_plan
 from xai_insert.version import __version__
 
@@ -55,8 +66,7 @@ def insert(model: Any, options: Options | None = None) -> InsertResult:
         XaiInsertError: one of its children says what is wrong with the model or the options.
     """
     options = options or Options()
-    loaded = load(model, options.input_shapes)
-    report = _insert(loaded, options, _name(model))
+    loaded, report = _insert(lambda: load(model, options.input_shapes), options, _name(model))
     return InsertResult(loaded.result_like(model), report)
 
 
@@ -81,27 +91,57 @@ def insert_file(source: Path, output: Path, options: Options | None = None) -> R
     """
     options = options or Options()
     _require_writable(source, output)
-    loaded = load(source, options.input_shapes, output)
-    report = _insert(loaded, options, str(source))
+    loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source))
     written = _write(loaded, output)
     return replace(
         report, output=str(output), bytes_before=_size(source), bytes_after=sum(path.stat().st_size for path in written)
     )
 
 
-def _insert(loaded: LoadedModel, options: Options, source: str) -> Report:
+def _insert(fresh: Callable[[], LoadedModel], options: Options, source: str) -> tuple[LoadedModel, Report]:
+    """Plan, splice and check; where a closed form turns out not to be the definition, start afresh with masked runs."""
+    loaded = fresh()
     graph = loaded.view()
     _refuse_twice(loaded, graph)
     plan = make_plan(graph, options)
     plain = run_random(loaded.runner()) if options.check else []
+    try:
+        return loaded, _carry_out(loaded, graph, plan, options, source, plain)
+    except DefinitionError as err:
+        if plan.form != "closed form":
+            raise
+        logger.info("no closed form: %s", err)
+    loaded = fresh()
+    graph = loaded.view()
+    plan = make_plan(graph, options)
+    plan = masked_plan(graph, plan.found, plan.map_shape, "the closed form is not the definition here")
+    return loaded, _carry_out(loaded, graph, plan, options, source, plain)
+
+
+def _carry_out(
+    loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, source: str, plain: Sequence[Any]
+) -> Report:
     spliced = splice(loaded, graph, plan, options)
     checked = None
     if options.check:
         moved = check_outputs(plain, run_random(loaded.runner()), graph.output_names)
-        has_definition = plan.method == "recipro-cam"
-        off = check_definition(loaded, plan.found.target, spliced.raw, spliced.logits) if has_definition else None
+        definition = _definition(spliced.plan, options)
+        off = None if definition is None else check_definition(loaded, definition, spliced.raw, spliced.logits)
         checked = CheckResult(moved, off)
     return _report(loaded, spliced.plan, options, source, checked)
+
+
+def _definition(plan: Plan, options: Options) -> Definition | None:
+    """What the raw map must equal; None for a method that masks nothing."""
+    found = plan.found
+    if plan.method == "recipro-cam":
+        target = found.target
+        return Definition([target.value], lambda shape, position: position_mask(shape, target.grid_axes, position))
+    if plan.method == "vit-recipro-cam" and found.readout is not None:
+        height, width = fixed(found.target.grid)
+        weights = patch_weights((height, width), found.readout.prefix, options.kernel)
+        return Definition(masked_features(found.readout), lambda _, position: weights[position][:, None])
+    return None
 
 
 @dataclass(frozen=True)
@@ -121,27 +161,40 @@ class Spliced:
 
 def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Spliced:
     """Carry out a plan on `loaded`, whose view `graph` is."""
+    readout = plan.found.readout
+    is_probed = readout is not None and plan.form == "closed form"
+    zeros = probe_zero_tokens(loaded, readout) if is_probed and readout is not None else {}
     surgeon = loaded.surgeon()
-    plan, raw = _add_branch(surgeon, graph, plan)
+    plan, raw = _add_branch(surgeon, graph, plan, options, zeros)
     saliency = raw if options.output_dtype == "f32" else to_bytes(surgeon.ops, raw, _spatial_axes(plan))
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
-    loaded.annotate(_metadata(plan))
+    loaded.annotate(_metadata(plan, options))
     return Spliced(plan, raw, surgeon.handle(plan.found.logits.value))
 
 
-def _add_branch(surgeon: Surgeon[Any], graph: Graph, plan: Plan) -> tuple[Plan, Any]:
+def _add_branch(
+    surgeon: Surgeon[Any], graph: Graph, plan: Plan, options: Options, zeros: Mapping[Attention, ZeroTokens]
+) -> tuple[Plan, Any]:
+    """The plan as it was carried out, and the raw map."""
     found = plan.found
     if plan.method == "activation-map":
         return plan, activation_map(surgeon, found.target)
+    vit = None
+    if found.readout is not None:
+        vit = VitTarget(found.readout, found.target, found.logits.value, options.kernel)
     if plan.form == "closed form":
         try:
+            if vit is not None:
+                return plan, vit_recipro_cam(surgeon, graph, vit, zeros)
             return plan, recipro_cam(surgeon, graph, found.target, found.ends, found.logits.value)
         except CannotFreeBatchError as err:
             logger.info("no closed form: %s", err)
             plan = masked_plan(graph, found, plan.map_shape, str(err))
+    if vit is not None:
+        return plan, masked_vit_runs(surgeon, graph, vit)
     return plan, masked_runs(surgeon, graph, found.target, found.logits.value)
 
 
@@ -159,9 +212,9 @@ def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
     surgeon.add_output(vector, FEATURE_VECTOR, pooled.dtype, ((pooled.shape or (None,))[0], width))
 
 
-def _metadata(plan: Plan) -> dict[str, str]:
+def _metadata(plan: Plan, options: Options) -> dict[str, str]:
     found = plan.found
-    return {
+    entries = {
         "version": __version__,
         "method": plan.method,
         "form": plan.form,
@@ -169,6 +222,9 @@ def _metadata(plan: Plan) -> dict[str, str]:
         "grid": "x".join("?" if side is None else str(side) for side in found.target.grid),
         "classes": str(found.logits.classes),
     }
+    if plan.method == "vit-recipro-cam":
+        entries["kernel"] = options.kernel
+    return entries
 
 
 def _refuse_twice(loaded: LoadedModel, graph: Graph) -> None:

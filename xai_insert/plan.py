@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xai_insert.graph.cuts import region
-from xai_insert.graph.view import Graph, Node, Op, Shape, volume
+from xai_insert.graph.view import Graph, Node, Op, Shape, fixed, volume
 from xai_insert.locate.classifier import Classifier, locate_classifier
+from xai_insert.locate.transformer import Readout
 from xai_insert.options import Options
 
 
@@ -37,7 +38,7 @@ def make_plan(graph: Graph, options: Options) -> Plan:
     Raises:
         XaiInsertError: one of its children, see `locate_classifier`.
     """
-    found = locate_classifier(graph, options.output, options.target_layer)
+    found = locate_classifier(graph, options)
     target = found.target
     batch, classes = target.shape[0], found.logits.classes
     if options.method == "activation-map":
@@ -47,6 +48,9 @@ def make_plan(graph: Graph, options: Options) -> Plan:
     shape = (batch, classes, *target.grid)
     if found.obstacle is not None:
         return masked_plan(graph, found, shape)
+    if found.readout is not None:
+        flops = _token_flops(graph, found, found.readout)
+        return Plan(found, "vit-recipro-cam", "closed form", "class token", shape, _mega(flops))
     head = region(graph, [end.result for end in found.ends], [found.logits.value])
     per_row = sum(_flops(node, 1) for node in head)
     weighted = sum(_flops(end.result.producer, 1) for end in found.ends if end.result.producer is not None)
@@ -62,7 +66,18 @@ def masked_plan(graph: Graph, found: Classifier, shape: Shape, obstacle: str | N
     batch = target.shape[0] or 1
     flops = None if target.positions is None else target.positions * sum(_flops(node, batch) for node in rest)
     reason = obstacle or found.obstacle or ""
-    return Plan(found, "recipro-cam", "masked runs", reason, shape, _mega(flops))
+    method = "recipro-cam" if found.readout is None else "vit-recipro-cam"
+    return Plan(found, method, "masked runs", reason, shape, _mega(flops))
+
+
+def _token_flops(graph: Graph, found: Classifier, readout: Readout) -> int:
+    """The rest of the block for one row per patch, and scores and sums of the masked attentions."""
+    results = [attention.result for attention in readout.attentions]
+    patches, tokens = found.target.positions or 0, readout.tokens
+    rest = sum(_flops(node, 1) for node in region(graph, results, [found.logits.value]))
+    batch = found.target.shape[0] or 1
+    shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
+    return patches * readout.rows * rest // tokens // batch + 4 * readout.rows * shares
 
 
 def _mega(flops: int | None) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from xai_insert.errors import XaiInsertError
-from xai_insert.explain.classify import Selection, Task
+from xai_insert.explain.classify import Classifier, ScoreMeaning, Selection
 from xai_insert.explain.draw import COLORMAPS
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images, read_labels, stamp
@@ -129,25 +129,22 @@ def main(
     predicted class, the raw maps and a contact sheet, index.html. How to prepare an image is read from the model's
     metadata (Model API's model_info) unless options say otherwise. Run again, it draws only what is missing.
     """
-    options = DrawOptions(classes, opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
+    options = DrawOptions(opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
     try:
         sources = find_images(images, output)
         engine = load_engine(model, runtime, device)  # type: ignore[arg-type]  # checked by click
-        chosen = {
-            "mean": mean,
-            "scale": scale,
-            "resize": resize,
-            "bgr": None if channels is None else channels == "bgr",
-        }
+        bgr = None if channels is None else channels == "bgr"
+        chosen = {"mean": mean, "scale": scale, "resize": resize, "bgr": bgr}
         how = from_metadata(engine.info, engine.by_model_api, chosen)
         feeder = Feeder.of(engine.image_input, how, layout, input_size)
-        task = Task.from_metadata(engine.info)
+        meaning = ScoreMeaning.from_metadata(engine.info)
         if labels is not None:
-            task = replace(task, labels=read_labels(labels))
+            meaning = replace(meaning, labels=read_labels(labels))
         if not quiet:
             _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
-        identity = [str(model.resolve()), stamp(model), type(engine).__name__, device, repr(feeder), repr(task)]
-        outcomes = _run(Explainer(engine, feeder, task, output, options, identity), sources, quiet)
+        classifier = Classifier(engine, feeder, meaning, classes)
+        identity = [str(model.resolve()), stamp(model), type(engine).__name__, device]
+        outcomes = _run(Explainer(classifier, output, options, identity), sources, quiet)
     except XaiInsertError as err:
         click.echo(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
@@ -178,7 +175,7 @@ def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> list[O
             nonlocal drawn
             drawn += not outcome.skipped
             _complain(outcome)
-            bar.update(1, outcome)  # type: ignore[arg-type]  # the type of items is open
+            bar.update(1, outcome)
 
         return explainer.run(sources, done)
 

@@ -11,7 +11,7 @@ import click
 from xai_insert.cli.parsing import INPUT_SHAPE
 from xai_insert.errors import XaiInsertError
 from xai_insert.graph.view import Shape
-from xai_insert.options import METHODS, OUTPUT_DTYPES, Options
+from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
 from xai_insert.pipeline import insert_file, plan_insertion
 from xai_insert.report import Report, to_json
 from xai_insert.version import __version__
@@ -42,6 +42,14 @@ Examples:
     "--output-dtype", type=click.Choice(OUTPUT_DTYPES), default=Options.output_dtype, show_default=True,
     help="u8: each map scaled to 0..255; f32: raw scores.",
 )  # fmt: skip
+@click.option(
+    "--kernel", type=click.Choice(KERNELS), default=Options.kernel, show_default=True,
+    help="ViT Recipro-CAM: keep a 3x3 neighbourhood, or one patch.",
+)  # fmt: skip
+@click.option(
+    "--block", type=click.IntRange(min=1), default=Options.block, show_default=True, metavar="K",
+    help="ViT Recipro-CAM: mask the K-th block from the end.",
+)  # fmt: skip
 @click.option("--feature-vector", is_flag=True, help="Also add the pooled feature as output feature_vector.")
 @click.option(
     "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
@@ -60,6 +68,8 @@ def main(
     target_layer: str | None,
     output_name: str | None,
     output_dtype: str,
+    kernel: str,
+    block: int,
     feature_vector: bool,
     input_shapes: tuple[tuple[str, Shape], ...],
     dry_run: bool,
@@ -79,6 +89,8 @@ def main(
         target_layer=target_layer,
         output=output_name,
         output_dtype=output_dtype,  # type: ignore[arg-type]
+        kernel=kernel,  # type: ignore[arg-type]
+        block=block,
         feature_vector=feature_vector,
         input_shapes=dict(input_shapes),
         check=not no_check,

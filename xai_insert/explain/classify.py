@@ -17,6 +17,8 @@ from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.preprocessing import View, is_true
 from xai_insert.explain.runtime import Engine
 
+_LISTED = 5
+
 Scores = npt.NDArray[np.float64]
 
 
@@ -72,14 +74,6 @@ def probabilities(logits: Array, multilabel: bool) -> tuple[Scores, bool]:
     return powers / powers.sum(), False
 
 
-def rank(scores: Scores, labels: Sequence[str]) -> list[Prediction]:
-    """Every class, best first; a class without a label is called by its number."""
-    return [
-        Prediction(int(index), labels[index] if index < len(labels) else f"class {index}", float(scores[index]))
-        for index in np.argsort(-scores, kind="stable")
-    ]
-
-
 @dataclass(frozen=True)
 class Selection:
     """Which classes to draw.
@@ -109,29 +103,31 @@ class Selection:
             return cls("listed", listed=tuple(dict.fromkeys(int(item) for item in text.split(","))))
         raise ValueError(f"{text!r} is not predictions, all, top5 or class numbers such as 3,17")
 
-    def choose(self, ranked: Sequence[Prediction], independent: bool, threshold: float) -> list[Prediction]:
+    def choose(self, scores: Scores, predicted: Sequence[int]) -> Sequence[int]:
         """The classes to draw.
 
         Args:
-            ranked: every class, best first.
-            independent: whether several classes can be predicted at once.
-            threshold: least score of a predicted class, where they are independent.
+            scores: probabilities `[K]`.
+            predicted: the predicted classes.
 
         Raises:
             RunError: a listed class does not exist.
         """
         if self.kind == "all":
-            return sorted(ranked, key=lambda item: item.class_id)
+            return range(len(scores))
         if self.kind == "top":
-            return list(ranked[: self.count])
+            return ranking(scores)[: self.count]
         if self.kind == "listed":
-            known = {item.class_id: item for item in ranked}
-            missing = [number for number in self.listed if number not in known]
+            missing = [number for number in self.listed if number >= len(scores)]
             if missing:
-                raise RunError(f"there is no class {missing[0]}: the model has the classes 0 to {len(known) - 1}")
-            return [known[number] for number in self.listed]
-        predicted = [item for item in ranked if item.score >= threshold] if independent else []
-        return predicted or list(ranked[:1])
+                raise RunError(f"there is no class {missing[0]}: the model has the classes 0 to {len(scores) - 1}")
+            return self.listed
+        return predicted
+
+
+def ranking(scores: Scores) -> list[int]:
+    """Numbers of the classes, best first."""
+    return [int(index) for index in np.argsort(-scores, kind="stable")]
 
 
 @dataclass(frozen=True)
@@ -157,13 +153,18 @@ class ScoreMeaning:
             threshold = cls.threshold
         return cls(tuple(info.get("labels", "").split()), is_true(info.get("multilabel", "")), threshold)
 
+    def prediction(self, scores: Scores, class_id: int) -> Prediction:
+        """One class; without a label it is called by its number."""
+        label = self.labels[class_id] if class_id < len(self.labels) else f"class {class_id}"
+        return Prediction(class_id, label, float(scores[class_id]))
+
 
 @dataclass(frozen=True)
 class Explained:
     """What a model says about one image.
 
     Attributes:
-        predictions: its predictions, best first.
+        predictions: the likeliest classes, best first: every predicted one, and at least five.
         chosen: those to draw.
         saliency_map: `[K, h, w]` per class or `[h, w]`, as the model gave it.
         view: which area of the image the map shows.
@@ -202,6 +203,12 @@ class Classifier:
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
         scores, independent = probabilities(class_logits(outputs), self.meaning.multilabel)
-        ranked = rank(scores, self.meaning.labels)
-        chosen = self.selection.choose(ranked, independent, self.meaning.threshold)
-        return Explained(ranked, chosen, outputs.saliency_map[0], view)
+        order = ranking(scores)
+        likely = int((scores >= self.meaning.threshold).sum()) if independent else 1
+        chosen = self.selection.choose(scores, order[: max(likely, 1)])
+        return Explained(
+            [self.meaning.prediction(scores, number) for number in order[: max(likely, _LISTED)]],
+            [self.meaning.prediction(scores, number) for number in chosen],
+            outputs.saliency_map[0],
+            view,
+        )

@@ -115,6 +115,18 @@ def write(path: Path, content: bytes) -> None:
         raise RunError(f"cannot write {path}: {err.strerror or err}") from err
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        RunError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as err:
+        raise RunError(f"cannot remove {path}: {err.strerror or err}") from err
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and those above it.
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-_HEIGHT, _NARROWEST, _WIDEST = 232, 120, 400
+_HEIGHT, _NARROWEST, _WIDEST = 232, 120, 340
 _LEAST = 0.005
 
 
@@ -32,6 +32,7 @@ def _row(record: Mapping[str, Any]) -> str:
     name = PurePath(record["source"]).name
     width, height = record["size"]
     shown = min(max(_HEIGHT * width / height, _NARROWEST), _WIDEST)
+    raw = min(shown, shown * height / width)
     predictions = [item for item in record["predictions"] if item["score"] >= _LEAST] or record["predictions"][:1]
     bars = "".join(
         f'<li><span class="label">{escape(item["label"])}</span><span class="score">{item["score"]:.2f}</span>'
@@ -41,12 +42,14 @@ def _row(record: Mapping[str, Any]) -> str:
     pictures = [_picture(record["image"], name, "image")]
     for item in record["maps"]:
         title = f"{name}: {item['title']}"
-        pair = _picture(item["overlay"], title, "")
+        score = f"<b>{escape(item['title'])}</b> {item['score']:.2f}" if "score" in item else escape(item["title"])
+        pair = _picture(item["overlay"], title, score, "overlay")
         if item["raw"] and item["raw"].endswith(".png"):
             pair += _picture(item["raw"], f"{title}, raw map", f"raw map {_times(*item['grid'])}", "raw")
         pictures.append(f'<div class="pair">{pair}</div>')
+    sizes = f"--width:{shown:.0f}px;--ratio:{width}/{height};--raw:{raw:.0f}px"
     return (
-        f'<section style="--width:{shown:.0f}px"><div class="facts"><h2>{escape(name)}</h2>'
+        f'<section style="{sizes}"><div class="facts"><h2>{escape(name)}</h2>'
         f'<p>{_times(width, height)}</p><ol>{bars}</ol></div><div class="pictures">{"".join(pictures)}</div></section>'
     )
 

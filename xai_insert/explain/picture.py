@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
 
 from xai_insert.explain.draw import ColormapName, Image, overlay, stretch
 from xai_insert.explain.preprocessing import View
@@ -65,13 +67,10 @@ def with_caption(image: Image, title: str, value: str) -> Image:
     return np.vstack([image, _strip(image.shape[1], title, value)])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # the same class comes again and again
 def _strip(width: int, title: str, value: str) -> Image:
-    from PIL import Image as Pillow  # noqa: PLC0415 - only needed for drawing
-    from PIL import ImageDraw, ImageFont  # noqa: PLC0415
-
     size = min(max(width // 20, 14), 26)
-    font = ImageFont.load_default(size)
+    font = _font(size)
     strip = Pillow.new("RGB", (width, size * 2), _BACKGROUND)
     pen = ImageDraw.Draw(strip)
     margin = size // 2
@@ -83,3 +82,8 @@ def _strip(width: int, title: str, value: str) -> Image:
     pen.text((margin, size), title, _INK, font, anchor="lm")
     pen.text((width - margin, size), value, _PALE, font, anchor="rm")
     return np.asarray(strip, np.uint8)
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

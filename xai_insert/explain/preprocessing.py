@@ -133,9 +133,9 @@ def prepare(image: Image, how: Preprocessing, size: tuple[int, int], channels: i
     """
     pixels, view = _resize(image, how, size)
     if channels == 1:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)[..., None]
     elif how.bgr or how.embedded:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        pixels = pixels[..., ::-1]
     if how.embedded or not (how.mean or how.scale):
         return pixels, view
     mean, scale = (_per_channel(values, channels) for values in (how.mean or (0.0,), how.scale or (1.0,)))

@@ -27,7 +27,6 @@ from xai_insert.version import __version__
 RawKind = Literal["png", "npy", "none"]
 
 RAW_KINDS: tuple[str, ...] = get_args(RawKind)
-_LISTED = 5
 _FOLDERS = ("images", "overlays", "maps", "results")
 
 
@@ -136,6 +135,7 @@ class Explainer:
         except ImageFileError as err:
             return Outcome(source, error=str(err))
         found = self._model.explain(image)
+        self._forget(source, known)
         scene = _Scene(source.name, canvas(image), found.view)
         record = {
             "settings": self._settings,
@@ -143,12 +143,10 @@ class Explainer:
             "stamp": files.stamp(source.path),
             "size": list(image.shape[1::-1]),
             "image": self._write(f"images/{source.name}.jpg", files.encode(scene.shown, ".jpg")),
-            "predictions": [asdict(item) for item in found.predictions[:_LISTED]],
+            "predictions": [asdict(item) for item in found.predictions],
             "maps": self._draw(scene, found),
         }
-        self._write(f"results/{source.name}.json", json.dumps(record, indent=1).encode())
-        if known is not None:
-            self._clean(known, record)
+        self._write(f"results/{source.name}.json", json.dumps(record).encode())
         return Outcome(source, record)
 
     def _draw(self, scene: _Scene, found: Explained) -> list[dict[str, Any]]:
@@ -200,10 +198,11 @@ class Explainer:
             (self._output / name).is_file() for name in _written(known)
         )
 
-    def _clean(self, known: dict[str, Any], record: dict[str, Any]) -> None:
-        """Remove what an earlier run wrote under other names, such as another score."""
-        for name in set(_written(known)) - set(_written(record)):
-            (self._output / name).unlink(missing_ok=True)
+    def _forget(self, source: files.Source, known: dict[str, Any] | None) -> None:
+        """Remove what an earlier run wrote about an image, the record first: the names of its files hold scores."""
+        if known is not None:
+            for name in [f"results/{source.name}.json", *_written(known)]:
+                files.remove(self._output / name)
 
 
 def _written(record: dict[str, Any]) -> list[str]:

@@ -129,7 +129,7 @@ class OnnxEngine:
     def __init__(self, path: Path, device: str) -> None:
         import onnxruntime as ort  # noqa: PLC0415 - heavy, and not needed for IR
 
-        provider = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}.get(device.upper())
+        provider = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}.get(device.upper(), "")
         available = ort.get_available_providers()
         if provider not in available:
             raise RunError(f"onnxruntime has no device {device!r} here: it offers {', '.join(available)}")

@@ -44,10 +44,10 @@ class LoadedModel(Protocol):
     def runner(self) -> Runner:
         """Compile for the CPU in float32."""
 
-    def between(self, feature: Value, results: Sequence[Any]) -> Runner:
-        """Compile only what lies between `feature` and the handles `results`.
+    def between(self, features: Sequence[Value], results: Sequence[Any]) -> Runner:
+        """Compile only what lies between `features` and the handles `results`.
 
-        The first input is the feature map; those of the whole model follow, since a head may read its batch there.
+        The first inputs are the features; those of the whole model follow, since a head may read its batch there.
         """
 
     def result_like(self, given: Any) -> Any:

@@ -97,13 +97,15 @@ class Surgeon(Protocol[V]):
     def copy(self, node: Node, inputs: Sequence[V | None]) -> Sequence[V]:
         """A twin of `node` that reads `inputs`; weights are shared, not stored again."""
 
-    def map_positions(self, masks: npt.NDArray[np.float32], feature: Value, region: Sequence[Node], result: Value) -> V:
-        """Run `region` once per mask, with `feature * masks[p]` in place of `feature`, one after another.
+    def map_positions(
+        self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
+    ) -> V:
+        """Run `region` once per mask, with `feature * masks[p]` in place of each feature, one after another.
 
         Args:
-            masks: `[P, ...]`; each mask broadcasts against `feature`.
-            feature: the masked value.
-            region: the nodes from `feature` to `result`, in topological order.
+            masks: `[P, ...]`; each mask broadcasts against every feature.
+            features: the masked values, of one shape.
+            region: the nodes from the features to `result`, in topological order.
             result: the value that is kept of each run.
 
         Returns:

@@ -27,6 +27,8 @@ class Op(Enum):
     ADD = auto()
     ARGMAX = auto()
     ATTENTION = auto()
+    """Scaled dot-product attention over `[B, heads, T, d]`: query, key, value, optional mask. Attrs `scale` (None is
+    `1 / sqrt(d)`; a value if it is computed), `causal`, `is_plain` (no further inputs or modes)."""
     BATCH_NORM = auto()
     CAST = auto()
     CLIP = auto()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from xai_insert.errors import TargetNotFoundError, UnknownNameError
 from xai_insert.graph.cuts import activations, cut_values, region
@@ -11,6 +12,8 @@ from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_b
 from xai_insert.locate.inputs import image_inputs, shape_hint
 from xai_insert.locate.layout import FeatureMap, channel_axis, token_grid
 from xai_insert.locate.logits import Logits, find_logits, is_vector
+from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_readout
+from xai_insert.options import Options
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Classifier:
         pooled: the first vector per image after the grid, `[B, C]` with further axes of size 1.
         ends: the nodes that end the grid.
         obstacle: why masked runs from `target` on have no closed form; None if they have one.
+        readout: the last block and its tokens, where tokens are masked instead of a pooled grid.
     """
 
     logits: Logits
@@ -30,6 +34,7 @@ class Classifier:
     pooled: Value
     ends: tuple[GridEnd, ...]
     obstacle: str | None
+    readout: Readout | None = None
 
     @property
     def collapse(self) -> str:
@@ -37,33 +42,41 @@ class Classifier:
         return " + ".join(dict.fromkeys(end.kind.value for end in self.ends))
 
 
-def locate_classifier(graph: Graph, output: str | None = None, target_layer: str | None = None) -> Classifier:
+def locate_classifier(graph: Graph, options: Options) -> Classifier:
     """Find logits, feature map and head of a classifier.
 
     Args:
         graph: the model.
-        output: name of the graph output with the class scores, where there are several.
-        target_layer: name of the node (or value) whose output is to be explained, instead of the one found.
+        options: what the user has chosen instead of finding it.
 
     Raises:
         NotVisionModelError: no image input.
         UnsupportedTaskError: no output with class scores.
         AmbiguousModelError: several outputs with class scores.
         TargetNotFoundError: no feature map with a grid before the logits.
-        UnknownNameError: `output` or `target_layer` is not in the model.
+        UnknownNameError: `options.output` or `options.target_layer` is not in the model.
         ShapeUnknownError: a rank or size that the choice needs is unknown.
     """
     images = image_inputs(graph)
-    logits = find_logits(graph, images, output)
+    logits = find_logits(graph, images, options.output)
     cuts = cut_values(graph, images, logits.value)
     reached = activations(graph, images)
     pooled = _first_vector(cuts)
     ends = tuple(grid_ends(pooled, reached))
-    if target_layer is None:
+    if options.target_layer is not None:
+        target = _named_target(graph, cuts, pooled, options.target_layer)
+    elif options.method == "vit-recipro-cam" or any(end.kind is Collapse.TOKEN for end in ends):
+        found = locate_readout(graph, images, logits.value, ends, options.block)
+        if not isinstance(found, str):
+            readout, target = found
+            obstacle = _reading_obstacle(readout, options)
+            return Classifier(logits, target, pooled, ends, obstacle, readout)
+        if options.method == "vit-recipro-cam" or found != MEAN_QUERY:
+            raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")
+        target = _default_target(graph, cuts, pooled, [_without_kind(end) for end in ends])
+    else:
         _require_grid(graph, logits.value, pooled, ends)
         target = _default_target(graph, cuts, pooled, ends)
-    else:
-        target = _named_target(graph, cuts, pooled, target_layer)
     target = _with_grid(graph, target)
     return Classifier(logits, target, pooled, ends, closed_ends(graph, ends, target))
 
@@ -91,16 +104,20 @@ def _require_grid(graph: Graph, logits: Value, pooled: Value, ends: tuple[GridEn
             )
 
 
-def _default_target(graph: Graph, cuts: list[Value], pooled: Value, ends: tuple[GridEnd, ...]) -> FeatureMap:
+def _reading_obstacle(readout: Readout, options: Options) -> str | None:
+    if options.block > 1:
+        return f"blocks follow block {options.block} from the end"
+    return "the head reads patch tokens as well" if readout.reads_patches else None
+
+
+def _without_kind(end: GridEnd) -> GridEnd:
+    return replace(end, kind=Collapse.OTHER, grid_axes=())
+
+
+def _default_target(graph: Graph, cuts: list[Value], pooled: Value, ends: Sequence[GridEnd]) -> FeatureMap:
     if not ends:
         raise TargetNotFoundError(
             f"no feature map found before the logits {cuts[-1].describe()}: no value with a grid; {shape_hint(graph)}"
-        )
-    if any(end.kind is Collapse.TOKEN for end in ends):
-        end = next(end for end in ends if end.kind is Collapse.TOKEN)
-        raise TargetNotFoundError(
-            f"the head selects tokens of {end.source.describe()} with {end.node.type} {end.node.name!r}; "
-            "Recipro-CAM needs a pooled grid: choose a layer with --target-layer"
         )
     if all(end.grid_axes for end in ends):
         features = {feature.value: feature for feature in map(feature_before, ends)}

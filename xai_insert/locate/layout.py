@@ -23,12 +23,14 @@ class FeatureMap:
         channel_axis: the axis of the channels.
         grid_axes: the two axes of the grid, or the one axis of the tokens.
         grid: height and width in cells; None where they follow the input.
+        prefix: number of tokens before those of the grid (class, distillation, registers).
     """
 
     value: Value
     channel_axis: int
     grid_axes: tuple[int, ...]
     grid: tuple[int | None, int | None]
+    prefix: int = 0
 
     @property
     def channels(self) -> int | None:

@@ -6,30 +6,31 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Atom = str | int
-BATCH: Atom = "batch"
-TOKENS: Atom = "tokens"
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token axis; `size` is that of the model as it was exported."""
+
+    size: int
+
+
+Atom = str | int | Tokens
 Dim = tuple[Atom, ...]
 """One axis, as the factors that it was merged from, outermost first; a plain axis has one factor or none (size 1)."""
 Dims = tuple[Dim, ...]
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Sizes that batch and tokens have in the model as it was exported.
+def has_tokens(dim: Dim) -> bool:
+    """Whether an axis holds tokens."""
+    return any(isinstance(atom, Tokens) for atom in dim)
 
-    Attributes:
-        batch: None if it is dynamic.
-        tokens: None if the values have no token axis.
-    """
 
-    batch: int | None
-    tokens: int | None = None
-
-    def size(self, atom: Atom) -> int | None:
-        if atom == BATCH:
-            return self.batch
-        return self.tokens if atom == TOKENS else int(atom)
+def _size(atom: Atom, batch: int | None) -> int | None:
+    if isinstance(atom, Tokens):
+        return atom.size
+    return atom if isinstance(atom, int) else batch
 
 
 def plain(dim: int) -> Dim:
@@ -43,8 +44,13 @@ def width(dim: Dim) -> int | None:
     return math.prod(factors) if len(factors) == len(dim) else None
 
 
-def regroup(dims: Dims, shape: Sequence[int | None], origin: Origin) -> Dims | None:
+def regroup(dims: Dims, shape: Sequence[int | None], batch: int | None) -> Dims | None:
     """The axes after a reshape to `shape` (sizes of the exported model); None if they cannot be told.
+
+    Args:
+        dims: axes of the operand.
+        shape: sizes of the result in the exported model, at most one of them unknown.
+        batch: the batch that the model was exported with; None if it is dynamic.
 
     Elements keep their order in a reshape, so the factors keep theirs and only the borders between axes move.
     """
@@ -53,35 +59,35 @@ def regroup(dims: Dims, shape: Sequence[int | None], origin: Origin) -> Dims | N
     if len(unknown) > 1:
         return None
     if not unknown:
-        return _consume(stream, [size or 0 for size in shape], origin, whole=True)
+        return _consume(stream, [size or 0 for size in shape], batch, whole=True)
     axis = unknown[0]
-    left = _consume(stream, [size or 0 for size in shape[:axis]], origin, whole=False)
+    left = _consume(stream, [size or 0 for size in shape[:axis]], batch, whole=False)
     stream.reverse()
-    right = _consume(stream, [size or 0 for size in reversed(shape[axis + 1 :])], origin, whole=False)
+    right = _consume(stream, [size or 0 for size in reversed(shape[axis + 1 :])], batch, whole=False)
     if left is None or right is None:
         return None
     return (*left, tuple(reversed(stream)), *(tuple(reversed(dim)) for dim in reversed(right)))
 
 
-def _consume(stream: list[Atom], sizes: list[int], origin: Origin, *, whole: bool) -> Dims | None:
+def _consume(stream: list[Atom], sizes: list[int], batch: int | None, *, whole: bool) -> Dims | None:
     """Take one axis after the other off `stream`; with `whole`, nothing may be left."""
     result: list[Dim] = []
     for index, size in enumerate(sizes):
         following = sizes[index + 1] if index + 1 < len(sizes) else 0
-        dim = _take(stream, size, following, origin)
+        dim = _take(stream, size, following, batch)
         if dim is None:
             return None
         result.append(dim)
     return None if whole and stream else tuple(result)
 
 
-def _take(stream: list[Atom], size: int, following: int, origin: Origin) -> Dim | None:
+def _take(stream: list[Atom], size: int, following: int, batch: int | None) -> Dim | None:
     taken: list[Atom] = []
     product = 1
     while product < size:
         if not stream:
             return None
-        atom_size = origin.size(stream[0])
+        atom_size = _size(stream[0], batch)
         if atom_size is None:
             return None
         need = size // product
@@ -95,7 +101,7 @@ def _take(stream: list[Atom], size: int, following: int, origin: Origin) -> Dim 
         else:
             return None
     # A batch of one leaves no trace in the sizes: it goes with the axis of size 1 or, without one, where it stands.
-    while stream and not isinstance(stream[0], int) and origin.size(stream[0]) == 1 and (size == 1 or following != 1):
+    while stream and not isinstance(stream[0], int) and _size(stream[0], batch) == 1 and (size == 1 or following != 1):
         taken.append(stream.pop(0))
         if size == 1:
             break

@@ -15,7 +15,7 @@ from typing import Generic
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
-from xai_insert.methods.axes import BATCH, TOKENS, Dim, Dims, Origin, plain, regroup, width
+from xai_insert.methods.axes import BATCH, Dim, Dims, Tokens, has_tokens, plain, regroup, width
 
 _ELEMENTWISE = frozenset(
     {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
@@ -36,14 +36,14 @@ class Lifter(Generic[V]):
 
     Args:
         surgeon: the model being edited.
-        origin: sizes of batch and tokens in the model.
+        batch: the batch that the model was exported with; None if it is dynamic.
         rows: number of read-out rows that are kept of the token axis; they come first in it.
         copies: samples per image.
     """
 
-    def __init__(self, surgeon: Surgeon[V], origin: Origin, rows: int = 1, copies: int = 1) -> None:
+    def __init__(self, surgeon: Surgeon[V], batch: int | None, rows: int = 1, copies: int = 1) -> None:
         self._surgeon = surgeon
-        self._origin = origin
+        self._batch = batch
         self._rows = rows
         self._copies = copies
         self.made: dict[Value, Lifted[V] | None] = {}
@@ -85,12 +85,14 @@ class Lifter(Generic[V]):
             raise self._refusal(node)
         if node.op is Op.RESHAPE:
             self._reshape(node, main)
-        elif node.op is Op.CONCAT and TOKENS in main.dims[node.attrs["axis"]]:
+        elif node.op is Op.CONCAT and has_tokens(main.dims[node.attrs["axis"]]):
             self._join_tokens(node)
         elif node.op in (Op.GATHER, Op.SLICE, Op.SPLIT) and (axis := _selected_axis(node)) is not None:
             self._select(node, main, axis)
         elif node.op is Op.CONV:
             self._convolve(node, main)
+        elif node.op is Op.MATMUL and node.inputs[1] in self.made:
+            self._multiply(node)
         else:
             dims = self._result_dims(node, main.dims)
             self._copy(node, main, dims)
@@ -112,18 +114,17 @@ class Lifter(Generic[V]):
             if lifted is None:
                 raise self._refusal(node)
             return lifted.handle
-        if value.is_constant and not self._has_tokens(value, main):
+        meets_tokens = node.op in _ELEMENTWISE | {Op.CONCAT} and any(map(has_tokens, main.dims))
+        if value.is_constant and not (meets_tokens and self._has_tokens(value, main)):
             return self._surgeon.handle(value)
-        if self._origin.tokens is None or node.op not in _ELEMENTWISE | {Op.CONCAT}:
+        if not meets_tokens:
             raise self._refusal(node)
         return self._ordinary(value, main)
 
     def _has_tokens(self, constant: Value, main: Lifted[V]) -> bool:
         """Whether a constant holds something for each token."""
-        if self._origin.tokens is None or constant.shape is None:
-            return False
-        aligned = zip(reversed(constant.shape), reversed(main.dims), strict=False)
-        return any(TOKENS in dim and size == self._origin.tokens != 1 for size, dim in aligned)
+        aligned = zip(reversed(constant.sizes), reversed(main.dims), strict=False)
+        return any(has_tokens(dim) and size != 1 for size, dim in aligned)
 
     def _ordinary(self, value: Value, main: Lifted[V]) -> V:
         """A value of the ordinary run at the read-out rows, once per sample."""
@@ -133,14 +134,14 @@ class Lifter(Generic[V]):
             raise CannotFreeBatchError(f"{value.describe()} has more axes than the value it meets")
         handle = self._surgeon.handle(value)
         for axis, dim in enumerate(dims):
-            if TOKENS in dim and shape[axis] != 1:
-                if dim != (TOKENS,) or shape[axis] != self._origin.tokens:
+            if has_tokens(dim) and shape[axis] != 1:
+                if len(dim) > 1 or (shape[axis] or 0) < self._rows:
                     raise CannotFreeBatchError(f"{value.describe()} merges its tokens with another axis")
                 handle = op.slice(handle, axis, 0, self._rows)
         if value.is_constant or (BATCH,) not in dims:
             return handle
         batch = dims.index((BATCH,))
-        sizes = [self._rows if dim == (TOKENS,) else shape[axis] for axis, dim in enumerate(dims)]
+        sizes = [min(self._rows, shape[axis] or 1) if has_tokens(dim) else shape[axis] for axis, dim in enumerate(dims)]
         before, after = fixed(sizes[:batch]), fixed(sizes[batch + 1 :])
         spread = op.reshape(handle, [*before, -1, 1, *after])
         spread = op.expand(spread, [*(1 for _ in before), 1, self._copies, *(1 for _ in after)])
@@ -148,7 +149,7 @@ class Lifter(Generic[V]):
 
     def _reshape(self, node: Node, main: Lifted[V]) -> None:
         shape = node.output.shape
-        dims = None if shape is None else regroup(main.dims, _completed(shape, node), self._origin)
+        dims = None if shape is None else regroup(main.dims, _completed(shape, node), self._batch)
         if dims is None:
             raise self._refusal(node)
         self.made[node.output] = Lifted(self._surgeon.ops.reshape(main.handle, self._sizes(dims)), dims)
@@ -156,17 +157,30 @@ class Lifter(Generic[V]):
     def _sizes(self, dims: Dims) -> list[int]:
         sizes = []
         for dim in dims:
-            factors = [self._rows if atom == TOKENS else atom for atom in dim if atom != BATCH]
-            sizes.append(-1 if BATCH in dim else volume([int(atom) for atom in factors]) or 1)
+            factors = [atom if isinstance(atom, int) else self._rows for atom in dim if atom != BATCH]
+            sizes.append(-1 if BATCH in dim else volume(factors) or 1)
         return sizes
 
     def _join_tokens(self, node: Node) -> None:
         """A concatenation that puts the read-out rows back before the other tokens: the rows alone are needed."""
         first = node.inputs[0]
         lifted = None if first is None else self.made.get(first)
-        if lifted is None:
+        axis = node.attrs["axis"]
+        size = node.output.sizes[axis]
+        if lifted is None or size is None:
             raise self._refusal(node)
-        self.made[node.output] = lifted
+        dims = (*lifted.dims[:axis], (Tokens(size),), *lifted.dims[axis + 1 :])
+        self.made[node.output] = Lifted(lifted.handle, dims)
+
+    def _multiply(self, node: Node) -> None:
+        """A product of two values of the ordinary batch, as the scores of an attention are."""
+        a, b = (self.made[node.read(index)] for index in (0, 1))
+        if a is None or b is None or node.attrs["transpose_a"] or node.attrs["transpose_b"]:
+            raise self._refusal(node)
+        if any(width(dim) is None for dim in (a.dims[-1], *b.dims[-2:])):
+            raise self._refusal(node)
+        handle = self._surgeon.ops.matmul(a.handle, b.handle)
+        self.made[node.output] = Lifted(handle, (*a.dims[:-1], b.dims[-1]))
 
     def _select(self, node: Node, main: Lifted[V], axis: int) -> None:
         dim = main.dims[axis]
@@ -174,11 +188,12 @@ class Lifter(Generic[V]):
             dims = self._result_dims(node, main.dims)
             self._copy(node, main, dims)
             return
-        start, end = node.attrs.get("start"), node.attrs.get("end")
-        if dim != (TOKENS,) or (node.op is not Op.SPLIT and start is None):
+        start: int | None = node.attrs.get("start")
+        end: int | None = node.attrs.get("end")
+        if len(dim) > 1 or not has_tokens(dim) or (node.op is not Op.SPLIT and start is None):
             raise self._refusal(node)
         if node.op is Op.GATHER:
-            if node.output.rank == len(main.dims) or not 0 <= start < self._rows:
+            if start is None or node.output.rank == len(main.dims) or not 0 <= start < self._rows:
                 raise self._refusal(node)
             row = self._surgeon.ops.slice(main.handle, axis, start, start + 1)
             dims = (*main.dims[:axis], *main.dims[axis + 1 :])
@@ -299,7 +314,7 @@ def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V
     Raises:
         CannotFreeBatchError: an operation mixes the batch axis with others.
     """
-    lifter = Lifter(surgeon, Origin(next(iter(rows)).sizes[0]))
+    lifter = Lifter(surgeon, next(iter(rows)).sizes[0])
     for value, handle in rows.items():
         dims: list[Dim] = [plain(size) for size in fixed(value.sizes[1:])]
         lifter.made[value] = Lifted(handle, ((BATCH,), *dims))

@@ -85,7 +85,7 @@ def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: 
     masks = np.eye(count, dtype=np.float32).reshape(count, *sizes)
     nodes = region(graph, [feature.value], [logits])
     op = surgeon.ops
-    scores = surgeon.map_positions(masks, feature.value, nodes, logits)
+    scores = surgeon.map_positions(masks, [feature.value], nodes, logits)
     by_class = op.transpose(op.reshape(scores, [count, -1, class_count(logits)]), (1, 2, 0))
     maps = op.reshape(by_class, [-1, class_count(logits), height, width])
     return maps if logits.dtype == "float32" else op.cast(maps, "float32")

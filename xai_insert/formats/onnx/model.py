@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxruntime as ort
 
-from xai_insert.errors import ModelFileError, ShapeUnknownError, UnknownNameError
+from xai_insert.errors import ModelFileError, UnknownNameError
 from xai_insert.formats.onnx.ops import data_type
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.shapes import infer
@@ -42,12 +42,11 @@ class OnnxModel:
     def runner(self) -> OnnxRunner:
         return OnnxRunner(self.native)
 
-    def between(self, feature: Value, results: Sequence[ir.Value]) -> OnnxRunner:
-        part = ir.convenience.extract(self.native.graph, [feature.native, *self.native.graph.inputs], results)
-        part.inputs[0].type, part.inputs[0].shape = (
-            ir.TensorType(data_type(feature.dtype)),
-            ir.Shape(_dims(feature.shape)),
-        )
+    def between(self, features: Sequence[Value], results: Sequence[ir.Value]) -> OnnxRunner:
+        entries = [feature.native for feature in features]
+        part = ir.convenience.extract(self.native.graph, [*entries, *self.native.graph.inputs], results)
+        for entry, feature in zip(part.inputs, features, strict=False):
+            entry.type, entry.shape = ir.TensorType(data_type(feature.dtype)), ir.Shape(list(feature.sizes))
         for value in part.outputs:
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
         return OnnxRunner(
@@ -74,12 +73,6 @@ class OnnxModel:
 
     def versions(self) -> dict[str, str]:
         return {"onnx_ir": ir.__version__, "onnxruntime": ort.__version__}
-
-
-def _dims(shape: Shape | None) -> list[int | None]:
-    if shape is None:
-        raise ShapeUnknownError("the rank of the feature map is unknown; give the sizes of the input: --input-shape")
-    return list(shape)
 
 
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:

@@ -51,17 +51,20 @@ class OnnxSurgeon:
         return twin
 
     def map_positions(
-        self, masks: npt.NDArray[np.float32], feature: Value, region: Sequence[Node], result: Value
+        self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
     ) -> ir.Value:
-        source = self.handle(feature)
-        kind = data_type(feature.dtype)
+        dtype = features[0].dtype
+        kind = data_type(dtype)
         mask = ir.Value(
             name=self._names.unique("mask"), type=ir.TensorType(kind), shape=ir.Shape(list(masks.shape[1:]))
         )
-        product = ir.node("Mul", [source, mask], name=self._names.unique("masked"))
-        product.outputs[0].name = self._names.unique("masked/out")
-        made: dict[Value, ir.Value] = {feature: product.outputs[0]}
-        nodes = [product]
+        made: dict[Value, ir.Value] = {}
+        nodes = []
+        for feature in features:
+            product = ir.node("Mul", [self.handle(feature), mask], name=self._names.unique("masked"))
+            product.outputs[0].name = self._names.unique("masked/out")
+            made[feature] = product.outputs[0]
+            nodes.append(product)
         for node in region:
             operands = [v if v is None else made.get(v, v.native) for v in node.inputs]
             twin = self._twin(node, operands)
@@ -72,7 +75,7 @@ class OnnxSurgeon:
         body = ir.Graph(
             [mask], [last], nodes=nodes, name=self._names.unique("positions"), opset_imports=self._model.opset_imports
         )
-        table = self.ops.cast(self.ops.constant(masks), feature.dtype)
+        table = self.ops.cast(self.ops.constant(masks), dtype)
         scan = ir.node("Scan", [table], {"body": body, "num_scan_inputs": 1}, name=self._names.unique("scan"))
         scan.outputs[0].name = self._names.unique("scan/out")
         self._model.graph.append(scan)

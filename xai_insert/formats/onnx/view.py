@@ -302,6 +302,10 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
             return {"axis": axis}
         start = int(index.reshape(-1)[0])
         return {"axis": axis, "start": start + (inputs[0].shape[axis] or 0) if start < 0 else start}
+    if op is Op.ATTENTION:
+        plain = len(inputs) < 5 and rank == 4 and not {"q_num_heads", "softcap"} & set(native.attributes)
+        scale = native.attributes["scale"].as_float() if "scale" in native.attributes else None
+        return {"scale": scale, "causal": bool(_int(native, "is_causal", 0)), "is_plain": plain}
     if op is Op.SLICE:
         return _slice_attrs(native, inputs)
     if op is Op.LAYER_NORM:

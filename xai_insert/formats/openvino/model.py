@@ -35,7 +35,7 @@ class OpenVINOModel:
     def runner(self) -> OpenVINORunner:
         return OpenVINORunner(self.native)
 
-    def between(self, feature: Value, results: Sequence[ov.Output]) -> OpenVINORunner:
+    def between(self, features: Sequence[Value], results: Sequence[ov.Output]) -> OpenVINORunner:
         twin = self.native.clone()
         twin_of = dict(
             zip((n.get_instance_id() for n in self.native.get_ordered_ops()), twin.get_ordered_ops(), strict=True)
@@ -44,12 +44,13 @@ class OpenVINOModel:
         def port(output: ov.Output) -> ov.Output:
             return twin_of[output.get_node().get_instance_id()].output(output.get_index())
 
-        source = port(feature.native)
         outputs = [opset.result(port(result)) for result in results]
-        parameter = opset.parameter(source.get_partial_shape(), source.get_element_type())
-        for reader in source.get_target_inputs():
-            reader.replace_source_output(parameter.output(0))
-        return OpenVINORunner(ov.Model(outputs, [parameter, *twin.get_parameters()], "branch"))
+        entries = []
+        for source in [port(feature.native) for feature in features]:
+            entries.append(opset.parameter(source.get_partial_shape(), source.get_element_type()))
+            for reader in source.get_target_inputs():
+                reader.replace_source_output(entries[-1].output(0))
+        return OpenVINORunner(ov.Model(outputs, [*entries, *twin.get_parameters()], "branch"))
 
     def result_like(self, given: Any) -> ov.Model:
         del given

@@ -59,14 +59,16 @@ class OpenVINOSurgeon:
             output.set_names(set())
 
     def map_positions(
-        self, masks: npt.NDArray[np.float32], feature: Value, region: Sequence[Node], result: Value
+        self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
     ) -> ov.Output:
-        source = self.handle(feature)
-        dtype = source.get_element_type()
+        sources = [self.handle(feature) for feature in features]
+        dtype = sources[0].get_element_type()
         mask = opset.parameter([1, *masks.shape[1:]], dtype)
-        body_feature = opset.parameter(source.get_partial_shape(), dtype)
+        entries = [opset.parameter(source.get_partial_shape(), dtype) for source in sources]
         single = opset.reshape(mask, np.array(masks.shape[1:], np.int64), special_zero=False)
-        made: dict[Value, ov.Output] = {feature: opset.multiply(body_feature, single).output(0)}
+        made: dict[Value, ov.Output] = {
+            feature: opset.multiply(entry, single).output(0) for feature, entry in zip(features, entries, strict=True)
+        }
         captured: dict[Value, ov.op.Parameter] = {}
         twins = dict(zip(self._originals, self._pristine.clone().get_ordered_ops(), strict=True))
         for node in region:
@@ -85,14 +87,13 @@ class OpenVINOSurgeon:
             made.update(zip(node.outputs, twin.outputs(), strict=True))
         stacked = opset.unsqueeze(made[result], np.array([0], np.int64))
         yes = opset.constant(np.array(True))
-        body = ov.Model(
-            [opset.result(yes), opset.result(stacked)], [mask, body_feature, *captured.values()], "positions"
-        )
+        body = ov.Model([opset.result(yes), opset.result(stacked)], [mask, *entries, *captured.values()], "positions")
         loop = ov_loop(self.ops.constant(np.array(len(masks), np.int64)), self.ops.constant(np.array(True)))
         loop.set_function(body)
         loop.set_special_body_ports([-1, 0])
         loop.set_sliced_input(mask, self.ops.constant(masks.astype(dtype.to_dtype())), 0, 1, 1, -1, 0)
-        loop.set_invariant_input(body_feature, source)
+        for entry, source in zip(entries, sources, strict=True):
+            loop.set_invariant_input(entry, source)
         for value, parameter in captured.items():
             loop.set_invariant_input(parameter, self.handle(value))
         scores = loop.get_concatenated_slices(body.get_results()[1].output(0), 0, 1, 1, -1, 0)

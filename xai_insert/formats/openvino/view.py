@@ -9,7 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather, slice_attrs, volume
+from xai_insert.graph.view import (
+    Graph,
+    Node,
+    Op,
+    Shape,
+    Use,
+    Value,
+    constant_of,
+    is_identity_gather,
+    slice_attrs,
+    volume,
+)
 
 _ELEMENTWISE = [
     "Relu",
@@ -236,6 +247,11 @@ def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
         return {"axis": axis % rank if rank else axis}
     if kind == "Transpose":
         return {"perm": _permutation(second, rank)}
+    if kind == "ScaledDotProductAttention":
+        scale = constant_of(inputs[4], limit=1) if len(inputs) > 4 else None
+        known = len(inputs) < 5 or scale is not None
+        value = None if scale is None else float(scale.reshape(-1)[0])
+        return {"scale": value, "causal": bool(raw["causal"]), "is_plain": known and len(inputs) < 6}
     if kind in ("MVN", "RMS"):
         return {"axes": _axes(second, rank) if kind == "MVN" else (() if rank is None else (rank - 1,))}
     if kind == "Concat":
@@ -256,7 +272,8 @@ def _gather_attrs(inputs: tuple[Value, ...]) -> Mapping[str, Any]:
     axes = _axes(inputs[2], inputs[0].rank)
     if not axes or shape is None:
         return {"axis": None}
-    index = _ints(inputs[1]) if volume(inputs[1].shape or (0,)) == 1 else None
+    is_single = inputs[1].shape is not None and volume(inputs[1].shape) == 1
+    index = _ints(inputs[1]) if is_single else None
     if not index:
         return {"axis": axes[0]}
     return {"axis": axes[0], "start": index[0] + (shape[axes[0]] or 0) if index[0] < 0 else index[0]}

@@ -1,0 +1,232 @@
+"""Locating the last attention block of a classifier that reads class tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from xai_insert.graph.cuts import activations, cut_values, region
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value
+from xai_insert.locate.collapse import Collapse, GridEnd
+from xai_insert.locate.layout import FeatureMap
+
+MEAN_QUERY = "the class token is the mean of the patches"
+_MOST_PREFIX_TOKENS = 32
+_SEARCH_DEPTH = 16
+_ON_THE_WAY = frozenset(
+    {Op.IDENTITY, Op.CAST, Op.MUL, Op.ADD, Op.SUB, Op.DIV, Op.TRANSPOSE, Op.RESHAPE, Op.QUANTIZE, Op.CONV, Op.MATMUL}
+    | {Op.CLIP, Op.OTHER, Op.EXPAND}
+)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention: `softmax(query @ key) @ value`, fused or in parts.
+
+    Attributes:
+        node: the fused node, or the softmax.
+        query: `[..., Tq, d]`.
+        key: `[..., T, d]` if fused, else `[..., d, T]`.
+        value: `[..., T, d]`.
+        scores: what the softmax reads, `[..., Tq, T]`; None if fused.
+        shares: what the softmax gives; None if fused.
+        weights: what meets `value`: `shares`, possibly mixed across heads; None if fused.
+        result: `[..., Tq, d]`.
+    """
+
+    node: Node
+    query: Value
+    key: Value
+    value: Value
+    scores: Value | None
+    shares: Value | None
+    weights: Value | None
+    result: Value
+
+    @property
+    def is_fused(self) -> bool:
+        return self.scores is None
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How a classifier reads its tokens.
+
+    Attributes:
+        masked: the tokens that are masked, `[B, T, D]`: the last value through which every path to query, key and
+            value runs (the output of the block's first norm).
+        residual: the tokens at the entry of the block, `[B, T, D]`; None if no single value holds them.
+        attentions: the attentions of the last block, side by side.
+        prefix: number of tokens before the patches (class, distillation, registers).
+        rows: number of leading tokens that the head reads.
+        reads_patches: whether the head reads patch tokens as well.
+    """
+
+    masked: Value
+    residual: Value | None
+    attentions: tuple[Attention, ...]
+    prefix: int
+    rows: int
+    reads_patches: bool
+
+    @property
+    def tokens(self) -> int:
+        size = self.masked.sizes[1]
+        return size or 0
+
+
+def locate_readout(
+    graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd], block: int = 1
+) -> tuple[Readout, FeatureMap] | str:
+    """Find the last block and its tokens; the reason if that fails.
+
+    Args:
+        graph: the model.
+        images: its image inputs.
+        logits: the class scores.
+        ends: the nodes at which the token grid ends.
+        block: which block with attention, counted from the end, 1 the last.
+    """
+    nodes = region(graph, images, [end.source for end in ends])
+    groups = _groups(graph, _attentions(nodes))
+    if len(groups) < block:
+        return f"wanted block {block} from the end, found {len(groups)} blocks with attention before the tokens"
+    attentions = groups[-block]
+    tokens = attentions[0].value.sizes[-2]
+    if tokens is None:
+        return "the number of tokens follows the size of the image"
+    width = ends[0].source.sizes[-1]
+    masked = _masked_value(graph, images, attentions, (tokens, width))
+    if masked is None:
+        return f"no single value [B, {tokens}, {width}] feeds query, key and value of {attentions[-1].node.name!r}"
+    rows = max((_rows_read(end) for end in ends if end.kind is Collapse.TOKEN), default=0)
+    before = [node for node in region(graph, images, [masked]) if node.op is not Op.SHAPE]
+    grid = _grid(tokens, max(rows, 0), reversed(before))
+    if grid is None:
+        return f"{tokens} tokens are not those of a patch embedding and a few before them"
+    if _has_mean_query(before, tokens):
+        return MEAN_QUERY
+    cuts = cut_values(graph, images, logits)
+    entry = [v for v in cuts if v.shape == masked.shape and _is_before(graph, v, masked)]
+    prefix = tokens - grid[0] * grid[1]
+    reads_patches = any(end.kind is not Collapse.TOKEN for end in ends) or rows > prefix
+    readout = Readout(masked, entry[-1] if entry else None, attentions, prefix, rows, reads_patches)
+    return readout, FeatureMap(masked, 2, (1,), grid, prefix)
+
+
+def _is_before(graph: Graph, value: Value, other: Value) -> bool:
+    if value is other or value.producer is None or other.producer is None:
+        return value is other
+    return graph.order[value.producer] <= graph.order[other.producer]
+
+
+def _attentions(nodes: Sequence[Node]) -> list[Attention]:
+    found: list[Attention] = []
+    for node in nodes:
+        if node.op is Op.ATTENTION and node.attrs.get("is_plain"):
+            query, key, value = (node.read(index) for index in range(3))
+            found.append(Attention(node, query, key, value, None, None, None, node.output))
+        elif node.op is Op.SOFTMAX and node.attrs["axis"] == (node.output.rank or 0) - 1:
+            product = _product_behind(node.output)
+            factors = _product_before(node.read(0), _SEARCH_DEPTH)
+            if product is not None and factors is not None:
+                weights, value = product.read(0), product.read(1)
+                shares = node.output
+                query, key = factors
+                found.append(Attention(node, query, key, value, node.read(0), shares, weights, product.output))
+    return found
+
+
+def _product_behind(shares: Value) -> Node | None:
+    """The product of the shares with the values, behind operations that mix heads or do nothing."""
+    value = shares
+    for _ in range(_SEARCH_DEPTH):
+        for use in value.uses:
+            other = use.node.operand(1)
+            if use.node.op is Op.MATMUL and use.index == 0 and other is not None and not other.is_constant:
+                return use.node
+        following = [use.node for use in value.uses if use.node.op in _ON_THE_WAY]
+        if len(following) != 1:
+            return None
+        value = following[0].output
+    return None
+
+
+def _product_before(scores: Value, depth: int) -> tuple[Value, Value] | None:
+    """Query and key: the factors of the nearest product of two activations before the softmax."""
+    node = scores.producer
+    if node is None or depth == 0:
+        return None
+    operands = [value for value in node.inputs if value is not None and not value.is_constant]
+    if node.op is Op.MATMUL and len(operands) >= 2:
+        return (operands[0], operands[1]) if not (node.attrs["transpose_a"] or node.attrs["transpose_b"]) else None
+    if node.op not in _ON_THE_WAY:
+        return None
+    for operand in operands:
+        found = _product_before(operand, depth - 1)
+        if found is not None:
+            return found
+    return None
+
+
+def _groups(graph: Graph, attentions: Sequence[Attention]) -> list[tuple[Attention, ...]]:
+    """Attentions in the order in which they follow one another; those side by side stand together."""
+    groups: list[tuple[Attention, ...]] = []
+    rest = list(attentions)
+    while rest:
+        last = rest[-1]
+        beside = [item for item in rest if item is last or not _feeds(graph, item, last)]
+        groups.insert(0, tuple(beside))
+        rest = [item for item in rest if item not in beside]
+    return groups
+
+
+def _feeds(graph: Graph, first: Attention, second: Attention) -> bool:
+    reached = activations(graph, [first.result])
+    return any(value in reached for value in (second.query, second.key, second.value))
+
+
+def _masked_value(graph: Graph, images: Sequence[Value], attentions: Sequence[Attention], shape: Shape) -> Value | None:
+    chains = [cut_values(graph, images, value) for item in attentions for value in (item.query, item.key, item.value)]
+    common = [value for value in chains[0] if all(value in chain for chain in chains[1:])]
+    fitting = [value for value in common if value.rank == 3 and value.sizes[1:] == shape]
+    return fitting[-1] if fitting else None
+
+
+def _rows_read(end: GridEnd) -> int:
+    """How many leading tokens a selection reaches into."""
+    if end.node.op is Op.GATHER:
+        start = end.node.attrs.get("start")
+        return 1 if start is None else int(start) + 1
+    if end.node.op is Op.SLICE:
+        stop = end.node.attrs.get("end")
+        return 1 if stop is None else int(stop)
+    return 1
+
+
+def _grid(tokens: int, least: int, ancestors: Iterable[Node]) -> tuple[int, int] | None:
+    """Grid of the patch tokens, from the nearest convolution whose positions are nearly all of the tokens."""
+    for node in ancestors:
+        shape = node.output.shape
+        if node.op not in (Op.CONV, Op.POOL) or shape is None or len(shape) != 4:
+            continue
+        height, width = shape[2], shape[3]
+        if height is None or width is None:
+            continue
+        if max(least, 1) <= tokens - height * width <= _MOST_PREFIX_TOKENS:
+            return height, width
+    return None
+
+
+def _has_mean_query(before: Sequence[Node], tokens: int) -> bool:
+    """Whether the first token is the mean of the others, as in the attention pool of CLIP's ResNets."""
+    for node in before:
+        if node.op is Op.CONCAT and node.output.rank == 3 and tokens in node.output.sizes:
+            first = node.inputs[0]
+            producer = None if first is None else first.producer
+            while producer is not None and producer.op in (Op.RESHAPE, Op.TRANSPOSE):
+                source = producer.inputs[0]
+                producer = None if source is None else source.producer
+            if producer is not None and producer.op is Op.REDUCE:
+                return True
+    return False

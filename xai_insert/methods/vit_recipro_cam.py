@@ -1,0 +1,355 @@
+"""ViT Recipro-CAM: the class scores when the last block sees the patches around one position only.
+
+Byun and Lee, "ViT-ReciproCAM: Gradient and attention-free visual explanations for vision transformer", 2023,
+https://arxiv.org/abs/2310.02588. Before the attention of the last block, sample i keeps the tokens before the patches
+whole and weighs patch j by the 3x3 kernel [[1, 2, 1], [2, 4, 2], [1, 2, 1]] / 16 around patch i (or keeps patch i
+alone): `S[k, i] = head_k(block(W_i * tokens))`, read at the class token.
+
+Written out, it runs the last block once per patch. But only the class token's row of the attention is read, and its
+own weight is one: its query and its residual are those of the ordinary run, and keys and values are functions of one
+token each. With s, v the scores and values of the ordinary run and s0, v0 those of zero tokens,
+
+    s_ij = s0_j + W_ij (s_j - s0_j),   P_i = softmax_j(s_ij),   o_i = sum_j P_ij (v0_j + W_ij (v_j - v0_j)),
+
+exactly, wherever keys and values are affine in the token. Where they are not (a norm on the keys), the tokens are run
+through the projection once for each of the few weights that occur. The o_i go through the rest of the block as a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.errors import CannotFreeBatchError
+from xai_insert.graph.cuts import region
+from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.view import Graph, Value, fixed
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.methods.axes import BATCH, Dims, Tokens, plain
+from xai_insert.methods.lifting import Lifted, Lifter
+from xai_insert.methods.recipro_cam import class_count
+from xai_insert.methods.shaping import scalar
+
+Kernel = Literal["gaussian", "point"]
+Floats = npt.NDArray[np.float32]
+_WEIGHTS = {"gaussian": (0.25, 0.125, 0.0625), "point": ()}
+_ROWS = {"gaussian": (1.0, 2.0, 1.0), "point": (0.0, 4.0, 0.0)}
+
+
+@dataclass(frozen=True)
+class ZeroTokens:
+    """Keys and values that an attention sees where the tokens are zero.
+
+    Attributes:
+        key: of the shape of the attention's key for one image, the token axis of size 1 where all tokens agree.
+        value: likewise.
+        is_affine: whether keys and values are affine in the token.
+    """
+
+    key: npt.NDArray[Any]
+    value: npt.NDArray[Any]
+    is_affine: bool
+
+
+def kernel_factor(side: int, kernel: Kernel) -> Floats:
+    """One axis of the kernel as a matrix `[side, side]`: the weights are the product of both axes' factors."""
+    left, middle, right = (weight / 4 for weight in _ROWS[kernel])
+    factor: Floats = np.zeros((side, side), np.float32)
+    for offset, weight in ((-1, left), (0, middle), (1, right)):
+        factor += weight * np.eye(side, k=offset, dtype=np.float32)
+    return factor
+
+
+def patch_weights(grid: tuple[int, int], prefix: int, kernel: Kernel) -> Floats:
+    """Mask `[N, T]`: 1 for the prefix tokens, the kernel around patch i for the patches, row-major."""
+    patches = np.kron(kernel_factor(grid[0], kernel), kernel_factor(grid[1], kernel))
+    return np.concatenate([np.ones((len(patches), prefix), np.float32), patches], axis=1)
+
+
+@dataclass(frozen=True)
+class VitTarget:
+    """What ViT Recipro-CAM works on.
+
+    Attributes:
+        readout: the block and its tokens.
+        target: the masked tokens `[B, T, D]` with the grid of the patches.
+        logits: class scores `[B, K]`.
+        kernel: `gaussian` or `point`.
+    """
+
+    readout: Readout
+    target: FeatureMap
+    logits: Value
+    kernel: Kernel
+
+
+def vit_recipro_cam(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Mapping[Attention, ZeroTokens]) -> V:
+    """Exact ViT Recipro-CAM for a head that reads leading tokens of the last block.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        vit: block, tokens and logits; the head reads no patch.
+        zeros: what each attention sees of zero tokens.
+
+    Returns:
+        float32 `[B, K, h, w]`, raw scores.
+
+    Raises:
+        CannotFreeBatchError: the rest of the model mixes tokens or images.
+    """
+    op = surgeon.ops
+    readout, logits = vit.readout, vit.logits
+    height, width = fixed(vit.target.grid)
+    patches = height * width
+    weights = _weights(surgeon, (height, width), readout, vit.kernel)
+    batch = readout.masked.sizes[0]
+    rest = Lifter(surgeon, batch, readout.rows, patches)
+    for attention in readout.attentions:
+        block = _MaskedAttention(surgeon, graph, readout, attention, zeros[attention], vit.kernel, patches)
+        rest.made[attention.result] = block.run(weights)
+    results = [attention.result for attention in readout.attentions]
+    scores = rest.run(region(graph, results, [logits]), logits)
+    classes = class_count(logits)
+    by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
+    maps = op.reshape(by_class, [-1, classes, height, width])
+    return maps if logits.dtype == "float32" else op.cast(maps, "float32")
+
+
+def _weights(surgeon: Surgeon[V], grid: tuple[int, int], readout: Readout, kernel: Kernel) -> V:
+    """`patch_weights` from its two small factors, so that the model file stores no N x T table."""
+    op = surgeon.ops
+    (h, w), dtype = grid, readout.masked.dtype
+    rows, columns = (kernel_factor(side, kernel) for side in grid)
+    product = op.mul(op.constant(rows.reshape(h, 1, h, 1)), op.constant(columns.reshape(1, w, 1, w)))
+    patches = op.reshape(product, [h * w, h * w])
+    ones = op.expand(op.constant(np.ones((1, 1), np.float32)), [h * w, readout.prefix])
+    weights = op.concat([ones, patches], 1)
+    return weights if dtype == "float32" else op.cast(weights, dtype)
+
+
+@dataclass(frozen=True)
+class _MaskedAttention:
+    """The results of one attention for all masked samples."""
+
+    surgeon: Surgeon[Any]
+    graph: Graph
+    readout: Readout
+    attention: Attention
+    zero: ZeroTokens
+    kernel: Kernel
+    patches: int
+
+    def run(self, weights: Any) -> Lifted[Any]:
+        """The attention's result at the read-out rows, one sample per image and patch."""
+        op, item, rows = self.surgeon.ops, self.attention, self.rows
+        keys, values = self._by_weight()
+        scores = self._blend([self._scores(key) for key in keys], weights)
+        shares = self._mixed(op.softmax(scores))
+        result = self._weighted_sum(shares, values, weights)
+        *leading, _, width = item.result.sizes
+        heads = self._heads(leading)
+        split = op.reshape(result, [-1, heads, rows, self.patches, width])
+        samples = op.transpose(split, (0, 3, 1, 2, 4))
+        if len(leading) == 2:
+            samples = op.reshape(samples, [-1, heads, rows, width])
+        else:
+            samples = op.reshape(samples, [-1, rows, width])
+        return Lifted(samples, self._dims(item.result.sizes, self._query_axis))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the query that are read: one of a class attention, else those that the head reads."""
+        return self.readout.rows if self._query_tokens > 1 else 1
+
+    @property
+    def _query_tokens(self) -> int:
+        return fixed([self.attention.query.sizes[-2]])[0]
+
+    @property
+    def _query_axis(self) -> int:
+        return len(self.attention.query.sizes) - 2
+
+    def _heads(self, leading: Sequence[int | None]) -> int:
+        if len(leading) == 2:
+            return fixed(leading[1:])[0]
+        batch = self.readout.masked.sizes[0]
+        return fixed([leading[0]])[0] // fixed([batch])[0]
+
+    def _dims(self, sizes: Sequence[int | None], token_axis: int | None) -> Dims:
+        if len(sizes) == 3:
+            first = (BATCH, *plain(self._heads(sizes[:1])))
+        elif len(sizes) == 4:
+            first = (BATCH,)
+        else:
+            raise CannotFreeBatchError(f"the attention {self.attention.node.name!r} has {len(sizes)} axes")
+        rest = [
+            (Tokens(fixed([size])[0]),) if axis == token_axis else plain(fixed([size])[0])
+            for axis, size in enumerate(sizes)
+            if axis > 0
+        ]
+        return (first, *rest)
+
+    def _by_weight(self) -> tuple[list[Any], list[Any]]:
+        """Keys and values for the whole token, for each weight in between that is needed, and for the zero token."""
+        item, op = self.attention, self.surgeon.ops
+        dtype = item.key.dtype
+        axis = len(item.key.sizes) - (2 if item.is_fused else 1)
+        zero_key = self._full(self.zero.key, axis)
+        zero_value = op.constant(self.zero.value.astype(np.float32))
+        if dtype != "float32":
+            zero_key, zero_value = op.cast(zero_key, dtype), op.cast(zero_value, dtype)
+        keys, values = [self.surgeon.handle(item.key)], [self.surgeon.handle(item.value)]
+        if not self.zero.is_affine:
+            for weight in _WEIGHTS[self.kernel]:
+                key, value = self._projected(weight)
+                keys.append(key)
+                values.append(value)
+        return [*keys, zero_key], [*values, zero_value]
+
+    def _projected(self, weight: float) -> tuple[Any, Any]:
+        """Keys and values of all tokens weighed alike."""
+        masked = self.readout.masked
+        op = self.surgeon.ops
+        made = {masked: op.mul(self.surgeon.handle(masked), scalar(op, weight, masked.dtype))}
+        for node in region(self.graph, [masked], [self.attention.key, self.attention.value]):
+            operands = [v if v is None else made.get(v, self.surgeon.handle(v)) for v in node.inputs]
+            made.update(zip(node.outputs, self.surgeon.copy(node, operands), strict=True))
+        return made[self.attention.key], made[self.attention.value]
+
+    def _scores(self, key: Any) -> Any:
+        """What the softmax reads at the read-out rows, `[..., rows, T]`."""
+        op, item = self.surgeon.ops, self.attention
+        query = self.surgeon.handle(item.query)
+        if self._query_tokens > 1:
+            query = op.slice(query, self._query_axis, 0, self.rows)
+        if item.is_fused:
+            return self._fused_scores(query, key)
+        assert item.scores is not None
+        lifter = Lifter(self.surgeon, self.readout.masked.sizes[0], self.rows)
+        lifter.made[item.query] = Lifted(query, self._dims(item.query.sizes, self._query_axis))
+        lifter.made[item.key] = Lifted(key, self._dims(item.key.sizes, None))
+        nodes = region(self.graph, [item.query, item.key], [item.scores])
+        return lifter.run(nodes, item.scores)
+
+    def _fused_scores(self, query: Any, key: Any) -> Any:
+        op, node = self.surgeon.ops, self.attention.node
+        if node.attrs["causal"]:
+            raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
+        scale = node.attrs["scale"] or 1.0 / float(np.sqrt(fixed([self.attention.query.sizes[-1]])[0]))
+        query = op.mul(query, scalar(op, scale, self.attention.query.dtype))
+        axes = tuple(range(len(self.attention.key.sizes)))
+        scores = op.matmul(query, op.transpose(key, (*axes[:-2], axes[-1], axes[-2])))
+        mask = node.operand(3)
+        if mask is None:
+            return scores
+        if "float" not in mask.dtype:
+            raise CannotFreeBatchError(f"the mask of the attention {node.name!r} is {mask.dtype}")
+        handle = self.surgeon.handle(mask)
+        if len(mask.sizes) > 1 and mask.sizes[-2] != 1:
+            handle = op.slice(handle, len(mask.sizes) - 2, 0, self.rows)
+        return op.add(scores, handle)
+
+    def _blend(self, scores: list[Any], weights: Any) -> Any:
+        """Scores `[..., rows * N, T]` of the masked samples, from those for each weight."""
+        op, rows = self.surgeon.ops, self.rows
+        tokens = self.readout.tokens
+        heads = self._score_heads()
+        spread = scores
+        if rows > 1:  # [..., rows, T] -> [..., rows, 1, T], so that the samples have an axis of their own
+            spread = [op.reshape(score, [-1, heads, rows, 1, tokens]) for score in scores]
+        if self.zero.is_affine:
+            whole, zero = spread
+            blended = op.add(zero, op.mul(weights, op.sub(whole, zero)))
+        else:
+            blended = self._selected(spread, weights)
+        if rows > 1:
+            shape = [-1, heads, rows * self.patches, tokens]
+            blended = op.reshape(blended, shape if len(self.attention.query.sizes) == 4 else [-1, *shape[2:]])
+        return blended
+
+    def _score_heads(self) -> int:
+        return self._heads(self.attention.query.sizes[:-2])
+
+    def _selectors(self, weights: Any) -> list[Any]:
+        """Masks `[N, T]`, one for each weight: 1 where it applies."""
+        op, dtype = self.surgeon.ops, self.readout.masked.dtype
+        steps = (1.0, *_WEIGHTS[self.kernel], 0.0)
+        masks = [op.equal(weights, scalar(op, step, dtype)) for step in steps]
+        return masks if dtype == "float32" else [op.cast(mask, dtype) for mask in masks]
+
+    def _selected(self, candidates: list[Any], weights: Any) -> Any:
+        op = self.surgeon.ops
+        parts = [op.mul(c, mask) for c, mask in zip(candidates, self._selectors(weights), strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = op.add(total, part)
+        return total
+
+    def _mixed(self, shares: Any) -> Any:
+        """Shares after the operations that stand between softmax and values (heads mixed, dropout)."""
+        item = self.attention
+        if item.shares is None or item.weights is None or item.shares is item.weights:
+            return shares
+        lifter = Lifter(self.surgeon, self.readout.masked.sizes[0], self.rows * self.patches)
+        lifter.made[item.shares] = Lifted(shares, self._dims(item.shares.sizes, len(item.shares.sizes) - 2))
+        return lifter.run(region(self.graph, [item.shares], [item.weights]), item.weights)
+
+    def _weighted_sum(self, shares: Any, values: list[Any], weights: Any) -> Any:
+        op, rows, patches = self.surgeon.ops, self.rows, self.patches
+        tokens = self.readout.tokens
+        tiled = weights
+        if rows > 1:
+            tiled = op.reshape(
+                op.expand(op.reshape(weights, [1, patches, tokens]), [rows, 1, 1]), [rows * patches, tokens]
+            )
+        if self.zero.is_affine:
+            whole, zero = values
+            moved = op.matmul(op.mul(shares, tiled), op.sub(whole, zero))
+            if self.zero.value.shape[-2] != 1:
+                return op.add(moved, op.matmul(shares, zero))
+            return op.add(moved, op.mul(op.reduce(shares, "sum", (len(self.attention.query.sizes) - 1,)), zero))
+        total: Any = None
+        for value, mask in zip([*values[:-1], self._full(self.zero.value, -2)], self._selectors(tiled), strict=True):
+            part = op.matmul(op.mul(shares, mask), value)
+            total = part if total is None else op.add(total, part)
+        return total
+
+    def _full(self, zero: npt.NDArray[Any], axis: int) -> Any:
+        """Keys or values of zero tokens, spread to all tokens while the model runs rather than in the file."""
+        op = self.surgeon.ops
+        handle = op.constant(zero.astype(np.float32))
+        if zero.shape[axis] == self.readout.tokens:
+            return handle
+        sizes = [1] * zero.ndim
+        sizes[axis] = self.readout.tokens
+        return op.expand(handle, sizes)
+
+
+def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget) -> V:
+    """ViT Recipro-CAM by its definition: the rest of the model once per patch, one after another.
+
+    Arguments and result are those of `vit_recipro_cam`; the head may read patches.
+    """
+    op = surgeon.ops
+    logits = vit.logits
+    height, width = fixed(vit.target.grid)
+    masks = patch_weights((height, width), vit.readout.prefix, vit.kernel)[:, :, None]
+    features = masked_features(vit.readout)
+    nodes = region(graph, features, [logits])
+    scores = surgeon.map_positions(masks, features, nodes, logits)
+    classes = class_count(logits)
+    by_class = op.transpose(op.reshape(scores, [height * width, -1, classes]), (1, 2, 0))
+    maps = op.reshape(by_class, [-1, classes, height, width])
+    return maps if logits.dtype == "float32" else op.cast(maps, "float32")
+
+
+def masked_features(readout: Readout) -> list[Value]:
+    """The values that the definition masks: the tokens before the attention and those on the residual branch."""
+    residual = readout.residual
+    return [readout.masked] if residual is None or residual is readout.masked else [readout.masked, residual]

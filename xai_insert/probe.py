@@ -1,0 +1,55 @@
+"""What a model's own runtime tells about the token projections of an attention, before anything is edited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.feeds import random_array
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.methods.vit_recipro_cam import ZeroTokens
+
+# Rounding of half a token's projection; a norm on the keys is off by tenths.
+_AFFINE_TOLERANCE = 1e-3
+
+
+def probe_zero_tokens(model: LoadedModel, readout: Readout) -> dict[Attention, ZeroTokens]:
+    """Keys and values of zero tokens for each attention, and whether keys and values are affine in the token.
+
+    That need not be read off the operations: half a token must give the midpoint of the whole and the zero token.
+    """
+    wanted = [value.native for item in readout.attentions for value in (item.key, item.value)]
+    runner = model.between([readout.masked], wanted)
+    rng = np.random.default_rng(0)
+    (name, dtype, shape), *others = runner.inputs
+    tokens = random_array(rng, shape, dtype)
+    rest = {other: random_array(rng, sizes, kind) for other, kind, sizes in others}
+    whole, half, zero = (runner.run({name: (tokens * factor).astype(tokens.dtype), **rest}) for factor in (1, 0.5, 0))
+    found = {}
+    for index, item in enumerate(readout.attentions):
+        pair = slice(2 * index, 2 * index + 2)
+        is_affine = all(map(_is_midpoint, whole[pair], half[pair], zero[pair]))
+        key, value = zero[pair]
+        token_axis = key.ndim - (2 if item.is_fused else 1)
+        found[item] = ZeroTokens(_without_repeats(key, token_axis), _without_repeats(value, value.ndim - 2), is_affine)
+    return found
+
+
+def _is_midpoint(whole: npt.NDArray[Any], half: npt.NDArray[Any], zero: npt.NDArray[Any]) -> bool:
+    middle = (whole.astype(np.float64) + zero.astype(np.float64)) / 2
+    scale = float(np.abs(whole).max()) or 1.0
+    return float(np.abs(half - middle).max()) <= _AFFINE_TOLERANCE * scale
+
+
+def _without_repeats(array: npt.NDArray[Any], token_axis: int) -> npt.NDArray[Any]:
+    """One image's tokens; one token where all agree."""
+    axes: Sequence[int] = (0, token_axis) if array.ndim == 4 else (token_axis,)
+    for axis in axes:
+        first = np.take(array, [0], axis)
+        if np.array_equal(np.broadcast_to(first, array.shape), array):
+            array = first
+    return array
