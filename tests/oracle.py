@@ -66,16 +66,23 @@ class Parts:
         """The feature map."""
         return self._backbone(image)[-2]
 
+    def logits(self, image: Array) -> Array:
+        """`[B, K]` of the whole model."""
+        return self._backbone(image)[-1].reshape(len(image), -1)
+
+    def head(self, image: Array, feature: Array) -> Array:
+        """`[B, K]` of the head alone."""
+        return self._head(image, feature).reshape(len(image), -1)
+
     def definition(self, image: Array, grid_axes: Sequence[int]) -> Array:
         """`[B, K, P]`: the logits of the head on the feature map with one position kept, for each position."""
-        feature, logits = self._backbone(image)[-2:]
+        feature = self.feature(image)
         sizes = [feature.shape[axis] if axis in grid_axes else 1 for axis in range(feature.ndim)]
         maps = []
         for position in range(int(np.prod(sizes))):
             mask = np.zeros(int(np.prod(sizes)), feature.dtype)
             mask[position] = 1
-            maps.append(self._head(image, feature * mask.reshape(sizes)).reshape(len(image), -1))
-        self.logits = logits.reshape(len(image), -1)
+            maps.append(self.head(image, feature * mask.reshape(sizes)))
         return np.stack(maps, axis=-1)
 
 

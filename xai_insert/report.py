@@ -23,7 +23,7 @@ class Report:
         form: how it is computed.
         reason: why in this form.
         logits: `{output, name, shape, classes}`.
-        target: `{name, shape, grid}` of the explained feature map.
+        target: `{name, shape, grid, grid_axes}` of the explained feature map.
         saliency_map: `{shape, dtype, bytes_per_image}`.
         mflops: extra work per image.
         output_difference: see `CheckResult`; None if not checked.
@@ -105,7 +105,7 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
             "shape": found.logits.value.shape,
             "classes": found.logits.classes,
         },
-        "target": {"name": target.value.name, "shape": target.shape, "grid": target.grid},
+        "target": {"name": target.value.name, "shape": target.shape, "grid": target.grid, "grid_axes": target.grid_axes},
         "saliency_map": {
             "shape": plan.map_shape,
             "dtype": output_dtype,

@@ -19,6 +19,7 @@ from xai_insert.explain import files, page
 from xai_insert.explain.classify import Classifier, Explained
 from xai_insert.explain.draw import ColormapName, Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
+from xai_insert.explain.journal import Journal
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import canvas, draw, with_caption
 from xai_insert.explain.preprocessing import View
@@ -27,7 +28,7 @@ from xai_insert.version import __version__
 RawKind = Literal["png", "npy", "none"]
 
 RAW_KINDS: tuple[str, ...] = get_args(RawKind)
-_FOLDERS = ("images", "overlays", "maps", "results")
+_FOLDERS = ("images", "overlays", "maps")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Outcome:
 
     Attributes:
         source: the image.
-        record: what was written about it, see `Explainer.explain`; None if it failed.
+        record: what was written about it, a line of the journal; None if it failed.
         skipped: whether the record is from an earlier run.
         error: why it failed.
     """
@@ -88,6 +89,7 @@ class Explainer:
         about = [model.feeder, model.meaning, model.selection, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        self._journal = Journal(output / "results.jsonl")
 
     def run(self, sources: Sequence[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
         """Explain every image and write the contact sheet `index.html`.
@@ -103,9 +105,12 @@ class Explainer:
         for name in _FOLDERS:
             files.make_folder(self._output / name)
         outcomes = []
-        for outcome in self._each(sources):
-            done(outcome)
-            outcomes.append(outcome)
+        with self._journal:
+            for outcome in self._each(sources):
+                if outcome.record is not None and not outcome.skipped:
+                    self._journal.append(outcome.record)
+                done(outcome)
+                outcomes.append(outcome)
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         files.write(self._output / "index.html", page.build(records).encode())
         return outcomes
@@ -126,8 +131,8 @@ class Explainer:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def explain(self, source: files.Source) -> Outcome:
-        """Explain one image; its record in `results/` is written last, so it stands for the whole."""
-        known = self._known(source)
+        """Explain one image, unless an earlier run did; the caller puts the record of a new one into the journal."""
+        known = self._journal.records.get(source.name)
         if known is not None and self._is_whole(source, known) and not self._options.overwrite:
             return Outcome(source, known, skipped=True)
         try:
@@ -135,9 +140,11 @@ class Explainer:
         except ImageFileError as err:
             return Outcome(source, error=str(err))
         found = self._model.explain(image)
-        self._forget(source, known)
+        for name in _written(known or {}):  # their names hold scores, so new ones may not replace them
+            files.remove(self._output / name)
         scene = _Scene(source.name, canvas(image), found.view)
         record = {
+            "name": source.name,
             "settings": self._settings,
             "source": str(source.path),
             "stamp": files.stamp(source.path),
@@ -146,7 +153,6 @@ class Explainer:
             "predictions": [asdict(item) for item in found.predictions],
             "maps": self._draw(scene, found),
         }
-        self._write(f"results/{source.name}.json", json.dumps(record).encode())
         return Outcome(source, record)
 
     def _draw(self, scene: _Scene, found: Explained) -> list[dict[str, Any]]:
@@ -183,13 +189,6 @@ class Explainer:
         files.write(self._output / name, content)
         return name
 
-    def _known(self, source: files.Source) -> dict[str, Any] | None:
-        try:
-            found = json.loads((self._output / "results" / f"{source.name}.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
-
     def _is_whole(self, source: files.Source, known: dict[str, Any]) -> bool:
         """Whether an earlier run drew this image with this model and these settings, and nothing is gone since."""
         if known.get("settings") != self._settings or known.get("source") != str(source.path):
@@ -197,12 +196,6 @@ class Explainer:
         return known.get("stamp") == files.stamp(source.path) and all(
             (self._output / name).is_file() for name in _written(known)
         )
-
-    def _forget(self, source: files.Source, known: dict[str, Any] | None) -> None:
-        """Remove what an earlier run wrote about an image, the record first: the names of its files hold scores."""
-        if known is not None:
-            for name in [f"results/{source.name}.json", *_written(known)]:
-                files.remove(self._output / name)
 
 
 def _written(record: dict[str, Any]) -> list[str]:

@@ -1,0 +1,96 @@
+"""The walls of the house: who may import whom, how large a file may grow, what is public."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import xai_insert
+
+ROOT = Path(xai_insert.__file__).parent
+MODULES = {
+    ".".join(("xai_insert", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+FORMAT_LIBRARIES = {"openvino": "openvino", "onnx": "onnx", "onnx_ir": "onnx", "onnxruntime": "onnx"}
+
+
+def imports(path, *, at_import_time=False):
+    """Every module imported by a file, lazily as well unless told otherwise."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if at_import_time and not any(node is item for item in tree.body):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_format_libraries_stay_in_their_adapter(name):
+    if name.startswith("xai_insert.explain"):
+        return  # it runs models with either runtime
+    for imported in imports(MODULES[name]):
+        library = imported.split(".")[0]
+        if library in FORMAT_LIBRARIES:
+            assert name.startswith(f"xai_insert.formats.{FORMAT_LIBRARIES[library]}"), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+@pytest.mark.parametrize(
+    ("layer", "below"),
+    [
+        ("graph", {"errors"}),
+        ("locate", {"errors", "graph", "options"}),
+        ("methods", {"errors", "graph", "locate"}),
+        ("formats", {"errors", "graph", "feeds"}),
+    ],
+)
+def test_layers_import_downwards_only(name, layer, below):
+    if not name.startswith(f"xai_insert.{layer}"):
+        return
+    for imported in imports(MODULES[name]):
+        parts = imported.split(".")
+        if parts[0] == "xai_insert" and len(parts) > 1:
+            assert parts[1] in below | {layer}, f"{name} imports {imported}"
+
+
+def test_no_import_cycle():
+    graph = {name: {i for i in imports(path, at_import_time=True) if i in MODULES} for name, path in MODULES.items()}
+    done = set()
+
+    def visit(name, trail):
+        assert name not in trail, " -> ".join([*trail, name])
+        if name not in done:
+            for imported in graph[name] - {"xai_insert"}:
+                visit(imported, [*trail, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_files_stay_readable(name):
+    assert len(MODULES[name].read_text().splitlines()) <= 400
+
+
+def test_public_names():
+    assert set(xai_insert.__all__) == {
+        "InsertResult", "Options", "Report", "__version__", "errors", "insert", "insert_file", "overlay",
+        "plan_insertion",
+    }  # fmt: skip
+    assert all(getattr(xai_insert, name) is not None for name in xai_insert.__all__)
+
+
+def test_importing_loads_no_format_library():
+    import subprocess
+    import sys
+
+    script = "import sys, xai_insert; print(sorted({m.split('.')[0] for m in sys.modules} & {%s}))"
+    names = ", ".join(map(repr, [*FORMAT_LIBRARIES, "cv2"]))
+    printed = subprocess.run([sys.executable, "-c", script % names], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"

@@ -1,0 +1,79 @@
+"""The promise "found by structure", on graphs of real exports: target, predictions and map of each.
+
+The default run takes a subset; `pytest --zoo -n 2 tests/test_zoo.py` takes them all.
+"""
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+
+from model_zoo_fixtures import fixtures, materialise
+from tests import oracle
+from xai_insert import Options, insert_file
+
+QUICK = """
+    deit_tiny_distilled_patch16_224 levit_128 mobilenetv3_large_100 resnet18_catavgmax resnet18_gem
+    squeezenet1_1 swin_tiny_patch4_window7_224 vit_tiny_patch16_224
+""".split()
+POSITIONS = 4
+
+# Another order of summation in float32, relative to the largest score of the definition.
+TOLERANCE = 1e-5
+
+
+def pytest_generate_tests(metafunc):
+    whole = metafunc.config.getoption("--zoo")
+    chosen = [f for f in fixtures(task="classification") if whole or f.arch in QUICK]
+    metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
+
+
+def image_for(model):
+    if isinstance(model, onnx.ModelProto):
+        dims = [d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    else:
+        dims = [1 if d.is_dynamic else d.get_length() for d in model.inputs[0].partial_shape]
+    return np.random.default_rng(11).standard_normal(dims, dtype=np.float32)
+
+
+def load(path):
+    return onnx.load(path) if path.suffix == ".onnx" else ov.Core().read_model(path)
+
+
+def masks_of(report, shape):
+    """`[P, ...]`: what the definition multiplies the reported target by, one mask for each position tested."""
+    height, width = report.target["grid"]
+    cells = height * width
+    chosen = np.random.default_rng(1).choice(cells, min(cells, POSITIONS), replace=False)
+    if report.method == "vit-recipro-cam":
+        prefix = shape[1] - cells
+        rows, columns = (np.eye(n) / 2 + np.eye(n, k=1) / 4 + np.eye(n, k=-1) / 4 for n in (height, width))
+        weights = np.concatenate([np.ones((cells, prefix)), np.kron(rows, columns)], axis=1)
+        return chosen, [weights[i].reshape(1, -1, 1).astype(np.float32) for i in chosen]
+    grid_axes = report.target["grid_axes"]
+    sizes = [shape[axis] if axis in grid_axes else 1 for axis in range(len(shape))]
+    return chosen, [np.eye(cells, dtype=np.float32)[i].reshape(sizes) for i in chosen]
+
+
+def test_fixture(fixture, tmp_path):
+    path = materialise(fixture, tmp_path)
+    report = insert_file(path, tmp_path / f"new{path.suffix}", Options(output_dtype="f32", check=False))
+    expected = fixture.expected
+    if "grid" in expected:
+        assert report.target["grid"] == tuple(expected["grid"])
+    assert report.logits["classes"] == expected["classes"]
+
+    plain = load(path)
+    image = image_for(plain)
+    before, after = oracle.run(plain, image), oracle.run(load(tmp_path / f"new{path.suffix}"), image)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+
+    parts = oracle.Parts(plain, report.target["name"], report.logits["name"])
+    feature = parts.feature(image)
+    chosen, masks = masks_of(report, feature.shape)
+    raw = after["saliency_map"].reshape(*after["saliency_map"].shape[:2], -1)
+    scores = np.stack([parts.head(image, feature * mask) for mask in masks], axis=-1)
+    scale = max(np.abs(scores).max(), np.abs(parts.logits(image)).max())
+    assert np.abs(raw[..., chosen] - scores).max() <= TOLERANCE * scale
+    assert np.ptp(raw, axis=-1).mean() > 1e-5 * scale, "the map is flat, so the comparison says little"
