@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -91,7 +91,7 @@ class Explainer:
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
         self._journal = Journal(output / "results.jsonl")
 
-    def run(self, sources: Sequence[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
+    def run(self, sources: Iterable[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
         """Explain every image and write the contact sheet `index.html`.
 
         Args:
@@ -115,7 +115,7 @@ class Explainer:
         files.write(self._output / "index.html", page.build(records).encode())
         return outcomes
 
-    def _each(self, sources: Sequence[files.Source]) -> Iterator[Outcome]:
+    def _each(self, sources: Iterable[files.Source]) -> Iterator[Outcome]:
         """Explain in parallel, in order, with a bounded number of images in memory."""
         workers = self._model.engine.parallel + (os.cpu_count() or 1)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="xai-explain")

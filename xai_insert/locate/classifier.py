@@ -9,7 +9,7 @@ from xai_insert.errors import TargetNotFoundError, UnknownNameError
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.view import Graph, Op, Value, volume
 from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_before, feature_map, grid_ends
-from xai_insert.locate.inputs import image_inputs, shape_hint
+from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
 from xai_insert.locate.layout import FeatureMap, channel_axis, token_grid
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_readout
@@ -187,8 +187,9 @@ def _with_grid(graph: Graph, feature: FeatureMap) -> FeatureMap:
             f"the tokens {feature.value.describe()} follow the size of the image, so their grid is unknown; "
             f"{shape_hint(graph)}"
         )
-    ancestors = region(graph, image_inputs(graph), [feature.value])
-    grid = token_grid(tokens, reversed([node for node in ancestors if node.op is not Op.SHAPE]))
+    images = image_inputs(graph)
+    ancestors = region(graph, images, [feature.value])
+    grid = token_grid(tokens, reversed([n for n in ancestors if n.op is not Op.SHAPE]), image_size(images[0]))
     if grid is None or volume(grid) != tokens:
         raise TargetNotFoundError(
             f"the {tokens} tokens of {feature.value.describe()} do not form a grid of the patch embedding; "

@@ -42,6 +42,14 @@ def _is_layout(shape: Shape, channel: int) -> bool:
     return few and all(side is None or side >= _LEAST_SIDE for side in sides)
 
 
+def image_size(image: Value) -> tuple[int, int] | None:
+    """Height and width of an image input; None if they are not known."""
+    shape = image.sizes
+    channel = 1 if _is_layout(shape, 1) else 3
+    height, width = (size for axis, size in enumerate(shape) if axis not in (0, channel))
+    return None if height is None or width is None else (height, width)
+
+
 def shape_hint(graph: Graph) -> str:
     """How to give the sizes that are unknown, for error messages."""
     for value in image_inputs(graph):

@@ -123,15 +123,16 @@ def grid_of_map(value: Value, grid_axes: tuple[int, ...]) -> tuple[int | None, i
     return shape[grid_axes[0]], shape[grid_axes[1]]
 
 
-def token_grid(tokens: int, ancestors: Iterable[Node]) -> tuple[int, int] | None:
+def token_grid(tokens: int, ancestors: Iterable[Node], image: tuple[int, int] | None) -> tuple[int, int] | None:
     """Height and width of a grid of `tokens` cells.
 
     From the nearest feature map with as many, else by the aspect of the patch embedding, the last convolution before
-    the tokens. Never from a square root.
+    the tokens; where patches are cut out without a convolution, from the image. Never from a square root.
 
     Args:
         tokens: number of patch tokens.
         ancestors: the nodes before the tokens, nearest first.
+        image: height and width of the image, if known.
     """
     embedding: tuple[int, int] | None = None
     for node in ancestors:
@@ -141,7 +142,17 @@ def token_grid(tokens: int, ancestors: Iterable[Node]) -> tuple[int, int] | None
                     return grid
         if embedding is None and node.op is Op.CONV:
             embedding = next(iter(_grids(node.output, is_map=True)), None)
-    return None if embedding is None else _shrunk(embedding, tokens)
+    grid = None if embedding is None else _shrunk(embedding, tokens)
+    return _patched(image, tokens) if grid is None and image is not None else grid
+
+
+def _patched(image: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+    """Grid of square patches that fill the image without rest."""
+    height, width = image
+    for side in range(1, min(image) + 1):
+        if height % side == 0 and width % side == 0 and (height // side) * (width // side) == tokens:
+            return height // side, width // side
+    return None
 
 
 def _grids(value: Value, *, is_map: bool) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.view import Graph, Node, Op, Shape, Value
+from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
 
@@ -95,10 +95,9 @@ def locate_readout(
     tokens = attentions[0].value.sizes[-2]
     if tokens is None:
         return "the number of tokens follows the size of the image"
-    width = ends[0].source.sizes[-1]
-    masked = _masked_value(graph, images, attentions, (tokens, width))
+    masked = _masked_value(graph, images, attentions, tokens)
     if masked is None:
-        return f"no single value [B, {tokens}, {width}] feeds query, key and value of {attentions[-1].node.name!r}"
+        return f"no single value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
     rows = max((_rows_read(end) for end in ends if end.kind is Collapse.TOKEN), default=0)
     before = [node for node in region(graph, images, [masked]) if node.op is not Op.SHAPE]
     grid = _grid(tokens, max(rows, 0), reversed(before))
@@ -186,10 +185,15 @@ def _feeds(graph: Graph, first: Attention, second: Attention) -> bool:
     return any(value in reached for value in (second.query, second.key, second.value))
 
 
-def _masked_value(graph: Graph, images: Sequence[Value], attentions: Sequence[Attention], shape: Shape) -> Value | None:
+def _masked_value(graph: Graph, images: Sequence[Value], attentions: Sequence[Attention], tokens: int) -> Value | None:
     chains = [cut_values(graph, images, value) for item in attentions for value in (item.query, item.key, item.value)]
     common = [value for value in chains[0] if all(value in chain for chain in chains[1:])]
-    fitting = [value for value in common if value.rank == 3 and value.sizes[1:] == shape]
+    fitting = [value for value in common if value.rank == 3 and value.sizes[1] == tokens]
+    query = attentions[0].query.sizes
+    fused = 3 * (query[-1] or 0) * ((query[1] or 0) if len(query) == 4 else 1)
+    # Query, key and value from one linear layer: its result is common to them as well, but it is no token.
+    while len(fitting) > 1 and fitting[-1].sizes[2] == fused:
+        fitting.pop()
     return fitting[-1] if fitting else None
 
 

@@ -103,6 +103,6 @@ def _take(stream: list[Atom], size: int, following: int, batch: int | None) -> D
     # A batch of one leaves no trace in the sizes: it goes with the axis of size 1 or, without one, where it stands.
     while stream and not isinstance(stream[0], int) and _size(stream[0], batch) == 1 and (size == 1 or following != 1):
         taken.append(stream.pop(0))
-        if size == 1:
+        if following == 1:
             break
     return tuple(taken)
