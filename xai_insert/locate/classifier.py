@@ -134,7 +134,7 @@ def _default_target(graph: Graph, cuts: list[Value], pooled: Value, ends: Sequen
     for value in reversed(before):
         nearest = value.describe() if nearest == "none" else nearest
         described = _described(value)
-        if described is not None:
+        if described is not None and _has_grid(graph, described):
             return described
     raise TargetNotFoundError(
         f"no feature map found before the logits {cuts[-1].describe()}; nearest value: {nearest}, "
@@ -175,6 +175,15 @@ def _by_name(graph: Graph, name: str) -> Value | None:
         if node.name == name or any(value.name == name for value in node.outputs):
             return next((value for value in node.outputs if value.name == name), node.output)
     return None
+
+
+def _has_grid(graph: Graph, feature: FeatureMap) -> bool:
+    """Whether the positions of a feature map are those of a grid and of nothing else, such as a pooled query."""
+    try:
+        _with_grid(graph, feature)
+    except TargetNotFoundError:
+        return False
+    return True
 
 
 def _with_grid(graph: Graph, feature: FeatureMap) -> FeatureMap:

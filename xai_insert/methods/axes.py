@@ -55,6 +55,10 @@ def regroup(dims: Dims, shape: Sequence[int | None], batch: int | None) -> Dims 
     Elements keep their order in a reshape, so the factors keep theirs and only the borders between axes move.
     """
     stream = [atom for dim in dims for atom in dim if atom != 1]
+    single = [atom for atom in stream if isinstance(atom, Tokens) and atom.size == 1]
+    if single:  # one token leaves no trace in the order of elements: it may stand wherever there is an axis for it
+        rest = regroup(tuple((atom,) for atom in stream if atom not in single), shape, batch)
+        return None if rest is None else _with_token(rest, single[0])
     unknown = [axis for axis, size in enumerate(shape) if size is None]
     if len(unknown) > 1:
         return None
@@ -67,6 +71,13 @@ def regroup(dims: Dims, shape: Sequence[int | None], batch: int | None) -> Dims 
     if left is None or right is None:
         return None
     return (*left, tuple(reversed(stream)), *(tuple(reversed(dim)) for dim in reversed(right)))
+
+
+def _with_token(dims: Dims, token: Tokens) -> Dims:
+    for axis, dim in enumerate(dims):
+        if not dim:
+            return (*dims[:axis], (token,), *dims[axis + 1 :])
+    return dims
 
 
 def _consume(stream: list[Atom], sizes: list[int], batch: int | None, *, whole: bool) -> Dims | None:

@@ -114,7 +114,8 @@ class Lifter(Generic[V]):
             if lifted is None:
                 raise self._refusal(node)
             return lifted.handle
-        meets_tokens = node.op in _ELEMENTWISE | {Op.CONCAT} and any(map(has_tokens, main.dims))
+        is_masked_run = self._copies > 1 or any(map(has_tokens, main.dims))
+        meets_tokens = node.op in _ELEMENTWISE | {Op.CONCAT} and is_masked_run
         if value.is_constant and not (meets_tokens and self._has_tokens(value, main)):
             return self._surgeon.handle(value)
         if not meets_tokens:
