@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -20,7 +21,6 @@ from xai_insert.locate.transformer import Attention
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.scaling import to_bytes
-from xai_insert.methods.shaping import reshape, size_of
 from xai_insert.methods.vit_recipro_cam import (
     VitTarget,
     ZeroTokens,
@@ -206,10 +206,9 @@ def _spatial_axes(plan: Plan) -> tuple[int, int]:
 def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
     pooled = plan.found.pooled
     handle = surgeon.handle(pooled)
-    batch = size_of(surgeon.ops, handle, pooled, 0)
-    width = max((size for size in (pooled.shape or ())[1:] if size is not None), default=1)
-    vector = reshape(surgeon.ops, handle, [batch, width])
-    surgeon.add_output(vector, FEATURE_VECTOR, pooled.dtype, ((pooled.shape or (None,))[0], width))
+    width = math.prod(fixed(pooled.sizes[1:]))
+    vector = surgeon.ops.reshape(handle, [-1, width])
+    surgeon.add_output(vector, FEATURE_VECTOR, pooled.dtype, (pooled.sizes[0], width))
 
 
 def _metadata(plan: Plan, options: Options) -> dict[str, str]:

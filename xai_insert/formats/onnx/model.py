@@ -37,10 +37,11 @@ class OnnxModel:
         return build_view(self.native, infer(self.native, source, self._input_shapes))
 
     def surgeon(self) -> OnnxSurgeon:
+        self._source = None  # from here on the file is another model
         return OnnxSurgeon(self.native)
 
     def runner(self) -> OnnxRunner:
-        return OnnxRunner(self.native)
+        return OnnxRunner(self.native, self._source)
 
     def between(self, features: Sequence[Value], results: Sequence[ir.Value]) -> OnnxRunner:
         entries = [feature.native for feature in features]

@@ -20,14 +20,21 @@ _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)
 
 
 class OnnxRunner:
-    """One compiled model."""
+    """One compiled model.
 
-    def __init__(self, model: ir.Model) -> None:
+    Args:
+        model: the model.
+        source: a file with the very same model, if there is one: the runtime reads it faster than we serialise.
+    """
+
+    def __init__(self, model: ir.Model, source: Path | None = None) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
         try:
-            if sum(tensor.nbytes for tensor in weights) < _PROTOBUF_LIMIT:
+            if source is not None:
+                self._session = _session(str(source), options)
+            elif sum(tensor.nbytes for tensor in weights) < _PROTOBUF_LIMIT:
                 self._session = _session(_with_weights_inside(model), options)
             else:
                 with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
