@@ -15,6 +15,8 @@ It writes, for EfficientNet-Lite0 at 224x224 pixels:
 * ``README.txt`` with the predicted ImageNet class ids and probabilities.
 """
 
+# ruff: noqa: PLC0415 - torch, timm data and the runtimes are loaded by the steps that need them
+
 from __future__ import annotations
 
 import argparse

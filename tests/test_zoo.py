@@ -6,16 +6,21 @@ The default run takes a subset; `pytest --zoo -n 2 tests/test_zoo.py` takes them
 import numpy as np
 import onnx
 import openvino as ov
-import pytest
 
 from model_zoo_fixtures import fixtures, materialise
 from tests import oracle
 from xai_insert import Options, insert_file
 
-QUICK = """
-    deit_tiny_distilled_patch16_224 levit_128 mobilenetv3_large_100 resnet18_catavgmax resnet18_gem
-    squeezenet1_1 swin_tiny_patch4_window7_224 vit_tiny_patch16_224
-""".split()
+QUICK = [
+    "deit_tiny_distilled_patch16_224",
+    "levit_128",
+    "mobilenetv3_large_100",
+    "resnet18_catavgmax",
+    "resnet18_gem",
+    "squeezenet1_1",
+    "swin_tiny_patch4_window7_224",
+    "vit_tiny_patch16_224",
+]
 POSITIONS = 4
 
 # Another order of summation in float32, relative to the largest score of the definition.

@@ -164,7 +164,8 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> S
     readout = plan.found.readout
     is_probed = readout is not None and plan.form == "closed form"
     zeros = probe_zero_tokens(loaded, readout) if is_probed and readout is not None else {}
-    surgeon = loaded.surgeon()
+    # A transformer's map is a small difference on a large common part; that of a pooled head is not.
+    surgeon = loaded.surgeon(keep_float32=plan.method == "vit-recipro-cam")
     plan, raw = _add_branch(surgeon, graph, plan, options, zeros)
     saliency = raw if options.output_dtype == "f32" else to_bytes(surgeon.ops, raw, _spatial_axes(plan))
     dtype = "float32" if options.output_dtype == "f32" else "uint8"

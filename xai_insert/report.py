@@ -105,7 +105,12 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
             "shape": found.logits.value.shape,
             "classes": found.logits.classes,
         },
-        "target": {"name": target.value.name, "shape": target.shape, "grid": target.grid, "grid_axes": target.grid_axes},
+        "target": {
+            "name": target.value.name,
+            "shape": target.shape,
+            "grid": target.grid,
+            "grid_axes": target.grid_axes,
+        },
         "saliency_map": {
             "shape": plan.map_shape,
             "dtype": output_dtype,

@@ -38,8 +38,12 @@ class LoadedModel(Protocol):
     def view(self) -> Graph:
         """Read-only view; taken once, before the first edit."""
 
-    def surgeon(self) -> Surgeon[Any]:
-        """The editor of this model."""
+    def surgeon(self, *, keep_float32: bool = False) -> Surgeon[Any]:
+        """The editor of this model.
+
+        Args:
+            keep_float32: keep what is added in float32 where the runtime would compute in half precision.
+        """
 
     def runner(self) -> Runner:
         """Compile for the CPU in float32."""

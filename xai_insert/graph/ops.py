@@ -47,8 +47,11 @@ class Ops(Protocol[V]):
     def nonzero_or(self, a: V, other: V) -> V:
         """`a` where it is above zero, else `other`."""
 
-    def matmul(self, a: V, b: V, *, transpose_b: bool = False) -> V:
-        """Matrix product over the last two axes; with `transpose_b` of rank 2, `b` is `[out, in]`."""
+    def matmul(self, a: V, b: V) -> V:
+        """Matrix product over the last two axes."""
+
+    def matmul_transposed(self, a: V, b: V, rank: int = 2) -> V:
+        """Matrix product with `b`, of rank `rank`, whose last two axes are exchanged: `[out, in]`."""
 
     def conv1x1(self, a: V, weight: V) -> V:
         """`[B, C, h, w]` and `[K, C, 1, 1]` to `[B, K, h, w]`."""

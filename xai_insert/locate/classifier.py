@@ -162,7 +162,7 @@ def _named_target(graph: Graph, cuts: list[Value], pooled: Value, name: str) -> 
         raise UnknownNameError("layer", name, known, hint)
     if found not in cuts:
         raise TargetNotFoundError(
-            f"layer {name!r} {found.describe()} is not on every path from the image to the logits: some go round it{hint}"
+            f"layer {name!r} {found.describe()} is not on every path from image to logits: some go round it{hint}"
         )
     feature = _described(found)
     if feature is None or found not in usable:

@@ -226,7 +226,7 @@ class Lifter(Generic[V]):
         out_channels, in_channels, *window = fixed(shape)
         rows = op.reshape(main.handle, [-1, in_channels])
         matrix = op.reshape(self._surgeon.handle(weight), [out_channels, in_channels])
-        scores = op.matmul(rows, matrix, transpose_b=True)
+        scores = op.matmul_transposed(rows, matrix)
         if (bias := node.operand(2)) is not None:
             scores = op.add(scores, self._surgeon.handle(bias))
         scores = op.reshape(scores, [-1, out_channels, *window])

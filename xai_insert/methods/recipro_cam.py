@@ -163,8 +163,8 @@ def _weighted(surgeon: Surgeon[V], end: GridEnd) -> V:
         w = op.transpose(w, (1, 0))
     result = fixed(end.result.sizes[1:])
     out, cells, width = (math.prod(part) for part in (result, [sizes[a] for a in grid], [sizes[a] for a in others]))
-    # [out, C, h, w] -> [P, out, C]: a constant that the runtime folds when it compiles, as a transpose of a matrix where
-    # the grid comes last, since that folds several times faster than one of four axes.
+    # [out, C, h, w] -> [P, out, C]: a constant that the runtime folds when it compiles; where the grid comes last, as
+    # the transpose of a matrix, which folds several times faster than one of four axes.
     if grid[0] > others[0]:
         slices = op.transpose(op.reshape(w, [out * width, cells]), (1, 0))
     else:

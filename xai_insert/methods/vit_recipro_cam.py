@@ -243,8 +243,7 @@ class _MaskedAttention:
             raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
         scale = node.attrs["scale"] or 1.0 / float(np.sqrt(fixed([self.attention.query.sizes[-1]])[0]))
         query = op.mul(query, scalar(op, scale, self.attention.query.dtype))
-        axes = tuple(range(len(self.attention.key.sizes)))
-        scores = op.matmul(query, op.transpose(key, (*axes[:-2], axes[-1], axes[-2])))
+        scores = op.matmul_transposed(query, key, len(self.attention.key.sizes))
         mask = node.operand(3)
         if mask is None:
             return scores

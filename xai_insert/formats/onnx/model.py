@@ -36,7 +36,8 @@ class OnnxModel:
         source = None if self._source is None else str(self._source)
         return build_view(self.native, infer(self.native, source, self._input_shapes))
 
-    def surgeon(self) -> OnnxSurgeon:
+    def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
+        del keep_float32  # onnxruntime computes in the types that the model names
         self._source = None  # from here on the file is another model
         return OnnxSurgeon(self.native)
 

@@ -59,8 +59,12 @@ class OnnxOps:
     def nonzero_or(self, a: ir.Value, other: ir.Value) -> ir.Value:
         return self._node("Where", self._node("Cast", a, to=ir.DataType.BOOL), a, other)
 
-    def matmul(self, a: ir.Value, b: ir.Value, *, transpose_b: bool = False) -> ir.Value:
-        return self._node("MatMul", a, self._node("Transpose", b, perm=[1, 0]) if transpose_b else b)
+    def matmul(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._node("MatMul", a, b)
+
+    def matmul_transposed(self, a: ir.Value, b: ir.Value, rank: int = 2) -> ir.Value:
+        axes = range(rank)
+        return self._node("MatMul", a, self.transpose(b, [*axes[:-2], axes[-1], axes[-2]]))
 
     def conv1x1(self, a: ir.Value, weight: ir.Value) -> ir.Value:
         return self._node("Conv", a, weight)

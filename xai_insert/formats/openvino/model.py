@@ -10,6 +10,7 @@ import openvino as ov
 import openvino.opset13 as opset
 
 from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
+from xai_insert.formats.openvino.precision import mark_branch, marked
 from xai_insert.formats.openvino.runtime import OpenVINORunner, last_line
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
 from xai_insert.formats.openvino.view import build_view
@@ -25,12 +26,14 @@ class OpenVINOModel:
 
     def __init__(self, native: ov.Model) -> None:
         self.native = native
+        self._keep_float32 = False
 
     def view(self) -> Graph:
         return build_view(self.native)
 
-    def surgeon(self) -> OpenVINOSurgeon:
-        return OpenVINOSurgeon(self.native)
+    def surgeon(self, *, keep_float32: bool = False) -> OpenVINOSurgeon:
+        self._keep_float32 = keep_float32
+        return OpenVINOSurgeon(self.native, keep_float32=keep_float32)
 
     def runner(self) -> OpenVINORunner:
         return OpenVINORunner(self.native)
@@ -54,7 +57,7 @@ class OpenVINOModel:
 
     def result_like(self, given: Any) -> ov.Model:
         del given
-        return self.native
+        return marked(self.native) if self._keep_float32 else self.native
 
     def read_metadata(self) -> dict[str, str]:
         if not self.native.has_rt_info([_METADATA]):
@@ -69,6 +72,8 @@ class OpenVINOModel:
     def save(self, folder: Path, name: str) -> list[Path]:
         path = folder / name
         ov.save_model(self.native, path, compress_to_fp16=False)
+        if self._keep_float32:
+            mark_branch(path)
         return [path.with_suffix(".bin"), path]
 
     def versions(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as opset
+from openvino import opset1
 
 from xai_insert.graph.ops import Reduction, Size
 
@@ -37,7 +38,8 @@ class OpenVINOOps:
         return self._named(opset.add(a, b))
 
     def sub(self, a: ov.Output, b: ov.Output) -> ov.Output:
-        return self._named(opset.subtract(a, b))
+        # OpenVINO rewrites a subtraction as this, and its own rewriting loses the precision mark.
+        return self.add(a, self.mul(b, self.constant(np.array(-1, a.get_element_type().to_dtype()))))
 
     def mul(self, a: ov.Output, b: ov.Output) -> ov.Output:
         return self._named(opset.multiply(a, b))
@@ -55,8 +57,12 @@ class OpenVINOOps:
         zero = self.constant(np.zeros((), a.get_element_type().to_dtype()))
         return self._named(opset.select(self._named(opset.greater(a, zero)), a, other))
 
-    def matmul(self, a: ov.Output, b: ov.Output, *, transpose_b: bool = False) -> ov.Output:
-        return self._named(opset.matmul(a, b, False, transpose_b))
+    def matmul(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self._named(opset.matmul(a, b, False, False))
+
+    def matmul_transposed(self, a: ov.Output, b: ov.Output, rank: int = 2) -> ov.Output:
+        del rank
+        return self._named(opset.matmul(a, b, False, True))
 
     def conv1x1(self, a: ov.Output, weight: ov.Output) -> ov.Output:
         return self._named(opset.convolution(a, weight, [1, 1], [0, 0], [0, 0], [1, 1]))
@@ -86,7 +92,8 @@ class OpenVINOOps:
         return self._named(opset.broadcast(a, self.constant(np.array(sizes, np.int64)), broadcast_spec="BIDIRECTIONAL"))
 
     def softmax(self, a: ov.Output) -> ov.Output:
-        return self._named(opset.softmax(a, -1))
+        # The first version: the later one is converted to it and loses its precision mark on the way.
+        return self._named(opset1.softmax(a, a.get_partial_shape().rank.get_length() - 1))
 
     def equal(self, a: ov.Output, b: ov.Output) -> ov.Output:
         return self.cast(self._named(opset.equal(a, b)), "float32")

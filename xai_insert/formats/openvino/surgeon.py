@@ -12,7 +12,7 @@ from openvino.op import loop as ov_loop
 
 from xai_insert.formats.openvino.ops import OpenVINOOps
 from xai_insert.graph.names import Names
-from xai_insert.graph.view import Node, Shape, Value, volume
+from xai_insert.graph.view import Node, Op, Shape, Value, volume
 
 _SMALL = 1 << 16
 
@@ -24,13 +24,15 @@ class OpenVINOSurgeon:
     the originals, so that a runtime repacks them once.
     """
 
-    def __init__(self, model: ov.Model) -> None:
+    def __init__(self, model: ov.Model, *, keep_float32: bool = False) -> None:
         self._model = model
+        self._keep_float32 = keep_float32
         self._names = Names(node.get_friendly_name() for node in model.get_ordered_ops())
         self._originals = [node.get_instance_id() for node in model.get_ordered_ops()]
         self._pristine = model.clone()
         self._twins: dict[int, ov.Node] = {}
         self.ops = OpenVINOOps(self._names.unique)
+        self._runtime_zero: ov.Output | None = None
 
     def handle(self, value: Value) -> ov.Output:
         output: ov.Output = value.native
@@ -38,12 +40,27 @@ class OpenVINOSurgeon:
 
     def copy(self, node: Node, inputs: Sequence[ov.Output | None]) -> Sequence[ov.Output]:
         twin = self._twin(node.native)
+        is_bias = self._keep_float32 and node.op is Op.ADD and any(_is_linear(value) for value in node.inputs)
         for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too.
             if original is None or not _is_stored(original) or not _is_small(original):
                 twin.set_argument(index, operand)
+            elif is_bias:
+                twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
         self._own(twin, node.name)
         return [twin.output(port) for port in range(twin.get_output_size())]
+
+    def _zero(self) -> ov.Output:
+        """Zero, but known only while the model runs: a bias that carries it is not fused into its linear layer.
+
+        Fusing would drop the mark that keeps the layer in float32, see `xai_insert.formats.openvino.precision`.
+        """
+        if self._runtime_zero is None:
+            op = self.ops
+            image = op.cast(self._model.get_parameters()[0].output(0), "float32")
+            first = op.slice(op.reshape(image, [-1]), 0, 0, 1)
+            self._runtime_zero = op.equal(first, op.add(first, op.constant(np.ones(1, np.float32))))
+        return self._runtime_zero
 
     def _twin(self, node: ov.Node) -> ov.Node:
         """A copy of `node` that nothing uses yet."""
@@ -108,6 +125,11 @@ class OpenVINOSurgeon:
         value.set_names({name})
         self._model.add_results([result])
         self._model.validate_nodes_and_infer_types()
+
+
+def _is_linear(value: Value | None) -> bool:
+    """Whether a value is the product of an activation with stored weights."""
+    return value is not None and value.producer is not None and value.producer.op is Op.MATMUL
 
 
 def _is_stored(value: Value) -> bool:

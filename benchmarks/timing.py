@@ -1,0 +1,74 @@
+"""Timing variants of one computation against each other on a machine that is not quiet."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Seconds = NDArray[np.float64]
+_WARM_UP_SHARE = 0.1
+_WARM_UP_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ratios of paired measurements.
+
+    Attributes:
+        median: the middle ratio.
+        lower: first quartile.
+        upper: third quartile.
+    """
+
+    median: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        digits = 3 if self.median < 2 else 1
+        return f"{self.median:.{digits}f} ({self.lower:.{digits}f}..{self.upper:.{digits}f})"
+
+
+def alternate(calls: Sequence[Callable[[], object]], seconds: float, fewest: int = 7, most: int = 5000) -> Seconds:
+    """Time calls in turn (a, b, a, b, ...), so that whatever slows the machine slows all of them.
+
+    Args:
+        calls: what to time.
+        seconds: time to spend, beside the warm-up.
+        fewest: rounds to measure even if they take longer.
+        most: rounds after which to stop.
+
+    Returns:
+        Wall-clock seconds `[rounds, calls]`.
+    """
+    _rounds(calls, seconds * _WARM_UP_SHARE, _WARM_UP_ROUNDS, most)
+    gc.collect()
+    gc.disable()
+    try:
+        return _rounds(calls, seconds, fewest, most)
+    finally:
+        gc.enable()
+
+
+def paired_ratio(times: Seconds, reference: Seconds) -> Ratio:
+    """Ratio of two measurements taken in the same rounds, each of shape `[rounds]`."""
+    lower, median, upper = np.percentile(times / reference, [25, 50, 75])
+    return Ratio(float(median), float(lower), float(upper))
+
+
+def _rounds(calls: Sequence[Callable[[], object]], seconds: float, fewest: int, most: int) -> Seconds:
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < fewest or (len(rounds) < most and time.perf_counter() < end):
+        row = []
+        for call in calls:
+            start = time.perf_counter()
+            call()
+            row.append(time.perf_counter() - start)
+        rounds.append(row)
+    return np.array(rounds)

@@ -1,0 +1,1 @@
+"""How the fixtures are made; needs torch, timm, torchvision, openvino, onnx, onnxscript and onnxruntime."""

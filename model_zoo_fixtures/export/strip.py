@@ -1,0 +1,100 @@
+"""From an exported model to a fixture, and proof that the fixture is alive."""
+
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_zoo_fixtures.archives import read_archive, write_archive
+from model_zoo_fixtures.catalogue import GRAPHS
+from model_zoo_fixtures.ir_graphs import fill_ir, strip_ir
+from model_zoo_fixtures.onnx_graphs import fill_onnx, strip_onnx
+
+Array = NDArray[Any]
+_LARGEST_OUTPUT = 1e4
+
+
+class DegenerateError(ValueError):
+    """A model whose outputs are not finite, do not depend on the image or are huge."""
+
+
+class OverflowingError(DegenerateError):
+    """A model whose outputs are huge, so that smaller stand-ins may help."""
+
+
+def strip(source: Path, fixture_id: str, gain: float = 1.0, graphs: Path = GRAPHS) -> Path:
+    """Write the fixture of an exported model.
+
+    Args:
+        source: The ``.onnx`` or ``.xml`` file.
+        fixture_id: ``<arch>.<exporter>``; the seed comes from it.
+        gain: Factor on the size of stand-ins with elements of both signs.
+        graphs: Folder of the fixtures.
+
+    Returns:
+        Path of the fixture.
+    """
+    is_ir = source.suffix == ".xml"
+    seed = zlib.crc32(fixture_id.encode())
+    archive = strip_ir(source, seed) if is_ir else strip_onnx(source, seed)
+    if gain != 1.0:
+        recipes = {index: recipe.scaled(gain) for index, recipe in archive.recipes.items()}
+        archive = replace(archive, recipes=recipes)
+    graphs.mkdir(parents=True, exist_ok=True)
+    path = graphs / f"{fixture_id}.{'ir' if is_ir else 'onnx'}.tar.xz"
+    write_archive(archive, path)
+    return path
+
+
+def check_alive(path: Path, images: Array) -> None:
+    """Check that a fixture's model still answers to its input.
+
+    Args:
+        path: A fixture.
+        images: Two different images, float32 ``[2, C, H, W]``.
+
+    Raises:
+        DegenerateError: It does not.
+    """
+    with TemporaryDirectory() as folder:
+        archive = read_archive(path)
+        model = (fill_ir if ".ir." in path.name else fill_onnx)(archive, Path(folder))
+        first, second = (run(model, images[index : index + 1]) for index in range(2))
+    for one, other in zip(first, second, strict=True):
+        if one.dtype.kind != "f":
+            continue
+        if not np.isfinite(one).all():
+            raise OverflowingError("stand-in outputs are not finite")
+        if float(np.abs(one).max()) > _LARGEST_OUTPUT:
+            raise OverflowingError(f"stand-in outputs are as large as {float(np.abs(one).max()):.2g}")
+        if float(np.abs(one - other).max()) < 1e-5 * float(np.abs(one).max()):
+            raise DegenerateError("stand-in outputs hardly depend on the image")
+
+
+def run(model: Path, image: Array) -> list[Array]:
+    """Run a model file in the runtime of its format, in float32.
+
+    Args:
+        model: ``.onnx`` or ``.xml``.
+        image: float32 ``[1, C, H, W]``.
+
+    Returns:
+        Its outputs in order.
+    """
+    if model.suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return list(session.run(None, {session.get_inputs()[0].name: image}))
+    import openvino as ov
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    results = ov.Core().compile_model(model, "CPU", settings)(image)
+    return [np.array(results[index]) for index in range(len(results))]

@@ -1,0 +1,1 @@
+"""Small models trained on generated images of geometric shapes, and the generator."""
