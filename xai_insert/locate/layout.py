@@ -142,8 +142,8 @@ def token_grid(tokens: int, ancestors: Iterable[Node], image: tuple[int, int] | 
                     return grid
         if embedding is None and node.op is Op.CONV:
             embedding = next(iter(_grids(node.output, is_map=True)), None)
-    grid = None if embedding is None else _shrunk(embedding, tokens)
-    return _patched(image, tokens) if grid is None and image is not None else grid
+    found = None if embedding is None else _shrunk(embedding, tokens)
+    return _patched(image, tokens) if found is None and image is not None else found
 
 
 def _patched(image: tuple[int, int], tokens: int) -> tuple[int, int] | None:
