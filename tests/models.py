@@ -36,7 +36,7 @@ class Builder:
 
     def const(self, array: np.ndarray) -> str:
         name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.weights.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
     def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:

@@ -43,7 +43,8 @@ class OpenVINOSurgeon:
         is_bias = self._keep_float32 and node.op is Op.ADD and any(_is_linear(value) for value in node.inputs)
         for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too.
-            if original is None or not _is_stored(original) or not _is_small(original):
+            keeps_own = original is not None and operand is original.native and _is_bias_or_scale(original)
+            if not keeps_own:
                 twin.set_argument(index, operand)
             elif is_bias:
                 twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
@@ -140,6 +141,6 @@ def _is_stored(value: Value) -> bool:
     return value.is_constant and node.get_type_name() == "Constant"
 
 
-def _is_small(constant: Value) -> bool:
-    """Whether a constant is a bias or a scale rather than a weight."""
-    return (volume(constant.shape or ()) or 0) <= _SMALL
+def _is_bias_or_scale(value: Value) -> bool:
+    """Whether a value is a stored constant too small to be a weight."""
+    return _is_stored(value) and (volume(value.sizes) or 0) <= _SMALL

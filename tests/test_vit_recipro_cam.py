@@ -1,0 +1,217 @@
+"""ViT Recipro-CAM equals its definition, computed outside the tool, for the forms in which transformers come."""
+
+import numpy as np
+import pytest
+
+from tests import models, oracle
+from xai_insert import Options, errors, insert
+
+TOLERANCE = 1e-5
+WIDTH, HEADS, DEPTH = 8, 2, 4  # D, heads, and size of one head
+GRID = (4, 6)
+
+
+def embed(b, prefix):
+    """Patches of a 2-strided convolution behind `prefix` learned tokens, with positions: `[N, T, D]`."""
+    x = b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2])
+    x = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, WIDTH, -1]))), perm=[0, 2, 1])
+    batch = b.node("Gather", b.node("Shape", "image"), b.const(np.array([0])), axis=0)
+    shape = b.node("Concat", batch, b.const(np.array([prefix, WIDTH])), axis=0)
+    first = b.node("Expand", b.weight(1, prefix, WIDTH), shape)
+    x = b.node("Concat", first, x, axis=1)
+    return b.node("Add", x, b.weight(1, prefix + GRID[0] * GRID[1], WIDTH))
+
+
+def norm(b, x, width=WIDTH):
+    return b.node("LayerNormalization", x, b.weight(width, scale=1), b.weight(width), axis=-1)
+
+
+def linear(b, x, inner, outer, bias=True):
+    x = b.node("MatMul", x, b.weight(inner, outer))
+    return b.node("Add", x, b.weight(outer)) if bias else x
+
+
+def heads_of(b, x):
+    x = b.node("Reshape", x, b.const(np.array([0, 0, HEADS, DEPTH])))
+    return b.node("Transpose", x, perm=[0, 2, 1, 3])
+
+
+def attention(
+    b, x, tokens, *, fused=False, key_norm=False, key_bias=True, pair_bias=False, talking=False, class_only=False
+):
+    source = x
+    if class_only:
+        source = b.node("Slice", x, *(b.const(np.array([n])) for n in (0, 1, 1)))
+    if fused:
+        qkv = linear(b, x, WIDTH, 3 * WIDTH)
+        qkv = b.node("Reshape", qkv, b.const(np.array([0, 0, 3, HEADS, DEPTH])))
+        qkv = b.node("Transpose", qkv, perm=[2, 0, 3, 1, 4])
+        q, k, v = (b.node("Gather", qkv, b.const(np.array(i)), axis=0) for i in range(3))
+    else:
+        q = heads_of(b, linear(b, source, WIDTH, WIDTH))
+        k = heads_of(b, linear(b, x, WIDTH, WIDTH, key_bias))
+        v = heads_of(b, linear(b, x, WIDTH, WIDTH))
+    if key_norm:
+        q, k = norm(b, q, DEPTH), norm(b, k, DEPTH)
+    scores = b.node(
+        "MatMul", b.node("Mul", q, b.const(np.array(0.7, b.dtype))), b.node("Transpose", k, perm=[0, 1, 3, 2])
+    )
+    if pair_bias:
+        scores = b.node("Add", scores, b.weight(1, HEADS, tokens, tokens, scale=1))
+    if talking:
+        scores = mixed(b, scores)
+    shares = b.node("Softmax", scores, axis=-1)
+    if talking:
+        shares = mixed(b, shares)
+    x = b.node("Transpose", b.node("MatMul", shares, v), perm=[0, 2, 1, 3])
+    return linear(b, b.node("Reshape", x, b.const(np.array([0, 0, WIDTH]))), WIDTH, WIDTH)
+
+
+def mixed(b, x):
+    x = b.node("Transpose", x, perm=[0, 2, 3, 1])
+    return b.node("Transpose", linear(b, x, HEADS, HEADS), perm=[0, 3, 1, 2])
+
+
+def mlp(b, x):
+    return linear(b, b.node("Tanh", linear(b, x, WIDTH, 2 * WIDTH)), 2 * WIDTH, WIDTH)
+
+
+def block(b, x, tokens, **kind):
+    x = b.node("Add", x, attention(b, norm(b, x), tokens, **kind))
+    return b.node("Add", x, mlp(b, norm(b, x)))
+
+
+def transformer(prefix=1, rows=1, last=block, **kind):
+    tokens = prefix + GRID[0] * GRID[1]
+
+    def network(b):
+        x = last(b, block(b, embed(b, prefix), tokens), tokens, **kind)
+        x = norm(b, x)
+        scores = None
+        for row in range(rows):
+            head = b.linear(b.node("Gather", x, b.const(np.array(row)), axis=1), WIDTH)
+            scores = head if scores is None else b.node("Add", scores, head)
+        return scores
+
+    return network
+
+
+def parallel_block(b, x, tokens, **kind):
+    """Attention and MLP side by side on one norm."""
+    y = norm(b, x)
+    return b.node("Add", b.node("Add", x, attention(b, y, tokens, **kind)), mlp(b, y))
+
+
+def two_attentions(b, x, tokens, **kind):
+    """Two attentions side by side, as in the parallel ViTs."""
+    y = norm(b, x)
+    both = b.node("Add", attention(b, y, tokens, **kind), attention(b, y, tokens, **kind))
+    x = b.node("Add", x, both)
+    return b.node("Add", x, mlp(b, norm(b, x)))
+
+
+def class_block(b, x, tokens, **kind):
+    """CaiT: only the class token attends; it is put back before the patches."""
+    first = b.node("Slice", x, *(b.const(np.array([n])) for n in (0, 1, 1)))
+    patches = b.node("Slice", x, *(b.const(np.array([n])) for n in (1, 1000, 1)))
+    first = b.node("Add", first, attention(b, norm(b, x), tokens, class_only=True, **kind))
+    first = b.node("Add", first, mlp(b, norm(b, first)))
+    return b.node("Concat", first, patches, axis=1)
+
+
+CLOSED = {
+    "plain": transformer(),
+    "fused projection": transformer(fused=True),
+    "registers": transformer(prefix=5),
+    "distilled": transformer(prefix=2, rows=2),
+    "key norm": transformer(key_norm=True),
+    "no key bias": transformer(key_bias=False),
+    "pair bias": transformer(pair_bias=True),
+    "talking heads": transformer(talking=True),
+    "distilled, pair bias": transformer(prefix=2, rows=2, pair_bias=True),
+    "distilled, key norm": transformer(prefix=2, rows=2, key_norm=True),
+    "parallel": transformer(last=parallel_block),
+    "two attentions": transformer(last=two_attentions),
+    "class attention": transformer(last=class_block),
+}
+
+
+def weights(prefix, kernel="gaussian"):
+    patches = GRID[0] * GRID[1]
+    if kernel == "point":
+        around = np.eye(patches)
+    else:
+        around = np.zeros((patches, patches))
+        for i in range(patches):
+            for j in range(patches):
+                dy, dx = abs(i // GRID[1] - j // GRID[1]), abs(i % GRID[1] - j % GRID[1])
+                around[i, j] = [[4, 2], [2, 1]][dy][dx] / 16 if max(dy, dx) < 2 else 0
+    return np.concatenate([np.ones((patches, prefix)), around], axis=1).astype(np.float32)
+
+
+def assert_is_definition(model, batch, prefix, form="closed form", kernel="gaussian", **options):
+    result = insert(model, Options(output_dtype="f32", kernel=kernel, **options))
+    assert result.report.form == form, result.report.reason
+    assert result.report.method == "vit-recipro-cam"
+    assert result.report.target["grid"] == GRID
+    x = np.random.default_rng(3).standard_normal((batch, 3, 8, 12)).astype(np.float32)
+    outputs = oracle.run(result.model, x)
+    parts = oracle.Parts(model, result.report.target["name"], result.report.logits["name"])
+    tokens = parts.feature(x)
+    assert tokens.shape == (batch, prefix + 24, WIDTH)
+    expected = np.stack([parts.head(x, tokens * row[:, None]) for row in weights(prefix, kernel)], axis=-1)
+    got = outputs["saliency_map"].reshape(expected.shape)
+    np.testing.assert_allclose(got, expected, atol=TOLERANCE * np.abs(expected).max())
+    assert np.ptp(expected, axis=-1).min() > 1e-4, "the network is degenerate, so the comparison says nothing"
+    for name, value in oracle.run(model, x).items():
+        np.testing.assert_allclose(outputs[name], value, atol=1e-6 * np.abs(value).max())
+
+
+def prefix_of(name):
+    return 5 if name == "registers" else 2 if name.startswith("distilled") else 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_form_is_the_definition(name, kind, batch):
+    model = models.as_format(models.classifier(CLOSED[name], size=(8, 12)), kind)
+    assert_is_definition(model, batch, prefix_of(name))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", ["plain", "key norm"])
+def test_point_kernel(name, kind):
+    model = models.as_format(models.classifier(CLOSED[name], size=(8, 12)), kind)
+    assert_is_definition(model, 2, 1, kernel="point")
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_static_batch_of_one(kind):
+    model = models.as_format(models.classifier(CLOSED["fused projection"], size=(8, 12), batch=1), kind)
+    assert_is_definition(model, 1, 1)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_an_earlier_block_runs_masked(kind):
+    model = models.as_format(models.classifier(CLOSED["plain"], size=(8, 12)), kind)
+    report = insert(model, Options(block=2)).report
+    assert report.form == "masked runs"
+    assert report.map_difference < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_too_many_blocks_are_refused(kind):
+    model = models.as_format(models.classifier(CLOSED["plain"], size=(8, 12)), kind)
+    with pytest.raises(errors.TargetNotFoundError, match="found 2 blocks"):
+        insert(model, Options(block=3))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_activation_map_leaves_the_prefix_out(kind):
+    model = models.as_format(models.classifier(CLOSED["registers"], size=(8, 12)), kind)
+    result = insert(model, Options(method="activation-map", output_dtype="f32"))
+    x = np.random.default_rng(3).standard_normal((2, 3, 8, 12)).astype(np.float32)
+    parts = oracle.Parts(model, result.report.target["name"], result.report.logits["name"])
+    expected = parts.feature(x)[:, 5:].mean(-1).reshape(2, *GRID)
+    np.testing.assert_allclose(oracle.run(result.model, x)["saliency_map"], expected, atol=1e-5)
