@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import openvino as ov
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, IMAGE_SIZE, classification_batch
@@ -207,8 +206,3 @@ def export(
     for key, value in info.items():
         converted.set_rt_info(value, ["model_info", key])
     ov.save_model(converted, str(folder / f"{stem}.xml"), compress_to_fp16=False)
-
-
-def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
-    """Return a detached float32 copy of ``tensor``."""
-    return tensor.detach().to(torch.float32).cpu().numpy().copy()
