@@ -1,0 +1,78 @@
+"""On small trained models and images with known boxes: the maps point where they should, in the default precision too."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+
+from model_zoo_fixtures.shapes.dataset import classification_scene
+from tests import oracle
+from xai_insert import insert
+
+SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
+HELD_OUT = 1_000_000
+SIZE = 96
+
+
+def scenes(count):
+    return [classification_scene(HELD_OUT + index, SIZE) for index in range(count)]
+
+
+def images_of(chosen):
+    return np.stack([scene.image.transpose(2, 0, 1) for scene in chosen]).astype(np.float32)
+
+
+def peak(saliency_map):
+    row, column = np.unravel_index(saliency_map.argmax(), saliency_map.shape)
+    height, width = saliency_map.shape
+    return (column + 0.5) * SIZE / width, (row + 0.5) * SIZE / height
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+@pytest.mark.parametrize("name", ["shapes_cnn", "shapes_vit"])
+def test_the_peak_lies_in_the_box_of_the_class(name, suffix):
+    path = SHAPES / f"{name}{suffix}"
+    model = insert(onnx.load(path) if suffix == ".onnx" else ov.Core().read_model(path)).model
+    chosen = scenes(200)
+    maps = oracle.run(model, images_of(chosen))["saliency_map"]
+    inside = 0
+    for scene, per_class in zip(chosen, maps, strict=True):
+        x, y = peak(per_class[scene.target.class_id])
+        left, top, right, bottom = scene.target.box
+        inside += left <= x < right and top <= y < bottom
+    assert inside / len(chosen) >= 0.9
+
+
+@pytest.fixture(scope="module", params=["shapes_cnn", "shapes_vit"])
+def compiled(request):
+    """One inserted model, compiled in float32 and in the device's default precision."""
+    core = ov.Core()
+    model = insert(SHAPES / f"{request.param}.xml").model
+    single = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return request.param, single, core.compile_model(model, "CPU")
+
+
+def test_maps_survive_the_default_precision(compiled):
+    _, single, default = compiled
+    for image in images_of(scenes(12)):
+        exact, rough = (model([image[None]]) for model in (single, default))
+        best = int(exact[0].argmax())
+        a, b = (result["saliency_map"][0, best].ravel().astype(float) for result in (exact, rough))
+        assert np.corrcoef(a, b)[0, 1] >= 0.99
+
+
+def test_the_rest_of_the_model_stays_in_the_default_precision(compiled):
+    name, _, default = compiled
+    if default.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32:
+        pytest.skip("this CPU computes in float32 by default")
+    layers = {"FullyConnected", "Convolution"}
+    precisions = {True: set(), False: set()}
+    for node in default.get_runtime_model().get_ordered_ops():
+        info = {key: str(value.value) for key, value in node.get_rt_info().items()}
+        if info.get("layerType") in layers:
+            precisions[node.get_friendly_name().startswith("xai/")].add(info["runtimePrecision"])
+    assert precisions[False] == {"bf16"}
+    if name == "shapes_vit":
+        assert precisions[True] == {"f32"}
