@@ -208,7 +208,7 @@ def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
     pooled = plan.found.pooled
     handle = surgeon.handle(pooled)
     width = math.prod(fixed(pooled.sizes[1:]))
-    vector = surgeon.ops.reshape(handle, [-1, width])
+    vector = surgeon.ops.isolated(surgeon.ops.reshape(handle, [-1, width]), width)
     surgeon.add_output(vector, FEATURE_VECTOR, pooled.dtype, (pooled.sizes[0], width))
 
 

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -150,7 +150,7 @@ class Explainer:
             "stamp": files.stamp(source.path),
             "size": list(image.shape[1::-1]),
             "image": self._write(f"images/{source.name}.jpg", files.encode(scene.shown, ".jpg")),
-            "predictions": [asdict(item) for item in found.predictions],
+            "predictions": [dict(vars(item)) for item in found.predictions],
             "maps": self._draw(scene, found),
         }
         return Outcome(source, record)
@@ -164,7 +164,7 @@ class Explainer:
             score = f"{item.score:.2f}"
             mark = f"{item.class_id}-{files.slug(item.label)}-{score}"
             entry = self._draw_map(scene, found.saliency_map[item.class_id], mark, (item.label, score))
-            drawn.append({**asdict(item), **entry})
+            drawn.append({**vars(item), **entry})
         return drawn
 
     def _draw_map(self, scene: _Scene, saliency: Array, mark: str, caption: tuple[str, str]) -> dict[str, Any]:

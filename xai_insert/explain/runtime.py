@@ -172,7 +172,7 @@ def _insert(model: Any, to_bytes: bool = False) -> Any:
     try:
         inserted = insert(model).model
     except XaiInsertError as err:
-        raise type(err)(f"the model has no saliency map and none could be inserted: {err}") from err
+        raise XaiInsertError(f"the model has no saliency map and none could be inserted: {err}") from err
     if not to_bytes:
         return inserted
     import onnx_ir  # noqa: PLC0415 - only for plain ONNX models

@@ -80,6 +80,9 @@ class Ops(Protocol[V]):
     def equal(self, a: V, b: V) -> V:
         """1 where both are equal, else 0, in float32."""
 
+    def isolated(self, a: V, channels: int) -> V:
+        """`[B, channels]` unchanged, in a way that a new output of it leaves the precision of what is before alone."""
+
     def cast(self, a: V, dtype: str) -> V:
         """Convert to the NumPy dtype named."""
 

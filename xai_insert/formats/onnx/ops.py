@@ -100,6 +100,9 @@ class OnnxOps:
     def equal(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.cast(self._node("Equal", a, b), "float32")
 
+    def isolated(self, a: ir.Value, channels: int) -> ir.Value:
+        return self.reshape(a, [-1, channels])
+
     def cast(self, a: ir.Value, dtype: str) -> ir.Value:
         return self._node("Cast", a, to=data_type(dtype))
 

@@ -98,6 +98,13 @@ class OpenVINOOps:
     def equal(self, a: ov.Output, b: ov.Output) -> ov.Output:
         return self.cast(self._named(opset.equal(a, b)), "float32")
 
+    def isolated(self, a: ov.Output, channels: int) -> ov.Output:
+        # The CPU plugin computes the tail of a graph in float32, back to the first linear layer: here is one.
+        ones = self.constant(np.ones((channels, 1, 1, 1, 1), a.get_element_type().to_dtype()))
+        grid = self.reshape(a, [-1, channels, 1, 1])
+        same = self._named(opset.group_convolution(grid, ones, [1, 1], [0, 0], [0, 0], [1, 1]))
+        return self.reshape(same, [-1, channels])
+
     def cast(self, a: ov.Output, dtype: str) -> ov.Output:
         return self._named(opset.convert(a, ov.Type(np.dtype(dtype))))
 
