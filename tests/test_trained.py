@@ -1,4 +1,4 @@
-"""On small trained models and images with known boxes: the maps point where they should, in the default precision too."""
+"""On trained models and images with known boxes: maps point where they should, in the default precision too."""
 
 from pathlib import Path
 
