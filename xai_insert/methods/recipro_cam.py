@@ -122,10 +122,15 @@ def _rows(surgeon: Surgeon[V], source: Value, end: GridEnd) -> V:
     """`source` as one row per image and position, `[B*P, C]`."""
     others = [axis for axis in range(1, len(source.sizes)) if axis not in end.grid_axes]
     perm = (0, *end.grid_axes, *others)
+    width = math.prod(fixed([source.sizes[axis] for axis in others]))
+    before = source.producer
+    if before is not None and before.op is Op.TRANSPOSE and before.attrs["perm"] is not None:
+        # Read what stood before the transpose: often the rows are there already, and a runtime that merges the
+        # transpose with the pool can go on doing so.
+        source, perm = before.read(0), tuple(before.attrs["perm"][axis] for axis in perm)
     x = surgeon.handle(source)
     if perm != tuple(range(len(perm))):
         x = surgeon.ops.transpose(x, perm)
-    width = math.prod(fixed([source.sizes[axis] for axis in others]))
     return surgeon.ops.reshape(x, [-1, width])
 
 
