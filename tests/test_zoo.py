@@ -6,6 +6,7 @@ The default run takes a subset; `pytest --zoo -n 2 tests/test_zoo.py` takes them
 import numpy as np
 import onnx
 import openvino as ov
+import pytest
 
 from model_zoo_fixtures import fixtures, materialise
 from tests import oracle
