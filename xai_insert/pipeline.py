@@ -162,8 +162,7 @@ class Spliced:
 def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Spliced:
     """Carry out a plan on `loaded`, whose view `graph` is."""
     readout = plan.found.readout
-    is_probed = readout is not None and plan.form == "closed form"
-    zeros = probe_zero_tokens(loaded, readout) if is_probed and readout is not None else {}
+    zeros = {} if readout is None or plan.form != "closed form" else probe_zero_tokens(loaded, readout)
     # A transformer's map is a small difference on a large common part; that of a pooled head is not.
     surgeon = loaded.surgeon(keep_float32=plan.method == "vit-recipro-cam")
     plan, raw = _add_branch(surgeon, graph, plan, options, zeros)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from xai_insert.errors import ShapeUnknownError
 from xai_insert.graph.cuts import region
@@ -83,12 +84,32 @@ def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: 
     sizes = [1] * len(feature.shape)
     for axis, side in zip(feature.grid_axes, (count,) if len(feature.grid_axes) == 1 else (height, width), strict=True):
         sizes[axis] = side
-    masks = np.eye(count, dtype=np.float32).reshape(count, *sizes)
-    nodes = region(graph, [feature.value], [logits])
+    masks = np.eye(count, dtype=np.float32)
+    return run_masks(surgeon, graph, [feature.value], masks.reshape(height, width, *sizes), logits)
+
+
+def run_masks(
+    surgeon: Surgeon[V], graph: Graph, features: Sequence[Value], masks: npt.NDArray[np.float32], logits: Value
+) -> V:
+    """The class scores for each mask on `features`, laid out as maps.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        features: the masked values.
+        masks: `[h, w, ...]`, a mask for each position; each broadcasts against every feature.
+        logits: class scores `[B, K]`.
+
+    Returns:
+        float32 `[B, K, h, w]`, raw scores.
+    """
     op = surgeon.ops
-    scores = surgeon.map_positions(masks, [feature.value], nodes, logits)
-    by_class = op.transpose(op.reshape(scores, [count, -1, class_count(logits)]), (1, 2, 0))
-    maps = op.reshape(by_class, [-1, class_count(logits), height, width])
+    height, width, *rest = masks.shape
+    count, classes = height * width, class_count(logits)
+    nodes = region(graph, features, [logits])
+    scores = surgeon.map_positions(masks.reshape(count, *rest), features, nodes, logits)
+    by_class = op.transpose(op.reshape(scores, [count, -1, classes]), (1, 2, 0))
+    maps = op.reshape(by_class, [-1, classes, height, width])
     return maps if logits.dtype == "float32" else op.cast(maps, "float32")
 
 

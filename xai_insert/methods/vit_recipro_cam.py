@@ -32,7 +32,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.axes import BATCH, Dims, Tokens, plain
 from xai_insert.methods.lifting import Lifted, Lifter
-from xai_insert.methods.recipro_cam import class_count
+from xai_insert.methods.recipro_cam import class_count, run_masks
 from xai_insert.methods.shaping import scalar
 
 Kernel = Literal["gaussian", "point"]
@@ -335,17 +335,9 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget) -> V:
 
     Arguments and result are those of `vit_recipro_cam`; the head may read patches.
     """
-    op = surgeon.ops
-    logits = vit.logits
     height, width = fixed(vit.target.grid)
-    masks = patch_weights((height, width), vit.readout.prefix, vit.kernel)[:, :, None]
-    features = masked_features(vit.readout)
-    nodes = region(graph, features, [logits])
-    scores = surgeon.map_positions(masks, features, nodes, logits)
-    classes = class_count(logits)
-    by_class = op.transpose(op.reshape(scores, [height * width, -1, classes]), (1, 2, 0))
-    maps = op.reshape(by_class, [-1, classes, height, width])
-    return maps if logits.dtype == "float32" else op.cast(maps, "float32")
+    masks = patch_weights((height, width), vit.readout.prefix, vit.kernel).reshape(height, width, -1, 1)
+    return run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits)
 
 
 def masked_features(readout: Readout) -> list[Value]:
