@@ -14,8 +14,8 @@ from xai_insert.formats.backend import load
 from xai_insert.graph.view import Shape
 from xai_insert.options import Options
 from xai_insert.pipeline import insert_file, splice
-from xai_insert.plan import make_plan, masked_plan
 from xai_insert.report import Report
+from xai_insert.tasks.classification import masked_plan, plan_classification
 
 _SAME_FLOATS = 1e-4  # of the largest element: kernels may differ between batch sizes
 _SAME_BYTES = 1.0  # mean difference in levels
@@ -125,7 +125,7 @@ def for_batch(variants: Variants, batch: int, folder: Path) -> Variants | None:
 def _write_definition(source: Path, folder: Path, options: Options) -> Variant | None:
     loaded = load(source, options.input_shapes, None)
     graph = loaded.view()
-    plan = make_plan(graph, options)
+    plan = plan_classification(graph, options)
     try:
         splice(loaded, graph, masked_plan(graph, plan.found, plan.map_shape, "benchmark"), options)
     except XaiInsertError as err:  # an open grid has no masked runs

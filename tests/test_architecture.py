@@ -47,6 +47,7 @@ def test_format_libraries_stay_in_their_adapter(name):
         ("locate", {"errors", "graph", "options"}),
         ("methods", {"errors", "graph", "locate"}),
         ("formats", {"errors", "graph", "feeds"}),
+        ("tasks", {"errors", "graph", "options", "locate", "methods", "formats", "feeds", "probe"}),
     ],
 )
 def test_layers_import_downwards_only(name, layer, below):

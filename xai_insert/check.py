@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
-from xai_insert.graph.view import Value
+from xai_insert.tasks.plan import Masking
 
 Array = npt.NDArray[Any]
 _SEED = 0
@@ -80,20 +80,7 @@ def relative_difference(expected: Array, actual: Array) -> float:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
 
 
-@dataclass(frozen=True)
-class Definition:
-    """A map as its definition has it: the class scores when the features are multiplied by a mask.
-
-    Attributes:
-        features: the masked values.
-        mask: the mask of one position (row-major in the grid), for features of a shape; broadcasts against them.
-    """
-
-    features: Sequence[Value]
-    mask: Callable[[Sequence[int], int], Array]
-
-
-def check_definition(model: LoadedModel, definition: Definition, raw_map: Any, logits: Any) -> float:
+def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logits: Any) -> float:
     """Compare the raw map with masked runs of the model's own head, at a few positions of random features.
 
     Args:
@@ -131,11 +118,3 @@ def check_definition(model: LoadedModel, definition: Definition, raw_map: Any, l
             f"the map differs from its definition by {difference:.1e} of the largest score; nothing was written"
         )
     return difference
-
-
-def position_mask(shape: Sequence[int], grid_axes: Sequence[int], position: int) -> Array:
-    """A mask that keeps one position (row-major in the grid), of sizes 1 on the other axes."""
-    sizes = [shape[axis] if axis in grid_axes else 1 for axis in range(len(shape))]
-    mask = np.zeros(int(np.prod(sizes)), np.float32)
-    mask[position] = 1.0
-    return mask.reshape(sizes)

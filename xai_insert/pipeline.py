@@ -7,32 +7,21 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, Definition, check_definition, check_outputs, position_mask, run_random
-from xai_insert.errors import AlreadyInsertedError, CannotFreeBatchError, DefinitionError, ModelFileError
+from xai_insert.check import CheckResult, check_definition, check_outputs, run_random
+from xai_insert.errors import AlreadyInsertedError, DefinitionError, ModelFileError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, fixed
-from xai_insert.locate.transformer import Attention
-from xai_insert.methods.activation_map import activation_map
-from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.scaling import to_bytes
-from xai_insert.methods.vit_recipro_cam import (
-    VitTarget,
-    ZeroTokens,
-    masked_features,
-    masked_vit_runs,
-    patch_weights,
-    vit_recipro_cam,
-)
 from xai_insert.options import Options
-from xai_insert.plan import Plan, make_plan, masked_plan
-from xai_insert.probe import probe_zero_tokens
 from xai_insert.report import Report, describe_plan
+from xai_insert.tasks.choose import make_plan
+from xai_insert.tasks.plan import Branch, Plan
 from xai_insert.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -75,7 +64,7 @@ def plan_insertion(model: Any, options: Options | None = None, output: Path | No
     options = options or Options()
     loaded = load(model, options.input_shapes, output)
     _refuse_twice(loaded, graph := loaded.view())
-    return _report(loaded, make_plan(graph, options), options, _name(model))
+    return _report(loaded, make_plan(loaded, graph, options), options, _name(model))
 
 
 def insert_file(source: Path, output: Path, options: Options | None = None) -> Report:
@@ -99,131 +88,64 @@ def insert_file(source: Path, output: Path, options: Options | None = None) -> R
 
 
 def _insert(fresh: Callable[[], LoadedModel], options: Options, source: str) -> tuple[LoadedModel, Report]:
-    """Plan, splice and check; where a closed form turns out not to be the definition, start afresh with masked runs."""
+    """Plan, splice and check; where a closed form turns out not to be the definition, start afresh without it."""
     loaded = fresh()
     graph = loaded.view()
     _refuse_twice(loaded, graph)
-    plan = make_plan(graph, options)
+    plan = make_plan(loaded, graph, options)
     plain = run_random(loaded.runner()) if options.check else []
     try:
         return loaded, _carry_out(loaded, graph, plan, options, source, plain)
     except DefinitionError as err:
-        if plan.form != "closed form":
+        if plan.without_closed_form(graph) is None:
             raise
         logger.info("no closed form: %s", err)
     loaded = fresh()
     graph = loaded.view()
-    plan = make_plan(graph, options)
-    plan = masked_plan(graph, plan.found, plan.map_shape, "the closed form is not the definition here")
-    return loaded, _carry_out(loaded, graph, plan, options, source, plain)
+    other = make_plan(loaded, graph, options).without_closed_form(graph)
+    assert other is not None  # the same model gives the same plan
+    return loaded, _carry_out(loaded, graph, other, options, source, plain)
 
 
 def _carry_out(
     loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, source: str, plain: Sequence[Any]
 ) -> Report:
-    spliced = splice(loaded, graph, plan, options)
+    branch = splice(loaded, graph, plan, options)
     checked = None
     if options.check:
         moved = check_outputs(plain, run_random(loaded.runner()), graph.output_names)
-        definition = _definition(spliced.plan, options)
-        off = None if definition is None else check_definition(loaded, definition, spliced.raw, spliced.logits)
+        masking = branch.plan.masking(options)
+        off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores)
         checked = CheckResult(moved, off)
-    return _report(loaded, spliced.plan, options, source, checked)
+    return _report(loaded, branch.plan, options, source, checked)
 
 
-def _definition(plan: Plan, options: Options) -> Definition | None:
-    """What the raw map must equal; None for a method that masks nothing."""
-    found = plan.found
-    if plan.method == "recipro-cam":
-        target = found.target
-        return Definition([target.value], lambda shape, position: position_mask(shape, target.grid_axes, position))
-    if plan.method == "vit-recipro-cam" and found.readout is not None:
-        height, width = fixed(found.target.grid)
-        weights = patch_weights((height, width), found.readout.prefix, options.kernel)
-        return Definition(masked_features(found.readout), lambda _, position: weights[position][:, None])
-    return None
-
-
-@dataclass(frozen=True)
-class Spliced:
-    """What was added to a model.
-
-    Attributes:
-        plan: the plan as it was carried out.
-        raw: handle of the unscaled map.
-        logits: handle of the class scores.
-    """
-
-    plan: Plan
-    raw: Any
-    logits: Any
-
-
-def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Spliced:
+def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Branch:
     """Carry out a plan on `loaded`, whose view `graph` is."""
-    readout = plan.found.readout
-    zeros = {} if readout is None or plan.form != "closed form" else probe_zero_tokens(loaded, readout)
-    # A transformer's map is a small difference on a large common part; that of a pooled head is not.
-    surgeon = loaded.surgeon(keep_float32=plan.method == "vit-recipro-cam")
-    plan, raw = _add_branch(surgeon, graph, plan, options, zeros)
-    saliency = raw if options.output_dtype == "f32" else to_bytes(surgeon.ops, raw, _spatial_axes(plan))
+    surgeon = loaded.surgeon(keep_float32=plan.keep_float32)
+    branch = plan.splice(loaded, surgeon, graph, options)
+    plan = branch.plan
+    rank = len(plan.map_shape)
+    saliency = branch.raw if options.output_dtype == "f32" else to_bytes(surgeon.ops, branch.raw, (rank - 2, rank - 1))
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
+    for name, output in branch.outputs.items():
+        surgeon.add_output(output.handle, name, output.dtype, output.shape)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
-    loaded.annotate(_metadata(plan, options))
-    return Spliced(plan, raw, surgeon.handle(plan.found.logits.value))
-
-
-def _add_branch(
-    surgeon: Surgeon[Any], graph: Graph, plan: Plan, options: Options, zeros: Mapping[Attention, ZeroTokens]
-) -> tuple[Plan, Any]:
-    """The plan as it was carried out, and the raw map."""
-    found = plan.found
-    if plan.method == "activation-map":
-        return plan, activation_map(surgeon, found.target)
-    vit = None
-    if found.readout is not None:
-        vit = VitTarget(found.readout, found.target, found.logits.value, options.kernel)
-    if plan.form == "closed form":
-        try:
-            if vit is not None:
-                return plan, vit_recipro_cam(surgeon, graph, vit, zeros)
-            return plan, recipro_cam(surgeon, graph, found.target, found.ends, found.logits.value)
-        except CannotFreeBatchError as err:
-            logger.info("no closed form: %s", err)
-            plan = masked_plan(graph, found, plan.map_shape, str(err))
-    if vit is not None:
-        return plan, masked_vit_runs(surgeon, graph, vit)
-    return plan, masked_runs(surgeon, graph, found.target, found.logits.value)
-
-
-def _spatial_axes(plan: Plan) -> tuple[int, int]:
-    rank = len(plan.map_shape)
-    return rank - 2, rank - 1
+    common = {"version": __version__, "task": plan.task, "method": plan.method, "form": plan.form}
+    loaded.annotate(common | plan.metadata(options))
+    return branch
 
 
 def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
-    pooled = plan.found.pooled
+    pooled = plan.pooled()
+    if pooled is None:
+        raise TargetNotFoundError("this model has no pooled feature for --feature-vector; leave the option out")
     handle = surgeon.handle(pooled)
     width = math.prod(fixed(pooled.sizes[1:]))
     vector = surgeon.ops.isolated(surgeon.ops.reshape(handle, [-1, width]), width)
     surgeon.add_output(vector, FEATURE_VECTOR, pooled.dtype, (pooled.sizes[0], width))
-
-
-def _metadata(plan: Plan, options: Options) -> dict[str, str]:
-    found = plan.found
-    entries = {
-        "version": __version__,
-        "method": plan.method,
-        "form": plan.form,
-        "target": found.target.value.name,
-        "grid": "x".join("?" if side is None else str(side) for side in found.target.grid),
-        "classes": str(found.logits.classes),
-    }
-    if plan.method == "vit-recipro-cam":
-        entries["kernel"] = options.kernel
-    return entries
 
 
 def _refuse_twice(loaded: LoadedModel, graph: Graph) -> None:

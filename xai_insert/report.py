@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from xai_insert.graph.view import format_shape
-from xai_insert.plan import Plan
+from xai_insert.tasks.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Report:
         source: the model that was read.
         output: the file that was written; None if none was.
         format: format of the result.
+        task: what the model does: `classification`.
         method: saliency method.
         form: how it is computed.
         reason: why in this form.
@@ -37,6 +38,7 @@ class Report:
     source: str
     output: str | None = None
     format: str = ""
+    task: str = ""
     method: str = ""
     form: str = ""
     reason: str = ""
@@ -89,34 +91,23 @@ class Report:
 
 def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
     """The fields of a report that a plan fills."""
-    found, target = plan.found, plan.found.target
     cells = [size for size in plan.map_shape[1:] if size is not None]
     whole = len(cells) == len(plan.map_shape) - 1
     count = 1
     for size in cells:
         count *= size
     return {
+        "task": plan.task,
         "method": plan.method,
         "form": plan.form,
         "reason": plan.reason,
-        "logits": {
-            "output": found.logits.output_name,
-            "name": found.logits.value.name,
-            "shape": found.logits.value.shape,
-            "classes": found.logits.classes,
-        },
-        "target": {
-            "name": target.value.name,
-            "shape": target.shape,
-            "grid": target.grid,
-            "grid_axes": target.grid_axes,
-        },
         "saliency_map": {
             "shape": plan.map_shape,
             "dtype": output_dtype,
             "bytes_per_image": count * (1 if output_dtype == "u8" else 4) if whole else None,
         },
         "mflops": plan.mflops,
+        **plan.describe(),
     }
 
 

@@ -1,0 +1,1 @@
+"""What each kind of model needs: one module per task, from located parts to a finished branch."""

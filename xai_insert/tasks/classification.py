@@ -1,0 +1,186 @@
+"""Classifiers: Recipro-CAM, ViT Recipro-CAM, Activation Map."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.errors import CannotFreeBatchError
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.cuts import region
+from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.view import Graph, Shape, Value, fixed, volume
+from xai_insert.locate.classifier import Classifier, locate_classifier
+from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.methods.activation_map import activation_map
+from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
+from xai_insert.methods.vit_recipro_cam import (
+    VitTarget,
+    ZeroTokens,
+    masked_features,
+    masked_vit_runs,
+    patch_weights,
+    vit_recipro_cam,
+)
+from xai_insert.options import Options
+from xai_insert.probe import probe_zero_tokens
+from xai_insert.tasks.cost import flops_of, mega
+from xai_insert.tasks.plan import Branch, Masking, Plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassificationPlan(Plan):
+    """A decision for a classifier.
+
+    Attributes:
+        found: what was located in the model.
+    """
+
+    task = "classification"
+    found: Classifier
+
+    @property
+    def keep_float32(self) -> bool:
+        # A transformer's map is a small difference on a large common part; that of a pooled head is not.
+        return self.method == "vit-recipro-cam"
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        plan, raw = self._add(loaded, surgeon, graph, options)
+        return Branch(plan, raw, surgeon.handle(self.found.logits.value))
+
+    def _add(
+        self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options
+    ) -> tuple[ClassificationPlan, Any]:
+        found, plan = self.found, self
+        if plan.method == "activation-map":
+            return plan, activation_map(surgeon, found.target)
+        vit, zeros = None, _zero_tokens(loaded, plan)
+        if found.readout is not None:
+            vit = VitTarget(found.readout, found.target, found.logits.value, options.kernel)
+        if plan.form == "closed form":
+            try:
+                if vit is not None:
+                    return plan, vit_recipro_cam(surgeon, graph, vit, zeros)
+                return plan, recipro_cam(surgeon, graph, found.target, found.ends, found.logits.value)
+            except CannotFreeBatchError as err:
+                logger.info("no closed form: %s", err)
+                plan = masked_plan(graph, found, plan.map_shape, str(err))
+        if vit is not None:
+            return plan, masked_vit_runs(surgeon, graph, vit)
+        return plan, masked_runs(surgeon, graph, found.target, found.logits.value)
+
+    def describe(self) -> dict[str, Any]:
+        logits, target = self.found.logits, self.found.target
+        return {
+            "logits": {
+                "output": logits.output_name,
+                "name": logits.value.name,
+                "shape": logits.value.shape,
+                "classes": logits.classes,
+            },
+            "target": {
+                "name": target.value.name,
+                "shape": target.shape,
+                "grid": target.grid,
+                "grid_axes": target.grid_axes,
+            },
+        }
+
+    def metadata(self, options: Options) -> dict[str, str]:
+        entries = {
+            "target": self.found.target.value.name,
+            "grid": "x".join("?" if side is None else str(side) for side in self.found.target.grid),
+            "classes": str(self.found.logits.classes),
+        }
+        if self.method == "vit-recipro-cam":
+            entries["kernel"] = options.kernel
+        return entries
+
+    def masking(self, options: Options) -> Masking | None:
+        found = self.found
+        if self.method == "recipro-cam":
+            target = found.target
+            return Masking([target.value], lambda shape, position: position_mask(shape, target.grid_axes, position))
+        if self.method == "vit-recipro-cam" and found.readout is not None:
+            height, width = fixed(found.target.grid)
+            weights = patch_weights((height, width), found.readout.prefix, options.kernel)
+            return Masking(masked_features(found.readout), lambda _, position: weights[position][:, None])
+        return None
+
+    def pooled(self) -> Value | None:
+        return self.found.pooled
+
+    def without_closed_form(self, graph: Graph) -> Plan | None:
+        if self.form != "closed form":
+            return None
+        return masked_plan(graph, self.found, self.map_shape, "the closed form is not the definition here")
+
+
+def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
+    """Locate a classifier's parts and choose method and form.
+
+    Raises:
+        XaiInsertError: one of its children, see `locate_classifier`.
+    """
+    found = locate_classifier(graph, options)
+    target = found.target
+    batch, classes = target.shape[0], found.logits.classes
+    if options.method == "activation-map":
+        flops = volume([2 if size is None else size for size in target.shape[1:]])
+        shape: Shape = (batch, *target.grid)
+        return ClassificationPlan(
+            "activation-map", "channel mean", "one map for all classes", shape, mega(flops), found
+        )
+    shape = (batch, classes, *target.grid)
+    if found.obstacle is not None:
+        return masked_plan(graph, found, shape)
+    if found.readout is not None:
+        flops = _token_flops(graph, found, found.readout)
+        return ClassificationPlan("vit-recipro-cam", "closed form", "class token", shape, mega(flops), found)
+    head = region(graph, [end.result for end in found.ends], [found.logits.value])
+    per_row = sum(flops_of(node, 1) for node in head)
+    weighted = sum(flops_of(end.result.producer, 1) for end in found.ends if end.result.producer is not None)
+    cells = target.positions
+    flops = None if cells is None else cells * per_row + weighted + 2 * (volume(target.shape[1:]) or 0)
+    return ClassificationPlan("recipro-cam", "closed form", found.collapse, shape, mega(flops), found)
+
+
+def masked_plan(graph: Graph, found: Classifier, shape: Shape, obstacle: str | None = None) -> ClassificationPlan:
+    """The plan that runs the rest of the model once per position."""
+    target = found.target
+    rest = region(graph, [target.value], [found.logits.value])
+    batch = target.shape[0] or 1
+    flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
+    reason = obstacle or found.obstacle or ""
+    method = "recipro-cam" if found.readout is None else "vit-recipro-cam"
+    return ClassificationPlan(method, "masked runs", reason, shape, mega(flops), found)
+
+
+def position_mask(shape: Sequence[int], grid_axes: Sequence[int], position: int) -> npt.NDArray[np.float32]:
+    """A mask that keeps one position (row-major in the grid), of sizes 1 on the other axes."""
+    sizes = [shape[axis] if axis in grid_axes else 1 for axis in range(len(shape))]
+    mask = np.zeros(int(np.prod(sizes)), np.float32)
+    mask[position] = 1.0
+    return mask.reshape(sizes)
+
+
+def _zero_tokens(loaded: LoadedModel, plan: ClassificationPlan) -> Mapping[Attention, ZeroTokens]:
+    readout = plan.found.readout
+    return {} if readout is None or plan.form != "closed form" else probe_zero_tokens(loaded, readout)
+
+
+def _token_flops(graph: Graph, found: Classifier, readout: Readout) -> int:
+    """The rest of the block for one row per patch, and scores and sums of the masked attentions."""
+    results = [attention.result for attention in readout.attentions]
+    patches, tokens = found.target.positions or 0, readout.tokens
+    rest = sum(flops_of(node, 1) for node in region(graph, results, [found.logits.value]))
+    batch = found.target.shape[0] or 1
+    shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
+    return patches * readout.rows * rest // tokens // batch + 4 * readout.rows * shares

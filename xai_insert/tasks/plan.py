@@ -1,0 +1,111 @@
+"""A decision made before anything is edited: what to insert and how."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.view import Graph, Shape, Value
+from xai_insert.options import Options
+
+
+@dataclass(frozen=True)
+class Masking:
+    """A map as its definition has it: the class scores when the features are multiplied by a mask.
+
+    Attributes:
+        features: the masked values.
+        mask: the mask of one position (row-major in the grid), for features of a shape; broadcasts against them.
+    """
+
+    features: Sequence[Value]
+    mask: Callable[[Sequence[int], int], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output to be added beside the saliency map.
+
+    Attributes:
+        handle: its value in the edited model.
+        dtype: NumPy name of its element type.
+        shape: its sizes.
+    """
+
+    handle: Any
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a plan has added to a model.
+
+    Attributes:
+        plan: the plan as it was carried out.
+        raw: handle of the unscaled map, of `plan.map_shape`.
+        scores: handle of the class scores, where the map is defined by masking.
+        outputs: further outputs, by name.
+    """
+
+    plan: Plan
+    raw: Any
+    scores: Any = None
+    outputs: Mapping[str, Output] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan(ABC):
+    """A decision.
+
+    Attributes:
+        method: the saliency method, never `auto`.
+        form: how it is computed, for people: `closed form`, `masked runs`, ...
+        reason: why in this form.
+        map_shape: shape of `saliency_map`, height and width last; None where a size follows the input.
+        mflops: extra work per image in millions of floating-point operations; None if a size is unknown.
+    """
+
+    task: ClassVar[str]
+    method: str
+    form: str
+    reason: str
+    map_shape: Shape
+    mflops: float | None
+
+    @property
+    def keep_float32(self) -> bool:
+        """Whether the branch drowns in rounding where the runtime computes in half precision."""
+        return False
+
+    @abstractmethod
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        """Add the branch, without outputs."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What was found, as fields of a `Report`."""
+
+    @abstractmethod
+    def metadata(self, options: Options) -> dict[str, str]:
+        """What the model says about its map, beyond version, method and form."""
+
+    def masking(self, options: Options) -> Masking | None:
+        """What the raw map must equal; None for a method that masks nothing."""
+        del options
+        return None
+
+    def pooled(self) -> Value | None:
+        """The value `[B, C, ...]`, of further sizes 1, that `feature_vector` gives; None if there is none."""
+        return None
+
+    def without_closed_form(self, graph: Graph) -> Plan | None:
+        """The plan to take where the closed form turns out not to be the definition; None if there is no other."""
+        del graph
+        return None
