@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from xai_insert.graph.view import Shape
 
-MethodName = Literal["auto", "recipro-cam", "vit-recipro-cam", "activation-map"]
+MethodName = Literal["auto", "recipro-cam", "vit-recipro-cam", "activation-map", "det-class-probability-map"]
 KernelName = Literal["gaussian", "point"]
 OutputDtype = Literal["u8", "f32"]
 
@@ -28,6 +28,8 @@ class Options:
         kernel: for ViT Recipro-CAM, what a masked sample keeps: `gaussian`, a 3x3 neighbourhood; `point`, one patch.
         block: for ViT Recipro-CAM, which block with attention to mask, counted from the end.
         output_dtype: `u8` scales each map to 0..255 by its own minimum and maximum; `f32` gives raw scores.
+        saliency_size: height and width of the map; None keeps the grid of the feature.
+        num_classes: number of classes, where the model does not tell it.
         feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`.
         input_shapes: sizes to fix in the model, by input name; None stays dynamic.
         check: whether to run the plain and the inserted model and refuse a model that does not behave as promised.
@@ -39,6 +41,8 @@ class Options:
     kernel: KernelName = "gaussian"
     block: int = 1
     output_dtype: OutputDtype = "u8"
+    saliency_size: tuple[int, int] | None = None
+    num_classes: int | None = None
     feature_vector: bool = False
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     check: bool = True
@@ -50,5 +54,9 @@ class Options:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, not {self.kernel!r}")
         if self.block < 1:
             raise ValueError(f"block counts from 1, the last, not {self.block}")
+        if self.saliency_size is not None and min(self.saliency_size) < 1:
+            raise ValueError(f"saliency_size must be positive, not {self.saliency_size}")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes must be positive, not {self.num_classes}")
         if self.output_dtype not in OUTPUT_DTYPES:
             raise ValueError(f"output_dtype must be one of {', '.join(OUTPUT_DTYPES)}, not {self.output_dtype!r}")

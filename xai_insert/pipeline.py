@@ -16,8 +16,9 @@ from xai_insert.check import CheckResult, check_definition, check_outputs, run_r
 from xai_insert.errors import AlreadyInsertedError, DefinitionError, ModelFileError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph, fixed
+from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.methods.scaling import to_bytes
+from xai_insert.methods.shaping import reshape
 from xai_insert.options import Options
 from xai_insert.report import Report, describe_plan
 from xai_insert.tasks.choose import make_plan
@@ -124,9 +125,13 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
     """Carry out a plan on `loaded`, whose view `graph` is."""
     surgeon = loaded.surgeon(keep_float32=plan.keep_float32)
     branch = plan.splice(loaded, surgeon, graph, options)
-    plan = branch.plan
+    plan, saliency = branch.plan, branch.raw
     rank = len(plan.map_shape)
-    saliency = branch.raw if options.output_dtype == "f32" else to_bytes(surgeon.ops, branch.raw, (rank - 2, rank - 1))
+    if options.saliency_size is not None and plan.map_shape[-2:] != options.saliency_size:
+        saliency = _resized(surgeon, saliency, plan.map_shape, options.saliency_size)
+        plan = replace(plan, map_shape=(*plan.map_shape[:-2], *options.saliency_size))
+    if options.output_dtype == "u8":
+        saliency = to_bytes(surgeon.ops, saliency, (rank - 2, rank - 1))
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
     for name, output in branch.outputs.items():
@@ -135,7 +140,15 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
         _add_feature_vector(surgeon, plan)
     common = {"version": __version__, "task": plan.task, "method": plan.method, "form": plan.form}
     loaded.annotate(common | plan.metadata(options))
-    return branch
+    return replace(branch, plan=plan)
+
+
+def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int]) -> Any:
+    op = surgeon.ops
+    if len(shape) == 4:
+        return op.resize(raw, *size)
+    batch, height, width = (op.size(raw, axis) if side is None else side for axis, side in enumerate(shape))
+    return reshape(op, op.resize(reshape(op, raw, [batch, 1, height, width]), *size), [batch, *size])
 
 
 def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,12 +19,14 @@ class Report:
         source: the model that was read.
         output: the file that was written; None if none was.
         format: format of the result.
-        task: what the model does: `classification`.
+        task: what the model does: `classification`, `detection`.
         method: saliency method.
         form: how it is computed.
         reason: why in this form.
         logits: `{output, name, shape, classes}`.
         target: `{name, shape, grid, grid_axes}` of the explained feature map.
+        heads: of a detector's class scores, from the finest level on: `{name, shape, grid, anchors, classes}` each.
+        background: index of a detector's background class; None if it has none.
         saliency_map: `{shape, dtype, bytes_per_image}`.
         mflops: extra work per image.
         output_difference: see `CheckResult`; None if not checked.
@@ -44,6 +46,8 @@ class Report:
     reason: str = ""
     logits: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, Any] = field(default_factory=dict)
+    heads: Sequence[Mapping[str, Any]] = ()
+    background: int | None = None
     saliency_map: Mapping[str, Any] = field(default_factory=dict)
     mflops: float | None = None
     output_difference: float | None = None
@@ -61,10 +65,9 @@ class Report:
         """A few aligned lines."""
         if self.error is not None:
             return f"{self.source}: {self.error}"
-        logits, target, saliency = self.logits, self.target, self.saliency_map
+        saliency = self.saliency_map
         lines = [
-            ("logits", f"{logits['name']!r} {format_shape(logits['shape'])} at output {logits['output']!r}"),
-            ("target", f"{target['name']!r} {format_shape(target['shape'])}, grid {_grid(target['grid'])}"),
+            *self._found(),
             ("method", f"{self.method}, {self.form} ({self.reason})"),
             ("output", f"saliency_map {format_shape(saliency['shape'])} {saliency['dtype']}{_bytes(saliency)}"),
             ("cost", "follows the input" if self.mflops is None else f"{self.mflops:.1f} MFLOPs per image"),
@@ -74,6 +77,24 @@ class Report:
         if self.output is not None:
             lines.append(("written", f"{self.output}{self._growth()}"))
         return "\n".join([self.source, *(f"  {key:<8} {value}" for key, value in lines)])
+
+    def _found(self) -> list[tuple[str, str]]:
+        lines = []
+        if self.logits:
+            shape = format_shape(self.logits["shape"])
+            lines.append(("logits", f"{self.logits['name']!r} {shape} at output {self.logits['output']!r}"))
+        if self.target:
+            shape = format_shape(self.target["shape"])
+            lines.append(("target", f"{self.target['name']!r} {shape}, grid {_grid(self.target['grid'])}"))
+        for head in self.heads:
+            anchors = f", {head['anchors']} anchors" if head["anchors"] > 1 else ""
+            lines.append(
+                ("scores", f"{head['name']!r} {format_shape(head['shape'])}, grid {_grid(head['grid'])}{anchors}")
+            )
+        if self.heads:
+            background = "no background" if self.background is None else f"background is class {self.background}"
+            lines.append(("classes", f"{self.heads[0]['classes']}, {background}"))
+        return lines
 
     def _checked(self) -> str:
         moved = "identical" if self.output_difference == 0 else f"moved by {self.output_difference:.1e}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from xai_insert.cli.parsing import INPUT_SHAPE
+from xai_insert.cli.parsing import INPUT_SHAPE, SIZE
 from xai_insert.errors import XaiInsertError
 from xai_insert.graph.view import Shape
 from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
@@ -50,6 +50,10 @@ Examples:
     "--block", type=click.IntRange(min=1), default=Options.block, show_default=True, metavar="K",
     help="ViT Recipro-CAM: mask the K-th block from the end.",
 )  # fmt: skip
+@click.option("--saliency-size", type=SIZE, metavar="HxW", help="Size of the map; by default the grid of the feature.")
+@click.option(
+    "--num-classes", type=click.IntRange(min=1), metavar="K", help="Number of classes, where the model does not tell."
+)
 @click.option("--feature-vector", is_flag=True, help="Also add the pooled feature as output feature_vector.")
 @click.option(
     "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
@@ -70,6 +74,8 @@ def main(
     output_dtype: str,
     kernel: str,
     block: int,
+    saliency_size: tuple[int, int] | None,
+    num_classes: int | None,
     feature_vector: bool,
     input_shapes: tuple[tuple[str, Shape], ...],
     dry_run: bool,
@@ -91,6 +97,8 @@ def main(
         output_dtype=output_dtype,  # type: ignore[arg-type]
         kernel=kernel,  # type: ignore[arg-type]
         block=block,
+        saliency_size=saliency_size,
+        num_classes=num_classes,
         feature_vector=feature_vector,
         input_shapes=dict(input_shapes),
         check=not no_check,

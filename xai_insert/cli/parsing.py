@@ -27,4 +27,21 @@ class InputShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in n
         return name, shape
 
 
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
+    """`HxW`, both positive."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        height, _, width = value.lower().partition("x")
+        if not height.isdecimal() or not width.isdecimal() or min(int(height), int(width)) < 1:
+            self.fail(f"{value!r} is not HxW, for example 56x56", param, ctx)
+        return int(height), int(width)
+
+
 INPUT_SHAPE = InputShapeType()
+SIZE = SizeType()

@@ -74,8 +74,11 @@ class Ops(Protocol[V]):
     def expand(self, a: V, sizes: Sequence[int]) -> V:
         """Broadcast against `sizes`, in both directions."""
 
-    def softmax(self, a: V) -> V:
-        """Softmax over the last axis."""
+    def softmax(self, a: V, axis: int = -1) -> V:
+        """Softmax over one axis."""
+
+    def resize(self, a: V, height: Size, width: Size) -> V:
+        """`[B, C, h, w]` to another grid: bilinear, pixel centres at halves, no smoothing before shrinking."""
 
     def equal(self, a: V, b: V) -> V:
         """1 where both are equal, else 0, in float32."""

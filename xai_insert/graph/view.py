@@ -34,6 +34,8 @@ class Op(Enum):
     CLIP = auto()
     """Bounds from below or above: Clip, Clamp, Maximum, Minimum; bounded by the other operands."""
     CONCAT = auto()
+    COMPARE = auto()
+    """Greater, Less and their like: what a score is told by."""
     CONV = auto()
     DIV = auto()
     ELEMENTWISE = auto()
@@ -47,6 +49,9 @@ class Op(Enum):
     MATMUL = auto()
     """Attrs `transpose_a`, `transpose_b`; a third input is a bias (Gemm)."""
     MUL = auto()
+    NMS = auto()
+    """Non-maximum suppression: boxes and scores are its first two operands."""
+    NONZERO = auto()
     OTHER = auto()
     POOL = auto()
     """Windowed pooling: attrs `mode` (mean or max), `kernel`, `pads`."""
@@ -55,8 +60,15 @@ class Op(Enum):
     """FakeQuantize, QuantizeLinear, DequantizeLinear: a rounding of the first operand."""
     REDUCE = auto()
     """Attrs `mode` (mean, max, sum, ...), `axes`, `keepdims`."""
+    RESIZE = auto()
+    ROI_ALIGN = auto()
+    """Pooling inside regions: attrs `features`, the operands that are feature maps."""
     RESHAPE = auto()
     """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order."""
+    SCATTER = auto()
+    """Writing into a tensor: data, indices, updates."""
+    SELECT = auto()
+    """Where: condition, and the two it chooses from."""
     SHAPE = auto()
     SIGMOID = auto()
     SLICE = auto()
@@ -65,6 +77,8 @@ class Op(Enum):
     """Softmax or log-softmax: attrs `axis`."""
     SPLIT = auto()
     SUB = auto()
+    TAKE = auto()
+    """GatherND, GatherElements, Compress: elements at indices of several axes."""
     TOPK = auto()
     TRANSPOSE = auto()
     """Attrs `perm`."""

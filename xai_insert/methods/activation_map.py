@@ -38,8 +38,9 @@ def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
         mean = op.matmul(_as(surgeon, weight, value.dtype), x)
     if value.dtype != "float32":
         mean = op.cast(mean, "float32")
-    if feature.prefix:
-        mean = op.slice(mean, feature.grid_axes[0], feature.prefix, fixed([feature.shape[feature.grid_axes[0]]])[0])
+    if len(feature.grid_axes) == 1 and feature.positions != feature.shape[feature.grid_axes[0]]:
+        end = feature.prefix + fixed([feature.positions])[0]
+        mean = op.slice(mean, feature.grid_axes[0], feature.prefix, end)
     return reshape(op, mean, sizes)
 
 

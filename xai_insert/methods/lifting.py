@@ -19,7 +19,7 @@ from xai_insert.methods.axes import BATCH, Dim, Dims, Tokens, has_tokens, plain,
 
 _ELEMENTWISE = frozenset(
     {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
-    | {Op.EXPAND, Op.OTHER}
+    | {Op.EXPAND, Op.OTHER, Op.SELECT, Op.COMPARE}
 )
 
 

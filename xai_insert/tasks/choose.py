@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph
 from xai_insert.options import Options
 from xai_insert.tasks.classification import plan_classification
+from xai_insert.tasks.detection import plan_detection, selects_rows
 from xai_insert.tasks.plan import Plan
+
+_OF_CLASSIFIERS = ("recipro-cam", "vit-recipro-cam")
 
 
 def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
@@ -20,5 +24,14 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     Raises:
         XaiInsertError: one of its children says what was not found.
     """
-    del loaded
-    return plan_classification(graph, options)
+    if options.method in _OF_CLASSIFIERS or options.target_layer is not None:
+        return plan_classification(graph, options)
+    if selects_rows(graph):
+        try:
+            return plan_detection(loaded, graph, options)
+        except (UnsupportedTaskError, TargetNotFoundError):
+            pass  # a classifier may drop tokens by their scores
+    try:
+        return plan_classification(graph, options)
+    except UnsupportedTaskError:
+        return plan_detection(loaded, graph, options)

@@ -28,7 +28,7 @@ from xai_insert.methods.vit_recipro_cam import (
     vit_recipro_cam,
 )
 from xai_insert.options import Options
-from xai_insert.probe import probe_zero_tokens
+from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.cost import flops_of, mega
 from xai_insert.tasks.plan import Branch, Masking, Plan
 

@@ -94,8 +94,16 @@ class OnnxOps:
     def expand(self, a: ir.Value, sizes: Sequence[int]) -> ir.Value:
         return self._node("Expand", a, self.constant(np.array(sizes, np.int64)))
 
-    def softmax(self, a: ir.Value) -> ir.Value:
-        return self._node("Softmax", a, axis=-1)
+    def softmax(self, a: ir.Value, axis: int = -1) -> ir.Value:
+        return self._node("Softmax", a, axis=axis)
+
+    def resize(self, a: ir.Value, height: Size, width: Size) -> ir.Value:
+        outer = self._node("Gather", self._node("Shape", a), self.constant(np.array([0, 1], np.int64)), axis=0)
+        sides = [self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (height, width)]
+        sizes = self._node("Concat", outer, *sides, axis=0)
+        unused = self.constant(np.zeros(0, np.float32))
+        modes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        return self._node("Resize", a, unused, unused, sizes, **modes)
 
     def equal(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.cast(self._node("Equal", a, b), "float32")

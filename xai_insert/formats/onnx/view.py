@@ -86,6 +86,24 @@ _OPS: Mapping[str, Op] = {
     "Size": Op.SHAPE,
     "Identity": Op.IDENTITY,
     "Dropout": Op.IDENTITY,
+    "NonMaxSuppression": Op.NMS,
+    "NonZero": Op.NONZERO,
+    "RoiAlign": Op.ROI_ALIGN,
+    "MaxRoiPool": Op.ROI_ALIGN,
+    "Resize": Op.RESIZE,
+    "Upsample": Op.RESIZE,
+    "Where": Op.SELECT,
+    "GatherND": Op.TAKE,
+    "GatherElements": Op.TAKE,
+    "Compress": Op.TAKE,
+    "ScatterND": Op.SCATTER,
+    "ScatterElements": Op.SCATTER,
+    "Scatter": Op.SCATTER,
+    "Greater": Op.COMPARE,
+    "GreaterOrEqual": Op.COMPARE,
+    "Less": Op.COMPARE,
+    "LessOrEqual": Op.COMPARE,
+    "Equal": Op.COMPARE,
     "QuantizeLinear": Op.QUANTIZE,
     "DequantizeLinear": Op.QUANTIZE,
     **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
@@ -311,6 +329,8 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
     if op is Op.LAYER_NORM:
         axis = _int(native, "axis", -1)
         return {"axes": tuple(range(axis % rank, rank)) if rank else None}
+    if op is Op.ROI_ALIGN:
+        return {"features": (0,)}
     if op is Op.TRANSPOSE:
         return {"perm": _ints(native, "perm") or (tuple(reversed(range(rank))) if rank else None)}
     return {}

@@ -91,9 +91,23 @@ class OpenVINOOps:
     def expand(self, a: ov.Output, sizes: Sequence[int]) -> ov.Output:
         return self._named(opset.broadcast(a, self.constant(np.array(sizes, np.int64)), broadcast_spec="BIDIRECTIONAL"))
 
-    def softmax(self, a: ov.Output) -> ov.Output:
+    def softmax(self, a: ov.Output, axis: int = -1) -> ov.Output:
         # The first version: the later one is converted to it and loses its precision mark on the way.
-        return self._named(opset1.softmax(a, a.get_partial_shape().rank.get_length() - 1))
+        return self._named(opset1.softmax(a, axis % a.get_partial_shape().rank.get_length()))
+
+    def resize(self, a: ov.Output, height: Size, width: Size) -> ov.Output:
+        sides = [self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (height, width)]
+        sizes = self._named(opset.concat(sides, 0))
+        return self._named(
+            opset.interpolate(
+                a,
+                sizes,
+                mode="linear_onnx",
+                shape_calculation_mode="sizes",
+                coordinate_transformation_mode="half_pixel",
+                axes=self.constant(np.array([2, 3], np.int64)),
+            )
+        )
 
     def equal(self, a: ov.Output, b: ov.Output) -> ov.Output:
         return self.cast(self._named(opset.equal(a, b)), "float32")

@@ -92,6 +92,28 @@ _OPS: Mapping[str, Op] = {
     "Broadcast": Op.EXPAND,
     "ScaledDotProductAttention": Op.ATTENTION,
     "ShapeOf": Op.SHAPE,
+    "NonMaxSuppression": Op.NMS,
+    "NMSRotated": Op.NMS,
+    "MulticlassNms": Op.NMS,
+    "MatrixNms": Op.NMS,
+    "DetectionOutput": Op.NMS,
+    "NonZero": Op.NONZERO,
+    "ROIAlign": Op.ROI_ALIGN,
+    "ROIPooling": Op.ROI_ALIGN,
+    "PSROIPooling": Op.ROI_ALIGN,
+    "ExperimentalDetectronROIFeatureExtractor": Op.ROI_ALIGN,
+    "Interpolate": Op.RESIZE,
+    "Select": Op.SELECT,
+    "GatherND": Op.TAKE,
+    "GatherElements": Op.TAKE,
+    "ScatterNDUpdate": Op.SCATTER,
+    "ScatterElementsUpdate": Op.SCATTER,
+    "ScatterUpdate": Op.SCATTER,
+    "Greater": Op.COMPARE,
+    "GreaterEqual": Op.COMPARE,
+    "Less": Op.COMPARE,
+    "LessEqual": Op.COMPARE,
+    "Equal": Op.COMPARE,
     "FakeQuantize": Op.QUANTIZE,
     "FakeConvert": Op.QUANTIZE,
     **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
@@ -245,6 +267,10 @@ def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
     if kind in ("Softmax", "LogSoftmax"):
         axis = int(raw["axis"])
         return {"axis": axis % rank if rank else axis}
+    if kind in ("ROIAlign", "ROIPooling", "PSROIPooling"):
+        return {"features": (0,)}
+    if kind == "ExperimentalDetectronROIFeatureExtractor":
+        return {"features": tuple(range(1, len(inputs)))}
     if kind == "Transpose":
         return {"perm": _permutation(second, rank)}
     if kind == "ScaledDotProductAttention":

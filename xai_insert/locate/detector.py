@@ -1,0 +1,89 @@
+"""What is located in a detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xai_insert.graph.view import Value
+from xai_insert.locate.frontier import Head
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.levels import Level
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where the class scores lie among the channels of a head.
+
+    Class `k` of anchor `a` is channel `start + a * stride + k`, or `start + k * anchors + a` if classes come first.
+
+    Attributes:
+        start: first class channel.
+        classes: number of classes, a background included.
+        anchors: number of anchors per location.
+        stride: channels per anchor.
+        classes_first: whether classes, not anchors, are the slower index.
+    """
+
+    start: int
+    classes: int
+    anchors: int
+    stride: int
+    classes_first: bool = False
+
+
+@dataclass(frozen=True)
+class ClassLevel:
+    """Class scores of one grid.
+
+    Attributes:
+        head: the layer they come from.
+        level: the grid.
+        channels: which of the head's channels they are.
+    """
+
+    head: Head
+    level: Level
+    channels: Channels
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector with a class score at every location.
+
+    Attributes:
+        levels: from the finest grid to the coarsest.
+        classes: number of classes as the head counts them, a background included.
+        background: its index among the classes; None if no class stands back from the detections.
+        evidence: how the class scores were told from boxes, for people.
+    """
+
+    levels: tuple[ClassLevel, ...]
+    classes: int
+    background: int | None
+    evidence: str
+
+    @property
+    def middle(self) -> ClassLevel:
+        """The level whose grid the map has."""
+        return self.levels[len(self.levels) // 2]
+
+    @property
+    def batch(self) -> int | None:
+        return self.middle.head.value.sizes[0]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A detector without class scores at locations: a region head or queries read its features.
+
+    Attributes:
+        feature: the map that they read; the coarsest where there are several.
+        readers: what reads it, for people.
+    """
+
+    feature: FeatureMap
+    readers: str
+
+    @property
+    def value(self) -> Value:
+        return self.feature.value

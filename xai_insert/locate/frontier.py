@@ -1,0 +1,225 @@
+"""Head frontier: the last learned layers before a model's detections.
+
+Walking back from the outputs along data, not along indices or shapes, the first convolution or linear layer with
+constant weights on every path is a head: of classes, boxes, gates or mask coefficients. What follows the heads only
+decodes and selects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xai_insert.graph.cuts import activations
+from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
+from xai_insert.locate.levels import Level, token_levels
+
+# A decoder multiplies boxes by small fixed matrices; no head reads so few features.
+_FEWEST_FEATURES = 5
+_NO_DATA = frozenset({Op.SHAPE, Op.NONZERO, Op.COMPARE, Op.ARGMAX})
+_FIRST_ONLY = frozenset(
+    {Op.GATHER, Op.TAKE, Op.RESHAPE, Op.EXPAND, Op.SLICE, Op.SPLIT, Op.TRANSPOSE, Op.CAST, Op.REDUCE, Op.RESIZE}
+    | {Op.IDENTITY, Op.QUANTIZE, Op.POOL, Op.CLIP, Op.SOFTMAX, Op.TOPK}
+)
+_WITH_BODIES = frozenset({"Loop", "If", "Scan", "TensorIterator"})
+
+
+@dataclass(frozen=True)
+class Head:
+    """A last learned layer and the grid of its results.
+
+    Attributes:
+        value: its result with the bias: `[N, C, h, w]` of a convolution; `[N, L, C]` or `[N, h, w, C]` of a linear
+            layer.
+        source: the feature that the layer reads.
+        channel_axis: axis of the channels.
+        levels: the grids; one for a convolution, one or more joined along `L` for tokens.
+    """
+
+    value: Value
+    source: Value
+    channel_axis: int
+    levels: tuple[Level, ...]
+
+    @property
+    def channels(self) -> int:
+        size = self.value.sizes[self.channel_axis]
+        return size or 0
+
+
+def find_heads(graph: Graph, images: Sequence[Value]) -> list[Head]:
+    """Every head with a grid, in topological order."""
+    dependent = activations(graph, images)
+    layers = _frontier(graph, dependent)
+    heads = [head for layer in layers if (head := _head(graph, layer)) is not None]
+    return sorted(heads, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
+
+
+def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
+    stack = list(graph.outputs)
+    for node in graph.nodes:
+        if node.op is Op.TOPK:
+            stack.append(node.read(0))  # the indices of the best are used where their scores are not
+        elif node.op is Op.NMS:
+            stack += [value for value in node.inputs[:2] if value is not None]
+    seen: set[Value] = set()
+    found: dict[Node, None] = {}
+    while stack:
+        value = stack.pop()
+        if value in seen or value not in dependent:
+            continue
+        seen.add(value)
+        producer = value.producer
+        if producer is None:
+            continue
+        if is_learned(producer):
+            found[producer] = None
+        else:
+            stack += _data_operands(producer, value)
+    return list(found)
+
+
+def is_learned(node: Node) -> bool:
+    """Whether a node is a convolution or linear layer with weights that were learned."""
+    weight = node.operand(1)
+    if node.op not in (Op.CONV, Op.MATMUL) or weight is None or not weight.is_constant or weight.shape is None:
+        return False
+    if node.op is Op.MATMUL and weight.rank != 2:
+        return False
+    shape = [size or 0 for size in weight.shape]
+    if node.op is Op.CONV:
+        features = (volume(shape[1:]) or 0) if len(shape) == 4 else (volume(shape[2:]) or 0)
+    else:
+        features = shape[1] if node.attrs["transpose_b"] else shape[0]
+    return features >= _FEWEST_FEATURES and not _counts(weight)
+
+
+def _counts(weight: Value) -> bool:
+    """Whether weights are 0, 1, 2, ...: the expectation over the bins of a distribution, not learned."""
+    elements = constant_of(weight, limit=256)
+    return elements is not None and np.allclose(elements.reshape(-1), np.arange(elements.size))
+
+
+def _data_operands(node: Node, value: Value) -> list[Value]:
+    if node.op in _NO_DATA or (node.op is Op.TOPK and value.index == 1):
+        return []
+    operands: Sequence[Value | None] = node.inputs
+    if node.op in _FIRST_ONLY:
+        operands = node.inputs[:1]
+    elif node.op is Op.NMS:
+        operands = node.inputs[:2]
+    elif node.op is Op.SELECT:
+        operands = node.inputs[1:]
+    elif node.op is Op.SCATTER:
+        operands = (node.operand(0), node.operand(2))
+    return [operand for operand in operands if operand is not None]
+
+
+def _head(graph: Graph, layer: Node) -> Head | None:
+    value = _with_bias(layer)
+    shape = value.shape
+    if shape is None:
+        return None
+    if layer.op is Op.CONV:
+        if len(shape) != 4 or shape[1] is None:
+            return None
+        return Head(value, layer.read(0), 1, (Level(0, shape[2], shape[3], (2, 3)),))
+    channel = len(shape) - 1
+    if shape[channel] is None:
+        return None
+    if len(shape) == 4:
+        return Head(value, layer.read(0), channel, (Level(0, shape[1], shape[2], (1, 2)),))
+    if len(shape) == 3:
+        levels = token_levels(graph, layer.read(0), shape[1])
+        return None if not levels else Head(value, layer.read(0), channel, levels)
+    return None
+
+
+def _with_bias(layer: Node) -> Value:
+    value = layer.output
+    if len(value.uses) != 1 or value.uses[0].node.op is not Op.ADD:
+        return value
+    add = value.uses[0].node
+    other = add.inputs[1 - value.uses[0].index]
+    if other is None or not other.is_constant or other.shape is None:
+        return value
+    channel = value.sizes[1 if layer.op is Op.CONV else -1]
+    return add.output if volume(other.shape) in (channel, 1) else value
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A value after the heads, where what each of their channels does can be watched.
+
+    Attributes:
+        value: decoded scores or boxes of every location.
+        by_magnitude: whether the largest elements are picked: it holds scores.
+        is_output: whether it is an output of the model.
+    """
+
+    value: Value
+    by_magnitude: bool
+    is_output: bool
+
+
+def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]) -> list[Observed]:
+    """Values that depend on each location of the heads alone and are read by what selects among locations.
+
+    In topological order; the heads themselves are among them where a model gives them raw.
+    """
+    dependent = activations(graph, images)
+    local: dict[Value, None] = {head.value: None for head in heads}
+    by_magnitude: dict[Value, bool] = {}
+    for node in graph.nodes:
+        if node.op is Op.SHAPE:
+            continue
+        read = [operand for operand in node.inputs if operand is not None and operand in local]
+        if not read or any(output in local for output in node.outputs):
+            continue
+        if _selects(node, dependent):
+            for operand in read:
+                by_magnitude[operand] = by_magnitude.get(operand, False) or _by_magnitude(node, operand)
+        else:
+            local.update(dict.fromkeys(node.outputs))
+    outputs = {value for value in graph.outputs if value in local}
+    return [
+        Observed(value, by_magnitude.get(value, False), value in outputs)
+        for value in local
+        if (value in outputs or value in by_magnitude) and "float" in value.dtype
+    ]
+
+
+def reshapes_between(graph: Graph, heads: Sequence[Head], end: Value) -> list[Value]:
+    """Values on the way from heads to `end`, where classes and locations may still have axes of their own."""
+    from_heads: dict[Value, None] = {head.value: None for head in heads}
+    for node in graph.nodes:
+        if node.op is not Op.SHAPE and any(operand in from_heads for operand in node.inputs if operand is not None):
+            from_heads.update(dict.fromkeys(node.outputs))
+    way: set[Value] = {end}
+    for node in reversed(graph.nodes):
+        if any(output in way for output in node.outputs):
+            way.update(operand for operand in node.inputs if operand is not None and operand in from_heads)
+    heads_ = {head.value for head in heads}
+    return [value for value in from_heads if value in way and value not in heads_ and "float" in value.dtype]
+
+
+def _selects(node: Node, dependent: set[Value]) -> bool:
+    """Whether a node mixes locations or chooses among them, so that what follows it is not of one location."""
+    if node.op in (Op.TOPK, Op.NMS, Op.NONZERO, Op.ARGMAX, Op.COMPARE, Op.ROI_ALIGN, Op.POOL, Op.ATTENTION, Op.RESIZE):
+        return True
+    if node.op is Op.REDUCE:
+        return node.attrs["mode"] in ("max", "min")
+    if node.op in (Op.GATHER, Op.TAKE, Op.SCATTER):
+        index = node.operand(1)
+        return index is not None and index in dependent
+    if node.op is Op.MATMUL and all(operand in dependent for operand in node.inputs[:2]):
+        return True
+    return is_learned(node) or node.type in _WITH_BODIES
+
+
+def _by_magnitude(node: Node, operand: Value) -> bool:
+    if node.op is Op.NMS:
+        return operand is node.operand(1)
+    return node.op in (Op.TOPK, Op.ARGMAX, Op.COMPARE) or (node.op is Op.REDUCE and node.attrs["mode"] == "max")

@@ -1,0 +1,66 @@
+"""Features that a region head or queries read, where a detector has no class score at locations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xai_insert.graph.cuts import activations, cut_values
+from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.detector import Regions
+from xai_insert.locate.layout import FeatureMap, channel_axis, grid_of_map
+from xai_insert.locate.levels import joined_tokens
+
+_BOX = 4
+
+
+def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
+    """The map that a region head pools from; the coarsest, last in the graph, where it pools from several."""
+    dependent = activations(graph, images)
+    found: dict[Value, None] = {}
+    for node in graph.nodes:
+        if node.op is Op.ROI_ALIGN:
+            for index in node.attrs["features"]:
+                value = node.read(index)
+                if value in dependent and value.rank == 4:
+                    found[value] = None
+    if not found:
+        return None
+    maps = [FeatureMap(value, 1, (2, 3), grid_of_map(value, (2, 3))) for value in found]
+    sized = [feature for feature in maps if feature.positions is not None]
+    coarsest = min(sized, key=lambda feature: feature.positions or 0) if len(sized) == len(maps) else maps[-1]
+    return Regions(coarsest, f"region head over {len(maps)} level{'s' if len(maps) > 1 else ''}")
+
+
+def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
+    """The last map or tokens with a grid through which every path to the boxes of queries goes."""
+    if not any(_holds_boxes(output) for output in graph.outputs):
+        return None
+    for output in graph.outputs:
+        for value in reversed(cut_values(graph, list(images), output)):
+            feature = _as_map(graph, value)
+            if feature is not None:
+                return Regions(feature, "queries")
+    return None
+
+
+def _holds_boxes(value: Value) -> bool:
+    """Whether a value is `[N, Q, 4]`, or `[N, Q, 5]` and more with scores beside the boxes."""
+    shape = value.shape
+    return shape is not None and len(shape) == 3 and "float" in value.dtype and (shape[2] or 0) >= _BOX
+
+
+def _as_map(graph: Graph, value: Value) -> FeatureMap | None:
+    if value.producer is None or "float" not in value.dtype:
+        return None
+    channel = channel_axis(value)
+    if value.rank == 4 and channel is not None:
+        axes = tuple(axis for axis in (1, 2, 3) if axis != channel)
+        height, width = grid_of_map(value, axes)
+        if (height or 2) > 1 and (width or 2) > 1:
+            return FeatureMap(value, channel, axes, (height, width))
+    if value.rank == 3 and channel == 2:
+        found = joined_tokens(graph, value, value.sizes[1])
+        if found is not None:
+            start, height, width = found
+            return FeatureMap(value, 2, (1,), (height, width), prefix=start)
+    return None

@@ -1,0 +1,74 @@
+"""DetClassProbabilityMap: where a single-stage detector sees each class, read off its class scores.
+
+As in OpenVINO Training Extensions' `DetClassProbabilityMapHook`.
+"""
+
+from __future__ import annotations
+
+from xai_insert.graph.ops import Size, Surgeon, V
+from xai_insert.locate.detector import ClassLevel, Detector
+from xai_insert.methods.shaping import reshape, scalar, size_of
+
+
+def det_class_probability_map(surgeon: Surgeon[V], detector: Detector) -> V:
+    """Class probabilities on the grid of the middle level, `[B, K, h, w]` float32, 0..1.
+
+    For each level the raw class scores, maximum over anchors, resized to the middle level's grid (bilinear); mean over
+    levels; softmax over classes. With one class the softmax, which would be 1 everywhere, is left out, and the mean of
+    the raw scores stays.
+
+    Args:
+        surgeon: the model being edited.
+        detector: its class scores; a background class takes part like the others.
+    """
+    op = surgeon.ops
+    height, width = _grid(surgeon, detector.middle)
+    total: V | None = None
+    for item in detector.levels:
+        scores = class_scores(surgeon, item)
+        if item is not detector.middle:
+            scores = op.resize(scores, height, width)
+        total = scores if total is None else op.add(total, scores)
+    if total is None:
+        raise ValueError("a detector has at least one level")
+    mean = op.mul(total, scalar(op, 1.0 / len(detector.levels), "float32"))
+    return mean if detector.classes == 1 else op.softmax(mean, axis=1)
+
+
+def class_scores(surgeon: Surgeon[V], item: ClassLevel) -> V:
+    """Raw class scores of one level, maximum over anchors: `[B, K, h, w]` float32."""
+    op = surgeon.ops
+    value, order = item.head.value, item.channels
+    x = surgeon.handle(value)
+    height, width = _grid(surgeon, item)
+    batch = size_of(op, x, value, 0)
+    if len(item.level.grid_axes) == 1:
+        if item.level.cells != value.sizes[1]:
+            x = op.slice(x, 1, item.level.start, item.level.start + (item.level.cells or 0))
+        x = reshape(op, op.transpose(x, [0, 2, 1]), [batch, item.head.channels, height, width])
+    elif item.head.channel_axis == len(value.sizes) - 1:
+        x = op.transpose(x, [0, 3, 1, 2])
+    if value.dtype != "float32":
+        x = op.cast(x, "float32")
+    if order.anchors == 1:
+        if order.classes < item.head.channels:
+            x = op.slice(x, 1, order.start, order.start + order.classes)
+        return x
+    if order.classes_first:
+        x = reshape(op, x, [batch, order.classes, order.anchors, height, width])
+        best = op.reduce(x, "max", [2])
+    else:
+        x = reshape(op, x, [batch, order.anchors, order.stride, height, width])
+        if order.classes < order.stride:
+            x = op.slice(x, 2, order.start, order.start + order.classes)
+        best = op.reduce(x, "max", [1])
+    return reshape(op, best, [batch, order.classes, height, width])
+
+
+def _grid(surgeon: Surgeon[V], item: ClassLevel) -> tuple[Size, Size]:
+    level, value = item.level, item.head.value
+    if len(level.grid_axes) == 1:
+        return level.height, level.width
+    handle = surgeon.handle(value)
+    height, width = (size_of(surgeon.ops, handle, value, axis) for axis in level.grid_axes)
+    return height, width

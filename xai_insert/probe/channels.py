@@ -1,0 +1,130 @@
+"""The order of classes and anchors among a head's channels, read off the elements that each channel moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from xai_insert.locate.detector import Channels
+
+Element = tuple[int, ...]
+Moves = Mapping[int, Element]
+"""The element of one value that rises with each channel, all at one location."""
+
+_BOX = 4
+
+
+def samples(channels: int) -> list[int]:
+    """Channels that tell the order of all: the first few, the last two and some between."""
+    chosen = {*range(6), channels // 3, channels // 2, channels - 2, channels - 1}
+    return sorted(channel for channel in chosen if 0 <= channel < channels)
+
+
+def resolve(here: Moves, there: Moves, channels: int) -> Channels | None:
+    """The order of a head all of whose channels are class scores; None if this value does not tell.
+
+    Args:
+        here: what channels move at one location.
+        there: the same at another location.
+        channels: number of channels of the head.
+    """
+    axes = _axes(here, there)
+    if axes is None:
+        return None
+    free, located = axes
+    varying = [axis for axis in free if len({element[axis] for element in here.values()}) > 1]
+    if len(varying) != 1 or not located:
+        return None
+    columns = {channel: element[varying[0]] for channel, element in here.items()}
+    low = min(columns.values())
+    classes = max(columns.values()) - low + 1
+    if channels % classes:
+        return None
+    anchors = channels // classes
+    if all(column - low == channel % classes for channel, column in columns.items()):
+        return Channels(0, classes, anchors, classes)
+    if all(column - low == channel // anchors for channel, column in columns.items()):
+        return Channels(0, classes, anchors, 1, classes_first=True)
+    return None
+
+
+def resolve_fused(here: Moves, there: Moves, channels: int) -> Channels | None:
+    """The order of a head that gives boxes and class scores: per anchor, a run of class channels.
+
+    An anchor's four box channels, where they come first, are followed by its objectness.
+
+    Args:
+        here: what the class-like channels move at one location; all of them.
+        there: the same at another location, for at least one of them.
+        channels: number of channels of the head.
+    """
+    axes = _axes({channel: here[channel] for channel in there}, there)
+    if axes is None or not axes[1]:
+        return None
+    rows: dict[Element, list[int]] = {}
+    for channel, element in sorted(here.items()):
+        rows.setdefault(tuple(element[axis] for axis in axes[1]), []).append(channel)
+    runs = sorted(rows.values())
+    anchors, first = len(runs), runs[0]
+    if channels % anchors:
+        return None
+    stride = channels // anchors
+    if any([channel - index * stride for channel in run] != first for index, run in enumerate(runs)):
+        return None
+    if first != list(range(first[0], first[0] + len(first))):
+        return None
+    start, classes = first[0], len(first)
+    if start + classes == stride and start <= _BOX:  # sizes may look like scores, and so does the objectness
+        start, classes = _BOX + 1, stride - _BOX - 1
+    return Channels(start, classes, anchors, stride) if classes > 0 else None
+
+
+def _axes(here: Moves, there: Moves) -> tuple[list[int], list[int]] | None:
+    """Axes along which the elements stay when the location changes, and those along which they move."""
+    common = [(here[channel], there[channel]) for channel in here if channel in there]
+    if not common:
+        return None
+    rank = len(common[0][0])
+    free = [axis for axis in range(rank) if all(a[axis] == b[axis] for a, b in common)]
+    return free, [axis for axis in range(rank) if axis not in free]
+
+
+def raw_channels(
+    heads: Mapping[int, tuple[tuple[int, int], int]], index: int, num_classes: int | None
+) -> Channels | None:
+    """The order of a head that is an output as it is, told by widths alone; None if it need not give classes.
+
+    Args:
+        heads: grid and number of channels of every head.
+        index: the head in question.
+        num_classes: number of classes, where the user has given it.
+    """
+    grid, width = heads[index]
+    others = [channels for other, (place, channels) in heads.items() if place == grid and other != index]
+    if num_classes is None:
+        return _by_width(width, others)
+    if not others:
+        return _fused_by_width(width, num_classes)
+    anchors, rest = divmod(width, num_classes)
+    is_class = not rest and any(other == _BOX * anchors or (anchors == 1 and other % _BOX == 0) for other in others)
+    return Channels(0, num_classes, anchors, num_classes) if is_class else None
+
+
+def _fused_by_width(width: int, classes: int) -> Channels | None:
+    """Boxes, objectness and classes for each anchor; or classes before the bins of a box distribution."""
+    if width % (_BOX + 1 + classes) == 0:
+        stride = _BOX + 1 + classes
+        return Channels(_BOX + 1, classes, width // stride, stride)
+    if width > classes and (width - classes) % _BOX == 0:
+        return Channels(0, classes, 1, width)
+    return None
+
+
+def _by_width(width: int, others: Sequence[int]) -> Channels | None:
+    """A head of `anchors * classes` channels beside one of `anchors * 4`, if no other reading fits."""
+    fits = [other for other in others if other % _BOX == 0 and width % (other // _BOX) == 0 and other != width]
+    if len(fits) != 1 or (width % _BOX == 0 and fits[0] % (width // _BOX) == 0):
+        return None
+    anchors = fits[0] // _BOX
+    if width == anchors and any(other % anchors == 0 and other > width for other in others if other != fits[0]):
+        return None  # one channel per anchor beside a wider head: objectness or centerness
+    return Channels(0, width // anchors, anchors, width // anchors)

@@ -1,0 +1,259 @@
+"""Which heads of a detector give class scores, and in which order of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.view import Graph, Op
+from xai_insert.locate.detector import Channels, ClassLevel, Detector
+from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values, reshapes_between
+from xai_insert.locate.inputs import image_inputs
+from xai_insert.probe.channels import Moves, raw_channels, resolve, resolve_fused, samples
+from xai_insert.probe.heads import Effect, HeadProbe, Response
+
+_SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
+_ARRANGING = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SOFTMAX, Op.SIGMOID})
+_BOX = 4
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A head and what its sampled channels do.
+
+    Attributes:
+        index: place among the heads.
+        head: the head.
+        responses: at the first location, by channel.
+    """
+
+    index: int
+    head: Head
+    responses: Mapping[int, Response]
+
+    @property
+    def effects(self) -> set[Effect]:
+        return {response.effect for response in self.responses.values()}
+
+    @property
+    def is_class(self) -> bool:
+        return Effect.CLASS in self.effects and self.effects <= _SCORES
+
+    @property
+    def is_fused(self) -> bool:
+        return Effect.CLASS in self.effects and not self.effects <= _SCORES
+
+    @property
+    def is_raw(self) -> bool:
+        return self.effects == {Effect.RAW}
+
+
+class _Search:
+    """The search for class scores in one model."""
+
+    def __init__(self, loaded: LoadedModel, graph: Graph, heads: Sequence[Head], observed: Sequence[Observed]) -> None:
+        self.loaded = loaded
+        self.graph = graph
+        self.heads = heads
+        self.observed = observed
+        self.probe = HeadProbe(loaded, heads, observed)
+        self.watched = [self._watch(index, head) for index, head in enumerate(heads)]
+
+    def _watch(self, index: int, head: Head) -> _Watched:
+        cell = self.probe.cells(index)[0]
+        chosen = samples(head.channels)
+        responses = {channel: self.probe.respond(index, channel, cell) for channel in chosen}
+        item = _Watched(index, head, responses)
+        if item.is_fused:
+            rest = [channel for channel in range(head.channels) if channel not in responses]
+            responses |= {channel: self.probe.respond(index, channel, cell) for channel in rest}
+        return item
+
+    def class_heads(self) -> list[_Watched]:
+        """The heads with class scores, at most one for each grid.
+
+        Raises:
+            AmbiguousModelError: two heads of one grid fit equally well.
+        """
+        chosen: dict[tuple[int, int], _Watched] = {}
+        for item in self.watched:
+            if not (item.is_class or item.is_fused):
+                continue
+            grid = self.probe.grid(item.index)
+            rival = chosen.get(grid)
+            chosen[grid] = item if rival is None else self._better(item, rival)
+        return list(chosen.values())
+
+    def _better(self, one: _Watched, other: _Watched) -> _Watched:
+        """The wider head; of equal ones that which does not read the feature of the boxes, as a gate does."""
+        if one.head.channels != other.head.channels:
+            return max(one, other, key=lambda item: item.head.channels)
+        boxes = {item.head.source for item in self.watched if item.effects & {Effect.OTHER}}
+        apart = [item for item in (one, other) if item.head.source not in boxes]
+        if len(apart) != 1:
+            raise AmbiguousModelError(
+                f"two heads could hold the class scores: {one.head.value.describe()} and {other.head.value.describe()}"
+            )
+        return apart[0]
+
+    def layout(self, item: _Watched) -> Channels | None:
+        """The order of one head's channels; None if it has one location only or nothing tells."""
+        if item.head.channels == 1:
+            return Channels(0, 1, 1, 1)
+        cells = self.probe.cells(item.index)
+        if len(cells) == 1:
+            return None
+        chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
+        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in chosen[:12]}
+        for index in reversed(range(len(self.observed))):
+            here, there = _moves(item.responses, chosen, index), _moves(others, list(others), index)
+            if len(here) == len(chosen) and len(there) == len(others):
+                found = self._resolve(item, here, there)
+                if found is not None:
+                    return found
+        return self._layout_on_the_way(item, chosen)
+
+    def _resolve(self, item: _Watched, here: Moves, there: Moves) -> Channels | None:
+        channels = item.head.channels
+        found = resolve_fused(here, there, channels) if item.is_fused else resolve(here, there, channels)
+        anchors = self._anchors(item)
+        if found is None or anchors is None or item.is_fused or found.anchors == anchors:
+            return found
+        return None
+
+    def _layout_on_the_way(self, item: _Watched, chosen: Sequence[int]) -> Channels | None:
+        """The same, watched where classes and locations have axes of their own, before they are flattened."""
+        ends = {index for response in item.responses.values() for index in response.elements}
+        if not ends:
+            return None
+        end = self.observed[min(ends)].value
+        way = [
+            Observed(value, by_magnitude=True, is_output=False)
+            for value in reshapes_between(self.graph, [item.head], end)
+            if value.producer is not None and value.producer.op in _ARRANGING and (value.rank or 0) > 1
+        ]
+        if not way:
+            return None
+        probe = HeadProbe(self.loaded, self.heads, way)  # all heads, or the backbone would have to run
+        first, second = probe.cells(item.index)
+        everywhere = chosen if item.is_fused else samples(item.head.channels)  # a background shows here
+        here_all = {channel: probe.respond(item.index, channel, first) for channel in everywhere}
+        there_all = {channel: probe.respond(item.index, channel, second) for channel in everywhere[:12]}
+        for index in reversed(range(len(way))):
+            here, there = _moves(here_all, everywhere, index), _moves(there_all, list(there_all), index)
+            if len(here) == len(everywhere) and len(there) == len(there_all):
+                found = self._resolve(item, here, there)
+                if found is not None:
+                    return found
+        anchors = self._anchors(item)
+        return Channels(0, 1, anchors, 1) if anchors == item.head.channels else None
+
+    def _anchors(self, item: _Watched) -> int | None:
+        """Boxes that are decoded at each location, if that can be seen."""
+        grid = self.probe.grid(item.index)
+        for box in self.watched:
+            if box.is_class or box.is_raw or self.probe.grid(box.index) != grid or Effect.OTHER not in box.effects:
+                continue
+            moved = self.probe.moved_by_all(box.index, self.probe.cells(box.index)[0])
+            counts = [count // _BOX for count in moved.values() if count % _BOX == 0]
+            if counts and box.head.channels % _BOX == 0:
+                return max(counts)
+        return None
+
+
+def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None) -> Detector | None:
+    """Locate the class scores of a detector; None if no head has any.
+
+    Args:
+        loaded: the unedited model.
+        graph: its view.
+        num_classes: number of classes, where the user has given it.
+
+    Raises:
+        AmbiguousModelError: several readings fit.
+        TargetNotFoundError: a head has class scores whose order of channels cannot be told.
+    """
+    images = image_inputs(graph)
+    heads = find_heads(graph, images)
+    observed = observed_values(graph, images, heads)
+    if not heads or not observed:
+        return None
+    search = _Search(loaded, graph, heads, observed)
+    scoring = search.class_heads()
+    if not scoring:
+        return _raw_detector(search, num_classes)
+    known = next((found for item in scoring if (found := search.layout(item)) is not None), None)
+    if known is None:
+        listed = ", ".join(item.head.value.describe() for item in scoring)
+        raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
+    channels = {item.index: _like(known, item.head) for item in scoring}
+    background = _background(scoring, channels)
+    return _detector(search, scoring, channels, background, "raising a channel raises one class score")
+
+
+def _moves(responses: Mapping[int, Response], chosen: Sequence[int], index: int) -> dict[int, tuple[int, ...]]:
+    found = {channel: responses[channel].elements.get(index) for channel in chosen}
+    return {channel: element for channel, element in found.items() if element is not None}
+
+
+def _like(known: Channels, head: Head) -> Channels:
+    """The order of another level's head: its number of anchors may differ, nothing else."""
+    anchors, rest = divmod(head.channels, known.classes if known.classes_first else known.stride)
+    if rest:
+        raise TargetNotFoundError(
+            f"the class head {head.value.describe()} has no whole number of anchors for {known.classes} classes"
+        )
+    return replace(known, anchors=anchors)
+
+
+def _background(scoring: Sequence[_Watched], channels: Mapping[int, Channels]) -> int | None:
+    """The class whose score is never selected."""
+    silent = {
+        (channel // order.anchors if order.classes_first else (channel - order.start) % order.stride)
+        for item in scoring
+        if item.is_class
+        for order in [channels[item.index]]
+        for channel, response in item.responses.items()
+        if response.effect in (Effect.FALLING, Effect.SILENT)
+    }
+    return silent.pop() if len(silent) == 1 else None
+
+
+def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
+    raw = [item for item in search.watched if item.is_raw]
+    if not raw:
+        return None
+    widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
+    found = {item.index: order for item in raw if (order := raw_channels(widths, item.index, num_classes)) is not None}
+    scoring = [item for item in raw if item.index in found]
+    grids = [search.probe.grid(item.index) for item in scoring]
+    if not scoring or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
+        listed = ", ".join(str(width) for _, width in widths.values())
+        raise AmbiguousModelError(
+            "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
+            f"({listed} channels) do not tell classes from boxes: give the number of classes, --num-classes"
+        )
+    return _detector(search, scoring, found, None, "widths of the undecoded heads")
+
+
+def _detector(
+    search: _Search,
+    scoring: Sequence[_Watched],
+    channels: Mapping[int, Channels],
+    background: int | None,
+    evidence: str,
+) -> Detector:
+    levels = []
+    for item in scoring:
+        if len(item.head.levels) == 1:
+            height, width = search.probe.grid(item.index)
+            levels.append((height * width, ClassLevel(item.head, item.head.levels[0], channels[item.index])))
+        else:
+            levels += [
+                (level.cells or 0, ClassLevel(item.head, level, channels[item.index])) for level in item.head.levels
+            ]
+    levels.sort(key=lambda pair: -pair[0])
+    ordered = tuple(level for _, level in levels)
+    return Detector(ordered, ordered[0].channels.classes, background, evidence)

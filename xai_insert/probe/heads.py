@@ -1,0 +1,187 @@
+"""What each channel of a detector's heads does, watched in the model's own runtime.
+
+The model is cut at its heads; everything before them is left out. With all heads near zero no score is saturated;
+then one channel at one location is raised and lowered. A class channel moves one score between 0 and 1, a gate
+(objectness, centerness) moves several, a box channel moves coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.feeds import random_array
+from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.graph.view import Shape, Value
+from xai_insert.locate.frontier import Head, Observed
+
+Array = npt.NDArray[np.float64]
+Element = tuple[int, ...]
+
+_PUSH = 12.0
+_MOVED = 1e-3
+_SIZE = 256  # of images whose size is open
+
+
+class Effect(Enum):
+    """What raising one channel at one location does."""
+
+    CLASS = auto()
+    """One score rises."""
+    GATE = auto()
+    """Several scores rise."""
+    FALLING = auto()
+    """Scores fall and none rises: the background of a softmax."""
+    SILENT = auto()
+    """Nothing that is selected or returned moves."""
+    RAW = auto()
+    """An output moves by what was added: it is not decoded."""
+    OTHER = auto()
+    """Coordinates or coefficients move."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """Effect of one channel, and where.
+
+    Attributes:
+        effect: what happens.
+        elements: the one element that rises, by index of the observed value.
+        moved: how many elements move, by index of the observed value.
+    """
+
+    effect: Effect
+    elements: Mapping[int, Element] = field(default_factory=dict)
+    moved: Mapping[int, int] = field(default_factory=dict)
+
+
+class HeadProbe:
+    """A model cut between its heads and what is observed.
+
+    Args:
+        loaded: the unedited model.
+        heads: where values are fed.
+        observed: what is watched.
+    """
+
+    def __init__(self, loaded: LoadedModel, heads: Sequence[Head], observed: Sequence[Observed]) -> None:
+        self._observed = observed
+        self._runner = loaded.between([head.value for head in heads], [item.value.native for item in observed])
+        shapes: Sequence[Shape] = [head.value.sizes for head in heads]
+        if any(None in shape[1:] for shape in shapes):
+            shapes = _shapes_of(loaded, [head.value for head in heads])
+        rng = np.random.default_rng(0)
+        self._names = [name for name, _, _ in self._runner.inputs[: len(heads)]]
+        self._feeds = {}
+        for (name, dtype, _), shape in zip(self._runner.inputs, shapes, strict=False):
+            self._feeds[name] = (0.1 * random_array(rng, shape, dtype)).astype(dtype)
+        for name, dtype, shape in self._runner.inputs[len(heads) :]:
+            self._feeds[name] = random_array(rng, shape, dtype, size=_SIZE)
+        self._heads = heads
+        self._base = self._run({})
+
+    def grid(self, head: int) -> tuple[int, int]:
+        """Height and width of a head's first level, as run."""
+        level = self._heads[head].levels[0]
+        shape = self._feeds[self._names[head]].shape
+        if len(level.grid_axes) == 2:
+            return shape[level.grid_axes[0]], shape[level.grid_axes[1]]
+        return level.height or 1, level.width or 1
+
+    def cells(self, head: int) -> list[tuple[int, int]]:
+        """Two locations near the middle of a head's first level; one where there is only one."""
+        height, width = self.grid(head)
+        row, column = height // 2, width // 2
+        other = (row, column - 1) if column else (row - 1, column)
+        return [(row, column), other] if height * width > 1 else [(row, column)]
+
+    def respond(self, head: int, channel: int, cell: tuple[int, int]) -> Response:
+        """Raise and lower one channel at one location."""
+        up = self._run({head: self._pushed(head, channel, cell, _PUSH)})
+        down = self._run({head: self._pushed(head, channel, cell, -_PUSH)})
+        effects: set[Effect] = set()
+        elements, moved = {}, {}
+        for index, (base, high, low) in enumerate(zip(self._base, up, down, strict=True)):
+            effect, element, count = _effect(self._observed[index], base, high, low)
+            effects.add(effect)
+            if count:
+                moved[index] = count
+            if element is not None:
+                elements[index] = element
+        for effect in (Effect.OTHER, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING):
+            if effect in effects:
+                return Response(effect, elements, moved)
+        return Response(Effect.SILENT)
+
+    def moved_by_all(self, head: int, cell: tuple[int, int]) -> dict[int, int]:
+        """How many elements move if every channel at one location does, by index of the observed value."""
+        changed = np.array(self._feeds[self._names[head]])
+        index = self._index(head, slice(None), cell)
+        rng = np.random.default_rng(1)
+        changed[index] += rng.uniform(0.5, 1.5, changed[index].shape).astype(changed.dtype)
+        after = self._run({head: changed})
+        counts = {i: int(np.sum(_differs(a, b))) for i, (a, b) in enumerate(zip(self._base, after, strict=True))}
+        return {index: count for index, count in counts.items() if count}
+
+    def _index(self, head: int, channel: int | slice, cell: tuple[int, int]) -> tuple[int | slice, ...]:
+        item = self._heads[head]
+        level = item.levels[0]
+        index: list[int | slice] = [0] * self._feeds[self._names[head]].ndim
+        index[item.channel_axis] = channel
+        if len(level.grid_axes) == 2:
+            index[level.grid_axes[0]], index[level.grid_axes[1]] = cell
+        else:
+            index[level.grid_axes[0]] = level.start + cell[0] * self.grid(head)[1] + cell[1]
+        return tuple(index)
+
+    def _pushed(self, head: int, channel: int, cell: tuple[int, int], push: float) -> npt.NDArray[np.floating]:
+        changed = np.array(self._feeds[self._names[head]])
+        changed[self._index(head, channel, cell)] += push
+        return changed
+
+    def _run(self, changes: Mapping[int, npt.NDArray[np.floating]]) -> list[Array]:
+        feeds = {**self._feeds, **{self._names[head]: array for head, array in changes.items()}}
+        return [result.astype(np.float64) for result in self._runner.run(feeds)]
+
+
+def _effect(observed: Observed, base: Array, high: Array, low: Array) -> tuple[Effect, Element | None, int]:
+    """What happened to one observed value, the one element that rose, and how many moved."""
+    moves = _differs(base, high)
+    count = int(moves.sum())
+    if not count:
+        return Effect.SILENT, None, 0
+    rises = moves & (high > base)
+    ups = np.argwhere(rises)
+    element = tuple(int(n) for n in ups[0]) if len(ups) == 1 else None
+    pushed = np.concatenate([high[moves], low[moves]])
+    bounded = bool((pushed >= -_MOVED).all() and (pushed <= 1 + _MOVED).all())
+    if element is not None and bounded and low[element] <= 20 * _MOVED:
+        return Effect.CLASS, element, count
+    if element is not None and count == 1:
+        steps = np.array([high[element] - base[element], base[element] - low[element]])
+        if np.allclose(steps, _PUSH, rtol=1e-2):
+            raw = Effect.RAW if observed.is_output else Effect.OTHER
+            return (Effect.CLASS if observed.by_magnitude else raw), element, count
+    if bounded and len(ups) == 0:
+        return Effect.FALLING, None, count
+    if bounded and len(ups) > 1 and (low[rises] <= 20 * _MOVED).all():
+        return Effect.GATE, None, count
+    return Effect.OTHER, element, count
+
+
+def _differs(before: Array, after: Array) -> npt.NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        close = np.abs(after - before) <= _MOVED * np.maximum(1.0, np.abs(before))
+    return np.asarray(~close & ~((before == after) | (np.isnan(before) & np.isnan(after))))
+
+
+def _shapes_of(loaded: LoadedModel, values: Sequence[Value]) -> list[Shape]:
+    """Sizes of values whose shape follows the input, for one image."""
+    runner: Runner = loaded.between([], [value.native for value in values])
+    rng = np.random.default_rng(0)
+    feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
+    return [tuple(result.shape) for result in runner.run(feeds)]

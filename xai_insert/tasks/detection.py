@@ -1,0 +1,154 @@
+"""Detectors: DetClassProbabilityMap, or Activation Map where no location has class scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape, volume
+from xai_insert.locate.detector import Detector, Regions
+from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.layout import FeatureMap, grid_of_map
+from xai_insert.locate.regions import encoder_feature, region_feature
+from xai_insert.methods.activation_map import activation_map
+from xai_insert.methods.det_class_probability_map import det_class_probability_map
+from xai_insert.options import Options
+from xai_insert.probe.classes import find_class_levels
+from xai_insert.tasks.cost import mega
+from xai_insert.tasks.plan import Branch, Plan
+
+_METHOD = "det-class-probability-map"
+
+
+@dataclass(frozen=True)
+class ScoresPlan(Plan):
+    """A decision for a detector with class scores at every location.
+
+    Attributes:
+        found: what was located in the model.
+    """
+
+    task = "detection"
+    found: Detector
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        return Branch(self, det_class_probability_map(surgeon, self.found))
+
+    def describe(self) -> dict[str, Any]:
+        found = self.found
+        return {
+            "heads": [
+                {
+                    "name": item.head.value.name,
+                    "shape": item.head.value.shape,
+                    "grid": (item.level.height, item.level.width),
+                    "anchors": item.channels.anchors,
+                    "classes": item.channels.classes,
+                }
+                for item in found.levels
+            ],
+            "background": found.background,
+        }
+
+    def metadata(self, options: Options) -> dict[str, str]:
+        found = self.found
+        return {
+            "target": ", ".join(dict.fromkeys(item.head.value.name for item in found.levels)),
+            "levels": str(len(found.levels)),
+            "classes": str(found.classes),
+            "background": "none" if found.background is None else str(found.background),
+        }
+
+
+@dataclass(frozen=True)
+class RegionsPlan(Plan):
+    """A decision for a detector whose features are read by a region head or by queries.
+
+    Attributes:
+        found: what was located in the model.
+    """
+
+    task = "detection"
+    found: Regions
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        return Branch(self, activation_map(surgeon, self.found.feature))
+
+    def describe(self) -> dict[str, Any]:
+        feature = self.found.feature
+        return {
+            "target": {
+                "name": feature.value.name,
+                "shape": feature.shape,
+                "grid": feature.grid,
+                "grid_axes": feature.grid_axes,
+            }
+        }
+
+    def metadata(self, options: Options) -> dict[str, str]:
+        return {"target": self.found.value.name, "grid": format_shape(self.found.feature.grid)[1:-1].replace(", ", "x")}
+
+
+def selects_rows(graph: Graph) -> bool:
+    """Whether a model chooses among locations: suppression, region pooling, rows taken where scores are best."""
+    if any(node.op in (Op.NMS, Op.ROI_ALIGN) for node in graph.nodes):
+        return True
+    chosen: set[Value] = set()
+    for node in graph.nodes:
+        if node.op is Op.TOPK:
+            chosen.update(node.outputs[1:])
+        elif node.op not in (Op.SHAPE, Op.GATHER, Op.TAKE) and any(operand in chosen for operand in node.inputs):
+            chosen.update(node.outputs)
+    return any(node.op in (Op.GATHER, Op.TAKE) and node.operand(1) in chosen for node in graph.nodes)
+
+
+def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
+    """Locate a detector's class scores, or the feature that its regions or queries read.
+
+    Raises:
+        UnsupportedTaskError: neither is there.
+        AmbiguousModelError: several readings of the heads fit.
+        TargetNotFoundError: the channels of the class heads cannot be told apart, or the chosen method does not fit.
+    """
+    images = image_inputs(graph)
+    regions = region_feature(graph, images)
+    if regions is not None and options.method != _METHOD:
+        return _regions_plan(regions)
+    detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
+    if detector is not None and options.method in ("auto", _METHOD):
+        return _scores_plan(detector)
+    if options.method == _METHOD:
+        raise TargetNotFoundError("no head gives class scores at every location; leave --method to the tool")
+    if detector is not None:
+        source = detector.middle.head.source
+        if detector.middle.head.channel_axis == 1 and source.rank == 4:
+            return _regions_plan(Regions(FeatureMap(source, 1, (2, 3), grid_of_map(source, (2, 3))), "class head"))
+    regions = encoder_feature(graph, images)
+    if regions is None:
+        listed = ", ".join(value.describe() for value in graph.outputs)
+        raise UnsupportedTaskError(
+            "not a classifier and no detector that can be explained: wanted an output [N, classes], or boxes and class "
+            f"scores, found {listed}"
+        )
+    return _regions_plan(regions)
+
+
+def _scores_plan(found: Detector) -> ScoresPlan:
+    level = found.middle.level
+    shape: Shape = (found.batch, found.classes, level.height, level.width)
+    sizes = [volume((item.level.height, item.level.width, item.head.channels)) for item in found.levels]
+    work = None if None in sizes else sum(size or 0 for size in sizes)
+    count = len(found.levels)
+    reason = f"{count} level{'s' if count > 1 else ''}; {found.evidence}"
+    return ScoresPlan(_METHOD, "class scores", reason, shape, mega(work), found)
+
+
+def _regions_plan(found: Regions) -> RegionsPlan:
+    feature = found.feature
+    shape: Shape = (feature.shape[0], *feature.grid)
+    flops = volume([2 if size is None else size for size in feature.shape[1:]])
+    reason = f"read by the {found.readers}; no class scores at locations"
+    return RegionsPlan("activation-map", "channel mean", reason, shape, mega(flops), found)
