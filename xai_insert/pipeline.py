@@ -15,6 +15,7 @@ from typing import Any
 from xai_insert.check import CheckResult, check_definition, check_outputs, run_random
 from xai_insert.errors import AlreadyInsertedError, DefinitionError, ModelFileError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel, load
+from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.methods.scaling import to_bytes
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 SALIENCY_MAP = "saliency_map"
 FEATURE_VECTOR = "feature_vector"
+IGNORED_SCOPE = f"{PREFIX}.*"
+"""The names that a quantiser must leave alone in an inserted model, as a regular expression."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
     common = {"version": __version__, "task": plan.task, "method": plan.method, "form": plan.form}
+    common["quantiser_ignored_scope"] = IGNORED_SCOPE
     loaded.annotate(common | plan.metadata(options))
     return replace(branch, plan=plan)
 
@@ -180,6 +184,7 @@ def _report(
         format=loaded.format_name,
         output_difference=None if checked is None else checked.output_difference,
         map_difference=None if checked is None else checked.map_difference,
+        quantiser_ignored_scope=IGNORED_SCOPE,
         versions={"xai_insert": __version__, **loaded.versions()},
         **describe_plan(plan, options.output_dtype),
     )

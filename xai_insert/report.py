@@ -33,6 +33,8 @@ class Report:
         map_difference: see `CheckResult`.
         bytes_before: size of the model's files; None for models in memory.
         bytes_after: size of the files written.
+        quantiser_ignored_scope: regular expression of the names that a quantiser has to leave in float, such as NNCF's
+            `IgnoredScope(patterns=[...])`, if the result is to be quantised.
         versions: of the tool and the libraries used.
         error: why nothing was inserted; None if it was.
     """
@@ -54,6 +56,7 @@ class Report:
     map_difference: float | None = None
     bytes_before: int | None = None
     bytes_after: int | None = None
+    quantiser_ignored_scope: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
 

@@ -101,10 +101,17 @@ class Surgeon(Protocol[V]):
         """Writes new nodes, under one prefix."""
 
     def handle(self, value: Value) -> V:
-        """The value of the view in the model being edited."""
+        """The value of the view in the model being edited; floats as float32, whatever the model computes in."""
 
     def copy(self, node: Node, inputs: Sequence[V | None]) -> Sequence[V]:
-        """A twin of `node` that reads `inputs`; weights are shared, not stored again."""
+        """A twin of `node` that reads `inputs`; weights are shared, not stored again.
+
+        It computes in float32 and does not round: what quantises an activation gives it back, within the range of an
+        activation function that was folded into it.
+        """
+
+    def rounds(self, node: Node) -> bool:
+        """Whether `node` quantises, or computes with integers, what its copy does not."""
 
     def map_positions(
         self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value

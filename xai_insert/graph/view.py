@@ -193,12 +193,14 @@ class Graph:
         outputs: graph outputs, in the model's order.
         output_names: names under which a runtime returns them, one each.
         nodes: every node that is no constant, producers before consumers.
+        hint: what the format's adapter knows of this model that may keep its parts from being found; for messages.
     """
 
     inputs: Sequence[Value]
     outputs: Sequence[Value]
     output_names: Sequence[str]
     nodes: Sequence[Node]
+    hint: str = ""
 
     @cached_property
     def order(self) -> dict[Node, int]:

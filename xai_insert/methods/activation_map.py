@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import fixed
@@ -29,21 +28,14 @@ def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
     sizes = [-1 if feature.positions is not None else size_of(op, x, value, 0), *grid_sizes(op, x, feature)]
     if feature.channel_axis == len(feature.shape) - 1:
         weight = np.full((channels, 1), 1.0 / channels, np.float32)
-        mean = op.matmul(x, _as(surgeon, weight, value.dtype))
+        mean = op.matmul(x, op.constant(weight))
     elif len(feature.shape) == 4:
         weight = np.full((1, channels, 1, 1), 1.0 / channels, np.float32)
-        mean = op.conv1x1(x, _as(surgeon, weight, value.dtype))
+        mean = op.conv1x1(x, op.constant(weight))
     else:
         weight = np.full((1, channels), 1.0 / channels, np.float32)
-        mean = op.matmul(_as(surgeon, weight, value.dtype), x)
-    if value.dtype != "float32":
-        mean = op.cast(mean, "float32")
+        mean = op.matmul(op.constant(weight), x)
     if len(feature.grid_axes) == 1 and feature.positions != feature.shape[feature.grid_axes[0]]:
         end = feature.prefix + fixed([feature.positions])[0]
         mean = op.slice(mean, feature.grid_axes[0], feature.prefix, end)
     return reshape(op, mean, sizes)
-
-
-def _as(surgeon: Surgeon[V], weight: npt.NDArray[np.float32], dtype: str) -> V:
-    op = surgeon.ops
-    return op.cast(op.constant(weight), dtype) if dtype == "bfloat16" else op.constant(weight.astype(dtype))

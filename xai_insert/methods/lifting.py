@@ -105,6 +105,9 @@ class Lifter(Generic[V]):
         outputs = self._surgeon.copy(node, operands)
         for output, handle in zip(node.outputs, outputs, strict=True):
             shape = output.sizes
+            if not shape:  # the scale of a dynamic quantiser
+                self.made[output] = Lifted(handle, ())
+                continue
             kept = [dim if width(dim) is None else plain(fixed([shape[axis]])[0]) for axis, dim in enumerate(dims)]
             self.made[output] = Lifted(handle, tuple(kept))
 

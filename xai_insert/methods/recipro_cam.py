@@ -53,8 +53,7 @@ def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Se
     classes = class_count(logits)
     cells = -1 if feature.positions is None else feature.positions
     by_position = reshape(op, scores, [batch, cells, classes])
-    maps = reshape(op, op.transpose(by_position, (0, 2, 1)), [batch, classes, *sides])
-    return maps if logits.dtype == "float32" else op.cast(maps, "float32")
+    return reshape(op, op.transpose(by_position, (0, 2, 1)), [batch, classes, *sides])
 
 
 def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: Value) -> V:
@@ -109,8 +108,7 @@ def run_masks(
     nodes = region(graph, features, [logits])
     scores = surgeon.map_positions(masks.reshape(count, *rest), features, nodes, logits)
     by_class = op.transpose(op.reshape(scores, [count, -1, classes]), (1, 2, 0))
-    maps = op.reshape(by_class, [-1, classes, height, width])
-    return maps if logits.dtype == "float32" else op.cast(maps, "float32")
+    return op.reshape(by_class, [-1, classes, height, width])
 
 
 def class_count(logits: Value) -> int:
@@ -125,16 +123,16 @@ def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     op = surgeon.ops
     source = end.source
     kept = _rows(surgeon, source, end)
-    x, dtype = surgeon.handle(source), source.dtype
+    x = surgeon.handle(source)
     layout = FeatureMap(source, 0, end.grid_axes, (None, None))
     rest = _elsewhere(surgeon, graph, feature, end)
     if end.kind is Collapse.MEAN:
-        count = positions(op, x, layout, dtype)
+        count = positions(op, x, layout)
         kept = op.div(kept, count) if rest is None else op.add(op.div(op.sub(kept, rest), count), rest)
     elif end.kind is Collapse.MAX:
-        kept = op.maximum(kept, scalar(op, 0.0, dtype) if rest is None else rest)
+        kept = op.maximum(kept, scalar(op, 0.0) if rest is None else rest)
     elif rest is not None:
-        others = op.sub(positions(op, x, layout, dtype), scalar(op, 1.0, dtype))
+        others = op.sub(positions(op, x, layout), scalar(op, 1.0))
         kept = op.add(kept, op.mul(rest, others))
     return op.reshape(kept, [-1, *fixed(end.result.sizes[1:])])
 
@@ -166,7 +164,7 @@ def _elsewhere(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     op = surgeon.ops
     channels = fixed([feature.channels])[0]
     sizes = [channels if axis == feature.channel_axis else 1 for axis in range(len(feature.shape))]
-    zero = np.zeros(sizes, np.float32 if feature.value.dtype == "bfloat16" else feature.value.dtype)
+    zero = np.zeros(sizes, np.float32)
     made: dict[Value, V] = {feature.value: op.constant(zero)}
     for node in nodes:
         outputs = surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs])

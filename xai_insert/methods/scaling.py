@@ -22,5 +22,5 @@ def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
     low = op.reduce(saliency, "min", axes)
     span = op.sub(op.reduce(saliency, "max", axes), low)
     # Dividing by 1 where the span is 0 needs no small epsilon, which would vanish in half precision.
-    share = op.div(op.sub(saliency, low), op.nonzero_or(span, scalar(op, 1.0, "float32")))
-    return op.cast(op.floor(op.mul(share, scalar(op, 255.0, "float32"))), "uint8")
+    share = op.div(op.sub(saliency, low), op.nonzero_or(span, scalar(op, 1.0)))
+    return op.cast(op.floor(op.mul(share, scalar(op, 255.0))), "uint8")

@@ -1,4 +1,4 @@
-"""Shapes that stay symbolic where the model's are, and constants in the model's own precision."""
+"""Shapes that stay symbolic where the model's are, and constants."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from xai_insert.graph.view import Value, volume
 from xai_insert.locate.layout import FeatureMap
 
 
-def scalar(op: Ops[V], value: float, dtype: str) -> V:
+def scalar(op: Ops[V], value: float, dtype: str = "float32") -> V:
     """A constant of shape `[]`."""
-    if dtype == "bfloat16":
-        return op.cast(op.constant(np.array(value, np.float32)), dtype)
     return op.constant(np.array(value, dtype))
 
 
@@ -39,14 +37,14 @@ def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
     return op.reshape(x, sizes)
 
 
-def positions(op: Ops[V], feature: V, layout: FeatureMap, dtype: str) -> V:
-    """Number of grid cells as a scalar of `dtype`."""
+def positions(op: Ops[V], feature: V, layout: FeatureMap) -> V:
+    """Number of grid cells as a float32 scalar."""
     count = volume([layout.shape[axis] for axis in layout.grid_axes])
     if count is not None:
-        return scalar(op, float(count), dtype)
+        return scalar(op, float(count))
     total: V | None = None
     for axis in layout.grid_axes:
-        side = op.cast(op.size(feature, axis), dtype)
+        side = op.cast(op.size(feature, axis), "float32")
         total = side if total is None else op.mul(total, side)
     if total is None:
         raise ValueError("a feature map has a grid")

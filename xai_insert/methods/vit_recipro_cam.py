@@ -33,6 +33,7 @@ from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.axes import BATCH, Dims, Tokens, plain
 from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.recipro_cam import class_count, run_masks
+from xai_insert.methods.reference import unrounded
 from xai_insert.methods.shaping import scalar
 
 Kernel = Literal["gaussian", "point"]
@@ -110,27 +111,27 @@ def vit_recipro_cam(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Ma
     weights = _weights(surgeon, (height, width), readout, vit.kernel)
     batch = readout.masked.sizes[0]
     rest = Lifter(surgeon, batch, readout.rows, patches)
+    projected = [value for item in readout.attentions for value in (item.query, item.key, item.value)]
+    handles = dict(zip(projected, unrounded(surgeon, graph, [readout.masked], projected), strict=True))
     for attention in readout.attentions:
-        block = _MaskedAttention(surgeon, graph, readout, attention, zeros[attention], vit.kernel, patches)
+        block = _MaskedAttention(surgeon, graph, readout, attention, zeros[attention], vit.kernel, patches, handles)
         rest.made[attention.result] = block.run(weights)
     results = [attention.result for attention in readout.attentions]
     scores = rest.run(region(graph, results, [logits]), logits)
     classes = class_count(logits)
     by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
-    maps = op.reshape(by_class, [-1, classes, height, width])
-    return maps if logits.dtype == "float32" else op.cast(maps, "float32")
+    return op.reshape(by_class, [-1, classes, height, width])
 
 
 def _weights(surgeon: Surgeon[V], grid: tuple[int, int], readout: Readout, kernel: Kernel) -> V:
     """`patch_weights` from its two small factors, so that the model file stores no N x T table."""
     op = surgeon.ops
-    (h, w), dtype = grid, readout.masked.dtype
+    h, w = grid
     rows, columns = (kernel_factor(side, kernel) for side in grid)
     product = op.mul(op.constant(rows.reshape(h, 1, h, 1)), op.constant(columns.reshape(1, w, 1, w)))
     patches = op.reshape(product, [h * w, h * w])
     ones = op.expand(op.constant(np.ones((1, 1), np.float32)), [h * w, readout.prefix])
-    weights = op.concat([ones, patches], 1)
-    return weights if dtype == "float32" else op.cast(weights, dtype)
+    return op.concat([ones, patches], 1)
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class _MaskedAttention:
     zero: ZeroTokens
     kernel: Kernel
     patches: int
+    handles: Mapping[Value, Any]
+    """Query, key and value of the ordinary run."""
 
     def run(self, weights: Any) -> Lifted[Any]:
         """The attention's result at the read-out rows, one sample per image and patch."""
@@ -198,13 +201,10 @@ class _MaskedAttention:
     def _by_weight(self) -> tuple[list[Any], list[Any]]:
         """Keys and values for the whole token, for each weight in between that is needed, and for the zero token."""
         item, op = self.attention, self.surgeon.ops
-        dtype = item.key.dtype
         axis = len(item.key.sizes) - (2 if item.is_fused else 1)
         zero_key = self._full(self.zero.key, axis)
         zero_value = op.constant(self.zero.value.astype(np.float32))
-        if dtype != "float32":
-            zero_key, zero_value = op.cast(zero_key, dtype), op.cast(zero_value, dtype)
-        keys, values = [self.surgeon.handle(item.key)], [self.surgeon.handle(item.value)]
+        keys, values = [self.handles[item.key]], [self.handles[item.value]]
         if not self.zero.is_affine:
             for weight in _WEIGHTS[self.kernel]:
                 key, value = self._projected(weight)
@@ -216,7 +216,7 @@ class _MaskedAttention:
         """Keys and values of all tokens weighed alike."""
         masked = self.readout.masked
         op = self.surgeon.ops
-        made = {masked: op.mul(self.surgeon.handle(masked), scalar(op, weight, masked.dtype))}
+        made = {masked: op.mul(self.surgeon.handle(masked), scalar(op, weight))}
         for node in region(self.graph, [masked], [self.attention.key, self.attention.value]):
             operands = [v if v is None else made.get(v, self.surgeon.handle(v)) for v in node.inputs]
             made.update(zip(node.outputs, self.surgeon.copy(node, operands), strict=True))
@@ -225,7 +225,7 @@ class _MaskedAttention:
     def _scores(self, key: Any) -> Any:
         """What the softmax reads at the read-out rows, `[..., rows, T]`."""
         op, item = self.surgeon.ops, self.attention
-        query = self.surgeon.handle(item.query)
+        query = self.handles[item.query]
         if self._query_tokens > 1:
             query = op.slice(query, self._query_axis, 0, self.rows)
         if item.is_fused:
@@ -242,7 +242,7 @@ class _MaskedAttention:
         if node.attrs["causal"]:
             raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
         scale = node.attrs["scale"] or 1.0 / float(np.sqrt(fixed([self.attention.query.sizes[-1]])[0]))
-        query = op.mul(query, scalar(op, scale, self.attention.query.dtype))
+        query = op.mul(query, scalar(op, scale))
         scores = op.matmul_transposed(query, key, len(self.attention.key.sizes))
         mask = node.operand(3)
         if mask is None:
@@ -277,10 +277,9 @@ class _MaskedAttention:
 
     def _selectors(self, weights: Any) -> list[Any]:
         """Masks `[N, T]`, one for each weight: 1 where it applies."""
-        op, dtype = self.surgeon.ops, self.readout.masked.dtype
+        op = self.surgeon.ops
         steps = (1.0, *_WEIGHTS[self.kernel], 0.0)
-        masks = [op.equal(weights, scalar(op, step, dtype)) for step in steps]
-        return masks if dtype == "float32" else [op.cast(mask, dtype) for mask in masks]
+        return [op.equal(weights, scalar(op, step)) for step in steps]
 
     def _selected(self, candidates: list[Any], weights: Any) -> Any:
         op = self.surgeon.ops

@@ -10,19 +10,25 @@ import numpy.typing as npt
 
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.view import Graph
 from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.methods.reference import unrounded
 from xai_insert.methods.vit_recipro_cam import ZeroTokens
 
 # Rounding of half a token's projection; a norm on the keys is off by tenths.
 _AFFINE_TOLERANCE = 1e-3
 
 
-def probe_zero_tokens(model: LoadedModel, readout: Readout) -> dict[Attention, ZeroTokens]:
+def probe_zero_tokens(
+    model: LoadedModel, surgeon: Surgeon[Any], graph: Graph, readout: Readout
+) -> dict[Attention, ZeroTokens]:
     """Keys and values of zero tokens for each attention, and whether keys and values are affine in the token.
 
     That need not be read off the operations: half a token must give the midpoint of the whole and the zero token.
     """
-    wanted = [value.native for item in readout.attentions for value in (item.key, item.value)]
+    projected = [value for item in readout.attentions for value in (item.key, item.value)]
+    wanted = unrounded(surgeon, graph, [readout.masked], projected)
     runner = model.between([readout.masked], wanted)
     rng = np.random.default_rng(0)
     (name, dtype, shape), *others = runner.inputs

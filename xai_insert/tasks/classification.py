@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError
+from xai_insert.errors import CannotFreeBatchError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
@@ -19,6 +19,7 @@ from xai_insert.locate.classifier import Classifier, locate_classifier
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
+from xai_insert.methods.reference import unrounded
 from xai_insert.methods.vit_recipro_cam import (
     VitTarget,
     ZeroTokens,
@@ -53,7 +54,9 @@ class ClassificationPlan(Plan):
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         plan, raw = self._add(loaded, surgeon, graph, options)
-        return Branch(plan, raw, surgeon.handle(self.found.logits.value))
+        masking = plan.masking(options)
+        sources = [] if masking is None else masking.features
+        return Branch(plan, raw, unrounded(surgeon, graph, sources, [self.found.logits.value])[0])
 
     def _add(
         self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options
@@ -61,7 +64,7 @@ class ClassificationPlan(Plan):
         found, plan = self.found, self
         if plan.method == "activation-map":
             return plan, activation_map(surgeon, found.target)
-        vit, zeros = None, _zero_tokens(loaded, plan)
+        vit, zeros = None, _zero_tokens(loaded, surgeon, graph, plan)
         if found.readout is not None:
             vit = VitTarget(found.readout, found.target, found.logits.value, options.kernel)
         if plan.form == "closed form":
@@ -129,7 +132,12 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
     Raises:
         XaiInsertError: one of its children, see `locate_classifier`.
     """
-    found = locate_classifier(graph, options)
+    try:
+        found = locate_classifier(graph, options)
+    except XaiInsertError as err:
+        if graph.hint:
+            err.args = (f"{err}; {graph.hint}",)
+        raise
     target = found.target
     batch, classes = target.shape[0], found.logits.classes
     if options.method == "activation-map":
@@ -171,9 +179,13 @@ def position_mask(shape: Sequence[int], grid_axes: Sequence[int], position: int)
     return mask.reshape(sizes)
 
 
-def _zero_tokens(loaded: LoadedModel, plan: ClassificationPlan) -> Mapping[Attention, ZeroTokens]:
+def _zero_tokens(
+    loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, plan: ClassificationPlan
+) -> Mapping[Attention, ZeroTokens]:
     readout = plan.found.readout
-    return {} if readout is None or plan.form != "closed form" else probe_zero_tokens(loaded, readout)
+    if readout is None or plan.form != "closed form":
+        return {}
+    return probe_zero_tokens(loaded, surgeon, graph, readout)
 
 
 def _token_flops(graph: Graph, found: Classifier, readout: Readout) -> int:

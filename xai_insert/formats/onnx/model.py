@@ -11,9 +11,8 @@ import onnx_ir.passes.common as passes
 import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
-from xai_insert.formats.onnx.ops import data_type
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
-from xai_insert.formats.onnx.shapes import infer
+from xai_insert.formats.onnx.shapes import Inferred, infer
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
@@ -30,16 +29,20 @@ class OnnxModel:
         self.native = native
         self._source = source
         self._input_shapes = input_shapes
+        self._inferred = Inferred({}, {})
+        self._surgeon: OnnxSurgeon | None = None
         self._external = any(isinstance(v.const_value, ir.ExternalTensor) for v in native.graph.initializers.values())
 
     def view(self) -> Graph:
         source = None if self._source is None else str(self._source)
-        return build_view(self.native, infer(self.native, source, self._input_shapes))
+        self._inferred = infer(self.native, source, self._input_shapes)
+        return build_view(self.native, self._inferred)
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
         del keep_float32  # onnxruntime computes in the types that the model names
         self._source = None  # from here on the file is another model
-        return OnnxSurgeon(self.native)
+        self._surgeon = OnnxSurgeon(self.native, self._inferred)
+        return self._surgeon
 
     def runner(self) -> OnnxRunner:
         return OnnxRunner(self.native, self._source)
@@ -48,14 +51,17 @@ class OnnxModel:
         entries = [feature.native for feature in features]
         part = ir.convenience.extract(self.native.graph, [*entries, *self.native.graph.inputs], results)
         for entry, feature in zip(part.inputs, features, strict=False):
-            entry.type, entry.shape = ir.TensorType(data_type(feature.dtype)), ir.Shape(list(feature.sizes))
+            kind = self._inferred.type_of(feature.native) or ir.DataType.FLOAT
+            entry.type, entry.shape = ir.TensorType(kind), ir.Shape(list(feature.sizes))
         for value in part.outputs:
-            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+            kind = self._inferred.type_of(value) or ir.DataType.FLOAT
+            value.type = ir.TensorType(kind)
         return OnnxRunner(
             ir.Model(part, ir_version=self.native.ir_version, functions=list(self.native.functions.values()))
         )
 
     def result_like(self, given: Any) -> Any:
+        self._prune()
         return self.native if isinstance(given, (str, Path, ir.Model)) else ir.to_proto(self.native)
 
     def read_metadata(self) -> dict[str, str]:
@@ -66,12 +72,17 @@ class OnnxModel:
         self.native.metadata_props.update({_PREFIX + key: text for key, text in entries.items()})
 
     def save(self, folder: Path, name: str) -> list[Path]:
+        self._prune()
         path = folder / name
         if not self._external:
             ir.save(self.native, path)
             return [path]
         ir.save(self.native, path, external_data=f"{name}.data")
         return [folder / f"{name}.data", path]
+
+    def _prune(self) -> None:
+        if self._surgeon is not None:
+            self._surgeon.prune()
 
     def versions(self) -> dict[str, str]:
         return {"onnx_ir": ir.__version__, "onnxruntime": ort.__version__}
@@ -99,6 +110,9 @@ def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:
 def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, Shape]) -> OnnxModel:
     if not model.graph.outputs:
         raise ModelFileError("the ONNX file holds no graph; is the file whole?")
+    if not _is_sorted(model.graph):
+        model.graph.sort()  # runtimes take nodes in any order; the format, and what is written, does not
+        source = None
     if model.functions:
         passes.InlinePass()(model)
         source = None
@@ -109,3 +123,14 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
         inputs[name].shape = ir.Shape(sizes)
         source = None
     return OnnxModel(model, source, input_shapes)
+
+
+def _is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node follows those whose results it reads."""
+    seen: set[ir.Node] = set()
+    for node in graph:
+        before = [value.producer() for value in node.inputs if value is not None]
+        if any(producer is not None and producer.graph is graph and producer not in seen for producer in before):
+            return False
+        seen.add(node)
+    return True

@@ -26,8 +26,26 @@ class OnnxOps:
         name = self._name(kind)
         node = ir.node(kind, inputs, attributes, name=name)
         node.outputs[0].name = self._name(f"{name}/out")
-        self._graph.append(node)
+        self.append(node)
         return node.outputs[0]
+
+    def append(self, node: ir.Node) -> None:
+        """Add a node behind those that are there."""
+        self._graph.append(node)
+
+    def same(self, a: ir.Value) -> ir.Value:
+        """`a` unchanged, by an operation that onnxruntime's CPU has for float32 alone.
+
+        It runs a float16 operation in float32 where all its neighbours run so, and rounds their results where one does
+        not; a cast as reader would be such a one, and move the model's own outputs.
+        """
+        return self._node("LeakyRelu", a, alpha=1.0)
+
+    def clip(self, a: ir.Value, low: float, high: float) -> ir.Value:
+        """Bound from both sides."""
+        if self._version < 11:
+            return self._node("Clip", a, min=low, max=high)
+        return self._node("Clip", a, *(self.constant(np.array(bound, np.float32)) for bound in (low, high)))
 
     def constant(self, elements: npt.NDArray[Any]) -> ir.Value:
         name = self._name("const")

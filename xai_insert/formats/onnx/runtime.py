@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError
+from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
 
 _PROTOBUF_LIMIT = 2**31 - 2**24
@@ -30,6 +31,8 @@ class OnnxRunner:
     def __init__(self, model: ir.Model, source: Path | None = None) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        if holds_bfloat16(model):
+            model, source = widen_bfloat16(model), None
         weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
         try:
             if source is not None:

@@ -24,6 +24,10 @@ class Inferred:
     shapes: Mapping[str, Shape]
     types: Mapping[str, ir.DataType]
 
+    def type_of(self, value: ir.Value) -> ir.DataType | None:
+        """Element type of a value of the model."""
+        return value.dtype or self.types.get(value.name or "")
+
 
 def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]) -> Inferred:
     """Sizes and element types; `model` is unchanged.

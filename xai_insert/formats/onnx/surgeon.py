@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,37 +11,105 @@ import onnx_ir as ir
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.formats.onnx.ops import OnnxOps, data_type
-from xai_insert.graph.names import Names
-from xai_insert.graph.view import Node, Shape, Value
+from xai_insert.formats.onnx.shapes import Inferred
+from xai_insert.formats.onnx.view import IntegerWeight
+from xai_insert.formats.onnx.widening import HALF, widen_attribute
+from xai_insert.graph.names import PREFIX, Names
+from xai_insert.graph.rounding import folded_range
+from xai_insert.graph.view import Node, Shape, Value, constant_of
+
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 class OnnxSurgeon:
-    """Edits `model` in place."""
+    """Edits `model` in place.
 
-    def __init__(self, model: ir.Model) -> None:
+    Args:
+        model: the model.
+        inferred: element types of its values.
+    """
+
+    def __init__(self, model: ir.Model, inferred: Inferred) -> None:
         self._model = model
+        self._inferred = inferred
         self._names = Names(_all_names(model))
+        self._originals = set(model.graph)
+        self._widened: dict[Any, ir.Value] = {}
+        self._products: set[ir.Value] = set()
         self.ops = OnnxOps(model.graph, self._names.unique)
 
     def handle(self, value: Value) -> ir.Value:
-        native: ir.Value = value.native
-        return native
+        native = value.native
+        if isinstance(native, IntegerWeight):
+            if native not in self._widened:
+                self._widened[native] = self._float_weight(native)
+            return self._widened[native]
+        kind = self._inferred.type_of(native)
+        if kind not in HALF and kind is not ir.DataType.DOUBLE:
+            return cast("ir.Value", native)
+        if native not in self._widened:
+            op = OnnxOps(self._model.graph, self._names.unique)
+            is_stored = value.is_constant or kind is not ir.DataType.FLOAT16
+            self._widened[native] = op.cast(native if is_stored else op.same(native), "float32")
+        return self._widened[native]
+
+    def _float_weight(self, weight: IntegerWeight) -> ir.Value:
+        op = OnnxOps(self._model.graph, self._names.unique)
+        elements = op.cast(weight.elements, "float32")
+        if weight.zero_point is None:
+            return elements
+        sizes = weight.zero_point_sizes(len(weight.elements.shape or ()))
+        return op.sub(elements, op.reshape(op.cast(weight.zero_point, "float32"), sizes))
+
+    def rounds(self, node: Node) -> bool:
+        return node.native.op_type in (*_QUANTISERS, "MatMulInteger", "ConvInteger")
 
     def copy(self, node: Node, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
-        twin = self._twin(node, inputs)
-        self._model.graph.append(twin)
-        return twin.outputs
+        native: ir.Node = node.native
+        source = inputs[0] if inputs else None
+        is_stored = native.op_type == "DequantizeLinear" and source is native.inputs[0]
+        if native.op_type in _QUANTISERS and source is not None and not is_stored:
+            value = self._in_range(node, source)
+            if native.op_type != "DynamicQuantizeLinear":
+                return [value]
+            return [value, self.ops.constant(np.array(1, np.float32)), self.ops.constant(np.array(0, np.float32))]
+        if native.op_type in ("MatMulInteger", "ConvInteger"):
+            product = self._append(node, native.op_type.removesuffix("Integer"), inputs)
+            self._products.update(product)
+            return product
+        if native.op_type == "Cast" and source is not None and self._is_float(node, source):
+            return [source]
+        return self._append(node, native.op_type, inputs)
 
-    def _twin(self, node: Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+    def _in_range(self, node: Node, source: ir.Value) -> ir.Value:
+        """What a quantiser gives, but for the rounding."""
+        native: ir.Node = node.native
+        scale, zero = (constant_of(node.operand(index)) for index in (1, 2))
+        if native.op_type != "QuantizeLinear" or scale is None:
+            return source
+        dtype = np.dtype(np.uint8) if zero is None else zero.dtype
+        if dtype.kind not in "iu":
+            return source
+        point = np.zeros(1) if zero is None else zero.astype(np.float64)
+        limits = np.iinfo(dtype)
+        bounds = folded_range(node, (limits.min - point) * scale, (limits.max - point) * scale)
+        return source if bounds is None else self.ops.clip(source, *bounds)
+
+    def _is_float(self, node: Node, source: ir.Value) -> bool:
+        """Whether a cast only changes how many bits a float has, or gives the result of an integer product."""
+        is_widening = node.output.dtype == "float32" and node.read(0).dtype == "float32"
+        return is_widening or source in self._products
+
+    def _append(self, node: Node, kind: str, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
         native: ir.Node = node.native
         kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         if any(attribute.type in kinds for attribute in native.attributes.values()):
             raise CannotFreeBatchError(f"{node.type} {node.name!r} holds a subgraph")
         twin = ir.Node(
             native.domain,
-            native.op_type,
+            kind,
             inputs,
-            native.attributes.values(),
+            [widen_attribute(attribute) for attribute in native.attributes.values()],
             overload=native.overload,
             num_outputs=len(native.outputs),
             version=native.version,
@@ -48,38 +117,50 @@ class OnnxSurgeon:
         )
         for output, original in zip(twin.outputs, native.outputs, strict=True):
             output.name = self._names.unique(original.name or "out")
-        return twin
+        self.ops.append(twin)
+        return twin.outputs
 
     def map_positions(
         self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
     ) -> ir.Value:
-        dtype = features[0].dtype
-        kind = data_type(dtype)
         mask = ir.Value(
-            name=self._names.unique("mask"), type=ir.TensorType(kind), shape=ir.Shape(list(masks.shape[1:]))
+            name=self._names.unique("mask"),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape(list(masks.shape[1:])),
         )
-        made: dict[Value, ir.Value] = {}
-        nodes = []
-        for feature in features:
-            product = ir.node("Mul", [self.handle(feature), mask], name=self._names.unique("masked"))
-            product.outputs[0].name = self._names.unique("masked/out")
-            made[feature] = product.outputs[0]
-            nodes.append(product)
-        for node in region:
-            operands = [v if v is None else made.get(v, v.native) for v in node.inputs]
-            twin = self._twin(node, operands)
-            made.update(zip(node.outputs, twin.outputs, strict=True))
-            nodes.append(twin)
+        imports = self._model.opset_imports
+        body = ir.Graph([mask], [], nodes=[], name=self._names.unique("positions"), opset_imports=imports)
+        outer = self.ops
+        whole = {feature: self.handle(feature) for feature in features}
+        self.ops = OnnxOps(body, self._names.unique)
+        try:
+            made = {feature: self.ops.mul(value, mask) for feature, value in whole.items()}
+            for node in region:
+                operands = [v if v is None else made[v] if v in made else self.handle(v) for v in node.inputs]
+                made.update(zip(node.outputs, self.copy(node, operands), strict=True))
+        finally:
+            self.ops = outer
         last = made[result]
-        last.type = ir.TensorType(data_type(result.dtype))
-        body = ir.Graph(
-            [mask], [last], nodes=nodes, name=self._names.unique("positions"), opset_imports=self._model.opset_imports
-        )
-        table = self.ops.cast(self.ops.constant(masks), dtype)
+        last.type = ir.TensorType(ir.DataType.FLOAT)
+        body.outputs.append(last)
+        table = self.ops.constant(masks)
         scan = ir.node("Scan", [table], {"body": body, "num_scan_inputs": 1}, name=self._names.unique("scan"))
         scan.outputs[0].name = self._names.unique("scan/out")
-        self._model.graph.append(scan)
+        self.ops.append(scan)
         return scan.outputs[0]
+
+    def prune(self) -> None:
+        """Remove what was added and is read by nothing."""
+        graph = self._model.graph
+        kept = set(graph.outputs)
+        for node in reversed(list(graph)):
+            if node in self._originals or any(value in kept or value.uses() for value in node.outputs):
+                continue
+            operands = [value for value in node.inputs if value is not None]
+            graph.remove(node, safe=True)
+            for value in operands:
+                if value.is_initializer() and not value.uses() and (value.name or "").startswith(PREFIX):
+                    graph.initializers.pop(value.name or "", None)
 
     def add_output(self, value: ir.Value, name: str, dtype: str, shape: Shape) -> None:
         node = ir.node("Identity", [value], name=self._names.unique(f"{name}/result"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from xai_insert.formats.onnx.shapes import Inferred
+from xai_insert.graph.rounding import is_half
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather, slice_attrs
 
 _ELEMENTWISE = [
@@ -106,14 +108,54 @@ _OPS: Mapping[str, Op] = {
     "Equal": Op.COMPARE,
     "QuantizeLinear": Op.QUANTIZE,
     "DequantizeLinear": Op.QUANTIZE,
+    "DynamicQuantizeLinear": Op.QUANTIZE,
+    "MatMulInteger": Op.MATMUL,
+    "ConvInteger": Op.CONV,
     **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
 }
+_INTEGER = ("MatMulInteger", "ConvInteger")
 _REDUCTIONS = {"LogSumExp": "logsumexp", "SumSquare": "sumsquare"}
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 
+@dataclass(frozen=True)
+class IntegerWeight:
+    """The weight of an integer product: what `elements - zero_point` is.
+
+    Attributes:
+        elements: integers.
+        zero_point: one, or one for each output channel; None is zero.
+        channel_axis: the axis of the output channels.
+    """
+
+    elements: ir.Value
+    zero_point: ir.Value | None
+    channel_axis: int
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The weight in float32."""
+        elements = _stored(self.elements).numpy().astype(np.float32)
+        if self.zero_point is None:
+            return elements
+        sizes = self.zero_point_sizes(elements.ndim)
+        return elements - _stored(self.zero_point).numpy().astype(np.float32).reshape(sizes)
+
+    def zero_point_sizes(self, rank: int) -> list[int]:
+        """Sizes with which the zero point broadcasts against the elements."""
+        return [-1 if axis == self.channel_axis else 1 for axis in range(rank)]
+
+
+def _stored(value: ir.Value) -> ir.TensorProtocol:
+    if value.const_value is None:
+        raise ValueError(f"{value.name!r} is no constant")
+    return value.const_value
+
+
 def build_view(model: ir.Model, inferred: Inferred) -> Graph:
-    """View of `model`. Constant subgraphs (dequantised weights, folded shapes) appear as constants.
+    """View of `model`.
+
+    Constant subgraphs (dequantised weights, folded shapes) appear as constants. Floats of any width are float32, and
+    integer products are products of floats, as in the branch, see `Surgeon`.
 
     Args:
         model: the model; its values must have unique names, as the format demands.
@@ -126,7 +168,7 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
         if native not in values:
             name = native.name or ""
             shape = inferred.shapes.get(name, _shape(native))
-            dtype = _dtype(native.dtype or inferred.types.get(name))
+            dtype = _dtype(inferred.type_of(native))
             values[native] = value = Value(name, shape, dtype, native, index=native.index() or 0)
             if native.const_value is not None and native.producer() is None and not native.is_graph_input():
                 value.load = _reader(native.const_value)
@@ -139,6 +181,8 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
         outputs = tuple(view_of(output) for output in native.outputs)
         if _fold(native, inputs, outputs):
             continue
+        if native.op_type in _INTEGER:
+            inputs = _float_operands(native, inputs)
         op = _kind(native, inputs)
         captured = _captured(native)
         inputs += tuple(view_of(value) for value in captured)
@@ -151,7 +195,18 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
                 operand.uses.append(Use(node, index))
         nodes.append(node)
     inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
-    return Graph(inputs_, [view_of(v) for v in graph.outputs], [v.name or "" for v in graph.outputs], nodes)
+    names = [value.name or "" for value in graph.outputs]
+    return Graph(inputs_, [view_of(value) for value in graph.outputs], names, nodes, _hint(nodes))
+
+
+def _hint(nodes: list[Node]) -> str:
+    fused = next((node.type for node in nodes if node.type.startswith("QLinear") or node.type == "QGemm"), None)
+    if fused is None:
+        return ""
+    return (
+        f"the model is quantised in the QOperator format ({fused}), whose layers compute and round at once: quantise "
+        "with QuantFormat.QDQ, which onnxruntime runs with the same integer kernels"
+    )
 
 
 def _shape(value: ir.Value) -> Shape | None:
@@ -164,10 +219,23 @@ def _dtype(kind: ir.DataType | None) -> str:
     return "unknown" if kind is None else _DTYPES.get(kind.name, kind.name.lower())
 
 
-_DTYPES = {"FLOAT": "float32", "DOUBLE": "float64", "BOOL": "bool"}
+_DTYPES = dict.fromkeys(("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"), "float32") | {"BOOL": "bool"}
+
+
+def _float_operands(native: ir.Node, inputs: tuple[Value | None, ...]) -> tuple[Value | None, ...]:
+    """Operands of an integer product as those of a product of floats: without zero points, the weight folded."""
+    source, weight = inputs[0], inputs[1]
+    if weight is None or not isinstance(weight.native, ir.Value) or weight.native.const_value is None:
+        return inputs[:2]
+    zero_point = native.inputs[3] if len(native.inputs) > 3 else None
+    axis = len(weight.sizes) - 1 if native.op_type == "MatMulInteger" else 0
+    whole = IntegerWeight(weight.native, zero_point, axis)
+    return source, Value(weight.name, weight.shape, "float32", whole, load=whole.numpy)
 
 
 def _reader(tensor: ir.TensorProtocol) -> Callable[[], npt.NDArray[Any]]:
+    if tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return lambda: tensor.numpy().astype(np.float32)
     return tensor.numpy
 
 
@@ -233,7 +301,8 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[]
         names = [value.name or "" for value in native.inputs if value is not None]
         feeds = {name: value.elements() for name, value in zip(names, inputs, strict=True) if value is not None}
         results: Any = runner.run(None, feeds)
-        return np.asarray(results[0])
+        folded = np.asarray(results[0])
+        return folded.astype(np.float32) if is_half(folded.dtype.name) else folded
 
     return evaluate
 

@@ -39,20 +39,26 @@ class OpenVINOModel:
         return OpenVINORunner(self.native)
 
     def between(self, features: Sequence[Value], results: Sequence[ov.Output]) -> OpenVINORunner:
+        wanted = [opset.result(result) for result in results]  # so that they are cloned, though no output reads them
+        self.native.add_results(wanted)
         twin = self.native.clone()
         twin_of = dict(
             zip((n.get_instance_id() for n in self.native.get_ordered_ops()), twin.get_ordered_ops(), strict=True)
         )
+        for result in wanted:
+            self.native.remove_result(result)
 
         def port(output: ov.Output) -> ov.Output:
             return twin_of[output.get_node().get_instance_id()].output(output.get_index())
 
-        outputs = [opset.result(port(result)) for result in results]
+        outputs = [opset.result(opset.convert(port(result), ov.Type.f32)) for result in results]
         entries = []
         for source in [port(feature.native) for feature in features]:
-            entries.append(opset.parameter(source.get_partial_shape(), source.get_element_type()))
-            for reader in source.get_target_inputs():
-                reader.replace_source_output(entries[-1].output(0))
+            readers = source.get_target_inputs()
+            entries.append(opset.parameter(source.get_partial_shape(), ov.Type.f32))
+            entry = opset.convert(entries[-1], source.get_element_type())
+            for reader in readers:
+                reader.replace_source_output(entry.output(0))
         return OpenVINORunner(ov.Model(outputs, [*entries, *twin.get_parameters()], "branch"))
 
     def result_like(self, given: Any) -> ov.Model:

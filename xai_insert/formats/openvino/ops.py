@@ -119,6 +119,10 @@ class OpenVINOOps:
         same = self._named(opset.group_convolution(grid, ones, [1, 1], [0, 0], [0, 0], [1, 1]))
         return self.reshape(same, [-1, channels])
 
+    def clip(self, a: ov.Output, low: float, high: float) -> ov.Output:
+        """Bound from both sides."""
+        return self._named(opset.clamp(a, low, high))
+
     def cast(self, a: ov.Output, dtype: str) -> ov.Output:
         return self._named(opset.convert(a, ov.Type(np.dtype(dtype))))
 

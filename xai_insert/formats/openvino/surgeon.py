@@ -12,9 +12,12 @@ from openvino.op import loop as ov_loop
 
 from xai_insert.formats.openvino.ops import OpenVINOOps
 from xai_insert.graph.names import Names
-from xai_insert.graph.view import Node, Op, Shape, Value, volume
+from xai_insert.graph.rounding import folded_range
+from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, volume
 
 _SMALL = 1 << 16
+_DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape", "FakeQuantize")
+_OTHER_FLOATS = (ov.Type.f16, ov.Type.bf16, ov.Type.f64)
 
 
 class OpenVINOSurgeon:
@@ -33,23 +36,60 @@ class OpenVINOSurgeon:
         self._twins: dict[int, ov.Node] = {}
         self.ops = OpenVINOOps(self._names.unique)
         self._runtime_zero: ov.Output | None = None
+        self._widened: dict[tuple[int, int], ov.Output] = {}
 
     def handle(self, value: Value) -> ov.Output:
         output: ov.Output = value.native
-        return output
+        if output.get_element_type() not in _OTHER_FLOATS:
+            return output
+        key = (output.get_node().get_instance_id(), output.get_index())
+        if key not in self._widened:
+            self._widened[key] = self.ops.cast(output, "float32")
+        return self._widened[key]
+
+    def rounds(self, node: Node) -> bool:
+        return node.op is Op.QUANTIZE
 
     def copy(self, node: Node, inputs: Sequence[ov.Output | None]) -> Sequence[ov.Output]:
+        source = inputs[0] if inputs else None
+        if source is not None and (same := self._unrounded(node, source)) is not None:
+            return [same]
         twin = self._twin(node.native)
         is_bias = self._keep_float32 and node.op is Op.ADD and any(_is_linear(value) for value in node.inputs)
         for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too.
-            keeps_own = original is not None and operand is original.native and _is_bias_or_scale(original)
+            # Quantised weights with two readers keep it from making the model's own layer one of integers.
+            keeps_own = original is not None and operand is original.native and _is_kept_apart(original)
             if not keeps_own:
                 twin.set_argument(index, operand)
             elif is_bias:
                 twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
+            if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
+                twin.set_argument(index, self.ops.cast(twin.input_value(index), "float32"))
         self._own(twin, node.name)
         return [twin.output(port) for port in range(twin.get_output_size())]
+
+    def _unrounded(self, node: Node, source: ov.Output) -> ov.Output | None:
+        """What a node gives that only rounds: its operand, but for range and scale; None for other nodes."""
+        if node.op is Op.CAST and source.get_element_type() == ov.Type.f32:
+            before = node.read(0).producer
+            is_quantised = before is not None and before.op is Op.QUANTIZE  # to the integers that it gives
+            return source if is_quantised or node.output.dtype == "float32" else None
+        if node.type != "FakeQuantize":
+            return None
+        bounds = [constant_of(node.operand(index)) for index in range(1, 5)]
+        if any(bound is None for bound in bounds):
+            return None
+        low, high, low_out, high_out = (np.asarray(bound, np.float64) for bound in bounds)
+        limits = folded_range(node, low, high)
+        value = source if limits is None else self.ops.clip(source, *limits)
+        scale = (high_out - low_out) / (high - low)
+        shift = low_out - low * scale
+        step = float(np.max(np.abs(high_out - low_out))) / 256
+        if np.all(np.abs(scale - 1) < 1 / 256) and np.all(np.abs(shift) < step):
+            return value
+        factor, offset = (self.ops.constant(part.astype(np.float32)) for part in (scale, shift))
+        return self.ops.add(self.ops.mul(value, factor), offset)
 
     def _zero(self) -> ov.Output:
         """Zero, but known only while the model runs: a bias that carries it is not fused into its linear layer.
@@ -80,9 +120,8 @@ class OpenVINOSurgeon:
         self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
     ) -> ov.Output:
         sources = [self.handle(feature) for feature in features]
-        dtype = sources[0].get_element_type()
-        mask = opset.parameter([1, *masks.shape[1:]], dtype)
-        entries = [opset.parameter(source.get_partial_shape(), dtype) for source in sources]
+        mask = opset.parameter([1, *masks.shape[1:]], ov.Type.f32)
+        entries = [opset.parameter(source.get_partial_shape(), ov.Type.f32) for source in sources]
         single = opset.reshape(mask, np.array(masks.shape[1:], np.int64), special_zero=False)
         made: dict[Value, ov.Output] = {
             feature: opset.multiply(entry, single).output(0) for feature, entry in zip(features, entries, strict=True)
@@ -90,6 +129,10 @@ class OpenVINOSurgeon:
         captured: dict[Value, ov.op.Parameter] = {}
         twins = dict(zip(self._originals, self._pristine.clone().get_ordered_ops(), strict=True))
         for node in region:
+            first = node.operand(0)
+            if first in made and (same := self._unrounded(node, made[first])) is not None:
+                made[node.output] = same
+                continue
             twin = twins[node.native.get_instance_id()]
             for index, operand in enumerate(node.inputs):
                 if operand is None or _is_stored(operand):
@@ -101,6 +144,9 @@ class OpenVINOSurgeon:
                     captured[operand] = opset.parameter(outer.get_partial_shape(), outer.get_element_type())
                     made[operand] = captured[operand].output(0)
                 twin.set_argument(index, made[operand])
+            for index, port in enumerate(twin.input_values()):
+                if port.get_element_type() in _OTHER_FLOATS:
+                    twin.set_argument(index, self.ops.cast(port, "float32"))
             self._own(twin, node.name)
             made.update(zip(node.outputs, twin.outputs(), strict=True))
         stacked = opset.unsqueeze(made[result], np.array([0], np.int64))
@@ -109,7 +155,7 @@ class OpenVINOSurgeon:
         loop = ov_loop(self.ops.constant(np.array(len(masks), np.int64)), self.ops.constant(np.array(True)))
         loop.set_function(body)
         loop.set_special_body_ports([-1, 0])
-        loop.set_sliced_input(mask, self.ops.constant(masks.astype(dtype.to_dtype())), 0, 1, 1, -1, 0)
+        loop.set_sliced_input(mask, self.ops.constant(masks), 0, 1, 1, -1, 0)
         for entry, source in zip(entries, sources, strict=True):
             loop.set_invariant_input(entry, source)
         for value, parameter in captured.items():
@@ -141,6 +187,15 @@ def _is_stored(value: Value) -> bool:
     return value.is_constant and node.get_type_name() == "Constant"
 
 
-def _is_bias_or_scale(value: Value) -> bool:
-    """Whether a value is a stored constant too small to be a weight."""
-    return _is_stored(value) and (volume(value.sizes) or 0) <= _SMALL
+def _is_kept_apart(value: Value) -> bool:
+    """Whether a constant is a bias or scale, too small to be a weight, or a weight that is stored quantised."""
+    if not _is_stored(value):
+        return value.is_constant and _is_decompressed(value.native.get_node())
+    return (volume(value.sizes) or 0) <= _SMALL
+
+
+def _is_decompressed(node: ov.Node) -> bool:
+    """Whether a node is computed from stored constants by operations that decompress weights."""
+    if node.get_type_name() == "Constant":
+        return True
+    return node.get_type_name() in _DECOMPRESSION and all(_is_decompressed(p.get_node()) for p in node.input_values())

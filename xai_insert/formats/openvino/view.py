@@ -136,7 +136,11 @@ def dtype_name(kind: ov.Type) -> str:
 
 
 def build_view(model: ov.Model) -> Graph:
-    """View of `model`. Constant subgraphs (decompressed weights, folded shapes) appear as constants."""
+    """View of `model`.
+
+    Constant subgraphs (decompressed weights, folded shapes) appear as constants. Floats of any width are float32, as in
+    the branch, see `Surgeon`.
+    """
     values: dict[tuple[int, int], Value] = {}
     nodes: list[Node] = []
     for native in model.get_ordered_ops():
@@ -184,9 +188,8 @@ def _output_name(result: ov.Node) -> str:
 def _value(native: ov.Node, port: int) -> Value:
     output = native.output(port)
     name = native.get_friendly_name() + (f".{port}" if native.get_output_size() > 1 else "")
-    return Value(
-        name, static_shape(output.get_partial_shape()), dtype_name(output.get_element_type()), output, index=port
-    )
+    dtype = "float32" if output.get_element_type().is_real() else dtype_name(output.get_element_type())
+    return Value(name, static_shape(output.get_partial_shape()), dtype, output, index=port)
 
 
 def _is_foldable(kind: str, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> bool:
