@@ -80,7 +80,7 @@ def relative_difference(expected: Array, actual: Array) -> float:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
 
 
-def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logits: Any) -> float:
+def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logits: Any, classes: Any = None) -> float:
     """Compare the raw map with masked runs of the model's own head, at a few positions of random features.
 
     Args:
@@ -88,19 +88,20 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
         definition: what is masked and how.
         raw_map: handle of the unscaled map `[B, K, h, w]`.
         logits: handle of the class scores.
+        classes: handle of the numbers of the classes that have a map; None if all have.
 
     Raises:
         CheckFailedError: the map differs from the definition.
     """
-    runner = model.between(definition.features, [raw_map, logits])
+    runner = model.between(definition.features, [raw_map, logits, *([] if classes is None else [classes])])
     rng = np.random.default_rng(_SEED)
     masked, others = runner.inputs[: len(definition.features)], runner.inputs[len(definition.features) :]
     features = {name: random_array(rng, shape, dtype, batch=_BATCH, size=5) for name, dtype, shape in masked}
     rest = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in others}
-    maps, scores = runner.run({**features, **rest})
+    maps, scores, *chosen = runner.run({**features, **rest})
     if not np.isfinite(scores.astype(np.float64)).all():
         features = {name: np.abs(feature) for name, feature in features.items()}  # some heads want rectified features
-        maps, scores = runner.run({**features, **rest})
+        maps, scores, *chosen = runner.run({**features, **rest})
     maps = maps.reshape(*maps.shape[:2], -1)
     count = maps.shape[2]
     scale, worst = float(np.abs(scores).max()), 0.0
@@ -111,7 +112,8 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
         }
         expected = runner.run({**kept, **rest})[1].reshape(maps.shape[0], -1).astype(np.float64)
         scale = max(scale, float(np.abs(expected).max()))
-        worst = max(worst, float(np.abs(maps[:, :, position] - expected).max()))
+        wanted = np.take_along_axis(expected, chosen[0].astype(np.int64), axis=1) if chosen else expected
+        worst = max(worst, float(np.abs(maps[:, :, position] - wanted).max()))
     difference = worst / (scale or 1.0)
     if not difference <= _MAP_TOLERANCE.get(masked[0][1], _DEFAULT_MAP_TOLERANCE):
         raise DefinitionError(

@@ -31,6 +31,8 @@ class Options:
         saliency_size: height and width of the map; None keeps the grid of the feature.
         num_classes: number of classes, where the model does not tell it.
         feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`.
+        top_k: for classifiers, how many maps: those of the best classes of each image, which the output
+            `saliency_classes` names; None gives the map of every class.
         input_shapes: sizes to fix in the model, by input name; None stays dynamic.
         check: whether to run the plain and the inserted model and refuse a model that does not behave as promised.
     """
@@ -44,6 +46,7 @@ class Options:
     saliency_size: tuple[int, int] | None = None
     num_classes: int | None = None
     feature_vector: bool = False
+    top_k: int | None = None
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     check: bool = True
 
@@ -58,5 +61,7 @@ class Options:
             raise ValueError(f"saliency_size must be positive, not {self.saliency_size}")
         if self.num_classes is not None and self.num_classes < 1:
             raise ValueError(f"num_classes must be positive, not {self.num_classes}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k counts maps, not {self.top_k}")
         if self.output_dtype not in OUTPUT_DTYPES:
             raise ValueError(f"output_dtype must be one of {', '.join(OUTPUT_DTYPES)}, not {self.output_dtype!r}")

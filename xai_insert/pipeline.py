@@ -119,7 +119,7 @@ def _carry_out(
     if options.check:
         moved = check_outputs(plain, run_random(loaded.runner()), graph.output_names)
         masking = branch.plan.masking(options)
-        off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores)
+        off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
         checked = CheckResult(moved, off)
     return _report(loaded, branch.plan, options, source, checked)
 

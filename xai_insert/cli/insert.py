@@ -56,6 +56,10 @@ Examples:
 )
 @click.option("--feature-vector", is_flag=True, help="Also add the pooled feature as output feature_vector.")
 @click.option(
+    "--top-k", type=click.IntRange(min=1), metavar="K",
+    help="Classifiers: only the maps of the K best classes, named by output saliency_classes.",
+)  # fmt: skip
+@click.option(
     "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
     help="Fix unknown sizes of an input; ? stays dynamic. Repeatable.",
 )  # fmt: skip
@@ -77,6 +81,7 @@ def main(
     saliency_size: tuple[int, int] | None,
     num_classes: int | None,
     feature_vector: bool,
+    top_k: int | None,
     input_shapes: tuple[tuple[str, Shape], ...],
     dry_run: bool,
     report_path: Path | None,
@@ -100,6 +105,7 @@ def main(
         saliency_size=saliency_size,
         num_classes=num_classes,
         feature_vector=feature_vector,
+        top_k=top_k,
         input_shapes=dict(input_shapes),
         check=not no_check,
     )

@@ -44,7 +44,8 @@ def class_logits(outputs: Outputs) -> Array:
         UnsupportedTaskError: there is none.
     """
     saliency = outputs.saliency_map
-    classes = saliency.shape[1] if saliency is not None and saliency.ndim == 4 else None
+    is_whole = saliency is not None and saliency.ndim == 4 and outputs.saliency_classes is None
+    classes = saliency.shape[1] if saliency is not None and is_whole else None
     for array in outputs.predictions.values():
         flat = array.ndim == 2 or (array.ndim > 2 and array.shape[2:] == (1,) * (array.ndim - 2))
         if flat and array.dtype.kind == "f" and classes in (None, array.shape[1]):
@@ -168,12 +169,33 @@ class Explained:
         chosen: those to draw.
         saliency_map: `[K, h, w]` per class or `[h, w]`, as the model gave it.
         view: which area of the image the map shows.
+        map_classes: the class of each map `[K]`; None if map k is that of class k.
     """
 
     predictions: Sequence[Prediction]
     chosen: Sequence[Prediction]
     saliency_map: Array
     view: View
+    map_classes: Array | None = None
+
+    def map_of(self, class_id: int) -> Array:
+        """The map `[h, w]` of a class that was chosen."""
+        index = class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])
+        found: Array = self.saliency_map[index]
+        return found
+
+
+def _with_map(chosen: Sequence[int], classes: Array) -> list[int]:
+    """Those of the chosen classes that have a map.
+
+    Raises:
+        UnsupportedTaskError: none has one.
+    """
+    found = [number for number in chosen if number in classes]
+    if not found:
+        listed = ", ".join(map(str, chosen))
+        raise UnsupportedTaskError(f"no map for class {listed}: the model gives those of its {len(classes)} best only")
+    return found
 
 
 @dataclass(frozen=True)
@@ -206,9 +228,12 @@ class Classifier:
         order = ranking(scores)
         likely = int((scores >= self.meaning.threshold).sum()) if independent else 1
         chosen = self.selection.choose(scores, order[: max(likely, 1)])
+        if outputs.saliency_classes is not None:
+            chosen = _with_map(chosen, outputs.saliency_classes[0])
         return Explained(
             [self.meaning.prediction(scores, number) for number in order[: max(likely, _LISTED)]],
             [self.meaning.prediction(scores, number) for number in chosen],
             outputs.saliency_map[0],
             view,
+            None if outputs.saliency_classes is None else outputs.saliency_classes[0],
         )

@@ -13,6 +13,7 @@ Array = npt.NDArray[Any]
 
 SALIENCY_MAP = "saliency_map"
 FEATURE_VECTOR = "feature_vector"
+SALIENCY_CLASSES = "saliency_classes"
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Outputs:
         predictions: the model's own outputs by name, in their order.
         saliency_map: uint8 0..255 or float32, `[N, K, h, w]` per class or `[N, h, w]`; None if the model has none.
         feature_vector: float `[N, C]`; None if the model has none.
+        saliency_classes: int64 `[N, K]`, the class of each map; None if map k is that of class k.
     """
 
     predictions: dict[str, Array]
     saliency_map: Array | None = None
     feature_vector: Array | None = None
+    saliency_classes: Array | None = None
 
 
 def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
@@ -48,12 +51,12 @@ def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
     """
     predictions, extra = {}, {}
     for index, (keys, array) in enumerate(_named(results, names)):
-        special = {SALIENCY_MAP, FEATURE_VECTOR}.intersection(keys)
+        special = {SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES}.intersection(keys)
         if special:
             extra[special.pop()] = np.asarray(array)
         else:
             predictions[keys[0] if keys else f"output_{index}"] = np.asarray(array)
-    return Outputs(predictions, extra.get(SALIENCY_MAP), extra.get(FEATURE_VECTOR))
+    return Outputs(predictions, extra.get(SALIENCY_MAP), extra.get(FEATURE_VECTOR), extra.get(SALIENCY_CLASSES))
 
 
 def _named(results: Any, names: Iterable[str] | None) -> Iterator[tuple[list[str], Any]]:

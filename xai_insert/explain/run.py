@@ -163,7 +163,7 @@ class Explainer:
         for item in found.chosen:
             score = f"{item.score:.2f}"
             mark = f"{item.class_id}-{files.slug(item.label)}-{score}"
-            entry = self._draw_map(scene, found.saliency_map[item.class_id], mark, (item.label, score))
+            entry = self._draw_map(scene, found.map_of(item.class_id), mark, (item.label, score))
             drawn.append({**vars(item), **entry})
         return drawn
 

@@ -80,6 +80,12 @@ class Ops(Protocol[V]):
     def resize(self, a: V, height: Size, width: Size) -> V:
         """`[B, C, h, w]` to another grid: bilinear, pixel centres at halves, no smoothing before shrinking."""
 
+    def largest(self, a: V, count: int) -> V:
+        """Indices of the `count` largest elements of `[B, K]`, the largest first: int64 `[B, count]`."""
+
+    def gather(self, a: V, indices: V) -> V:
+        """The parts of `a` along its first axis that `indices` name, in their place."""
+
     def equal(self, a: V, b: V) -> V:
         """1 where both are equal, else 0, in float32."""
 

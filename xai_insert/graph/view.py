@@ -47,7 +47,7 @@ class Op(Enum):
     LAYER_NORM = auto()
     """Normalisation over trailing or named axes: attrs `axes`."""
     MATMUL = auto()
-    """Attrs `transpose_a`, `transpose_b`; a third input is a bias (Gemm)."""
+    """Attrs `transpose_a`, `transpose_b`, `is_scaled` (product or bias have a factor); a third input is a bias."""
     MUL = auto()
     NMS = auto()
     """Non-maximum suppression: boxes and scores are its first two operands."""

@@ -25,9 +25,17 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import vector_size
 from xai_insert.methods.lifting import lift_rows
 from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar, size_of
+from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 
-def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Sequence[GridEnd], logits: Value) -> V:
+def recipro_cam(
+    surgeon: Surgeon[V],
+    graph: Graph,
+    feature: FeatureMap,
+    ends: Sequence[GridEnd],
+    logits: Value,
+    choice: ClassChoice[V] | None = None,
+) -> V:
     """Exact Recipro-CAM from the closed form of each grid end.
 
     Args:
@@ -36,6 +44,7 @@ def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Se
         feature: the target, float `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
         ends: the nodes that end the grid, none of kind `TOKEN` or `OTHER`.
         logits: class scores `[B, K]`.
+        choice: the classes whose maps are wanted; None for all.
 
     Returns:
         float32 `[B, K, h, w]`, raw scores.
@@ -43,9 +52,16 @@ def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Se
     Raises:
         CannotFreeBatchError: the head mixes its batch axis with others.
     """
-    rows = {end.result: _collapsed(surgeon, graph, feature, end) for end in ends}
-    scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
     op = surgeon.ops
+    rows = {end.result: _collapsed(surgeon, graph, feature, end) for end in ends}
+    layer = None if choice is None else last_layer(surgeon, logits, class_count(logits))
+    if choice is not None and layer is not None and feature.positions is not None:
+        before = region(graph, list(rows), [layer.source])
+        if before or layer.source in rows:
+            inputs = lift_rows(surgeon, before, rows, layer.source)
+            chosen = chosen_scores(surgeon, layer, choice, inputs, feature.positions, class_count(logits))
+            return op.reshape(chosen, [-1, choice.count, *fixed(feature.grid)])
+    scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
     x = surgeon.handle(feature.value)
     # The batch is left to be inferred wherever the grid is known, so that the model can still be reshaped to another.
     batch = -1 if feature.positions is not None else size_of(op, x, feature.value, 0)
@@ -53,7 +69,8 @@ def recipro_cam(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, ends: Se
     classes = class_count(logits)
     cells = -1 if feature.positions is None else feature.positions
     by_position = reshape(op, scores, [batch, cells, classes])
-    return reshape(op, op.transpose(by_position, (0, 2, 1)), [batch, classes, *sides])
+    maps = reshape(op, op.transpose(by_position, (0, 2, 1)), [batch, classes, *sides])
+    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *feature.grid))
 
 
 def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: Value) -> V:

@@ -35,6 +35,7 @@ from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.recipro_cam import class_count, run_masks
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.shaping import scalar
+from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 Kernel = Literal["gaussian", "point"]
 Floats = npt.NDArray[np.float32]
@@ -89,7 +90,13 @@ class VitTarget:
     kernel: Kernel
 
 
-def vit_recipro_cam(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Mapping[Attention, ZeroTokens]) -> V:
+def vit_recipro_cam(
+    surgeon: Surgeon[V],
+    graph: Graph,
+    vit: VitTarget,
+    zeros: Mapping[Attention, ZeroTokens],
+    choice: ClassChoice[V] | None = None,
+) -> V:
     """Exact ViT Recipro-CAM for a head that reads leading tokens of the last block.
 
     Args:
@@ -97,6 +104,7 @@ def vit_recipro_cam(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Ma
         graph: its view.
         vit: block, tokens and logits; the head reads no patch.
         zeros: what each attention sees of zero tokens.
+        choice: the classes whose maps are wanted; None for all.
 
     Returns:
         float32 `[B, K, h, w]`, raw scores.
@@ -117,10 +125,15 @@ def vit_recipro_cam(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Ma
         block = _MaskedAttention(surgeon, graph, readout, attention, zeros[attention], vit.kernel, patches, handles)
         rest.made[attention.result] = block.run(weights)
     results = [attention.result for attention in readout.attentions]
-    scores = rest.run(region(graph, results, [logits]), logits)
     classes = class_count(logits)
+    layer = None if choice is None else last_layer(surgeon, logits, classes)
+    if choice is not None and layer is not None and (before := region(graph, results, [layer.source])):
+        chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), patches, classes)
+        return op.reshape(chosen, [-1, choice.count, height, width])
+    scores = rest.run(region(graph, results, [logits]), logits)
     by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
-    return op.reshape(by_class, [-1, classes, height, width])
+    maps = op.reshape(by_class, [-1, classes, height, width])
+    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, height, width))
 
 
 def _weights(surgeon: Surgeon[V], grid: tuple[int, int], readout: Readout, kernel: Kernel) -> V:

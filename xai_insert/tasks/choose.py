@@ -24,7 +24,7 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     Raises:
         XaiInsertError: one of its children says what was not found.
     """
-    if options.method in _OF_CLASSIFIERS or options.target_layer is not None:
+    if options.method in _OF_CLASSIFIERS or options.target_layer is not None or options.top_k is not None:
         return plan_classification(graph, options)
     if selects_rows(graph):
         try:

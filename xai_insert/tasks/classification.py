@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError, XaiInsertError
+from xai_insert.errors import CannotFreeBatchError, UnsupportedTaskError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
@@ -20,6 +20,7 @@ from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
+from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps
 from xai_insert.methods.vit_recipro_cam import (
     VitTarget,
     ZeroTokens,
@@ -31,9 +32,11 @@ from xai_insert.methods.vit_recipro_cam import (
 from xai_insert.options import Options
 from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.cost import flops_of, mega
-from xai_insert.tasks.plan import Branch, Masking, Plan
+from xai_insert.tasks.plan import Branch, Masking, Output, Plan
 
 logger = logging.getLogger(__name__)
+
+SALIENCY_CLASSES = "saliency_classes"
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,25 @@ class ClassificationPlan(Plan):
         return self.method == "vit-recipro-cam"
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        plan, raw = self._add(loaded, surgeon, graph, options)
+        choice = None
+        if options.top_k is not None:
+            choice = best_classes(surgeon, self.found.logits.value, self.found.logits.classes, options.top_k)
+        plan, raw = self._add(loaded, surgeon, graph, options, choice)
         masking = plan.masking(options)
         sources = [] if masking is None else masking.features
-        return Branch(plan, raw, unrounded(surgeon, graph, sources, [self.found.logits.value])[0])
+        scores = unrounded(surgeon, graph, sources, [self.found.logits.value])[0]
+        if choice is None:
+            return Branch(plan, raw, scores)
+        output = Output(choice.indices, "int64", plan.map_shape[:2])
+        return Branch(plan, raw, scores, choice.indices, {SALIENCY_CLASSES: output})
 
     def _add(
-        self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options
+        self,
+        loaded: LoadedModel,
+        surgeon: Surgeon[Any],
+        graph: Graph,
+        options: Options,
+        choice: ClassChoice[Any] | None,
     ) -> tuple[ClassificationPlan, Any]:
         found, plan = self.found, self
         if plan.method == "activation-map":
@@ -70,14 +85,18 @@ class ClassificationPlan(Plan):
         if plan.form == "closed form":
             try:
                 if vit is not None:
-                    return plan, vit_recipro_cam(surgeon, graph, vit, zeros)
-                return plan, recipro_cam(surgeon, graph, found.target, found.ends, found.logits.value)
+                    return plan, vit_recipro_cam(surgeon, graph, vit, zeros, choice)
+                return plan, recipro_cam(surgeon, graph, found.target, found.ends, found.logits.value, choice)
             except CannotFreeBatchError as err:
                 logger.info("no closed form: %s", err)
                 plan = masked_plan(graph, found, plan.map_shape, str(err))
         if vit is not None:
-            return plan, masked_vit_runs(surgeon, graph, vit)
-        return plan, masked_runs(surgeon, graph, found.target, found.logits.value)
+            maps = masked_vit_runs(surgeon, graph, vit)
+        else:
+            maps = masked_runs(surgeon, graph, found.target, found.logits.value)
+        if choice is not None:
+            maps = choose_maps(surgeon, maps, choice, (None, found.logits.classes, *found.target.grid))
+        return plan, maps
 
     def describe(self) -> dict[str, Any]:
         logits, target = self.found.logits, self.found.target
@@ -104,6 +123,8 @@ class ClassificationPlan(Plan):
         }
         if self.method == "vit-recipro-cam":
             entries["kernel"] = options.kernel
+        if options.top_k is not None:
+            entries["top_k"] = str(options.top_k)
         return entries
 
     def masking(self, options: Options) -> Masking | None:
@@ -141,12 +162,14 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
     target = found.target
     batch, classes = target.shape[0], found.logits.classes
     if options.method == "activation-map":
+        if options.top_k is not None:
+            raise UnsupportedTaskError("the Activation Map is one map for all classes: leave out --top-k")
         flops = volume([2 if size is None else size for size in target.shape[1:]])
         shape: Shape = (batch, *target.grid)
         return ClassificationPlan(
             "activation-map", "channel mean", "one map for all classes", shape, mega(flops), found
         )
-    shape = (batch, classes, *target.grid)
+    shape = (batch, classes if options.top_k is None else min(classes, options.top_k), *target.grid)
     if found.obstacle is not None:
         return masked_plan(graph, found, shape)
     if found.readout is not None:

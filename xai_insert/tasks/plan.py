@@ -51,12 +51,14 @@ class Branch:
         plan: the plan as it was carried out.
         raw: handle of the unscaled map, of `plan.map_shape`.
         scores: handle of the class scores, where the map is defined by masking.
+        classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
         outputs: further outputs, by name.
     """
 
     plan: Plan
     raw: Any
     scores: Any = None
+    classes: Any = None
     outputs: Mapping[str, Output] = field(default_factory=dict)
 
 

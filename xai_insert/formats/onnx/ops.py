@@ -123,6 +123,20 @@ class OnnxOps:
         modes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
         return self._node("Resize", a, unused, unused, sizes, **modes)
 
+    def largest(self, a: ir.Value, count: int) -> ir.Value:
+        name = self._name("TopK")
+        operands = [a] if self._version < 10 else [a, self.constant(np.array([count], np.int64))]
+        attributes: dict[str, Any] = {"axis": -1} | ({"k": count} if self._version < 10 else {})
+        node = ir.node("TopK", operands, attributes, num_outputs=2, name=name)
+        for output, part in zip(node.outputs, ("values", "indices"), strict=True):
+            output.name = self._name(f"{name}/{part}")
+        node.outputs[1].type = ir.TensorType(ir.DataType.INT64)
+        self.append(node)
+        return node.outputs[1]
+
+    def gather(self, a: ir.Value, indices: ir.Value) -> ir.Value:
+        return self._node("Gather", a, indices, axis=0)
+
     def equal(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.cast(self._node("Equal", a, b), "float32")
 

@@ -380,7 +380,12 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
             "dilations": _ints(native, "dilations") or ones,
         }
     if op is Op.MATMUL:
-        return {"transpose_a": bool(_int(native, "transA", 0)), "transpose_b": bool(_int(native, "transB", 0))}
+        factors = [native.attributes[key].as_float() for key in ("alpha", "beta") if key in native.attributes]
+        return {
+            "transpose_a": bool(_int(native, "transA", 0)),
+            "transpose_b": bool(_int(native, "transB", 0)),
+            "is_scaled": any(factor != 1.0 for factor in factors),
+        }
     if op in (Op.SOFTMAX, Op.ARGMAX, Op.CONCAT, Op.GATHER, Op.SPLIT):
         axis = _int(native, "axis", -1 if op is Op.SOFTMAX else 0)
         axis = axis % rank if rank else axis

@@ -109,6 +109,14 @@ class OpenVINOOps:
             )
         )
 
+    def largest(self, a: ov.Output, count: int) -> ov.Output:
+        last = a.get_partial_shape().rank.get_length() - 1
+        found = opset.topk(a, self.constant(np.array(count, np.int64)), last, "max", "value", "i64")
+        return self._named(found).get_node().output(1)
+
+    def gather(self, a: ov.Output, indices: ov.Output) -> ov.Output:
+        return self._named(opset.gather(a, indices, self.constant(np.array(0, np.int64))))
+
     def equal(self, a: ov.Output, b: ov.Output) -> ov.Output:
         return self.cast(self._named(opset.equal(a, b)), "float32")
 

@@ -23,7 +23,9 @@ class OpenVINORunner:
     """
 
     def __init__(self, model: ov.Model, precision: str | None = "f32") -> None:
-        config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+        config: dict[str, Any] = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+        if precision == "f32":
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # or what compressed weights meet is rounded to 8 bits
         try:
             self._compiled = ov.Core().compile_model(model, "CPU", config)
         except RuntimeError as err:

@@ -1,0 +1,138 @@
+"""Maps of the best classes of each image alone, so that the output stays small whatever the number of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic
+
+import numpy as np
+
+from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.view import Node, Op, Shape, Value, fixed, volume
+
+
+@dataclass(frozen=True)
+class ClassChoice(Generic[V]):
+    """The classes whose maps are wanted.
+
+    Attributes:
+        indices: int64 `[B, K]`.
+        count: K.
+    """
+
+    indices: V
+    count: int
+
+
+def best_classes(surgeon: Surgeon[V], logits: Value, classes: int, count: int) -> ClassChoice[V]:
+    """The `count` classes of the largest logits of each image, the best first; all of them if there are fewer."""
+    op = surgeon.ops
+    count = min(count, classes)
+    return ClassChoice(op.largest(op.reshape(surgeon.handle(logits), [-1, classes]), count), count)
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """The linear layer that gives the logits.
+
+    Attributes:
+        node: the product.
+        source: what it reads, `[B, C]`.
+        weight: `[C, K]`, or `[K, C]` where `is_transposed`.
+        bias: `[K]`, or with leading axes of size 1; None if there is none.
+        is_transposed: whether the classes come first in the weight.
+    """
+
+    node: Node
+    source: Value
+    weight: Value
+    bias: Value | None
+    is_transposed: bool
+
+
+def last_layer(surgeon: Surgeon[V], logits: Value, classes: int) -> LastLayer | None:
+    """The linear layer behind `logits`, if nothing but its bias stands between; None otherwise.
+
+    Scores of a few classes are then products with a few rows of its weight. Not where the layer reads what was
+    quantised: OpenVINO computes the whole layer in integers, and fails on a part of it.
+    """
+    node, bias = logits.producer, None
+    if node is not None and node.op is Op.ADD:
+        constants = [value for value in node.inputs if value is not None and value.is_constant]
+        others = [value for value in node.inputs if value is not None and not value.is_constant]
+        if len(constants) != 1 or len(others) != 1 or constants[0].sizes[-1:] != (classes,):
+            return None
+        bias, node = constants[0], others[0].producer
+    if node is None or node.op is not Op.MATMUL or node.attrs["transpose_a"]:
+        return None
+    source, weight = node.read(0), node.read(1)
+    before = source.producer
+    while before is not None and before.op in (Op.RESHAPE, Op.REDUCE) and not surgeon.rounds(before):
+        operand = before.operand(0)
+        before = None if operand is None else operand.producer
+    if before is not None and surgeon.rounds(before):
+        return None
+    own = node.operand(2)
+    if own is not None and bias is not None:
+        return None
+    bias = own or bias
+    is_transposed = bool(node.attrs["transpose_b"])
+    if not weight.is_constant or weight.rank != 2 or source.rank != 2 or node.attrs.get("is_scaled", False):
+        return None
+    if bias is not None and not (bias.is_constant and volume(bias.sizes) == classes):
+        return None
+    if weight.sizes[0 if is_transposed else 1] != classes:
+        return None
+    return LastLayer(node, source, weight, bias, is_transposed)
+
+
+def chosen_scores(
+    surgeon: Surgeon[V], layer: LastLayer, choice: ClassChoice[V], rows: V, positions: int, classes: int
+) -> V:
+    """Scores `[B, K, P]` of the chosen classes alone.
+
+    Args:
+        surgeon: the model being edited.
+        layer: the layer that gives the logits.
+        choice: the classes.
+        rows: what the layer reads, one row per image and position, `[B*P, C]`.
+        positions: P.
+        classes: number of all classes.
+    """
+    op = surgeon.ops
+    width = fixed([layer.source.sizes[1]])[0]
+    weight = surgeon.handle(layer.weight)
+    if not layer.is_transposed:
+        weight = op.transpose(weight, (1, 0))
+    chosen = op.gather(weight, choice.indices)
+    scores = op.matmul_transposed(chosen, op.reshape(rows, [-1, positions, width]), 3)
+    if layer.bias is None:
+        return scores
+    bias = op.gather(op.reshape(surgeon.handle(layer.bias), [classes]), choice.indices)
+    return op.add(scores, op.reshape(bias, [-1, choice.count, 1]))
+
+
+def choose_maps(surgeon: Surgeon[V], maps: V, choice: ClassChoice[V], shape: Shape) -> V:
+    """The maps `[B, K, h, w]` of the chosen classes out of those of all.
+
+    A product with rows of one 1 each: a gather that differs between the images of a batch has no form that every
+    version of both formats knows.
+
+    Args:
+        surgeon: the model being edited.
+        maps: the maps of all classes.
+        choice: the classes.
+        shape: `[B, classes, h, w]`, sizes of `maps`.
+    """
+    op = surgeon.ops
+    classes, height, width = shape[1:]
+    if classes is None:
+        raise ValueError("the number of classes is known")
+    if height is None or width is None:
+        batch, *sides = (op.size(maps, axis) for axis in (0, 2, 3))
+        flat, result = [batch, classes, -1], [batch, choice.count, *sides]
+    else:
+        flat, result = [-1, classes, height * width], [-1, choice.count, height, width]
+    wanted = op.cast(op.reshape(choice.indices, [-1, choice.count, 1]), "float32")
+    selectors = op.equal(wanted, op.constant(np.arange(classes, dtype=np.float32).reshape(1, 1, classes)))
+    return op.reshape(op.matmul(selectors, op.reshape(maps, flat)), result)
