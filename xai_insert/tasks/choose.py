@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
+from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph
 from xai_insert.options import Options
@@ -24,6 +24,15 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     Raises:
         XaiInsertError: one of its children says what was not found.
     """
+    try:
+        return _make_plan(loaded, graph, options)
+    except XaiInsertError as err:
+        if graph.hint:
+            err.args = (f"{err}; {graph.hint}",)
+        raise
+
+
+def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     if options.method in _OF_CLASSIFIERS or options.target_layer is not None or options.top_k is not None:
         return plan_classification(graph, options)
     if selects_rows(graph):

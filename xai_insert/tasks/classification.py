@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError, UnsupportedTaskError, XaiInsertError
+from xai_insert.errors import CannotFreeBatchError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
@@ -153,12 +153,7 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
     Raises:
         XaiInsertError: one of its children, see `locate_classifier`.
     """
-    try:
-        found = locate_classifier(graph, options)
-    except XaiInsertError as err:
-        if graph.hint:
-            err.args = (f"{err}; {graph.hint}",)
-        raise
+    found = locate_classifier(graph, options)
     target = found.target
     batch, classes = target.shape[0], found.logits.classes
     if options.method == "activation-map":

@@ -1,0 +1,105 @@
+"""Dynamic, fixed and unusual inputs: the maps are those of the plain model on the same picture."""
+
+import numpy as np
+import onnxruntime as ort
+import openvino as ov
+import pytest
+
+from tests import deployed, oracle
+from xai_insert import Options, insert
+
+FORMATS = [".xml", ".onnx"]
+NAMES = ["shapes_cnn", "shapes_vit"]
+RAW = Options(output_dtype="f32")
+
+
+def results(model, *feeds):
+    """Outputs by name, in float32."""
+    if isinstance(model, ov.Model):
+        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return {min(port.get_names()): np.array(value) for port, value in compiled(list(feeds)).items()}
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    named = {item.name: feed for item, feed in zip(session.get_inputs(), feeds, strict=True)}
+    return dict(zip([item.name for item in session.get_outputs()], session.run(None, named), strict=True))
+
+
+@pytest.fixture(scope="module", params=[(name, suffix) for name in NAMES for suffix in FORMATS], ids="".join)
+def expected(request):
+    """Name, suffix, and raw maps of the model as it is bundled for some images, each alone."""
+    name, suffix = request.param
+    model = insert(deployed.plain(name, suffix), RAW).model
+    images = deployed.scenes(8)
+    maps = np.concatenate([oracle.run(model, image[None])["saliency_map"] for image in images])
+    return name, suffix, images, maps
+
+
+def assert_same(maps, expected):
+    np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_batch_fixed_to_eight(expected):
+    name, suffix, images, maps = expected
+    model = deployed.resized_input(deployed.plain(name, suffix), [8, 3, deployed.SIZE, deployed.SIZE])
+    result = insert(model, RAW)
+    assert_same(results(result.model, images)["saliency_map"], maps)
+    assert result.report.saliency_map["shape"] == (8, 8, 12, 12)
+
+
+def test_dynamic_batch(expected):
+    name, suffix, images, maps = expected
+    model = deployed.resized_input(deployed.plain(name, suffix), ["batch", 3, deployed.SIZE, deployed.SIZE])
+    new = insert(model, RAW).model
+    for count in (1, 3, 8):
+        assert_same(results(new, images[:count])["saliency_map"], maps[:count])
+
+
+def test_bytes_with_channels_last(expected):
+    name, suffix, images, maps = expected
+    new = insert(deployed.channels_last(deployed.plain(name, suffix)), RAW).model
+    content = images.transpose(0, 2, 3, 1).astype(np.uint8)
+    assert_same(results(new, content)["saliency_map"], maps)
+
+
+def test_further_input_that_is_no_image(expected):
+    name, suffix, images, maps = expected
+    new = insert(deployed.with_metadata_input(deployed.plain(name, suffix)), RAW).model
+    offset = np.arange(16, dtype=np.float32).reshape(2, 8)
+    found = results(new, images[:2], offset)
+    plain = results(deployed.with_metadata_input(deployed.plain(name, suffix)), images[:2], offset)
+    assert np.array_equal(found["total"], plain["total"])
+    centred = found["saliency_map"] - maps[:2]
+    # Whether the constant of each class counts as part of its score or not, the map is the same but for a constant.
+    assert np.ptp(centred.reshape(2, 8, -1), axis=-1).max() <= 1e-4 * np.abs(maps).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_preprocessing_in_the_graph(name):
+    model = deployed.preprocessed(deployed.plain(name, ".xml"))
+    picture = np.random.default_rng(3).integers(0, 256, (1, 120, 160, 3), np.uint8)
+    before = results(model.clone(), picture)
+    after = results(insert(model, RAW).model, picture)
+    assert np.array_equal(after["logits"], before["logits"])
+    assert after["saliency_map"].shape == (1, 8, 12, 12)
+    assert np.ptp(after["saliency_map"], axis=(2, 3)).min() > 0
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_map_follows_the_size_of_the_image(suffix):
+    model = deployed.resized_input(deployed.plain("shapes_cnn", suffix), ["batch", 3, "height", "width"])
+    new = insert(model, RAW).model
+    for height, width in ((96, 96), (128, 64)):
+        images = np.random.default_rng(0).uniform(0, 255, (2, 3, height, width)).astype(np.float32)
+        fixed = deployed.resized_input(deployed.plain("shapes_cnn", suffix), [2, 3, height, width])
+        maps = results(insert(fixed, RAW).model, images)["saliency_map"]
+        found = results(new, images)["saliency_map"]
+        assert found.shape == (2, 8, height // 8, width // 8)
+        assert_same(found, maps)
+
+
+def test_symbolic_sizes_are_fixed_by_option():
+    model = deployed.resized_input(deployed.plain("shapes_cnn", ".onnx"), ["n", 3, "h", "w"])
+    result = insert(model, Options(output_dtype="f32", input_shapes={"image": (1, 3, 96, 96)}))
+    assert result.report.saliency_map["shape"] == (1, 8, 12, 12)
+    image = deployed.scenes(1)
+    plain = oracle.run(insert(deployed.plain("shapes_cnn", ".onnx"), RAW).model, image)
+    assert_same(results(result.model, image)["saliency_map"], plain["saliency_map"])
