@@ -92,9 +92,7 @@ def brain_halved(name: str) -> onnx.ModelProto:
             content = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16).tobytes()
             dims, tensor_name = list(tensor.dims), tensor.name
             tensor.Clear()
-            tensor.MergeFrom(
-                TensorProto(name=tensor_name, data_type=TensorProto.BFLOAT16, dims=dims, raw_data=content)
-            )
+            tensor.MergeFrom(TensorProto(name=tensor_name, data_type=TensorProto.BFLOAT16, dims=dims, raw_data=content))
     del model.graph.value_info[:]
     model.graph.node.insert(0, helper.make_node("Cast", ["image"], ["image_half"], to=TensorProto.BFLOAT16))
     model.graph.node.append(helper.make_node("Cast", ["logits_half"], ["logits"], to=TensorProto.FLOAT))

@@ -100,7 +100,7 @@ def chosen_scores(
         classes: number of all classes.
     """
     op = surgeon.ops
-    width = fixed([layer.source.sizes[1]])[0]
+    width = fixed(layer.weight.sizes)[1 if layer.is_transposed else 0]
     weight = surgeon.handle(layer.weight)
     if not layer.is_transposed:
         weight = op.transpose(weight, (1, 0))
