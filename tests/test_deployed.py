@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from tests import deployed, oracle
 from tests.models import CHANNELS, CLASSES, Builder, as_format
-from xai_insert import Options, errors, insert
+from xai_insert import Options, errors, insert, insert_file
 
 NAMES = ["shapes_cnn", "shapes_vit"]
 RAW = Options(output_dtype="f32")
@@ -224,3 +224,30 @@ def test_control_flow_and_foreign_operators_in_the_backbone_survive():
     found = oracle.run(known(new), feed)
     assert np.array_equal(found["saliency_map"], wanted["saliency_map"])
     assert np.array_equal(found[logits], wanted[logits])
+
+
+def test_weights_in_files_keep_their_layout(tmp_path):
+    model = deployed.plain("shapes_cnn", ".onnx")
+    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) > 1000]
+    for index, tensor in enumerate(large):
+        path = tmp_path / f"part{index % 2}.bin"
+        with path.open("ab") as file:
+            file.write(b"\0" * 48)  # a gap, so that a rewritten file would differ
+            offset = file.tell()
+            file.write(tensor.raw_data)
+        for key, value in (("location", path.name), ("offset", offset), ("length", len(tensor.raw_data))):
+            tensor.external_data.add(key=key, value=str(value))
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.ClearField("raw_data")
+    onnx.save(model, tmp_path / "plain.onnx")
+    (tmp_path / "new").mkdir()
+    report = insert_file(tmp_path / "plain.onnx", tmp_path / "new" / "model.onnx", RAW)
+    assert report.output_difference == 0
+    copies = {path.read_bytes() for path in (tmp_path / "new").glob("*.data")}
+    assert copies == {path.read_bytes() for path in tmp_path.glob("part*.bin")}
+    written = onnx.load(tmp_path / "new" / "model.onnx", load_external_data=False)
+    assert sum(tensor.data_location == TensorProto.EXTERNAL for tensor in written.graph.initializer) == len(large)
+    image = deployed.scenes(2)
+    wanted = oracle.run(insert(deployed.plain("shapes_cnn", ".onnx"), RAW).model, image)
+    found = oracle.run(onnx.load(tmp_path / "new" / "model.onnx"), image)
+    np.testing.assert_allclose(found["saliency_map"], wanted["saliency_map"], rtol=0, atol=1e-5)

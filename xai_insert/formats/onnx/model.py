@@ -13,6 +13,7 @@ import onnxruntime as ort
 from xai_insert.errors import ModelFileError, UnknownNameError
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.shapes import Inferred, infer
+from xai_insert.formats.onnx.storage import save
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
@@ -31,7 +32,6 @@ class OnnxModel:
         self._input_shapes = input_shapes
         self._inferred = Inferred({}, {})
         self._surgeon: OnnxSurgeon | None = None
-        self._external = any(isinstance(v.const_value, ir.ExternalTensor) for v in native.graph.initializers.values())
 
     def view(self) -> Graph:
         source = None if self._source is None else str(self._source)
@@ -73,12 +73,7 @@ class OnnxModel:
 
     def save(self, folder: Path, name: str) -> list[Path]:
         self._prune()
-        path = folder / name
-        if not self._external:
-            ir.save(self.native, path)
-            return [path]
-        ir.save(self.native, path, external_data=f"{name}.data")
-        return [folder / f"{name}.data", path]
+        return save(self.native, folder, name)
 
     def _prune(self) -> None:
         if self._surgeon is not None:

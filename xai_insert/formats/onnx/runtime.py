@@ -17,6 +17,7 @@ from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
 
 _PROTOBUF_LIMIT = 2**31 - 2**24
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}
 
 
@@ -34,11 +35,19 @@ class OnnxRunner:
         if holds_bfloat16(model):
             model, source = widen_bfloat16(model), None
         weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+        outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
+        inside = sum(tensor.nbytes for tensor in weights) - sum(tensor.nbytes for tensor in outside)
+        if outside:
+            # Weights in files are mapped; packing them for speed would hold all of them in memory a second time.
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(outside[0].base_dir or "."))
         try:
             if source is not None:
                 self._session = _session(str(source), options)
-            elif sum(tensor.nbytes for tensor in weights) < _PROTOBUF_LIMIT:
-                self._session = _session(_with_weights_inside(model), options)
+            elif (
+                sum(tensor.nbytes for tensor in weights if not isinstance(tensor, ir.ExternalTensor)) < _PROTOBUF_LIMIT
+            ):
+                self._session = _session(ir.to_proto(model).SerializeToString(), options)
             else:
                 with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
                     path = Path(folder, "model.onnx")
@@ -67,21 +76,6 @@ class OnnxRunner:
 
 def _session(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def _with_weights_inside(model: ir.Model) -> bytes:
-    """The serialised model; external weights are copied in, since a model in memory has no folder to find them."""
-    initializers = model.graph.initializers.values()
-    before = [(value, value.const_value) for value in initializers if isinstance(value.const_value, ir.ExternalTensor)]
-    try:
-        for value, tensor in before:
-            assert tensor is not None
-            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
-        content: bytes = ir.to_proto(model).SerializeToString()
-        return content
-    finally:
-        for value, tensor in before:
-            value.const_value = tensor
 
 
 def first_line(err: Exception) -> str:
