@@ -44,9 +44,7 @@ class OnnxRunner:
         try:
             if source is not None:
                 self._session = _session(str(source), options)
-            elif (
-                sum(tensor.nbytes for tensor in weights if not isinstance(tensor, ir.ExternalTensor)) < _PROTOBUF_LIMIT
-            ):
+            elif inside < _PROTOBUF_LIMIT:
                 self._session = _session(ir.to_proto(model).SerializeToString(), options)
             else:
                 with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
