@@ -41,4 +41,9 @@ def declare_missing_operators() -> None:
     _LIBRARIES.append(library)
 
 
+def operators_are_declared_only() -> bool:
+    """Tell whether torchvision's operators have a schema here and no kernel."""
+    return bool(_LIBRARIES)
+
+
 declare_missing_operators()
