@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent
 GRAPHS = ROOT / "graphs"
 MANIFEST = ROOT / "manifest.json"
 
-Value = str | int | bool | list[int] | list[str]
+Value = str | int | bool | list[int] | list[str] | list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class Fixture:
         package: Package that has the architecture.
         version: Version of that package.
         licence: Licence of the architecture's code, as an SPDX identifier.
-        input_shape: Shape of the image input as exported, ``[N, C, H, W]``; a free batch is written -1.
+        input_shape: Shape of the image input as exported, ``[N, C, H, W]`` where nothing else is said; a free batch is
+            written -1.
         expected: What must be found in it; the manifest explains the keys.
+        tensors: Of detectors: values or layers with the raw scores of each level, an oracle for tests.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Fixture:
     licence: str
     input_shape: tuple[int, ...]
     expected: Mapping[str, Value] = field(hash=False)
+    tensors: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -107,8 +110,9 @@ def _fixture(arch: str, entry: Mapping[str, Any], exporter: str, tool: Mapping[s
         package=package,
         version=version,
         licence=entry["licence"],
-        input_shape=(batch, 3, *entry["size"]),
+        input_shape=tuple(entry.get("input", (batch, 3, *entry["size"]))),
         expected=entry["expected"],
+        tensors=tuple(entry.get("tensors", {}).get(exporter, ())),
     )
 
 

@@ -10,6 +10,7 @@ from model_zoo_fixtures.export.architectures import Architecture
 
 FAILURES = Path(__file__).parent / "failures.json"
 
+_COPIED = ("task", "package", "licence", "size", "input", "expected")
 _KEYS = {
     "classes": "width of the logits",
     "grid": "rows and columns of the last feature map, which are also those of the saliency map",
@@ -17,6 +18,23 @@ _KEYS = {
     "layout": "NCHW, NHWC or tokens",
     "prefix_tokens": "tokens that belong to no position: class, distillation, registers",
     "collapse": "how the head ends the grid",
+}
+_DETECTION_KEYS = {
+    "kind": "single_stage; encoder_scores: every token of the encoder is scored; two_stage; query: scores of queries only",
+    "classes": "width of the class head, background included",
+    "background": "index of the background class, -1 where there is none",
+    "label_offset": "what to add to a class index to get the label that the model gives out",
+    "activation": "what the model does with raw scores",
+    "anchors": "anchors of each level, from fine to coarse",
+    "grids": "rows and columns of each level, or of the feature maps",
+    "row": "channels that one anchor takes in a map of raw scores",
+    "row_offset": "place of the first class in them",
+    "tensors": (
+        "values (ONNX) or layers (IR) that hold the raw scores of each level as [N, anchors * row, h, w], or of all"
+        " levels by token as [N, L, classes]; where no location is scored, the feature maps. Found by comparing values"
+        " with the PyTorch model's: they are the oracle, and no analysis may read them"
+    ),
+    "input": "shape of the input where it is not [1 or free, 3, *size]",
 }
 _COLLAPSES = {
     "global_average": "mean over the grid or over its tokens",
@@ -65,10 +83,11 @@ def add(arch: Architecture, results: list[dict[str, Any]]) -> None:
     manifest, failures = _read(MANIFEST)["architectures"], _read(FAILURES)["architectures"]
     entry, failed = manifest.pop(arch.id, {}), failures.pop(arch.id, {})
     names, notes = set(entry.get("exporters", [])), entry.get("notes", {})
+    tensors = entry.get("tensors", {})
     for result in results:
         name = result["exporter"]
         names.discard(name)
-        for table in (failed, notes):
+        for table in (failed, notes, tensors):
             table.pop(name, None)
         if "failure" in result:
             failed[name] = result["failure"]
@@ -76,15 +95,17 @@ def add(arch: Architecture, results: list[dict[str, Any]]) -> None:
                 path.unlink()
         else:
             names.add(name)
-            entry = {key: result[key] for key in ("task", "package", "licence", "size", "expected")}
+            entry = {key: result[key] for key in _COPIED if key in result}
             if result["note"]:
                 notes[name] = result["note"]
+            if "tensors" in result:
+                tensors[name] = result["tensors"]
     if names:
         entry |= {"exporters": [name for name in exporter_facts() if name in names]}
-        manifest[arch.id] = entry | ({"notes": notes} if notes else {})
+        manifest[arch.id] = entry | ({"notes": notes} if notes else {}) | ({"tensors": tensors} if tensors else {})
     if failed:
         failures[arch.id] = failed
-    about = {"expected": _KEYS, "collapse": _COLLAPSES}
+    about = {"expected": _KEYS, "collapse": _COLLAPSES, "detection": _DETECTION_KEYS}
     _write(MANIFEST, {"about": about, "exporters": exporter_facts(), "architectures": _sorted(manifest)})
     _write(FAILURES, {"architectures": _sorted(failures)})
 

@@ -40,11 +40,12 @@ def _assert_has_ops() -> None:
 
 def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     order = scores.argsort(descending=True, stable=True)
-    overlaps = torchvision.ops.box_iou(dets[order], dets[order]) > iou_threshold
+    boxes = dets[order]
     dropped = torch.zeros(len(order), dtype=torch.bool)
     for place in range(len(order)):
         if not dropped[place]:
-            dropped[place + 1 :] |= overlaps[place, place + 1 :]
+            overlaps = torchvision.ops.box_iou(boxes[place : place + 1], boxes[place + 1 :])[0]
+            dropped[place + 1 :] |= overlaps > iou_threshold
     return order[~dropped]
 
 

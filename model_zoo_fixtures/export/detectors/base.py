@@ -102,7 +102,7 @@ def enliven(detector: Detector, images: Images) -> None:
 
     Args:
         detector: Its model is changed in place.
-        images: float32 ``[N, 3, H, W]``.
+        images: float32 ``[N, 3, H, W]``, at least six of them.
     """
     model = detector.model
     constants = {name: value.detach().clone() for name, value in model.state_dict().items() if detector.kept(name)}
@@ -110,30 +110,32 @@ def enliven(detector: Detector, images: Images) -> None:
     model.load_state_dict(constants, strict=False)
     detector.finish()
     model = detector.model.eval()
+    generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        generator = torch.Generator().manual_seed(7)
-        for head, deviation in detector.box_heads:
-            _rescale(model, head, images, 0.0, deviation, generator)
-        for head in detector.score_heads:
-            _rescale(model, head, images, detector.score_mean, detector.score_deviation, generator)
+        _rescale(model, [(head, 0.0, deviation) for head, deviation in detector.box_heads], images, generator)
+        scores = [(head, detector.score_mean, detector.score_deviation) for head in detector.score_heads]
+        _rescale(model, scores, images, generator)
 
 
 def _rescale(
-    model: nn.Module, head: nn.Module, images: Images, mean: float, deviation: float, generator: torch.Generator
+    model: nn.Module, heads: list[tuple[nn.Module, float, float]], images: Images, generator: torch.Generator
 ) -> None:
-    with recorded([head]) as outputs:
-        for image in images:
-            model(image[None])
-    is_convolution = isinstance(head, nn.Conv2d)
-    rows = [
-        output.movedim(1, -1).reshape(-1, output.shape[1]) if is_convolution else output.reshape(-1, output.shape[-1])
-        for output in outputs
+    """Give the outputs of heads a mean and a deviation over images and positions."""
+    collected: list[list[torch.Tensor]] = [[] for _ in heads]
+    handles = [
+        head.register_forward_hook(lambda _module, _inputs, output, rows=rows: rows.append(output))
+        for (head, _, _), rows in zip(heads, collected, strict=True)
     ]
-    values = torch.cat(rows)
-    spread = torch.maximum(values.std(dim=0), (values - values.mean(dim=0)).abs().amax(dim=0) / _TAIL)
-    gain = deviation / spread.clamp(min=1e-6)
-    targets = mean + 0.3 * deviation * torch.randn(values.shape[1], generator=generator)
-    head.weight.mul_(gain.reshape(-1, *(1 for _ in head.weight.shape[1:])))  # type: ignore[operator,union-attr]
-    if head.bias is None:
-        return
-    head.bias.copy_((head.bias - values.mean(dim=0)) * gain + targets)  # type: ignore[arg-type]
+    for image in images:
+        model(image[None])
+    for handle in handles:
+        handle.remove()
+    for (head, mean, deviation), outputs in zip(heads, collected, strict=True):
+        axis = 1 if isinstance(head, nn.Conv2d) else -1
+        values = torch.cat([output.movedim(axis, -1).reshape(-1, output.shape[axis]) for output in outputs])
+        spread = torch.maximum(values.std(dim=0), (values - values.mean(dim=0)).abs().amax(dim=0) / _TAIL)
+        gain = deviation / spread.clamp(min=1e-6)
+        targets = mean + 0.3 * deviation * torch.randn(values.shape[1], generator=generator)
+        head.weight.mul_(gain.reshape(-1, *(1 for _ in head.weight.shape[1:])))  # type: ignore[operator,union-attr]
+        if head.bias is not None:
+            head.bias.copy_((head.bias - values.mean(dim=0)) * gain + targets)  # type: ignore[arg-type]

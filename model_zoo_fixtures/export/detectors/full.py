@@ -38,9 +38,18 @@ def export(detector: Detector, exporter: str, images: torch.Tensor, stem: Path) 
 
 
 def make_images(detector: Detector, count: int = 2) -> torch.Tensor:
+    """Random images in the layout and range that a detector wants."""
     images = random_images(count, detector.size, seed=1)
     images = (0.5 + 0.2 * images).clamp(0, 1) if detector.unit_images else images
     return images.permute(0, 2, 3, 1).contiguous() if detector.channels_last else images
+
+
+def input_shape(detector: Detector) -> dict[str, list[int]]:
+    """Shape of the input where it is not what the size and the exporter say."""
+    batch = -1 if detector.dynamic_axes else 1
+    if detector.channels_last:
+        return {"input": [batch, *detector.size, 3]}
+    return {"input": [batch, 3, *detector.size]} if detector.dynamic_axes else {}
 
 
 def answer(detector: Detector, images: torch.Tensor) -> tuple[list[Any], list[Any], list[list[np.ndarray]]]:
@@ -93,8 +102,8 @@ def main() -> None:
             detector = DETECTORS[name]()
             if detector.id != name:
                 raise ValueError(f"{detector.id} is listed as {name}")
+            enliven(detector, make_images(detector, 6))
             images = make_images(detector)
-            enliven(detector, images)
             levels, maps, outputs = answer(detector, images)
         except Exception:
             traceback.print_exc()
@@ -122,6 +131,7 @@ def main() -> None:
             "outputs": [list(value.shape) for value in outputs[0]],
             "note": detector.note,
             "exports": {},
+            **input_shape(detector),
             "score_range": [round(float(min(l.min() for l in levels)), 2), round(float(max(l.max() for l in levels)), 2)]
             if levels
             else [],

@@ -175,6 +175,7 @@ def yolo9(classes: int = 80, nms: bool = False, size: tuple[int, int] = (256, 32
         classes=classes,
         anchors=[1] * 3,
         kept=lambda name: ".dfl." in name,
+        score_mean=-4.5 if nms else -1.5,
         batch=not nms,
         **_FACTS,
     )
@@ -312,13 +313,14 @@ def rfdetr(letter: str = "n", classes: int = 91) -> Detector:
     size = (resolution, resolution)
     network = outer.model
     step = resolution // outer.patch_size
+    head = network.transformer.enc_out_class_embed[0]
     detector = Detector(
         id=f"rfdetr_{letter}",
         model=Tensors(network),
-        score_heads=[network.transformer.enc_out_class_embed[0]],
+        score_heads=[head],
         levels=encoder_scores([(step, step)]),
         size=size,
-        classes=classes,
+        classes=head.out_features,
         anchors=[1],
         kind="encoder_scores",
         unit_images=False,

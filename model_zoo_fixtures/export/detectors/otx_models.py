@@ -59,6 +59,8 @@ def _detector(name: str, network: Any, explain: bool, classes: int, **fields: An
         network.feature_vector_fn = feature_vector_fn
         network.explain_fn = DetClassProbabilityMap(num_classes=classes, num_anchors=fields["anchors"]).func
         fields |= {"outputs": ("boxes", "labels", "feature_vector", "saliency_map"), "dynamic_axes": None}
+        count = len(fields["anchors"])
+        fields["levels"] = lambda outputs: outputs[:count]
     facts = _FACTS | fields
     return Detector(id=name + ("_explain" if explain else ""), model=_Exported(network, explain), classes=classes, **facts)
 
