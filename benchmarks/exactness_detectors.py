@@ -3,9 +3,9 @@
     python -m benchmarks.exactness_detectors FOLDER [--only PATTERN...] [--markdown FILE]
 
 FOLDER holds what `python -m model_zoo_fixtures.export.detectors.full` wrote: exports with all their weights, and beside
-each what its PyTorch model computed. For each: whether the original outputs are bit-identical (largest difference
-otherwise), what was located, and the share of pixels of the byte map within one step of the definition, computed in NumPy
-from the hooked scores; of the features, where no location has a class score.
+each what its PyTorch model computed. For each: what was located, whether the original outputs are bit-identical (or the
+largest difference), and the share of pixels of the byte map within one step of the definition, which is computed in
+NumPy from the hooked scores, or from the features where no location has a class score.
 """
 
 from __future__ import annotations
@@ -38,7 +38,15 @@ def measure(path: Path, arrays: Any, folder: Path) -> tuple[str, ...]:
     except XaiInsertError as error:
         return path.name, "-", "-", "-", "-", _since(started), f"refused: {error}".replace("|", "/")[:160]
     except Exception as error:
-        return path.name, "-", "-", "-", "-", _since(started), f"{type(error).__name__}: {error}".replace("|", "/")[:160]
+        return (
+            path.name,
+            "-",
+            "-",
+            "-",
+            "-",
+            _since(started),
+            f"{type(error).__name__}: {error}".replace("|", "/")[:160],
+        )
     seconds = _since(started)
     image = arrays["images"][1:2]
     before, after = (oracle.run(load(model), image) for model in (path, goal))

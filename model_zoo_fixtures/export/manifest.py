@@ -20,7 +20,7 @@ _KEYS = {
     "collapse": "how the head ends the grid",
 }
 _DETECTION_KEYS = {
-    "kind": "single_stage; encoder_scores: every token of the encoder is scored; two_stage; query: scores of queries only",
+    "kind": "single_stage; encoder_scores: encoder tokens are scored; two_stage; query: scores of queries only",
     "classes": "width of the class head, background included",
     "background": "index of the background class, -1 where there is none",
     "label_offset": "what to add to a class index to get the label that the model gives out",

@@ -16,9 +16,9 @@ _STRIDES = (8, 16, 32)
 class _NanoDet(nn.Module):
     """One convolution of ``K + 4 * (reg_max + 1)`` channels a level, scores through a sigmoid, all side by side."""
 
-    def __init__(self, classes: int, raw: bool) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
-        self.classes, self.raw = classes, raw
+        self.classes = classes
         self.pyramid = Pyramid()
         self.gfl_cls = nn.ModuleList(nn.Conv2d(width, classes + 32, 1) for width in self.pyramid.widths)
 
@@ -32,7 +32,7 @@ class _NanoDet(nn.Module):
 
 def nanodet(classes: int = 80, size: tuple[int, int] = (256, 320)) -> Detector:
     """NanoDet-plus: [B, L, K + 32], scores first, box distributions left to the caller."""
-    network = _NanoDet(classes, False)
+    network = _NanoDet(classes)
     return Detector(
         id="nanodet" + ("" if classes == 80 else f"_nc{classes}"),
         model=network,
@@ -111,8 +111,8 @@ class _Fcos(nn.Module):
         from torchvision.ops import batched_nms
 
         scores, boxes = [], []
-        for stride, feature in zip(_STRIDES, self.pyramid(images), strict=True):
-            feature = self.tower(feature)
+        for stride, level in zip(_STRIDES, self.pyramid(images), strict=True):
+            feature = self.tower(level)
             centre = self.centre_head(feature).sigmoid()
             score = self.class_head(feature).sigmoid() * centre
             sides = self.box_head(feature).relu().flatten(2).transpose(1, 2) * stride

@@ -42,7 +42,7 @@ class _Yolov5(nn.Module):
         grid = torch.stack((x, y), 2).expand(1, anchors, rows, columns, 2).float() - 0.5
         xy, wh, confidence = view.sigmoid().split((2, 2, width - 4), 4)
         xy = (xy * 2 + grid) * _STRIDES[level]
-        wh = (wh * 2) ** 2 * self.anchors[level]  # type: ignore[index]
+        wh = (wh * 2) ** 2 * self.anchors[level]
         return torch.cat((xy, wh, confidence), 4).view(batch, anchors * rows * columns, width)
 
 

@@ -136,6 +136,6 @@ def _rescale(
         spread = torch.maximum(values.std(dim=0), (values - values.mean(dim=0)).abs().amax(dim=0) / _TAIL)
         gain = deviation / spread.clamp(min=1e-6)
         targets = mean + 0.3 * deviation * torch.randn(values.shape[1], generator=generator)
-        head.weight.mul_(gain.reshape(-1, *(1 for _ in head.weight.shape[1:])))  # type: ignore[operator,union-attr]
+        head.weight.mul_(gain.reshape(-1, *(1 for _ in head.weight.shape[1:])))
         if head.bias is not None:
-            head.bias.copy_((head.bias - values.mean(dim=0)) * gain + targets)  # type: ignore[arg-type]
+            head.bias.copy_((head.bias - values.mean(dim=0)) * gain + targets)

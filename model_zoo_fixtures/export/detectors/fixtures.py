@@ -166,7 +166,7 @@ def main() -> None:
             continue
         chosen = [exporter for exporter in row["exports"] if not (arguments.missing and is_settled(name, exporter))]
         if chosen:
-            add(_Name(name), [_result(arguments.folder, name, row, exporter) for exporter in chosen])  # type: ignore[arg-type]
+            add(_Name(name), [_result(arguments.folder, name, row, exporter) for exporter in chosen])
 
 
 def _result(folder: Path, name: str, row: dict[str, Any], exporter: str) -> dict[str, Any]:

@@ -28,7 +28,11 @@ class _Logits(nn.Module):
 
 def _resnet(module: Any, stages: tuple[str, ...]) -> Any:
     return module(
-        embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], layer_type="basic", out_features=list(stages)
+        embedding_size=16,
+        hidden_sizes=[16, 32, 48, 64],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=list(stages),
     )
 
 

@@ -139,7 +139,7 @@ def yolonas(classes: int = 80, size: tuple[int, int] = (256, 320)) -> Detector:
 
     network: Any = LibreYOLONASModel("s", classes)
     heads = [network.heads.head1, network.heads.head2, network.heads.head3]
-    detector = Detector(
+    return Detector(
         id="yolonas_s",
         model=_FirstPair(network),
         score_heads=[head.cls_pred for head in heads],
@@ -150,7 +150,6 @@ def yolonas(classes: int = 80, size: tuple[int, int] = (256, 320)) -> Detector:
         kept=lambda name: "proj_conv" in name,
         **_FACTS,
     )
-    return detector
 
 
 def yolo9(classes: int = 80, nms: bool = False, size: tuple[int, int] = (256, 320)) -> Detector:
@@ -198,7 +197,9 @@ def efficientdet(classes: int = 90, raw: bool = False, size: tuple[int, int] = (
     from libreyolo.models.efficientdet.nn import EfficientDetExportWrapper, LibreEfficientDetModel
 
     network: Any = LibreEfficientDetModel("d0", classes)
-    model = Tensors(network) if raw else EfficientDetExportWrapper(network, size[0], max_candidates=500, sparse_coco=False)
+    model = (
+        Tensors(network) if raw else EfficientDetExportWrapper(network, size[0], max_candidates=500, sparse_coco=False)
+    )
     return Detector(
         id="efficientdet_d0" + ("_raw" if raw else ""),
         model=model,
@@ -231,7 +232,9 @@ def darknet(config: str, classes: int = 80, raw: bool = False, size: tuple[int, 
     specs = network.detection_specs()
     anchors = [len(spec.anchors) for spec in specs]
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    heads = [layer for layer in convolutions if layer.out_channels == anchors[0] * (5 + classes) and layer.bias is not None]
+    heads = [
+        layer for layer in convolutions if layer.out_channels == anchors[0] * (5 + classes) and layer.bias is not None
+    ]
     coarse_first = len(specs) > 1 and specs[0].stride > specs[-1].stride
 
     def pick(outputs: list[Any]) -> Levels:
@@ -267,14 +270,22 @@ def encoder_detector(family: str, classes: int = 80, size: tuple[int, int] = (25
         from libreyolo.models.rtdetr.nn import RTDETRModel
 
         network = RTDETRModel(
-            num_classes=classes, num_queries=50, num_decoder_layers=2, dim_feedforward=256, num_denoising=0,
+            num_classes=classes,
+            num_queries=50,
+            num_decoder_layers=2,
+            dim_feedforward=256,
+            num_denoising=0,
             eval_spatial_size=size,
         )
     elif family == "rtdetrv2":
         from libreyolo.models.rtdetrv2.nn import RTDETRv2Model
 
         network = RTDETRv2Model(
-            num_classes=classes, num_queries=50, num_decoder_layers=2, dim_feedforward=256, num_denoising=0,
+            num_classes=classes,
+            num_queries=50,
+            num_decoder_layers=2,
+            dim_feedforward=256,
+            num_denoising=0,
             eval_spatial_size=size,
         )
     elif family == "dfine":
@@ -300,7 +311,7 @@ def encoder_detector(family: str, classes: int = 80, size: tuple[int, int] = (25
         **_FACTS,
     )
     if family in ("dfine", "deim"):
-        detector.finish = lambda: network.deploy()
+        detector.finish = network.deploy
     return detector
 
 

@@ -81,11 +81,7 @@ def _read_ir(path: Path, image: Array, sizes: set[int]) -> dict[str, Array]:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     results = core.compile_model(model, "CPU", settings)(image)
     everything = [node.get_friendly_name() for node in model.get_ordered_ops()]
-    return {
-        name: np.array(results[count + index])
-        for index, name in enumerate(taken)
-        if everything.count(name) == 1
-    }
+    return {name: np.array(results[count + index]) for index, name in enumerate(taken) if everything.count(name) == 1}
 
 
 def find_scores(tensors: dict[str, Array], levels: list[Array], anchors: list[int], classes: int) -> Found | None:
@@ -137,7 +133,10 @@ def find_maps(tensors: dict[str, Array], maps: list[Array]) -> list[str] | None:
                 name
                 for name, array in tensors.items()
                 if array.size == wanted.size
-                and (_is_close(array.reshape(-1), wanted.reshape(-1)) or _is_close(array.reshape(-1), _by_token(wanted).reshape(-1)))
+                and (
+                    _is_close(array.reshape(-1), wanted.reshape(-1))
+                    or _is_close(array.reshape(-1), _by_token(wanted).reshape(-1))
+                )
             ),
             None,
         )

@@ -1,4 +1,4 @@
-"""Detectors of OTX 2 (Apache-2.0), exported as OTX does: suppression in the graph, boxes [B, M, 5] and labels [B, M]."""
+"""Detectors of OTX 2 (Apache-2.0), exported as OTX does: suppression inside, boxes [B, M, 5] and labels [B, M]."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ from torch import nn
 from model_zoo_fixtures.export import vision_ops
 from model_zoo_fixtures.export.detectors import otx_packages
 from model_zoo_fixtures.export.detectors.base import Detector
-from model_zoo_fixtures.export.detectors.transformer_levels import encoder_scores, grids_of
 
 _FACTS: dict[str, Any] = {
     "package": "otx",
@@ -62,7 +61,9 @@ def _detector(name: str, network: Any, explain: bool, classes: int, **fields: An
         count = len(fields["anchors"])
         fields["levels"] = lambda outputs: outputs[:count]
     facts = _FACTS | fields
-    return Detector(id=name + ("_explain" if explain else ""), model=_Exported(network, explain), classes=classes, **facts)
+    return Detector(
+        id=name + ("_explain" if explain else ""), model=_Exported(network, explain), classes=classes, **facts
+    )
 
 
 def ssd(classes: int = 5, explain: bool = False, size: tuple[int, int] = (320, 320)) -> Detector:
@@ -198,9 +199,7 @@ def yolox(classes: int = 5, explain: bool = False, size: tuple[int, int] = (320,
     from otx.backend.native.models.detection.heads import YOLOXHead
     from otx.backend.native.models.detection.necks import YOLOXPAFPN
 
-    head: Any = YOLOXHead(
-        model_name="yolox_tiny", num_classes=classes, train_cfg=None, test_cfg=_nms(0.65, 0.05, 100)
-    )
+    head: Any = YOLOXHead(model_name="yolox_tiny", num_classes=classes, train_cfg=None, test_cfg=_nms(0.65, 0.05, 100))
     network: Any = SingleStageDetector(
         CSPDarknet(model_name="yolox_tiny"), head, nn.Identity(), neck=YOLOXPAFPN(model_name="yolox_tiny")
     )

@@ -70,7 +70,9 @@ def _last(branch: nn.Module) -> nn.Module:
     return branch if isinstance(branch, nn.Conv2d) else _last(list(branch.children())[-1])
 
 
-def retinanet(name: str = "retinanet_resnet50_fpn_v2", classes: int = 91, size: tuple[int, int] = (256, 256)) -> Detector:
+def retinanet(
+    name: str = "retinanet_resnet50_fpn_v2", classes: int = 91, size: tuple[int, int] = (256, 256)
+) -> Detector:
     """RetinaNet: nine anchors, no background used, weights shared over five levels."""
     network: Any = _build(
         name, size, num_classes=classes, min_size=min(size), max_size=max(size), score_thresh=0.3, topk_candidates=50

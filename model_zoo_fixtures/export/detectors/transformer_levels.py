@@ -10,9 +10,7 @@ from model_zoo_fixtures.export.detectors.base import Levels
 def split_tokens(tokens: torch.Tensor, grids: list[tuple[int, int]]) -> Levels:
     """Split scores ``[N, L, K]`` over levels of the given grids into ``[N, K, h, w]`` each, fine to coarse."""
     parts = tokens.split([rows * columns for rows, columns in grids], dim=1)
-    return [
-        part.transpose(1, 2).reshape(tokens.shape[0], -1, *grid) for part, grid in zip(parts, grids, strict=True)
-    ]
+    return [part.transpose(1, 2).reshape(tokens.shape[0], -1, *grid) for part, grid in zip(parts, grids, strict=True)]
 
 
 def encoder_scores(grids: list[tuple[int, int]]) -> Any:

@@ -1,0 +1,85 @@
+"""Detectors of the zoo: the class scores found are those of the PyTorch model, and the map is the definition's.
+
+The default run takes a subset; `pytest --zoo -n 2 tests/test_zoo_detectors.py` takes them all.
+"""
+
+import numpy as np
+import pytest
+
+from model_zoo_fixtures import fixtures, materialise
+from tests import detection_oracle, oracle
+from tests.test_zoo import load
+from xai_insert import Options, insert_file
+
+QUICK = [
+    "centernet",
+    "hf_detr",
+    "hf_rt_detr",
+    "otx_ssd_mobilenetv2",
+    "ssd_dense_drop_first",
+    "ssdlite320_mobilenet_v3_large",
+    "yolo26n_e2e",
+    "yolov5_anchor",
+    "yolov8n",
+    "yolov8n_nc1",
+]
+ENOUGH = 0.999  # share of pixels at most one step of 255 away
+
+
+def pytest_generate_tests(metafunc):
+    if "fixture" not in metafunc.fixturenames:
+        return
+    whole = metafunc.config.getoption("--zoo")
+    chosen = [f for f in fixtures(task="detection") if whole or f.arch in QUICK]
+    metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
+
+
+def test_fixture(fixture, tmp_path):
+    path = materialise(fixture, tmp_path)
+    inserted = tmp_path / f"new{path.suffix}"
+    insert_file(path, inserted, Options(check=False))
+    shape = [abs(size) for size in fixture.input_shape]
+    image = np.random.default_rng(11).standard_normal(shape, dtype=np.float32)
+    before, after = oracle.run(load(path), image), oracle.run(load(inserted), image)
+    ours = after.pop("saliency_map")
+    for old, new in zip(before.values(), after.values(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert max(detection_oracle.share_within_one(ours, map_) for map_ in _wanted(fixture, path, image, ours)) >= ENOUGH
+    assert np.ptp(ours.reshape(*ours.shape[:-2], -1), axis=-1).max() > 0, "the map is flat, so it says little"
+
+
+def _wanted(fixture, path, image, ours):
+    """The map by its definition, or those of all features where no location has a class score."""
+    expected = fixture.expected
+    if expected["kind"] in ("single_stage", "encoder_scores"):
+        levels = detection_oracle.raw_scores(path, fixture.tensors, expected, image)
+        wanted = detection_oracle.definition(levels, expected["anchors"], expected["classes"])
+        assert ours.shape == wanted.shape
+        return [oracle.scaled(wanted)]
+    maps = []
+    for array, (height, width) in zip(_maps(fixture, path, image), expected["grids"], strict=True):
+        map_ = array.mean(axis=1) if array.ndim == 4 else array.reshape(len(image), height, width, -1).mean(axis=-1)
+        maps.append(oracle.scaled(map_.astype(np.float64)))
+    found = [map_ for map_ in maps if map_.shape == ours.shape]
+    assert found, f"the map has shape {ours.shape}, the features have {[map_.shape for map_ in maps]}"
+    return found
+
+
+def _maps(fixture, path, image):
+    """Feature maps; tokens of several levels in one tensor are split."""
+    arrays = detection_oracle.values(path, fixture.tensors, image)
+    grids = fixture.expected["grids"]
+    if len(arrays) == len(grids):
+        return arrays
+    cells = np.cumsum([height * width for height, width in grids])[:-1]
+    return np.split(arrays[0].reshape(len(image), -1, arrays[0].shape[-1]), cells, axis=1)
+
+
+@pytest.mark.parametrize("anchors", [1, 3])
+def test_definition_resizes_as_torch_does(anchors):
+    # torch.nn.functional.interpolate(torch.arange(12.).reshape(1, 1, 3, 4), (2, 2), mode="bilinear")
+    level = np.arange(12.0).reshape(1, 1, 3, 4)
+    np.testing.assert_allclose(detection_oracle.resized(level, (2, 2))[0, 0], [[1.5, 3.5], [7.5, 9.5]])
+    flat = np.tile(level, (1, anchors, 1, 1))
+    both = detection_oracle.definition([flat, level[..., :2, :2]], [anchors, 1], 1)
+    np.testing.assert_allclose(both[0, 0], ([*np.array([[1.5, 3.5], [7.5, 9.5]]), [0, 1], [4, 5]]) / 2)
