@@ -11,18 +11,18 @@ from tests import detection_oracle, oracle
 from tests.test_zoo import load
 from xai_insert import Options, insert_file
 
-QUICK = [
-    "centernet",
-    "hf_detr",
-    "hf_rt_detr",
-    "otx_ssd_mobilenetv2",
-    "ssd_dense_drop_first",
-    "ssdlite320_mobilenet_v3_large",
-    "yolo26n_e2e",
-    "yolov5_anchor",
-    "yolov8n",
-    "yolov8n_nc1",
-]
+QUICK = {
+    "centernet.ptir",
+    "hf_detr.legacy",
+    "hf_rt_detr.dynamo",
+    "otx_ssd_mobilenetv2.onnxir",
+    "ssd_dense_drop_first.legacy",
+    "ssdlite320_mobilenet_v3_large.ptir",
+    "yolo26n_e2e.dynamo",
+    "yolov5_anchor.legacy",
+    "yolov8n.onnxir",
+    "yolov8n_nc1.ptir",
+}
 ENOUGH = 0.999  # share of pixels at most one step of 255 away
 
 
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc):
     if "fixture" not in metafunc.fixturenames:
         return
     whole = metafunc.config.getoption("--zoo")
-    chosen = [f for f in fixtures(task="detection") if whole or f.arch in QUICK]
+    chosen = [f for f in fixtures(task="detection") if whole or f.id in QUICK]
     metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
 
 
