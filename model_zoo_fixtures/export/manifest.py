@@ -27,8 +27,8 @@ _DETECTION_KEYS = {
     "activation": "what the model does with raw scores",
     "anchors": "anchors of each level, from fine to coarse",
     "grids": "rows and columns of each level, or of the feature maps",
-    "row": "channels that one anchor takes in a map of raw scores",
-    "row_offset": "place of the first class in them",
+    "row": "channels that one anchor takes in a map of raw scores; or channels of the features",
+    "row_offset": "place of the first class in them; or tokens before the first position",
     "tensors": (
         "values (ONNX) or layers (IR) that hold the raw scores of each level as [N, anchors * row, h, w], or of all"
         " levels by token as [N, L, classes]; where no location is scored, the feature maps. Found by comparing values"

@@ -26,7 +26,7 @@ class OverflowingError(DegenerateError):
     """A model whose outputs are huge, so that smaller stand-ins may help."""
 
 
-def strip(source: Path, fixture_id: str, gain: float = 1.0, graphs: Path = GRAPHS) -> Path:
+def strip(source: Path, fixture_id: str, gain: float = 1.0, graphs: Path = GRAPHS, salt: str = "") -> Path:
     """Write the fixture of an exported model.
 
     Args:
@@ -34,12 +34,13 @@ def strip(source: Path, fixture_id: str, gain: float = 1.0, graphs: Path = GRAPH
         fixture_id: ``<arch>.<exporter>``; the seed comes from it.
         gain: Factor on the size of stand-ins with elements of both signs.
         graphs: Folder of the fixtures.
+        salt: What else the seed comes from.
 
     Returns:
         Path of the fixture.
     """
     is_ir = source.suffix == ".xml"
-    seed = zlib.crc32(fixture_id.encode())
+    seed = zlib.crc32((fixture_id + salt).encode())
     archive = strip_ir(source, seed) if is_ir else strip_onnx(source, seed)
     if gain != 1.0:
         recipes = {index: recipe.scaled(gain) for index, recipe in archive.recipes.items()}

@@ -1,5 +1,6 @@
 """Find the tensors of an exported detector that hold what its PyTorch model computed, by their values."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 _TOLERANCE = 3e-3
+_LARGEST_PREFIX = 5
 _ONNX_HEADS = ("Conv", "MatMul", "Gemm", "Add", "Concat", "LayerNormalization", "Relu", "Sum")
 _IR_HEADS = ("Convolution", "MatMul", "Add", "Multiply", "Concat", "Relu", "Swish")
 
@@ -29,59 +31,73 @@ class Found:
     offset: int
 
 
-def read_tensors(model: Path, image: Array, sizes: set[int]) -> dict[str, Array]:
-    """Run a model and give the outputs of its linear layers, in graph order.
+Run = tuple[dict[str, Array], list[Array]]
+
+
+def read_tensors(model: Path, images: Array, sizes: set[int] | None) -> list[Run]:
+    """Run a model on single images and give the outputs of its linear layers, in graph order, and its own.
 
     Args:
         model: ``.onnx`` or ``.xml``.
-        image: float32 image input.
-        sizes: Numbers of elements that matter.
+        images: float32, one input after the other along the first axis.
+        sizes: Numbers of elements that matter; all if None.
 
     Returns:
-        Arrays by name: of the value (ONNX) or of the layer (IR).
+        For each image: arrays by name, of the value (ONNX) or of the layer (IR); and the model's outputs in order.
     """
-    return _read_onnx(model, image, sizes) if model.suffix == ".onnx" else _read_ir(model, image, sizes)
+    return (_read_onnx if model.suffix == ".onnx" else _read_ir)(model, images, sizes)
 
 
-def _read_onnx(path: Path, image: Array, sizes: set[int]) -> dict[str, Array]:
+def _read_onnx(path: Path, images: Array, sizes: set[int] | None) -> list[Run]:
     import onnx
     import onnxruntime
 
     model = onnx.load(path)
-    present = {value.name for value in model.graph.output}
+    given = [value.name for value in model.graph.output]
     names = [node.output[0] for node in model.graph.node if node.op_type in _ONNX_HEADS]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in present)
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in given)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    results = session.run(names, {session.get_inputs()[0].name: image})
-    return {name: array for name, array in zip(names, results, strict=True) if array.size in sizes}
+    entry = session.get_inputs()[0].name
+    runs = []
+    for image in images:
+        results = session.run([*given, *names], {entry: image[None]})
+        tensors = dict(zip(names, results[len(given) :], strict=True))
+        chosen = {name: array for name, array in tensors.items() if sizes is None or array.size in sizes}
+        runs.append((chosen, results[: len(given)]))
+    return runs
 
 
-def _read_ir(path: Path, image: Array, sizes: set[int]) -> dict[str, Array]:
+def _read_ir(path: Path, images: Array, sizes: set[int] | None) -> list[Run]:
     import openvino as ov
     from openvino import opset13 as ops
 
     core = ov.Core()
     model = core.read_model(path)
-    model.reshape(image.shape)
+    model.reshape([1, *images.shape[1:]])
+    everything = Counter(node.get_friendly_name() for node in model.get_ordered_ops())
     chosen = [
         node
         for node in model.get_ordered_ops()
         if node.get_type_name() in _IR_HEADS
         and node.get_output_partial_shape(0).is_static
-        and int(np.prod(list(node.get_output_shape(0)))) in sizes
+        and (sizes is None or int(np.prod(list(node.get_output_shape(0)))) in sizes)
         and node.get_output_element_type(0) == ov.Type.f32
+        and everything[node.get_friendly_name()] == 1
     ]
-    taken = [node.get_friendly_name() for node in chosen]
+    names = [node.get_friendly_name() for node in chosen]
     count = len(model.outputs)
     model.add_results([ops.result(node.output(0)) for node in chosen])
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    results = core.compile_model(model, "CPU", settings)(image)
-    everything = [node.get_friendly_name() for node in model.get_ordered_ops()]
-    return {name: np.array(results[count + index]) for index, name in enumerate(taken) if everything.count(name) == 1}
+    compiled = core.compile_model(model, "CPU", settings)
+    runs = []
+    for image in images:
+        results = [np.array(value) for value in compiled(image[None]).values()]
+        runs.append((dict(zip(names, results[count:], strict=True)), results[:count]))
+    return runs
 
 
 def find_scores(tensors: dict[str, Array], levels: list[Array], anchors: list[int], classes: int) -> Found | None:
@@ -124,26 +140,31 @@ def _find_map(tensors: dict[str, Array], level: Array, anchors: int, classes: in
     return None
 
 
-def find_maps(tensors: dict[str, Array], maps: list[Array]) -> list[str] | None:
-    """Find the tensors that hold feature maps ``[1, C, h, w]``, or their tokens."""
-    names = []
-    for wanted in maps:
-        name = next(
-            (
-                name
-                for name, array in tensors.items()
-                if array.size == wanted.size
-                and (
-                    _is_close(array.reshape(-1), wanted.reshape(-1))
-                    or _is_close(array.reshape(-1), _by_token(wanted).reshape(-1))
-                )
-            ),
-            None,
-        )
-        if name is None:
-            return None
-        names.append(name)
-    return names
+def find_maps(tensors: dict[str, Array], maps: list[Array]) -> Found | None:
+    """Find the tensors that hold feature maps ``[1, C, h, w]``, one for each or one with the tokens of all.
+
+    Args:
+        tensors: What ``read_tensors`` gave.
+        maps: Feature maps of the same image.
+
+    Returns:
+        Where they are; ``row`` is their number of channels, ``offset`` the number of tokens before the first.
+    """
+    names = [
+        next((name for name, array in tensors.items() if _is_close(array.reshape(-1), wanted.reshape(-1))), None)
+        for wanted in maps
+    ]
+    channels = maps[0].shape[1]
+    if None not in names:
+        return Found([name for name in names if name is not None], channels, 0)
+    tokens = np.concatenate([_by_token(wanted)[0] for wanted in maps])
+    for name, array in tensors.items():
+        rows = array.reshape(-1, array.shape[-1])
+        if array.shape[-1] == channels:
+            for offset in range(min(_LARGEST_PREFIX, len(rows) - len(tokens)) + 1):
+                if _is_close(rows[offset : offset + len(tokens)], tokens):
+                    return Found([name], channels, offset)
+    return None
 
 
 def _is_close(one: Array, other: Array) -> bool:
