@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 from xai_insert.graph.view import Shape
 
-MethodName = Literal["auto", "recipro-cam", "vit-recipro-cam", "activation-map", "det-class-probability-map"]
+MethodName = Literal[
+    "auto", "recipro-cam", "vit-recipro-cam", "activation-map", "det-class-probability-map", "instance-masks"
+]
 KernelName = Literal["gaussian", "point"]
 OutputDtype = Literal["u8", "f32"]
 
@@ -28,8 +30,10 @@ class Options:
         kernel: for ViT Recipro-CAM, what a masked sample keeps: `gaussian`, a 3x3 neighbourhood; `point`, one patch.
         block: for ViT Recipro-CAM, which block with attention to mask, counted from the end.
         output_dtype: `u8` scales each map to 0..255 by its own minimum and maximum; `f32` gives raw scores.
-        saliency_size: height and width of the map; None keeps the grid of the feature.
+        saliency_size: height and width of the map; None keeps the grid of the feature, or a quarter of the input's size
+            for instance masks.
         num_classes: number of classes, where the model does not tell it.
+        score_threshold: for instance masks, instances with a lower score add nothing; None for the model's own.
         feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`.
         top_k: for classifiers, how many maps: those of the best classes of each image, which the output
             `saliency_classes` names; None gives the map of every class.
@@ -45,6 +49,7 @@ class Options:
     output_dtype: OutputDtype = "u8"
     saliency_size: tuple[int, int] | None = None
     num_classes: int | None = None
+    score_threshold: float | None = None
     feature_vector: bool = False
     top_k: int | None = None
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
@@ -63,5 +68,7 @@ class Options:
             raise ValueError(f"num_classes must be positive, not {self.num_classes}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k counts maps, not {self.top_k}")
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"score_threshold must lie in 0..1, not {self.score_threshold}")
         if self.output_dtype not in OUTPUT_DTYPES:
             raise ValueError(f"output_dtype must be one of {', '.join(OUTPUT_DTYPES)}, not {self.output_dtype!r}")

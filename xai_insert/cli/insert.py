@@ -50,9 +50,12 @@ Examples:
     "--block", type=click.IntRange(min=1), default=Options.block, show_default=True, metavar="K",
     help="ViT Recipro-CAM: mask the K-th block from the end.",
 )  # fmt: skip
-@click.option("--saliency-size", type=SIZE, metavar="HxW", help="Size of the map; by default the grid of the feature.")
+@click.option("--saliency-size", type=SIZE, metavar="HxW", help="Size of the map, instead of the method's own.")
 @click.option(
     "--num-classes", type=click.IntRange(min=1), metavar="K", help="Number of classes, where the model does not tell."
+)
+@click.option(
+    "--score-threshold", type=click.FloatRange(0, 1), metavar="S", help="Instance masks: leave out lower scores."
 )
 @click.option("--feature-vector", is_flag=True, help="Also add the pooled feature as output feature_vector.")
 @click.option(
@@ -80,6 +83,7 @@ def main(
     block: int,
     saliency_size: tuple[int, int] | None,
     num_classes: int | None,
+    score_threshold: float | None,
     feature_vector: bool,
     top_k: int | None,
     input_shapes: tuple[tuple[str, Shape], ...],
@@ -104,6 +108,7 @@ def main(
         block=block,
         saliency_size=saliency_size,
         num_classes=num_classes,
+        score_threshold=score_threshold,
         feature_vector=feature_vector,
         top_k=top_k,
         input_shapes=dict(input_shapes),

@@ -62,6 +62,9 @@ class Ops(Protocol[V]):
     def reshape(self, a: V, sizes: Sequence[Size]) -> V:
         """The same elements in another shape."""
 
+    def unsqueeze(self, a: V, axes: Sequence[int]) -> V:
+        """The same elements with axes of size 1 added, so that they stand at `axes` of the result."""
+
     def transpose(self, a: V, perm: Sequence[int]) -> V:
         """Permute the axes."""
 
@@ -88,6 +91,35 @@ class Ops(Protocol[V]):
 
     def equal(self, a: V, b: V) -> V:
         """1 where both are equal, else 0, in float32."""
+
+    def greater(self, a: V, b: V) -> V:
+        """1 where `a` is greater than `b`, else 0, in float32."""
+
+    def sigmoid(self, a: V) -> V:
+        """`1 / (1 + exp(-a))`."""
+
+    def top(self, a: V, count: V) -> tuple[V, V]:
+        """The `count` (int64 `[1]`, at most `A`) largest of `[B, A]` and their int64 indices, largest first."""
+
+    def take(self, a: V, indices: V, axis: int) -> V:
+        """`a` at `indices` along `axis`; on the other axes `indices` has `a`'s sizes."""
+
+    def suppress(self, boxes: V, scores: V, most: int, overlap: float, threshold: float) -> V:
+        """Greedy suppression of boxes that overlap a better one of the same class.
+
+        Args:
+            boxes: corners, float32 `[B, A, 4]`.
+            scores: float32 `[B, K, A]`.
+            most: boxes kept for a class, at most.
+            overlap: intersection over union above which the lower of two boxes is dropped.
+            threshold: a box is kept if its score is greater.
+
+        Returns:
+            int64 `[S, 3]`: image, class and box of each that is kept, in no particular order.
+        """
+
+    def mark(self, a: V, places: V) -> V:
+        """Float32 `a` with 1 at `places`, int64 `[S, rank of a]`."""
 
     def isolated(self, a: V, channels: int) -> V:
         """`[B, channels]` unchanged, in a way that a new output of it leaves the precision of what is before alone."""

@@ -42,11 +42,14 @@ def _is_layout(shape: Shape, channel: int) -> bool:
     return few and all(side is None or side >= _LEAST_SIDE for side in sides)
 
 
+def image_axes(image: Value) -> tuple[int, int]:
+    """Axes of height and width of an image input."""
+    return (2, 3) if _is_layout(image.sizes, 1) else (1, 2)
+
+
 def image_size(image: Value) -> tuple[int, int] | None:
     """Height and width of an image input; None if they are not known."""
-    shape = image.sizes
-    channel = 1 if _is_layout(shape, 1) else 3
-    height, width = (size for axis, size in enumerate(shape) if axis not in (0, channel))
+    height, width = (image.sizes[axis] for axis in image_axes(image))
     return None if height is None or width is None else (height, width)
 
 

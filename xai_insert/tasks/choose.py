@@ -8,6 +8,8 @@ from xai_insert.graph.view import Graph
 from xai_insert.options import Options
 from xai_insert.tasks.classification import plan_classification
 from xai_insert.tasks.detection import plan_detection, selects_rows
+from xai_insert.tasks.instances import METHOD as INSTANCE_MASKS
+from xai_insert.tasks.instances import plan_instances
 from xai_insert.tasks.plan import Plan
 
 _OF_CLASSIFIERS = ("recipro-cam", "vit-recipro-cam")
@@ -35,6 +37,15 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
 def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     if options.method in _OF_CLASSIFIERS or options.target_layer is not None or options.top_k is not None:
         return plan_classification(graph, options)
+    if options.method in ("auto", INSTANCE_MASKS):
+        instances = plan_instances(loaded, graph, options)
+        if instances is not None:
+            return instances
+        if options.method == INSTANCE_MASKS:
+            listed = ", ".join(value.describe() for value in graph.outputs)
+            raise UnsupportedTaskError(
+                f"no instances with masks among the outputs: wanted boxes, classes and masks, found {listed}"
+            )
     if selects_rows(graph):
         try:
             return plan_detection(loaded, graph, options)

@@ -22,12 +22,16 @@ class OnnxOps:
         self._name = name
         self._version = graph.opset_imports.get("", 17)
 
-    def _node(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+    def _node(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        return self._nodes(kind, 1, *inputs, **attributes)[0]
+
+    def _nodes(self, kind: str, outputs: int, *inputs: ir.Value | None, **attributes: Any) -> Sequence[ir.Value]:
         name = self._name(kind)
-        node = ir.node(kind, inputs, attributes, name=name)
-        node.outputs[0].name = self._name(f"{name}/out")
+        node = ir.node(kind, inputs, attributes, num_outputs=outputs, name=name)
+        for output in node.outputs:
+            output.name = self._name(f"{name}/out")
         self.append(node)
-        return node.outputs[0]
+        return node.outputs
 
     def append(self, node: ir.Node) -> None:
         """Add a node behind those that are there."""
@@ -98,6 +102,11 @@ class OnnxOps:
         parts = [self.constant(np.array([size], np.int64)) if isinstance(size, int) else size for size in sizes]
         return self._node("Reshape", a, self._node("Concat", *parts, axis=0))
 
+    def unsqueeze(self, a: ir.Value, axes: Sequence[int]) -> ir.Value:
+        if self._version < 13:
+            return self._node("Unsqueeze", a, axes=list(axes))
+        return self._node("Unsqueeze", a, self.constant(np.array(axes, np.int64)))
+
     def transpose(self, a: ir.Value, perm: Sequence[int]) -> ir.Value:
         return self._node("Transpose", a, perm=list(perm))
 
@@ -139,6 +148,28 @@ class OnnxOps:
 
     def equal(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.cast(self._node("Equal", a, b), "float32")
+
+    def greater(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.cast(self._node("Greater", a, b), "float32")
+
+    def sigmoid(self, a: ir.Value) -> ir.Value:
+        return self._node("Sigmoid", a)
+
+    def top(self, a: ir.Value, count: ir.Value) -> tuple[ir.Value, ir.Value]:
+        values, indices = self._nodes("TopK", 2, a, count, axis=-1)
+        return values, indices
+
+    def take(self, a: ir.Value, indices: ir.Value, axis: int) -> ir.Value:
+        return self._node("GatherElements", a, indices, axis=axis)
+
+    def suppress(self, boxes: ir.Value, scores: ir.Value, most: int, overlap: float, threshold: float) -> ir.Value:
+        count = self.constant(np.array([most], np.int64))
+        limits = [self.constant(np.array([number], np.float32)) for number in (overlap, threshold)]
+        return self._node("NonMaxSuppression", boxes, scores, count, *limits)
+
+    def mark(self, a: ir.Value, places: ir.Value) -> ir.Value:
+        ones = self._node("Expand", self.constant(np.ones(1, np.float32)), self.size(places, 0))
+        return self._node("ScatterND", a, places, ones)
 
     def isolated(self, a: ir.Value, channels: int) -> ir.Value:
         return self.reshape(a, [-1, channels])

@@ -78,6 +78,9 @@ class OpenVINOOps:
             target = self._named(opset.concat(parts, 0))
         return self._named(opset.reshape(a, target, special_zero=False))
 
+    def unsqueeze(self, a: ov.Output, axes: Sequence[int]) -> ov.Output:
+        return self._named(opset.unsqueeze(a, self.constant(np.array(axes, np.int64))))
+
     def transpose(self, a: ov.Output, perm: Sequence[int]) -> ov.Output:
         return self._named(opset.transpose(a, self.constant(np.array(perm, np.int64))))
 
@@ -119,6 +122,31 @@ class OpenVINOOps:
 
     def equal(self, a: ov.Output, b: ov.Output) -> ov.Output:
         return self.cast(self._named(opset.equal(a, b)), "float32")
+
+    def greater(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self.cast(self._named(opset.greater(a, b)), "float32")
+
+    def sigmoid(self, a: ov.Output) -> ov.Output:
+        return self._named(opset.sigmoid(a))
+
+    def top(self, a: ov.Output, count: ov.Output) -> tuple[ov.Output, ov.Output]:
+        node = opset.topk(a, self.reshape(count, []), -1, "max", "value", index_element_type="i64")
+        values = self._named(node)
+        return values, node.output(1)
+
+    def take(self, a: ov.Output, indices: ov.Output, axis: int) -> ov.Output:
+        return self._named(opset.gather_elements(a, indices, axis))
+
+    def suppress(self, boxes: ov.Output, scores: ov.Output, most: int, overlap: float, threshold: float) -> ov.Output:
+        limits = [self.constant(np.array(most, np.int64))]
+        limits += [self.constant(np.array(number, np.float32)) for number in (overlap, threshold)]
+        node = opset.non_max_suppression(boxes, scores, *limits, output_type="i64", sort_result_descending=False)
+        return self._named(node)
+
+    def mark(self, a: ov.Output, places: ov.Output) -> ov.Output:
+        one = self.constant(np.ones(1, np.float32))
+        ones = self._named(opset.broadcast(one, self.size(places, 0)))
+        return self._named(opset.scatter_nd_update(a, places, ones))
 
     def isolated(self, a: ov.Output, channels: int) -> ov.Output:
         # The CPU plugin computes the tail of a graph in float32, back to the first linear layer: here is one.

@@ -1,0 +1,92 @@
+"""How many classes a list of instances knows, read off the layer that scores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xai_insert.graph.view import Node, Op, Value
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """The layer that scores classes.
+
+    Attributes:
+        logits: what its softmax or sigmoid reads.
+        axis: the axis of classes, where they compete.
+        width: number of scores, a background among them if there is one.
+        is_exclusive: whether the scores compete (softmax), so that one of them is the background.
+    """
+
+    logits: Value
+    axis: int
+    width: int
+    is_exclusive: bool
+
+
+def find_class_head(scores: Value) -> ClassHead | None:
+    """Walk back from the scores of instances to the softmax or sigmoid that made them.
+
+    Only values of floats are followed, so that indices (of a suppression, of the best) lead nowhere, and no further
+    than the first layer with weights. A softmax beside a sigmoid makes box sides from a distribution. None if nothing
+    or more than one thing is found.
+    """
+    found: dict[Node, ClassHead] = {}
+    seen: set[Value] = set()
+    stack = [scores]
+    while stack:
+        value = stack.pop()
+        node = value.producer
+        if value in seen or node is None or not _may_be_float(value):
+            continue
+        seen.add(value)
+        if node.op in (Op.SOFTMAX, Op.SIGMOID):
+            head = _head_of(node)
+            if head is not None:
+                found[node] = head
+        elif not _has_weights(node):
+            stack += [operand for operand in node.inputs if operand is not None]
+    heads = list(found.values())
+    independent = [head for head in heads if not head.is_exclusive]
+    heads = independent or heads
+    return heads[0] if len({head.width for head in heads}) == 1 else None
+
+
+def _may_be_float(value: Value) -> bool:
+    return "int" not in value.dtype and value.dtype != "bool"
+
+
+def _has_weights(node: Node) -> bool:
+    weight = node.operand(1)
+    return node.op in (Op.CONV, Op.MATMUL) and weight is not None and weight.is_constant
+
+
+def _head_of(node: Node) -> ClassHead | None:
+    logits = node.read(0)
+    if node.op is Op.SOFTMAX:
+        sizes, axis = logits.shape, node.attrs["axis"]
+        width = None if sizes is None else sizes[axis]
+        return None if width is None or width < 2 else ClassHead(logits, axis, width, is_exclusive=True)
+    widths = _layer_widths(logits)
+    return ClassHead(logits, -1, widths.pop(), is_exclusive=False) if len(widths) == 1 else None
+
+
+def _layer_widths(logits: Value) -> set[int]:
+    """Numbers of output channels of the layers that made the logits, one layer for each scale."""
+    widths: set[int] = set()
+    seen: set[Value] = set()
+    stack = [logits]
+    while stack:
+        value = stack.pop()
+        node = value.producer
+        if value in seen or node is None or not _may_be_float(value):
+            continue
+        seen.add(value)
+        if _has_weights(node):
+            sizes = node.output.sizes
+            width = sizes[1] if node.op is Op.CONV else sizes[-1]
+            if width is not None:
+                widths.add(width)
+        else:
+            stack += [operand for operand in node.inputs if operand is not None]
+    return widths

@@ -1,0 +1,86 @@
+"""Outputs with one entry per instance: boxes, labels, scores and masks, as Mask R-CNN gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xai_insert.errors import AmbiguousModelError
+from xai_insert.graph.view import Op, Value
+from xai_insert.locate.instances.kinds import BoxFormat, ListedInstances, Sample, are_shares, are_whole
+
+
+def find_list(samples: Sequence[Sample], image: tuple[int, int]) -> ListedInstances | None:
+    """Boxes, labels, scores and masks of the same instances; None if the outputs are not such a list.
+
+    Args:
+        samples: the model's outputs for a sample image.
+        image: height and width of that image.
+
+    Raises:
+        AmbiguousModelError: several outputs fit equally well.
+    """
+    for boxes in samples:
+        if not _are_boxes(boxes):
+            continue
+        lead = boxes.shape[:-1]
+        others = [sample for sample in samples if sample is not boxes]
+        masks = [sample for sample in others if _are_masks(sample, lead)]
+        numbers = [sample for sample in others if _without_ones(sample.shape) == _without_ones(lead)]
+        labels = [sample for sample in numbers if _are_labels(sample)]
+        scores = [sample for sample in numbers if sample not in labels and sample.is_float]
+        if not masks or not labels or not (scores or boxes.shape[-1] == 5):
+            continue
+        one_score = scores if boxes.shape[-1] == 4 else []
+        for what, fitting in (("masks", masks), ("labels", labels), ("scores", one_score)):
+            if len(fitting) > 1:
+                listed = ", ".join(sample.describe() for sample in fitting)
+                raise AmbiguousModelError(f"several outputs could be the {what} of the instances: {listed}")
+        per_box = _is_per_box(masks[0], image)
+        relative = bool(boxes.array.size) and are_shares(boxes.array[..., :4])
+        return ListedInstances(
+            masks[0], labels[0], one_score[0] if one_score else None, boxes, per_box, BoxFormat(is_relative=relative)
+        )
+    return None
+
+
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
+def _are_boxes(sample: Sample) -> bool:
+    return sample.is_float and len(sample.shape) in (2, 3) and sample.shape[-1] in (4, 5)
+
+
+def _are_masks(sample: Sample, lead: Sequence[int]) -> bool:
+    """One mask for each box, whose sizes are `lead`."""
+    shape = sample.shape
+    if len(shape) - len(lead) not in (1, 2, 3) or min(shape[-2:]) < 2:
+        return False
+    return _without_ones(shape[:-2]) == _without_ones(lead) and are_shares(sample.array)
+
+
+def _are_labels(sample: Sample) -> bool:
+    return sample.array.dtype.kind in "iu" or bool(
+        sample.array.size and are_whole(sample.array) and np.ptp(sample.array)
+    )
+
+
+def _is_per_box(masks: Sample, image: tuple[int, int]) -> bool:
+    """Whether a mask covers its box: it has not the size of the image and comes from features cut out by boxes."""
+    return masks.shape[-2:] != image and _cuts_out_boxes(masks.value)
+
+
+def _cuts_out_boxes(value: Value) -> bool:
+    seen: set[Value] = set()
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        if current in seen or current.producer is None:
+            continue
+        seen.add(current)
+        if current.producer.op is Op.ROI_ALIGN:
+            return True
+        stack += [operand for operand in current.producer.inputs if operand is not None]
+    return False

@@ -1,0 +1,50 @@
+"""Queries with class scores and masks, as Mask2Former and its kin give them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xai_insert.errors import AmbiguousModelError
+from xai_insert.graph.cuts import activations
+from xai_insert.graph.view import Graph
+from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
+
+
+def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | None) -> QueryInstances | None:
+    """Class scores and masks of the same queries; None if the outputs are not such.
+
+    Args:
+        graph: the model.
+        samples: its outputs for a sample image.
+        num_classes: the number of classes if the user has given it; tells whether one score means no object.
+
+    Raises:
+        AmbiguousModelError: several outputs fit equally well.
+    """
+    pairs = [
+        (scores, masks)
+        for masks in samples
+        if len(masks.shape) == 4 and masks.is_float
+        for scores in samples
+        if len(scores.shape) == 3 and scores.is_float and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
+    ]
+    pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores)]
+    values = {scores.value for scores, _ in pairs} | {masks.value for _, masks in pairs}
+    inner = {value for value in values if values & (activations(graph, [value]) - {value})}
+    pairs = [(scores, masks) for scores, masks in pairs if not {scores.value, masks.value} & inner]
+    if not pairs:
+        return None
+    if len(pairs) > 1:
+        listed = "; ".join(f"{scores.describe()} with {masks.describe()}" for scores, masks in pairs)
+        raise AmbiguousModelError(f"several outputs could be class scores and masks of queries: {listed}")
+    scores, masks = pairs[0]
+    shares = are_shares(scores.array)
+    sums_to_one = shares and bool(np.allclose(scores.array.sum(axis=-1), 1.0, atol=1e-2))
+    has_no_object = num_classes != scores.shape[2] if num_classes is not None else sums_to_one or not shares
+    return QueryInstances(scores, has_no_object, shares, masks, are_shares(masks.array))
+
+
+def _are_boxes(sample: Sample) -> bool:
+    return sample.shape[2] == 4 and are_shares(sample.array)

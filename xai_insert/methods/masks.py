@@ -1,0 +1,84 @@
+"""Bringing the masks of instances onto one grid: pasted from their boxes, assembled from prototypes, resized."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xai_insert.graph.ops import Ops, V
+from xai_insert.locate.instances.kinds import BoxFormat
+from xai_insert.methods.shaping import scalar
+
+_LEAST_SIDE = 1e-6  # of a box in cells, so that an empty one divides by something
+
+
+def corners_in_cells(op: Ops[V], boxes: V, form: BoxFormat, cells: V) -> V:
+    """Left, top, right and bottom in cells of the grid, float32 `[B, M, 4]`.
+
+    Args:
+        op: operations.
+        boxes: float32 `[B, M, 4]`.
+        form: how they are written.
+        cells: columns, rows, columns, rows of the grid for one unit of the boxes' coordinates, float32 `[4]`.
+    """
+    if form.is_centre:
+        eye, half = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32) / 2
+        boxes = op.matmul(boxes, op.constant(np.block([[eye, eye], [-half, half]])))
+    return op.mul(boxes, cells)
+
+
+def resized(op: Ops[V], masks: V, sides: tuple[int | None, int | None], grid: tuple[int, int]) -> V:
+    """Masks `[B, M, h, w]` read at the centres of the grid's cells; `sides` are h and w where they are known."""
+    return masks if sides == grid else op.resize(masks, *grid)
+
+
+def pasted(op: Ops[V], masks: V, sides: tuple[int, int], corners: V, grid: tuple[int, int]) -> V:
+    """Masks `[B, M, m, n]` of boxes, read at the centres of the grid's cells: `[B, M, h, w]`, 0 outside the boxes.
+
+    A box holds its n columns side by side. A cell whose centre lies x columns from the box's left side is at x - 1/2
+    among the columns' centres, and column j takes part in it with max(0, 1 - |x - 1/2 - j|): bilinear interpolation
+    that fades to 0 half a column outside the box, which is how Mask R-CNN pastes by sampling. Rows likewise, so that
+    two matrix products paste all masks.
+
+    Args:
+        op: operations.
+        masks: float32.
+        sides: m and n.
+        corners: of the boxes in cells, float32 `[B, M, 4]`.
+        grid: h and w.
+    """
+    down = _shares(op, corners, 1, grid[0], sides[0])
+    across = _shares(op, corners, 0, grid[1], sides[1])
+    return op.matmul(op.matmul(down, masks), op.transpose(across, (0, 1, 3, 2)))
+
+
+def _shares(op: Ops[V], corners: V, axis: int, cells: int, size: int) -> V:
+    """What each of a mask's `size` columns (axis 0) or rows (axis 1) has in each cell, `[B, M, cells, size]`."""
+    low, high = _corner(op, corners, axis), _corner(op, corners, axis + 2)
+    centres = op.constant((np.arange(cells, dtype=np.float32) + 0.5).reshape(1, 1, cells))
+    side = op.maximum(op.sub(high, low), scalar(op, _LEAST_SIDE, "float32"))
+    place = op.mul(op.div(op.sub(centres, low), side), scalar(op, float(size), "float32"))
+    from_first = op.sub(op.unsqueeze(place, [3]), scalar(op, 0.5, "float32"))
+    apart = op.sub(from_first, op.constant(np.arange(size, dtype=np.float32).reshape(1, 1, 1, size)))
+    apart = op.maximum(apart, op.mul(apart, scalar(op, -1.0, "float32")))
+    return op.maximum(op.sub(scalar(op, 1.0, "float32"), apart), scalar(op, 0.0, "float32"))
+
+
+def cropped(op: Ops[V], masks: V, corners: V, grid: tuple[int, int]) -> V:
+    """Masks `[B, M, h, w]`, 0 outside their boxes.
+
+    Column c belongs to a box if left <= c < right, a row likewise: the rule of the package that trains these models.
+    """
+    down = op.unsqueeze(_inside(op, corners, 1, grid[0]), [3])
+    across = op.unsqueeze(_inside(op, corners, 0, grid[1]), [2])
+    return op.mul(op.mul(masks, down), across)
+
+
+def _inside(op: Ops[V], corners: V, axis: int, cells: int) -> V:
+    numbers = op.constant(np.arange(cells, dtype=np.float32).reshape(1, 1, cells))
+    before = op.greater(_corner(op, corners, axis), numbers)
+    return op.mul(op.sub(scalar(op, 1.0, "float32"), before), op.greater(_corner(op, corners, axis + 2), numbers))
+
+
+def _corner(op: Ops[V], corners: V, column: int) -> V:
+    """One coordinate of every box, `[B, M, 1]`."""
+    return op.slice(corners, 2, column, column + 1)
