@@ -2,9 +2,9 @@
 
 Run from the repository root: ``python -m model_zoo_fixtures.shapes.train_segmenter``.
 
-The detector of ``train_detector`` with masks: each cell of each level also has coefficients, and one more branch makes
-prototype masks at a quarter of the image's size. The mask of an object is the sigmoid of its prototypes' weighted sum.
-Non-maximum suppression is not part of the graph.
+``shapes_detector`` with masks: each cell of each level also has coefficients, and one more branch makes prototype masks
+at a quarter of the image's size. The mask of an object is the sigmoid of its prototypes' weighted sum. Non-maximum
+suppression is not part of the graph. The detector's weights are taken from its file and stay as they are.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,11 +26,9 @@ from model_zoo_fixtures.shapes.dataset import DETECTOR_SIZE, multi_object_scene
 from model_zoo_fixtures.shapes.train_cnn import ResidualBlock
 from model_zoo_fixtures.shapes.train_detector import (
     MAX_OBJECTS,
-    N_CLASSES,
     ShapesDetector,
     assign,
     augment,
-    generalised_iou,
 )
 
 PROTOTYPES = 12
@@ -46,6 +46,44 @@ class ShapesSegmenter(ShapesDetector):
             nn.Conv2d(conv.in_channels, PROTOTYPES, 3, padding=1) for conv in self.class_convs
         )
         self.prototypes = nn.Sequential(ResidualBlock(32 + 48, 48, 1), nn.Conv2d(48, PROTOTYPES, 1))
+        self.learned = (self.coefficient_convs, self.prototypes)
+        for parameter in self.parameters():
+            parameter.requires_grad_(any(parameter is own for part in self.learned for own in part.parameters()))
+
+    def train(self, mode: bool = True) -> ShapesSegmenter:
+        """Put the new layers into training mode; the detector's statistics stay as they are."""
+        super().train(False)
+        self.training = mode
+        for part in self.learned:
+            part.train(mode)
+        return self
+
+    def load_detector(self, path: Path) -> None:
+        """Take the detector's weights from its ONNX file, where normalisation is part of the convolutions."""
+        graph = onnx.load(str(path)).graph
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+        stored = iter(node for node in graph.node if node.op_type == "Conv")
+        hooks = []
+
+        def fill(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if isinstance(module, nn.Conv2d):
+                node = next(stored)
+                weight, self._bias = (torch.tensor(numpy_helper.to_array(tensors[name])) for name in node.input[1:])
+                module.weight.copy_(weight)
+                if module.bias is not None:
+                    module.bias.copy_(self._bias)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.fill_((1.0 + module.eps) ** 0.5)
+                module.bias.copy_(self._bias)
+
+        new = {layer for part in self.learned for layer in part.modules()}
+        for module in self.modules():
+            if module not in new:
+                hooks.append(module.register_forward_pre_hook(fill))
+        with torch.no_grad():
+            self.eval()(torch.zeros(1, 3, DETECTOR_SIZE, DETECTOR_SIZE))
+        for hook in hooks:
+            hook.remove()
 
     def everything(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Map float32 RGB ``[N, 3, 128, 128]`` (0..255) to all raw outputs.
@@ -127,38 +165,29 @@ def mask_loss(coefficients: Tensor, prototypes: Tensor, boxes: Tensor, wanted: T
 
 
 def loss_of(model: nn.Module, batch: training.Batch) -> Tensor:
-    """Return focal loss of the scores, generalised-IoU loss of the boxes and cross entropy of the masks."""
+    """Cross entropy of the masks of the cells that are responsible for an object, on one augmented batch."""
     assert isinstance(model, ShapesSegmenter)
     images, boxes, classes, numbers = batch
     stacked = torch.cat([training.augment_colours(images.float()), numbers.float()], dim=1)
     stacked, boxes = augment(stacked, boxes)
     images, numbers = stacked[:, :3], stacked[:, 3]
-    logits, outputs, coefficients, prototypes = model.everything(images)
+    _, _, coefficients, prototypes = model.everything(images)
     owner = assign(boxes, classes, model.centres, model.strides)
     positive = owner >= 0
     image_index = torch.arange(len(images))[:, None].expand_as(owner)[positive]
     slots = owner[positive]
-    targets = torch.zeros_like(logits)
-    targets[positive] = functional.one_hot(classes[image_index, slots], N_CLASSES).float()
-
-    entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    balance = torch.where(targets > 0, 0.25, 0.75)
-    focal = (balance * (logits.sigmoid() - targets).abs() ** 2 * entropy).sum()
-    box_loss = (1.0 - generalised_iou(model.decode(outputs)[positive], boxes[image_index, slots])).sum()
-
     chosen = torch.randperm(len(slots))[:MASKS_PER_STEP]
-    wanted = (numbers[image_index[chosen]] == slots[chosen, None, None] + 1).float()
+    image_index, slots = image_index[chosen], slots[chosen]
+    wanted = (numbers[image_index] == slots[:, None, None] + 1).float()
     wanted = functional.avg_pool2d(wanted[:, None], MASK_STRIDE)[:, 0]
-    own = prototypes[image_index[chosen]]
-    masks = mask_loss(coefficients[positive][chosen], own, boxes[image_index, slots][chosen], wanted)
-    return (4.0 * focal + box_loss) / positive.sum().clamp(min=1) + 2.0 * masks
+    return mask_loss(coefficients[positive][chosen], prototypes[image_index], boxes[image_index, slots], wanted)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line interface."""
     parser = argparse.ArgumentParser(description="Train and export shapes_segmenter.")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--images", type=int, default=12288, help="number of training images")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4096, help="number of training images")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=training.FOLDER, help="folder to write to")
     options = parser.parse_args(argv)
@@ -167,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
 
     data = load(0, options.images)
     model = ShapesSegmenter()
+    model.load_detector(training.FOLDER / "shapes_detector.onnx")
     print(sum(parameter.numel() for parameter in model.parameters()), "parameters", flush=True)
     training.optimise(model, data, loss_of, epochs=options.epochs, learning_rate=3e-3, batch_size=32)
     training.export(

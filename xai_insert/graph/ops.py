@@ -99,7 +99,7 @@ class Ops(Protocol[V]):
         """`1 / (1 + exp(-a))`."""
 
     def top(self, a: V, count: V) -> tuple[V, V]:
-        """The `count` (int64 `[1]`, at most `A`) largest of `[B, A]` and their int64 indices, largest first."""
+        """The `count` (int64 `[1]`) largest along the last axis and their int64 indices, largest first."""
 
     def take(self, a: V, indices: V, axis: int) -> V:
         """`a` at `indices` along `axis`; on the other axes `indices` has `a`'s sizes."""

@@ -154,9 +154,9 @@ def _locations(surgeon: Surgeon[V], target: MaskTarget, found: LocationInstances
     best = op.reshape(best, [_images(surgeon, found.predictions), -1])
     ranked = op.mul(best, kept_locations(op, boxes, own, best, threshold))
     chosen, score = strongest(op, columns, last + found.prototypes.shape[1], ranked)
-    scores = op.transpose(op.slice(chosen, 2, first, last), (0, 2, 1))
-    classes = op.equal(scores, op.reduce(scores, "max", [1]))
-    return Instances(score, classes, _assembled(surgeon, target, found, chosen, last))
+    _, labels = op.top(op.slice(chosen, 2, first, last), op.constant(np.ones(1, np.int64)))
+    labels = op.cast(op.reshape(labels, [_images(surgeon, found.predictions), -1]), "float32")
+    return Instances(score, _one_hot(op, labels, target.classes), _assembled(surgeon, target, found, chosen, last))
 
 
 def _assembled(

@@ -77,6 +77,7 @@ _OPS: Mapping[str, Op] = {
     "LogSoftmax": Op.SOFTMAX,
     "Sigmoid": Op.SIGMOID,
     "TopK": Op.TOPK,
+    "Identity": Op.IDENTITY,
     "Reshape": Op.RESHAPE,
     "Squeeze": Op.RESHAPE,
     "Unsqueeze": Op.RESHAPE,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from xai_insert.graph.view import Value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One output of the model, and what it was for a sample image."""
 

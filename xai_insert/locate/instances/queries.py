@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import activations
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
 
 
@@ -31,9 +31,9 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
         if len(scores.shape) == 3 and scores.is_float and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
     ]
     pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores)]
-    values = {scores.value for scores, _ in pairs} | {masks.value for _, masks in pairs}
-    inner = {value for value in values if values & (activations(graph, [value]) - {value})}
-    pairs = [(scores, masks) for scores, masks in pairs if not {scores.value, masks.value} & inner]
+    found = {sample for pair in pairs for sample in pair}
+    inner = [sample for sample in found if _leads_to_another(graph, sample, found)]
+    pairs = [pair for pair in pairs if pair[0] not in inner and pair[1] not in inner]
     if not pairs:
         return None
     if len(pairs) > 1:
@@ -44,6 +44,19 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     sums_to_one = shares and bool(np.allclose(scores.array.sum(axis=-1), 1.0, atol=1e-2))
     has_no_object = num_classes != scores.shape[2] if num_classes is not None else sums_to_one or not shares
     return QueryInstances(scores, has_no_object, shares, masks, are_shares(masks.array))
+
+
+def _leads_to_another(graph: Graph, sample: Sample, found: Iterable[Sample]) -> bool:
+    """Whether another output is made from this one: a hidden state that the model also gives."""
+    source = _source(sample.value)
+    dependent = activations(graph, [source])
+    return any(_source(other.value) is not source and other.value in dependent for other in found)
+
+
+def _source(value: Value) -> Value:
+    while value.producer is not None and value.producer.op in (Op.IDENTITY, Op.CAST):
+        value = value.producer.read(0)
+    return value
 
 
 def _are_boxes(sample: Sample) -> bool:
