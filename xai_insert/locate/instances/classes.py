@@ -44,7 +44,7 @@ def find_class_head(scores: Value) -> ClassHead | None:
             head = _head_of(node)
             if head is not None:
                 found[node] = head
-        elif not _has_weights(node):
+        elif not has_weights(node):
             stack += [operand for operand in node.inputs if operand is not None]
     heads = list(found.values())
     independent = [head for head in heads if not head.is_exclusive]
@@ -56,7 +56,8 @@ def _may_be_float(value: Value) -> bool:
     return "int" not in value.dtype and value.dtype != "bool"
 
 
-def _has_weights(node: Node) -> bool:
+def has_weights(node: Node) -> bool:
+    """Whether a node is a linear layer or a convolution with stored weights."""
     weight = node.operand(1)
     return node.op in (Op.CONV, Op.MATMUL) and weight is not None and weight.is_constant
 
@@ -82,7 +83,7 @@ def _layer_widths(logits: Value) -> set[int]:
         if value in seen or node is None or not _may_be_float(value):
             continue
         seen.add(value)
-        if _has_weights(node):
+        if has_weights(node):
             sizes = node.output.sizes
             width = sizes[1] if node.op is Op.CONV else sizes[-1]
             if width is not None:

@@ -9,7 +9,11 @@ import numpy as np
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.instances.classes import has_weights
 from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
+
+
+_AFTER_LINEAR = (Op.ADD, Op.CAST, Op.IDENTITY, Op.RESHAPE, Op.SIGMOID, Op.SLICE, Op.GATHER, Op.SOFTMAX, Op.TRANSPOSE)
 
 
 def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | None) -> QueryInstances | None:
@@ -34,6 +38,7 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     found = {sample for pair in pairs for sample in pair}
     inner = [sample for sample in found if _leads_to_another(graph, sample, found)]
     pairs = [pair for pair in pairs if pair[0] not in inner and pair[1] not in inner]
+    pairs = [pair for pair in pairs if _is_read_out(pair[0].value)] or pairs
     if not pairs:
         return None
     if len(pairs) > 1:
@@ -51,6 +56,19 @@ def _leads_to_another(graph: Graph, sample: Sample, found: Iterable[Sample]) -> 
     source = _source(sample.value)
     dependent = activations(graph, [source])
     return any(_source(other.value) is not source and other.value in dependent for other in found)
+
+
+def _is_read_out(value: Value) -> bool:
+    """Whether a linear layer made it, as it makes class scores, and no residual sum or norm, as they make states."""
+    node = value.producer
+    while node is not None:
+        if has_weights(node):
+            return True
+        has_one_operand = sum(operand is not None and not operand.is_constant for operand in node.inputs) == 1
+        if node.op not in _AFTER_LINEAR or not has_one_operand:
+            return False
+        node = next(v.producer for v in node.inputs if v is not None and not v.is_constant)
+    return False
 
 
 def _source(value: Value) -> Value:
