@@ -73,8 +73,11 @@ def boxes_in_pixels(rng, count):
 
 
 def listed(layout):
-    """`pasted`: 1-based labels, masks of the image; `boxes`: the same with masks of boxes; `background-last`: boxes with
-    scores, 0-based labels, masks of boxes; `sigmoid`: boxes with scores, masks of the image."""
+    """One entry for each instance.
+
+    `pasted`: 1-based labels, masks of the image; `boxes`: the same with masks of boxes; `background-last`: boxes with
+    scores, 0-based labels, masks of boxes; `sigmoid`: boxes with scores, masks of the image.
+    """
     b = Builder()
     exclusive = layout != "sigmoid"
     width = CLASSES + exclusive
@@ -106,7 +109,11 @@ def listed(layout):
     boxes = b.node("Concat", boxes, b.reshape(best, -1, 1), axis=1)
     sides = (14, 14) if layout == "background-last" else (HEIGHT, WIDTH)
     return b.model(
-        {"boxes": b.reshape(boxes, 1, -1, 5), "labels": b.reshape(labels, 1, -1), "masks": b.reshape(masks, 1, -1, *sides)}
+        {
+            "boxes": b.reshape(boxes, 1, -1, 5),
+            "labels": b.reshape(labels, 1, -1),
+            "masks": b.reshape(masks, 1, -1, *sides),
+        }
     )
 
 

@@ -1,7 +1,6 @@
 """Instance segmenters of the zoo: what is found, predictions, and the map against its definition on the outputs."""
 
 import numpy as np
-import pytest
 
 from model_zoo_fixtures import fixtures, materialise
 from tests import instance_oracle as definition

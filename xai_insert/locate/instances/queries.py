@@ -12,7 +12,6 @@ from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.instances.classes import has_weights
 from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
 
-
 _AFTER_LINEAR = (Op.ADD, Op.CAST, Op.IDENTITY, Op.RESHAPE, Op.SIGMOID, Op.SLICE, Op.GATHER, Op.SOFTMAX, Op.TRANSPOSE)
 
 
