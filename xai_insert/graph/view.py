@@ -242,7 +242,12 @@ def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | No
     if value is None or not value.is_constant or value.shape is None:
         return None
     count = volume(value.shape)
-    return None if count is None or count > limit else np.asarray(value.elements())
+    if count is None or count > limit:
+        return None
+    try:
+        return np.asarray(value.elements())
+    except ValueError:  # computed from constants by an operation that cannot be run here
+        return None
 
 
 def slice_attrs(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], shape: Shape) -> dict[str, Any]:

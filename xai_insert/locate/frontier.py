@@ -53,7 +53,7 @@ def find_heads(graph: Graph, images: Sequence[Value]) -> list[Head]:
     """Every head with a grid, in topological order."""
     dependent = activations(graph, images)
     layers = _frontier(graph, dependent)
-    heads = [head for layer in layers if (head := _head(graph, layer)) is not None]
+    heads = [head for layer in layers if (head := _head(graph, layer, dependent)) is not None]
     return sorted(heads, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
 
 
@@ -117,8 +117,8 @@ def _data_operands(node: Node, value: Value) -> list[Value]:
     return [operand for operand in operands if operand is not None]
 
 
-def _head(graph: Graph, layer: Node) -> Head | None:
-    value = _with_bias(layer)
+def _head(graph: Graph, layer: Node, dependent: set[Value]) -> Head | None:
+    value = _with_bias(layer, dependent)
     shape = value.shape
     if shape is None:
         return None
@@ -137,16 +137,17 @@ def _head(graph: Graph, layer: Node) -> Head | None:
     return None
 
 
-def _with_bias(layer: Node) -> Value:
+def _with_bias(layer: Node, dependent: set[Value]) -> Value:
     value = layer.output
-    if len(value.uses) != 1 or value.uses[0].node.op is not Op.ADD:
+    uses = [use for use in value.uses if use.node.op is not Op.SHAPE]
+    if len(uses) != 1 or uses[0].node.op is not Op.ADD:
         return value
-    add = value.uses[0].node
-    other = add.inputs[1 - value.uses[0].index]
-    if other is None or not other.is_constant or other.shape is None:
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].index]
+    if other is None or other in dependent or other.rank is None:
         return value
     channel = value.sizes[1 if layer.op is Op.CONV else -1]
-    return add.output if volume(other.shape) in (channel, 1) else value
+    return add.output if not other.is_constant or volume(other.sizes) in (channel, 1) else value
 
 
 @dataclass(frozen=True)
@@ -157,11 +158,13 @@ class Observed:
         value: decoded scores or boxes of every location.
         by_magnitude: whether the largest elements are picked: it holds scores.
         is_output: whether it is an output of the model.
+        heads: the heads whose locations it follows; others may reach it through a selection.
     """
 
     value: Value
     by_magnitude: bool
     is_output: bool
+    heads: frozenset[Value]
 
 
 def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]) -> list[Observed]:
@@ -170,7 +173,7 @@ def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]
     In topological order; the heads themselves are among them where a model gives them raw.
     """
     dependent = activations(graph, images)
-    local: dict[Value, None] = {head.value: None for head in heads}
+    local: dict[Value, frozenset[Value]] = {head.value: frozenset([head.value]) for head in heads}
     by_magnitude: dict[Value, bool] = {}
     for node in graph.nodes:
         if node.op is Op.SHAPE:
@@ -182,11 +185,11 @@ def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]
             for operand in read:
                 by_magnitude[operand] = by_magnitude.get(operand, False) or _by_magnitude(node, operand)
         else:
-            local.update(dict.fromkeys(node.outputs))
+            local.update(dict.fromkeys(node.outputs, frozenset().union(*(local[operand] for operand in read))))
     outputs = {value for value in graph.outputs if value in local}
     return [
-        Observed(value, by_magnitude.get(value, False), value in outputs)
-        for value in local
+        Observed(value, by_magnitude.get(value, False), value in outputs, reached)
+        for value, reached in local.items()
         if (value in outputs or value in by_magnitude) and "float" in value.dtype
     ]
 

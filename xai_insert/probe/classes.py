@@ -100,8 +100,9 @@ class _Search:
 
     def layout(self, item: _Watched) -> Channels | None:
         """The order of one head's channels; None if it has one location only or nothing tells."""
-        if item.head.channels == 1:
-            return Channels(0, 1, 1, 1)
+        channels = item.head.channels
+        if channels == 1 or len(item.head.levels[0].grid_axes) == 1:  # tokens have no anchors
+            return Channels(0, channels, 1, channels)
         cells = self.probe.cells(item.index)
         if len(cells) == 1:
             return None
@@ -130,7 +131,7 @@ class _Search:
             return None
         end = self.observed[min(ends)].value
         way = [
-            Observed(value, by_magnitude=True, is_output=False)
+            Observed(value, by_magnitude=True, is_output=False, heads=frozenset([item.head.value]))
             for value in reshapes_between(self.graph, [item.head], end)
             if value.producer is not None and value.producer.op in _ARRANGING and (value.rank or 0) > 1
         ]
@@ -213,7 +214,7 @@ def _background(scoring: Sequence[_Watched], channels: Mapping[int, Channels]) -
     silent = {
         (channel // order.anchors if order.classes_first else (channel - order.start) % order.stride)
         for item in scoring
-        if item.is_class
+        if item.is_class and len(item.head.levels[0].grid_axes) == 2
         for order in [channels[item.index]]
         for channel, response in item.responses.items()
         if response.effect in (Effect.FALLING, Effect.SILENT)

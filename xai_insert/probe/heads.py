@@ -106,6 +106,8 @@ class HeadProbe:
         effects: set[Effect] = set()
         elements, moved = {}, {}
         for index, (base, high, low) in enumerate(zip(self._base, up, down, strict=True)):
+            if self._heads[head].value not in self._observed[index].heads:
+                continue
             effect, element, count = _effect(self._observed[index], base, high, low)
             effects.add(effect)
             if count:

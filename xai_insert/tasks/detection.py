@@ -21,6 +21,7 @@ from xai_insert.tasks.cost import mega
 from xai_insert.tasks.plan import Branch, Plan
 
 _METHOD = "det-class-probability-map"
+_BOX = 4
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ class RegionsPlan(Plan):
 
 
 def selects_rows(graph: Graph) -> bool:
-    """Whether a model chooses among locations: suppression, region pooling, rows taken where scores are best."""
+    """Whether a model chooses among locations: suppression, region pooling, boxes, rows where scores are best."""
     if any(node.op in (Op.NMS, Op.ROI_ALIGN) for node in graph.nodes):
+        return True
+    if any(value.rank == 3 and value.sizes[2] == _BOX for value in graph.outputs):
         return True
     chosen: set[Value] = set()
     for node in graph.nodes:

@@ -255,7 +255,7 @@ def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
     rank = inputs[0].rank if inputs else None
     raw = native.get_attributes() if kind in _WITH_ATTRIBUTES else {}
     second = inputs[1] if len(inputs) > 1 else None
-    if kind.startswith("Reduce"):
+    if kind.startswith("Reduce") and "keep_dims" in raw:
         return {"mode": kind[6:].lower(), "axes": _axes(second, rank), "keepdims": bool(raw["keep_dims"])}
     if kind.startswith("Adaptive"):
         mode = "mean" if "Avg" in kind else "max"

@@ -1,0 +1,153 @@
+"""Detectors: the order of channels read off what they move, options, and a trained model's maps on known boxes."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+
+from model_zoo_fixtures.shapes.dataset import multi_object_scene
+from tests import oracle
+from tests.models import Builder
+from xai_insert import Options, errors, insert
+from xai_insert.locate.detector import Channels
+from xai_insert.probe.channels import raw_channels, resolve, resolve_fused, samples
+
+DETECTOR = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes" / "shapes_detector"
+HELD_OUT = 1_000_000
+
+
+def moves(order, channels, row):
+    """`{channel: (0, row, column)}` in a value `[N, locations * anchors, classes]`."""
+    found = {}
+    for channel in channels:
+        anchor, column = divmod(channel - order.start, order.stride)
+        if order.classes_first:
+            column, anchor = divmod(channel, order.anchors)
+        found[channel] = (0, row * order.anchors + anchor, column)
+    return found
+
+
+@pytest.mark.parametrize(
+    "order", [Channels(0, 20, 1, 20), Channels(0, 21, 6, 21), Channels(0, 7, 9, 1, classes_first=True)]
+)
+def test_order_of_classes_and_anchors(order):
+    chosen = samples(order.classes * order.anchors)
+    found = resolve(moves(order, chosen, 30), moves(order, chosen, 31), order.classes * order.anchors)
+    assert found == order
+
+
+def test_no_order_where_locations_and_classes_share_an_axis():
+    chosen = samples(18)
+    flat = [{channel: (0, (row * 3 + channel // 6) * 6 + channel % 6) for channel in chosen} for row in (4, 5)]
+    assert resolve(*flat, 18) is None
+
+
+@pytest.mark.parametrize(("start", "classes", "stride"), [(5, 80, 85), (0, 10, 42), (5, 1, 6)])
+def test_order_of_heads_that_give_boxes_as_well(start, classes, stride):
+    anchors = 3 if start else 1
+    # behind a box come objectness and classes, all of them scores; before the bins of a box come classes only
+    scores = range(start - 1 if start else 0, start + classes)
+    here, there = (
+        {anchor * stride + c: (0, row * anchors + anchor, c) for anchor in range(anchors) for c in scores}
+        for row in (7, 8)
+    )
+    assert resolve_fused(here, there, anchors * stride) == Channels(start, classes, anchors, stride)
+
+
+GRID = (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("widths", "num_classes", "expected"),
+    [
+        ((720, 36), None, Channels(0, 80, 9, 80)),
+        ((36, 720), None, None),
+        ((80, 4, 1), None, Channels(0, 80, 1, 80)),
+        ((1, 4, 80), None, None),
+        ((12, 12), None, None),
+        ((255,), None, None),
+        ((255,), 80, Channels(5, 80, 3, 85)),
+        ((112,), 80, Channels(0, 80, 1, 112)),
+        ((64, 64), 64, Channels(0, 64, 1, 64)),
+    ],
+)
+def test_order_by_width_where_nothing_is_decoded(widths, num_classes, expected):
+    assert raw_channels({i: (GRID, width) for i, width in enumerate(widths)}, 0, num_classes) == expected
+
+
+def raw_detector():
+    """Two levels of undecoded heads, 3 anchors of a box, an objectness and 4 classes each."""
+    b = Builder(size=(32, 32))
+    fine = b.backbone()
+    coarse = b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])
+    heads = [b.node("Conv", x, b.weight(27, 6, 1, 1), b.weight(27)) for x in (fine, coarse)]
+    return b.model(*heads), heads
+
+
+def test_raw_heads_want_the_number_of_classes():
+    model, heads = raw_detector()
+    with pytest.raises(errors.AmbiguousModelError, match="--num-classes"):
+        insert(model)
+    image = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
+    outputs = oracle.run(insert(model, Options(num_classes=4, output_dtype="f32")).model, image)
+    scores = [outputs[head].reshape(2, 3, 9, *outputs[head].shape[2:])[:, :, 5:].max(1) for head in heads]
+    # from 16x16 to 8x8 without smoothing: bilinear at the common corner of four cells
+    halved = scores[0].reshape(2, 4, 8, 2, 8, 2).mean((3, 5))
+    mean = np.exp((halved + scores[1]) / 2)
+    np.testing.assert_allclose(outputs["saliency_map"], mean / mean.sum(1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+def test_the_peak_lies_in_a_box_of_the_class(suffix):
+    path = DETECTOR.with_suffix(suffix)
+    result = insert(onnx.load(path) if suffix == ".onnx" else ov.Core().read_model(path))
+    assert [head["grid"] for head in result.report.heads] == [(16, 16), (8, 8), (4, 4)]
+    scenes = [multi_object_scene(HELD_OUT + index) for index in range(100)]
+    images = np.stack([scene.image.transpose(2, 0, 1) for scene in scenes]).astype(np.float32)
+    maps = oracle.run(result.model, images)["saliency_map"]
+    hits = [
+        any(shape.contains(*peak(per_class[label], 128)) for shape in scene.objects if shape.class_id == label)
+        for scene, per_class in zip(scenes, maps, strict=True)
+        for label in {shape.class_id for shape in scene.objects}
+    ]
+    assert np.mean(hits) >= 0.95
+
+
+def peak(saliency_map, size):
+    row, column = np.unravel_index(saliency_map.argmax(), saliency_map.shape)
+    return (column + 0.5) * size / saliency_map.shape[1], (row + 0.5) * size / saliency_map.shape[0]
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+@pytest.mark.parametrize(("method", "lead"), [("auto", (2, 8)), ("activation-map", (2,))])
+def test_size_and_method_are_options(suffix, method, lead):
+    small = insert(DETECTOR.with_suffix(suffix), Options(method=method, output_dtype="f32"))
+    large = insert(DETECTOR.with_suffix(suffix), Options(method=method, output_dtype="f32", saliency_size=(16, 24)))
+    images = np.random.default_rng(1).uniform(0, 255, (2, 3, 128, 128)).astype(np.float32)
+    before, after = (run_native(result.model, images) for result in (small, large))
+    assert before.shape == (*lead, 8, 8)
+    assert after.shape == (*lead, 16, 24)
+    # Doubled rows lie a quarter on either side of the old ones, so pairs of them average to the old, but at the edges.
+    pairs = after.reshape(*lead, 8, 2, 8, 3).mean((-3, -1))
+    np.testing.assert_allclose(pairs[..., 1:-1, 1:-1], smooth(before)[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-6)
+
+
+def smooth(maps):
+    """What the mean over the new cells of an old one makes of linear interpolation by 2 and by 3."""
+    rows = 0.75 * maps
+    rows[..., 1:-1, :] += 0.125 * (maps[..., :-2, :] + maps[..., 2:, :])
+    columns = rows * (7 / 9)
+    columns[..., :, 1:-1] += (rows[..., :, :-2] + rows[..., :, 2:]) / 9
+    return columns
+
+
+def run_native(model, images):
+    return oracle.run(model if isinstance(model, ov.Model) else onnx_proto(model), images)["saliency_map"]
+
+
+def onnx_proto(model):
+    import onnx_ir
+
+    return onnx_ir.to_proto(model)
