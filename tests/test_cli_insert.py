@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests import models, oracle
 from xai_insert import pipeline
 from xai_insert.cli.insert import main
+from xai_insert.cli.worker import run_here
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def call(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], obj=run_here)
 
 
 def tree(folder):

@@ -52,6 +52,15 @@ class CheckFailedError(XaiInsertError):
     """The inserted model does not behave as promised, so nothing is written."""
 
 
+class TimeLimitError(CheckFailedError):
+    """A single run of the plain model does not end in reasonable time."""
+
+    @classmethod
+    def after(cls, seconds: float | None) -> TimeLimitError:
+        """The error for a run that was broken off."""
+        return cls(f"the model did not finish one image in {seconds or 0:g} s; --no-check inserts without running it")
+
+
 class DefinitionError(CheckFailedError):
     """The saliency map is not what its definition says."""
 

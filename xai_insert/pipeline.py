@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, check_definition, check_outputs, run_random
+from xai_insert.check import CheckResult, check_definition, check_outputs, require_proportion, run_plain, run_random
 from xai_insert.errors import AlreadyInsertedError, DefinitionError, ModelFileError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.graph.names import PREFIX
@@ -48,6 +48,10 @@ class InsertResult:
     report: Report
 
 
+def _ignored(step: str) -> None:
+    del step
+
+
 def insert(model: Any, options: Options | None = None) -> InsertResult:
     """Insert a saliency map into a copy of a model.
 
@@ -68,36 +72,49 @@ def plan_insertion(model: Any, options: Options | None = None, output: Path | No
     options = options or Options()
     loaded = load(model, options.input_shapes, output)
     _refuse_twice(loaded, graph := loaded.view())
+    if options.check:
+        require_proportion(graph)
     return _report(loaded, make_plan(loaded, graph, options), options, _name(model))
 
 
-def insert_file(source: Path, output: Path, options: Options | None = None) -> Report:
+def insert_file(
+    source: Path, output: Path, options: Options | None = None, passed: Callable[[str], None] = _ignored
+) -> Report:
     """Insert into the model file `source` and write the result to `output`, whole or not at all.
 
     Args:
         source: `.xml` or `.onnx`.
         output: `.xml` or `.onnx`; a `.onnx` source with a `.xml` output is converted on the way.
         options: what to insert.
+        passed: called with `read`, `located` and `run` when the model is past that step; what follows the last one
+            takes its time in proportion to the model.
 
     Raises:
         XaiInsertError: one of its children; nothing was written.
     """
     options = options or Options()
     _require_writable(source, output)
-    loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source))
+    loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source), passed)
     written = _write(loaded, output)
     return replace(
         report, output=str(output), bytes_before=_size(source), bytes_after=sum(path.stat().st_size for path in written)
     )
 
 
-def _insert(fresh: Callable[[], LoadedModel], options: Options, source: str) -> tuple[LoadedModel, Report]:
+def _insert(
+    fresh: Callable[[], LoadedModel], options: Options, source: str, passed: Callable[[str], None] = _ignored
+) -> tuple[LoadedModel, Report]:
     """Plan, splice and check; where a closed form turns out not to be the definition, start afresh without it."""
     loaded = fresh()
     graph = loaded.view()
     _refuse_twice(loaded, graph)
+    if options.check:
+        require_proportion(graph)
+    passed("read")
     plan = make_plan(loaded, graph, options)
-    plain = run_random(loaded.runner()) if options.check else []
+    passed("located")
+    plain = run_plain(loaded, graph) if options.check else []
+    passed("run")
     try:
         return loaded, _carry_out(loaded, graph, plan, options, source, plain)
     except DefinitionError as err:
@@ -210,14 +227,11 @@ def _require_writable(source: Path, output: Path) -> None:
 
 
 def _write(loaded: LoadedModel, output: Path) -> list[Path]:
-    """Write beside the goal and move into place, so that the goal is never half a file."""
+    """Write beside the goal and move into place, so that the goal is never half a model."""
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         try:
-            files = loaded.save(scratch, output.name)
-            for path in files:
-                os.replace(path, output.parent / path.name)
-            return [output.parent / path.name for path in files]
+            return loaded.install(loaded.save(scratch, output.name), output)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as err:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 import click
 
 from xai_insert.cli.parsing import INPUT_SHAPE, SIZE
-from xai_insert.errors import XaiInsertError
+from xai_insert.cli.worker import Job, Runner, Worker, configure_logging
 from xai_insert.graph.view import Shape
 from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
-from xai_insert.pipeline import insert_file, plan_insertion
 from xai_insert.report import Report, to_json
 from xai_insert.version import __version__
 
@@ -69,10 +67,16 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Print what would be done and why; write nothing.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
 @click.option("--no-check", is_flag=True, help="Write without comparing the plain and the inserted model.")
+@click.option(
+    "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="How long a model may take to be read, located and run; by default 20 s and a second for every 10 MB.",
+)  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", count=True, help="Print what happens inside; -vv for everything.")
 @click.version_option(__version__, prog_name="xai-insert")
+@click.pass_obj
 def main(
+    run: Runner | None,
     models: tuple[Path, ...],
     output: Path | None,
     method: str,
@@ -90,6 +94,7 @@ def main(
     dry_run: bool,
     report_path: Path | None,
     no_check: bool,
+    time_limit: float | None,
     quiet: bool,
     verbose: int,
 ) -> None:
@@ -98,7 +103,7 @@ def main(
     Reads MODEL (OpenVINO .xml or .onnx), finds backbone and head by itself, and writes a model whose single
     inference gives the untouched predictions and the output saliency_map.
     """
-    _configure_logging(verbose)
+    configure_logging(verbose)
     options = Options(
         method=method,  # type: ignore[arg-type]  # click.Choice has checked it
         target_layer=target_layer,
@@ -114,30 +119,23 @@ def main(
         input_shapes=dict(input_shapes),
         check=not no_check,
     )
-    outputs = _outputs(models, output, dry_run)
+    goals = _outputs(models, output, dry_run)
+    jobs = [Job(model, goal, options, dry_run) for model, goal in zip(models, goals, strict=True)]
     reports = []
-    for model, goal in zip(models, outputs, strict=True):
-        report = _run(model, goal, options, dry_run)
-        reports.append(report)
-        if report.error is not None:
-            click.echo(f"error: {report.text()}", err=True)
-        elif not quiet:
-            click.echo(report.text())
+    with Worker(verbose, time_limit) as worker:
+        for job in jobs:
+            report = (run or worker)(job)
+            reports.append(report)
+            if report.error is not None:
+                click.echo(f"error: {report.text()}", err=True)
+            elif not quiet:
+                click.echo(report.text())
     if report_path is not None:
         _write_report(report_path, reports)
     failed = sum(report.error is not None for report in reports)
     if failed and len(reports) > 1:
         click.echo(f"{failed} of {len(reports)} models failed", err=True)
     sys.exit(EXIT_FAILED if failed else 0)
-
-
-def _run(model: Path, goal: Path | None, options: Options, dry_run: bool) -> Report:
-    try:
-        if dry_run or goal is None:
-            return plan_insertion(model, options, goal)
-        return insert_file(model, goal, options)
-    except XaiInsertError as err:
-        return Report(source=str(model), error=" ".join(str(err).split()))
 
 
 def _outputs(models: tuple[Path, ...], output: Path | None, dry_run: bool) -> list[Path | None]:
@@ -163,16 +161,6 @@ def _write_report(path: Path, reports: list[Report]) -> None:
     except OSError as err:
         click.echo(f"error: cannot write the report {path}: {err.strerror}", err=True)
         sys.exit(EXIT_FAILED)
-
-
-def _configure_logging(verbose: int) -> None:
-    """Show this tool's log; other libraries keep theirs."""
-    if verbose:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        logger = logging.getLogger("xai_insert")
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
 
 
 if __name__ == "__main__":

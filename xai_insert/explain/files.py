@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 
 from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import ImageFileError, RunError
@@ -18,6 +20,7 @@ from xai_insert.explain.outputs import Array
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _JPEG_QUALITY = 92
+_MOST_PIXELS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,26 @@ def read_image(path: Path) -> Image:
         content = path.read_bytes()
     except OSError as err:
         raise ImageFileError(f"cannot read {path}: {err.strerror or err}") from err
+    _require_moderate(path, content)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
         raise ImageFileError(f"cannot read {path}: {'not an image that OpenCV knows' if content else 'empty file'}")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _require_moderate(path: Path, content: bytes) -> None:
+    """Refuse a small file that says it is a huge picture, before it is unpacked."""
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as header:
+            width, height = header.size
+    except PIL.Image.DecompressionBombError as err:
+        raise ImageFileError(f"cannot read {path}: {err}") from err
+    except (OSError, ValueError, SyntaxError):
+        return  # OpenCV knows kinds that Pillow does not
+    if width * height > _MOST_PIXELS:
+        raise ImageFileError(
+            f"cannot read {path}: {width}x{height} pixels are more than {_MOST_PIXELS / 1e6:.0f} million"
+        )
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

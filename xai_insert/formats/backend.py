@@ -20,8 +20,17 @@ class Runner(Protocol):
     def inputs(self) -> Sequence[tuple[str, str, Shape]]:
         """Name, NumPy dtype and sizes of each input."""
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """Every output, in order."""
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]], seconds: float | None = None) -> list[npt.NDArray[Any]]:
+        """Every output, in order.
+
+        Args:
+            feeds: an array for each input, by name.
+            seconds: how long the run may take; None for ever.
+
+        Raises:
+            CheckFailedError: the runtime cannot run the model.
+            TimeLimitError: the run took longer, and was broken off.
+        """
 
 
 class LoadedModel(Protocol):
@@ -65,6 +74,9 @@ class LoadedModel(Protocol):
 
     def save(self, folder: Path, name: str) -> list[Path]:
         """Write the model as `name` into `folder`; returns its files, the main one last."""
+
+    def install(self, files: Sequence[Path], goal: Path) -> list[Path]:
+        """Move what `save` wrote to `goal`; at every moment the old model is there, or the new one, whole."""
 
     def versions(self) -> dict[str, str]:
         """Versions of the format's libraries."""

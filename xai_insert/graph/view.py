@@ -136,7 +136,11 @@ class Value:
         return self.shape
 
     def elements(self) -> npt.NDArray[Any]:
-        """The stored elements of a constant."""
+        """The stored elements of a constant.
+
+        Raises:
+            ModelFileError: they cannot be read, or computed from others.
+        """
         if self.load is None:
             raise ValueError(f"{self.name!r} is no constant")
         return self.load()

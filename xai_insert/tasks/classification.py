@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError, UnsupportedTaskError
+from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
@@ -37,6 +37,7 @@ from xai_insert.tasks.plan import Branch, Masking, Output, Plan
 logger = logging.getLogger(__name__)
 
 SALIENCY_CLASSES = "saliency_classes"
+_FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,11 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
     """
     found = locate_classifier(graph, options)
     target = found.target
+    for value in (target.value, found.logits.value):
+        if value.dtype not in _FLOATS:
+            raise TargetNotFoundError(
+                f"{value.describe()} holds {value.dtype}, wanted floating-point numbers; is the file whole?"
+            )
     batch, classes = target.shape[0], found.logits.classes
     if options.method == "activation-map":
         if options.top_k is not None:

@@ -18,7 +18,7 @@ def flops_of(node: Node, batch: int) -> int:
         per_output = (volume(weight.shape) or 0) // max(_out_channels(node), 1)
         return 2 * out * per_output // batch
     source = node.operand(0)
-    if node.op is Op.MATMUL and source is not None and source.shape is not None:
+    if node.op is Op.MATMUL and source is not None and source.shape is not None and len(source.shape) > 1:
         inner = source.shape[-2 if node.attrs["transpose_a"] else -1] or 0
         return 2 * out * inner // batch
     return 0

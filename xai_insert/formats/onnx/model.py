@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import onnx_ir.passes.common as passes
 import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
+from xai_insert.formats.guard import moderate, taking_apart
+from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
+from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer
 from xai_insert.formats.onnx.storage import save
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
@@ -35,8 +39,9 @@ class OnnxModel:
 
     def view(self) -> Graph:
         source = None if self._source is None else str(self._source)
-        self._inferred = infer(self.native, source, self._input_shapes)
-        return build_view(self.native, self._inferred)
+        with taking_apart("the ONNX graph"):
+            self._inferred = infer(self.native, source, self._input_shapes)
+            return moderate(build_view(self.native, self._inferred))
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
         del keep_float32  # onnxruntime computes in the types that the model names
@@ -73,7 +78,17 @@ class OnnxModel:
 
     def save(self, folder: Path, name: str) -> list[Path]:
         self._prune()
-        return save(self.native, folder, name)
+        try:
+            return save(self.native, folder, name)
+        except ir.serde.SerdeError as err:
+            raise ModelFileError(f"the ONNX graph is damaged: it cannot be written: {first_line(err)}") from err
+
+    def install(self, files: Sequence[Path], goal: Path) -> list[Path]:
+        if len(files) == 1:
+            os.replace(files[0], goal)
+        else:
+            replace_onnx(files[-1], files[:-1], goal)
+        return [goal.with_name(path.name) for path in files]
 
     def _prune(self) -> None:
         if self._surgeon is not None:
@@ -89,7 +104,18 @@ def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
         model = ir.load(path)
     except Exception as err:  # protobuf, onnx-ir and the file system raise unrelated kinds
         raise ModelFileError(f"not readable as ONNX: {first_line(err)}; is the file whole?") from err
-    return _prepared(model, path, input_shapes)
+    with taking_apart("the ONNX graph"):
+        require_safe(model, path.parent)
+        return _prepared(model, path, input_shapes)
+
+
+def require_safe_file(path: Path) -> None:
+    """Refuse an ONNX file that another library is to read; see `xai_insert.formats.onnx.safety`.
+
+    Raises:
+        ModelFileError: not readable as ONNX, or not safe.
+    """
+    load_path(path, {})
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:

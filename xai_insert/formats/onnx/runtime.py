@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from xai_insert.errors import CheckFailedError
+from xai_insert.errors import CheckFailedError, TimeLimitError
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
 
@@ -65,11 +66,21 @@ class OnnxRunner:
             for arg in self._session.get_inputs()
         ]
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]], seconds: float | None = None) -> list[npt.NDArray[Any]]:
+        options = ort.RunOptions()
+        timer = None if seconds is None else threading.Timer(seconds, setattr, (options, "terminate", True))
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
         try:
-            return [np.asarray(result) for result in self._session.run(None, dict(feeds))]
+            return [np.asarray(result) for result in self._session.run(None, dict(feeds), options)]
         except Exception as err:  # see __init__
+            if options.terminate:
+                raise TimeLimitError.after(seconds) from err
             raise CheckFailedError(f"onnxruntime cannot run the model: {first_line(err)}") from err
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 def _session(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:

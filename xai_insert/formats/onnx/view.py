@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.shapes import Inferred
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather, slice_attrs
@@ -234,9 +235,12 @@ def _float_operands(native: ir.Node, inputs: tuple[Value | None, ...]) -> tuple[
 
 
 def _reader(tensor: ir.TensorProtocol) -> Callable[[], npt.NDArray[Any]]:
-    if tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-        return lambda: tensor.numpy().astype(np.float32)
-    return tensor.numpy
+    def read() -> npt.NDArray[Any]:
+        with taking_apart(f"the constant {tensor.name!r}"):
+            elements: npt.NDArray[Any] = tensor.numpy()
+            return elements.astype(np.float32) if is_half(elements.dtype.name) else elements
+
+    return read
 
 
 def _tensor_shape(tensor: ir.TensorProtocol) -> Shape:
@@ -297,11 +301,13 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[]
     def evaluate() -> npt.NDArray[Any]:
         import onnx.reference  # noqa: PLC0415 - slow to import and seldom needed
 
-        runner = onnx.reference.ReferenceEvaluator(ir.to_proto(native))
+        with taking_apart(f"the node {native.name!r}"):
+            runner = onnx.reference.ReferenceEvaluator(ir.to_proto(native))
         names = [value.name or "" for value in native.inputs if value is not None]
         feeds = {name: value.elements() for name, value in zip(names, inputs, strict=True) if value is not None}
-        results: Any = runner.run(None, feeds)
-        folded = np.asarray(results[0])
+        with taking_apart(f"the constant {native.outputs[0].name!r}"):
+            results: Any = runner.run(None, feeds)
+            folded = np.asarray(results[0])
         return folded.astype(np.float32) if is_half(folded.dtype.name) else folded
 
     return evaluate

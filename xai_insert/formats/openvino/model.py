@@ -10,8 +10,11 @@ import openvino as ov
 import openvino.opset13 as opset
 
 from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
+from xai_insert.formats.guard import RAISED, moderate, taking_apart
 from xai_insert.formats.openvino.precision import mark_branch, marked
+from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner, last_line
+from xai_insert.formats.openvino.safety import require_safe
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
 from xai_insert.formats.openvino.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
@@ -29,7 +32,8 @@ class OpenVINOModel:
         self._keep_float32 = False
 
     def view(self) -> Graph:
-        return build_view(self.native)
+        with taking_apart("the OpenVINO graph"):
+            return moderate(build_view(self.native))
 
     def surgeon(self, *, keep_float32: bool = False) -> OpenVINOSurgeon:
         self._keep_float32 = keep_float32
@@ -82,6 +86,10 @@ class OpenVINOModel:
             mark_branch(path)
         return [path.with_suffix(".bin"), path]
 
+    def install(self, files: Sequence[Path], goal: Path) -> list[Path]:
+        replace_ir(files[-1], goal)
+        return [goal.with_name(path.name) for path in files]
+
     def versions(self) -> dict[str, str]:
         return {"openvino": ov.__version__}
 
@@ -89,22 +97,16 @@ class OpenVINOModel:
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     """Read an IR, or convert what OpenVINO's readers know."""
     if path.suffix.lower() == ".xml":
-        _require_ir(path)
+        require_safe(path)
+    else:
+        from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
+
+        require_safe_file(path)
     try:
         model = ov.Core().read_model(path)
-    except RuntimeError as err:
+    except RAISED as err:
         raise ModelFileError(f"OpenVINO cannot read the file: {last_line(err)}; is it whole?") from err
     return _reshaped(model, input_shapes)
-
-
-def _require_ir(path: Path) -> None:
-    """Refuse what is no IR before every reader of OpenVINO has tried its luck on it."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if not start.startswith((b"<?xml", b"<net")):
-        raise ModelFileError("not an OpenVINO IR: wanted XML with <net>; is the file whole?")
-    if not path.with_suffix(".bin").is_file():
-        raise ModelFileError(f"the weights are missing: wanted {path.with_suffix('.bin')}")
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
@@ -126,6 +128,6 @@ def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape]) -> OpenVINOMod
     if shapes:
         try:
             model.reshape(shapes)
-        except RuntimeError as err:
+        except RAISED as err:
             raise XaiInsertError(f"the model does not take the sizes of --input-shape: {last_line(err)}") from err
     return OpenVINOModel(model)

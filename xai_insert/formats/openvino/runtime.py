@@ -9,9 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from xai_insert.errors import CheckFailedError
+from xai_insert.errors import CheckFailedError, TimeLimitError
+from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.view import dtype_name, static_shape
 from xai_insert.graph.view import Shape
+
+_ENDLESS: list[ov.InferRequest] = []
+"""Requests inside an operation that does not end. Destroying one would wait for it."""
 
 
 class OpenVINORunner:
@@ -28,7 +32,7 @@ class OpenVINORunner:
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # or what compressed weights meet is rounded to 8 bits
         try:
             self._compiled = ov.Core().compile_model(model, "CPU", config)
-        except RuntimeError as err:
+        except RAISED as err:
             raise CheckFailedError(f"OpenVINO cannot compile the model: {last_line(err)}") from err
         self._inputs = self._compiled.inputs
 
@@ -39,12 +43,20 @@ class OpenVINORunner:
             for index, port in enumerate(self._inputs)
         ]
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]], seconds: float | None = None) -> list[npt.NDArray[Any]]:
         try:
-            results = self._compiled({int(name): array for name, array in feeds.items()})
-        except RuntimeError as err:
+            request = self._compiled.create_infer_request()
+            request.start_async({int(name): array for name, array in feeds.items()})
+            if seconds is None:
+                request.wait()
+            elif not request.wait_for(int(1000 * seconds)):
+                request.cancel()  # takes effect between two operations
+                if not request.wait_for(1000):
+                    _ENDLESS.append(request)
+                raise TimeLimitError.after(seconds)
+            return [np.array(tensor.data) for tensor in request.output_tensors]
+        except RAISED as err:
             raise CheckFailedError(f"OpenVINO cannot run the model: {last_line(err)}") from err
-        return [np.array(results[index]) for index in range(len(self._compiled.outputs))]
 
 
 def last_line(err: Exception) -> str:

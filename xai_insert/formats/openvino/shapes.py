@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import openvino as ov
 
+from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.view import static_shape
 from xai_insert.graph.view import Shape
 
@@ -24,7 +25,7 @@ def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[
         model = ov.Core().read_model(source)
         if input_shapes:
             model.reshape({name: [-1 if d is None else d for d in sizes] for name, sizes in input_shapes.items()})
-    except RuntimeError as err:
+    except RAISED as err:
         logger.debug("OpenVINO cannot read the model for its shapes: %s", err)
         return {}
     return {

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from xai_insert.errors import ModelFileError
+from xai_insert.formats.guard import RAISED
 from xai_insert.graph.view import (
     Graph,
     Node,
@@ -132,7 +134,7 @@ def dtype_name(kind: ov.Type) -> str:
     """NumPy name of an element type, or OpenVINO's where NumPy has none."""
     try:
         return str(np.dtype(kind.to_dtype()).name)
-    except RuntimeError:
+    except (RuntimeError, IndexError):
         return str(kind.get_type_name())
 
 
@@ -216,10 +218,10 @@ def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callabl
         operands = [ov.Tensor(np.array(value.elements(), order="C")) for value in inputs]
         try:
             folded = native.evaluate(results, operands)
-        except RuntimeError as err:
-            raise ValueError(f"cannot fold {native.get_type_name()} {native.get_friendly_name()!r}") from err
+        except RAISED as err:
+            raise ModelFileError(f"cannot fold {native.get_type_name()} {native.get_friendly_name()!r}") from err
         if not folded:
-            raise ValueError(f"cannot fold {native.get_type_name()} {native.get_friendly_name()!r}")
+            raise ModelFileError(f"cannot fold {native.get_type_name()} {native.get_friendly_name()!r}")
         return np.array(results[port].data)
 
     return evaluate
@@ -241,7 +243,7 @@ def _ints(value: Value | None) -> list[int] | None:
         return None
     try:
         return [int(element) for element in np.asarray(value.elements()).reshape(-1)]
-    except ValueError:
+    except ModelFileError:
         return None
 
 

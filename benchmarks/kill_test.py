@@ -1,0 +1,161 @@
+"""Kill the insertion at random moments, and see that its output is the old model or the new one, whole.
+
+Run from the repository root: ``python -m benchmarks.kill_test --runs 200``. Two models with other weights and graphs
+are inserted in turn into the same output, as IR, as ONNX, and as ONNX with external weights. Each run is killed
+(SIGKILL) after a random part of the time that a whole run takes; half of the runs are slowed down while they move
+their files into place, so that the kill falls there. Then the output is loaded and run, and must give exactly what
+one of the two inserted models gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import openvino as ov
+
+from tests import models
+
+KINDS = ("openvino", "onnx", "onnx, external weights")
+_PAUSE = 0.03
+_CHILD = """
+import os, sys, time
+from pathlib import Path
+from xai_insert import insert_file
+source, output, slow = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+replace = os.replace
+def slowly(*args):
+    print("moving", flush=True)
+    time.sleep(slow)
+    replace(*args)
+    time.sleep(slow)
+if slow:
+    os.replace = slowly
+print("ready", flush=True)
+insert_file(source, output)
+"""
+
+
+def write_models(folder: Path, kind: str) -> list[Path]:
+    """Two plain models that have the same input and give other results."""
+    made = []
+    for name in ("global average pool", "flatten"):
+        model = models.classifier(models.CLOSED[name])
+        path = folder / f"{name.replace(' ', '_')}.onnx"
+        external = {"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 0}
+        onnx.save(model, path, **(external if kind.endswith("weights") else {}))
+        if kind == "openvino":
+            ov.save_model(ov.Core().read_model(path), path.with_suffix(".xml"), compress_to_fp16=False)
+            path = path.with_suffix(".xml")
+        made.append(path)
+    return made
+
+
+def results(model: Path, image: np.ndarray) -> list[Any]:
+    """Every output of a model file."""
+    if model.suffix == ".onnx":
+        session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        return session.run(None, {"image": image})
+    core = ov.Core()
+    core.set_property({"ENABLE_MMAP": False})
+    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    given = compiled(image)
+    return [np.array(given[index]) for index in range(len(compiled.outputs))]
+
+
+def start(source: Path, output: Path, slow: float) -> subprocess.Popen[str]:
+    """A process that inserts, after it has imported what it needs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(source), str(output), str(slow)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def run(kind: str, runs: int, rng: random.Random) -> Counter[str]:
+    """Kill `runs` insertions of one kind; how often the output was old, new, or broken."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="xai-insert-kill-") as scratch:
+        folder = Path(scratch)
+        sources = write_models(folder, kind)
+        image = np.random.default_rng(0).standard_normal((1, 3, models.SIDE, models.SIDE)).astype(np.float32)
+        expected, whole = [], {}
+        suffix = sources[0].suffix
+        for index, source in enumerate(sources):
+            for slow in (0.0, _PAUSE):
+                process, began = start(source, folder / f"expected{index}{suffix}", slow), time.perf_counter()
+                process.wait()
+                whole[bool(slow)] = time.perf_counter() - began
+            expected.append(results(folder / f"expected{index}{suffix}", image))
+        (goal_folder := folder / "goal").mkdir()
+        goal = goal_folder / f"model{suffix}"
+        start(sources[1], goal, 0).wait()
+        current = 1
+        for number in range(runs):
+            slow = _PAUSE * (number % 2)
+            process = start(sources[1 - current], goal, slow)
+            if slow:
+                process.stdout.readline()  # type: ignore[union-attr]  # moving files into place is what follows
+            time.sleep(rng.random() * (12 * _PAUSE if slow else whole[False]))
+            ended = process.poll() is not None
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            try:
+                found = results(goal, image)
+            except Exception as err:  # whatever a broken model raises
+                counts["broken"] += 1
+                print(f"{kind} run {number}: {str(err).splitlines()[-1]}", file=sys.stderr)
+                current = 0
+                start(sources[0], goal, 0).wait()
+                continue
+            same = [index for index in (0, 1) if _equal(found, expected[index])]
+            if not same:
+                counts["mixed"] += 1
+            elif same[0] == current:
+                counts["old"] += 1
+            else:
+                counts["new, not killed" if ended else "new"] += 1
+                current = same[0]
+            counts["files left beside it"] = len(os.listdir(goal_folder)) - len(goal_files(goal))
+    return counts
+
+
+def goal_files(goal: Path) -> list[Path]:
+    """The files of the model itself."""
+    files = (goal, goal.with_suffix(".bin"), Path(f"{goal}.data"))
+    return [path for path in files if path.exists()]
+
+
+def _equal(found: list[Any], expected: list[Any]) -> bool:
+    return len(found) == len(expected) and all(map(np.array_equal, found, expected))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line interface; returns 1 if an output was neither the old model nor the new one."""
+    parser = argparse.ArgumentParser(description="Kill insertions at random moments.")
+    parser.add_argument("--runs", type=int, default=200, help="kills of each kind (default: 200)")
+    parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    rng = random.Random(args.seed)
+    counts = {kind: run(kind, args.runs, rng) for kind in args.kinds}
+    print(json.dumps(counts, indent=2))
+    return int(any(count["broken"] + count["mixed"] for count in counts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The process in which the command line handles models: what a crash or a hang in it does to the call."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests import models
+from xai_insert import Options
+from xai_insert.cli import worker
+from xai_insert.cli.worker import Job, Worker, run_here
+
+CRASH = "import os, signal, sys; sys.stdin.readline(); os.kill(os.getpid(), signal.SIGSEGV)"
+KILLED = "import os, signal, sys; sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)"
+QUIT = "import sys; sys.stdin.readline(); sys.exit(3)"
+SLEEP = "import time; time.sleep(60)"
+SLOW_AFTER_RUN = (
+    "import json, sys, time; sys.stdin.readline(); print('read', flush=True); print('located', flush=True); "
+    "print('run', flush=True); time.sleep(1); print(json.dumps({'source': 'done'}), flush=True)"
+)
+
+
+@pytest.fixture
+def job(tmp_path):
+    onnx.save(models.classifier(models.CLOSED["global average pool"]), tmp_path / "good.onnx")
+    return Job(tmp_path / "good.onnx", tmp_path / "out.onnx", Options(), dry_run=False)
+
+
+def test_the_same_report_as_without_a_process(job):
+    with Worker(0) as work:
+        found = work(job).as_dict()
+    expected = run_here(job).as_dict()
+    assert {key: found[key] for key in ("source", "output", "method", "bytes_after", "error")} == {
+        key: expected[key] for key in ("source", "output", "method", "bytes_after", "error")
+    }
+    assert found["target"]["grid"] == [6, 6]
+
+
+def test_options_reach_the_process(job):
+    options = Options(output_dtype="f32", input_shapes={"image": (2, 3, 16, None)}, saliency_size=None)
+    with Worker(0) as work:
+        report = work(dataclasses.replace(job, options=options, dry_run=True))
+    assert report.error is None
+    assert report.saliency_map["dtype"] == "f32"
+    assert report.saliency_map["shape"] == [2, 5, 8, None]
+
+
+@pytest.mark.parametrize(("script", "message"), [(CRASH, "SIGSEGV"), (QUIT, "exit code 3"), (KILLED, "memory ran out")])
+def test_a_crash_is_the_failure_of_one_file(job, monkeypatch, script, message):
+    start = worker._START
+    with Worker(0) as work:
+        monkeypatch.setattr(worker, "_START", script)
+        assert message in work(job).error
+        monkeypatch.setattr(worker, "_START", start)
+        assert work(job).error is None
+
+
+def test_a_reader_that_never_ends_is_given_up(job, monkeypatch):
+    monkeypatch.setattr(worker, "_START", SLEEP)
+    with Worker(0, seconds=0.2) as work:
+        assert "--time-limit" in work(job).error
+
+
+def test_what_follows_the_plain_run_may_take_its_time(job, monkeypatch):
+    monkeypatch.setattr(worker, "_START", SLOW_AFTER_RUN)
+    with Worker(0, seconds=0.5) as work:
+        assert work(job).source == "done"
+
+
+def test_an_error_of_ours_is_said_to_be_one(job, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise KeyError("x")
+
+    monkeypatch.setattr("xai_insert.pipeline.make_plan", broken)
+    assert "internal error" in run_here(job).error
+
+
+def test_modules_of_the_current_folder_are_not_imported(job, tmp_path):
+    (tmp_path / "numpy.py").write_text("raise SystemExit('hostile')")
+    command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable, "-I"]
+    script = "import sys; from xai_insert.cli.insert import main; main()"
+    root = str(Path(worker.__file__).parents[2])
+    done = subprocess.run(
+        [*command, "-c", f"import sys; sys.path.insert(0, {root!r}); {script}", "good.onnx", "-o", "out.onnx"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,207 @@
+"""The process in which the command line reads, compiles and writes models.
+
+The readers and compilers of model files are native code, and a damaged or hostile file can make them crash. In a
+process of its own that is the failure of one file, and the next file gets a new process. Jobs and reports go through
+pipes as lines of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from xai_insert.errors import XaiInsertError
+from xai_insert.options import Options
+from xai_insert.report import Report
+
+logger = logging.getLogger(__name__)
+
+# The same modules as here, and never those of the current folder, which `-m` would put first.
+_START = "import sys; sys.path[:] = sys.argv[2:]; from xai_insert.cli.worker import serve; serve(int(sys.argv[1]))"
+
+
+_STEPS = ("read", "located", "run")
+_GRACE = 0.2
+# How long a file may keep its reader busy: a damaged one can do so for ever.
+_SECONDS, _BYTES_PER_SECOND = 20.0, 10e6
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to insert into.
+
+    Attributes:
+        model: the file.
+        output: the file to write; None writes nothing and reports what would be done.
+        options: what to insert.
+        dry_run: whether to write nothing although `output` is given.
+    """
+
+    model: Path
+    output: Path | None
+    options: Options
+    dry_run: bool
+
+
+Runner = Callable[[Job], Report]
+
+
+def run_here(job: Job, passed: Callable[[str], None] = lambda _: None) -> Report:
+    """Do a job in this process; errors become part of the report. See `insert_file` for `passed`."""
+    from xai_insert.pipeline import insert_file, plan_insertion  # noqa: PLC0415 - the parent does not pay for it
+
+    try:
+        if job.dry_run or job.output is None:
+            return plan_insertion(job.model, job.options, job.output)
+        return insert_file(job.model, job.output, job.options, passed)
+    except XaiInsertError as err:
+        return Report(source=str(job.model), error=" ".join(str(err).split()))
+    except Exception as err:  # a fault of ours must not take the other models of the call with it
+        logger.info("internal error", exc_info=True)
+        text = " ".join(f"{type(err).__name__}: {err}".split())[:300]
+        return Report(source=str(job.model), error=f"internal error, please report it with the output of -v: {text}")
+
+
+class Worker:
+    """Does jobs in another process, which is started when it is needed and again after a crash.
+
+    Args:
+        verbose: how much the process logs to stderr.
+        seconds: how long a model may take to be read, to be located, and to run once; None goes by its size.
+    """
+
+    def __init__(self, verbose: int, seconds: float | None = None) -> None:
+        self._verbose = verbose
+        self._seconds = seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def __call__(self, job: Job) -> Report:
+        """Do one job; a crash, and a model that is not read in time, become errors in the report."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        request = asdict(job) | {"model": str(job.model), "output": None if job.output is None else str(job.output)}
+        seconds = self._seconds or _SECONDS + _size(job.model) / _BYTES_PER_SECOND
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            answer = self._answers.get(timeout=seconds)
+            while answer.strip() in _STEPS:
+                answer = self._answers.get(timeout=None if answer.strip() == _STEPS[-1] else seconds)
+        except BrokenPipeError:
+            answer = ""
+        except queue.Empty:
+            self._stop()
+            text = (
+                f"reading the model took longer than {seconds:.0f} s; is the file whole? (--time-limit gives it more)"
+            )
+            return Report(source=str(job.model), error=text)
+        if not answer:
+            return Report(source=str(job.model), error=_obituary(self._stop()))
+        report = Report(**json.loads(answer))
+        if report.error is not None:
+            self._stop()  # the library may still be busy with the file
+        return report
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _START, str(self._verbose), *sys.path]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", errors="surrogateescape"
+        )
+        self._process, self._answers = process, queue.Queue()
+        threading.Thread(target=_forward, args=(process, self._answers), daemon=True).start()
+        return process
+
+    def _stop(self) -> int:
+        """End the process; returns its exit code, negative for a signal."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_GRACE)
+        process.kill()
+        return process.wait()
+
+
+def _forward(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            answers.put(line)
+    answers.put("")
+
+
+def _size(model: Path) -> int:
+    files = [path for path in (model, model.with_suffix(".bin"), Path(f"{model}.data")) if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
+def _obituary(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "the process that read the model was killed, perhaps because the machine's memory ran out"
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return f"the model crashed the library that reads or runs it ({how}); is the file whole?"
+
+
+def serve(verbose: int) -> None:
+    """Do jobs from stdin until it is closed."""
+    configure_logging(verbose)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="surrogateescape")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # native libraries print
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+
+    def send(line: str) -> None:
+        answers.write(line)
+        answers.flush()
+
+    try:
+        for line in sys.stdin:
+            report = run_here(_job(json.loads(line)), lambda step: send(f"{step}\n"))
+            send(json.dumps(report.as_dict()) + "\n")
+    except KeyboardInterrupt:  # the parent has it too, and says so
+        pass
+
+
+def _job(request: dict[str, Any]) -> Job:
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in request["options"].items()
+    }
+    options["input_shapes"] = {name: tuple(sizes) for name, sizes in options["input_shapes"].items()}
+    output = request["output"]
+    return Job(
+        Path(request["model"]), None if output is None else Path(output), Options(**options), bool(request["dry_run"])
+    )
+
+
+def configure_logging(verbose: int) -> None:
+    """Show this tool's log, and of other libraries' nothing: some print tracebacks of what they then put up with."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        root = logging.getLogger("xai_insert")
+        root.addHandler(handler)
+        root.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)

@@ -1,0 +1,102 @@
+"""What an ONNX file from an unknown source could do before anything is run, and refusing it.
+
+Weights may lie in other files, which the model names; tensors may declare sizes that nothing backs.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx_ir as ir
+
+from xai_insert.errors import ModelFileError
+from xai_insert.graph.view import format_shape
+
+_MOST_PACKED = 8  # a small int64 is stored in one byte at best
+
+
+def require_safe(model: ir.Model, folder: Path) -> None:
+    """Refuse external weights outside the model's folder, and tensors larger than what is stored of them.
+
+    Args:
+        model: as read from a file; no weight has been touched yet.
+        folder: where the file lies.
+
+    Raises:
+        ModelFileError: naming the tensor.
+    """
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _require_inside(tensor, folder)
+        elif isinstance(tensor, ir.TensorProtoTensor):
+            _require_stored(tensor)
+    for value in model.graph.inputs:
+        sizes = [size for size in value.shape or () if isinstance(size, int)]
+        if any(size < 0 for size in sizes):
+            raise ModelFileError(
+                f"input {value.name!r} declares a negative size; give its sizes: --input-shape {value.name}:1,3,224,224"
+            )
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor of the model: initializers and attributes, in subgraphs and functions as well."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    while graphs:
+        graph = graphs.pop()
+        if isinstance(graph, ir.Graph):
+            yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
+        for node in graph:
+            for attribute in node.attributes.values():
+                match attribute.type:
+                    case ir.AttributeType.TENSOR:
+                        yield attribute.as_tensor()
+                    case ir.AttributeType.TENSORS:
+                        yield from attribute.as_tensors()
+                    case ir.AttributeType.GRAPH:
+                        graphs.append(attribute.as_graph())
+                    case ir.AttributeType.GRAPHS:
+                        graphs.extend(attribute.as_graphs())
+
+
+def _require_inside(tensor: ir.ExternalTensor, folder: Path) -> None:
+    location = str(tensor.location)
+    what = f"the weights of {tensor.name!r}"
+    plain = PurePosixPath(location.replace("\\", "/"))
+    if not location or "\0" in location:
+        raise ModelFileError(f"{what} name no file")
+    if plain.is_absolute() or PureWindowsPath(location).anchor or ".." in plain.parts:
+        raise ModelFileError(f"{what} lie outside the model's folder: {location[:200]!r}; refused")
+    path = folder / location
+    try:
+        inside = path.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
+        info = path.stat()
+    except (OSError, RuntimeError) as err:
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else "a link leads nowhere"
+        raise ModelFileError(f"{what} cannot be found at {location[:200]!r}: {reason}") from err
+    if not inside:
+        raise ModelFileError(f"{what} lie outside the model's folder, by way of a link: {location[:200]!r}; refused")
+    if not stat.S_ISREG(info.st_mode):
+        raise ModelFileError(f"{what} are no plain file: {location[:200]!r}; refused")
+    offset, length = tensor.offset or 0, tensor.length
+    needed = _bytes(tensor)
+    if offset < 0 or (length is not None and length < needed) or offset + needed > info.st_size:
+        raise ModelFileError(
+            f"{what} need {needed} bytes at {offset}, but {location[:200]!r} has {info.st_size}; is the file whole?"
+        )
+
+
+def _require_stored(tensor: ir.TensorProtoTensor) -> None:
+    needed, stored = _bytes(tensor), tensor.raw.ByteSize()
+    if tensor.dtype != ir.DataType.STRING and needed > _MOST_PACKED * stored:
+        shape = format_shape(tuple(tensor.shape.numpy()))
+        raise ModelFileError(f"{tensor.name!r} {shape} would take {needed} bytes, the file holds {stored} of it")
+
+
+def _bytes(tensor: ir.ExternalTensor | ir.TensorProtoTensor) -> int:
+    sizes = tuple(tensor.shape.numpy())
+    if any(size < 0 for size in sizes):
+        raise ModelFileError(f"{tensor.name!r} {format_shape(sizes)} declares a negative size")
+    return 0 if tensor.dtype == ir.DataType.STRING else math.ceil(math.prod(sizes) * tensor.dtype.bitwidth / 8)
