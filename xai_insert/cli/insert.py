@@ -64,15 +64,15 @@ Examples:
     "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
     help="Fix unknown sizes of an input; ? stays dynamic. Repeatable.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print what would be done and why; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
 @click.option("--no-check", is_flag=True, help="Write without comparing the plain and the inserted model.")
 @click.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-    help="How long a model may take to be read, located and run; by default 20 s and a second for every 10 MB.",
+    help="Time to read a model, at most.",
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("-v", "--verbose", count=True, help="Print what happens inside; -vv for everything.")
+@click.option("-v", "--verbose", count=True, help="Print what happens inside; -vv: all.")
 @click.version_option(__version__, prog_name="xai-insert")
 @click.pass_obj
 def main(
