@@ -75,9 +75,8 @@ def test_int8_ir(reference, config):
         assert np.array_equal(plain, logits)
     assert not kernels(pair.before, own=True) - kernels(pair.after, own=True)
     found = correlations(np.concatenate([maps for _, maps in after]), reference)
-    # One of the images has nearly the same score everywhere, and bf16 shows in its map.
     assert np.median(found) >= 0.99
-    assert (found >= 0.95).sum() >= (IMAGES if config else IMAGES - 1)
+    assert found.min() >= 0.95
 
 
 def test_compressed_weights():

@@ -64,10 +64,19 @@ class OpenVINOSurgeon:
                 twin.set_argument(index, operand)
             elif is_bias:
                 twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
+            elif self._keep_float32 and node.op is Op.MATMUL and original is not None and not _is_stored(original):
+                twin.set_argument(index, self._folded(twin.input_value(index)))
             if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
                 twin.set_argument(index, self.ops.cast(twin.input_value(index), "float32"))
         self._own(twin, node.name)
         return [twin.output(port) for port in range(twin.get_output_size())]
+
+    def _folded(self, weight: ov.Output) -> ov.Output:
+        """Decompressed weights in a form that OpenVINO folds to float32 when it compiles.
+
+        A layer that it knows to have compressed weights rounds what it reads to 8 bits by default.
+        """
+        return self.ops.maximum(weight, self.ops.constant(np.array(np.finfo(np.float32).min)))
 
     def _unrounded(self, node: Node, source: ov.Output) -> ov.Output | None:
         """What a node gives that only rounds: its operand, but for range and scale; None for other nodes."""
