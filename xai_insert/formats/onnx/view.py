@@ -12,109 +12,10 @@ import onnx_ir as ir
 
 from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.shapes import Inferred
+from xai_insert.formats.onnx.vocabulary import INTEGER, OPS
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather, slice_attrs
 
-_ELEMENTWISE = [
-    "Relu",
-    "Gelu",
-    "Elu",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Abs",
-    "Erf",
-    "Tanh",
-    "HardSwish",
-    "Swish",
-    "HardSigmoid",
-    "Mish",
-    "PRelu",
-    "LeakyRelu",
-    "Celu",
-    "ThresholdedRelu",
-    "Reciprocal",
-    "Softplus",
-    "Softsign",
-    "Selu",
-    "Neg",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Sign",
-    "Sin",
-    "Cos",
-    "Tan",
-]
-_OPS: Mapping[str, Op] = {
-    "Add": Op.ADD,
-    "Sub": Op.SUB,
-    "Mul": Op.MUL,
-    "Div": Op.DIV,
-    "Pow": Op.POW,
-    "Clip": Op.CLIP,
-    "Max": Op.CLIP,
-    "Min": Op.CLIP,
-    "Conv": Op.CONV,
-    "MatMul": Op.MATMUL,
-    "Gemm": Op.MATMUL,
-    "BatchNormalization": Op.BATCH_NORM,
-    "LayerNormalization": Op.LAYER_NORM,
-    "SimplifiedLayerNormalization": Op.LAYER_NORM,
-    "RMSNormalization": Op.LAYER_NORM,
-    "AveragePool": Op.POOL,
-    "MaxPool": Op.POOL,
-    "GlobalAveragePool": Op.REDUCE,
-    "GlobalMaxPool": Op.REDUCE,
-    "GlobalLpPool": Op.REDUCE,
-    "Softmax": Op.SOFTMAX,
-    "LogSoftmax": Op.SOFTMAX,
-    "Sigmoid": Op.SIGMOID,
-    "TopK": Op.TOPK,
-    "ArgMax": Op.ARGMAX,
-    "Reshape": Op.RESHAPE,
-    "Flatten": Op.RESHAPE,
-    "Squeeze": Op.RESHAPE,
-    "Unsqueeze": Op.RESHAPE,
-    "Transpose": Op.TRANSPOSE,
-    "Cast": Op.CAST,
-    "CastLike": Op.CAST,
-    "Gather": Op.GATHER,
-    "Slice": Op.SLICE,
-    "Split": Op.SPLIT,
-    "Concat": Op.CONCAT,
-    "Expand": Op.EXPAND,
-    "Attention": Op.ATTENTION,
-    "Shape": Op.SHAPE,
-    "Size": Op.SHAPE,
-    "Identity": Op.IDENTITY,
-    "Dropout": Op.IDENTITY,
-    "NonMaxSuppression": Op.NMS,
-    "NonZero": Op.NONZERO,
-    "RoiAlign": Op.ROI_ALIGN,
-    "MaxRoiPool": Op.ROI_ALIGN,
-    "Resize": Op.RESIZE,
-    "Upsample": Op.RESIZE,
-    "Where": Op.SELECT,
-    "GatherND": Op.TAKE,
-    "GatherElements": Op.TAKE,
-    "Compress": Op.TAKE,
-    "ScatterND": Op.SCATTER,
-    "ScatterElements": Op.SCATTER,
-    "Scatter": Op.SCATTER,
-    "Greater": Op.COMPARE,
-    "GreaterOrEqual": Op.COMPARE,
-    "Less": Op.COMPARE,
-    "LessOrEqual": Op.COMPARE,
-    "Equal": Op.COMPARE,
-    "QuantizeLinear": Op.QUANTIZE,
-    "DequantizeLinear": Op.QUANTIZE,
-    "DynamicQuantizeLinear": Op.QUANTIZE,
-    "MatMulInteger": Op.MATMUL,
-    "ConvInteger": Op.CONV,
-    **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
-}
-_INTEGER = ("MatMulInteger", "ConvInteger")
 _REDUCTIONS = {"LogSumExp": "logsumexp", "SumSquare": "sumsquare"}
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -182,7 +83,7 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
         outputs = tuple(view_of(output) for output in native.outputs)
         if _fold(native, inputs, outputs):
             continue
-        if native.op_type in _INTEGER:
+        if native.op_type in INTEGER:
             inputs = _float_operands(native, inputs)
         op = _kind(native, inputs)
         captured = _captured(native)
@@ -322,7 +223,7 @@ def _kind(native: ir.Node, inputs: tuple[Value | None, ...]) -> Op:
         return Op.REDUCE
     if native.op_type == "Gather" and is_identity_gather(*inputs[:2]):
         return Op.RESHAPE
-    return _OPS.get(native.op_type, Op.OTHER)
+    return OPS.get(native.op_type, Op.OTHER)
 
 
 def _ints(native: ir.Node, name: str) -> tuple[int, ...] | None:
