@@ -14,6 +14,8 @@ from xai_insert import insert
 SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
 HELD_OUT = 1_000_000
 SIZE = 96
+LAYERS = {"FullyConnected", "Convolution"}
+SUMS = {"MatMul", "MVN", "Reduce", "Reshape", "Softmax", "Subgraph", "Transpose"}
 
 
 def scenes(count):
@@ -67,12 +69,24 @@ def test_the_rest_of_the_model_stays_in_the_default_precision(compiled):
     name, _, default = compiled
     if default.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32:
         pytest.skip("this CPU computes in float32 by default")
-    layers = {"FullyConnected", "Convolution"}
     precisions = {True: set(), False: set()}
     for node in default.get_runtime_model().get_ordered_ops():
         info = {key: str(value.value) for key, value in node.get_rt_info().items()}
-        if info.get("layerType") in layers:
-            precisions[node.get_friendly_name().startswith("xai/")].add(info["runtimePrecision"])
+        inserted = node.get_friendly_name().startswith("xai/")
+        if info.get("layerType") in (LAYERS | SUMS if inserted else LAYERS):
+            precisions[inserted].add(info["runtimePrecision"])
     assert precisions[False] == {"bf16"}
     if name == "shapes_vit":
         assert precisions[True] == {"f32"}
+
+
+@pytest.mark.parametrize("name", ["shapes_cnn", "shapes_vit"])
+@pytest.mark.parametrize("batch", [None, 1])
+def test_predictions_are_identical_in_the_default_precision(name, batch):
+    plain = ov.Core().read_model(SHAPES / f"{name}.xml")
+    if batch is not None:
+        plain.reshape([batch, 3, SIZE, SIZE])
+    core = ov.Core()
+    before, after = (core.compile_model(model, "CPU") for model in (plain, insert(plain).model))
+    for image in images_of(scenes(3)):
+        np.testing.assert_array_equal(after([image[None]])[0], before([image[None]])[0])

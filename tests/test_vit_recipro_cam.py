@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from openvino._offline_transformations import apply_moc_transformations
 
 from tests import models, oracle
 from xai_insert import Options, errors, insert
@@ -18,7 +19,7 @@ def embed(b, prefix):
     batch = b.node("Gather", b.node("Shape", "image"), b.const(np.array([0])), axis=0)
     shape = b.node("Concat", batch, b.const(np.array([prefix, WIDTH])), axis=0)
     first = b.node("Expand", b.weight(1, prefix, WIDTH), shape)
-    x = b.node("Concat", first, x, axis=1)
+    x = b.node("Concat", first, x, axis=1) if prefix else x
     return b.node("Add", x, b.weight(1, prefix + GRID[0] * GRID[1], WIDTH))
 
 
@@ -119,6 +120,43 @@ def class_block(b, x, tokens, **kind):
     return b.node("Concat", first, patches, axis=1)
 
 
+def wide_block(b, x, tokens):
+    """Query, key, value and the MLP's hidden layer from one linear layer, wider than query, key and value."""
+    y = linear(b, norm(b, x), WIDTH, 5 * WIDTH)
+    qkv, hidden = b.node("Split", y, b.const(np.array([3 * WIDTH, 2 * WIDTH])), axis=2, outputs=2)
+    parts = b.node("Split", qkv, b.const(np.array([WIDTH] * 3)), axis=2, outputs=3)
+    q, k, v = (heads_of(b, part) for part in parts)
+    shares = b.node("Softmax", b.node("MatMul", q, b.node("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    z = b.node("Transpose", b.node("MatMul", shares, v), perm=[0, 2, 1, 3])
+    z = b.node("Reshape", z, b.const(np.array([0, 0, WIDTH])))
+    return b.node("Add", x, linear(b, b.node("Concat", z, b.node("Tanh", hidden), axis=2), 3 * WIDTH, WIDTH))
+
+
+def stacked_attentions(b, x, tokens):
+    """Two attentions side by side, each behind a norm of its own, summed as a stack."""
+    first = b.const(np.array([0]))
+    both = [b.node("Unsqueeze", attention(b, norm(b, x), tokens), first) for _ in range(2)]
+    summed = b.node("ReduceSum", b.node("Concat", *both, axis=0), first, keepdims=0)
+    x = b.node("Add", x, summed)
+    return b.node("Add", x, mlp(b, norm(b, x)))
+
+
+def pool(prefix):
+    """Attention with a learned query over all tokens, as in SigLIP."""
+
+    def network(b):
+        x = norm(b, block(b, embed(b, prefix), prefix + GRID[0] * GRID[1]))
+        query = b.weight(1, HEADS, 1, DEPTH, scale=1)
+        k, v = (heads_of(b, linear(b, x, WIDTH, WIDTH)) for _ in range(2))
+        shares = b.node("Softmax", b.node("MatMul", query, b.node("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+        z = b.node("Transpose", b.node("MatMul", shares, v), perm=[0, 2, 1, 3])
+        z = linear(b, b.node("Reshape", z, b.const(np.array([0, 1, WIDTH]))), WIDTH, WIDTH)
+        z = b.node("Add", z, mlp(b, norm(b, z)))
+        return b.linear(b.node("Gather", z, b.const(np.array(0)), axis=1), WIDTH)
+
+    return network
+
+
 CLOSED = {
     "plain": transformer(),
     "fused projection": transformer(fused=True),
@@ -133,6 +171,7 @@ CLOSED = {
     "parallel": transformer(last=parallel_block),
     "two attentions": transformer(last=two_attentions),
     "class attention": transformer(last=class_block),
+    "wide projection": transformer(last=wide_block),
 }
 
 
@@ -149,10 +188,11 @@ def weights(prefix, kernel="gaussian"):
     return np.concatenate([np.ones((patches, prefix)), around], axis=1).astype(np.float32)
 
 
-def assert_is_definition(model, batch, prefix, form="closed form", kernel="gaussian", **options):
-    result = insert(model, Options(output_dtype="f32", kernel=kernel, **options))
-    assert result.report.form == form, result.report.reason
-    assert result.report.method == "vit-recipro-cam"
+def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-recipro-cam"):
+    options = {"kernel": kernel} if method == "vit-recipro-cam" else {}
+    result = insert(model, Options(output_dtype="f32", **options))
+    assert result.report.form == "closed form", result.report.reason
+    assert result.report.method == method
     assert result.report.target["grid"] == GRID
     x = np.random.default_rng(3).standard_normal((batch, 3, 8, 12)).astype(np.float32)
     outputs = oracle.run(result.model, x)
@@ -190,6 +230,29 @@ def test_point_kernel(name, kind):
 def test_static_batch_of_one(kind):
     model = models.as_format(models.classifier(CLOSED["fused projection"], size=(8, 12), batch=1), kind)
     assert_is_definition(model, 1, 1)
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_attentions_behind_norms_of_their_own(kind, batch):
+    model = models.as_format(models.classifier(transformer(last=stacked_attentions), size=(8, 12), batch=batch), kind)
+    report = insert(model).report
+    assert report.form == "closed form", report.reason
+    assert report.map_difference < TOLERANCE
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_pool_with_a_learned_query_keeps_patches_one_by_one(kind, prefix):
+    model = models.as_format(models.classifier(pool(prefix), size=(8, 12)), kind)
+    assert_is_definition(model, 3, prefix, kernel="point", method="recipro-cam")
+
+
+def test_a_product_that_transposes_the_key():
+    model = models.as_format(models.classifier(CLOSED["plain"], size=(8, 12)), "openvino")
+    apply_moc_transformations(model, cf=False)
+    assert any(node.get_attributes().get("transpose_b") for node in model.get_ordered_ops())
+    assert_is_definition(model, 3, 1)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

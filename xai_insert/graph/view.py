@@ -64,7 +64,8 @@ class Op(Enum):
     ROI_ALIGN = auto()
     """Pooling inside regions: attrs `features`, the operands that are feature maps."""
     RESHAPE = auto()
-    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order."""
+    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order. Attr `new_axes` where known: axes of
+    size 1 that an Unsqueeze adds."""
     SCATTER = auto()
     """Writing into a tensor: data, indices, updates."""
     SELECT = auto()

@@ -12,7 +12,7 @@ from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_b
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
 from xai_insert.locate.layout import FeatureMap, channel_axis, token_grid
 from xai_insert.locate.logits import Logits, find_logits, is_vector
-from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_readout
+from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
 
@@ -76,6 +76,11 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
         target = _default_target(graph, cuts, pooled, [_without_kind(end) for end in ends])
     else:
         _require_grid(graph, logits.value, pooled, ends)
+        if any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends):
+            pool = locate_pool(graph, images, logits.value, ends)
+            if pool is not None:
+                readout, target = pool
+                return Classifier(logits, target, pooled, ends, None, readout)
         target = _default_target(graph, cuts, pooled, ends)
     target = _with_grid(graph, target)
     return Classifier(logits, target, pooled, ends, closed_ends(graph, ends, target))

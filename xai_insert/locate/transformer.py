@@ -26,12 +26,13 @@ class Attention:
     Attributes:
         node: the fused node, or the softmax.
         query: `[..., Tq, d]`.
-        key: `[..., T, d]` if fused, else `[..., d, T]`.
+        key: `[..., T, d]` if fused or if the product transposes it, else `[..., d, T]`.
         value: `[..., T, d]`.
         scores: what the softmax reads, `[..., Tq, T]`; None if fused.
         shares: what the softmax gives; None if fused.
         weights: what meets `value`: `shares`, possibly mixed across heads; None if fused.
         result: `[..., Tq, d]`.
+        key_axis: the axis of `key` that holds the tokens.
     """
 
     node: Node
@@ -42,6 +43,7 @@ class Attention:
     shares: Value | None
     weights: Value | None
     result: Value
+    key_axis: int
 
     @property
     def is_fused(self) -> bool:
@@ -53,26 +55,36 @@ class Readout:
     """How a classifier reads its tokens.
 
     Attributes:
-        masked: the tokens that are masked, `[B, T, D]`: the last value through which every path to query, key and
-            value runs (the output of the block's first norm).
+        masked: for each attention the tokens that are masked, `[B, T, D]`: the last value before its projections
+            through which every path to query, key and value runs (the output of the block's first norm).
         residual: the tokens at the entry of the block, `[B, T, D]`; None if no single value holds them.
         attentions: the attentions of the last block, side by side.
         prefix: number of tokens before the patches (class, distillation, registers).
         rows: number of leading tokens that the head reads.
         reads_patches: whether the head reads patch tokens as well.
+        is_pool: whether the attention is a pool with a learned query, for which patches are kept one by one.
     """
 
-    masked: Value
+    masked: tuple[Value, ...]
     residual: Value | None
     attentions: tuple[Attention, ...]
     prefix: int
     rows: int
     reads_patches: bool
+    is_pool: bool = False
 
     @property
     def tokens(self) -> int:
-        size = self.masked.sizes[1]
+        size = self.masked[0].sizes[1]
         return size or 0
+
+    @property
+    def batch(self) -> int | None:
+        return self.masked[0].sizes[0]
+
+    @property
+    def dtype(self) -> str:
+        return self.masked[0].dtype
 
 
 def locate_readout(
@@ -95,21 +107,44 @@ def locate_readout(
     tokens = attentions[0].value.sizes[-2]
     if tokens is None:
         return "the number of tokens follows the size of the image"
-    masked = _masked_value(graph, images, attentions, tokens)
-    if masked is None:
-        return f"no single value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
+    masked = tuple(value for item in attentions if (value := _masked_value(graph, images, item, tokens)) is not None)
+    if len(masked) < len(attentions) or len({value.shape for value in masked}) > 1:
+        return f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
     rows = max((_rows_read(end) for end in ends if end.kind is Collapse.TOKEN), default=0)
-    before = [node for node in region(graph, images, [masked]) if node.op is not Op.SHAPE]
-    grid = _grid(tokens, max(rows, 0), reversed(before))
+    before = [node for node in region(graph, images, masked) if node.op is not Op.SHAPE]
+    grid = _grid(tokens, max(rows, 1), reversed(before))
     if grid is None:
         return f"{tokens} tokens are not those of a patch embedding and a few before them"
     if _has_mean_query(before, tokens):
         return MEAN_QUERY
     cuts = cut_values(graph, images, logits)
-    entry = [v for v in cuts if v.shape == masked.shape and _is_before(graph, v, masked)]
+    entry = [v for v in cuts if v.shape == masked[0].shape and all(_is_before(graph, v, other) for other in masked)]
     prefix = tokens - grid[0] * grid[1]
     reads_patches = any(end.kind is not Collapse.TOKEN for end in ends) or rows > prefix
     readout = Readout(masked, entry[-1] if entry else None, attentions, prefix, rows, reads_patches)
+    return readout, FeatureMap(masked[0], 2, (1,), grid, prefix)
+
+
+def locate_pool(
+    graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd]
+) -> tuple[Readout, FeatureMap] | None:
+    """Find an attention pool whose one query is the same for every image, and the tokens that it pools."""
+    groups = _groups(graph, _attentions(region(graph, images, [end.source for end in ends])))
+    if not groups or len(groups[-1]) > 1:
+        return None
+    item = groups[-1][0]
+    tokens = item.value.sizes[-2]
+    if tokens is None or item.query.sizes[-2] != 1 or item.query in activations(graph, images):
+        return None
+    masked = _masked_value(graph, images, item, tokens)
+    if masked is None or item.result not in cut_values(graph, images, logits):
+        return None
+    before = [node for node in region(graph, images, [masked]) if node.op is not Op.SHAPE]
+    grid = _grid(tokens, 0, reversed(before))
+    if grid is None:
+        return None
+    prefix = tokens - grid[0] * grid[1]
+    readout = Readout((masked,), None, (item,), prefix, 1, reads_patches=False, is_pool=True)
     return readout, FeatureMap(masked, 2, (1,), grid, prefix)
 
 
@@ -124,41 +159,45 @@ def _attentions(nodes: Sequence[Node]) -> list[Attention]:
     for node in nodes:
         if node.op is Op.ATTENTION and node.attrs.get("is_plain"):
             query, key, value = (node.read(index) for index in range(3))
-            found.append(Attention(node, query, key, value, None, None, None, node.output))
+            found.append(Attention(node, query, key, value, None, None, None, node.output, len(key.sizes) - 2))
         elif node.op is Op.SOFTMAX and node.attrs["axis"] == (node.output.rank or 0) - 1:
             product = _product_behind(node.output)
             factors = _product_before(node.read(0), _SEARCH_DEPTH)
             if product is not None and factors is not None:
                 weights, value = product.read(0), product.read(1)
                 shares = node.output
-                query, key = factors
-                found.append(Attention(node, query, key, value, node.read(0), shares, weights, product.output))
+                query, key, axis = factors
+                found.append(Attention(node, query, key, value, node.read(0), shares, weights, product.output, axis))
     return found
 
 
 def _product_behind(shares: Value) -> Node | None:
     """The product of the shares with the values, behind operations that mix heads or do nothing."""
-    value = shares
+    front, found = [shares], []
     for _ in range(_SEARCH_DEPTH):
-        for use in value.uses:
+        uses = [use for value in front for use in value.uses]
+        for use in uses:
             other = use.node.operand(1)
             if use.node.op is Op.MATMUL and use.index == 0 and other is not None and not other.is_constant:
-                return use.node
-        following = [use.node for use in value.uses if use.node.op in _ON_THE_WAY]
-        if len(following) != 1:
-            return None
-        value = following[0].output
-    return None
+                found.append(use.node)
+        following = dict.fromkeys(use.node for use in uses if use.node.op in _ON_THE_WAY | {Op.ELEMENTWISE})
+        front = [node.output for node in following if node not in found]
+        if found or not front:
+            break
+    return found[0] if len(found) == 1 else None
 
 
-def _product_before(scores: Value, depth: int) -> tuple[Value, Value] | None:
-    """Query and key: the factors of the nearest product of two activations before the softmax."""
+def _product_before(scores: Value, depth: int) -> tuple[Value, Value, int] | None:
+    """Query, key and its token axis: the factors of the nearest product of two activations before the softmax."""
     node = scores.producer
     if node is None or depth == 0:
         return None
     operands = [value for value in node.inputs if value is not None and not value.is_constant]
-    if node.op is Op.MATMUL and len(operands) >= 2:
-        return (operands[0], operands[1]) if not (node.attrs["transpose_a"] or node.attrs["transpose_b"]) else None
+    if node.op is Op.MATMUL and (len(operands) >= 2 or _has_learned_query(node)):
+        key = node.read(1)
+        return (
+            None if node.attrs["transpose_a"] else (node.read(0), key, len(key.sizes) - 1 - node.attrs["transpose_b"])
+        )
     if node.op not in _ON_THE_WAY:
         return None
     for operand in operands:
@@ -166,6 +205,12 @@ def _product_before(scores: Value, depth: int) -> tuple[Value, Value] | None:
         if found is not None:
             return found
     return None
+
+
+def _has_learned_query(product: Node) -> bool:
+    """Whether a product of scores has a stored query, one row for each head."""
+    query, key = product.read(0), product.read(1)
+    return query.is_constant and query.rank == key.rank and query.sizes[-2] == 1 and (key.rank or 0) > 2
 
 
 def _groups(graph: Graph, attentions: Sequence[Attention]) -> list[tuple[Attention, ...]]:
@@ -185,16 +230,26 @@ def _feeds(graph: Graph, first: Attention, second: Attention) -> bool:
     return any(value in reached for value in (second.query, second.key, second.value))
 
 
-def _masked_value(graph: Graph, images: Sequence[Value], attentions: Sequence[Attention], tokens: int) -> Value | None:
-    chains = [cut_values(graph, images, value) for item in attentions for value in (item.query, item.key, item.value)]
-    common = [value for value in chains[0] if all(value in chain for chain in chains[1:])]
+def _masked_value(graph: Graph, images: Sequence[Value], item: Attention, tokens: int) -> Value | None:
+    """The last tokens common to query, key and value that a linear layer has yet to project."""
+    chains = [cut_values(graph, images, value) for value in (item.query, item.key, item.value)]
+    first, *others = [chain for chain in chains if chain]  # a learned query depends on no image
+    common = [value for value in first if all(value in chain for chain in others)]
     fitting = [value for value in common if value.rank == 3 and value.sizes[1] == tokens]
-    query = attentions[0].query.sizes
-    fused = 3 * (query[-1] or 0) * ((query[1] or 0) if len(query) == 4 else 1)
-    # Query, key and value from one linear layer: its result is common to them as well, but it is no token.
-    while len(fitting) > 1 and fitting[-1].sizes[2] == fused:
+    # Query, key and value may come from one linear layer: its result is common to them as well, but it is no token.
+    while fitting and not any(map(_is_projection, region(graph, [fitting[-1]], [item.key]))):
         fitting.pop()
     return fitting[-1] if fitting else None
+
+
+def _is_projection(node: Node) -> bool:
+    """A linear layer over the channels: a product with stored weights, or a convolution that is not depthwise."""
+    weight = node.operand(1)
+    if weight is None or weight.rank is None:
+        return False
+    if node.op is Op.CONV:
+        return (weight.sizes[1] or 0) > 1
+    return node.op is Op.MATMUL and weight.is_constant
 
 
 def _rows_read(end: GridEnd) -> int:
@@ -217,7 +272,7 @@ def _grid(tokens: int, least: int, ancestors: Iterable[Node]) -> tuple[int, int]
         height, width = shape[2], shape[3]
         if height is None or width is None:
             continue
-        if max(least, 1) <= tokens - height * width <= _MOST_PREFIX_TOKENS:
+        if least <= tokens - height * width <= _MOST_PREFIX_TOKENS:
             return height, width
     return None
 

@@ -8,6 +8,7 @@ mask weight is one, so whatever else they meet (the residual, a parallel branch)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
@@ -85,6 +86,9 @@ class Lifter(Generic[V]):
             raise self._refusal(node)
         if node.op is Op.RESHAPE:
             self._reshape(node, main)
+        elif node.op is Op.TRANSPOSE and (perm := node.attrs["perm"]) is not None:
+            handle = self._surgeon.ops.transpose(main.handle, perm)
+            self.made[node.output] = Lifted(handle, tuple(main.dims[axis] for axis in perm))
         elif node.op is Op.CONCAT and has_tokens(main.dims[node.attrs["axis"]]):
             self._join_tokens(node)
         elif node.op in (Op.GATHER, Op.SLICE, Op.SPLIT) and (axis := _selected_axis(node)) is not None:
@@ -147,13 +151,21 @@ class Lifter(Generic[V]):
         batch = dims.index((BATCH,))
         sizes = [min(self._rows, shape[axis] or 1) if has_tokens(dim) else shape[axis] for axis, dim in enumerate(dims)]
         before, after = fixed(sizes[:batch]), fixed(sizes[batch + 1 :])
-        spread = op.reshape(handle, [*before, -1, 1, *after])
+        columns = math.prod((*before, *after))
+        alone = op.isolated(op.reshape(handle, [-1, columns]), columns)
+        spread = op.reshape(alone, [*before, -1, 1, *after])
         spread = op.expand(spread, [*(1 for _ in before), 1, self._copies, *(1 for _ in after)])
         return op.reshape(spread, [*before, -1, *after])
 
     def _reshape(self, node: Node, main: Lifted[V]) -> None:
-        shape = node.output.shape
-        dims = None if shape is None else regroup(main.dims, _completed(shape, node), self._batch)
+        if axes := node.attrs.get("new_axes"):  # their sizes would not tell them from a batch of one
+            widened = list(main.dims)
+            for axis in axes:
+                widened.insert(axis, ())
+            dims: Dims | None = tuple(widened)
+        else:
+            shape = node.output.shape
+            dims = None if shape is None else regroup(main.dims, _completed(shape, node), self._batch)
         if dims is None:
             raise self._refusal(node)
         self.made[node.output] = Lifted(self._surgeon.ops.reshape(main.handle, self._sizes(dims)), dims)
@@ -179,12 +191,15 @@ class Lifter(Generic[V]):
     def _multiply(self, node: Node) -> None:
         """A product of two values of the ordinary batch, as the scores of an attention are."""
         a, b = (self.made[node.read(index)] for index in (0, 1))
-        if a is None or b is None or node.attrs["transpose_a"] or node.attrs["transpose_b"]:
+        if a is None or b is None or node.attrs["transpose_a"]:
             raise self._refusal(node)
         if any(width(dim) is None for dim in (a.dims[-1], *b.dims[-2:])):
             raise self._refusal(node)
-        handle = self._surgeon.ops.matmul(a.handle, b.handle)
-        self.made[node.output] = Lifted(handle, (*a.dims[:-1], b.dims[-1]))
+        if node.attrs["transpose_b"]:
+            handle, columns = self._surgeon.ops.matmul_transposed(a.handle, b.handle, len(b.dims)), b.dims[-2]
+        else:
+            handle, columns = self._surgeon.ops.matmul(a.handle, b.handle), b.dims[-1]
+        self.made[node.output] = Lifted(handle, (*a.dims[:-1], columns))
 
     def _select(self, node: Node, main: Lifted[V], axis: int) -> None:
         dim = main.dims[axis]
@@ -238,8 +253,6 @@ class Lifter(Generic[V]):
     def _result_dims(self, node: Node, dims: Dims) -> Dims:
         """Axes of the result of an operation that keeps batch and tokens apart from the rest."""
         rank = node.output.rank
-        if node.op is Op.TRANSPOSE and node.attrs["perm"] is not None:
-            return tuple(dims[axis] for axis in node.attrs["perm"])
         touched = _touched_axes(node, len(dims))
         if touched is None or any(width(dims[axis]) is None for axis in touched):
             raise self._refusal(node)

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Graph, Value, fixed
+from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.axes import BATCH, Dims, Tokens, plain
@@ -117,12 +117,15 @@ def vit_recipro_cam(
     height, width = fixed(vit.target.grid)
     patches = height * width
     weights = _weights(surgeon, (height, width), readout, vit.kernel)
-    batch = readout.masked.sizes[0]
-    rest = Lifter(surgeon, batch, readout.rows, patches)
+    rest = Lifter(surgeon, readout.batch, readout.rows, patches)
     projected = [value for item in readout.attentions for value in (item.query, item.key, item.value)]
-    handles = dict(zip(projected, unrounded(surgeon, graph, [readout.masked], projected), strict=True))
-    for attention in readout.attentions:
-        block = _MaskedAttention(surgeon, graph, readout, attention, zeros[attention], vit.kernel, patches, handles)
+    entries = list(dict.fromkeys(readout.masked))
+    handles: dict[Value, V] = {}
+    if any(surgeon.rounds(node) for node in region(graph, entries, projected)):
+        handles = dict(zip(projected, unrounded(surgeon, graph, entries, projected), strict=True))
+    for attention, masked in zip(readout.attentions, readout.masked, strict=True):
+        zero = zeros[attention]
+        block = _MaskedAttention(surgeon, graph, readout, attention, masked, zero, vit.kernel, patches, handles)
         rest.made[attention.result] = block.run(weights)
     results = [attention.result for attention in readout.attentions]
     classes = class_count(logits)
@@ -155,11 +158,12 @@ class _MaskedAttention:
     graph: Graph
     readout: Readout
     attention: Attention
+    masked: Value
     zero: ZeroTokens
     kernel: Kernel
     patches: int
     handles: Mapping[Value, Any]
-    """Query, key and value of the ordinary run."""
+    """Query, key and value of the ordinary run, where those of the model are rounded."""
 
     def run(self, weights: Any) -> Lifted[Any]:
         """The attention's result at the read-out rows, one sample per image and patch."""
@@ -194,8 +198,7 @@ class _MaskedAttention:
     def _heads(self, leading: Sequence[int | None]) -> int:
         if len(leading) == 2:
             return fixed(leading[1:])[0]
-        batch = self.readout.masked.sizes[0]
-        return fixed([leading[0]])[0] // fixed([batch])[0]
+        return fixed([leading[0]])[0] // fixed([self.readout.batch])[0]
 
     def _dims(self, sizes: Sequence[int | None], token_axis: int | None) -> Dims:
         if len(sizes) == 3:
@@ -211,13 +214,21 @@ class _MaskedAttention:
         ]
         return (first, *rest)
 
+    def _read(self, value: Value) -> Any:
+        """`value`, from before the transpose that makes it: a runtime may merge that with the model's own attention."""
+        node = value.producer
+        if value in self.handles:
+            return self.handles[value]
+        if node is None or node.op is not Op.TRANSPOSE or node.attrs["perm"] is None:
+            return self.surgeon.handle(value)
+        return self.surgeon.ops.transpose(self.surgeon.handle(node.read(0)), node.attrs["perm"])
+
     def _by_weight(self) -> tuple[list[Any], list[Any]]:
         """Keys and values for the whole token, for each weight in between that is needed, and for the zero token."""
         item, op = self.attention, self.surgeon.ops
-        axis = len(item.key.sizes) - (2 if item.is_fused else 1)
-        zero_key = self._full(self.zero.key, axis)
+        zero_key = self._full(self.zero.key, item.key_axis)
         zero_value = op.constant(self.zero.value.astype(np.float32))
-        keys, values = [self.handles[item.key]], [self.handles[item.value]]
+        keys, values = [self._read(item.key)], [self._read(item.value)]
         if not self.zero.is_affine:
             for weight in _WEIGHTS[self.kernel]:
                 key, value = self._projected(weight)
@@ -227,8 +238,7 @@ class _MaskedAttention:
 
     def _projected(self, weight: float) -> tuple[Any, Any]:
         """Keys and values of all tokens weighed alike."""
-        masked = self.readout.masked
-        op = self.surgeon.ops
+        masked, op = self.masked, self.surgeon.ops
         made = {masked: op.mul(self.surgeon.handle(masked), scalar(op, weight))}
         for node in region(self.graph, [masked], [self.attention.key, self.attention.value]):
             operands = [v if v is None else made.get(v, self.surgeon.handle(v)) for v in node.inputs]
@@ -238,13 +248,13 @@ class _MaskedAttention:
     def _scores(self, key: Any) -> Any:
         """What the softmax reads at the read-out rows, `[..., rows, T]`."""
         op, item = self.surgeon.ops, self.attention
-        query = self.handles[item.query]
+        query = self._read(item.query)
         if self._query_tokens > 1:
             query = op.slice(query, self._query_axis, 0, self.rows)
         if item.is_fused:
             return self._fused_scores(query, key)
         assert item.scores is not None
-        lifter = Lifter(self.surgeon, self.readout.masked.sizes[0], self.rows)
+        lifter = Lifter(self.surgeon, self.readout.batch, self.rows)
         lifter.made[item.query] = Lifted(query, self._dims(item.query.sizes, self._query_axis))
         lifter.made[item.key] = Lifted(key, self._dims(item.key.sizes, None))
         nodes = region(self.graph, [item.query, item.key], [item.scores])
@@ -277,7 +287,8 @@ class _MaskedAttention:
             spread = [op.reshape(score, [-1, heads, rows, 1, tokens]) for score in scores]
         if self.zero.is_affine:
             whole, zero = spread
-            blended = op.add(zero, op.mul(weights, op.sub(whole, zero)))
+            rest = op.sub(scalar(op, 1.0), weights)
+            blended = op.add(op.mul(weights, whole), op.mul(rest, zero))
         else:
             blended = self._selected(spread, weights)
         if rows > 1:
@@ -307,7 +318,7 @@ class _MaskedAttention:
         item = self.attention
         if item.shares is None or item.weights is None or item.shares is item.weights:
             return shares
-        lifter = Lifter(self.surgeon, self.readout.masked.sizes[0], self.rows * self.patches)
+        lifter = Lifter(self.surgeon, self.readout.batch, self.rows * self.patches)
         lifter.made[item.shares] = Lifted(shares, self._dims(item.shares.sizes, len(item.shares.sizes) - 2))
         return lifter.run(region(self.graph, [item.shares], [item.weights]), item.weights)
 
@@ -354,5 +365,5 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget) -> V:
 
 def masked_features(readout: Readout) -> list[Value]:
     """The values that the definition masks: the tokens before the attention and those on the residual branch."""
-    residual = readout.residual
-    return [readout.masked] if residual is None or residual is readout.masked else [readout.masked, residual]
+    residual = [] if readout.residual is None else [readout.residual]
+    return list(dict.fromkeys([*readout.masked, *residual]))

@@ -28,20 +28,24 @@ def probe_zero_tokens(
     That need not be read off the operations: half a token must give the midpoint of the whole and the zero token.
     """
     projected = [value for item in readout.attentions for value in (item.key, item.value)]
-    wanted = unrounded(surgeon, graph, [readout.masked], projected)
-    runner = model.between([readout.masked], wanted)
+    masked = list(dict.fromkeys(readout.masked))
+    wanted = unrounded(surgeon, graph, masked, projected)
+    runner = model.between(masked, wanted)
     rng = np.random.default_rng(0)
-    (name, dtype, shape), *others = runner.inputs
-    tokens = random_array(rng, shape, dtype)
-    rest = {other: random_array(rng, sizes, kind) for other, kind, sizes in others}
-    whole, half, zero = (runner.run({name: (tokens * factor).astype(tokens.dtype), **rest}) for factor in (1, 0.5, 0))
+    feeds = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+    names = [name for name, _, _ in runner.inputs[: len(masked)]]
+    whole, half, zero = (
+        runner.run(feeds | {name: (feeds[name] * factor).astype(feeds[name].dtype) for name in names})
+        for factor in (1, 0.5, 0)
+    )
     found = {}
     for index, item in enumerate(readout.attentions):
         pair = slice(2 * index, 2 * index + 2)
         is_affine = all(map(_is_midpoint, whole[pair], half[pair], zero[pair]))
         key, value = zero[pair]
-        token_axis = key.ndim - (2 if item.is_fused else 1)
-        found[item] = ZeroTokens(_without_repeats(key, token_axis), _without_repeats(value, value.ndim - 2), is_affine)
+        found[item] = ZeroTokens(
+            _without_repeats(key, item.key_axis), _without_repeats(value, value.ndim - 2), is_affine
+        )
     return found
 
 

@@ -22,6 +22,7 @@ from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps
 from xai_insert.methods.vit_recipro_cam import (
+    Kernel,
     VitTarget,
     ZeroTokens,
     masked_features,
@@ -53,8 +54,8 @@ class ClassificationPlan(Plan):
 
     @property
     def keep_float32(self) -> bool:
-        # A transformer's map is a small difference on a large common part; that of a pooled head is not.
-        return self.method == "vit-recipro-cam"
+        # A map that comes from attention is a small difference on a large common part; that of a pool is not.
+        return self.method != "activation-map" and (self.found.readout is not None or self.form == "masked runs")
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         choice = None
@@ -82,7 +83,7 @@ class ClassificationPlan(Plan):
             return plan, activation_map(surgeon, found.target)
         vit, zeros = None, _zero_tokens(loaded, surgeon, graph, plan)
         if found.readout is not None:
-            vit = VitTarget(found.readout, found.target, found.logits.value, options.kernel)
+            vit = VitTarget(found.readout, found.target, found.logits.value, _kernel(found.readout, options))
         if plan.form == "closed form":
             try:
                 if vit is not None:
@@ -130,14 +131,14 @@ class ClassificationPlan(Plan):
 
     def masking(self, options: Options) -> Masking | None:
         found = self.found
-        if self.method == "recipro-cam":
-            target = found.target
-            return Masking([target.value], lambda shape, position: position_mask(shape, target.grid_axes, position))
-        if self.method == "vit-recipro-cam" and found.readout is not None:
+        if self.method == "activation-map":
+            return None
+        if found.readout is not None:
             height, width = fixed(found.target.grid)
-            weights = patch_weights((height, width), found.readout.prefix, options.kernel)
+            weights = patch_weights((height, width), found.readout.prefix, _kernel(found.readout, options))
             return Masking(masked_features(found.readout), lambda _, position: weights[position][:, None])
-        return None
+        target = found.target
+        return Masking([target.value], lambda shape, position: position_mask(shape, target.grid_axes, position))
 
     def pooled(self) -> Value | None:
         return self.found.pooled
@@ -175,7 +176,8 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
         return masked_plan(graph, found, shape)
     if found.readout is not None:
         flops = _token_flops(graph, found, found.readout)
-        return ClassificationPlan("vit-recipro-cam", "closed form", "class token", shape, mega(flops), found)
+        reason = "attention pool" if found.readout.is_pool else "class token"
+        return ClassificationPlan(_method(found), "closed form", reason, shape, mega(flops), found)
     head = region(graph, [end.result for end in found.ends], [found.logits.value])
     per_row = sum(flops_of(node, 1) for node in head)
     weighted = sum(flops_of(end.result.producer, 1) for end in found.ends if end.result.producer is not None)
@@ -191,8 +193,15 @@ def masked_plan(graph: Graph, found: Classifier, shape: Shape, obstacle: str | N
     batch = target.shape[0] or 1
     flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
     reason = obstacle or found.obstacle or ""
-    method = "recipro-cam" if found.readout is None else "vit-recipro-cam"
-    return ClassificationPlan(method, "masked runs", reason, shape, mega(flops), found)
+    return ClassificationPlan(_method(found), "masked runs", reason, shape, mega(flops), found)
+
+
+def _method(found: Classifier) -> str:
+    return "recipro-cam" if found.readout is None or found.readout.is_pool else "vit-recipro-cam"
+
+
+def _kernel(readout: Readout, options: Options) -> Kernel:
+    return "point" if readout.is_pool else options.kernel
 
 
 def position_mask(shape: Sequence[int], grid_axes: Sequence[int], position: int) -> npt.NDArray[np.float32]:

@@ -53,7 +53,16 @@ def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]
         from xai_insert.formats.openvino.shapes import read_shapes  # noqa: PLC0415 - only for models that need it
 
         shapes.update(read_shapes(source or ir.to_proto(model).SerializeToString(), input_shapes))
+        _fill_in_transposes(model, shapes)
     return Inferred(shapes, types)
+
+
+def _fill_in_transposes(model: ir.Model, shapes: dict[str, Shape]) -> None:
+    """Sizes after the transposes that OpenVINO's reader merges with the product behind them."""
+    for node in model.graph:
+        source = shapes.get(node.inputs[0].name or "") if node.inputs and node.inputs[0] is not None else None
+        if node.op_type == "Transpose" and source is not None and "perm" in node.attributes:
+            shapes[node.outputs[0].name or ""] = tuple(source[axis] for axis in node.attributes["perm"].as_ints())
 
 
 def _sizes(shape: ir.Shape) -> Shape:

@@ -312,6 +312,8 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
         return {"axes": tuple(range(axis % rank, rank)) if rank else None}
     if op is Op.ROI_ALIGN:
         return {"features": (0,)}
+    if kind == "Unsqueeze":
+        return {"new_axes": _axes(native, second, outputs[0].rank)}
     if op is Op.TRANSPOSE:
         return {"perm": _ints(native, "perm") or (tuple(reversed(range(rank))) if rank else None)}
     return {}

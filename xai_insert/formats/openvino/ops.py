@@ -26,6 +26,7 @@ class OpenVINOOps:
 
     def __init__(self, name: Callable[[str], str]) -> None:
         self._name = name
+        self._reshapes: set[int] = set()
 
     def _named(self, node: ov.Node) -> ov.Output:
         node.set_friendly_name(self._name(node.get_type_name()))
@@ -71,6 +72,13 @@ class OpenVINOOps:
         return self._named(_REDUCTIONS[mode](a, self.constant(np.array(axes, np.int64)), keep_dims=True))
 
     def reshape(self, a: ov.Output, sizes: Sequence[Size]) -> ov.Output:
+        while a.get_node().get_instance_id() in self._reshapes:
+            a = a.get_node().input_value(0)  # OpenVINO merges reshapes, and its own merging loses the precision mark
+        reshaped = self._reshape(a, sizes)
+        self._reshapes.add(reshaped.get_node().get_instance_id())
+        return reshaped
+
+    def _reshape(self, a: ov.Output, sizes: Sequence[Size]) -> ov.Output:
         if all(isinstance(size, int) for size in sizes):
             target = self.constant(np.array(sizes, np.int64))
         else:
@@ -82,6 +90,11 @@ class OpenVINOOps:
         return self._named(opset.unsqueeze(a, self.constant(np.array(axes, np.int64))))
 
     def transpose(self, a: ov.Output, perm: Sequence[int]) -> ov.Output:
+        moved = [(axis, a.get_partial_shape()[axis]) for axis in perm]
+        sizes = [-1 if size.is_dynamic else size.get_length() for _, size in moved]
+        order = [axis for (axis, _), size in zip(moved, sizes, strict=True) if size != 1]
+        if order == sorted(order) and sizes.count(-1) <= 1:  # the elements keep their order
+            return self.reshape(a, sizes)
         return self._named(opset.transpose(a, self.constant(np.array(perm, np.int64))))
 
     def slice(self, a: ov.Output, axis: int, start: int, end: int) -> ov.Output:

@@ -13,6 +13,8 @@ from xai_insert.graph.view import Shape
 
 logger = logging.getLogger(__name__)
 
+_BATCHES = (2, 3)
+
 
 def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Sizes by tensor name; empty if OpenVINO cannot read the model.
@@ -28,6 +30,37 @@ def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[
     except RAISED as err:
         logger.debug("OpenVINO cannot read the model for its shapes: %s", err)
         return {}
+    if not model.is_dynamic():
+        return _shapes(model)
+    try:
+        smaller, larger = (_with_batch(model, batch) for batch in _BATCHES)
+    except RuntimeError as err:  # the batch is no size of its own, or the model takes one only
+        logger.debug("sizes with a free batch: %s", err)
+        return _shapes(model)
+    return {name: _common(shape, larger.get(name)) for name, shape in smaller.items()}
+
+
+def _with_batch(model: ov.Model, batch: int) -> dict[str, Shape]:
+    """Sizes for one batch, where the batch is all that the inputs leave open.
+
+    Through the sizes of a reshape that an exporter computes from those of its operand, inference does not see as long
+    as one of them is open.
+    """
+    shapes = [list(port.get_partial_shape()) for port in model.inputs]
+    if any(size.is_dynamic for shape in shapes for size in shape[1:]):
+        raise RuntimeError("sizes other than the batch are open")
+    twin = model.clone()
+    twin.reshape({index: [batch if size.is_dynamic else size for size in shape] for index, shape in enumerate(shapes)})
+    return _shapes(twin)
+
+
+def _common(shape: Shape, other: Shape | None) -> Shape:
+    if other is None or len(other) != len(shape):
+        return shape
+    return tuple(a if a == b else None for a, b in zip(shape, other, strict=True))
+
+
+def _shapes(model: ov.Model) -> dict[str, Shape]:
     return {
         name: shape
         for node in model.get_ordered_ops()

@@ -55,14 +55,15 @@ class OpenVINOSurgeon:
         if source is not None and (same := self._unrounded(node, source)) is not None:
             return [same]
         twin = self._twin(node.native)
-        is_bias = self._keep_float32 and node.op is Op.ADD and any(_is_linear(value) for value in node.inputs)
+        is_fused = self._keep_float32 and node.op in (Op.ADD, Op.MUL) and any(map(_is_linear, node.inputs))
         for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
-            # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too.
+            # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too;
+            # so does a layer scale.
             # Quantised weights with two readers keep it from making the model's own layer one of integers.
             keeps_own = original is not None and operand is original.native and _is_kept_apart(original)
             if not keeps_own:
                 twin.set_argument(index, operand)
-            elif is_bias:
+            elif is_fused:
                 twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
             elif self._keep_float32 and node.op is Op.MATMUL and original is not None and not _is_stored(original):
                 twin.set_argument(index, self._folded(twin.input_value(index)))
@@ -101,7 +102,7 @@ class OpenVINOSurgeon:
         return self.ops.add(self.ops.mul(value, factor), offset)
 
     def _zero(self) -> ov.Output:
-        """Zero, but known only while the model runs: a bias that carries it is not fused into its linear layer.
+        """Zero, but known only while the model runs: a bias or scale with it is not fused into its linear layer.
 
         Fusing would drop the mark that keeps the layer in float32, see `xai_insert.formats.openvino.precision`.
         """
@@ -128,7 +129,7 @@ class OpenVINOSurgeon:
     def map_positions(
         self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
     ) -> ov.Output:
-        sources = [self.handle(feature) for feature in features]
+        sources = [self._apart(self.handle(feature)) for feature in features]
         mask = opset.parameter([1, *masks.shape[1:]], ov.Type.f32)
         entries = [opset.parameter(source.get_partial_shape(), ov.Type.f32) for source in sources]
         single = opset.reshape(mask, np.array(masks.shape[1:], np.int64), special_zero=False)
@@ -168,11 +169,19 @@ class OpenVINOSurgeon:
         for entry, source in zip(entries, sources, strict=True):
             loop.set_invariant_input(entry, source)
         for value, parameter in captured.items():
-            loop.set_invariant_input(parameter, self.handle(value))
+            loop.set_invariant_input(parameter, self._apart(self.handle(value)))
         scores = loop.get_concatenated_slices(body.get_results()[1].output(0), 0, 1, 1, -1, 0)
         loop.validate_and_infer_types()
         loop.set_friendly_name(self._names.unique("positions"))
         return scores
+
+    def _apart(self, value: ov.Output) -> ov.Output:
+        """`value`, read in a way that leaves the precision of what is before it alone, see `Ops.isolated`."""
+        sizes = [-1 if size.is_dynamic else size.get_length() for size in value.get_partial_shape()]
+        if not sizes or not value.get_element_type().is_real() or sizes[-1] < 1 or sizes.count(-1) > 1:
+            return value
+        op = self.ops
+        return op.reshape(op.isolated(op.reshape(value, [-1, sizes[-1]]), sizes[-1]), sizes)
 
     def add_output(self, value: ov.Output, name: str, dtype: str, shape: Shape) -> None:
         del dtype, shape  # OpenVINO infers them

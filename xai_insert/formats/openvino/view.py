@@ -277,6 +277,8 @@ def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
         return {"features": (0,)}
     if kind == "ExperimentalDetectronROIFeatureExtractor":
         return {"features": tuple(range(1, len(inputs)))}
+    if kind == "Unsqueeze":
+        return {"new_axes": _axes(second, None if rank is None else rank + len(_ints(second) or ()))}
     if kind == "Transpose":
         return {"perm": _permutation(second, rank)}
     if kind == "ScaledDotProductAttention":
