@@ -9,7 +9,7 @@ from tests.test_instances import opened
 from tests.test_zoo import load
 from xai_insert import insert_file
 
-QUICK = ["rtmdet_ins", "yolov8n_seg", "yolov8n_seg_nms"]
+QUICK = ["maskformer_resnet", "rtmdet_ins", "yolov8n_seg"]
 
 
 def pytest_generate_tests(metafunc):

@@ -151,7 +151,8 @@ class _Outputs(nn.Module):
         found = (out.class_queries_logits, out.masks_queries_logits)
         if not self.all_states:
             return found
-        return (*found, out.pixel_decoder_last_hidden_state, out.transformer_decoder_last_hidden_state)
+        states = (out.encoder_last_hidden_state, out.pixel_decoder_last_hidden_state)
+        return (*found, *states, out.transformer_decoder_last_hidden_state)
 
 
 def _query_model(network: Any, all_states: bool = False) -> tuple[nn.Module, torch.Tensor]:
@@ -162,6 +163,7 @@ def _query_model(network: Any, all_states: bool = False) -> tuple[nn.Module, tor
         gain, means = 2.5 / (scores - scores.mean((0, 1))).std(), scores.mean((0, 1))
         network.class_predictor.weight.mul_(gain)
         network.class_predictor.bias.copy_((network.class_predictor.bias - means) * gain)
+        network.class_predictor.bias[-1] += 2.0  # many queries see no object
         gain = 4.0 / network(pixel_values=images).masks_queries_logits.std()
         for parameter in [p for name, p in network.named_parameters() if "mask_embedder" in name][-2:]:
             parameter.mul_(gain)
@@ -182,8 +184,8 @@ def _single_precision_grids() -> None:
     functional.grid_sample = grid_sample
 
 
-def mask2former() -> tuple[nn.Module, torch.Tensor]:
-    """Build a small Mask2Former with Swin."""
+def mask2former(all_states: bool = False) -> tuple[nn.Module, torch.Tensor]:
+    """Build a small Mask2Former with Swin; with ``all_states`` it gives its hidden states as well."""
     vision_ops.install()
     _single_precision_grids()
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
@@ -195,7 +197,7 @@ def mask2former() -> tuple[nn.Module, torch.Tensor]:
     sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 4}
     sizes |= {"encoder_feedforward_dim": 64, "dim_feedforward": 64, "encoder_layers": 2, "decoder_layers": 3}
     config = Mask2FormerConfig(backbone_config=backbone, num_queries=20, num_labels=_CLASSES, **sizes)
-    return _query_model(Mask2FormerForUniversalSegmentation(config))
+    return _query_model(Mask2FormerForUniversalSegmentation(config), all_states)
 
 
 def maskformer() -> tuple[nn.Module, torch.Tensor]:
@@ -238,7 +240,7 @@ def yolo(config: str, nms: bool = False) -> tuple[nn.Module, torch.Tensor]:
     from ultralytics.engine.exporter import NMSModel
     from ultralytics.nn.tasks import SegmentationModel
 
-    size = (320, 320)
+    size = (640, 640)
     network: Any = SegmentationModel(config, ch=3, nc=80, verbose=False)
     network.names, network.task = {index: str(index) for index in range(80)}, "segment"
     network.eval()
@@ -298,6 +300,12 @@ SEGMENTERS = {
         "torch",
         "Apache-2.0",
         {"classes": 9, "layout": "list", "outputs": ["boxes", "labels", "masks"]},
+    ),
+    "mask2former_swin_states": Segmenter(
+        lambda: mask2former(all_states=True),
+        *_TRANSFORMERS,
+        {"classes": _CLASSES, "layout": "queries"},
+        ("legacy",),
     ),
     "mask2former_swin": Segmenter(mask2former, *_TRANSFORMERS, {"classes": _CLASSES, "layout": "queries"}),
     "maskformer_resnet": Segmenter(maskformer, *_TRANSFORMERS, {"classes": _CLASSES, "layout": "queries"}),

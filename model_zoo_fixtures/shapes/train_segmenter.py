@@ -186,8 +186,8 @@ def loss_of(model: nn.Module, batch: training.Batch) -> Tensor:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line interface."""
     parser = argparse.ArgumentParser(description="Train and export shapes_segmenter.")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--images", type=int, default=4096, help="number of training images")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=2048, help="number of training images")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=training.FOLDER, help="folder to write to")
     options = parser.parse_args(argv)
