@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from xai_insert.cli.parsing import INPUT_SHAPE, SIZE
+from xai_insert.cli.parsing import COUNT, INPUT_SHAPE, SIZE
 from xai_insert.cli.worker import Job, Runner, Worker, configure_logging
 from xai_insert.graph.view import Shape
 from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
@@ -17,6 +17,9 @@ from xai_insert.version import __version__
 EXIT_FAILED = 1
 
 EPILOG = """\b
+Methods: auto, recipro-cam, vit-recipro-cam, activation-map,
+  det-class-probability-map, instance-masks
+\b
 Exit codes: 0 done, 1 a model could not be inserted into, 2 wrong usage.
 \b
 Examples:
@@ -28,12 +31,13 @@ Examples:
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
 @click.option(
-    "-o", "--output-model", "output", type=click.Path(path_type=Path), metavar="FILE|FOLDER/",
+    "-o", "--output-model", "output", type=click.Path(path_type=Path), metavar="FILE|DIR",
     help="Model to write; a folder for several models. A .onnx model with a .xml output is converted.",
 )  # fmt: skip
 @click.option(
-    "--method", type=click.Choice(METHODS), default=Options.method, show_default=True, help="Saliency method."
-)
+    "--method", type=click.Choice(METHODS), default=Options.method, metavar="NAME",
+    help="Saliency method, see below; by default that of the kind of model found.",
+)  # fmt: skip
 @click.option("--target-layer", metavar="NAME", help="Layer to explain, instead of the one found.")
 @click.option("--output", "output_name", metavar="NAME", help="Output with the class scores, where there are several.")
 @click.option(
@@ -45,19 +49,15 @@ Examples:
     help="ViT Recipro-CAM: keep a 3x3 neighbourhood, or one patch.",
 )  # fmt: skip
 @click.option(
-    "--block", type=click.IntRange(min=1), default=Options.block, show_default=True, metavar="K",
+    "--block", type=COUNT, default=Options.block, metavar="K",
     help="ViT Recipro-CAM: mask the K-th block from the end.",
 )  # fmt: skip
 @click.option("--saliency-size", type=SIZE, metavar="HxW", help="Size of the map, instead of the method's own.")
-@click.option(
-    "--num-classes", type=click.IntRange(min=1), metavar="K", help="Number of classes, where the model does not tell."
-)
-@click.option(
-    "--score-threshold", type=click.FloatRange(0, 1), metavar="S", help="Instance masks: leave out lower scores."
-)
+@click.option("--num-classes", type=COUNT, metavar="K", help="Number of classes, where the model hides it.")
+@click.option("--score-threshold", type=click.FloatRange(0, 1), metavar="S", help="Instance masks: drop lower scores.")
 @click.option("--feature-vector", is_flag=True, help="Also add the pooled feature as output feature_vector.")
 @click.option(
-    "--top-k", type=click.IntRange(min=1), metavar="K",
+    "--top-k", type=COUNT, metavar="K",
     help="Classifiers: only the maps of the K best classes, named by output saliency_classes.",
 )  # fmt: skip
 @click.option(
