@@ -1,5 +1,16 @@
-"""Options of the test run."""
+"""Options of the test run, and the table of supported models that a run over the zoo writes."""
+
+from pathlib import Path
+
+from tests import zoo_table
 
 
 def pytest_addoption(parser):
     parser.addoption("--zoo", action="store_true", help="test the whole model zoo (minutes), not a subset")
+    parser.addoption("--zoo-table", metavar="FILE.md", type=Path, help="write what the zoo's tests found")
+
+
+def pytest_configure(config):
+    path = config.getoption("--zoo-table")
+    if path is not None and not hasattr(config, "workerinput"):  # workers report to the one that writes
+        config.pluginmanager.register(zoo_table.Writer(path))

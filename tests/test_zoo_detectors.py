@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model_zoo_fixtures import fixtures, materialise
-from tests import detection_oracle, oracle
+from tests import detection_oracle, oracle, zoo_table
 from tests.test_zoo import load
 from xai_insert import Options, insert_file
 
@@ -36,17 +36,19 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
 
 
-def test_fixture(fixture, tmp_path):
+def test_fixture(fixture, tmp_path, record_property):
     path = materialise(fixture, tmp_path)
     inserted = tmp_path / f"new{path.suffix}"
-    insert_file(path, inserted, Options(check=False))
+    report = insert_file(path, inserted, Options(check=False))
     shape = [abs(size) for size in fixture.input_shape]
     image = np.random.default_rng(11).standard_normal(shape, dtype=np.float32)
     before, after = oracle.run(load(path), image), oracle.run(load(inserted), image)
     ours = after.pop("saliency_map")
     for old, new in zip(before.values(), after.values(), strict=True):
         np.testing.assert_array_equal(new, old)
-    assert max(detection_oracle.share_within_one(ours, map_) for map_ in _wanted(fixture, path, image, ours)) >= ENOUGH
+    close = max(detection_oracle.share_within_one(ours, map_) for map_ in _wanted(fixture, path, image, ours))
+    zoo_table.record(record_property, fixture, report, 1 - close)
+    assert close >= ENOUGH
     assert np.ptp(ours.reshape(*ours.shape[:-2], -1), axis=-1).max() > 0, "the map is flat, so it says little"
 
 

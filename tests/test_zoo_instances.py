@@ -4,7 +4,7 @@ import numpy as np
 
 from model_zoo_fixtures import fixtures, materialise
 from tests import instance_oracle as definition
-from tests import oracle
+from tests import oracle, zoo_table
 from tests.test_instances import opened
 from tests.test_zoo import load
 from xai_insert import insert_file
@@ -39,7 +39,7 @@ def expected_map(fixture, outputs, size, grid):
     return definition.listed(boxes[:, :4], labels, scores, masks, size, grid, classes), len(labels)
 
 
-def test_fixture(fixture, tmp_path):
+def test_fixture(fixture, tmp_path, record_property):
     path = materialise(fixture, tmp_path)
     report = insert_file(path, tmp_path / f"new{path.suffix}")
     size = fixture.input_shape[2:]
@@ -55,4 +55,5 @@ def test_fixture(fixture, tmp_path):
     raw, count = expected_map(fixture, before, size, grid)
     assert count > 0, "nothing is found, so the comparison says little"
     levels = np.abs(after[-1][0].astype(int) - oracle.scaled(raw.astype(np.float32)))
+    zoo_table.record(record_property, fixture, report, float((levels > 1).mean()))
     assert (levels <= 1).mean() >= 0.999

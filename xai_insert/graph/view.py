@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import ShapeUnknownError
+from xai_insert.errors import ModelFileError, ShapeUnknownError
 
 Shape = tuple[int | None, ...]
 """Sizes of a value; None where the size is not known before the model runs."""
@@ -251,7 +251,7 @@ def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | No
         return None
     try:
         return np.asarray(value.elements())
-    except ValueError:  # computed from constants by an operation that cannot be run here
+    except ModelFileError:  # computed from constants by an operation that cannot be run here
         return None
 
 

@@ -58,11 +58,15 @@ def token_levels(graph: Graph, tokens: Value, count: int | None) -> tuple[Level,
 
 
 def joined_tokens(graph: Graph, tokens: Value, count: int | None) -> tuple[int, int, int] | None:
-    """Start, height and width of the one grid among `count` tokens that may hold class or query tokens as well."""
+    """Start, height and width of a grid among `count` tokens that may hold class or query tokens as well.
+
+    The coarsest, where several levels are joined; None if the tokens hold no grid, or several beside other tokens.
+    """
     levels = token_levels(graph, tokens, count)
-    if len(levels) == 1:
-        return 0, levels[0].height or 0, levels[0].width or 0
-    if levels or count is None:
+    if levels:
+        coarsest = min(levels, key=lambda level: level.cells or 0)
+        return coarsest.start, coarsest.height or 0, coarsest.width or 0
+    if count is None:
         return None
     images = image_inputs(graph)
     for node in reversed(region(graph, images, [tokens])):
