@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import ShapeUnknownError
+from xai_insert.errors import ShapeUnknownError, TargetNotFoundError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
@@ -26,6 +26,8 @@ from xai_insert.locate.logits import vector_size
 from xai_insert.methods.lifting import lift_rows
 from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar, size_of
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
+
+_MOST_RUNS = 8192  # a table of masks of 256 MB
 
 
 def recipro_cam(
@@ -89,6 +91,7 @@ def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: 
 
     Raises:
         ShapeUnknownError: the grid follows the size of the image.
+        TargetNotFoundError: the grid has so many positions that their masks alone would fill the model.
     """
     height, width = feature.grid
     if height is None or width is None:
@@ -97,6 +100,11 @@ def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: 
             "--input-shape NAME:1,3,224,224"
         )
     count = height * width
+    if count > _MOST_RUNS:
+        raise TargetNotFoundError(
+            f"{feature.value.describe()} has {count} positions, and the rest of the model would run once for each; "
+            f"choose a layer with a coarser grid (at most {_MOST_RUNS} positions) with --target-layer"
+        )
     sizes = [1] * len(feature.shape)
     for axis, side in zip(feature.grid_axes, (count,) if len(feature.grid_axes) == 1 else (height, width), strict=True):
         sizes[axis] = side
