@@ -12,7 +12,7 @@ from tests import oracle
 from tests.models import Builder
 from xai_insert import Options, errors, insert
 from xai_insert.locate.detector import Channels
-from xai_insert.probe.channels import raw_channels, resolve, resolve_fused, samples
+from xai_insert.probe.channels import raw_channels, resolve, resolve_fused, resolve_raw, samples
 
 DETECTOR = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes" / "shapes_detector"
 HELD_OUT = 1_000_000
@@ -54,6 +54,14 @@ def test_order_of_heads_that_give_boxes_as_well(start, classes, stride):
         for row in (7, 8)
     )
     assert resolve_fused(here, there, anchors * stride) == Channels(start, classes, anchors, stride)
+
+
+def test_order_of_undecoded_heads_with_an_axis_for_anchors():
+    # [N, anchors, h, w, 5 + classes], as YOLOv5 gives it before decoding
+    here, there = ({c: (0, c // 85, 4, column, c % 85) for c in samples(255)} for column in (4, 5))
+    assert resolve_raw(here, there, 255) == Channels(5, 80, 3, 85)
+    joined = [{c: (0, c, 4, column) for c in samples(255)} for column in (4, 5)]
+    assert resolve_raw(*joined, 255) is None
 
 
 GRID = (8, 8)

@@ -78,6 +78,30 @@ def resolve_fused(here: Moves, there: Moves, channels: int) -> Channels | None:
     return Channels(start, classes, anchors, stride) if classes > 0 else None
 
 
+def resolve_raw(here: Moves, there: Moves, channels: int) -> Channels | None:
+    """The order of an undecoded head of boxes, objectness and classes whose anchors are set apart by a reshape.
+
+    None if anchors and what each of them has still share an axis: then one anchor cannot be told from several.
+    """
+    axes = _axes(here, there)
+    if axes is None or not axes[1]:
+        return None
+    for axis in axes[0]:
+        stride = max(element[axis] for element in here.values()) + 1
+        anchors = channels // stride
+        if channels % stride or anchors < 2 or stride <= _BOX + 1:
+            continue
+        rows: dict[int, set[Element]] = {}
+        for channel, element in here.items():
+            if element[axis] != channel % stride:
+                break
+            rows.setdefault(channel // stride, set()).add((*element[:axis], *element[axis + 1 :]))
+        else:
+            if all(len(row) == 1 for row in rows.values()) and len(set.union(*rows.values())) == len(rows):
+                return Channels(_BOX + 1, stride - _BOX - 1, anchors, stride)
+    return None
+
+
 def _axes(here: Moves, there: Moves) -> tuple[list[int], list[int]] | None:
     """Axes along which the elements stay when the location changes, and those along which they move."""
     common = [(here[channel], there[channel]) for channel in here if channel in there]

@@ -11,7 +11,7 @@ from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values, reshapes_between
 from xai_insert.locate.inputs import image_inputs
-from xai_insert.probe.channels import Moves, raw_channels, resolve, resolve_fused, samples
+from xai_insert.probe.channels import Moves, raw_channels, resolve, resolve_fused, resolve_raw, samples
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
@@ -115,6 +115,19 @@ class _Search:
                 if found is not None:
                     return found
         return self._layout_on_the_way(item, chosen)
+
+    def raw_layout(self, item: _Watched) -> Channels | None:
+        """The order of the only head of its grid, which is an output but for a reshape."""
+        cells = self.probe.cells(item.index)
+        grid = self.probe.grid(item.index)
+        if len(cells) == 1 or any(self.probe.grid(o.index) == grid for o in self.watched if o is not item):
+            return None
+        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in item.responses}
+        for index in range(len(self.observed)):
+            here, there = _moves(item.responses, list(others), index), _moves(others, list(others), index)
+            if len(here) == len(there) == len(others):
+                return resolve_raw(here, there, item.head.channels)
+        return None
 
     def _resolve(self, item: _Watched, here: Moves, there: Moves) -> Channels | None:
         channels = item.head.channels
@@ -228,6 +241,8 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
         return None
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
     found = {item.index: order for item in raw if (order := raw_channels(widths, item.index, num_classes)) is not None}
+    if not found and num_classes is None:
+        found = {item.index: order for item in raw if (order := search.raw_layout(item)) is not None}
     scoring = [item for item in raw if item.index in found]
     grids = [search.probe.grid(item.index) for item in scoring]
     if not scoring or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
