@@ -56,6 +56,9 @@ class Ops(Protocol[V]):
     def conv1x1(self, a: V, weight: V) -> V:
         """`[B, C, h, w]` and `[K, C, 1, 1]` to `[B, K, h, w]`."""
 
+    def mixed_channels(self, a: V, b: V, sizes: Sequence[Size]) -> V:
+        """`a`, `[B, M, C]`, times the channels of `b`, `[B, C, h, w]`: `[B, M, h*w]`; `sizes` are B and C."""
+
     def reduce(self, a: V, mode: Reduction, axes: Sequence[int]) -> V:
         """Reduce over `axes`, which stay with size 1."""
 

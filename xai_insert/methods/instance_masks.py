@@ -169,8 +169,8 @@ def _assembled(
     prototypes = _float(surgeon, found.prototypes)
     sides = _sides(surgeon, found.prototypes)
     batch = _images(surgeon, found.prototypes)
-    flat = op.reshape(prototypes, [batch, found.prototypes.shape[1], -1])
-    masks = op.reshape(op.sigmoid(op.matmul(coefficients, flat)), [batch, -1, *sides])
+    masks = op.sigmoid(op.mixed_channels(coefficients, prototypes, [batch, found.prototypes.shape[1]]))
+    masks = op.reshape(masks, [batch, -1, *sides])
     return cropped(op, resized(op, masks, _known_sides(found.prototypes), target.grid), corners, target.grid)
 
 

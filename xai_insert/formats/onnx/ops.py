@@ -91,6 +91,9 @@ class OnnxOps:
     def conv1x1(self, a: ir.Value, weight: ir.Value) -> ir.Value:
         return self._node("Conv", a, weight)
 
+    def mixed_channels(self, a: ir.Value, b: ir.Value, sizes: Sequence[Size]) -> ir.Value:
+        return self.matmul(a, self.reshape(b, [*sizes, -1]))
+
     def reduce(self, a: ir.Value, mode: Reduction, axes: Sequence[int]) -> ir.Value:
         if self._version >= 18 or (mode == "sum" and self._version >= 13):
             return self._node(_REDUCTIONS[mode], a, self.constant(np.array(axes, np.int64)), keepdims=1)

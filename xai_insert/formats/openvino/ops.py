@@ -68,6 +68,12 @@ class OpenVINOOps:
     def conv1x1(self, a: ov.Output, weight: ov.Output) -> ov.Output:
         return self._named(opset.convolution(a, weight, [1, 1], [0, 0], [0, 0], [1, 1]))
 
+    def mixed_channels(self, a: ov.Output, b: ov.Output, sizes: Sequence[Size]) -> ov.Output:
+        # The CPU plugin keeps channels last in memory: flattening them as they lie spares a slow reordering.
+        images, channels = sizes
+        last = self.reshape(self.transpose(b, (0, 2, 3, 1)), [images, -1, channels])
+        return self.matmul_transposed(a, last, 3)
+
     def reduce(self, a: ov.Output, mode: Reduction, axes: Sequence[int]) -> ov.Output:
         return self._named(_REDUCTIONS[mode](a, self.constant(np.array(axes, np.int64)), keep_dims=True))
 
