@@ -12,6 +12,7 @@ from tests import instance_models as models
 from tests import instance_oracle as definition
 from tests import oracle
 from xai_insert import Options, errors, insert
+from xai_insert.locate.instances.kinds import are_shares
 
 IMAGE = (models.HEIGHT, models.WIDTH)
 GRID = (models.HEIGHT // 4, models.WIDTH // 4)
@@ -128,6 +129,12 @@ def test_options_for_threshold_and_size(layout, options, kind):
     size, threshold = options.get("saliency_size", GRID), options.get("score_threshold", 0.0)
     counts = [check(*opened_both, expected, level, size, threshold) for level in LEVELS[::4]]
     assert max(counts) > 1
+
+
+def test_scores_may_be_rounded_past_one():
+    assert are_shares(np.float32([0.0, np.nextafter(np.float32(1), np.float32(2))]))
+    assert not are_shares(np.float32([0.0, 1.01]))
+    assert not are_shares(np.float32([-0.01, 1.0]))
 
 
 def test_raw_map_is_a_mean():

@@ -21,8 +21,9 @@ def corners_in_cells(op: Ops[V], boxes: V, form: BoxFormat, cells: V) -> V:
         cells: columns, rows, columns, rows of the grid for one unit of the boxes' coordinates, float32 `[4]`.
     """
     if form.is_centre:
-        eye, half = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32) / 2
-        boxes = op.matmul(boxes, op.constant(np.block([[eye, eye], [-half, half]])))
+        # No product with a matrix: that OpenVINO would round to bf16.
+        centres, halves = op.slice(boxes, 2, 0, 2), op.mul(op.slice(boxes, 2, 2, 4), scalar(op, 0.5, "float32"))
+        boxes = op.concat([op.sub(centres, halves), op.add(centres, halves)], 2)
     return op.mul(boxes, cells)
 
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from xai_insert.graph.view import Value
 
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -41,8 +43,8 @@ def are_whole(array: npt.NDArray[Any]) -> bool:
 
 
 def are_shares(array: npt.NDArray[Any]) -> bool:
-    """Whether every element lies in 0..1."""
-    return not array.size or bool(array.min() >= 0 and array.max() <= 1)
+    """Whether every element lies in 0..1, but for rounding: a runtime's sigmoid may give 1.0000001."""
+    return not array.size or bool(array.min() >= -_ROUNDING and array.max() <= 1 + _ROUNDING)
 
 
 @dataclass(frozen=True)
