@@ -22,9 +22,10 @@ import xai_insert
 from tests import models
 from xai_insert.cli.explain import main
 from xai_insert.explain import read_outputs
-from xai_insert.explain.classify import Classifier, ScoreMeaning, Selection, probabilities
+from xai_insert.explain.classify import Classifier, probabilities
 from xai_insert.explain.draw import COLORMAPS, to_bytes
 from xai_insert.explain.errors import PreprocessingError
+from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images
 from xai_insert.explain.journal import Journal

@@ -18,7 +18,8 @@ import openvino as ov
 import pytest
 
 import xai_insert
-from xai_insert.explain.classify import Classifier, ScoreMeaning, Selection
+from xai_insert.explain.classify import Classifier
+from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import read_image
 from xai_insert.explain.preprocessing import from_metadata

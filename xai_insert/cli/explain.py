@@ -12,12 +12,14 @@ from pathlib import Path
 import click
 
 from xai_insert.errors import XaiInsertError
-from xai_insert.explain.classify import Classifier, ScoreMeaning, Selection
+from xai_insert.explain.classify import Classifier
+from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import COLORMAPS
+from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images, read_labels, stamp
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
-from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Outcome
+from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine
 from xai_insert.version import __version__
 
@@ -78,6 +80,10 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     help="Classes to draw.",
 )  # fmt: skip
 @click.option(
+    "--threshold", type=click.FloatRange(0, 1), metavar="SCORE",
+    help=f"Least score of a predicted object ({THRESHOLD}) or of a class among independent ones (the model's own).",
+)  # fmt: skip
+@click.option(
     "--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one a line, in order of classes."
 )
 @click.option(
@@ -108,6 +114,7 @@ def main(
     images: tuple[Path, ...],
     output: Path,
     classes: Selection,
+    threshold: float | None,
     labels: Path | None,
     opacity: float,
     colormap: str,
@@ -123,11 +130,12 @@ def main(
     input_size: tuple[int, int] | None,
     quiet: bool,
 ) -> None:
-    """Draw what a classifier looked at.
+    """Draw what a classifier, a detector or an instance segmenter looked at.
 
     Runs MODEL (OpenVINO .xml or .onnx, with a saliency map or without) on images and writes an overlay per
-    predicted class, the raw maps and a contact sheet, index.html. How to prepare an image is read from the model's
-    metadata (Model API's model_info) unless options say otherwise. Run again, it draws only what is missing.
+    predicted class, with the boxes or outlines of its objects, the raw maps and a contact sheet, index.html. How to
+    prepare an image is read from the model's metadata (Model API's model_info) unless options say otherwise. Run again,
+    it draws only what is missing.
     """
     options = DrawOptions(opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
     try:
@@ -142,15 +150,25 @@ def main(
             meaning = replace(meaning, labels=read_labels(labels))
         if not quiet:
             _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
-        classifier = Classifier(engine, feeder, meaning, classes)
         identity = [str(model.resolve()), stamp(model), type(engine).__name__, device]
-        outcomes = _run(Explainer(classifier, output, options, identity), sources, quiet)
+        outcomes = _run(
+            Explainer(_model(engine, feeder, meaning, classes, threshold), output, options, identity), sources, quiet
+        )
     except XaiInsertError as err:
         click.echo(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
+    for note in dict.fromkeys(outcome.record.get("note") for outcome in outcomes if outcome.record):
+        if note:
+            click.echo(f"note: {note}", err=True)
     if not quiet:
         click.echo(_summary(outcomes, output))
     sys.exit(EXIT_FAILED if any(outcome.error for outcome in outcomes) else 0)
+
+
+def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selection, threshold: float | None) -> Model:
+    if engine.about.get("task") in TASKS:
+        return Finder(engine, feeder, meaning, classes, THRESHOLD if threshold is None else threshold)
+    return Classifier(engine, feeder, meaning if threshold is None else replace(meaning, threshold=threshold), classes)
 
 
 def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> None:

@@ -1,40 +1,20 @@
-"""Predictions of classifiers: scores, labels, and which classes to draw."""
+"""Classifiers: which classes are predicted, and their maps."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.draw import Image
-from xai_insert.explain.errors import RunError
+from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, Selection, ranking
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
-from xai_insert.explain.preprocessing import View, is_true
 from xai_insert.explain.runtime import Engine
 
 _LISTED = 5
-
-Scores = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class of one image.
-
-    Attributes:
-        class_id: index of the class, which is also the channel of its map.
-        label: name of the class.
-        score: probability, 0..1.
-    """
-
-    class_id: int
-    label: str
-    score: float
 
 
 def class_logits(outputs: Outputs) -> Array:
@@ -75,116 +55,6 @@ def probabilities(logits: Array, multilabel: bool) -> tuple[Scores, bool]:
     return powers / powers.sum(), False
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which classes to draw.
-
-    Attributes:
-        kind: `predictions`, `all`, `top` or `listed`.
-        count: how many for `top`.
-        listed: the classes for `listed`.
-    """
-
-    kind: str = "predictions"
-    count: int = 0
-    listed: tuple[int, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Selection:
-        """Read `predictions`, `all`, `top5` or `3,17`.
-
-        Raises:
-            ValueError: it is none of these.
-        """
-        if text in ("predictions", "all"):
-            return cls(text)
-        if match := re.fullmatch(r"top([1-9]\d*)", text):
-            return cls("top", count=int(match[1]))
-        if re.fullmatch(r"\d+(,\d+)*", text):
-            return cls("listed", listed=tuple(dict.fromkeys(int(item) for item in text.split(","))))
-        raise ValueError(f"{text!r} is not predictions, all, top5 or class numbers such as 3,17")
-
-    def choose(self, scores: Scores, predicted: Sequence[int]) -> Sequence[int]:
-        """The classes to draw.
-
-        Args:
-            scores: probabilities `[K]`.
-            predicted: the predicted classes.
-
-        Raises:
-            RunError: a listed class does not exist.
-        """
-        if self.kind == "all":
-            return range(len(scores))
-        if self.kind == "top":
-            return ranking(scores)[: self.count]
-        if self.kind == "listed":
-            missing = [number for number in self.listed if number >= len(scores)]
-            if missing:
-                raise RunError(f"there is no class {missing[0]}: the model has the classes 0 to {len(scores) - 1}")
-            return self.listed
-        return predicted
-
-
-def ranking(scores: Scores) -> list[int]:
-    """Numbers of the classes, best first."""
-    return [int(index) for index in np.argsort(-scores, kind="stable")]
-
-
-@dataclass(frozen=True)
-class ScoreMeaning:
-    """What a classifier's metadata says about its scores.
-
-    Attributes:
-        labels: names of the classes; empty if unknown.
-        multilabel: whether the classes are independent.
-        threshold: least score of a predicted class, where they are.
-    """
-
-    labels: tuple[str, ...] = ()
-    multilabel: bool = False
-    threshold: float = 0.5
-
-    @classmethod
-    def from_metadata(cls, info: Mapping[str, str]) -> ScoreMeaning:
-        """Read `labels`, `multilabel` and `confidence_threshold` of Model API."""
-        try:
-            threshold = float(info.get("confidence_threshold", cls.threshold))
-        except ValueError:
-            threshold = cls.threshold
-        return cls(tuple(info.get("labels", "").split()), is_true(info.get("multilabel", "")), threshold)
-
-    def prediction(self, scores: Scores, class_id: int) -> Prediction:
-        """One class; without a label it is called by its number."""
-        label = self.labels[class_id] if class_id < len(self.labels) else f"class {class_id}"
-        return Prediction(class_id, label, float(scores[class_id]))
-
-
-@dataclass(frozen=True)
-class Explained:
-    """What a model says about one image.
-
-    Attributes:
-        predictions: the likeliest classes, best first: every predicted one, and at least five.
-        chosen: those to draw.
-        saliency_map: `[K, h, w]` per class or `[h, w]`, as the model gave it.
-        view: which area of the image the map shows.
-        map_classes: the class of each map `[K]`; None if map k is that of class k.
-    """
-
-    predictions: Sequence[Prediction]
-    chosen: Sequence[Prediction]
-    saliency_map: Array
-    view: View
-    map_classes: Array | None = None
-
-    def map_of(self, class_id: int) -> Array:
-        """The map `[h, w]` of a class that was chosen."""
-        index = class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])
-        found: Array = self.saliency_map[index]
-        return found
-
-
 def _with_map(chosen: Sequence[int], classes: Array) -> list[int]:
     """Those of the chosen classes that have a map.
 
@@ -213,6 +83,11 @@ class Classifier:
     feeder: Feeder
     meaning: ScoreMeaning
     selection: Selection = field(default_factory=Selection)
+
+    @property
+    def settings(self) -> Sequence[object]:
+        """What its results depend on, besides the model."""
+        return self.feeder, self.meaning, self.selection
 
     def explain(self, image: Image) -> Explained:
         """Run on one image, uint8 RGB `[H, W, 3]`.

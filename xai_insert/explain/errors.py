@@ -15,3 +15,7 @@ class PreprocessingError(XaiInsertError):
 
 class RunError(XaiInsertError):
     """The model cannot be run on the device, or its results cannot be written."""
+
+
+class UnknownLayoutError(XaiInsertError):
+    """The outputs of a detector or segmenter are not such that boxes can be read from them."""

@@ -39,18 +39,21 @@ def _row(record: Mapping[str, Any]) -> str:
         f'<span class="bar"><i style="width:{100 * item["score"]:.1f}%"></i></span></li>'
         for item in predictions
     )
+    listed = f"<ol>{bars}</ol>" if bars else f"<p>{'boxes not read' if 'note' in record else 'nothing found'}</p>"
     pictures = [_picture(record["image"], name, "image")]
     for item in record["maps"]:
         title = f"{name}: {item['title']}"
         score = f"<b>{escape(item['title'])}</b> {item['score']:.2f}" if "score" in item else escape(item["title"])
-        pair = _picture(item["overlay"], title, score, "overlay")
+        pair = _picture(item["overlay"], title, score, "overlay") if item["overlay"] else ""
         if item["raw"] and item["raw"].endswith(".png"):
-            pair += _picture(item["raw"], f"{title}, raw map", f"raw map {_times(*item['grid'])}", "raw")
+            caption = f"raw map {_times(*item['grid'])}"
+            caption = caption if pair else f"{escape(item['title'])}, {caption}"
+            pair += _picture(item["raw"], f"{title}, raw map", caption, "raw")
         pictures.append(f'<div class="pair">{pair}</div>')
     sizes = f"--width:{shown:.0f}px;--ratio:{width}/{height};--raw:{raw:.0f}px"
     return (
         f'<section style="{sizes}"><div class="facts"><h2>{escape(name)}</h2>'
-        f'<p>{_times(width, height)}</p><ol>{bars}</ol></div><div class="pictures">{"".join(pictures)}</div></section>'
+        f'<p>{_times(width, height)}</p>{listed}</div><div class="pictures">{"".join(pictures)}</div></section>'
     )
 
 

@@ -70,7 +70,7 @@ def with_caption(image: Image, title: str, value: str) -> Image:
 @lru_cache(maxsize=256)  # the same class comes again and again
 def _strip(width: int, title: str, value: str) -> Image:
     size = min(max(width // 20, 14), 26)
-    font = _font(size)
+    font = font_of(size)
     strip = Pillow.new("RGB", (width, size * 2), _BACKGROUND)
     pen = ImageDraw.Draw(strip)
     margin = size // 2
@@ -85,5 +85,6 @@ def _strip(width: int, title: str, value: str) -> Image:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all captions."""
     return ImageFont.load_default(size)

@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from xai_insert.explain import files, page
-from xai_insert.explain.classify import Classifier, Explained
 from xai_insert.explain.draw import ColormapName, Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
+from xai_insert.explain.explained import Explained, Instance
 from xai_insert.explain.journal import Journal
+from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import canvas, draw, with_caption
 from xai_insert.explain.preprocessing import View
+from xai_insert.explain.runtime import Engine
 from xai_insert.version import __version__
 
 RawKind = Literal["png", "npy", "none"]
@@ -46,6 +48,21 @@ class DrawOptions:
     colormap: ColormapName = "jet"
     raw: RawKind = "png"
     overwrite: bool = False
+
+
+class Model(Protocol):
+    """A model that is ready to run: a classifier, or one that finds objects."""
+
+    @property
+    def engine(self) -> Engine:
+        """The compiled model."""
+
+    @property
+    def settings(self) -> Sequence[object]:
+        """What its results depend on, besides the model."""
+
+    def explain(self, image: Image) -> Explained:
+        """Run on one image, uint8 RGB `[H, W, 3]`; called from several threads."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +101,9 @@ class Explainer:
         identity: tells this model and its settings from others, so that results of others are not taken for its own.
     """
 
-    def __init__(self, model: Classifier, output: Path, options: DrawOptions, identity: Sequence[Any] = ()) -> None:
+    def __init__(self, model: Model, output: Path, options: DrawOptions, identity: Sequence[Any] = ()) -> None:
         self._model, self._output, self._options = model, output, options
-        about = [model.feeder, model.meaning, model.selection, replace(options, overwrite=False)]
+        about = [*model.settings, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
         self._journal = Journal(output / "results.jsonl")
@@ -150,33 +167,45 @@ class Explainer:
             "stamp": files.stamp(source.path),
             "size": list(image.shape[1::-1]),
             "image": self._write(f"images/{source.name}.jpg", files.encode(scene.shown, ".jpg")),
-            "predictions": [dict(vars(item)) for item in found.predictions],
+            "predictions": [item.record(*image.shape[1::-1]) for item in found.predictions],
             "maps": self._draw(scene, found),
         }
+        if found.note is not None:
+            record["note"] = found.note
         return Outcome(source, record)
 
     def _draw(self, scene: _Scene, found: Explained) -> list[dict[str, Any]]:
-        """Draw one map per class, or the only map if the model has one for all classes."""
+        """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
         if found.saliency_map.ndim == 2:
-            return [self._draw_map(scene, found.saliency_map, "all", ("all classes", ""))]
+            caption = ("all classes", f"{len(found.instances)} found" if found.instances else "")
+            return [self._draw_map(scene, found.saliency_map, "all", caption, found.instances)]
         drawn = []
         for item in found.chosen:
-            score = f"{item.score:.2f}"
-            mark = f"{item.class_id}-{files.slug(item.label)}-{score}"
-            entry = self._draw_map(scene, found.map_of(item.class_id), mark, (item.label, score))
-            drawn.append({**vars(item), **entry})
+            score = f"{item.score:.2f}" if found.has_scores else ""
+            mark = "-".join(part for part in (str(item.class_id), files.slug(item.label), score) if part)
+            own = [instance for instance in found.instances if instance.class_id == item.class_id]
+            saliency = found.map_of(item.class_id)
+            entry = self._draw_map(scene, saliency, mark, (item.label, score), own, found.has_overlays)
+            about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
+            drawn.append({**about, **entry})
         return drawn
 
-    def _draw_map(self, scene: _Scene, saliency: Array, mark: str, caption: tuple[str, str]) -> dict[str, Any]:
+    def _draw_map(
+        self,
+        scene: _Scene,
+        saliency: Array,
+        mark: str,
+        caption: tuple[str, str],
+        instances: Sequence[Instance],
+        has_overlay: bool = True,
+    ) -> dict[str, Any]:
         options, stem = self._options, f"{scene.name}.{mark}"
         pixels = to_bytes(saliency)
-        picture = with_caption(draw(scene.shown, pixels, scene.view, options.opacity, options.colormap), *caption)
-        entry = {
-            "title": caption[0],
-            "overlay": self._write(f"overlays/{stem}.jpg", files.encode(picture, ".jpg")),
-            "raw": None,
-            "grid": list(saliency.shape[::-1]),
-        }
+        entry: dict[str, Any] = {"title": caption[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
+        if has_overlay:
+            picture = draw(scene.shown, pixels, scene.view, options.opacity, options.colormap)
+            picture = with_caption(draw_marks(picture, instances), *caption)
+            entry["overlay"] = self._write(f"overlays/{stem}.jpg", files.encode(picture, ".jpg"))
         if options.raw == "png":
             entry["raw"] = self._write(f"maps/{stem}.png", files.encode(pixels, ".png"))
         elif options.raw == "npy":

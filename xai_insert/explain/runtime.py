@@ -19,6 +19,7 @@ RuntimeName = Literal["openvino", "onnxruntime"]
 
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 _PREFIXES = ("model_info ", "model_info.")
+_INSERTION = "xai_insert"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
@@ -42,6 +43,10 @@ class Engine(Protocol):
     @property
     def info(self) -> Mapping[str, str]:
         """Metadata, without the prefix of Model API."""
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What was written when the map was inserted: task, method and more."""
 
     @property
     def by_model_api(self) -> bool:
@@ -92,6 +97,7 @@ class OpenVINOEngine:
         if not any(SALIENCY_MAP in output.get_names() for output in model.outputs):
             model = _insert(model)
         self.info, self.by_model_api = _openvino_info(model)
+        self.about = _openvino_about(model)
         self.image_input = _only_input([_openvino_input(port) for port in model.inputs])
         self._names = [min(output.get_names(), default="") for output in model.outputs]
         try:
@@ -140,7 +146,9 @@ class OnnxEngine:
             session = _session(ort, _insert(path, to_bytes=True), options, provider)
         self._session = session
         self._names = [item.name for item in session.get_outputs()]
-        self.info, self.by_model_api = _flat_info(session.get_modelmeta().custom_metadata_map)
+        entries = session.get_modelmeta().custom_metadata_map
+        self.info, self.by_model_api = _flat_info(entries)
+        self.about = _about(entries)
         self.image_input = _only_input(
             [
                 ImageInput(
@@ -202,6 +210,17 @@ def _openvino_info(model: Any) -> tuple[dict[str, str], bool]:
     if model.has_rt_info(["framework"]):  # metadata of a model that was read from ONNX
         return _flat_info(_texts(model.get_rt_info(["framework"]).value))
     return {}, False
+
+
+def _openvino_about(model: Any) -> dict[str, str]:
+    if model.has_rt_info([_INSERTION]):
+        return _texts(model.get_rt_info([_INSERTION]).value)
+    return _about(_texts(model.get_rt_info(["framework"]).value)) if model.has_rt_info(["framework"]) else {}
+
+
+def _about(entries: Mapping[str, str]) -> dict[str, str]:
+    prefix = f"{_INSERTION}."
+    return {key[len(prefix) :]: text for key, text in entries.items() if key.startswith(prefix)}
 
 
 def _texts(entries: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,133 @@
+"""Detectors and instance segmenters: which objects are found, and the maps of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from xai_insert.errors import UnsupportedTaskError
+from xai_insert.explain.detections import Detections, Facts, Floats
+from xai_insert.explain.draw import Image
+from xai_insert.explain.errors import UnknownLayoutError
+from xai_insert.explain.explained import Explained, Instance, Polygon, Prediction, ScoreMeaning, Selection
+from xai_insert.explain.feed import Feeder
+from xai_insert.explain.layouts import detections
+from xai_insert.explain.masks import instances
+from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.preprocessing import View
+from xai_insert.explain.runtime import Engine
+
+DETECTION, SEGMENTATION = "detection", "instance segmentation"
+TASKS = (DETECTION, SEGMENTATION)
+THRESHOLD = 0.3
+_LEAST_OUTLINE = 3
+
+
+@dataclass(frozen=True)
+class Finder:
+    """A detector or an instance segmenter that is ready to run.
+
+    Attributes:
+        engine: the compiled model.
+        feeder: makes its input from an image.
+        meaning: names of its classes.
+        selection: which classes to draw.
+        threshold: least score of an object.
+    """
+
+    engine: Engine
+    feeder: Feeder
+    meaning: ScoreMeaning
+    selection: Selection = field(default_factory=Selection)
+    threshold: float = THRESHOLD
+
+    @property
+    def settings(self) -> Sequence[object]:
+        """What its results depend on, besides the model."""
+        return self.feeder, self.meaning, self.selection, self.threshold
+
+    def explain(self, image: Image) -> Explained:
+        """Run on one image, uint8 RGB `[H, W, 3]`.
+
+        Raises:
+            XaiInsertError: the model cannot be run, or lacks a class that was asked for.
+        """
+        feed, view = self.feeder.feed(image)
+        outputs = self.engine.infer(feed)
+        if outputs.saliency_map is None:
+            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
+        saliency = outputs.saliency_map[0]
+        size = (feed.shape[self.feeder.layout.index("H")], feed.shape[self.feeder.layout.index("W")])
+        maps = len(saliency) if saliency.ndim == 3 else None
+        facts = Facts.of(self.engine.about, size, maps, len(self.meaning.labels))
+        read = instances if self.engine.about.get("task") == SEGMENTATION else detections
+        try:
+            found = read(list(outputs.predictions.values()), facts)
+        except UnknownLayoutError as err:
+            return self._without_objects(saliency, view, facts, _note(outputs, err))
+        objects = self._objects(found, facts, view)
+        if maps is None:
+            return Explained(objects, [], saliency, view, instances=objects)
+        best = found.best(maps)
+        chosen = self.selection.choose(best, list(dict.fromkeys(item.class_id for item in objects)))
+        drawn = [Prediction(number, self._label(number, facts), float(best[number])) for number in chosen]
+        return Explained(objects, drawn, saliency, view, instances=objects)
+
+    def _objects(self, found: Detections, facts: Facts, view: View) -> list[Instance]:
+        objects = []
+        for index in found.found(self.threshold, facts.overlap):
+            number = int(found.classes[index])
+            outline = () if found.mask is None else _outline(found.mask(index), facts.size, view)
+            left, top, right, bottom = map(float, _in_image(found.boxes[index].reshape(2, 2), view).reshape(-1))
+            name, score = self._label(number, facts), float(found.scores[index])
+            objects.append(Instance(number, name, score, (left, top, right, bottom), outline))
+        return objects
+
+    def _label(self, number: int, facts: Facts) -> str:
+        """Name of a class; a list of names may leave out a background that the model counts as 0."""
+        names = len(self.meaning.labels)
+        skips_background = facts.background == 0 and facts.classes == names + 1
+        if skips_background:
+            return self.meaning.label(number - 1) if number else "background"
+        return self.meaning.label(number)
+
+    def _without_objects(self, saliency: Array, view: View, facts: Facts, note: str) -> Explained:
+        """The maps that were asked for by number, without scores; else all, but none drawn over the image."""
+        if saliency.ndim == 2:
+            return Explained([], [], saliency, view, note=f"{note}; the map is drawn without boxes")
+        is_asked = self.selection.kind in ("all", "listed")
+        every = range(len(saliency))
+        chosen = self.selection.choose(np.zeros(len(saliency)), every) if is_asked else every
+        drawn = [Prediction(number, self._label(number, facts), 0.0) for number in chosen]
+        told = "the maps are drawn without boxes" if is_asked else "no map is drawn, all are written; see --classes"
+        return Explained([], drawn, saliency, view, note=f"{note}; {told}", has_overlays=is_asked)
+
+
+def _note(outputs: Outputs, err: UnknownLayoutError) -> str:
+    listed = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.predictions.items())
+    return f"no boxes can be read from the outputs {listed}: {err}"
+
+
+def _in_image(points: Floats, view: View) -> Polygon:
+    """Points `[P, 2]` in shares of the input, in shares of the image; those in the padding move to its border."""
+    source, goal = (np.array(box).reshape(2, 2) for box in (view.in_input, view.in_image))
+    shares = (points - source[0]) / (source[1] - source[0])
+    return np.asarray((goal[0] + shares * (goal[1] - goal[0])).clip(0, 1), np.float64)
+
+
+def _outline(mask: Floats, size: tuple[int, int], view: View) -> tuple[Polygon, ...]:
+    """Polygons around a mask `[h, w]` of the whole input, in shares of the image."""
+    if mask.shape[0] < size[0]:
+        mask = np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_LINEAR), np.float64)
+    height, width = mask.shape
+    inner = np.pad((mask > 0.5).astype(np.uint8), 1)
+    contours, _ = cv2.findContours(inner, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    sides = np.array([width, height])
+    return tuple(
+        _in_image((contour.reshape(-1, 2) - 0.5) / sides, view)
+        for contour in contours
+        if len(contour) >= _LEAST_OUTLINE
+    )

@@ -1,0 +1,180 @@
+"""What a model says about one image: predictions, instances with their outlines, and which maps are to be drawn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.explain.errors import RunError
+from xai_insert.explain.outputs import Array
+from xai_insert.explain.preprocessing import Box, View, is_true
+
+Scores = npt.NDArray[np.float64]
+Polygon = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of one image.
+
+    Attributes:
+        class_id: index of the class, which is also the channel of its map.
+        label: name of the class.
+        score: probability, 0..1.
+    """
+
+    class_id: int
+    label: str
+    score: float
+
+    def record(self, width: int, height: int) -> dict[str, Any]:
+        """What is written about it, for an image of that size."""
+        del width, height
+        return {"class_id": self.class_id, "label": self.label, "score": self.score}
+
+
+@dataclass(frozen=True, eq=False)
+class Instance(Prediction):
+    """One detected object.
+
+    Attributes:
+        box: its corners x0, y0, x1, y1, in shares of the image.
+        outline: polygons `[P, 2]` around its mask, x and y in shares of the image; empty for a detector.
+    """
+
+    box: Box
+    outline: tuple[Polygon, ...] = ()
+
+    def record(self, width: int, height: int) -> dict[str, Any]:
+        sides = (width, height, width, height)
+        pixels = [round(part * side, 1) for part, side in zip(self.box, sides, strict=True)]
+        return {**super().record(width, height), "box": pixels}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which classes to draw.
+
+    Attributes:
+        kind: `predictions`, `all`, `top` or `listed`.
+        count: how many for `top`.
+        listed: the classes for `listed`.
+    """
+
+    kind: str = "predictions"
+    count: int = 0
+    listed: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Selection:
+        """Read `predictions`, `all`, `top5` or `3,17`.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if text in ("predictions", "all"):
+            return cls(text)
+        if match := re.fullmatch(r"top([1-9]\d*)", text):
+            return cls("top", count=int(match[1]))
+        if re.fullmatch(r"\d+(,\d+)*", text):
+            return cls("listed", listed=tuple(dict.fromkeys(int(item) for item in text.split(","))))
+        raise ValueError(f"{text!r} is not predictions, all, top5 or class numbers such as 3,17")
+
+    def choose(self, scores: Scores, predicted: Sequence[int]) -> Sequence[int]:
+        """The classes to draw.
+
+        Args:
+            scores: probabilities `[K]`.
+            predicted: the predicted classes.
+
+        Raises:
+            RunError: a listed class does not exist.
+        """
+        if self.kind == "all":
+            return range(len(scores))
+        if self.kind == "top":
+            return ranking(scores)[: self.count]
+        if self.kind == "listed":
+            missing = [number for number in self.listed if number >= len(scores)]
+            if missing:
+                raise RunError(f"there is no class {missing[0]}: the model has the classes 0 to {len(scores) - 1}")
+            return self.listed
+        return predicted
+
+
+def ranking(scores: Scores) -> list[int]:
+    """Numbers of the classes, best first."""
+    return [int(index) for index in np.argsort(-scores, kind="stable")]
+
+
+@dataclass(frozen=True)
+class ScoreMeaning:
+    """What a classifier's metadata says about its scores.
+
+    Attributes:
+        labels: names of the classes; empty if unknown.
+        multilabel: whether the classes are independent.
+        threshold: least score of a predicted class, where they are.
+    """
+
+    labels: tuple[str, ...] = ()
+    multilabel: bool = False
+    threshold: float = 0.5
+
+    @classmethod
+    def from_metadata(cls, info: Mapping[str, str]) -> ScoreMeaning:
+        """Read `labels`, `multilabel` and `confidence_threshold` of Model API."""
+        try:
+            threshold = float(info.get("confidence_threshold", cls.threshold))
+        except ValueError:
+            threshold = cls.threshold
+        return cls(tuple(info.get("labels", "").split()), is_true(info.get("multilabel", "")), threshold)
+
+    def label(self, class_id: int) -> str:
+        """Name of a class; without one it is called by its number."""
+        return self.labels[class_id] if class_id < len(self.labels) else f"class {class_id}"
+
+    def prediction(self, scores: Scores, class_id: int) -> Prediction:
+        """One class of a classifier."""
+        return Prediction(class_id, self.label(class_id), float(scores[class_id]))
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a model says about one image.
+
+    Attributes:
+        predictions: the likeliest classes, best first: every predicted one, and at least five; or the instances.
+        chosen: classes to draw, each with the score of its best instance.
+        saliency_map: `[K, h, w]` per class or `[h, w]`, as the model gave it.
+        view: which area of the image the map shows.
+        map_classes: the class of each map `[K]`; None if map k is that of class k.
+        instances: what to draw on the maps: detected objects.
+        note: what could not be told about the image, one line.
+        has_overlays: whether the chosen maps are drawn over the image, else only written as they are.
+    """
+
+    predictions: Sequence[Prediction]
+    chosen: Sequence[Prediction]
+    saliency_map: Array
+    view: View
+    map_classes: Array | None = None
+    instances: Sequence[Instance] = ()
+    note: str | None = None
+    has_overlays: bool = True
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the scores of the chosen classes are known."""
+        return self.note is None
+
+    def map_of(self, class_id: int) -> Array:
+        """The map `[h, w]` of a class that was chosen."""
+        index = class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])
+        found: Array = self.saliency_map[index]
+        return found

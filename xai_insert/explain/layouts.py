@@ -1,0 +1,214 @@
+"""Reading boxes, classes and scores from the outputs of detectors, told apart by shape, type and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xai_insert.explain.detections import Detections, Facts, Floats, corners, numbered
+from xai_insert.explain.errors import UnknownLayoutError
+from xai_insert.explain.outputs import Array
+
+_BOX = 4
+_ROW = 6
+_DETECTION_OUTPUT = 7
+
+
+def detections(arrays: Sequence[Array], facts: Facts) -> Detections:
+    """Read the objects of the first image of a batch.
+
+    Layouts, N images, M objects, L locations or queries, K classes:
+
+    - rows `[N, M, 6]` or `[M, 6]`: corners, score, label; rows `[1, 1, M, 7]`: image, label, score, corners;
+    - lists: boxes `[M, 4]` or `[N, M, 4]`, labels, scores; or boxes with scores `[N, M, 5]`, labels;
+    - the same with a fourth output, the number of objects of each image, and labels that are floats: boxes are
+      `y, x, y, x` in shares, as TensorFlow writes them;
+    - boxes `[N, L, 4]` and class scores or logits `[N, L, K]`;
+    - boxes and class scores together: `[N, 4 + K, L]` or `[N, L, 4 + K]`, or `[N, L, 5 + K]` with an objectness.
+
+    Args:
+        arrays: the model's outputs, without the maps.
+        facts: what else is known of the model.
+
+    Raises:
+        UnknownLayoutError: no layout fits, or several outputs do.
+    """
+    for read in (rows, listed, scored, fused):
+        found = read(arrays, facts)
+        if found is not None:
+            return numbered(found, facts)
+    raise UnknownLayoutError("no outputs are boxes with classes and scores of a known layout")
+
+
+def is_whole(array: Array) -> bool:
+    """Whether every element is a whole number, of whatever type, and none is negative but -1."""
+    return array.dtype.kind in "iu" or bool(np.array_equal(array, np.floor(array)) and array.min(initial=0) >= -1)
+
+
+def are_shares(array: Array) -> bool:
+    """Whether every element lies in 0..1."""
+    return array.dtype.kind == "f" and bool(array.min(initial=0) >= 0 and array.max(initial=0) <= 1 + 1e-6)
+
+
+def only(found: Sequence[Detections]) -> Detections | None:
+    """The only reading; None if there is none.
+
+    Raises:
+        UnknownLayoutError: there are several.
+    """
+    if len(found) > 1:
+        raise UnknownLayoutError("several outputs could be the boxes")
+    return found[0] if found else None
+
+
+def _made(boxes: Floats, classes: Array, scores: Array) -> Detections:
+    return Detections(boxes, np.asarray(classes, np.int64), np.asarray(scores, np.float64))
+
+
+def rows(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections | None:
+    """One row for each object; `extra` columns may follow. Rows of score 0 are padding."""
+    found = []
+    for array in arrays:
+        if array.dtype.kind != "f":
+            continue
+        if array.ndim in (2, 3) and array.shape[-1] == _ROW + extra:
+            own = (array if array.ndim == 2 else array[0]).astype(np.float64)
+            if are_shares(own[:, 4]) and is_whole(own[:, 5]):
+                sure = own[:, 4] > 0
+                boxes = np.zeros((len(own), _BOX))
+                boxes[sure] = corners(own[sure, :_BOX], facts, are_centres=False)
+                _require_corners(boxes)
+                found.append(_made(boxes, own[:, 5], own[:, 4]))
+        elif array.ndim == _BOX and array.shape[:2] == (1, 1) and array.shape[3] == _DETECTION_OUTPUT:
+            own = array[0, 0].astype(np.float64)
+            if is_whole(own[:, :2]) and are_shares(own[:, 2]):
+                own = own[own[:, 0] == 0]
+                found.append(_made(own[:, 3:], own[:, 1], own[:, 2]))
+    return only(found)
+
+
+def _require_corners(boxes: Floats) -> None:
+    if len(boxes) and (boxes[:, 2:] >= boxes[:, :2]).all(axis=1).mean() < 0.99:
+        raise UnknownLayoutError("the four numbers of a box are not two corners")
+
+
+def listed(arrays: Sequence[Array], facts: Facts) -> Detections | None:
+    """One output for boxes, one for labels, and one for scores unless they stand behind the boxes."""
+    return only([found for boxes in arrays if (found := _list_of(boxes, arrays, facts)) is not None])
+
+
+def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> Detections | None:
+    if boxes.dtype.kind != "f" or boxes.ndim not in (2, 3) or boxes.shape[-1] not in (_BOX, _BOX + 1):
+        return None
+    lead = boxes.shape[:-1]
+    numbers = [array for array in arrays if array is not boxes and _without_ones(array.shape) == _without_ones(lead)]
+    if not lead[-1] and len(numbers) >= _ROW - boxes.shape[-1]:
+        return _made(np.zeros((0, _BOX)), np.zeros(0), np.zeros(0))  # no values to tell labels from scores
+    labels = [array for array in numbers if array.dtype.kind in "iu"] or [item for item in numbers if is_whole(item)]
+    scores = [array for array in numbers if are_shares(array) and not any(array is other for other in labels)]
+    own = (boxes if boxes.ndim == 2 else boxes[0]).astype(np.float64)
+    if boxes.shape[-1] > _BOX:
+        scores = [own[:, _BOX]] if are_shares(own[:, _BOX]) else []
+    if not labels or not scores:
+        return None
+    if len(labels) > 1 or len(scores) > 1:
+        raise UnknownLayoutError("several outputs could be the labels or the scores")
+    images = 1 if boxes.ndim == 2 else lead[0]
+    label, score = labels[0].reshape(images, -1)[0], scores[0].reshape(-1, lead[-1])[0]
+    counts = [array for array in arrays if array.size == images and array.ndim <= 2 and is_whole(array)]
+    counts = [array for array in counts if array is not labels[0]]
+    by_rows_first = False
+    if boxes.ndim == 3 and len(counts) == 1:
+        own, label, score = (values[: int(counts[0].reshape(-1)[0])] for values in (own, label, score))
+        by_rows_first = labels[0].dtype.kind == "f"
+    if by_rows_first:
+        if np.abs(own).max(initial=0) > 2:
+            raise UnknownLayoutError("boxes with a count beside them are not in shares of the image")
+        own = own[:, [1, 0, 3, 2]]
+    places = corners(own[:, :_BOX], facts, are_centres=False)
+    _require_corners(places[score > 0])
+    return _made(places, label, score)
+
+
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
+def scored(arrays: Sequence[Array], facts: Facts) -> Detections | None:
+    """Boxes and class scores of the same locations or queries, in two outputs."""
+    found = []
+    for boxes in arrays:
+        if boxes.ndim != 3 or boxes.shape[2] != _BOX or boxes.dtype.kind != "f":
+            continue
+        for scores in arrays:
+            if scores is not boxes and scores.ndim == 3 and scores.shape[:2] == boxes.shape[:2]:
+                read = class_scores(scores[0], facts)
+                if read is not None:
+                    is_query = not are_shares(scores)
+                    if is_query and not are_shares(boxes):
+                        continue  # logits stand beside distances yet to be decoded, but for queries
+                    places = corners(boxes[0], facts, True if is_query else None)
+                    best = read.argmax(axis=1)
+                    top = np.take_along_axis(read, best[:, None], 1)[:, 0]
+                    found.append(Detections(places, best, top, is_dense=not is_query))
+    return only(found)
+
+
+def class_scores(values: Array, facts: Facts) -> Floats | None:
+    """Scores `[L, K]` in 0..1, by number of the map and 0 for a background; None if these are no class scores.
+
+    Args:
+        values: scores or logits `[L, width]`, of the classes, or of those and one more that says there is no object.
+        facts: says how many classes there are.
+    """
+    if facts.classes is None or values.dtype.kind != "f":
+        return None
+    width, classes = values.shape[1], facts.classes
+    has_no_object = width == classes + 1
+    lacks_background = facts.background == 0 and width == classes - 1
+    if width != classes and not has_no_object and not lacks_background:
+        return None
+    scores = values.astype(np.float64)
+    if not are_shares(values):
+        if has_no_object or (facts.background is not None and not lacks_background):
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+        else:
+            scores = 1 / (1 + np.exp(-scores.clip(-500, 500)))
+    if has_no_object:
+        return scores[:, :classes]
+    if lacks_background:
+        return np.pad(scores, ((0, 0), (1, 0)))
+    if facts.background is not None:
+        scores[:, facts.background] = 0
+    return scores
+
+
+def fused(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections | None:
+    """Boxes and class scores of the same locations, in one output; `extra` values may follow."""
+    found = []
+    for array in arrays:
+        if array.ndim != 3 or array.dtype.kind != "f" or facts.classes is None:
+            continue
+        width = _BOX + facts.classes + extra
+        for own, widths in ((array[0].T, (width,)), (array[0], (width, width + 1))):
+            if own.shape[1] in widths:
+                read = _fused(own, own.shape[1] - width, facts)
+                if read is not None:
+                    found.append(read)
+    return only(found)
+
+
+def _fused(own: Array, objectness: int, facts: Facts) -> Detections | None:
+    assert facts.classes is not None
+    first = _BOX + objectness
+    scores = own[:, _BOX : first + facts.classes]
+    if not are_shares(scores):
+        return None
+    read = scores[:, objectness:].astype(np.float64)
+    if objectness:
+        read = read * scores[:, :1]
+    best = read.argmax(axis=1)
+    top = np.take_along_axis(read, best[:, None], 1)[:, 0]
+    return Detections(corners(own[:, :_BOX], facts), best, top, is_dense=True)
