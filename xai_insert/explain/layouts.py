@@ -95,16 +95,29 @@ def _require_corners(boxes: Floats) -> None:
 
 def listed(arrays: Sequence[Array], facts: Facts) -> Detections | None:
     """One output for boxes, one for labels, and one for scores unless they stand behind the boxes."""
-    return only([found for boxes in arrays if (found := _list_of(boxes, arrays, facts)) is not None])
+    found: list[tuple[Array, Detections, list[Array]]] = []
+    misfits = []
+    for boxes in arrays:
+        try:
+            read = _list_of(boxes, arrays, facts)
+        except UnknownLayoutError as err:
+            misfits.append(err)
+        else:
+            found += [(boxes, *read)] if read is not None else []
+    if misfits and not found:
+        raise misfits[0]
+    read_as_numbers = [id(number) for _, _, numbers in found for number in numbers]
+    return only([own for boxes, own, _ in found if id(boxes) not in read_as_numbers])
 
 
-def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> Detections | None:
+def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> tuple[Detections, list[Array]] | None:
+    """The list whose boxes an output may be, and the outputs with the numbers that belong to it."""
     if boxes.dtype.kind != "f" or boxes.ndim not in (2, 3) or boxes.shape[-1] not in (_BOX, _BOX + 1):
         return None
     lead = boxes.shape[:-1]
     numbers = [array for array in arrays if array is not boxes and _without_ones(array.shape) == _without_ones(lead)]
     if not lead[-1] and len(numbers) >= _ROW - boxes.shape[-1]:
-        return _made(np.zeros((0, _BOX)), np.zeros(0), np.zeros(0))  # no values to tell labels from scores
+        return _made(np.zeros((0, _BOX)), np.zeros(0), np.zeros(0)), numbers  # labels as well as scores
     labels = [array for array in numbers if array.dtype.kind in "iu"] or [item for item in numbers if is_whole(item)]
     scores = [array for array in numbers if are_shares(array) and not any(array is other for other in labels)]
     own = (boxes if boxes.ndim == 2 else boxes[0]).astype(np.float64)
@@ -128,7 +141,7 @@ def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> Detections 
         own = own[:, [1, 0, 3, 2]]
     places = corners(own[:, :_BOX], facts, are_centres=False)
     _require_corners(places[score > 0])
-    return _made(places, label, score)
+    return _made(places, label, score), [*labels, *scores]
 
 
 def _without_ones(shape: Sequence[int]) -> list[int]:
