@@ -27,6 +27,8 @@ class Report:
         target: `{name, shape, grid, grid_axes}` of the explained feature map.
         heads: of a detector's class scores, from the finest level on: `{name, shape, grid, anchors, classes}` each.
         background: index of a detector's background class; None if it has none.
+        per_box: where the maps of reported boxes come from, `{decoded, decoded_format, boxes, boxes_format, labels,
+            first_label, shape}`.
         saliency_map: `{shape, dtype, bytes_per_image}`.
         mflops: extra work per image.
         output_difference: see `CheckResult`; None if not checked.
@@ -50,6 +52,7 @@ class Report:
     target: Mapping[str, Any] = field(default_factory=dict)
     heads: Sequence[Mapping[str, Any]] = ()
     background: int | None = None
+    per_box: Mapping[str, Any] = field(default_factory=dict)
     saliency_map: Mapping[str, Any] = field(default_factory=dict)
     mflops: float | None = None
     output_difference: float | None = None
@@ -94,6 +97,9 @@ class Report:
             lines.append(
                 ("scores", f"{head['name']!r} {format_shape(head['shape'])}, grid {_grid(head['grid'])}{anchors}")
             )
+        if self.per_box:
+            shape = format_shape(self.per_box["shape"])
+            lines.append(("boxes", f"saliency_map_per_box {shape} of {self.per_box['boxes']!r}"))
         if self.heads:
             background = "no background" if self.background is None else f"background is class {self.background}"
             lines.append(("classes", f"{self.heads[0]['classes']}, {background}"))

@@ -111,6 +111,42 @@ def multi_object_scene(seed: int, size: int = DETECTOR_SIZE, max_objects: int = 
     return _draw_scene(rng, size, class_ids, n_distractors=int(rng.integers(0, 4)))
 
 
+def overlapping_scene(seed: int, size: int = DETECTOR_SIZE, overlap: tuple[float, float] = (0.1, 0.35)) -> Scene:
+    """Draw two shapes of one class, the second over a part of the first.
+
+    Args:
+        seed: Non-negative seed.
+        size: Image side in pixels.
+        overlap: Least and greatest intersection over union of their boxes.
+
+    Returns:
+        A scene with two objects; the first one's mask is that of the whole shape, the covered part included.
+    """
+    rng = np.random.default_rng([seed, 2])
+    class_id = int(rng.integers(0, len(CLASS_NAMES)))
+    while True:
+        covered = [
+            _place(rng, size, np.zeros((size, size), dtype=bool), _CONTOURS[class_id], (MIN_RADIUS, MAX_RADIUS))
+            for _ in range(2)
+        ]
+        shapes = [_shape_object(class_id, coverage) for coverage in covered if coverage is not None]
+        if len(shapes) == 2 and overlap[0] <= _box_overlap(shapes[0].box, shapes[1].box) <= overlap[1]:
+            break
+    canvas = _background(rng, size)
+    for coverage in covered:
+        if coverage is not None:
+            _paint(rng, canvas, coverage)
+    return Scene(_finish(rng, canvas), tuple(shapes))
+
+
+def _box_overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
+    """Intersection over union of two boxes."""
+    width = max(min(one[2], other[2]) - max(one[0], other[0]), 0)
+    height = max(min(one[3], other[3]) - max(one[1], other[1]), 0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return width * height / (areas - width * height)
+
+
 def classification_batch(seeds: Iterable[int], size: int = IMAGE_SIZE) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Draw many classification scenes.
 

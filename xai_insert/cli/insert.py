@@ -60,13 +60,14 @@ Examples:
     "--top-k", type=COUNT, metavar="K",
     help="Classifiers: only the maps of the K best classes, named by output saliency_classes.",
 )  # fmt: skip
+@click.option("--per-box", is_flag=True, help="Detectors: also a map of each reported box.")
 @click.option(
     "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
     help="Fix unknown sizes of an input; ? stays dynamic. Repeatable.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
-@click.option("--no-check", is_flag=True, help="Write without comparing the plain and the inserted model.")
+@click.option("--no-check", is_flag=True, help="Write without comparing before and after.")
 @click.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
     help="Time to read a model, at most.",
@@ -90,6 +91,7 @@ def main(
     score_threshold: float | None,
     feature_vector: bool,
     top_k: int | None,
+    per_box: bool,
     input_shapes: tuple[tuple[str, Shape], ...],
     dry_run: bool,
     report_path: Path | None,
@@ -116,6 +118,7 @@ def main(
         score_threshold=score_threshold,
         feature_vector=feature_vector,
         top_k=top_k,
+        per_box=per_box,
         input_shapes=dict(input_shapes),
         check=not no_check,
     )

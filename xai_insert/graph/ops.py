@@ -41,6 +41,9 @@ class Ops(Protocol[V]):
     def maximum(self, a: V, b: V) -> V:
         """The larger of both."""
 
+    def sqrt(self, a: V) -> V:
+        """Square root."""
+
     def floor(self, a: V) -> V:
         """Round down."""
 

@@ -22,7 +22,7 @@ def det_class_probability_map(surgeon: Surgeon[V], detector: Detector) -> V:
         detector: its class scores; a background class takes part like the others.
     """
     op = surgeon.ops
-    height, width = _grid(surgeon, detector.middle)
+    height, width = grid_of_level(surgeon, detector.middle)
     total: V | None = None
     for item in detector.levels:
         scores = class_scores(surgeon, item)
@@ -39,21 +39,11 @@ def class_scores(surgeon: Surgeon[V], item: ClassLevel) -> V:
     """Raw class scores of one level, maximum over anchors: `[B, K, h, w]` float32."""
     op = surgeon.ops
     value, order = item.head.value, item.channels
-    x = surgeon.handle(value)
-    height, width = _grid(surgeon, item)
-    batch = size_of(op, x, value, 0)
-    if len(item.level.grid_axes) == 1:
-        if item.level.cells != value.sizes[1]:
-            x = op.slice(x, 1, item.level.start, item.level.start + (item.level.cells or 0))
-        x = reshape(op, op.transpose(x, [0, 2, 1]), [batch, item.head.channels, height, width])
-    elif item.head.channel_axis == len(value.sizes) - 1:
-        x = op.transpose(x, [0, 3, 1, 2])
-    if value.dtype != "float32":
-        x = op.cast(x, "float32")
+    x = level_channels(surgeon, item)
     if order.anchors == 1:
-        if order.classes < item.head.channels:
-            x = op.slice(x, 1, order.start, order.start + order.classes)
         return x
+    height, width = grid_of_level(surgeon, item)
+    batch = size_of(op, surgeon.handle(value), value, 0)
     if order.classes_first:
         x = reshape(op, x, [batch, order.classes, order.anchors, height, width])
         best = op.reduce(x, "max", [2])
@@ -65,7 +55,28 @@ def class_scores(surgeon: Surgeon[V], item: ClassLevel) -> V:
     return reshape(op, best, [batch, order.classes, height, width])
 
 
-def _grid(surgeon: Surgeon[V], item: ClassLevel) -> tuple[Size, Size]:
+def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:
+    """A head's channels at one level, `[B, C, h, w]` float32; where there is one anchor only its classes."""
+    op = surgeon.ops
+    value, order = item.head.value, item.channels
+    x = surgeon.handle(value)
+    height, width = grid_of_level(surgeon, item)
+    batch = size_of(op, x, value, 0)
+    if len(item.level.grid_axes) == 1:
+        if item.level.cells != value.sizes[1]:
+            x = op.slice(x, 1, item.level.start, item.level.start + (item.level.cells or 0))
+        x = reshape(op, op.transpose(x, [0, 2, 1]), [batch, item.head.channels, height, width])
+    elif item.head.channel_axis == len(value.sizes) - 1:
+        x = op.transpose(x, [0, 3, 1, 2])
+    if value.dtype != "float32":
+        x = op.cast(x, "float32")
+    if order.anchors == 1 and order.classes < item.head.channels:
+        x = op.slice(x, 1, order.start, order.start + order.classes)
+    return x
+
+
+def grid_of_level(surgeon: Surgeon[V], item: ClassLevel) -> tuple[Size, Size]:
+    """Height and width of a level."""
     level, value = item.level, item.head.value
     if len(level.grid_axes) == 1:
         return level.height, level.width

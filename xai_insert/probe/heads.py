@@ -82,7 +82,7 @@ class HeadProbe:
         for name, dtype, shape in self._runner.inputs[len(heads) :]:
             self._feeds[name] = random_array(rng, shape, dtype, size=_SIZE)
         self._heads = heads
-        self._base = self._run({})
+        self._base = self.run({})
 
     def grid(self, head: int) -> tuple[int, int]:
         """Height and width of a head's first level, as run."""
@@ -101,8 +101,8 @@ class HeadProbe:
 
     def respond(self, head: int, channel: int, cell: tuple[int, int]) -> Response:
         """Raise and lower one channel at one location."""
-        up = self._run({head: self._pushed(head, channel, cell, _PUSH)})
-        down = self._run({head: self._pushed(head, channel, cell, -_PUSH)})
+        up = self.run({head: self._pushed(head, channel, cell, _PUSH)})
+        down = self.run({head: self._pushed(head, channel, cell, -_PUSH)})
         effects: set[Effect] = set()
         elements, moved = {}, {}
         for index, (base, high, low) in enumerate(zip(self._base, up, down, strict=True)):
@@ -125,8 +125,8 @@ class HeadProbe:
         index = self._index(head, slice(None), cell)
         rng = np.random.default_rng(1)
         changed[index] += rng.uniform(0.5, 1.5, changed[index].shape).astype(changed.dtype)
-        after = self._run({head: changed})
-        counts = {i: int(np.sum(_differs(a, b))) for i, (a, b) in enumerate(zip(self._base, after, strict=True))}
+        after = self.run({head: changed})
+        counts = {i: int(np.sum(differs(a, b))) for i, (a, b) in enumerate(zip(self._base, after, strict=True))}
         return {index: count for index, count in counts.items() if count}
 
     def _index(self, head: int, channel: int | slice, cell: tuple[int, int]) -> tuple[int | slice, ...]:
@@ -145,14 +145,19 @@ class HeadProbe:
         changed[self._index(head, channel, cell)] += push
         return changed
 
-    def _run(self, changes: Mapping[int, npt.NDArray[np.floating]]) -> list[Array]:
+    def fed(self, head: int) -> npt.NDArray[np.floating]:
+        """A copy of what is fed as a head's result."""
+        return np.array(self._feeds[self._names[head]])
+
+    def run(self, changes: Mapping[int, npt.NDArray[np.floating]]) -> list[Array]:
+        """What is observed with other results of some heads."""
         feeds = {**self._feeds, **{self._names[head]: array for head, array in changes.items()}}
         return [result.astype(np.float64) for result in self._runner.run(feeds)]
 
 
 def _effect(observed: Observed, base: Array, high: Array, low: Array) -> tuple[Effect, Element | None, int]:
     """What happened to one observed value, the one element that rose, and how many moved."""
-    moves = _differs(base, high)
+    moves = differs(base, high)
     count = int(moves.sum())
     if not count:
         return Effect.SILENT, None, 0
@@ -175,7 +180,8 @@ def _effect(observed: Observed, base: Array, high: Array, low: Array) -> tuple[E
     return Effect.OTHER, element, count
 
 
-def _differs(before: Array, after: Array) -> npt.NDArray[np.bool_]:
+def differs(before: Array, after: Array) -> npt.NDArray[np.bool_]:
+    """Which elements have moved."""
     with np.errstate(invalid="ignore"):
         close = np.abs(after - before) <= _MOVED * np.maximum(1.0, np.abs(before))
     return np.asarray(~close & ~((before == after) | (np.isnan(before) & np.isnan(after))))

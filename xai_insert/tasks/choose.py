@@ -35,6 +35,10 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
 
 
 def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
+    if options.per_box:
+        if options.method in (*_OF_CLASSIFIERS, INSTANCE_MASKS) or options.target_layer or options.top_k:
+            raise UnsupportedTaskError("--per-box is for detectors; leave out what is for other models, or --per-box")
+        return plan_detection(loaded, graph, options)
     if options.method in _OF_CLASSIFIERS or options.target_layer is not None or options.top_k is not None:
         return plan_classification(graph, options)
     if options.method in ("auto", INSTANCE_MASKS):

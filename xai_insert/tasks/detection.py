@@ -9,19 +9,24 @@ from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape, volume
+from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, grid_of_map
 from xai_insert.locate.regions import encoder_feature, region_feature
 from xai_insert.methods.activation_map import activation_map
+from xai_insert.methods.box_votes import box_votes
 from xai_insert.methods.det_class_probability_map import det_class_probability_map
+from xai_insert.methods.scaling import to_bytes
 from xai_insert.options import Options
+from xai_insert.probe.boxes import find_box_voters
 from xai_insert.probe.classes import find_class_levels
 from xai_insert.tasks.cost import mega
-from xai_insert.tasks.plan import Branch, Plan
+from xai_insert.tasks.plan import Branch, Output, Plan
 
 _METHOD = "det-class-probability-map"
 _BOX = 4
+PER_BOX = "saliency_map_per_box"
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,34 @@ class ScoresPlan(Plan):
 
     Attributes:
         found: what was located in the model.
+        voters: what a map of each reported box is made of; None if it is not wanted.
     """
 
     task = "detection"
     found: Detector
+    voters: BoxVoters | None = None
+
+    @property
+    def keep_float32(self) -> bool:
+        return self.voters is not None  # coordinates of boxes need more than the eight bits of bf16
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        return Branch(self, det_class_probability_map(surgeon, self.found))
+        raw = det_class_probability_map(surgeon, self.found)
+        if self.voters is None:
+            return Branch(self, raw)
+        op = surgeon.ops
+        votes = box_votes(surgeon, self.found, self.voters)
+        if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
+            votes = op.resize(votes, *options.saliency_size)
+        if options.output_dtype == "u8":
+            votes = to_bytes(op, votes, (2, 3))
+        dtype = "uint8" if options.output_dtype == "u8" else "float32"
+        shape = (*self._reported_sizes(self.voters), *(options.saliency_size or self.map_shape[-2:]))
+        return Branch(self, raw, outputs={PER_BOX: Output(votes, dtype, shape)})
+
+    def _reported_sizes(self, voters: BoxVoters) -> Shape:
+        sizes = voters.reported.value.sizes
+        return (1, sizes[0]) if len(sizes) == 2 else sizes[:2]
 
     def describe(self) -> dict[str, Any]:
         found = self.found
@@ -52,16 +78,35 @@ class ScoresPlan(Plan):
                 for item in found.levels
             ],
             "background": found.background,
+            "per_box": self._described(),
+        }
+
+    def _described(self) -> dict[str, Any]:
+        if self.voters is None:
+            return {}
+        reported = self.voters.reported
+        return {
+            "decoded": [level.value.name for level in self.voters.levels],
+            "decoded_format": self.voters.format,
+            "boxes": reported.value.name,
+            "boxes_format": reported.format,
+            "labels": None if reported.labels is None else reported.labels.name,
+            "first_label": reported.first_label,
+            "shape": (*self._reported_sizes(self.voters), *self.map_shape[-2:]),
         }
 
     def metadata(self, options: Options) -> dict[str, str]:
         found = self.found
-        return {
+        entries = {
             "target": ", ".join(dict.fromkeys(item.head.value.name for item in found.levels)),
             "levels": str(len(found.levels)),
             "classes": str(found.classes),
             "background": "none" if found.background is None else str(found.background),
         }
+        if self.voters is not None:
+            entries["per_box"] = "overlap with the reported box times cosine of class scores, at every location"
+            entries["per_box_first_label"] = str(self.voters.reported.first_label)
+        return entries
 
 
 @dataclass(frozen=True)
@@ -118,6 +163,11 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     """
     images = image_inputs(graph)
     regions = region_feature(graph, images)
+    if options.per_box:
+        detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
+        if detector is None or options.method == "activation-map":
+            raise UnsupportedTaskError("--per-box is for single-stage detectors, with class scores at every location")
+        return _scores_plan(detector, find_box_voters(loaded, graph, detector))
     if regions is not None and options.method != _METHOD:
         return _regions_plan(regions)
     detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
@@ -139,14 +189,14 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     return _regions_plan(regions)
 
 
-def _scores_plan(found: Detector) -> ScoresPlan:
+def _scores_plan(found: Detector, voters: BoxVoters | None = None) -> ScoresPlan:
     level = found.middle.level
     shape: Shape = (found.batch, found.classes, level.height, level.width)
     sizes = [volume((item.level.height, item.level.width, item.head.channels)) for item in found.levels]
     work = None if None in sizes else sum(size or 0 for size in sizes)
     count = len(found.levels)
     reason = f"{count} level{'s' if count > 1 else ''}; {found.evidence}"
-    return ScoresPlan(_METHOD, "class scores", reason, shape, mega(work), found)
+    return ScoresPlan(_METHOD, "class scores", reason, shape, mega(work), found, voters)
 
 
 def _regions_plan(found: Regions) -> RegionsPlan:

@@ -75,6 +75,9 @@ class OnnxOps:
     def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self._node("Max", a, b)
 
+    def sqrt(self, a: ir.Value) -> ir.Value:
+        return self._node("Sqrt", a)
+
     def floor(self, a: ir.Value) -> ir.Value:
         return self._node("Floor", a)
 

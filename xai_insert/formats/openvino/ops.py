@@ -51,6 +51,9 @@ class OpenVINOOps:
     def maximum(self, a: ov.Output, b: ov.Output) -> ov.Output:
         return self._named(opset.maximum(a, b))
 
+    def sqrt(self, a: ov.Output) -> ov.Output:
+        return self._named(opset.sqrt(a))
+
     def floor(self, a: ov.Output) -> ov.Output:
         return self._named(opset.floor(a))
 

@@ -1,0 +1,180 @@
+"""Box votes: the map of one reported box, made of what every location says about it.
+
+D-RISE's similarity of detections (Petsiuk et al., "Black-box Explanation of Object Detectors via Saliency Maps",
+CVPR 2021), intersection over union times cosine of the class scores, between the reported box and the detection of each
+location, instead of between it and the detections of thousands of masked images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xai_insert.graph.ops import Ops, Surgeon, V
+from xai_insert.locate.boxes import BoxFormat, BoxVoters, DecodedLevel, ReportedBoxes
+from xai_insert.locate.detector import ClassLevel, Detector
+from xai_insert.methods.det_class_probability_map import grid_of_level, level_channels
+from xai_insert.methods.shaping import scalar
+
+_TINY = 1e-12
+
+
+def box_votes(surgeon: Surgeon[V], detector: Detector, voters: BoxVoters) -> V:
+    """The votes for each reported box on the grid of the middle level, `[B, M, h, w]` float32, 0..1.
+
+    For each location of each level, the box decoded there and its class probabilities `p`:
+    `IoU(box, reported box) * p[label] / ||p||`, maximum over anchors, resized to the middle level's grid (bilinear);
+    mean over levels. Empty boxes and labels that are no class, as rows that pad the report have them, give zeros.
+
+    Args:
+        surgeon: the model being edited.
+        detector: its class scores.
+        voters: its boxes.
+    """
+    op = surgeon.ops
+    reported = _reported(surgeon, voters.reported)
+    sides = _sides(op, reported, voters.reported.format, 2)
+    sides = [
+        op.mul(side, scalar(op, factor, "float32"))
+        for side, factor in zip(sides, voters.reported.scale * 2, strict=True)
+    ]
+    wanted = _one_hot(surgeon, detector, voters.reported)
+    total: V | None = None
+    middle = grid_of_level(surgeon, detector.middle)
+    for item, rows in zip(detector.levels, voters.levels, strict=True):
+        votes = _level_votes(surgeon, item, rows, voters, sides, wanted)
+        if item is not detector.middle:
+            votes = op.resize(votes, *middle)
+        total = votes if total is None else op.add(total, votes)
+    if total is None:
+        raise ValueError("a detector has at least one level")
+    return op.mul(total, scalar(op, 1.0 / len(detector.levels), "float32"))
+
+
+def _level_votes(
+    surgeon: Surgeon[V],
+    item: ClassLevel,
+    rows: DecodedLevel,
+    voters: BoxVoters,
+    reported: Sequence[V],
+    wanted: V | None,
+) -> V:
+    op = surgeon.ops
+    decoded = _sides(op, _decoded(surgeon, item, rows), voters.format, 1)
+    if voters.bounds is not None:
+        decoded = [
+            op.maximum(_minimum(op, side, scalar(op, bound, "float32")), scalar(op, 0.0))
+            for side, bound in zip(decoded, voters.bounds * 2, strict=True)
+        ]
+    votes = _overlap(op, reported, decoded)
+    if wanted is not None:
+        votes = op.mul(votes, op.matmul(wanted, _directions(surgeon, item, voters.is_exclusive)))
+    anchors, (height, width) = item.channels.anchors, grid_of_level(surgeon, item)
+    batch, count = op.size(votes, 0), op.size(votes, 1)
+    if anchors > 1:
+        votes = op.reduce(op.reshape(votes, [batch, count, anchors, height * width]), "max", [2])
+    return op.reshape(votes, [batch, count, height, width])
+
+
+def _decoded(surgeon: Surgeon[V], item: ClassLevel, rows: DecodedLevel) -> V:
+    """Boxes of a level, `[B, 4, A * P]`, anchors slower than locations."""
+    op = surgeon.ops
+    x, rank = surgeon.handle(rows.value), len(rows.shape)
+    cells, anchors = item.level.cells, item.channels.anchors
+    if cells is None:
+        raise ValueError("grids are known")
+    x = op.slice(x, rows.row_axis, rows.start, rows.start + cells * anchors)
+    x = op.slice(x, rows.column_axis, 0, 4)
+    others = [axis for axis in range(rank) if axis not in (rows.row_axis, rows.column_axis)]
+    order = [*others, rows.column_axis, rows.row_axis]
+    if order != list(range(rank)):
+        x = op.transpose(x, order)
+    if anchors == 1 or rows.anchors_first:
+        return op.reshape(x, [-1, 4, anchors * cells])
+    x = op.transpose(op.reshape(x, [-1, 4, cells, anchors]), [0, 1, 3, 2])
+    return op.reshape(x, [-1, 4, anchors * cells])
+
+
+def _directions(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V:
+    """Class probabilities of a level divided by their norm, `[B, K, A * P]`."""
+    op = surgeon.ops
+    x, order = level_channels(surgeon, item), item.channels
+    cells = item.level.cells
+    if cells is None:
+        raise ValueError("grids are known")
+    if order.classes_first:
+        x = op.reshape(x, [-1, order.classes, order.anchors * cells])
+    else:
+        x = op.reshape(x, [-1, order.anchors, order.stride if order.anchors > 1 else order.classes, cells])
+        if order.anchors > 1 and order.classes < order.stride:
+            x = op.slice(x, 2, order.start, order.start + order.classes)
+        if order.anchors > 1:
+            x = op.transpose(x, [0, 2, 1, 3])
+        x = op.reshape(x, [-1, order.classes, order.anchors * cells])
+    scores = op.softmax(x, axis=1) if is_exclusive else op.sigmoid(x)
+    norm = op.sqrt(op.reduce(op.mul(scores, scores), "sum", [1]))
+    return op.div(scores, op.maximum(norm, scalar(op, _TINY)))
+
+
+def _reported(surgeon: Surgeon[V], found: ReportedBoxes) -> V:
+    """Reported boxes, `[B, M, 4]`."""
+    op = surgeon.ops
+    x = surgeon.handle(found.value)
+    rank = len(found.value.sizes)
+    x = op.slice(x, rank - 1, found.column, found.column + 4)
+    return op.unsqueeze(x, [0]) if rank == 2 else x
+
+
+def _one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes) -> V | None:
+    """1 at the class of each reported box, `[B, M, K]`; None where there is one class only."""
+    if found.labels is None:
+        return None
+    op = surgeon.ops
+    x, rank = surgeon.handle(found.labels), len(found.labels.sizes)
+    if found.label_column is not None:
+        x = op.slice(x, rank - 1, found.label_column, found.label_column + 1)
+        x = op.unsqueeze(x, [0]) if rank == 2 else x
+    else:
+        x = op.unsqueeze(x, [0, 2] if rank == 1 else [2])
+    if "float32" not in found.labels.dtype:
+        x = op.cast(x, "float32")
+    numbers = np.arange(detector.classes, dtype=np.float32) + found.first_label
+    return op.equal(x, op.constant(numbers.reshape(1, 1, -1)))
+
+
+def _sides(op: Ops[V], boxes: V, meaning: BoxFormat, axis: int) -> list[V]:
+    """Left, top, right and bottom of boxes whose coordinates lie along `axis`, which stays with size 1."""
+    a, b, c, d = (op.slice(boxes, axis, index, index + 1) for index in range(4))
+    if meaning == "xyxy":
+        return [a, b, c, d]
+    if meaning == "yxyx":
+        return [b, a, d, c]
+    if meaning == "xywh":
+        return [a, b, op.add(a, c), op.add(b, d)]
+    half = scalar(op, 0.5)
+    c, d = op.mul(c, half), op.mul(d, half)
+    return [op.sub(a, c), op.sub(b, d), op.add(a, c), op.add(b, d)]
+
+
+def _overlap(op: Ops[V], one: Sequence[V], other: Sequence[V]) -> V:
+    """Intersection over union of `[B, M, 1]` and `[B, 1, L]` sides: `[B, M, L]`; 0 where a box is empty."""
+    zero = scalar(op, 0.0)
+
+    def length(start: V, end: V) -> V:
+        return op.maximum(op.sub(end, start), zero)
+
+    def area(sides: Sequence[V]) -> V:
+        return op.mul(length(sides[0], sides[2]), length(sides[1], sides[3]))
+
+    common = op.mul(
+        length(op.maximum(one[0], other[0]), _minimum(op, one[2], other[2])),
+        length(op.maximum(one[1], other[1]), _minimum(op, one[3], other[3])),
+    )
+    union = op.sub(op.add(area(one), area(other)), common)
+    return op.div(common, op.maximum(union, scalar(op, _TINY)))
+
+
+def _minimum(op: Ops[V], a: V, b: V) -> V:
+    minus = scalar(op, -1.0)
+    return op.mul(op.maximum(op.mul(a, minus), op.mul(b, minus)), minus)

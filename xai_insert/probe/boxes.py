@@ -1,0 +1,372 @@
+"""Which decoded box belongs to which location, and which outputs report boxes, watched in the model's own runtime.
+
+The model is cut at its heads. Changing one location moves the rows of its boxes; raising one class there makes the
+model report one of them, with a label that follows the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.view import Graph, Value
+from xai_insert.locate.boxes import (
+    BOX_FORMATS,
+    BoxFormat,
+    BoxVoters,
+    DecodedLevel,
+    ReportedBoxes,
+    corners,
+    overlap,
+)
+from xai_insert.locate.detector import Channels, ClassLevel, Detector
+from xai_insert.locate.frontier import Observed, find_heads, observed_values
+from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
+from xai_insert.probe.heads import Array, HeadProbe, differs
+
+_SILENCE = 8.0
+_SAME = 0.98  # intersection over union of a reported box with the decoded one that it is
+_FARTHEST = 2.0  # cells from a location to the centre of its box, on average, while all heads are near zero
+_APART = 0.25  # cells by which one reading must be better than another
+_FOLLOWS = 0.6  # correlation with the location from which on a number is a coordinate
+_FEWEST_CELLS = 16  # that tell it from chance
+_SHIFTS = (0.0, 1.0)  # of what is no class score; where 0 gives empty boxes, 1 does not
+_WANTED = "--per-box wants a detector that decodes a box at every location and reports some of them with labels"
+
+
+@dataclass(frozen=True)
+class _Report:
+    """The outputs while one class of one anchor is raised at one location.
+
+    Attributes:
+        arrays: what is observed, the outputs last.
+        row: number of that box among the decoded ones.
+        level: its level.
+        label: the class.
+    """
+
+    arrays: Sequence[Array]
+    row: int
+    level: int
+    label: int
+
+
+def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVoters:
+    """Locate decoded and reported boxes.
+
+    Args:
+        loaded: the unedited model.
+        graph: its view.
+        found: its class scores.
+
+    Raises:
+        ShapeUnknownError: the sizes of the grids follow the input.
+        UnsupportedTaskError: there are none, or the reported boxes are none of the decoded ones.
+    """
+    size = image_size(image_inputs(graph)[0])
+    if size is None or any(item.level.cells is None for item in found.levels):
+        raise ShapeUnknownError(f"--per-box needs an image size that does not change; {shape_hint(graph)}")
+    problem = ""
+    search = _Search(loaded, graph, found, size)
+    for shift in _SHIFTS:
+        try:
+            return search.voters(shift)
+        except UnsupportedTaskError as err:
+            problem = str(err)
+    raise UnsupportedTaskError(problem)
+
+
+class _Search:
+    """The search in one model."""
+
+    def __init__(self, loaded: LoadedModel, graph: Graph, found: Detector, size: tuple[int, int]) -> None:
+        images = image_inputs(graph)
+        self.found = found
+        self.size = size
+        self.heads = find_heads(graph, images)
+        self.decoded = observed_values(graph, images, self.heads)
+        self.outputs = [value for value in graph.outputs if value.rank in (1, 2, 3)]
+        outputs = [Observed(value, False, True, frozenset()) for value in self.outputs]
+        self.probe = HeadProbe(loaded, self.heads, [*self.decoded, *outputs])
+        self.batched = found.batch is not None and found.batch > 1
+
+    def voters(self, shift: float) -> BoxVoters:
+        """Decoded and reported boxes, looked for with all boxes moved by `shift`."""
+        feeds = self._silent(shift)
+        quiet = self.probe.run(feeds)
+        levels = [list(self._level(index, feeds, quiet)) for index in range(len(self.found.levels))]
+        if not all(levels):
+            raise UnsupportedTaskError(f"{_WANTED}; no boxes were found that follow the locations of the class scores")
+        problem = f"{_WANTED}; no value holds boxes around the locations of the class scores"
+        for chosen in _choices(levels):
+            for meaning in self._formats(chosen, quiet):
+                reports = [*self._reports(chosen, feeds)]
+                reported = self._reported(chosen, meaning, reports)
+                if reported is not None:
+                    bounds, boxes = reported
+                    return BoxVoters(tuple(chosen), meaning, bounds, boxes, self._is_exclusive(feeds, quiet))
+                problem = f"{_WANTED}; none of the outputs reports the boxes that are decoded, with labels"
+        raise UnsupportedTaskError(problem)
+
+    def _silent(self, shift: float) -> dict[int, npt.NDArray[np.floating]]:
+        """Results of the heads with which nothing is found: the scores of all classes low."""
+        feeds = {index: self.probe.fed(index) + np.float32(shift) for index in range(len(self.heads))}
+        for item in self.found.levels:
+            head = self._head(item)
+            feeds[head] = feeds[head].astype(self.probe.fed(head).dtype)
+            for anchor, label in product(range(item.channels.anchors), range(self.found.classes)):
+                at = [slice(None)] * feeds[head].ndim
+                at[item.head.channel_axis] = slice(c := _channel(item.channels, anchor, label), c + 1)
+                feeds[head][tuple(at)] = self.probe.fed(head)[tuple(at)]
+                if label != self.found.background:
+                    feeds[head][tuple(at)] -= _SILENCE
+        return feeds
+
+    def _head(self, item: ClassLevel) -> int:
+        return next(index for index, head in enumerate(self.heads) if head.value is item.head.value)
+
+    def _level(
+        self, index: int, feeds: Mapping[int, npt.NDArray[np.floating]], quiet: Sequence[Array]
+    ) -> Iterator[DecodedLevel]:
+        """Values whose rows follow the locations of a level."""
+        item = self.found.levels[index]
+        height, width = _sides(item)
+        cells, anchors = height * width, item.channels.anchors
+        places = sorted({0, 1 % cells, (height // 2) * width + width // 2, cells - 1})
+        after = {place: self.probe.run(self._stirred(item, feeds, place)) for place in places}
+        for number, observed in enumerate(self.decoded):
+            shape = quiet[number].shape
+            large = [axis for axis, size in enumerate(shape) if size > 1 and not (self.batched and axis == 0)]
+            if len(large) != 2:
+                continue
+            moved = {place: differs(quiet[number], arrays[number]) for place, arrays in after.items()}
+            for row, column in (large, large[::-1]):
+                others = tuple(axis for axis in range(len(shape)) if axis != row)
+                rows = {place: np.flatnonzero(array.any(axis=others)) for place, array in moved.items()}
+                if shape[column] < 4 or shape[row] < cells * anchors or not len(rows[0]):
+                    continue
+                start = int(rows[0][0])
+                for step, stride in ((anchors, 1), (1, cells))[: 1 if anchors == 1 else 2]:
+                    expected = [start + place * step + stride * np.arange(anchors) for place in places]
+                    if all(np.array_equal(rows[p], e) for p, e in zip(places, expected, strict=True)):
+                        yield DecodedLevel(observed.value, row, column, shape, start, stride != 1)
+
+    def _stirred(
+        self, item: ClassLevel, feeds: Mapping[int, npt.NDArray[np.floating]], place: int
+    ) -> dict[int, npt.NDArray[np.floating]]:
+        """Every channel of every head moved at one location of a level."""
+        grid = _sides(item)
+        changed = dict(feeds)
+        for index, head in enumerate(self.heads):
+            for level in head.levels:
+                if (self.probe.grid(index) if len(level.grid_axes) == 2 else (level.height, level.width)) != grid:
+                    continue
+                at: list[int | slice] = [slice(None)] * feeds[index].ndim
+                at[level.grid_axes[0]] = level.start + place
+                if len(level.grid_axes) == 2:
+                    at[level.grid_axes[0]], at[level.grid_axes[1]] = divmod(place, grid[1])
+                array = np.array(feeds[index])
+                moves = np.random.default_rng(1).uniform(0.5, 1.5, array[tuple(at)].shape)
+                array[tuple(at)] += moves.astype(array.dtype)
+                changed[index] = array
+        return changed
+
+    def _formats(self, chosen: Sequence[DecodedLevel], quiet: Sequence[Array]) -> list[BoxFormat]:
+        """What four columns mean so that boxes lie around their locations; empty if that does not tell."""
+        far: dict[BoxFormat, float] = {}
+        for meaning, unit in product(BOX_FORMATS, ((1.0, 1.0), (float(self.size[1]), float(self.size[0])))):
+            distances = []
+            for item, level in zip(self.found.levels, chosen, strict=True):
+                height, width = _sides(item)
+                columns = self._boxes(level, item, quiet)
+                if meaning in ("cxcywh", "xywh") and _follow_places(columns[..., 2:].mean(1), height, width):
+                    break  # they are no sizes
+                boxes = corners(columns, meaning)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    if not (boxes[..., 2:] > boxes[..., :2]).mean() > 0.95:
+                        break
+                    centres = (boxes[..., :2] + boxes[..., 2:]) / 2 / unit * (width, height)
+                places = _places(height, width)[:, None] + 0.5
+                distances.append(float(np.abs(centres - places).mean()))
+            else:
+                far[meaning] = min(max(distances), far.get(meaning, np.inf))
+        near = {meaning: distance for meaning, distance in far.items() if distance < _FARTHEST}
+        # Centres and sizes read as corners end before they start, so what passes as corners is corners.
+        kinds: tuple[tuple[BoxFormat, ...], ...] = (("xyxy", "yxyx"), ("cxcywh", "xywh"))
+        for kind in kinds:
+            ranked = sorted((meaning for meaning in kind if meaning in near), key=lambda meaning: near[meaning])
+            if ranked:
+                certain = len(ranked) == 1 or near[ranked[1]] - near[ranked[0]] > _APART
+                return ranked[:1] if certain else []
+        return []
+
+    def _boxes(self, level: DecodedLevel, item: ClassLevel, arrays: Sequence[Array]) -> Array:
+        """Boxes of a level, `[locations, anchors, 4]`."""
+        rows = self._rows(level, arrays)
+        count, anchors = _sides(item)[0] * _sides(item)[1], item.channels.anchors
+        rows = rows[level.start : level.start + count * anchors, :4]
+        if level.anchors_first:
+            return rows.reshape(anchors, count, 4).swapaxes(0, 1)
+        return rows.reshape(count, anchors, 4)
+
+    def _rows(self, level: DecodedLevel, arrays: Sequence[Array]) -> Array:
+        number = next(i for i, observed in enumerate(self.decoded) if observed.value is level.value)
+        array = np.moveaxis(arrays[number], (level.row_axis, level.column_axis), (-2, -1))
+        rows: Array = array.reshape(-1, *array.shape[-2:])[0]
+        return rows
+
+    def _reports(
+        self, chosen: Sequence[DecodedLevel], feeds: Mapping[int, npt.NDArray[np.floating]]
+    ) -> Iterator[_Report]:
+        """What is reported for one box after another: the first anchor and the last, the first class and the last."""
+        labels = [label for label in range(self.found.classes) if label != self.found.background]
+        for index, (item, level) in enumerate(zip(self.found.levels, chosen, strict=True)):
+            height, width = _sides(item)
+            place, anchors = (height // 2) * width + width // 2, item.channels.anchors
+            for anchor, label in ((0, labels[0]), (anchors - 1, labels[-1])):
+                arrays = self.probe.run(self._raised(item, feeds, place, {anchor: [label]}))
+                row = anchor * height * width + place if level.anchors_first else place * anchors + anchor
+                yield _Report(arrays, level.start + row, index, label)
+
+    def _raised(
+        self,
+        item: ClassLevel,
+        feeds: Mapping[int, npt.NDArray[np.floating]],
+        place: int,
+        wanted: Mapping[int, Sequence[int]],
+    ) -> dict[int, npt.NDArray[np.floating]]:
+        """Classes raised at a location, by anchor."""
+        head = self._head(item)
+        array = np.array(feeds[head])
+        for anchor, labels in wanted.items():
+            for label in labels:
+                at: list[int | slice] = [slice(None)] * array.ndim
+                at[item.head.channel_axis] = _channel(item.channels, anchor, label)
+                at[item.level.grid_axes[0]] = item.level.start + place
+                if len(item.level.grid_axes) == 2:
+                    at[item.level.grid_axes[0]], at[item.level.grid_axes[1]] = divmod(place, _sides(item)[1])
+                array[tuple(at)] += 2 * _SILENCE
+        return {**feeds, head: array}
+
+    def _reported(
+        self, chosen: Sequence[DecodedLevel], meaning: BoxFormat, reports: Sequence[_Report]
+    ) -> tuple[tuple[float, float] | None, ReportedBoxes] | None:
+        """The output that holds the box which was raised, every time, and the label beside it."""
+        wanted = [corners(self._rows(chosen[r.level], r.arrays)[r.row, :4], meaning) for r in reports]
+        height, width = float(self.size[0]), float(self.size[1])
+        scales = ((1.0, 1.0), (width, height), (1 / width, 1 / height))
+        for number, value in enumerate(self.outputs):
+            if value.rank == 1 or value in {level.value for level in chosen}:
+                continue
+            arrays = [array[0] if array.ndim == 3 else array for array in self._output(reports, number)]
+            if arrays[0].shape[1] < 4:
+                continue
+            for column, form, scale in product(range(arrays[0].shape[1] - 3), BOX_FORMATS, scales):
+                reads = [corners(a[:, column : column + 4], form) * (scale * 2) for a in arrays]
+                for bounds in (None, (width, height), (1.0, 1.0)):
+                    found = _matches(reads, wanted, bounds)
+                    if found is None:
+                        continue
+                    if self.found.classes == 1:
+                        return bounds, ReportedBoxes(value, column, form, scale, None, None, 0)
+                    labels = self._labels(value, range(column, column + 4), arrays, reports, found)
+                    if labels is not None:
+                        return bounds, ReportedBoxes(value, column, form, scale, *labels)
+        return None
+
+    def _labels(
+        self,
+        boxes: Value,
+        taken: range,
+        arrays: Sequence[Array],
+        reports: Sequence[_Report],
+        found: Sequence[int],
+    ) -> tuple[Value, int | None, int] | None:
+        """Where the label stands that follows the class: output, column, label of the class 0."""
+        columns: list[tuple[Value, int | None, list[Array]]] = []
+        for number, value in enumerate(self.outputs):
+            if value.rank != (boxes.rank or 0) - 1:
+                continue
+            lists = [array[0] if array.ndim == 2 else array for array in self._output(reports, number)]
+            if all(len(a) == len(b) for a, b in zip(lists, arrays, strict=True)):
+                columns.append((value, None, lists))
+        width = arrays[0].shape[1]
+        columns += [(boxes, c, [array[:, c] for array in arrays]) for c in range(width) if c not in taken]
+        for value, column, lists in columns:
+            offsets = {float(a[row]) - r.label for a, row, r in zip(lists, found, reports, strict=True)}
+            if len(offsets) == 1 and (offset := offsets.pop()).is_integer():
+                return value, column, int(offset)
+        return None
+
+    def _output(self, reports: Sequence[_Report], number: int) -> list[Array]:
+        return [report.arrays[len(self.decoded) + number] for report in reports]
+
+    def _is_exclusive(self, feeds: Mapping[int, npt.NDArray[np.floating]], quiet: Sequence[Array]) -> bool:
+        """Whether raising all classes together raises no score."""
+        item = self.found.middle
+        label = next(label for label in range(self.found.classes) if label != self.found.background)
+        one = self.probe.run(self._raised(item, feeds, 0, {0: [label]}))
+        every = self.probe.run(self._raised(item, feeds, 0, {0: range(self.found.classes)}))
+        decoded = range(len(self.decoded))
+        follows = [n for n in decoded if differs(quiet[n], one[n]).any()]
+        if not follows:
+            raise UnsupportedTaskError(f"{_WANTED}; no score was found that follows the class heads")
+        return not any(differs(quiet[n], every[n]).any() for n in follows)
+
+
+def _places(height: int, width: int) -> Array:
+    """Column and row of each location, `[h * w, 2]`."""
+    rows, columns = np.divmod(np.arange(height * width), width)
+    return np.stack([columns, rows], axis=-1).astype(np.float64)
+
+
+def _follow_places(values: Array, height: int, width: int) -> bool:
+    """Whether two values of each location grow with its column or its row, as coordinates do and sizes do not."""
+    if height * width < _FEWEST_CELLS:
+        return False
+    spreads = (values - values.mean(0), _places(height, width) - _places(height, width).mean(0))
+    common = np.einsum("pi,pj->ij", *spreads)
+    norms = np.outer(*(np.sqrt((spread**2).sum(0)) for spread in spreads))
+    return bool((np.abs(common) > _FOLLOWS * norms + 1e-9).any())
+
+
+def _choices(levels: Sequence[Sequence[DecodedLevel]]) -> Iterator[list[DecodedLevel]]:
+    """One value for all levels, or, where there is none, each level's own."""
+    for candidate in levels[0]:
+        chosen = []
+        for options in levels:
+            same = [o for o in options if o.value is candidate.value and o.row_axis == candidate.row_axis]
+            chosen += same[:1]
+        if len(chosen) == len(levels):
+            yield chosen
+    if len(levels) > 1:
+        for ranked in zip(*levels, strict=False):
+            if len({level.value for level in ranked}) == len(levels):
+                yield list(ranked)
+
+
+def _matches(reads: Sequence[Array], wanted: Sequence[Array], bounds: tuple[float, float] | None) -> list[int] | None:
+    """The first row of each report that is the wanted box, cut off at the bounds; None if one report lacks it."""
+    found = []
+    for boxes, box in zip(reads, wanted, strict=True):
+        goal = box if bounds is None else np.clip(box, 0, np.array(bounds * 2))
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = np.flatnonzero(overlap(boxes, goal) > _SAME)
+        if not len(rows):
+            return None
+        found.append(int(rows[0]))
+    return found
+
+
+def _channel(order: Channels, anchor: int, label: int) -> int:
+    return order.start + (label * order.anchors + anchor if order.classes_first else anchor * order.stride + label)
+
+
+def _sides(item: ClassLevel) -> tuple[int, int]:
+    return item.level.height or 0, item.level.width or 0
