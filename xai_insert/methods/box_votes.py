@@ -132,15 +132,18 @@ def _one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes) -> V
         return None
     op = surgeon.ops
     x, rank = surgeon.handle(found.labels), len(found.labels.sizes)
+    if "int" in found.labels.dtype:
+        x = op.cast(x, "float32")
     if found.label_column is not None:
         x = op.slice(x, rank - 1, found.label_column, found.label_column + 1)
         x = op.unsqueeze(x, [0]) if rank == 2 else x
     else:
         x = op.unsqueeze(x, [0, 2] if rank == 1 else [2])
-    if "float32" not in found.labels.dtype:
-        x = op.cast(x, "float32")
     numbers = np.arange(detector.classes, dtype=np.float32) + found.first_label
-    return op.equal(x, op.constant(numbers.reshape(1, 1, -1)))
+    # max(0, 1 - |x - k|): where a comparison reads SSDLite's labels, OpenVINO 2026.4 computes its outputs wrongly.
+    apart = op.sub(x, op.constant(numbers.reshape(1, 1, -1)))
+    apart = op.maximum(apart, op.mul(apart, scalar(op, -1.0)))
+    return op.maximum(op.sub(scalar(op, 1.0), apart), scalar(op, 0.0))
 
 
 def _sides(op: Ops[V], boxes: V, meaning: BoxFormat, axis: int) -> list[V]:

@@ -66,7 +66,7 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
         found: its class scores.
 
     Raises:
-        ShapeUnknownError: the sizes of the grids follow the input.
+        ShapeUnknownError: the sizes of the grids follow the input, or boxes of several images are in one list.
         UnsupportedTaskError: there are none, or the reported boxes are none of the decoded ones.
     """
     size = image_size(image_inputs(graph)[0])
@@ -89,6 +89,7 @@ class _Search:
         images = image_inputs(graph)
         self.found = found
         self.size = size
+        self.image = images[0]
         self.heads = find_heads(graph, images)
         self.decoded = observed_values(graph, images, self.heads)
         self.outputs = [value for value in graph.outputs if value.rank in (1, 2, 3)]
@@ -110,9 +111,17 @@ class _Search:
                 reported = self._reported(chosen, meaning, reports)
                 if reported is not None:
                     bounds, boxes = reported
+                    self._require_one_image(boxes)
                     return BoxVoters(tuple(chosen), meaning, bounds, boxes, self._is_exclusive(feeds, quiet))
                 problem = f"{_WANTED}; none of the outputs reports the boxes that are decoded, with labels"
         raise UnsupportedTaskError(problem)
+
+    def _require_one_image(self, boxes: ReportedBoxes) -> None:
+        if boxes.value.rank == 2 and self.found.batch != 1:
+            raise ShapeUnknownError(
+                f"the reported boxes {boxes.value.describe()} do not tell images apart: --per-box needs a batch of 1, "
+                f"--input-shape {self.image.name}:1,..."
+            )
 
     def _silent(self, shift: float) -> dict[int, npt.NDArray[np.floating]]:
         """Results of the heads with which nothing is found: the scores of all classes low."""
@@ -263,6 +272,8 @@ class _Search:
         scales = ((1.0, 1.0), (width, height), (1 / width, 1 / height))
         for number, value in enumerate(self.outputs):
             if value.rank == 1 or value in {level.value for level in chosen}:
+                continue
+            if self._output(reports, number)[0].ndim != value.rank:
                 continue
             arrays = [array[0] if array.ndim == 3 else array for array in self._output(reports, number)]
             if arrays[0].shape[1] < 4:
