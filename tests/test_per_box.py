@@ -270,6 +270,7 @@ def test_size_is_an_option():
     outputs = oracle.run(result.model, scene.model_input())
     assert outputs["saliency_map_per_box"].shape == (1, len(outputs["label"]), 20, 24)
     assert all(one.max() == 255 for one in outputs["saliency_map_per_box"][0])
+    assert "saliency_map_per_box [1, ?, 20, 24] of 'found'" in result.report.text()
 
 
 def test_a_list_of_boxes_of_several_images_is_refused():
