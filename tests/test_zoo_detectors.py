@@ -25,6 +25,8 @@ QUICK = {
     "yolov8n.onnxir",
     "yolov8n_nc1.ptir",
 }
+# Undecoded heads of 3 x 4 box channels beside 3 x 4 class channels: no width tells them apart.
+REFUSED = {"retina_raw_nc4_a3"}
 ENOUGH = 0.999  # share of pixels at most one step of 255 away
 
 
@@ -39,10 +41,14 @@ def pytest_generate_tests(metafunc):
 def test_fixture(fixture, tmp_path, record_property):
     path = materialise(fixture, tmp_path)
     inserted = tmp_path / f"new{path.suffix}"
+    if fixture.arch in REFUSED:
+        with pytest.raises(errors.AmbiguousModelError) as refusal:
+            insert_file(path, inserted, Options(num_classes=fixture.expected["classes"]))
+        zoo_table.record(record_property, fixture, refused=str(refusal.value))
+        return
     try:
         report = insert_file(path, inserted, Options(check=False))
-    except errors.AmbiguousModelError as err:  # undecoded heads, whose widths fit several readings
-        assert "--num-classes" in str(err)
+    except errors.AmbiguousModelError:  # undecoded heads, whose widths fit several readings
         report = insert_file(path, inserted, Options(check=False, num_classes=fixture.expected["classes"]))
     shape = [abs(size) for size in fixture.input_shape]
     image = np.random.default_rng(11).standard_normal(shape, dtype=np.float32)
