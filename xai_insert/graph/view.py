@@ -93,7 +93,7 @@ class Use:
     index: int
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Value:
     """One tensor of the graph.
 
@@ -151,7 +151,7 @@ class Value:
         return f"{self.name!r} {format_shape(self.shape)}"
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Node:
     """One operation of the graph.
 
@@ -189,7 +189,7 @@ class Node:
         return self.inputs[index] if index < len(self.inputs) else None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Graph:
     """A whole model.
 
