@@ -7,6 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from xai_insert.graph.view import format_grid
+
 _PROPERTY = "zoo"
 _TITLES = {
     "classification": "Classifiers",
@@ -39,10 +41,9 @@ def record(record_property: Any, fixture: Any, report: Any = None, difference: f
     row = {"arch": fixture.arch, "exporter": fixture.exporter, "task": fixture.task, "refused": refused}
     row["package"] = f"{fixture.package} {fixture.version}"
     if report is not None:
-        grid = report.saliency_map["shape"][-2:]
         row |= {
             "method": f"{report.method}, {report.form}",
-            "grid": "x".join("?" if side is None else str(side) for side in grid),
+            "grid": format_grid(report.saliency_map["shape"][-2:]),
             "mflops": report.mflops,
             "difference": difference,
         }

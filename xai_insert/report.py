@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xai_insert.graph.view import format_shape
+from xai_insert.graph.view import format_grid, format_shape
 from xai_insert.tasks.plan import Plan
 
 
@@ -91,11 +91,11 @@ class Report:
             lines.append(("logits", f"{self.logits['name']!r} {shape} at output {self.logits['output']!r}"))
         if self.target:
             shape = format_shape(self.target["shape"])
-            lines.append(("target", f"{self.target['name']!r} {shape}, grid {_grid(self.target['grid'])}"))
+            lines.append(("target", f"{self.target['name']!r} {shape}, grid {format_grid(self.target['grid'])}"))
         for head in self.heads:
             anchors = f", {head['anchors']} anchors" if head["anchors"] > 1 else ""
             lines.append(
-                ("scores", f"{head['name']!r} {format_shape(head['shape'])}, grid {_grid(head['grid'])}{anchors}")
+                ("scores", f"{head['name']!r} {format_shape(head['shape'])}, grid {format_grid(head['grid'])}{anchors}")
             )
         if self.per_box:
             shape = format_shape(self.per_box["shape"])
@@ -144,10 +144,6 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
 def to_json(reports: list[Report]) -> str:
     """All reports of one call, as a JSON document."""
     return json.dumps({"models": [report.as_dict() for report in reports]}, indent=2) + "\n"
-
-
-def _grid(grid: tuple[int | None, int | None]) -> str:
-    return "x".join("?" if side is None else str(side) for side in grid)
 
 
 def _bytes(saliency: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ total order; in a residual network they are the joints between blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from xai_insert.graph.view import Graph, Node, Op, Value
 
@@ -36,6 +36,30 @@ def region(graph: Graph, sources: Iterable[Value], targets: Iterable[Value]) -> 
         needed.add(producer)
         stack += [v for v in producer.inputs if v is not None and v in dependent and v not in stop]
     return sorted(needed, key=graph.order.__getitem__)
+
+
+def makers(value: Value, wanted: Callable[[Node], bool], is_way: Callable[[Value], bool] | None = None) -> list[Node]:
+    """The nodes before `value` for which `wanted` holds, the nearest on every path.
+
+    Args:
+        value: where the paths end.
+        wanted: tells what is looked for.
+        is_way: tells which values paths lead through; all of them by default.
+    """
+    seen: set[Value] = set()
+    found: dict[Node, None] = {}
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        node = current.producer
+        if current in seen or node is None or (is_way is not None and not is_way(current)):
+            continue
+        seen.add(current)
+        if wanted(node):
+            found[node] = None
+        else:
+            stack += [operand for operand in node.inputs if operand is not None]
+    return list(found)
 
 
 def cut_values(graph: Graph, sources: Sequence[Value], target: Value) -> list[Value]:

@@ -220,6 +220,11 @@ def format_shape(shape: Shape | None) -> str:
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
+def format_grid(grid: Shape) -> str:
+    """`7x7`."""
+    return "x".join("?" if size is None else str(size) for size in grid)
+
+
 def volume(shape: Sequence[int | None]) -> int | None:
     """Product of sizes, or None if one is unknown."""
     total = 1

@@ -30,6 +30,10 @@ class Channels:
     stride: int
     classes_first: bool = False
 
+    def channel(self, anchor: int, label: int) -> int:
+        """The channel of a class of an anchor."""
+        return self.start + (label * self.anchors + anchor if self.classes_first else anchor * self.stride + label)
+
 
 @dataclass(frozen=True)
 class ClassLevel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from xai_insert.graph.view import Node, Op, Shape, Value, volume
 
@@ -39,6 +40,10 @@ class FeatureMap:
     @property
     def shape(self) -> Shape:
         return self.value.sizes
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {"name": self.value.name, "shape": self.shape, "grid": self.grid, "grid_axes": self.grid_axes}
 
     @property
     def positions(self) -> int | None:

@@ -25,10 +25,10 @@ from xai_insert.locate.boxes import (
     corners,
     overlap,
 )
-from xai_insert.locate.detector import Channels, ClassLevel, Detector
+from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
-from xai_insert.probe.heads import Array, HeadProbe, differs
+from xai_insert.probe.heads import Array, HeadProbe, differs, stir
 
 _SILENCE = 8.0
 _SAME = 0.98  # intersection over union of a reported box with the decoded one that it is
@@ -131,7 +131,7 @@ class _Search:
             feeds[head] = feeds[head].astype(self.probe.fed(head).dtype)
             for anchor, label in product(range(item.channels.anchors), range(self.found.classes)):
                 at = [slice(None)] * feeds[head].ndim
-                at[item.head.channel_axis] = slice(c := _channel(item.channels, anchor, label), c + 1)
+                at[item.head.channel_axis] = slice(c := item.channels.channel(anchor, label), c + 1)
                 feeds[head][tuple(at)] = self.probe.fed(head)[tuple(at)]
                 if label != self.found.background:
                     feeds[head][tuple(at)] -= _SILENCE
@@ -174,16 +174,9 @@ class _Search:
         changed = dict(feeds)
         for index, head in enumerate(self.heads):
             for level in head.levels:
-                if (self.probe.grid(index) if len(level.grid_axes) == 2 else (level.height, level.width)) != grid:
-                    continue
-                at: list[int | slice] = [slice(None)] * feeds[index].ndim
-                at[level.grid_axes[0]] = level.start + place
-                if len(level.grid_axes) == 2:
-                    at[level.grid_axes[0]], at[level.grid_axes[1]] = divmod(place, grid[1])
-                array = np.array(feeds[index])
-                moves = np.random.default_rng(1).uniform(0.5, 1.5, array[tuple(at)].shape)
-                array[tuple(at)] += moves.astype(array.dtype)
-                changed[index] = array
+                if self.probe.grid(index, level) == grid:
+                    changed[index] = np.array(feeds[index])
+                    stir(changed[index], self.probe.place(index, slice(None), divmod(place, grid[1]), level))
         return changed
 
     def _formats(self, chosen: Sequence[DecodedLevel], quiet: Sequence[Array]) -> list[BoxFormat]:
@@ -255,12 +248,8 @@ class _Search:
         array = np.array(feeds[head])
         for anchor, labels in wanted.items():
             for label in labels:
-                at: list[int | slice] = [slice(None)] * array.ndim
-                at[item.head.channel_axis] = _channel(item.channels, anchor, label)
-                at[item.level.grid_axes[0]] = item.level.start + place
-                if len(item.level.grid_axes) == 2:
-                    at[item.level.grid_axes[0]], at[item.level.grid_axes[1]] = divmod(place, _sides(item)[1])
-                array[tuple(at)] += 2 * _SILENCE
+                cell = divmod(place, _sides(item)[1])
+                array[self.probe.place(head, item.channels.channel(anchor, label), cell, item.level)] += 2 * _SILENCE
         return {**feeds, head: array}
 
     def _reported(
@@ -373,10 +362,6 @@ def _matches(reads: Sequence[Array], wanted: Sequence[Array], bounds: tuple[floa
             return None
         found.append(int(rows[0]))
     return found
-
-
-def _channel(order: Channels, anchor: int, label: int) -> int:
-    return order.start + (label * order.anchors + anchor if order.classes_first else anchor * order.stride + label)
 
 
 def _sides(item: ClassLevel) -> tuple[int, int]:

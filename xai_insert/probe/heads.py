@@ -18,9 +18,11 @@ from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Shape, Value
 from xai_insert.locate.frontier import Head, Observed
+from xai_insert.locate.levels import Level
 
 Array = npt.NDArray[np.float64]
 Element = tuple[int, ...]
+Place = tuple[int | slice, ...]
 
 _PUSH = 12.0
 _MOVED = 1e-3
@@ -84,9 +86,9 @@ class HeadProbe:
         self._heads = heads
         self._base = self.run({})
 
-    def grid(self, head: int) -> tuple[int, int]:
-        """Height and width of a head's first level, as run."""
-        level = self._heads[head].levels[0]
+    def grid(self, head: int, level: Level | None = None) -> tuple[int, int]:
+        """Height and width of one of a head's levels, as run; the first if none is given."""
+        level = level or self._heads[head].levels[0]
         shape = self._feeds[self._names[head]].shape
         if len(level.grid_axes) == 2:
             return shape[level.grid_axes[0]], shape[level.grid_axes[1]]
@@ -101,8 +103,11 @@ class HeadProbe:
 
     def respond(self, head: int, channel: int, cell: tuple[int, int]) -> Response:
         """Raise and lower one channel at one location."""
-        up = self.run({head: self._pushed(head, channel, cell, _PUSH)})
-        down = self.run({head: self._pushed(head, channel, cell, -_PUSH)})
+        place = self.place(head, channel, cell)
+        raised, lowered = self.fed(head), self.fed(head)
+        raised[place] += _PUSH
+        lowered[place] -= _PUSH
+        up, down = self.run({head: raised}), self.run({head: lowered})
         effects: set[Effect] = set()
         elements, moved = {}, {}
         for index, (base, high, low) in enumerate(zip(self._base, up, down, strict=True)):
@@ -121,29 +126,23 @@ class HeadProbe:
 
     def moved_by_all(self, head: int, cell: tuple[int, int]) -> dict[int, int]:
         """How many elements move if every channel at one location does, by index of the observed value."""
-        changed = np.array(self._feeds[self._names[head]])
-        index = self._index(head, slice(None), cell)
-        rng = np.random.default_rng(1)
-        changed[index] += rng.uniform(0.5, 1.5, changed[index].shape).astype(changed.dtype)
+        changed = self.fed(head)
+        stir(changed, self.place(head, slice(None), cell))
         after = self.run({head: changed})
         counts = {i: int(np.sum(differs(a, b))) for i, (a, b) in enumerate(zip(self._base, after, strict=True))}
         return {index: count for index, count in counts.items() if count}
 
-    def _index(self, head: int, channel: int | slice, cell: tuple[int, int]) -> tuple[int | slice, ...]:
+    def place(self, head: int, channel: int | slice, cell: tuple[int, int], level: Level | None = None) -> Place:
+        """Index of a channel at a location in the first image; of the first of the head's levels if none is given."""
         item = self._heads[head]
-        level = item.levels[0]
+        level = level or item.levels[0]
         index: list[int | slice] = [0] * self._feeds[self._names[head]].ndim
         index[item.channel_axis] = channel
         if len(level.grid_axes) == 2:
             index[level.grid_axes[0]], index[level.grid_axes[1]] = cell
         else:
-            index[level.grid_axes[0]] = level.start + cell[0] * self.grid(head)[1] + cell[1]
+            index[level.grid_axes[0]] = level.start + cell[0] * self.grid(head, level)[1] + cell[1]
         return tuple(index)
-
-    def _pushed(self, head: int, channel: int, cell: tuple[int, int], push: float) -> npt.NDArray[np.floating]:
-        changed = np.array(self._feeds[self._names[head]])
-        changed[self._index(head, channel, cell)] += push
-        return changed
 
     def fed(self, head: int) -> npt.NDArray[np.floating]:
         """A copy of what is fed as a head's result."""
@@ -178,6 +177,11 @@ def _effect(observed: Observed, base: Array, high: Array, low: Array) -> tuple[E
     if bounded and len(ups) > 1 and (low[rises] <= 20 * _MOVED).all():
         return Effect.GATE, None, count
     return Effect.OTHER, element, count
+
+
+def stir(array: npt.NDArray[np.floating], place: Place) -> None:
+    """Move the elements at a place, each by another amount."""
+    array[place] += np.random.default_rng(1).uniform(0.5, 1.5, array[place].shape).astype(array.dtype)
 
 
 def differs(before: Array, after: Array) -> npt.NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError, Unsuppo
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph, Shape, Value, fixed, volume
+from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.locate.classifier import Classifier, locate_classifier
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.activation_map import activation_map
@@ -109,18 +109,13 @@ class ClassificationPlan(Plan):
                 "shape": logits.value.shape,
                 "classes": logits.classes,
             },
-            "target": {
-                "name": target.value.name,
-                "shape": target.shape,
-                "grid": target.grid,
-                "grid_axes": target.grid_axes,
-            },
+            "target": target.describe(),
         }
 
     def metadata(self, options: Options) -> dict[str, str]:
         entries = {
             "target": self.found.target.value.name,
-            "grid": "x".join("?" if side is None else str(side) for side in self.found.target.grid),
+            "grid": format_grid(self.found.target.grid),
             "classes": str(self.found.logits.classes),
         }
         if self.method == "vit-recipro-cam":

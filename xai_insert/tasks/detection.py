@@ -8,7 +8,7 @@ from typing import Any
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape, volume
+from xai_insert.graph.view import Graph, Op, Shape, Value, format_grid, volume
 from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.inputs import image_inputs
@@ -124,18 +124,10 @@ class RegionsPlan(Plan):
         return Branch(self, activation_map(surgeon, self.found.feature))
 
     def describe(self) -> dict[str, Any]:
-        feature = self.found.feature
-        return {
-            "target": {
-                "name": feature.value.name,
-                "shape": feature.shape,
-                "grid": feature.grid,
-                "grid_axes": feature.grid_axes,
-            }
-        }
+        return {"target": self.found.feature.describe()}
 
     def metadata(self, options: Options) -> dict[str, str]:
-        return {"target": self.found.value.name, "grid": format_shape(self.found.feature.grid)[1:-1].replace(", ", "x")}
+        return {"target": self.found.value.name, "grid": format_grid(self.found.feature.grid)}
 
 
 def selects_rows(graph: Graph) -> bool:
@@ -163,16 +155,13 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     """
     images = image_inputs(graph)
     regions = region_feature(graph, images)
-    if options.per_box:
-        detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
-        if detector is None or options.method == "activation-map":
-            raise UnsupportedTaskError("--per-box is for single-stage detectors, with class scores at every location")
-        return _scores_plan(detector, find_box_voters(loaded, graph, detector))
-    if regions is not None and options.method != _METHOD:
+    if regions is not None and not options.per_box and options.method != _METHOD:
         return _regions_plan(regions)
     detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
     if detector is not None and options.method in ("auto", _METHOD):
-        return _scores_plan(detector)
+        return _scores_plan(detector, find_box_voters(loaded, graph, detector) if options.per_box else None)
+    if options.per_box:
+        raise UnsupportedTaskError("--per-box is for single-stage detectors, with class scores at every location")
     if options.method == _METHOD:
         raise TargetNotFoundError("no head gives class scores at every location; leave --method to the tool")
     if detector is not None:

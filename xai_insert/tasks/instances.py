@@ -12,7 +12,7 @@ from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, format_grid
 from xai_insert.locate.inputs import image_axes, image_inputs, image_size
 from xai_insert.locate.instances import locate_instances, may_hold_masks
 from xai_insert.locate.instances.classes import ClassHead, find_class_head
@@ -71,7 +71,7 @@ class InstancesPlan(Plan):
         found = self.target.found
         entries = {
             "target": found.drawn.value.name,
-            "grid": "x".join(map(str, self.target.grid)),
+            "grid": format_grid(self.target.grid),
             "classes": str(self.target.classes),
         }
         if not isinstance(found, QueryInstances):

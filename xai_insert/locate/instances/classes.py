@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from xai_insert.graph.cuts import makers
 from xai_insert.graph.view import Node, Op, Value
 
 
@@ -31,25 +32,15 @@ def find_class_head(scores: Value) -> ClassHead | None:
     than the first layer with weights. A softmax beside a sigmoid makes box sides from a distribution. None if nothing
     or more than one thing is found.
     """
-    found: dict[Node, ClassHead] = {}
-    seen: set[Value] = set()
-    stack = [scores]
-    while stack:
-        value = stack.pop()
-        node = value.producer
-        if value in seen or node is None or not _may_be_float(value):
-            continue
-        seen.add(value)
-        if node.op in (Op.SOFTMAX, Op.SIGMOID):
-            head = _head_of(node)
-            if head is not None:
-                found[node] = head
-        elif not has_weights(node):
-            stack += [operand for operand in node.inputs if operand is not None]
-    heads = list(found.values())
+    ends = makers(scores, lambda node: _makes_scores(node) or has_weights(node), _may_be_float)
+    heads = [head for node in ends if _makes_scores(node) and (head := _head_of(node)) is not None]
     independent = [head for head in heads if not head.is_exclusive]
     heads = independent or heads
     return heads[0] if len({head.width for head in heads}) == 1 else None
+
+
+def _makes_scores(node: Node) -> bool:
+    return node.op in (Op.SOFTMAX, Op.SIGMOID)
 
 
 def _may_be_float(value: Value) -> bool:
@@ -74,20 +65,6 @@ def _head_of(node: Node) -> ClassHead | None:
 
 def _layer_widths(logits: Value) -> set[int]:
     """Numbers of output channels of the layers that made the logits, one layer for each scale."""
-    widths: set[int] = set()
-    seen: set[Value] = set()
-    stack = [logits]
-    while stack:
-        value = stack.pop()
-        node = value.producer
-        if value in seen or node is None or not _may_be_float(value):
-            continue
-        seen.add(value)
-        if has_weights(node):
-            sizes = node.output.sizes
-            width = sizes[1] if node.op is Op.CONV else sizes[-1]
-            if width is not None:
-                widths.add(width)
-        else:
-            stack += [operand for operand in node.inputs if operand is not None]
-    return widths
+    layers = makers(logits, has_weights, _may_be_float)
+    widths = {layer.output.sizes[1 if layer.op is Op.CONV else -1] for layer in layers}
+    return {width for width in widths if width is not None}

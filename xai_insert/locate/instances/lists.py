@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from xai_insert.errors import AmbiguousModelError
-from xai_insert.graph.view import Op, Value
+from xai_insert.graph.cuts import makers
+from xai_insert.graph.view import Node, Op
 from xai_insert.locate.instances.kinds import BoxFormat, ListedInstances, Sample, are_shares, are_whole
 
 
@@ -69,18 +70,8 @@ def _are_labels(sample: Sample) -> bool:
 
 def _is_per_box(masks: Sample, image: tuple[int, int]) -> bool:
     """Whether a mask covers its box: it has not the size of the image and comes from features cut out by boxes."""
-    return masks.shape[-2:] != image and _cuts_out_boxes(masks.value)
+    return masks.shape[-2:] != image and bool(makers(masks.value, _cuts_out_boxes))
 
 
-def _cuts_out_boxes(value: Value) -> bool:
-    seen: set[Value] = set()
-    stack = [value]
-    while stack:
-        current = stack.pop()
-        if current in seen or current.producer is None:
-            continue
-        seen.add(current)
-        if current.producer.op is Op.ROI_ALIGN:
-            return True
-        stack += [operand for operand in current.producer.inputs if operand is not None]
-    return False
+def _cuts_out_boxes(node: Node) -> bool:
+    return node.op is Op.ROI_ALIGN
