@@ -128,7 +128,11 @@ class OnnxOps:
         return self._node("Expand", a, self.constant(np.array(sizes, np.int64)))
 
     def softmax(self, a: ir.Value, axis: int = -1) -> ir.Value:
-        return self._node("Softmax", a, axis=axis)
+        if axis == -1:
+            return self._node("Softmax", a, axis=-1)
+        # Over another axis onnxruntime transposes, and before opset 13 the axes that follow took part.
+        powers = self._node("Exp", self.sub(a, self.reduce(a, "max", [axis])))
+        return self.div(powers, self.reduce(powers, "sum", [axis]))
 
     def resize(self, a: ir.Value, height: Size, width: Size) -> ir.Value:
         outer = self._node("Gather", self._node("Shape", a), self.constant(np.array([0, 1], np.int64)), axis=0)
