@@ -1,7 +1,7 @@
 """What a saliency map costs: plain, inserted and the definition written out, side by side in one run.
 
-    python -m benchmarks.overhead MODEL... [--batch 1,8] [--seconds 6] [--memory] [--bit-identical] [--control]
-                                           [--json FILE] [--markdown FILE]
+    python -m benchmarks.overhead MODEL... [--batch 1,8] [--seconds 6] [--image FILE] [--memory] [--bit-identical]
+                                           [--control] [--json FILE] [--markdown FILE]
 
 MODEL is the path of a plain `.xml` or `.onnx`, or the id of a fixture of the model zoo, such as `resnet50.ptir`.
 
@@ -125,6 +125,8 @@ def measure(
     """
     plain, inserted = variants.plain.open(precision), variants.inserted.open(precision)
     feeds = random_feeds(plain.inputs, batch)
+    if args.image is not None:
+        feeds[0] = np.load(args.image).astype(feeds[0].dtype)
     calls = [plain, inserted, *([variants.plain.open(precision)] if args.control else [])]
     for call in calls:
         call.feed(feeds)
@@ -237,6 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a plain .xml or .onnx, or the id of a fixture")
     parser.add_argument("--batch", dest="batches", type=_numbers, default=[1, 8], help="batch sizes (default: 1,8)")
     parser.add_argument("--seconds", type=float, default=6.0, help="time per measurement (default: 6)")
+    parser.add_argument("--image", type=Path, help="a .npy file for the first input; default: random numbers")
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, in processes of their own")
     parser.add_argument("--bit-identical", action="store_true", help="also compare the original outputs")
     parser.add_argument("--control", action="store_true", help="also time the plain model against itself")
