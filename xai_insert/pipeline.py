@@ -152,6 +152,8 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
         plan = replace(plan, map_shape=(*plan.map_shape[:-2], *options.saliency_size))
     if options.output_dtype == "u8":
         saliency = to_bytes(surgeon.ops, saliency, (rank - 2, rank - 1))
+    if branch.spread is not None:
+        saliency = branch.spread(saliency)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
     for name, output in branch.outputs.items():

@@ -127,6 +127,9 @@ class Ops(Protocol[V]):
     def mark(self, a: V, places: V) -> V:
         """Float32 `a` with 1 at `places`, int64 `[S, rank of a]`."""
 
+    def cumulative(self, a: V, axis: int) -> V:
+        """Sums of the elements up to each along `axis`."""
+
     def isolated(self, a: V, channels: int) -> V:
         """`[B, channels]` unchanged, in a way that a new output of it leaves the precision of what is before alone."""
 

@@ -26,8 +26,9 @@ from xai_insert.locate.instances.kinds import (
     Sample,
 )
 from xai_insert.methods.masks import corners_in_cells, cropped, pasted, resized
+from xai_insert.methods.present_classes import PresentClasses, present_classes
 from xai_insert.methods.selection import kept_locations, strongest
-from xai_insert.methods.shaping import scalar, size_of
+from xai_insert.methods.shaping import part_of, scalar, size_of
 
 SUPPRESSION_SCORE = 0.25
 """Least score with which a model without suppression is read; its own package's default."""
@@ -69,8 +70,8 @@ class Instances(Generic[V]):
     masks: V
 
 
-def instance_masks(surgeon: Surgeon[V], target: MaskTarget) -> V:
-    """The raw map, float32 `[B, K, h, w]`; zeros for a class without instances.
+def instance_masks(surgeon: Surgeon[V], target: MaskTarget) -> tuple[V, PresentClasses[V]]:
+    """The raw maps of the classes with instances, float32 `[B, 1 + C, h, w]`, and which they are.
 
     Memory beside the model's own: the masks on the grid, `B * M * h * w` floats (26 MB for 100 instances at 1024x1024
     and the default grid of 256x256) at most three times over, and the maps, `B * K * h * w`. There is no loop.
@@ -89,15 +90,18 @@ def instance_masks(surgeon: Surgeon[V], target: MaskTarget) -> V:
     return _mean(surgeon, target, _queries(surgeon, target, found), found.scores)
 
 
-def _mean(surgeon: Surgeon[V], target: MaskTarget, instances: Instances[V], per_image: Sample) -> V:
+def _mean(
+    surgeon: Surgeon[V], target: MaskTarget, instances: Instances[V], per_image: Sample
+) -> tuple[V, PresentClasses[V]]:
     """Sum of score times mask over the instances of a class, divided by their number."""
     op, (height, width) = surgeon.ops, target.grid
     counted = op.mul(instances.classes, op.unsqueeze(_is_instance(op, instances.scores, target.threshold), [1]))
-    number = op.maximum(op.reduce(counted, "sum", [2]), _one(op))
-    weights = op.div(op.mul(counted, op.unsqueeze(instances.scores, [1])), number)
+    counts = op.reduce(counted, "sum", [2])
+    weights = op.div(op.mul(counted, op.unsqueeze(instances.scores, [1])), op.maximum(counts, _one(op)))
     batch = _images(surgeon, per_image)
-    maps = op.matmul(weights, op.reshape(instances.masks, [batch, -1, height * width]))
-    return op.reshape(maps, [batch, target.classes, height, width])
+    present = present_classes(op, weights, op.reshape(counts, [batch, target.classes]), target.classes, batch)
+    maps = op.matmul(present.weights, op.reshape(instances.masks, [batch, -1, height * width]))
+    return op.reshape(maps, [batch, -1, height, width]), present
 
 
 def _is_instance(op: Ops[V], scores: V, threshold: float | None) -> V:
@@ -133,6 +137,7 @@ def _rows(surgeon: Surgeon[V], target: MaskTarget, found: RowInstances) -> Insta
     scores = op.reshape(op.slice(rows, 1, 4, 5), [_images(surgeon, found.rows), -1])
     ranked = op.mul(scores, _is_instance(op, scores, target.threshold))
     chosen, best = strongest(op, rows, found.rows.shape[2], ranked)
+    chosen = op.transpose(chosen, (0, 2, 1))
     labels = op.reshape(op.slice(chosen, 2, 5, 6), [_images(surgeon, found.rows), -1])
     return Instances(best, _one_hot(op, labels, target.classes), _assembled(surgeon, target, found, chosen, 6))
 
@@ -144,18 +149,28 @@ def _locations(surgeon: Surgeon[V], target: MaskTarget, found: LocationInstances
         columns = op.transpose(columns, (0, 2, 1))
     first = 5 if found.has_objectness else 4
     last = first + target.classes
-    scores = op.slice(columns, 1, first, last)
-    if found.has_objectness:
-        scores = op.mul(scores, op.slice(columns, 1, 4, 5))
-    best = op.reduce(scores, "max", [1])
-    own = op.mul(scores, op.equal(scores, best))  # a location speaks for its best class alone
-    boxes = _corners(surgeon, target, found.box_format, op.transpose(op.slice(columns, 1, 0, 4), (0, 2, 1)))
+    batch, width = _images(surgeon, found.predictions), last + found.prototypes.shape[1]
     threshold = SUPPRESSION_SCORE if target.threshold is None else target.threshold
-    best = op.reshape(best, [_images(surgeon, found.predictions), -1])
+
+    def times_objectness(columns: V, scores: V) -> V:
+        return op.mul(scores, op.slice(columns, 1, 4, 5)) if found.has_objectness else scores
+
+    if found.channels_last or found.predictions.value.dtype != "float32":
+        scores = op.slice(columns, 1, first, last)
+    else:
+        scores = part_of(surgeon, found.predictions.value, 1, first, last)
+    best = op.reshape(op.reduce(times_objectness(columns, scores), "max", [1]), [batch, -1])
+    passing = op.mul(best, op.greater(best, scalar(op, threshold, "float32")))
+    # Few of the thousands of locations pass; what follows is for them alone.
+    columns, best = strongest(op, columns, width, passing, most=None)
+    scores = times_objectness(columns, op.slice(columns, 1, first, last))
+    own = op.mul(scores, op.equal(scores, op.reduce(scores, "max", [1])))  # a location speaks for its best class alone
+    boxes = _corners(surgeon, target, found.box_format, op.transpose(op.slice(columns, 1, 0, 4), (0, 2, 1)))
     ranked = op.mul(best, kept_locations(op, boxes, own, best, threshold))
-    chosen, score = strongest(op, columns, last + found.prototypes.shape[1], ranked)
+    chosen, score = strongest(op, columns, width, ranked)
+    chosen = op.transpose(chosen, (0, 2, 1))
     _, labels = op.top(op.slice(chosen, 2, first, last), op.constant(np.ones(1, np.int64)))
-    labels = op.cast(op.reshape(labels, [_images(surgeon, found.predictions), -1]), "float32")
+    labels = op.cast(op.reshape(labels, [batch, -1]), "float32")
     return Instances(score, _one_hot(op, labels, target.classes), _assembled(surgeon, target, found, chosen, last))
 
 

@@ -13,26 +13,27 @@ MOST_OVERLAP = 0.7
 """Intersection over union above which the lower of two boxes of a class is dropped."""
 
 
-def strongest(op: Ops[V], columns: V, count: int, ranked: V) -> tuple[V, V]:
-    """The rows that count, as many for each image as the one with most needs, but at least one.
+def strongest(op: Ops[V], columns: V, count: int, ranked: V, most: int | None = MOST_INSTANCES) -> tuple[V, V]:
+    """The columns that count, as many for each image as the one with most needs, but at least one.
 
     Args:
         op: operations.
         columns: float32 `[B, C, A]`.
         count: C.
-        ranked: score of each row, 0 where it does not count, `[B, A]`.
+        ranked: score of each column, 0 where it does not count, `[B, A]`.
+        most: columns of an image, at most; None for no limit.
 
     Returns:
-        Rows `[B, M, C]` and their scores `[B, M]`, best first, filled up with rows of score 0.
+        Columns `[B, C, M]` and their scores `[B, M]`, best first, filled up with columns of score 0.
     """
     number = op.reduce(op.greater(ranked, scalar(op, 0.0, "float32")), "sum", [1])
     number = op.maximum(op.reduce(number, "max", [0]), scalar(op, 1.0, "float32"))
-    minus = scalar(op, -1.0, "float32")
-    bounded = op.mul(op.maximum(op.mul(number, minus), scalar(op, -float(MOST_INSTANCES), "float32")), minus)
-    scores, indices = op.top(ranked, op.reshape(op.cast(bounded, "int64"), [1]))
-    every_column = op.constant(np.zeros((1, count, 1), np.int64))
-    chosen = op.take(columns, op.add(op.unsqueeze(indices, [1]), every_column), 2)
-    return op.transpose(chosen, (0, 2, 1)), scores
+    if most is not None:
+        minus = scalar(op, -1.0, "float32")
+        number = op.mul(op.maximum(op.mul(number, minus), scalar(op, -float(most), "float32")), minus)
+    scores, indices = op.top(ranked, op.reshape(op.cast(number, "int64"), [1]))
+    every_row = op.constant(np.zeros((1, count, 1), np.int64))
+    return op.take(columns, op.add(op.unsqueeze(indices, [1]), every_row), 2), scores
 
 
 def kept_locations(op: Ops[V], boxes: V, scores: V, best: V, threshold: float) -> V:

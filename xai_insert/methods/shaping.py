@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xai_insert.graph.ops import Ops, Size, V
-from xai_insert.graph.view import Value, volume
+from xai_insert.graph.ops import Ops, Size, Surgeon, V
+from xai_insert.graph.view import Op, Value, volume
 from xai_insert.locate.layout import FeatureMap
 
 
@@ -49,3 +49,19 @@ def positions(op: Ops[V], feature: V, layout: FeatureMap) -> V:
     if total is None:
         raise ValueError("a feature map has a grid")
     return total
+
+
+def part_of(surgeon: Surgeon[V], value: Value, axis: int, start: int, end: int) -> V:
+    """A slice of a value; where a Concat made the value, read before it, which spares a copy."""
+    node = value.producer
+    if node is not None and node.op is Op.CONCAT and node.attrs.get("axis") == axis:
+        low = 0
+        for part in node.inputs:
+            size = None if part is None or part.shape is None else part.shape[axis]
+            if part is None or size is None:
+                break
+            if low <= start and end <= low + size:
+                return part_of(surgeon, part, axis, start - low, end - low)
+            low += size
+    handle = surgeon.handle(value)
+    return handle if (start, end) == (0, value.sizes[axis]) else surgeon.ops.slice(handle, axis, start, end)

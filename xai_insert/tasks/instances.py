@@ -53,7 +53,8 @@ class InstancesPlan(Plan):
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         del loaded, graph, options
-        return Branch(self, instance_masks(surgeon, self.target))
+        maps, present = instance_masks(surgeon, self.target)
+        return Branch(self, maps, spread=lambda maps: present.spread(surgeon.ops, maps))
 
     def describe(self) -> dict[str, Any]:
         scores, masks = self.target.found.scored, self.target.found.drawn

@@ -49,10 +49,11 @@ class Branch:
 
     Attributes:
         plan: the plan as it was carried out.
-        raw: handle of the unscaled map, of `plan.map_shape`.
+        raw: handle of the unscaled map, of `plan.map_shape`; before `spread`, where there is one.
         scores: handle of the class scores, where the map is defined by masking.
         classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
         outputs: further outputs, by name.
+        spread: puts scaled maps of the classes that are present where `plan.map_shape` has them; None if all are there.
     """
 
     plan: Plan
@@ -60,6 +61,7 @@ class Branch:
     scores: Any = None
     classes: Any = None
     outputs: Mapping[str, Output] = field(default_factory=dict)
+    spread: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,9 @@ class OnnxOps:
         ones = self._node("Expand", self.constant(np.ones(1, np.float32)), self.size(places, 0))
         return self._node("ScatterND", a, places, ones)
 
+    def cumulative(self, a: ir.Value, axis: int) -> ir.Value:
+        return self._node("CumSum", a, self.constant(np.array(axis, np.int64)))
+
     def isolated(self, a: ir.Value, channels: int) -> ir.Value:
         return self.reshape(a, [-1, channels])
 

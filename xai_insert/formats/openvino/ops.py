@@ -170,6 +170,9 @@ class OpenVINOOps:
         ones = self._named(opset.broadcast(one, self.size(places, 0)))
         return self._named(opset.scatter_nd_update(a, places, ones))
 
+    def cumulative(self, a: ov.Output, axis: int) -> ov.Output:
+        return self._named(opset.cum_sum(a, self.constant(np.array(axis, np.int64))))
+
     def isolated(self, a: ov.Output, channels: int) -> ov.Output:
         # The CPU plugin computes the tail of a graph in float32, back to the first linear layer: here is one.
         ones = self.constant(np.ones((channels, 1, 1, 1, 1), a.get_element_type().to_dtype()))
