@@ -74,7 +74,8 @@ def instance_masks(surgeon: Surgeon[V], target: MaskTarget) -> tuple[V, PresentC
     """The raw maps of the classes with instances, float32 `[B, 1 + C, h, w]`, and which they are.
 
     Memory beside the model's own: the masks on the grid, `B * M * h * w` floats (26 MB for 100 instances at 1024x1024
-    and the default grid of 256x256) at most three times over, and the maps, `B * K * h * w`. There is no loop.
+    and the default grid of 256x256) at most three times over, and the maps of the classes that are present. There is no
+    loop. Where the model's masks cover the image, OpenVINO copies them once to resize them.
 
     Args:
         surgeon: the model being edited.
@@ -127,7 +128,7 @@ def _listed(surgeon: Surgeon[V], target: MaskTarget, found: ListedInstances) -> 
         corners = _corners(surgeon, target, found.box_format, op.slice(boxes, 2, 0, 4))
         masks = pasted(op, masks, (sides[0], sides[1]), corners, target.grid)
     else:
-        masks = resized(op, masks, _known_sides(found.masks), target.grid)
+        masks = resized(op, masks, batch, _known_sides(found.masks), target.grid)
     return Instances(scores, _one_hot(op, labels, target.classes), masks)
 
 
@@ -186,7 +187,7 @@ def _assembled(
     batch = _images(surgeon, found.prototypes)
     masks = op.sigmoid(op.mixed_channels(coefficients, prototypes, [batch, found.prototypes.shape[1]]))
     masks = op.reshape(masks, [batch, -1, *sides])
-    return cropped(op, resized(op, masks, _known_sides(found.prototypes), target.grid), corners, target.grid)
+    return cropped(op, resized(op, masks, batch, _known_sides(found.prototypes), target.grid), corners, target.grid)
 
 
 def _queries(surgeon: Surgeon[V], target: MaskTarget, found: QueryInstances) -> Instances[V]:
@@ -200,7 +201,8 @@ def _queries(surgeon: Surgeon[V], target: MaskTarget, found: QueryInstances) -> 
     masks = _float(surgeon, found.masks)
     if not found.masks_are_shares:
         masks = op.sigmoid(masks)
-    return Instances(best, classes, resized(op, masks, _known_sides(found.masks), target.grid))
+    batch = _images(surgeon, found.masks)
+    return Instances(best, classes, resized(op, masks, batch, _known_sides(found.masks), target.grid))
 
 
 def _corners(surgeon: Surgeon[V], target: MaskTarget, form: BoxFormat, boxes: V) -> V:

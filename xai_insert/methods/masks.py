@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xai_insert.graph.ops import Ops, V
+from xai_insert.graph.ops import Ops, Size, V
 from xai_insert.locate.instances.kinds import BoxFormat
 from xai_insert.methods.shaping import scalar
 
@@ -27,9 +27,13 @@ def corners_in_cells(op: Ops[V], boxes: V, form: BoxFormat, cells: V) -> V:
     return op.mul(boxes, cells)
 
 
-def resized(op: Ops[V], masks: V, sides: tuple[int | None, int | None], grid: tuple[int, int]) -> V:
+def resized(op: Ops[V], masks: V, batch: Size, sides: tuple[int | None, int | None], grid: tuple[int, int]) -> V:
     """Masks `[B, M, h, w]` read at the centres of the grid's cells; `sides` are h and w where they are known."""
-    return masks if sides == grid else op.resize(masks, *grid)
+    if sides == grid:
+        return masks
+    # One channel each: of several, OpenVINO would first write a copy with the channels last.
+    height, width = (op.size(masks, axis) if side is None else side for axis, side in zip((2, 3), sides, strict=True))
+    return op.reshape(op.resize(op.reshape(masks, [-1, 1, height, width]), *grid), [batch, -1, *grid])
 
 
 def pasted(op: Ops[V], masks: V, sides: tuple[int, int], corners: V, grid: tuple[int, int]) -> V:
