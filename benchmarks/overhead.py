@@ -1,14 +1,15 @@
 """What a saliency map costs: plain, inserted and the definition written out, side by side in one run.
 
-    python -m benchmarks.overhead MODEL... [--batch 1,8] [--seconds 6] [--image FILE] [--memory] [--bit-identical]
-                                           [--control] [--json FILE] [--markdown FILE]
+    python -m benchmarks.overhead MODEL... [--batch 1,8] [--seconds 6] [--image FILE] [--throughput] [--memory]
+                                           [--bit-identical] [--control] [--json FILE] [--markdown FILE]
 
 MODEL is the path of a plain `.xml` or `.onnx`, or the id of a fixture of the model zoo, such as `resnet50.ptir`.
 
 `plain` is the model as it came, `inserted` what `xai-insert` makes of it by default, and the definition runs the rest
 of the model once per position of the map. IR runs on OpenVINO in float32 and in the device's default precision, ONNX on
-onnxruntime, all on the CPU. Plain and inserted are run in turn; a ratio is the median over pairs of neighbouring runs,
-with its quartiles. `fastest` is the ratio of the fastest runs: a second opinion where the machine has other work to do.
+onnxruntime, all on the CPU; with `--throughput` several requests of an IR run at once. Plain and inserted are run in
+turn; a ratio is the median over pairs of neighbouring runs, with its quartiles. `fastest` is the ratio of the fastest
+runs: a second opinion where the machine has other work to do.
 """
 
 from __future__ import annotations
@@ -123,11 +124,12 @@ def measure(
         precision: see `open_runner`.
         batch: images per run.
     """
-    plain, inserted = variants.plain.open(precision), variants.inserted.open(precision)
+    opened = [variants.plain, variants.inserted, *([variants.plain] if args.control else [])]
+    calls = [variant.open(precision, throughput=args.throughput) for variant in opened]
+    plain, inserted = calls[:2]
     feeds = random_feeds(plain.inputs, batch)
     if args.image is not None:
         feeds[0] = np.load(args.image).astype(feeds[0].dtype)
-    calls = [plain, inserted, *([variants.plain.open(precision)] if args.control else [])]
     for call in calls:
         call.feed(feeds)
     times = alternate(calls, args.seconds)
@@ -137,7 +139,7 @@ def measure(
     added = (report.bytes_after or 0) - (report.bytes_before or 0)
     definition, definition_ratio = None, None
     if variants.definition is not None:
-        slow = variants.definition.open(precision)
+        slow = variants.definition.open(precision, throughput=args.throughput)
         slow.feed(feeds)
         pairs = alternate([plain, slow], args.seconds / 3, *_DEFINITION_ROUNDS)
         definition, definition_ratio = _milliseconds(pairs[:, 1]), paired_ratio(pairs[:, 1], pairs[:, 0])
@@ -242,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image", type=Path, help="a .npy file for the first input; default: random numbers")
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, in processes of their own")
     parser.add_argument("--bit-identical", action="store_true", help="also compare the original outputs")
+    parser.add_argument("--throughput", action="store_true", help="several requests at once instead of one (IR)")
     parser.add_argument("--control", action="store_true", help="also time the plain model against itself")
     parser.add_argument("--json", type=Path, help="write unrounded results to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")

@@ -33,9 +33,9 @@ class Variant:
     path: Path
     reshape_to: int | None = None
 
-    def open(self, precision: str | None) -> Runner:
+    def open(self, precision: str | None, *, throughput: bool = False) -> Runner:
         """Compile it, see `open_runner`."""
-        return open_runner(self.path, precision, self.reshape_to)
+        return open_runner(self.path, precision, self.reshape_to, throughput=throughput)
 
 
 @dataclass(frozen=True)
