@@ -6,16 +6,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
+import onnxruntime as ort
+import openvino as ov
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import xai_insert
-from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene
+from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene, overlapping_scene
+from tests.test_per_box import found_objects, reporting_detector
 from xai_insert.cli.explain import main
+from xai_insert.explain.detect import Finder
 from xai_insert.explain.detections import overlaps
-from xai_insert.explain.explained import Instance
+from xai_insert.explain.explained import Instance, ScoreMeaning
+from xai_insert.explain.feed import Feeder
 from xai_insert.explain.marks import draw_marks
+from xai_insert.explain.outputs import Outputs
+from xai_insert.explain.preprocessing import Preprocessing
+from xai_insert.explain.runtime import ImageInput
 
 SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
 
@@ -171,6 +179,96 @@ def test_outlines_follow_the_masks(scenes, tmp_path):
             shares.append((rim & near).sum() / rim.sum())
     assert len(shares) > 30
     assert np.mean(np.array(shares) > 0.8) > 0.9
+
+
+# Maps of boxes
+
+
+@pytest.fixture(scope="module", params=["xml", "onnx"])
+def with_box_maps(request, tmp_path_factory):
+    """The shape detector that reports its boxes, with a map of each."""
+    folder = tmp_path_factory.mktemp("box_maps")
+    onnx.save(reporting_detector(), folder / "plain.onnx")
+    path = folder / f"xai.{request.param}"
+    xai_insert.insert_file(folder / "plain.onnx", path, xai_insert.Options(per_box=True))
+    return path
+
+
+def runner(path):
+    """A call that runs a model as it is, in the runtime's default precision."""
+    if path.suffix == ".onnx":
+        session = ort.InferenceSession(path)
+        return lambda image: session.run(None, {session.get_inputs()[0].name: image})
+    compiled = ov.Core().compile_model(path, "CPU")
+    return lambda image: [value.copy() for value in compiled(image).values()]
+
+
+def test_each_box_has_its_own_map(with_box_maps, tmp_path):
+    """Two objects of one class that overlap: a picture and a raw map of each, with its own box alone."""
+    run = runner(with_box_maps)
+    scenes = []
+    for seed in range(30):
+        scene = overlapping_scene(seed)
+        boxes, _, labels, _, maps = run(scene.model_input())
+        chosen = found_objects(scene, boxes, labels)
+        if chosen is not None:
+            cv2.imwrite(str(tmp_path / f"{seed:02}.png"), scene.image[..., ::-1])
+            scenes.append((scene, boxes, maps[0], chosen))
+    assert len(scenes) >= 8
+    out = tmp_path / "out"
+    fine(with_box_maps, tmp_path, "-o", out, "--raw", "npy", "--opacity", "0")
+    page = (out / "index.html").read_text()
+    for record, (scene, boxes, maps, chosen) in zip(records(out), scenes, strict=True):
+        image = cv2.imread(str(out / record["image"])).astype(int)
+        drawn = [item for item in record["maps"] if "box" in item]
+        assert len(drawn) == len(record["predictions"])
+        assert [item["class_id"] for item in record["maps"] if "box" not in item].count(scene.objects[0].class_id) == 1
+        for row in chosen:
+            (item,) = [one for one in drawn if np.abs(np.array(one["box"]) - boxes[row].clip(0, 128)).max() < 1]
+            np.testing.assert_allclose(np.load(out / item["raw"]).astype(int), maps[row], atol=2)
+            assert f'src="{item["overlay"]}"' in page
+            overlay = cv2.imread(str(out / item["overlay"])).astype(int)[: len(image)]
+            changed = np.abs(overlay - image).max(axis=2) > 60
+            x0, _, x1, y1 = (round(side * 2) for side in item["box"])  # the image is shown at twice its size
+            assert changed[y1 - 12 : y1 - 2, max(x0 - 2, 0) : x0 + 3].any(axis=1).all(), "left edge"
+            assert changed[y1 - 12 : y1 - 2, x1 - 2 : x1 + 3].any(axis=1).all(), "right edge"
+            assert changed.mean() < 0.1, "more than one box and its name"
+
+
+def test_box_maps_follow_the_chosen_classes(with_box_maps, tmp_path):
+    scene = overlapping_scene(0)
+    cv2.imwrite(str(tmp_path / "scene.png"), scene.image[..., ::-1])
+    wanted = scene.objects[0].class_id
+    for number in (wanted, (wanted + 1) % 8):
+        fine(with_box_maps, tmp_path / "scene.png", "-o", tmp_path / "out", "--classes", f"{number}")
+        (record,) = records(tmp_path / "out")
+        own = [item for item in record["predictions"] if item["class_id"] == number]
+        assert [item["score"] for item in record["maps"] if "box" in item] == [item["score"] for item in own]
+        assert len(record["maps"]) == 1 + len(own)
+        assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == sorted(
+            Path(item["overlay"]).name for item in record["maps"]
+        ), "pictures of the other class are left behind"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_maps_of_other_boxes_are_not_taken(count):
+    """Two boxes: three maps may be theirs, with one that pads the report; one map cannot."""
+    rows = np.array([[[4, 4, 20, 20, 0.9, 1], [10, 8, 30, 28, 0.8, 1]]], np.float32)
+
+    class Engine:
+        about = {"task": "detection", "background": "none"}  # noqa: RUF012
+
+        def infer(self, feed):
+            maps = np.arange(count, dtype=np.uint8)[None, :, None, None] * np.ones((1, 1, 2, 2), np.uint8)
+            return Outputs({"rows": rows}, np.zeros((1, 3, 2, 2), np.uint8), saliency_map_per_box=maps)
+
+    feeder = Feeder.of(ImageInput("x", (1, 3, 32, 32), "float32"), Preprocessing())
+    found = Finder(Engine(), feeder, ScoreMeaning()).explain(np.zeros((32, 32, 3), np.uint8))
+    if count < 2:
+        assert "there are 1 maps of boxes, but 2 boxes" in found.note
+        assert not found.instances
+    else:
+        assert [int(item.saliency_map[0, 0]) for item in found.instances] == [0, 1]
 
 
 def raw_detector():

@@ -66,9 +66,10 @@ class Finder:
         read = instances if self.engine.about.get("task") == SEGMENTATION else detections
         try:
             found = read(list(outputs.predictions.values()), facts)
+            box_maps = _box_maps(outputs, found)
         except UnknownLayoutError as err:
             return self._without_objects(saliency, view, facts, _note(outputs, err))
-        objects = self._objects(found, facts, view)
+        objects = self._objects(found, box_maps, facts, view)
         if maps is None:
             return Explained(objects, [], saliency, view, instances=objects)
         best = found.best(maps)
@@ -76,14 +77,15 @@ class Finder:
         drawn = [Prediction(number, self._label(number, facts), float(best[number])) for number in chosen]
         return Explained(objects, drawn, saliency, view, instances=objects)
 
-    def _objects(self, found: Detections, facts: Facts, view: View) -> list[Instance]:
+    def _objects(self, found: Detections, box_maps: Array | None, facts: Facts, view: View) -> list[Instance]:
         objects = []
         for index in found.found(self.threshold, facts.overlap):
             number = int(found.classes[index])
             outline = () if found.mask is None else _outline(found.mask(index), facts.size, view)
             left, top, right, bottom = map(float, _in_image(found.boxes[index].reshape(2, 2), view).reshape(-1))
             name, score = self._label(number, facts), float(found.scores[index])
-            objects.append(Instance(number, name, score, (left, top, right, bottom), outline))
+            own_map = None if box_maps is None else box_maps[index]
+            objects.append(Instance(number, name, score, (left, top, right, bottom), outline, own_map))
         return objects
 
     def _label(self, number: int, facts: Facts) -> str:
@@ -104,6 +106,20 @@ class Finder:
         drawn = [Prediction(number, self._label(number, facts), 0.0) for number in chosen]
         told = "the maps are drawn without boxes" if is_asked else "no map is drawn, all are written; see --classes"
         return Explained([], drawn, saliency, view, note=f"{note}; {told}", has_overlays=is_asked)
+
+
+def _box_maps(outputs: Outputs, found: Detections) -> Array | None:
+    """The maps `[M, h, w]` of the first image's boxes, by number of the box; None if the model gives none.
+
+    Raises:
+        UnknownLayoutError: the boxes that were read are not those that the maps belong to.
+    """
+    if outputs.saliency_map_per_box is None:
+        return None
+    maps: Array = outputs.saliency_map_per_box[0]
+    if found.is_dense or len(found.scores) > len(maps):
+        raise UnknownLayoutError(f"there are {len(maps)} maps of boxes, but {len(found.scores)} boxes")
+    return maps
 
 
 def _note(outputs: Outputs, err: UnknownLayoutError) -> str:

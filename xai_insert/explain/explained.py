@@ -45,10 +45,12 @@ class Instance(Prediction):
     Attributes:
         box: its corners x0, y0, x1, y1, in shares of the image.
         outline: polygons `[P, 2]` around its mask, x and y in shares of the image; empty for a detector.
+        saliency_map: the map of this object alone `[h, w]`, as the model gave it; None if there is none.
     """
 
     box: Box
     outline: tuple[Polygon, ...] = ()
+    saliency_map: Array | None = None
 
     def record(self, width: int, height: int) -> dict[str, Any]:
         sides = (width, height, width, height)

@@ -14,6 +14,8 @@ Array = npt.NDArray[Any]
 SALIENCY_MAP = "saliency_map"
 FEATURE_VECTOR = "feature_vector"
 SALIENCY_CLASSES = "saliency_classes"
+SALIENCY_MAP_PER_BOX = "saliency_map_per_box"
+_OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX)
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,19 @@ class Outputs:
         saliency_map: uint8 0..255 or float32, `[N, K, h, w]` per class or `[N, h, w]`; None if the model has none.
         feature_vector: float `[N, C]`; None if the model has none.
         saliency_classes: int64 `[N, K]`, the class of each map; None if map k is that of class k.
+        saliency_map_per_box: uint8 0..255 or float32, `[N, M, h, w]`, a map of each of the M boxes that the model
+            reports, in the order of its report; None if the model has none.
     """
 
     predictions: dict[str, Array]
     saliency_map: Array | None = None
     feature_vector: Array | None = None
     saliency_classes: Array | None = None
+    saliency_map_per_box: Array | None = None
 
 
 def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
-    """Tell predictions, saliency map and feature vector apart.
+    """Tell predictions from what was inserted.
 
     Args:
         results: what `compiled_model(...)` of OpenVINO returns, any mapping from name to array, or the list that
@@ -51,12 +56,12 @@ def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
     """
     predictions, extra = {}, {}
     for index, (keys, array) in enumerate(_named(results, names)):
-        special = {SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES}.intersection(keys)
-        if special:
-            extra[special.pop()] = np.asarray(array)
+        special = next((key for key in keys if key in _OWN), None)
+        if special is not None:
+            extra[special] = np.asarray(array)
         else:
             predictions[keys[0] if keys else f"output_{index}"] = np.asarray(array)
-    return Outputs(predictions, extra.get(SALIENCY_MAP), extra.get(FEATURE_VECTOR), extra.get(SALIENCY_CLASSES))
+    return Outputs(predictions, *(extra.get(key) for key in _OWN))
 
 
 def _named(results: Any, names: Iterable[str] | None) -> Iterator[tuple[list[str], Any]]:

@@ -84,9 +84,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Scene:
-    """One image on its way to the disk: its name, the pixels to draw on, and what the model sees of them."""
+    """One image on its way to the disk: name, width and height, the pixels to draw on, and what the model sees."""
 
     name: str
+    size: tuple[int, int]
     shown: Image
     view: View
 
@@ -159,15 +160,16 @@ class Explainer:
         found = self._model.explain(image)
         for name in _written(known or {}):  # their names hold scores, so new ones may not replace them
             files.remove(self._output / name)
-        scene = _Scene(source.name, canvas(image), found.view)
+        height, width = image.shape[:2]
+        scene = _Scene(source.name, (width, height), canvas(image), found.view)
         record = {
             "name": source.name,
             "settings": self._settings,
             "source": str(source.path),
             "stamp": files.stamp(source.path),
-            "size": list(image.shape[1::-1]),
+            "size": [width, height],
             "image": self._write(f"images/{source.name}.jpg", files.encode(scene.shown, ".jpg")),
-            "predictions": [item.record(*image.shape[1::-1]) for item in found.predictions],
+            "predictions": [item.record(width, height) for item in found.predictions],
             "maps": self._draw(scene, found),
         }
         if found.note is not None:
@@ -188,6 +190,20 @@ class Explainer:
             entry = self._draw_map(scene, saliency, mark, (item.label, score), own, found.has_overlays)
             about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
             drawn.append({**about, **entry})
+            drawn += self._draw_boxes(scene, own)
+        return drawn
+
+    def _draw_boxes(self, scene: _Scene, instances: Sequence[Instance]) -> list[dict[str, Any]]:
+        """Draw the map of each object of one class that has a map of its own, with its box alone."""
+        drawn = []
+        for number, item in enumerate(instances, start=1):
+            if item.saliency_map is None:
+                continue
+            score = f"{item.score:.2f}"
+            mark = f"{item.class_id}-{files.slug(item.label)}-box{number}-{score}"
+            caption = (f"{item.label}, box {number}", score)
+            entry = self._draw_map(scene, item.saliency_map, mark, caption, [item])
+            drawn.append({**item.record(*scene.size), **entry})
         return drawn
 
     def _draw_map(
