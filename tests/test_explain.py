@@ -22,6 +22,7 @@ import xai_insert
 from tests import models
 from xai_insert.cli.explain import main
 from xai_insert.explain import read_outputs
+from xai_insert.explain.class_names import class_names
 from xai_insert.explain.classify import Classifier, probabilities
 from xai_insert.explain.draw import COLORMAPS, to_bytes
 from xai_insert.explain.errors import PreprocessingError
@@ -189,6 +190,64 @@ def test_metadata_of_model_api():
         from_metadata({"resize_type": "warp"}, True, {})
     with pytest.raises(PreprocessingError, match="wanted numbers"):
         from_metadata({"mean_values": "a b"}, True, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("{0: 'person', 1: 'traffic light'}", ("person", "traffic light")),
+        ("""{1: "farmer's \\"hat\\"", 0: 'caf\\xe9, {a: 1}',}""", ("café, {a: 1}", 'farmer\'s "hat"')),
+        ("['cat', 'dog',]", ("cat", "dog")),
+        (r"{0: 'two\nlines', 1: '\ud800'}", ("two lines", "?")),
+        ("{0: 'a', 2: 'c'}", ()),
+        ("{0: 'a', 0: 'b'}", ()),
+        ("{0: 'a' 1: 'b'}", ()),
+        ("{0: 'a', 'b'}", ()),
+        ("{0: 1}", ()),
+        ("{0: f'{1}'}", ()),
+        ("{0: __import__('os').getcwd()}", ()),
+        (r"{0: '\N{no such name}'}", ()),
+        ("{0: 'a'", ()),
+        ("{}", ()),
+        ("", ()),
+    ],
+)
+def test_names_of_ultralytics(text, names):
+    assert class_names({"names": text}) == names
+    assert class_names({"names": text, "labels": "Model API"}) == ("Model", "API")
+
+
+HOSTILE_NAMES = {
+    "nested": "{0: " + "[" * 100_000 + "]" * 100_000 + "}",
+    "signs": "{0: " + "-" * 100_000 + "1}",
+    "long": "{0: '" + "a" * 100_000 + "'}",
+    "many": "[" + "'a'," * 1_000_000 + "]",
+    "empty": "[" + " " * 1_000_000 + "]",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_NAMES)
+def test_names_that_would_choke_the_parser(kind):
+    assert class_names({"names": HOSTILE_NAMES[kind]}) == ()
+
+
+def test_as_many_names_as_imagenet_has():
+    names = {index: f"class, {index} 'quoted'" for index in range(21_843)}
+    assert class_names({"names": str(names)}) == tuple(names.values())
+
+
+@pytest.mark.parametrize("kind", ["onnx", "onnx in openvino", "ir"])
+def test_names_reach_the_page(tmp_path, kind):
+    names = {index: f"{label} <{index}>" for index, label in enumerate(LABELS)}
+    model = onnx.load(SHAPES / "shapes_cnn.onnx")
+    onnx.helper.set_model_props(model, {"names": str(names), "task": "classify", "stride": "1"})
+    onnx.save(model, tmp_path / "plain.onnx")
+    path = tmp_path / ("xai.xml" if kind == "ir" else "xai.onnx")
+    xai_insert.insert_file(tmp_path / "plain.onnx", path)
+    runtime = ["--runtime", "openvino"] if kind == "onnx in openvino" else []
+    fine(path, IMAGES[3], "-o", tmp_path / "out", *runtime)
+    assert records(tmp_path / "out")[0]["maps"][0]["label"] == "star <3>"
+    assert "star &lt;3&gt;" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_normalisation_and_channels():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.explain.class_names import class_names
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.preprocessing import Box, View, is_true
@@ -130,12 +131,12 @@ class ScoreMeaning:
 
     @classmethod
     def from_metadata(cls, info: Mapping[str, str]) -> ScoreMeaning:
-        """Read `labels`, `multilabel` and `confidence_threshold` of Model API."""
+        """Read `labels`, `multilabel` and `confidence_threshold` of Model API, or else ultralytics' `names`."""
         try:
             threshold = float(info.get("confidence_threshold", cls.threshold))
         except ValueError:
             threshold = cls.threshold
-        return cls(tuple(info.get("labels", "").split()), is_true(info.get("multilabel", "")), threshold)
+        return cls(class_names(info), is_true(info.get("multilabel", "")), threshold)
 
     def label(self, class_id: int) -> str:
         """Name of a class; without one it is called by its number."""
