@@ -49,6 +49,20 @@ def test_marks_are_seen_on_any_colour():
     assert draw_marks(image, []) is image
 
 
+@pytest.mark.parametrize("top", [0.0, 0.4, 0.9])
+def test_names_of_objects_in_one_place_do_not_hide_each_other(top):
+    image = np.full((200, 300, 3), 128, np.uint8)
+    box = (0.3, top, 0.8, min(top + 0.4, 1.0))
+
+    def strips(count):
+        names = [Instance(1, name, 0.5, box) for name in ("cat", "dog", "cow", "hen")[:count]]
+        return (draw_marks(image, names) == (20, 20, 24)).all(axis=2).sum()
+
+    rim = (draw_marks(image, [Instance(1, "", 0.5, box)]) == (20, 20, 24)).all(axis=2).sum()
+    assert strips(2) > strips(1) + 400 > rim
+    assert draw_marks(image, [Instance(1, "x" * 99, 0.5, box)]).shape == image.shape
+
+
 # The command, on trained models
 
 

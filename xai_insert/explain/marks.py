@@ -12,6 +12,7 @@ from PIL import ImageDraw
 from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Instance
 from xai_insert.explain.picture import font_of
+from xai_insert.explain.preprocessing import Box
 
 _INK, _RIM = (255, 255, 255), (20, 20, 24)
 
@@ -42,21 +43,43 @@ def draw_marks(image: Image, instances: Sequence[Instance]) -> Image:
         cv2.polylines(drawn, shapes, True, colour, thickness, cv2.LINE_AA)
     picture = Pillow.fromarray(drawn)
     pen = ImageDraw.Draw(picture)
-    for item, box in reversed(list(zip(instances, boxes, strict=True))):  # the best on top
-        _tag(pen, f"{item.label} {item.score:.2f}", box, (width, height))
+    size = min(max(min(width, height) // 28, 11), 20)
+    font, margin = font_of(size), size // 4
+    texts = [f"{item.label} {item.score:.2f}" for item in instances]
+    strips: list[Box] = []
+    for text, ((left, top), (_, bottom)) in zip(texts, boxes, strict=True):
+        sides = (pen.textlength(text, font) + 2 * margin, float(size + 2 * margin))
+        strips.append(_place(strips, float(left), (float(top), float(bottom)), sides, (width, height)))
+    for text, strip in reversed(list(zip(texts, strips, strict=True))):  # the best on top
+        pen.rectangle(strip, _RIM)
+        pen.text((strip[0] + margin, (strip[1] + strip[3]) / 2), text, _INK, font, anchor="lm")
     return np.asarray(picture, np.uint8)
 
 
-def _tag(
-    pen: ImageDraw.ImageDraw, text: str, box: np.ndarray[tuple[int, ...], np.dtype[np.float64]], size: tuple[int, int]
-) -> None:
-    """A strip with a text above the box, or below its upper edge where there is no room."""
-    height = min(max(min(size) // 28, 11), 20)
-    font = font_of(height)
-    margin = height // 4
-    width = pen.textlength(text, font) + 2 * margin
-    left = max(0.0, min(float(box[0, 0]), size[0] - width))
-    top = float(box[0, 1]) - height - 2 * margin
-    top = top if top >= 0 else max(0.0, float(box[0, 1]))
-    pen.rectangle((left, top, left + width, top + height + 2 * margin), _RIM)
-    pen.text((left + margin, top + margin + height / 2), text, _INK, font, anchor="lm")
+def _place(
+    taken: Sequence[Box], left: float, edges: tuple[float, float], sides: tuple[float, float], size: tuple[int, int]
+) -> Box:
+    """Where the strip with a box's text lies: the first place that fits into the image and is free.
+
+    Args:
+        taken: strips of better objects.
+        left: left edge of the box.
+        edges: its upper and lower edge.
+        sides: width and height of the strip.
+        size: width and height of the image.
+
+    Returns:
+        Corners of the strip: above the box, below it, inside at its upper or lower edge; inside at the upper edge
+        if all are taken.
+    """
+    (width, height), (top, bottom) = sides, edges
+    left = max(0.0, min(left, size[0] - width))
+    places = [(left, y, left + width, y + height) for y in (top - height, bottom, top, bottom - height)]
+    inside = [place for place in places if place[1] >= 0 and place[3] <= size[1]]
+    free = [place for place in inside if not any(_meet(place, other) for other in taken)]
+    upper = max(0.0, min(top, size[1] - height))
+    return next(iter(free), (left, upper, left + width, upper + height))
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -9,7 +9,8 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-_HEIGHT, _NARROWEST, _WIDEST = 232, 120, 340
+_HEIGHT, _NARROWEST, _WIDEST = 232, 120, 300
+_SMALLEST = 96
 _LEAST = 0.005
 
 
@@ -32,7 +33,7 @@ def _row(record: Mapping[str, Any]) -> str:
     name = PurePath(record["source"]).name
     width, height = record["size"]
     shown = min(max(_HEIGHT * width / height, _NARROWEST), _WIDEST)
-    raw = min(shown, shown * height / width)
+    raw = max(min(shown, shown * height / width) / 2, _SMALLEST)
     predictions = [item for item in record["predictions"] if item["score"] >= _LEAST] or record["predictions"][:1]
     bars = "".join(
         f'<li><span class="label">{escape(item["label"])}</span><span class="score">{item["score"]:.2f}</span>'
@@ -40,7 +41,7 @@ def _row(record: Mapping[str, Any]) -> str:
         for item in predictions
     )
     listed = f"<ol>{bars}</ol>" if bars else f"<p>{'boxes not read' if 'note' in record else 'nothing found'}</p>"
-    pictures = [_picture(record["image"], name, "image")]
+    pairs = []
     for item in record["maps"]:
         title = f"{name}: {item['title']}"
         score = f"<b>{escape(item['title'])}</b> {item['score']:.2f}" if "score" in item else escape(item["title"])
@@ -49,11 +50,12 @@ def _row(record: Mapping[str, Any]) -> str:
             caption = f"raw map {_times(*item['grid'])}"
             caption = caption if pair else f"{escape(item['title'])}, {caption}"
             pair += _picture(item["raw"], f"{title}, raw map", caption, "raw")
-        pictures.append(f'<div class="pair">{pair}</div>')
+        pairs.append(f'<div class="pair">{pair}</div>')
     sizes = f"--width:{shown:.0f}px;--ratio:{width}/{height};--raw:{raw:.0f}px"
     return (
         f'<section style="{sizes}"><div class="facts"><h2>{escape(name)}</h2>'
-        f'<p>{_times(width, height)}</p>{listed}</div><div class="pictures">{"".join(pictures)}</div></section>'
+        f'<p>{_times(width, height)}</p>{listed}</div><div class="pictures">{_picture(record["image"], name, "image")}'
+        f'<div class="maps">{"".join(pairs)}</div></div></section>'
     )
 
 
