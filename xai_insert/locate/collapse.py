@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap, channel_axis, grid_of_map
@@ -153,8 +154,14 @@ def _varying(node: Node) -> Value | None:
 
 
 def feature_map(value: Value, grid_axes: tuple[int, ...]) -> FeatureMap:
-    """Describe a value whose grid axes are known; the grid of tokens is left open."""
-    channel = next(axis for axis in range(1, value.rank or 0) if axis not in grid_axes)
+    """Describe a value whose grid axes are known; the grid of tokens is left open.
+
+    Raises:
+        TargetNotFoundError: all its axes but the first are of the grid.
+    """
+    channel = next((axis for axis in range(1, value.rank or 0) if axis not in grid_axes), None)
+    if channel is None:
+        raise TargetNotFoundError(f"{value.describe()} has no channels beside its grid, so it is no feature map")
     grid = grid_of_map(value, grid_axes) if len(grid_axes) == 2 else (None, None)
     return FeatureMap(value, channel, grid_axes, grid)
 
