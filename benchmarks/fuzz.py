@@ -2,11 +2,12 @@
 
 Run from the repository root: ``python -m benchmarks.fuzz --count 20000``. Each file is a seed (a small network of
 the tests, or the bundled models) with a few mutations that follow from its number, so that `--only N` repeats one.
-A worker process does the insertions, one after the other; the parent watches its time and memory, and starts another
-when it dies. Whatever was written is loaded and run by its runtime.
+A worker process does the insertions, one after the other; the parent watches its time and memory, ends it before it
+fills the machine, and starts another when it dies. Whatever was written is loaded and run by its runtime.
 
-A worker that dies is no failure by itself: readers of model files have faults of their own. It counts as one unless
-the command line, called on the same file, ends with exit code 1 and one line of error.
+A worker that dies, or is busy for too long, is no failure by itself: readers of model files have faults of their own.
+It counts as one unless the command line, called on the same file and watched likewise, ends with exit code 1 and one
+line of error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import contextlib
 import json
 import os
 import random
-import resource
 import select
 import shutil
 import signal
@@ -24,27 +24,28 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.mutations import damage_bytes, damage_ir, damage_onnx
 
 SECONDS, MEGABYTES = 30.0, 2048
 _PATIENCE = 120.0  # for a process that sleeps, or has no turn
-_LIMIT = 12 << 30  # spares the machine
+_POLL = 0.1
 CLEAN = ("refused", "inserted", "like the plain model", "crash reported", "hang reported")
 BAD = ("traceback", "rejected", "hang", "memory", "crash")
 _OPTIONS: tuple[dict[str, Any], ...] = (
     {}, {}, {}, {}, {"method": "activation-map"}, {"output_dtype": "f32", "feature_vector": True},
-    {"check": False}, {"method": "vit-recipro-cam"}, {"block": 2},
+    {"check": False}, {"method": "vit-recipro-cam"}, {"block": 2}, {"top_k": 2}, {"saliency_size": [9, 7]},
 )  # fmt: skip
-_EVERY = 400  # a fresh worker now and then, so that a leak is not blamed on a file
+_OF_DETECTORS: tuple[dict[str, Any], ...] = (
+    {}, {}, {"num_classes": 4}, {"per_box": True}, {"check": False}, {"saliency_size": [9, 7]},
+)  # fmt: skip
+_WORN = 5.0, 700.0  # seconds or megabytes after which a worker is replaced: what is left over is not the next file's
+_ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,26 @@ class Outcome:
 
 def write_seeds(folder: Path, *, bundled: bool = True) -> list[Path]:
     """Write the undamaged models, each in both formats."""
-    import onnx  # noqa: PLC0415 - the worker does without
+    import onnx  # noqa: PLC0415 - only once
     import openvino as ov  # noqa: PLC0415
 
-    from tests import models  # noqa: PLC0415
+    from tests import instance_models, models, test_detection, test_per_box  # noqa: PLC0415
     from tests.test_vit_recipro_cam import CLOSED as TRANSFORMERS  # noqa: PLC0415
 
     made = {name: models.classifier(network) for name, network in {**models.CLOSED, **models.MASKED}.items()}
     made |= {name: models.classifier(network, batch=1) for name, network in models.STATIC.items()}
     for name in ("plain", "fused projection", "pair bias", "class attention"):
         made[f"transformer {name}"] = models.classifier(TRANSFORMERS[name], size=(8, 12))
+    boxes = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy"}
+    made["detector rows"] = test_per_box.Net(**boxes, report="rows").model
+    made["detector lists"] = test_per_box.Net(**boxes, report="lists").model
+    made["detector raw"], _ = test_detection.raw_detector()
+    made["detector with masks"] = instance_models.listed("boxes")
+    made["detector with prototypes"] = instance_models.yolo("rows")
     for name, model in made.items():
         onnx.save(model, folder / f"{name}.onnx")
     if bundled:
-        shapes = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
+        shapes = _ROOT / "model_zoo_fixtures" / "shapes"
         for name in ("shapes_cnn", "shapes_vit"):
             shutil.copy(shapes / f"{name}.onnx", folder)
     for path in sorted(folder.glob("*.onnx")):
@@ -94,7 +101,7 @@ def write_seeds(folder: Path, *, bundled: bool = True) -> list[Path]:
 def damaged(seeds: Sequence[Path], number: int, root_seed: int, folder: Path) -> Case:
     """Write damaged file `number` into `folder`."""
     rng = random.Random(f"{root_seed}/{number}")
-    small = [seed for seed in seeds if seed.stat().st_size < 100_000 and "shapes" not in seed.stem]
+    small = [seed for seed in seeds if "shapes" not in seed.stem]
     seed = rng.choice(small if rng.random() < 0.99 else list(seeds))
     content = seed.read_bytes()
     source = folder / f"model{seed.suffix}"
@@ -114,7 +121,51 @@ def damaged(seeds: Sequence[Path], number: int, root_seed: int, folder: Path) ->
         source.with_suffix(".bin").write_bytes(weights)
     source.write_bytes(content)
     to_ir = seed.suffix == ".xml" or rng.random() < 0.2
-    return Case(number, seed.name, source, folder / f"out{'.xml' if to_ir else '.onnx'}", rng.choice(_OPTIONS))
+    options = rng.choice(_OF_DETECTORS if seed.stem.startswith("detector") else _OPTIONS)
+    return Case(number, seed.name, source, folder / f"out{'.xml' if to_ir else '.onnx'}", options)
+
+
+class Watch:
+    """Time and memory of a process and its children, from now on."""
+
+    def __init__(self, process: int) -> None:
+        self._process = process
+        self._start = time.perf_counter()
+        self._busy = self._processor_seconds()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def verdict(self) -> str | None:
+        """`hang` or `memory` once it has had too much; waiting for the processor is no hang."""
+        if self._megabytes() > MEGABYTES:
+            return "memory"
+        if self.seconds < SECONDS or (self._processor_seconds() - self._busy < SECONDS and self.seconds < _PATIENCE):
+            return None
+        return "hang"
+
+    def _family(self) -> list[Path]:
+        found = [Path(f"/proc/{self._process}")]
+        with contextlib.suppress(OSError):
+            for children in found[0].glob("task/*/children"):
+                found += [Path(f"/proc/{child}") for child in children.read_text().split()]
+        return found
+
+    def _processor_seconds(self) -> float:
+        total = 0
+        for folder in self._family():
+            with contextlib.suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                total += sum(map(int, fields[11:15]))  # of itself, and of children that have ended
+        return total / os.sysconf("SC_CLK_TCK")
+
+    def _megabytes(self) -> float:
+        total = 0
+        for folder in self._family():
+            with contextlib.suppress(OSError):
+                total += int((folder / "statm").read_text().split()[1])
+        return total * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class Worker:
@@ -122,11 +173,11 @@ class Worker:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fuzz", "--worker"],
+            [sys.executable, "-m", "benchmarks.fuzz_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parents[1],
+            cwd=_ROOT,
         )
 
     def run(self, case: Case) -> Outcome:
@@ -134,25 +185,23 @@ class Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = {"source": str(case.source), "output": str(case.output), "options": case.options}
-        start = time.perf_counter()
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        busy, ready = _processor_seconds(self._process.pid), False
-        while not ready and _processor_seconds(self._process.pid) - busy < SECONDS:
-            ready = bool(select.select([self._process.stdout], [], [], 1.0)[0])
-            if time.perf_counter() - start > _PATIENCE:
-                break
-        seconds = time.perf_counter() - start
-        if not ready:
+        watch, verdict = Watch(self._process.pid), None
+        while verdict is None and not select.select([self._process.stdout], [], [], _POLL)[0]:
+            verdict = watch.verdict()
+        if verdict is not None:
             self.stop()
-            return Outcome("hang", f"no answer in {SECONDS:.0f} s", seconds, 0)
+            return Outcome(verdict, f"ended after {watch.seconds:.0f} s", watch.seconds, 0)
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            return Outcome("crash", signal.Signals(-code).name if code < 0 else f"exit {code}", seconds, 0)
+            return Outcome("crash", signal.Signals(-code).name if code < 0 else f"exit {code}", watch.seconds, 0)
         answer = json.loads(line)
-        kind = "memory" if answer["megabytes"] > MEGABYTES else answer["kind"]
-        return Outcome(kind, answer["detail"], seconds, answer["megabytes"])
+        if watch.seconds > _WORN[0] or answer["now"] > _WORN[1]:
+            self.stop()
+        kind = "memory" if answer["peak"] > MEGABYTES else answer["kind"]
+        return Outcome(kind, answer["detail"], watch.seconds, answer["peak"])
 
     @property
     def alive(self) -> bool:
@@ -167,124 +216,29 @@ class Worker:
                 pipe.close()  # type: ignore[union-attr]
 
 
-def _processor_seconds(process: int) -> float:
-    """Time that a process has had of the processors: other work on the machine does not make it hang."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def serve() -> None:
-    """The worker: a request per line on stdin, an answer per line on stdout."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # native libraries print
-    resource.setrlimit(resource.RLIMIT_DATA, (_LIMIT, _LIMIT))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin:
-        request = json.loads(line)
-        Path("/proc/self/clear_refs").write_text("5")  # peak memory from here on
-        kind, detail = _insert(Path(request["source"]), Path(request["output"]), request["options"])
-        answer = {"kind": kind, "detail": detail, "megabytes": _peak()}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-def _peak() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def _insert(source: Path, output: Path, options: dict[str, Any]) -> tuple[str, str]:
-    from xai_insert import Options, insert_file  # noqa: PLC0415 - the parent does not pay for it
-    from xai_insert.errors import XaiInsertError  # noqa: PLC0415
-
-    try:
-        insert_file(source, output, Options(**options))
-    except XaiInsertError as err:
-        text = " ".join(str(err).split())
-        return "refused", f"{type(err).__name__}: {text[:300]}"
-    except MemoryError:
-        return "memory", traceback.format_exc()[-1500:]
-    except Exception:  # what the fuzzer is for
-        return "traceback", traceback.format_exc()[-1500:]
-    checked = options.get("check", True)
-    try:
-        _run(output, just_load=not checked)
-    except Exception as err:  # whatever the runtime raises
-        # The check runs in float32; where the runtime's default precision refuses the plain model, nothing is lost.
-        kind = "rejected" if _works(source, just_load=not checked) else "like the plain model"
-        return kind, f"{type(err).__name__}: {err}"[:500]
-    return "inserted", ""
-
-
-def _works(path: Path, *, just_load: bool) -> bool:
-    try:
-        _run(path, just_load=just_load)
-    except Exception:  # whatever the runtime raises
-        return False
-    return True
-
-
-def _run(path: Path, *, just_load: bool) -> None:
-    """Load and run what was written."""
-    rng = np.random.default_rng(0)
-    if path.suffix == ".onnx":
-        from xai_insert.formats.onnx.runtime import _TYPES as types  # noqa: PLC0415, N811
-        from xai_insert.formats.onnx.runtime import _session, ort  # noqa: PLC0415
-
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        session = _session(str(path), options)
-        if just_load:
-            return
-        feeds = {
-            arg.name: _random(
-                rng, [d if isinstance(d, int) else None for d in arg.shape], types.get(arg.type, arg.type[7:-1])
-            )
-            for arg in session.get_inputs()
-        }
-        session.run(None, feeds)
-        return
-    import openvino as ov  # noqa: PLC0415
-
-    compiled = ov.Core().compile_model(str(path), "CPU")
-    if just_load:
-        return
-    from xai_insert.formats.openvino.view import dtype_name, static_shape  # noqa: PLC0415
-
-    compiled(
-        {
-            index: _random(rng, static_shape(port.get_partial_shape()) or (), dtype_name(port.get_element_type()))
-            for index, port in enumerate(compiled.inputs)
-        }
-    )
-
-
-def _random(rng: np.random.Generator, shape: Sequence[int | None], dtype: str) -> Any:
-    from xai_insert.feeds import random_array  # noqa: PLC0415
-
-    return random_array(rng, tuple(shape), dtype, size=12)
-
-
-def handled_by_cli(case: Case) -> bool:
-    """Whether the command line ends cleanly on the file that killed the worker or kept it busy."""
+def through_command_line(case: Case) -> str:
+    """How the command line ends on a file that killed the worker or kept it busy: `clean`, or one of `BAD`."""
     options = []
     for key, value in case.options.items():
         flag = "--no-check" if key == "check" else f"--{key.replace('_', '-')}"
-        options += [flag] if isinstance(value, bool) else [flag, str(value)]
+        text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+        options += [flag] if isinstance(value, bool) else [flag, text]
     command = [sys.executable, "-m", "xai_insert.cli.insert", str(case.source), "-o", str(case.output), *options]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE, check=False, cwd=Path(__file__).parents[1]
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    clean = done.returncode == 0 or (done.returncode == 1 and "error:" in done.stderr)
-    return clean and "Traceback" not in done.stderr
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, cwd=_ROOT, start_new_session=True)
+        watch = Watch(process.pid)
+        while process.poll() is None:
+            verdict = watch.verdict()
+            if verdict is not None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return verdict
+            time.sleep(_POLL)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    if "Traceback" in said:
+        return "traceback"
+    return "clean" if process.returncode == 0 or (process.returncode == 1 and "error:" in said) else "crash"
 
 
 def fuzz(
@@ -296,15 +250,16 @@ def fuzz(
         seeds = write_seeds(seeds_folder, bundled=bundled)
         worker = Worker()
         try:
-            for done, number in enumerate(numbers):
+            for number in numbers:
                 (folder := Path(scratch, "case")).mkdir()
                 case = damaged(seeds, number, root_seed, folder)
-                if not worker.alive or done % _EVERY == 0:
+                if not worker.alive:
                     worker.stop()
                     worker = Worker()
                 outcome = worker.run(case)
-                if outcome.kind in ("crash", "hang") and handled_by_cli(case):
-                    outcome = Outcome(f"{outcome.kind} reported", outcome.detail, outcome.seconds, outcome.megabytes)
+                if outcome.kind in ("crash", "hang"):
+                    ending = through_command_line(case)
+                    outcome = replace(outcome, kind=f"{outcome.kind} reported" if ending == "clean" else ending)
                 if keep is not None and (outcome.kind in BAD or outcome.kind.endswith("reported")):
                     shutil.copytree(folder, keep / f"{outcome.kind} {number}", dirs_exist_ok=True)
                 yield case, outcome
@@ -320,28 +275,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first file")
     parser.add_argument("--only", type=int, action="append", help="repeat one file; repeatable")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, help="stop after this time; the number that ran is printed")
     parser.add_argument("--keep", type=Path, help="folder for the files that end badly")
     parser.add_argument("--json", type=Path, help="write the counts to this file")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.worker:
-        serve()
-        return 0
     numbers = args.only or range(args.start, args.start + args.count)
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
     counts: Counter[tuple[str, str]] = Counter()
     slowest = largest = 0.0
+    began = time.perf_counter()
     for case, outcome in fuzz(numbers, args.seed, args.keep):
         counts[case.source.suffix[1:], outcome.kind] += 1
         slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.megabytes)
         if outcome.kind in BAD or outcome.kind.endswith("reported") or args.only:
             print(f"{case.number} {case.seed} {case.options} {outcome}", file=sys.stderr, flush=True)
+        if args.minutes and time.perf_counter() - began > 60 * args.minutes:
+            break
     summary = {
+        "first": numbers[0],
         "files": sum(counts.values()),
         "counts": {suffix: {kind: counts[suffix, kind] for kind in (*CLEAN, *BAD)} for suffix in ("onnx", "xml")},
         "slowest_seconds": round(slowest, 2),
         "largest_megabytes": round(largest),
+        "seconds": round(time.perf_counter() - began),
     }
     print(json.dumps(summary, indent=2))
     if args.json:

@@ -1,0 +1,105 @@
+"""The process in which `benchmarks.fuzz` inserts into damaged files, one after the other, and runs what was written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import openvino as ov
+
+from xai_insert import Options, insert_file
+from xai_insert.errors import XaiInsertError
+from xai_insert.feeds import random_array
+from xai_insert.formats.onnx.runtime import _TYPES as ONNX_TYPES
+from xai_insert.formats.openvino.view import dtype_name, static_shape
+
+_LIMIT = 12 << 30  # of allocations: those beyond fail as on a machine of that size
+_SIZE = 12  # of what a model leaves open
+
+
+def serve() -> None:
+    """Answer requests: a line each on stdin, and on stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # native libraries print
+    resource.setrlimit(resource.RLIMIT_DATA, (_LIMIT, _LIMIT))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin:
+        request = json.loads(line)
+        Path("/proc/self/clear_refs").write_text("5")  # peak memory from here on
+        kind, detail = _insert(Path(request["source"]), Path(request["output"]), request["options"])
+        answer = {"kind": kind, "detail": detail, "peak": _megabytes("VmHWM"), "now": _megabytes("VmRSS")}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _megabytes(what: str) -> float:
+    """A size from the process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
+
+
+def _insert(source: Path, output: Path, options: dict[str, Any]) -> tuple[str, str]:
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    try:
+        insert_file(source, output, Options(**given))
+    except XaiInsertError as err:
+        text = " ".join(str(err).split())
+        return "refused", f"{type(err).__name__}: {text[:300]}"
+    except MemoryError:
+        return "memory", traceback.format_exc()[-1500:]
+    except Exception:  # what the fuzzer is for
+        return "traceback", traceback.format_exc()[-1500:]
+    run = _run_onnx if output.suffix == ".onnx" else _run_openvino
+    just_load = not options.get("check", True)
+    try:
+        run(output, just_load)
+    except Exception as err:  # whatever the runtime raises
+        # The check runs in float32; where the runtime's default precision refuses the plain model, nothing is lost.
+        kind = "rejected" if _works(run, source, just_load) else "like the plain model"
+        return kind, f"{type(err).__name__}: {err}"[:500]
+    return "inserted", ""
+
+
+def _works(run: Any, path: Path, just_load: bool) -> bool:
+    try:
+        run(path, just_load)
+    except Exception:  # whatever the runtime raises
+        return False
+    return True
+
+
+def _run_onnx(path: Path, just_load: bool) -> None:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if just_load:
+        return
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for arg in session.get_inputs():
+        shape = tuple(size if isinstance(size, int) else None for size in arg.shape)
+        feeds[arg.name] = random_array(rng, shape, ONNX_TYPES.get(arg.type, arg.type[7:-1]), size=_SIZE)
+    session.run(None, feeds)
+
+
+def _run_openvino(path: Path, just_load: bool) -> None:
+    compiled = ov.Core().compile_model(str(path), "CPU")
+    if just_load:
+        return
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for index, port in enumerate(compiled.inputs):
+        shape = static_shape(port.get_partial_shape()) or ()
+        feeds[index] = random_array(rng, shape, dtype_name(port.get_element_type()), size=_SIZE)
+    compiled(feeds)
+
+
+if __name__ == "__main__":
+    serve()
