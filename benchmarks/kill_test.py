@@ -31,22 +31,74 @@ from tests import models
 
 KINDS = ("openvino", "onnx", "onnx, external weights")
 _PAUSE = 0.03
-_CHILD = """
-import os, sys, time
+_NURSERY = """
+import json, os, sys, time
 from pathlib import Path
+import onnx_ir, onnxruntime, openvino
 from xai_insert import insert_file
-source, output, slow = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+import xai_insert.formats.onnx.model, xai_insert.formats.openvino.model
 replace = os.replace
 def slowly(*args):
     print("moving", flush=True)
     time.sleep(slow)
     replace(*args)
     time.sleep(slow)
-if slow:
-    os.replace = slowly
-print("ready", flush=True)
-insert_file(source, output)
+for line in sys.stdin:
+    source, output, slow = json.loads(line)
+    child = os.fork()
+    if not child:
+        try:
+            os.replace = slowly if slow else replace
+            insert_file(Path(source), Path(output))
+        finally:
+            print("done", flush=True)
+            os._exit(0)
+    print("started", child, flush=True)
+    sys.stdin.readline()
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
+
+
+class Nursery:
+    """A process that has imported what an insertion needs and starts each one as a process of its own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, source: Path, output: Path, slow: float) -> int:
+        """Start an insertion, which moves its files slowly into place if told so; returns its process."""
+        self._said: list[str] = []
+        self._write(json.dumps([str(source), str(output), slow]))
+        return int(self.wait_for("started").split()[1])
+
+    def wait_for(self, *words: str) -> str:
+        """The next line that begins with one of `words`."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._said.append(line.split()[0])
+            if self._said[-1] in words:
+                return line
+        raise RuntimeError("the process that starts insertions has ended")
+
+    def end(self) -> bool:
+        """Wait for the insertion, which was killed or ends by itself; whether it had come to its end."""
+        self._write("")
+        self.wait_for("ended")
+        return "done" in self._said
+
+    def stop(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
 
 
 def write_models(folder: Path, kind: str) -> list[Path]:
@@ -76,16 +128,6 @@ def results(model: Path, image: np.ndarray) -> list[Any]:
     return [np.array(given[index]) for index in range(len(compiled.outputs))]
 
 
-def start(source: Path, output: Path, slow: float) -> subprocess.Popen[str]:
-    """A process that inserts, after it has imported what it needs."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(source), str(output), str(slow)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
-
-
 def run(kind: str, runs: int, rng: random.Random) -> Counter[str]:
     """Kill `runs` insertions of one kind; how often the output was old, new, or broken."""
     counts: Counter[str] = Counter()
@@ -93,34 +135,36 @@ def run(kind: str, runs: int, rng: random.Random) -> Counter[str]:
         folder = Path(scratch)
         sources = write_models(folder, kind)
         image = np.random.default_rng(0).standard_normal((1, 3, models.SIDE, models.SIDE)).astype(np.float32)
-        expected, whole = [], {}
+        expected, whole = [], 0.0
         suffix = sources[0].suffix
+        nursery = Nursery()
         for index, source in enumerate(sources):
-            for slow in (0.0, _PAUSE):
-                process, began = start(source, folder / f"expected{index}{suffix}", slow), time.perf_counter()
-                process.wait()
-                whole[bool(slow)] = time.perf_counter() - began
+            began = time.perf_counter()
+            nursery.start(source, folder / f"expected{index}{suffix}", 0)
+            nursery.end()
+            whole = time.perf_counter() - began
             expected.append(results(folder / f"expected{index}{suffix}", image))
         (goal_folder := folder / "goal").mkdir()
         goal = goal_folder / f"model{suffix}"
-        start(sources[1], goal, 0).wait()
+        nursery.start(sources[1], goal, 0)
+        nursery.end()
         current = 1
         for number in range(runs):
             slow = _PAUSE * (number % 2)
-            process = start(sources[1 - current], goal, slow)
+            process = nursery.start(sources[1 - current], goal, slow)
             if slow:
-                process.stdout.readline()  # type: ignore[union-attr]  # moving files into place is what follows
-            time.sleep(rng.random() * (12 * _PAUSE if slow else whole[False]))
-            ended = process.poll() is not None
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+                nursery.wait_for("moving", "done")  # moving files into place is what follows
+            time.sleep(rng.random() * (12 * _PAUSE if slow else whole))
+            os.kill(process, signal.SIGKILL)
+            ended = nursery.end()
             try:
                 found = results(goal, image)
             except Exception as err:  # whatever a broken model raises
                 counts["broken"] += 1
                 print(f"{kind} run {number}: {str(err).splitlines()[-1]}", file=sys.stderr)
                 current = 0
-                start(sources[0], goal, 0).wait()
+                nursery.start(sources[0], goal, 0)
+                nursery.end()
                 continue
             same = [index for index in (0, 1) if _equal(found, expected[index])]
             if not same:
@@ -131,6 +175,7 @@ def run(kind: str, runs: int, rng: random.Random) -> Counter[str]:
                 counts["new, not killed" if ended else "new"] += 1
                 current = same[0]
             counts["files left beside it"] = len(os.listdir(goal_folder)) - len(goal_files(goal))
+        nursery.stop()
     return counts
 
 
