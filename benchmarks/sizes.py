@@ -1,10 +1,10 @@
 """Time and memory of an insertion against the size of the model, from 1 MB to 2 GB.
 
-    python -m benchmarks.sizes [--megabytes 1 10 100 1000 2000] [--json FILE] [--markdown FILE]
+    python -m benchmarks.sizes [--megabytes 1 10 100 1000 2000] [--json FILE] [--markdown FILE] [--plot FILE]
 
 The models are stacks of 3x3 convolutions of random weights on a small grid, as IR and as ONNX (with external weights
 from 1 GB on). Each insertion runs in a process of its own, which reports its time without the imports and its peak
-memory; without the check as well, since the check runs the model three times.
+memory; without the check as well, since the check runs the model three times. The plot wants matplotlib.
 """
 
 from __future__ import annotations
@@ -91,12 +91,30 @@ def measure(source: Path, check: bool) -> Row:
     }
 
 
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw seconds against megabytes, both logarithmic, a line for each format with and without the check."""
+    from matplotlib import pyplot  # noqa: PLC0415 - only for pictures
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    for kind, colour in (("IR", "#1f5fa8"), ("ONNX", "#c2571a")):
+        for check, style, words in (("yes", "-", "checked"), ("no", "--", "--no-check")):
+            chosen = [row for row in rows if row["format"] == kind and row.get("check") == check]
+            points = [(float(row["MB"]), float(row["seconds"])) for row in chosen]
+            axes.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=f"{kind}, {words}")
+    axes.set(xscale="log", yscale="log", xlabel="model, MB", ylabel="insertion, s")
+    axes.grid(which="major", color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line interface."""
     parser = argparse.ArgumentParser(description="Measure insertions from 1 MB to 2 GB.")
     parser.add_argument("--megabytes", type=float, nargs="+", default=[1, 10, 100, 1000, 2000])
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--plot", type=Path, help="draw the times into this PNG")
     args = parser.parse_args(argv)
     setting = Setting.here("benchmarks.sizes", argv)
     rows: list[Row] = []
@@ -111,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_json(args.json, setting, rows)
         if args.markdown:
             write_markdown(args.markdown, "Insertion against the size of the model", setting, rows)
+        if args.plot:
+            plot(rows, args.plot)
     return 0
 
 
