@@ -16,10 +16,10 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 import pytest
-from click.testing import CliRunner
 
 import xai_insert
 from tests import models
+from tests.commands import invoke
 from xai_insert.cli.explain import main
 from xai_insert.explain import read_outputs
 from xai_insert.explain.class_names import class_names
@@ -42,7 +42,7 @@ LABELS = ["circle", "square", "triangle", "star", "cross", "ring", "crescent", "
 
 
 def call(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return invoke(main, *arguments)
 
 
 def fine(*arguments):

@@ -9,11 +9,11 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 import pytest
-from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import xai_insert
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene, overlapping_scene
+from tests.commands import invoke
 from tests.test_per_box import found_objects, reporting_detector
 from xai_insert.cli.explain import main
 from xai_insert.explain.detect import Finder
@@ -67,7 +67,7 @@ def test_names_of_objects_in_one_place_do_not_hide_each_other(top):
 
 
 def call(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return invoke(main, *arguments)
 
 
 def fine(*arguments):

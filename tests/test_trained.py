@@ -47,6 +47,10 @@ def test_the_peak_lies_in_the_box_of_the_class(name, suffix):
     assert inside / len(chosen) >= 0.9
 
 
+# The first OpenVINO whose CPU leaves operations in float32 that ask for it; before, maps lose some of their precision.
+HONOURS = tuple(map(int, ov.__version__.split(".")[:2])) >= (2026, 3)
+
+
 @pytest.fixture(scope="module", params=["shapes_cnn", "shapes_vit"])
 def compiled(request):
     """One inserted model, compiled in float32 and in the device's default precision."""
@@ -76,7 +80,7 @@ def test_the_rest_of_the_model_stays_in_the_default_precision(compiled):
         if info.get("layerType") in (LAYERS | SUMS if inserted else LAYERS):
             precisions[inserted].add(info["runtimePrecision"])
     assert precisions[False] == {"bf16"}
-    if name == "shapes_vit":
+    if name == "shapes_vit" and HONOURS:
         assert precisions[True] == {"f32"}
 
 

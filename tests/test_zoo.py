@@ -34,6 +34,8 @@ REFUSED = {
 }
 # In these the tap keeps the runtime from merging two operations of the model: largest relative difference.
 MOVED = {"resnet50_clip.legacy": 5e-6, "resnet50_clip.dynamo": 5e-6, "torchvision_vit_b_32.onnxir": 5e-6}
+# Before 2026.2, OpenVINO merged two operations of transformers as its ONNX reader gives them, but not beside a tap.
+_MERGES = tuple(map(int, ov.__version__.split(".")[:2])) < (2026, 2)
 # Scores are differences of large sums: rounding of a state-space model with random weights.
 ROUNDED = {"efficientvim_m1": 1e-4}
 
@@ -87,8 +89,9 @@ def test_fixture(fixture, tmp_path, record_property):
     plain = load(path)
     image = image_for(plain)
     before, after = oracle.run(plain, image), oracle.run(load(tmp_path / f"new{path.suffix}"), image)
+    moved = MOVED.get(fixture.id, 5e-6 if _MERGES and fixture.id.endswith(".onnxir") else 0)
     for name, value in before.items():
-        np.testing.assert_allclose(after[name], value, rtol=0, atol=MOVED.get(fixture.id, 0) * np.abs(value).max())
+        np.testing.assert_allclose(after[name], value, rtol=0, atol=moved * np.abs(value).max())
 
     parts = oracle.Parts(plain, report.target["name"], report.logits["name"])
     feature = parts.feature(image)
