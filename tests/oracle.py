@@ -1,4 +1,4 @@
-"""Recipro-CAM by its definition, outside the tool: cut the model at the target, mask in NumPy, run the head."""
+"""Recipro-CAM by its definition, outside the tool: cut the model at what is masked, mask in NumPy, run the head."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ Array = np.ndarray
 
 
 class Parts:
-    """Backbone and head of a plain model, cut at the values named `target` and `logits`."""
+    """Backbone and head of a plain model, cut at the values named `targets` and `logits`."""
 
-    def __init__(self, model: Any, target: str, logits: str) -> None:
+    def __init__(self, model: Any, targets: str | Sequence[str], logits: str) -> None:
+        names = [targets] if isinstance(targets, str) else list(targets)
         if isinstance(model, onnx.ModelProto):
-            self._cut_onnx(model, target, logits)
+            self._cut_onnx(model, names, logits)
         else:
-            self._cut_openvino(model, target, logits)
+            self._cut_openvino(model, names, logits)
 
-    def _cut_onnx(self, model: onnx.ModelProto, target: str, logits: str) -> None:
+    def _cut_onnx(self, model: onnx.ModelProto, targets: list[str], logits: str) -> None:
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
         inferred = onnx.shape_inference.infer_shapes(whole, data_prop=True)
         kinds = {v.name: v.type for v in [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]}
         image = model.graph.input[0].name
-        plain = [output.name for output in model.graph.output]
         del whole.graph.output[:]
-        for name in (target, logits):
+        for name in (*targets, logits):
             whole.graph.output.add(name=name).type.CopyFrom(kinds[name])
         backbone = _session(whole)
-        head_model = Extractor(inferred).extract_model([image, target], [logits])
+        head_model = Extractor(inferred).extract_model([image, *targets], [logits])
         head = _session(head_model)
         taken = {arg.name for arg in head.get_inputs()}
-        self.plain = plain
         self._backbone = lambda x: backbone.run(None, {image: x})
-        self._head = lambda x, f: head.run(None, {k: v for k, v in ((image, x), (target, f)) if k in taken})[0]
+        self._head = lambda x, *f: head.run(
+            None, {k: v for k, v in ((image, x), *zip(targets, f, strict=True)) if k in taken}
+        )[0]
 
-    def _cut_openvino(self, model: ov.Model, target: str, logits: str) -> None:
+    def _cut_openvino(self, model: ov.Model, targets: list[str], logits: str) -> None:
         def port(twin: ov.Model, name: str) -> ov.Output:
             for node in twin.get_ordered_ops():
                 for index, output in enumerate(node.outputs()):
@@ -51,28 +52,33 @@ class Parts:
             raise KeyError(name)
 
         twin = model.clone()
-        results = [opset.result(port(twin, name)) for name in (target, logits)]
+        results = [opset.result(port(twin, name)) for name in (*targets, logits)]
         backbone = _compiled(ov.Model(results, twin.get_parameters()))
         twin = model.clone()
-        source, result = port(twin, target), opset.result(port(twin, logits))
-        entry = opset.parameter(source.get_partial_shape(), source.get_element_type())
-        for reader in source.get_target_inputs():
-            reader.replace_source_output(entry.output(0))
-        head = _compiled(ov.Model([result], [*twin.get_parameters(), entry]))
+        sources, result = [port(twin, name) for name in targets], opset.result(port(twin, logits))
+        entries = [opset.parameter(source.get_partial_shape(), source.get_element_type()) for source in sources]
+        for source, entry in zip(sources, entries, strict=True):
+            for reader in source.get_target_inputs():
+                reader.replace_source_output(entry.output(0))
+        head = _compiled(ov.Model([result], [*twin.get_parameters(), *entries]))
         self._backbone = lambda x: [np.array(v) for v in backbone([x]).values()]
-        self._head = lambda x, f: np.array(head([x, f])[0])
+        self._head = lambda x, *f: np.array(head([x, *f])[0])
+
+    def features(self, image: Array) -> list[Array]:
+        """What stands at the targets."""
+        return self._backbone(image)[:-1]
 
     def feature(self, image: Array) -> Array:
-        """The feature map."""
-        return self._backbone(image)[-2]
+        """The feature map, which is the first target."""
+        return self.features(image)[0]
 
     def logits(self, image: Array) -> Array:
         """`[B, K]` of the whole model."""
         return self._backbone(image)[-1].reshape(len(image), -1)
 
-    def head(self, image: Array, feature: Array) -> Array:
-        """`[B, K]` of the head alone."""
-        return self._head(image, feature).reshape(len(image), -1)
+    def head(self, image: Array, *features: Array) -> Array:
+        """`[B, K]` of the head alone, fed with values for the targets."""
+        return self._head(image, *features).reshape(len(image), -1)
 
     def definition(self, image: Array, grid_axes: Sequence[int]) -> Array:
         """`[B, K, P]`: the logits of the head on the feature map with one position kept, for each position."""

@@ -1,7 +1,9 @@
 """ViT Recipro-CAM equals its definition, computed outside the tool, for the forms in which transformers come."""
 
 import numpy as np
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 from openvino._offline_transformations import apply_moc_transformations
 
 from tests import models, oracle
@@ -113,8 +115,7 @@ def two_attentions(b, x, tokens, **kind):
 
 def class_block(b, x, tokens, **kind):
     """CaiT: only the class token attends; it is put back before the patches."""
-    first = b.node("Slice", x, *(b.const(np.array([n])) for n in (0, 1, 1)))
-    patches = b.node("Slice", x, *(b.const(np.array([n])) for n in (1, 1000, 1)))
+    first, patches = parted(b, x)
     first = b.node("Add", first, attention(b, norm(b, x), tokens, class_only=True, **kind))
     first = b.node("Add", first, mlp(b, norm(b, first)))
     return b.node("Concat", first, patches, axis=1)
@@ -157,6 +158,56 @@ def pool(prefix):
     return network
 
 
+def reader(head, class_only, mask=None):
+    """A head that reads the class token and the patches; `mask` multiplies what the definition masks."""
+
+    def network(b):
+        x = block(b, embed(b, 1), 25)
+        y = norm(b, x)
+        if mask is not None:
+            x, y = b.node("Mul", x, mask), b.node("Mul", y, mask)
+        first, patches = parted(b, x) if class_only else (x, None)
+        first = b.node("Add", first, attention(b, y, 25, class_only=class_only))
+        first = b.node("Add", first, mlp(b, norm(b, first)))
+        x = b.node("Concat", first, patches, axis=1) if class_only else first
+        return head(b, norm(b, x))
+
+    return network
+
+
+def parted(b, x):
+    """The class token `[N, 1, D]` and the patches."""
+    return tuple(
+        b.node("Slice", x, *(b.const(np.array([n])) for n in (start, end, 1))) for start, end in [(0, 1), (1, 99)]
+    )
+
+
+def token_labels(b, x):
+    """VOLO: the best score of the patches is added."""
+    first, patches = parted(b, x)
+    best = b.node("ReduceMax", linear(b, patches, WIDTH, models.CLASSES), axes=[1], keepdims=0)
+    first = b.node("Squeeze", first, b.const(np.array([1])))
+    return b.node("Add", b.linear(first, WIDTH), b.node("Mul", best, b.const(np.array(0.5, b.dtype))))
+
+
+def class_and_mean(b, x):
+    """DINOv2 with a linear head: the mean of the patches is joined."""
+    first, patches = parted(b, x)
+    first = b.node("Squeeze", first, b.const(np.array([1])))
+    return b.linear(b.node("Concat", first, b.node("ReduceMean", patches, axes=[1], keepdims=0), axis=1), 2 * WIDTH)
+
+
+def streams(b):
+    """CaiT with a head that reads patches: class token and patches are joined for the attentions only."""
+    first, patches = parted(b, embed(b, 1))
+    for _ in range(2):
+        joined = norm(b, b.node("Concat", first, patches, axis=1))
+        first = b.node("Add", first, attention(b, joined, 25, class_only=True))
+        first = b.node("Add", first, mlp(b, norm(b, first)))
+    return token_labels(b, norm(b, b.node("Concat", first, patches, axis=1)))
+
+
+READERS = {"token labels": (token_labels, True), "class and mean": (class_and_mean, False)}
 CLOSED = {
     "plain": transformer(),
     "fused projection": transformer(fused=True),
@@ -196,10 +247,11 @@ def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-re
     assert result.report.target["grid"] == GRID
     x = np.random.default_rng(3).standard_normal((batch, 3, 8, 12)).astype(np.float32)
     outputs = oracle.run(result.model, x)
-    parts = oracle.Parts(model, result.report.target["name"], result.report.logits["name"])
-    tokens = parts.feature(x)
-    assert tokens.shape == (batch, prefix + 24, WIDTH)
-    expected = np.stack([parts.head(x, tokens * row[:, None]) for row in weights(prefix, kernel)], axis=-1)
+    parts = oracle.Parts(model, result.report.target["masked"], result.report.logits["name"])
+    tokens = parts.features(x)
+    assert {array.shape for array in tokens} == {(batch, prefix + 24, WIDTH)}
+    masked = [[array * row[:, None] for array in tokens] for row in weights(prefix, kernel)]
+    expected = np.stack([parts.head(x, *arrays) for arrays in masked], axis=-1)
     got = outputs["saliency_map"].reshape(expected.shape)
     np.testing.assert_allclose(got, expected, atol=TOLERANCE * np.abs(expected).max())
     assert np.ptp(expected, axis=-1).min() > 1e-4, "the network is degenerate, so the comparison says nothing"
@@ -246,6 +298,33 @@ def test_attentions_behind_norms_of_their_own(kind, batch):
 def test_a_pool_with_a_learned_query_keeps_patches_one_by_one(kind, prefix):
     model = models.as_format(models.classifier(pool(prefix), size=(8, 12)), kind)
     assert_is_definition(model, 3, prefix, kernel="point", method="recipro-cam")
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", READERS)
+def test_patches_that_the_head_reads_are_masked_on_the_residual_branch_too(name, kind):
+    model = models.as_format(models.classifier(reader(*READERS[name]), size=(8, 12)), kind)
+    result = insert(model, Options(output_dtype="f32"))
+    assert (result.report.method, result.report.form) == ("vit-recipro-cam", "masked runs")
+    assert len(result.report.target["masked"]) == 2
+    b = models.Builder(size=(8, 12))
+    mask = helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1, 25, 1])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 12])
+    hooked = b.model(reader(*READERS[name], mask="mask")(b), inputs=[image, mask])
+    session = ort.InferenceSession(hooked.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(3).standard_normal((2, 3, 8, 12)).astype(np.float32)
+    runs = [session.run(None, {"image": x, "mask": row.reshape(1, -1, 1)})[0] for row in weights(1)]
+    expected = np.stack(runs, axis=-1)
+    got = oracle.run(result.model, x)["saliency_map"].reshape(expected.shape)
+    np.testing.assert_allclose(got, expected, atol=TOLERANCE * np.abs(expected).max())
+    assert np.ptp(expected, axis=-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_residual_branch_that_cannot_be_masked_is_refused(kind):
+    model = models.as_format(models.classifier(streams, size=(8, 12)), kind)
+    with pytest.raises(errors.TargetNotFoundError, match="no single value holds the tokens at the entry"):
+        insert(model)
 
 
 def test_a_product_that_transposes_the_key():

@@ -59,7 +59,7 @@ def load(path):
 
 
 def masks_of(report, shape):
-    """`[P, ...]`: what the definition multiplies the reported target by, one mask for each position tested."""
+    """`[P, ...]`: what the definition multiplies the masked values by, one mask for each position tested."""
     height, width = report.target["grid"]
     cells = height * width
     chosen = np.random.default_rng(1).choice(cells, min(cells, POSITIONS), replace=False)
@@ -93,11 +93,11 @@ def test_fixture(fixture, tmp_path, record_property):
     for name, value in before.items():
         np.testing.assert_allclose(after[name], value, rtol=0, atol=moved * np.abs(value).max())
 
-    parts = oracle.Parts(plain, report.target["name"], report.logits["name"])
-    feature = parts.feature(image)
-    chosen, masks = masks_of(report, feature.shape)
+    parts = oracle.Parts(plain, report.target["masked"], report.logits["name"])
+    features = parts.features(image)
+    chosen, masks = masks_of(report, features[0].shape)
     raw = after["saliency_map"].reshape(*after["saliency_map"].shape[:2], -1)
-    scores = np.stack([parts.head(image, feature * mask) for mask in masks], axis=-1)
+    scores = np.stack([parts.head(image, *(feature * mask for feature in features)) for mask in masks], axis=-1)
     scale = max(np.abs(scores).max(), np.abs(parts.logits(image)).max())
     difference = float(np.abs(raw[..., chosen] - scores).max() / scale)
     zoo_table.record(record_property, fixture, report, difference)

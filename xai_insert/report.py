@@ -24,7 +24,8 @@ class Report:
         form: how it is computed.
         reason: why in this form.
         logits: `{output, name, shape, classes}`.
-        target: `{name, shape, grid, grid_axes}` of the explained feature map.
+        target: `{name, shape, grid, grid_axes, masked}` of the explained feature map; `masked` names the values that
+            the definition multiplies by a mask (in transformers the tokens on the residual branch too).
         heads: of a detector's class scores, from the finest level on: `{name, shape, grid, anchors, classes}` each.
         background: index of a detector's background class; None if it has none.
         per_box: where the maps of reported boxes come from, `{decoded, decoded_format, boxes, boxes_format, labels,

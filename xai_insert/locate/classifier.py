@@ -70,6 +70,11 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
         if not isinstance(found, str):
             readout, target = found
             obstacle = _reading_obstacle(readout, options)
+            if obstacle is not None and readout.residual is None:
+                raise TargetNotFoundError(
+                    f"{obstacle}, and no single value holds the tokens at the entry of that block, which the mask of "
+                    "ViT Recipro-CAM covers too; choose a layer with --target-layer"
+                )
             return Classifier(logits, target, pooled, ends, obstacle, readout)
         if options.method == "vit-recipro-cam" or found != MEAN_QUERY:
             raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")

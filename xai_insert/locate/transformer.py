@@ -117,8 +117,14 @@ def locate_readout(
         return f"{tokens} tokens are not those of a patch embedding and a few before them"
     if _has_mean_query(before, tokens):
         return MEAN_QUERY
-    cuts = cut_values(graph, images, logits)
-    entry = [v for v in cuts if v.shape == masked[0].shape and all(_is_before(graph, v, other) for other in masked)]
+    earlier = [item.result for group in groups[:-block] for item in group]
+    entry = [
+        value
+        for value in cut_values(graph, images, logits)
+        if value.shape == masked[0].shape
+        and all(_is_before(graph, value, other) for other in masked)
+        and all(_is_before(graph, other, value) for other in earlier)
+    ]
     prefix = tokens - grid[0] * grid[1]
     reads_patches = any(end.kind is not Collapse.TOKEN for end in ends) or rows > prefix
     readout = Readout(masked, entry[-1] if entry else None, attentions, prefix, rows, reads_patches)

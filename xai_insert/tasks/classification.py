@@ -109,7 +109,7 @@ class ClassificationPlan(Plan):
                 "shape": logits.value.shape,
                 "classes": logits.classes,
             },
-            "target": target.describe(),
+            "target": target.describe() | {"masked": [value.name for value in self._masked()]},
         }
 
     def metadata(self, options: Options) -> dict[str, str]:
@@ -131,9 +131,15 @@ class ClassificationPlan(Plan):
         if found.readout is not None:
             height, width = fixed(found.target.grid)
             weights = patch_weights((height, width), found.readout.prefix, _kernel(found.readout, options))
-            return Masking(masked_features(found.readout), lambda _, position: weights[position][:, None])
+            return Masking(self._masked(), lambda _, position: weights[position][:, None])
         target = found.target
-        return Masking([target.value], lambda shape, position: position_mask(shape, target.grid_axes, position))
+        return Masking(self._masked(), lambda shape, position: position_mask(shape, target.grid_axes, position))
+
+    def _masked(self) -> list[Value]:
+        if self.method == "activation-map":
+            return []
+        readout = self.found.readout
+        return [self.found.target.value] if readout is None else masked_features(readout)
 
     def pooled(self) -> Value | None:
         return self.found.pooled
