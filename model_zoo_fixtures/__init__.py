@@ -4,6 +4,6 @@
 for ONNX graphs, ``onnx`` are needed. The package is for tests and benchmarks and is not part of the distribution.
 """
 
-from model_zoo_fixtures.catalogue import Fixture, Value, fixtures, materialise
+from model_zoo_fixtures.catalogue import Fixture, Value, failures, fixtures, materialise
 
-__all__ = ["Fixture", "Value", "fixtures", "materialise"]
+__all__ = ["Fixture", "Value", "failures", "fixtures", "materialise"]

@@ -12,6 +12,7 @@ from model_zoo_fixtures.ir_graphs import fill_ir
 ROOT = Path(__file__).parent
 GRAPHS = ROOT / "graphs"
 MANIFEST = ROOT / "manifest.json"
+FAILURES = ROOT / "export" / "failures.json"
 
 Value = str | int | bool | list[int] | list[str] | list[list[int]]
 
@@ -49,8 +50,8 @@ class Fixture:
 
     @property
     def path(self) -> Path:
-        """The file that holds the graph."""
-        return GRAPHS / f"{self.id}.{self.format}.tar.xz"
+        """The file that holds the graph, among those of the architecture's other exports."""
+        return GRAPHS / f"{self.arch}.tar.xz"
 
 
 def fixtures(**filters: Any) -> list[Fixture]:
@@ -89,13 +90,19 @@ def materialise(fixture: Fixture, folder: Path) -> Path:
         FileNotFoundError: The graph is missing.
         ImportError: The graph is ONNX, and ``onnx`` is not installed.
     """
-    archive = read_archive(fixture.path)
+    skeleton = read_archive(fixture.path)[fixture.exporter]
     folder.mkdir(parents=True, exist_ok=True)
     if fixture.format == "ir":
-        return fill_ir(archive, folder)
+        return fill_ir(skeleton, folder)
     from model_zoo_fixtures.onnx_graphs import fill_onnx
 
-    return fill_onnx(archive, folder)
+    return fill_onnx(skeleton, folder)
+
+
+def failures() -> dict[str, dict[str, str]]:
+    """Why exports are missing: architecture -> exporter -> reason."""
+    listed: dict[str, dict[str, str]] = json.loads(FAILURES.read_text(encoding="utf-8"))["architectures"]
+    return listed
 
 
 def _fixture(arch: str, entry: Mapping[str, Any], exporter: str, tool: Mapping[str, Any]) -> Fixture:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from model_zoo_fixtures.archives import Archive
+from model_zoo_fixtures.archives import Skeleton
 from model_zoo_fixtures.recipes import Recipe, cook, make_recipe
 
 _DTYPES = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i8": np.int8, "u8": np.uint8}
@@ -24,7 +24,7 @@ class _Constant:
     dtype: np.dtype[Any] | None
 
 
-def strip_ir(source: Path, seed: int) -> Archive:
+def strip_ir(source: Path, seed: int) -> Skeleton:
     """Take the weights out of an IR.
 
     Args:
@@ -36,7 +36,7 @@ def strip_ir(source: Path, seed: int) -> Archive:
     """
     graph = source.read_bytes()
     weights = source.with_suffix(".bin").read_bytes()
-    recipes: dict[int, Recipe] = {}
+    recipes: list[Recipe | None] = []
     kept = bytearray()
     for constant in _constants(graph):
         content = weights[constant.offset : constant.offset + constant.size]
@@ -45,32 +45,30 @@ def strip_ir(source: Path, seed: int) -> Archive:
             recipe = make_recipe(np.frombuffer(content, constant.dtype).reshape(constant.shape))
         if recipe is None:
             kept += content
-        else:
-            recipes[constant.offset] = recipe
-    return Archive(graph, seed, recipes, bytes(kept))
+        recipes.append(recipe)
+    return Skeleton("ir", graph, seed, tuple(recipes), bytes(kept))
 
 
-def fill_ir(archive: Archive, folder: Path) -> Path:
+def fill_ir(skeleton: Skeleton, folder: Path) -> Path:
     """Write an IR with stand-ins for its weights.
 
     Args:
-        archive: What ``strip_ir`` gave.
+        skeleton: What ``strip_ir`` gave.
         folder: An existing folder.
 
     Returns:
         Path of the written ``model.xml``; ``model.bin`` is beside it.
     """
     path = folder / "model.xml"
-    path.write_bytes(archive.graph)
+    path.write_bytes(skeleton.graph)
     kept_start = 0
     with path.with_suffix(".bin").open("wb") as stream:
-        for constant in _constants(archive.graph):
-            recipe = archive.recipes.get(constant.offset)
+        for constant, recipe in zip(_constants(skeleton.graph), skeleton.recipes, strict=True):
             stream.seek(constant.offset)
             if recipe is not None and constant.dtype is not None:
-                stream.write(cook(recipe, constant.shape, constant.dtype, archive.seed, constant.offset).tobytes())
+                stream.write(cook(recipe, constant.shape, constant.dtype, skeleton.seed, constant.offset).tobytes())
             else:
-                stream.write(archive.kept[kept_start : kept_start + constant.size])
+                stream.write(skeleton.kept[kept_start : kept_start + constant.size])
                 kept_start += constant.size
     return path
 

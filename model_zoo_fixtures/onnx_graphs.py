@@ -6,13 +6,13 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
-from model_zoo_fixtures.archives import Archive
+from model_zoo_fixtures.archives import Skeleton
 from model_zoo_fixtures.recipes import Recipe, cook, make_recipe
 
 _PAYLOADS = ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data")
 
 
-def strip_onnx(source: Path, seed: int) -> Archive:
+def strip_onnx(source: Path, seed: int) -> Skeleton:
     """Take the weights out of a model.
 
     Tensors with a recipe keep name, dims and dtype and lose their data. The exporter's notes on nodes (metadata and doc
@@ -26,38 +26,35 @@ def strip_onnx(source: Path, seed: int) -> Archive:
         The model without weights.
     """
     model = onnx.load(source)
-    recipes: dict[int, Recipe] = {}
-    for index, tensor in enumerate(_tensors_of(model)):
-        if tensor.data_type == onnx.TensorProto.STRING:
-            continue
-        recipe = make_recipe(numpy_helper.to_array(tensor))
-        if recipe is not None:
-            recipes[index] = recipe
+    recipes: list[Recipe | None] = []
+    for tensor in _tensors_of(model):
+        is_text = tensor.data_type == onnx.TensorProto.STRING
+        recipes.append(None if is_text else make_recipe(numpy_helper.to_array(tensor)))
+        if recipes[-1] is not None:
             for payload in _PAYLOADS:
                 tensor.ClearField(payload)
     _drop_notes(model.graph)
     for function in model.functions:
         _drop_notes(function)
     del model.metadata_props[:]
-    return Archive(model.SerializeToString(), seed, recipes)
+    return Skeleton("onnx", model.SerializeToString(), seed, tuple(recipes))
 
 
-def fill_onnx(archive: Archive, folder: Path) -> Path:
+def fill_onnx(skeleton: Skeleton, folder: Path) -> Path:
     """Write a model with stand-ins for its weights.
 
     Args:
-        archive: What ``strip_onnx`` gave.
+        skeleton: What ``strip_onnx`` gave.
         folder: An existing folder.
 
     Returns:
         Path of the written ``model.onnx``.
     """
-    model = onnx.ModelProto.FromString(archive.graph)
-    for index, tensor in enumerate(_tensors_of(model)):
-        recipe = archive.recipes.get(index)
+    model = onnx.ModelProto.FromString(skeleton.graph)
+    for index, (tensor, recipe) in enumerate(zip(_tensors_of(model), skeleton.recipes, strict=True)):
         if recipe is not None:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            tensor.raw_data = cook(recipe, tuple(tensor.dims), dtype, archive.seed, index).tobytes()
+            tensor.raw_data = cook(recipe, tuple(tensor.dims), dtype, skeleton.seed, index).tobytes()
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return path

@@ -22,16 +22,33 @@ class GeneralizedMeanPool(nn.Module):
         return raised.mean(dim=(2, 3)).pow(1.0 / self.power)
 
 
+class _Scores(nn.Module):
+    """A classifier of transformers that gives nothing but its class scores."""
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        super().__init__()
+        import transformers
+
+        kind = getattr(transformers, name)
+        configuration = kind.config_class(**options)
+        self.network = kind(configuration)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Classify images ``[N, 3, H, W]``: ``[N, K]``."""
+        scores: torch.Tensor = self.network(pixel_values=images).logits
+        return scores
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One model of the zoo.
 
     Attributes:
         id: Name of the fixture family, unique in the zoo.
-        source: ``timm`` or ``torchvision``.
-        model: The name under which the source knows it; the id when empty.
+        source: ``timm``, ``torchvision`` or ``transformers``.
+        model: The name under which the source knows it, in transformers that of the class; the id when empty.
         size: Height and width of its input; those of its published weights when None.
-        options: Further arguments of the model's constructor.
+        options: Further arguments of the model's constructor, in transformers of its configuration.
         exporters: Names of the exporters to use.
         feature_module: Module whose output is the last feature map, where the model has no ``forward_features``.
         expected: What experiments on the model cannot tell; goes over what they tell.
@@ -55,6 +72,8 @@ class Architecture:
 
             options = {"num_classes": 1000} | self.options
             model = timm.create_model(self.model or self.id, pretrained=False, **options)
+        elif self.source == "transformers":
+            model = _Scores(self.model, {"num_labels": 1000} | self.options)
         else:
             import torchvision
 

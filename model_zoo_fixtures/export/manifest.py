@@ -1,14 +1,14 @@
 """Write the manifest and the list of failures."""
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from model_zoo_fixtures.catalogue import GRAPHS, MANIFEST
+from model_zoo_fixtures.archives import replace_in_archive
+from model_zoo_fixtures.catalogue import FAILURES, GRAPHS, MANIFEST
 from model_zoo_fixtures.export.architectures import Architecture
-
-FAILURES = Path(__file__).parent / "failures.json"
 
 _COPIED = ("task", "package", "licence", "size", "input", "expected")
 _KEYS = {
@@ -48,6 +48,7 @@ _COLLAPSES = {
     "class_token": "one prefix token is read",
     "class_tokens": "several prefix tokens are read",
     "class_token_and_max": "the class token and the maximum over the other tokens are read",
+    "class_token_and_mean": "the class token and the mean of the other tokens are read",
     "branches": "several feature maps are read",
 }
 
@@ -90,9 +91,8 @@ def add(arch: Architecture, results: list[dict[str, Any]]) -> None:
         for table in (failed, notes, tensors):
             table.pop(name, None)
         if "failure" in result:
-            failed[name] = result["failure"]
-            for path in GRAPHS.glob(f"{arch.id}.{name}.*"):
-                path.unlink()
+            failed[name] = _without_places(result["failure"])
+            replace_in_archive(GRAPHS / f"{arch.id}.tar.xz", name, None)
         else:
             names.add(name)
             entry = {key: result[key] for key in _COPIED if key in result}
@@ -108,6 +108,11 @@ def add(arch: Architecture, results: list[dict[str, Any]]) -> None:
     about = {"expected": _KEYS, "collapse": _COLLAPSES, "detection": _DETECTION_KEYS}
     _write(MANIFEST, {"about": about, "exporters": exporter_facts(), "architectures": _sorted(manifest)})
     _write(FAILURES, {"architectures": _sorted(failures)})
+
+
+def _without_places(reason: str) -> str:
+    """A failure's reason without colours and without the folders of the machine on which it failed."""
+    return re.sub(r"(?<![\w.])/(?:[\w.-]+/)+(?=[\w-]+\.\w)", "", re.sub(r"\x1b\[[0-9;]*m?", "", reason))
 
 
 def _sorted(table: dict[str, Any]) -> dict[str, Any]:

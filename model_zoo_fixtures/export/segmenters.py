@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_zoo_fixtures.archives import kilobytes
 from model_zoo_fixtures.export import exporters, init, manifest, vision_ops
 from model_zoo_fixtures.export.rtmdet_ins import RTMDetIns
-from model_zoo_fixtures.export.strip import strip
+from model_zoo_fixtures.export.strip import keep, strip
 
 _CLASSES = 7
 
@@ -322,9 +323,10 @@ def main(names: list[str]) -> None:
         for exporter in chosen.exporters:
             with TemporaryDirectory() as folder:
                 source = exporters.EXPORTERS[exporter](network, images, Path(folder, f"{name}.{exporter}"))
-                path = strip(source, f"{name}.{exporter}")
+                skeleton = strip(source, f"{name}.{exporter}")
+            keep(skeleton, f"{name}.{exporter}")
             results.append(result_of(chosen, exporter, images))
-            print(f"{name}.{exporter}: {path.stat().st_size // 1024} KB", flush=True)
+            print(f"{name}.{exporter}: {kilobytes(skeleton)} KB", flush=True)
         manifest.add(SimpleNamespace(id=name), results)  # type: ignore[arg-type]  # only the name is read
 
 

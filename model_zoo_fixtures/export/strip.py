@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_zoo_fixtures.archives import read_archive, write_archive
+from model_zoo_fixtures.archives import Skeleton, replace_in_archive
 from model_zoo_fixtures.catalogue import GRAPHS
 from model_zoo_fixtures.ir_graphs import fill_ir, strip_ir
 from model_zoo_fixtures.onnx_graphs import fill_onnx, strip_onnx
@@ -26,44 +26,49 @@ class OverflowingError(DegenerateError):
     """A model whose outputs are huge, so that smaller stand-ins may help."""
 
 
-def strip(source: Path, fixture_id: str, gain: float = 1.0, graphs: Path = GRAPHS, salt: str = "") -> Path:
-    """Write the fixture of an exported model.
+def strip(source: Path, fixture_id: str, gain: float = 1.0, salt: str = "") -> Skeleton:
+    """Take the weights out of an exported model.
 
     Args:
         source: The ``.onnx`` or ``.xml`` file.
         fixture_id: ``<arch>.<exporter>``; the seed comes from it.
         gain: Factor on the size of stand-ins with elements of both signs.
-        graphs: Folder of the fixtures.
         salt: What else the seed comes from.
 
     Returns:
-        Path of the fixture.
+        What is left.
     """
     is_ir = source.suffix == ".xml"
     seed = zlib.crc32((fixture_id + salt).encode())
-    archive = strip_ir(source, seed) if is_ir else strip_onnx(source, seed)
-    if gain != 1.0:
-        recipes = {index: recipe.scaled(gain) for index, recipe in archive.recipes.items()}
-        archive = replace(archive, recipes=recipes)
-    graphs.mkdir(parents=True, exist_ok=True)
-    path = graphs / f"{fixture_id}.{'ir' if is_ir else 'onnx'}.tar.xz"
-    write_archive(archive, path)
-    return path
+    skeleton = strip_ir(source, seed) if is_ir else strip_onnx(source, seed)
+    if gain == 1.0:
+        return skeleton
+    return replace(skeleton, recipes=tuple(recipe and recipe.scaled(gain) for recipe in skeleton.recipes))
 
 
-def check_alive(path: Path, images: Array) -> None:
-    """Check that a fixture's model still answers to its input.
+def keep(skeleton: Skeleton, fixture_id: str) -> None:
+    """Take a stripped model into the zoo, as the fixture ``<arch>.<exporter>``."""
+    arch, _, exporter = fixture_id.rpartition(".")
+    replace_in_archive(GRAPHS / f"{arch}.tar.xz", exporter, skeleton)
+
+
+def fill(skeleton: Skeleton, folder: Path) -> Path:
+    """Write a model with stand-ins for its weights; give its path."""
+    return (fill_ir if skeleton.format == "ir" else fill_onnx)(skeleton, folder)
+
+
+def check_alive(skeleton: Skeleton, images: Array) -> None:
+    """Check that a model with stand-ins for its weights still answers to its input.
 
     Args:
-        path: A fixture.
+        skeleton: A model without weights.
         images: Two different images, float32 ``[2, C, H, W]``.
 
     Raises:
         DegenerateError: It does not.
     """
     with TemporaryDirectory() as folder:
-        archive = read_archive(path)
-        model = (fill_ir if ".ir." in path.name else fill_onnx)(archive, Path(folder))
+        model = fill(skeleton, Path(folder))
         first, second = (run(model, images[index : index + 1]) for index in range(2))
     for one, other in zip(first, second, strict=True):
         if one.dtype.kind != "f":

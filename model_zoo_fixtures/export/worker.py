@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from model_zoo_fixtures.archives import kilobytes
 from model_zoo_fixtures.export import shims  # noqa: F401 - must come before torchvision and timm
 from model_zoo_fixtures.export.architectures import Architecture
 from model_zoo_fixtures.export.expected import expect
 from model_zoo_fixtures.export.exporters import EXPORTERS, quiet
 from model_zoo_fixtures.export.init import random_images, reinitialise
-from model_zoo_fixtures.export.strip import OverflowingError, check_alive, run, strip
+from model_zoo_fixtures.export.strip import OverflowingError, check_alive, keep, run, strip
 
 import torch  # isort: skip - after the shims
 
 _LARGEST_FIXTURE = 100
 _GAINS = (1.0, 0.85, 0.7)
-_LICENCES = {"timm": "Apache-2.0", "torchvision": "BSD-3-Clause"}
+_LICENCES = {"timm": "Apache-2.0", "torchvision": "BSD-3-Clause", "transformers": "Apache-2.0"}
 
 
 def export_all(arch: Architecture, exporters: list[str], full_weights: Path | None) -> Iterator[dict[str, Any]]:
@@ -58,8 +59,8 @@ def export_all(arch: Architecture, exporters: list[str], full_weights: Path | No
                 difference = float(np.abs(run(path, images[:1].numpy())[0].reshape(answer.shape) - answer).max())
                 if difference > 1e-2 * float(np.abs(answer).max()):
                     raise ValueError(f"the export's logits differ from the model's by {difference:.2g}")
-                kilobytes = _make_fixture(path, f"{arch.id}.{exporter}", images.numpy())
-                result |= facts | {"kilobytes": kilobytes, "note": note}
+                size_in_kb = _make_fixture(path, f"{arch.id}.{exporter}", images.numpy())
+                result |= facts | {"kilobytes": size_in_kb, "note": note}
             except Exception as error:
                 result["failure"] = _reason(error)
             yield result
@@ -96,13 +97,14 @@ def _export(
 def _make_fixture(path: Path, fixture_id: str, images: np.ndarray) -> int:
     """Strip an export, with smaller stand-ins if the first are too large for the network, and give the size in KB."""
     for gain in _GAINS:
-        fixture = strip(path, fixture_id, gain)
-        kilobytes = round(fixture.stat().st_size / 1024)
-        if kilobytes > _LARGEST_FIXTURE:
-            raise ValueError(f"the fixture would take {kilobytes} KB, for constants that cannot be left out")
+        skeleton = strip(path, fixture_id, gain)
+        size_in_kb = kilobytes(skeleton)
+        if size_in_kb > _LARGEST_FIXTURE:
+            raise ValueError(f"the fixture would take {size_in_kb} KB, for constants that cannot be left out")
         try:
-            check_alive(fixture, images)
-            return kilobytes
+            check_alive(skeleton, images)
+            keep(skeleton, fixture_id)
+            return size_in_kb
         except OverflowingError:
             if gain == _GAINS[-1]:
                 raise

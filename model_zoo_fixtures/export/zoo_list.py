@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from model_zoo_fixtures.export.architectures import Architecture, GeneralizedMeanPool
+from model_zoo_fixtures.export.transformers_list import TRANSFORMERS
 
 _ALL = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 
@@ -66,7 +67,13 @@ _SIZES = {
     "hieradet_small": (256, 256),
     "qwen3_vit_88m": (256, 256),
     "gemma4_vit_167m": (256, 256),
-    "deepseek_vit_412m": (256, 256),
+    "deepseek_vit_412m": (252, 252),
+}
+
+# Giants are cut down: their blocks are all alike.
+_OPTIONS: dict[str, dict[str, object]] = {
+    "gemma4_vit_167m": {"depth": 4},
+    "deepseek_vit_412m": {"depth": 4, "img_size": 252},
 }
 
 _TORCHVISION = {
@@ -112,9 +119,9 @@ def _end_with_sigmoid(model: nn.Module) -> None:
 
 
 def _timm(name: str) -> Architecture:
-    options = {}
+    options = dict(_OPTIONS.get(name, {}))
     if name in _SIZES and name.startswith("vit_"):
-        options = {"img_size": _SIZES[name]}
+        options["img_size"] = _SIZES[name]
     return Architecture(name, size=_SIZES.get(name), options=options, expected=_KNOWN.get(name, {}))
 
 
@@ -165,5 +172,6 @@ CLASSIFIERS: tuple[Architecture, ...] = (
     *_VARIANTS,
     *(_timm(name) for name in _FAMILIES.split()),
     *(_torchvision(name, module) for name, module in _TORCHVISION.items()),
+    *TRANSFORMERS,
     *(_timm(name) for name in (_MORE + _LARGE).split()),
 )

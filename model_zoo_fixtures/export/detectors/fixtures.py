@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from model_zoo_fixtures.archives import read_archive
+from model_zoo_fixtures.archives import Skeleton, kilobytes
 from model_zoo_fixtures.export.detectors.match import Array, Found, find_maps, find_scores, read_tensors
 from model_zoo_fixtures.export.manifest import add, is_settled
-from model_zoo_fixtures.export.strip import DegenerateError, strip
-from model_zoo_fixtures.ir_graphs import fill_ir
-from model_zoo_fixtures.onnx_graphs import fill_onnx
+from model_zoo_fixtures.export.strip import DegenerateError, fill, keep, strip
 
 _LARGEST_FIXTURE = 150  # KB
 _ATTEMPTS = [(salt, gain) for salt in ("", "b", "c") for gain in (1.0, 0.85, 0.7)]
@@ -79,11 +77,11 @@ def find(model: Path, answers: Answers) -> Found:
     return found
 
 
-def check_alive(fixture: Path, answers: Answers, found: Found) -> str:
-    """Check that a fixture's model still detects.
+def check_alive(skeleton: Skeleton, answers: Answers, found: Found) -> str:
+    """Check that a model with stand-ins for its weights still detects.
 
     Args:
-        fixture: A fixture.
+        skeleton: A model without weights.
         answers: What the PyTorch model computed.
         found: Where scores or features are.
 
@@ -94,8 +92,7 @@ def check_alive(fixture: Path, answers: Answers, found: Found) -> str:
         DegenerateError: Its scores are constant, saturated or not finite, or it gives no detection.
     """
     with TemporaryDirectory() as folder:
-        archive = read_archive(fixture)
-        model = (fill_ir if ".ir." in fixture.name else fill_onnx)(archive, Path(folder))
+        model = fill(skeleton, Path(folder))
         runs = read_tensors(model, answers.images[:2], answers.sizes())
     pairs = [(_spread(tensors, found), outputs) for tensors, outputs in runs]
     deviation, largest = (np.array([pair[0][index] for pair in pairs]) for index in range(2))
@@ -134,15 +131,17 @@ def _same(one: Array, other: Array) -> bool:
 def _make(path: Path, fixture_id: str, answers: Answers, found: Found) -> tuple[int, str]:
     error: Exception | None = None
     for salt, gain in _ATTEMPTS:
-        fixture = strip(path, fixture_id, gain, salt=salt)
-        kilobytes = round(fixture.stat().st_size / 1024)
-        if kilobytes > _LARGEST_FIXTURE:
-            raise ValueError(f"the fixture would take {kilobytes} KB, for constants that cannot be left out")
+        skeleton = strip(path, fixture_id, gain, salt)
+        size_in_kb = kilobytes(skeleton)
+        if size_in_kb > _LARGEST_FIXTURE:
+            raise ValueError(f"the fixture would take {size_in_kb} KB, for constants that cannot be left out")
         try:
-            return kilobytes, check_alive(fixture, answers, found) + f", gain {gain}{salt}"
+            seen = check_alive(skeleton, answers, found)
         except DegenerateError as caught:
             error = caught
-    fixture.unlink()
+        else:
+            keep(skeleton, fixture_id)
+            return size_in_kb, f"{seen}, gain {gain}{salt}"
     assert error is not None
     raise error
 
@@ -180,11 +179,11 @@ def _result(folder: Path, name: str, row: dict[str, Any], exporter: str) -> dict
     path = folder / f"{name}.{exporter}.{suffix}"
     try:
         found = find(path, answers)
-        kilobytes, seen = _make(path, f"{name}.{exporter}", answers, found)
+        size_in_kb, seen = _make(path, f"{name}.{exporter}", answers, found)
     except Exception as error:
         print(f"{name}.{exporter}: {type(error).__name__}: {str(error)[:200]}", flush=True)
         return {"exporter": exporter, "failure": f"{type(error).__name__}: {str(error)[:120]}"}
-    print(f"{name}.{exporter}: {kilobytes} KB, {seen}", flush=True)
+    print(f"{name}.{exporter}: {size_in_kb} KB, {seen}", flush=True)
     expected = {key: row[key] for key in ("kind", "classes", "background", "label_offset", "activation", "anchors")}
     expected["grids"] = row["grids"] or [shape[2:] for shape in row["features"]]
     expected |= {"row": int(found.row), "row_offset": int(found.offset)}
@@ -198,7 +197,7 @@ def _result(folder: Path, name: str, row: dict[str, Any], exporter: str) -> dict
         "expected": expected,
         "tensors": found.names,
         "note": row["note"],
-        "kilobytes": kilobytes,
+        "kilobytes": size_in_kb,
     }
 
 
