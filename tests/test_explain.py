@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import openvino as ov
+import PIL.Image
 import pytest
 
 import xai_insert
@@ -336,6 +337,24 @@ def test_page_needs_nothing_else(inserted, tmp_path):
         assert (tmp_path / "out" / unquote(address)).is_file(), address
     assert "a &lt;b&gt; &amp; #1 ü.png" in text
     assert "<!--" not in text
+
+
+@pytest.mark.parametrize(("side", "is_copied"), [(300, True), (100, False), (1500, False)])
+def test_moderate_jpeg_is_shown_as_it_is(inserted, tmp_path, side, is_copied):
+    """Turned by its EXIF data, it lies beside overlays of the same proportions."""
+    stored = cv2.resize(cv2.imread(str(IMAGES[0])), (side, side // 2))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    PIL.Image.fromarray(stored[..., ::-1]).save(tmp_path / "in.jpg", exif=exif)
+    fine(inserted / "shapes.xml", tmp_path / "in.jpg", "-o", tmp_path / "out")
+    (record,) = records(tmp_path / "out")
+    assert record["size"] == [side // 2, side]
+    copy = tmp_path / "out" / record["image"]
+    assert (copy.read_bytes() == (tmp_path / "in.jpg").read_bytes()) is is_copied
+    shown = cv2.imread(str(copy))
+    overlay = cv2.imread(str(tmp_path / "out" / record["maps"][0]["overlay"]))
+    assert overlay.shape[1] == shown.shape[1]
+    assert shown.shape[0] == min(max(side, 256), 1024)
 
 
 def test_raw_png_is_the_map(inserted, tmp_path):

@@ -18,6 +18,7 @@ from xai_insert.explain.draw import COLORMAPS
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images, read_labels, stamp
+from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine
@@ -137,6 +138,7 @@ def main(
     prepare an image is read from the model's metadata (Model API's model_info) unless options say otherwise. Run again,
     it draws only what is missing.
     """
+    keep_freed_memory()
     options = DrawOptions(opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
     try:
         sources = find_images(images, output)

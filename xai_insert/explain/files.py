@@ -63,15 +63,32 @@ def _marked(path: Path, name: str) -> str:
 
 
 def read_image(path: Path) -> Image:
-    """Read an image as uint8 RGB `[H, W, 3]`, turned upright as its EXIF data say.
+    """Read an image as `decode` does.
+
+    Raises:
+        ImageFileError: it cannot be read.
+    """
+    return decode(path, read(path))
+
+
+def read(path: Path) -> bytes:
+    """Read a file.
 
     Raises:
         ImageFileError: it cannot be read.
     """
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as err:
         raise ImageFileError(f"cannot read {path}: {err.strerror or err}") from err
+
+
+def decode(path: Path, content: bytes) -> Image:
+    """Turn the content of an image file into uint8 RGB `[H, W, 3]`, upright as its EXIF data say.
+
+    Raises:
+        ImageFileError: it is no image, or too large a one.
+    """
     _require_moderate(path, content)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
@@ -92,6 +109,11 @@ def _require_moderate(path: Path, content: bytes) -> None:
         raise ImageFileError(
             f"cannot read {path}: {width}x{height} pixels are more than {_MOST_PIXELS / 1e6:.0f} million"
         )
+
+
+def is_jpeg(content: bytes) -> bool:
+    """Whether a file is one that every browser shows, and upright."""
+    return content.startswith(b"\xff\xd8\xff")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

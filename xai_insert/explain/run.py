@@ -7,12 +7,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+import cv2
 import numpy as np
 
 from xai_insert.explain import files, page
@@ -123,7 +125,7 @@ class Explainer:
         for name in _FOLDERS:
             files.make_folder(self._output / name)
         outcomes = []
-        with self._journal:
+        with self._journal, _opencv_in_one_thread():
             for outcome in self._each(sources):
                 if outcome.record is not None and not outcome.skipped:
                     self._journal.append(outcome.record)
@@ -154,7 +156,8 @@ class Explainer:
         if known is not None and self._is_whole(source, known) and not self._options.overwrite:
             return Outcome(source, known, skipped=True)
         try:
-            image = files.read_image(source.path)
+            content = files.read(source.path)
+            image = files.decode(source.path, content)
         except ImageFileError as err:
             return Outcome(source, error=str(err))
         found = self._model.explain(image)
@@ -162,13 +165,15 @@ class Explainer:
             files.remove(self._output / name)
         height, width = image.shape[:2]
         scene = _Scene(source.name, (width, height), canvas(image), found.view)
+        if scene.shown is not image or not files.is_jpeg(content):
+            content = files.encode(scene.shown, ".jpg")
         record = {
             "name": source.name,
             "settings": self._settings,
             "source": str(source.path),
             "stamp": files.stamp(source.path),
             "size": [width, height],
-            "image": self._write(f"images/{source.name}.jpg", files.encode(scene.shown, ".jpg")),
+            "image": self._write(f"images/{source.name}.jpg", content),
             "predictions": [item.record(width, height) for item in found.predictions],
             "maps": self._draw(scene, found),
         }
@@ -241,6 +246,17 @@ class Explainer:
         return known.get("stamp") == files.stamp(source.path) and all(
             (self._output / name).is_file() for name in _written(known)
         )
+
+
+@contextmanager
+def _opencv_in_one_thread() -> Iterator[None]:
+    """Images are worked on side by side: threads of OpenCV's own for each would only compete for the cores."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _written(record: dict[str, Any]) -> list[str]:

@@ -113,7 +113,7 @@ class OpenVINOEngine:
         future: Future[list[Array]] = Future()
         try:
             with self._lock:  # one thread at a time waits for a free request
-                self._queue.start_async({0: feed}, future)
+                self._queue.start_async({0: feed}, future, share_inputs=True)  # this frame keeps the feed alive
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot run the model: {_first_line(err)}") from err
         return read_outputs(future.result(), self._names)
