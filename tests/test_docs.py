@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 COMMANDS = {"xai-insert": insert.main, "xai-explain": explain.main}
 MOST_BYTES = 60_000
+GENERATED = {"supported-models.md"}  # by the tests of the whole zoo: it may not be there yet
 
 
 def text_of(page):
@@ -21,7 +22,7 @@ def text_of(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     for address in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
-        if "://" not in address:
+        if "://" not in address and Path(address).name not in GENERATED:
             assert (PAGES[page].parent / address.partition("#")[0]).exists(), address
 
 
