@@ -31,7 +31,7 @@ import numpy as np
 import openvino as ov
 
 from benchmarks.faithfulness import FREE_PHOTOS
-from benchmarks.tables import Row, Setting, markdown_table
+from benchmarks.tables import Row, Setting, markdown_table, text_table
 from benchmarks.timing import Seconds, alternate, paired_ratio
 from xai_insert import insert_file
 from xai_insert.explain.classify import Classifier
@@ -160,7 +160,7 @@ def measure(path: Path, images: Path, scratch: Path, rounds: int) -> Row:
     threads = _best_threads(plain, feeder, sources)
     explain = Explain(Classifier(engine, feeder, ScoreMeaning()), sources, scratch / "out")
     ways = [*(Loop(model, feeder, sources, threads) for model in (plain, with_map)), explain]
-    times = alternate(ways, 0, fewest=rounds)
+    times = alternate(ways, 0, fewest=rounds, warm_up=1)
     if any(way.best != ways[0].best for way in ways):
         raise RuntimeError("the ways do not agree on the classes")
     cpu = [float(np.median(way.cpu[-rounds:])) / len(sources) for way in ways]
@@ -214,7 +214,8 @@ def main() -> None:
             scratch = Path(folder, f"model_{index}")
             scratch.mkdir()
             rows.append(measure(model, images, scratch, arguments.rounds))
-    print(markdown_table(rows))
+            print(text_table(rows[-1:]), flush=True)
+    print(f"\n{markdown_table(rows)}")
     print(f"\n{Setting.here('benchmarks.folder_throughput').text()}")
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 Seconds = NDArray[np.float64]
 _WARM_UP_SHARE = 0.1
-_WARM_UP_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,9 @@ class Ratio:
         return f"{self.median:.{digits}f} ({self.lower:.{digits}f}..{self.upper:.{digits}f})"
 
 
-def alternate(calls: Sequence[Callable[[], object]], seconds: float, fewest: int = 7, most: int = 5000) -> Seconds:
+def alternate(
+    calls: Sequence[Callable[[], object]], seconds: float, fewest: int = 7, most: int = 5000, warm_up: int = 2
+) -> Seconds:
     """Time calls in turn (a, b, a, b, ...), so that whatever slows the machine slows all of them.
 
     Args:
@@ -42,11 +43,12 @@ def alternate(calls: Sequence[Callable[[], object]], seconds: float, fewest: int
         seconds: time to spend, beside the warm-up.
         fewest: rounds to measure even if they take longer.
         most: rounds after which to stop.
+        warm_up: rounds at least that are not measured.
 
     Returns:
         Wall-clock seconds `[rounds, calls]`.
     """
-    _rounds(calls, seconds * _WARM_UP_SHARE, _WARM_UP_ROUNDS, most)
+    _rounds(calls, seconds * _WARM_UP_SHARE, warm_up, most)
     gc.collect()
     gc.disable()
     try:

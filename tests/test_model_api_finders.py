@@ -68,6 +68,24 @@ def rt_detr_like():
     )
 
 
+def detection_output():
+    """One output `[1, 1, M, 7]`: image, label, score, corners in shares."""
+    return extended(
+        reporting_detector(),
+        {"side": np.float32([128]), "column": np.array([-1, 1]), "rows of seven": np.array([1, 1, -1, 7])},
+        [
+            ("Div", ["found", "side"], "shares", {}),
+            ("Reshape", ["sure", "column"], "score column", {}),
+            ("Reshape", ["label", "column"], "label numbers", {}),
+            ("Cast", ["label numbers"], "label column", {"to": TensorProto.FLOAT}),
+            ("Sub", ["score column", "score column"], "image column", {}),
+            ("Concat", ["image column", "label column", "score column", "shares"], "sevens", {"axis": 1}),
+            ("Reshape", ["sevens", "rows of seven"], "detection_out", {}),
+        ],
+        [("detection_out", TensorProto.FLOAT, [1, 1, "M", 7])],
+    )
+
+
 def as_ir(model, folder, **info):
     """Write an IR with the metadata of Model API."""
     onnx.save(model, folder / "plain.onnx")
@@ -129,8 +147,16 @@ def test_mask_rcnn_wrapper_loads(tmp_path):
     assert most > 2
 
 
+def test_one_output_more_than_detection_output_is_refused(tmp_path):
+    """A limit of the client, which the documentation states; as the next one."""
+    plain = as_ir(detection_output(), tmp_path, model_type="SSD", labels=" ".join(CLASS_NAMES))
+    assert isinstance(load(plain), SSD)
+    xai_insert.insert_file(plain, tmp_path / "xai.xml")
+    with pytest.raises(ValueError, match="Unsupported model outputs"):
+        load(tmp_path / "xai.xml")
+
+
 def test_wrappers_that_count_outputs_refuse(tmp_path):
-    """A limit of the client, which the documentation states."""
     plain = as_ir(instance_models.yolo("locations"), tmp_path, model_type="YOLO-seg", scale_values="255")
     xai_insert.insert_file(plain, tmp_path / "xai.xml", xai_insert.Options(num_classes=instance_models.CLASSES))
     with pytest.raises(WrapperError, match="Expected 2 output"):
