@@ -1,8 +1,11 @@
 """The same model gives the same bytes: in another process, folder and order of hashes, and beside other runs."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,3 +91,40 @@ def test_concurrent_threads_and_one_goal(plain, tmp_path):
     assert (goal / "out.xml").read_bytes() == (tmp_path / "alone.xml").read_bytes()
     assert (goal / "out.bin").read_bytes() == (tmp_path / "alone.bin").read_bytes()
     assert sorted(path.name for path in goal.iterdir()) == ["out.bin", "out.xml"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+def test_two_models_and_one_goal(plain, tmp_path, monkeypatch, suffix):
+    """Whoever moves its files first has moved all of them before the other one begins."""
+    names = {".xml": ("pooled", "flatten"), ".onnx": ("external", "external2")}[suffix]
+    if suffix == ".onnx":
+        settings = {"save_as_external_data": True, "location": "external2.onnx.data", "size_threshold": 0}
+        onnx.save(models.classifier(models.CLOSED["flatten"]), plain / "external2.onnx", **settings)
+    expected = []
+    for name in names:
+        (tmp_path / name).mkdir()
+        insert_file(plain / f"{name}{suffix}", tmp_path / name / f"out{suffix}")
+        expected.append(content(tmp_path / name))
+    (goal := tmp_path / "goal").mkdir()
+    replace, both, arrived = os.replace, threading.Barrier(2), set()
+
+    def slowly(*paths):
+        if threading.current_thread() not in arrived:
+            arrived.add(threading.current_thread())
+            with contextlib.suppress(threading.BrokenBarrierError):  # the other one is kept waiting, as it should be
+                both.wait(0.5)
+        time.sleep(0 if threading.current_thread() is slower else 0.03)
+        replace(*paths)
+        time.sleep(0.2 if threading.current_thread() is slower else 0)
+
+    def run(name):
+        insert_file(plain / f"{name}{suffix}", goal / f"out{suffix}")
+
+    monkeypatch.setattr(os, "replace", slowly)
+    slower, other = (threading.Thread(target=run, args=[name]) for name in names)
+    for thread in (slower, other):
+        thread.start()
+    for thread in (slower, other):
+        thread.join()
+    assert content(goal) in expected

@@ -6,8 +6,10 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,11 +235,30 @@ def _write(loaded: LoadedModel, output: Path) -> list[Path]:
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         try:
-            return loaded.install(loaded.save(scratch, output.name), output)
+            files = loaded.save(scratch, output.name)
+            with _alone_in(output.parent):
+                return loaded.install(files, output)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as err:
         raise ModelFileError(f"cannot write {output}: {err.strerror or err}") from err
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one process or thread at a time move its files into a folder, where the system locks folders."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl  # noqa: PLC0415 - not everywhere
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network drives lock nothing
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # frees it, as a kill does
 
 
 def _size(source: Path) -> int:
