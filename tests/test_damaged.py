@@ -1,9 +1,10 @@
 """Models that contradict themselves, as the fuzzer found them: each is refused in words of ours."""
 
+import openvino as ov
 import pytest
 
-from tests import models
-from xai_insert import errors, insert
+from tests import models, test_per_box
+from xai_insert import Options, errors, insert
 
 CHANNELS = models.CHANNELS
 
@@ -16,3 +17,15 @@ def test_a_grid_without_channels():
     scores = b.linear(b.node("Unsqueeze", mean, b.const([1])), 1)
     with pytest.raises(errors.XaiInsertError, match="channels"):
         insert(b.model(scores))
+
+
+def test_a_detector_whose_boxes_lie_in_an_empty_batch(tmp_path):
+    """A reshape that means by 0 what is written, no box, instead of the batch."""
+    net = test_per_box.Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="rows")
+    ov.save_model(models.as_format(net.model, "openvino"), tmp_path / "model.xml", compress_to_fp16=False)
+    layers = (tmp_path / "model.xml").read_text().split("<layer ")
+    last = max(number for number, layer in enumerate(layers) if 'special_zero="true"' in layer)
+    layers[last] = layers[last].replace('special_zero="true"', 'special_zero="false"')
+    (tmp_path / "model.xml").write_text("<layer ".join(layers))
+    with pytest.raises(errors.XaiInsertError, match="--per-box"):
+        insert(tmp_path / "model.xml", Options(per_box=True))

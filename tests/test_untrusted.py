@@ -164,6 +164,15 @@ def test_negative_sizes(folder, of):
     refused(sized(folder, [1, 3, -4, 12], of=of), "negative size")
 
 
+@pytest.mark.parametrize("output", ["out.onnx", "out.xml"])
+def test_an_operator_set_of_the_far_future(folder, output):
+    """OpenVINO's reader would count down from its version."""
+    model = models.classifier(models.CLOSED["global average pool"])
+    model.opset_import[0].version = 2**40
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    refused(folder / "model.onnx", "operator set", output, Options(check=False))
+
+
 @pytest.fixture
 def ir(folder):
     """Rewrites the XML of a good IR and gives its path."""

@@ -262,7 +262,7 @@ class _Search:
         for number, value in enumerate(self.outputs):
             if value.rank == 1 or value in {level.value for level in chosen}:
                 continue
-            if self._output(reports, number)[0].ndim != value.rank:
+            if any(array.ndim != value.rank or not len(array) for array in self._output(reports, number)):
                 continue
             arrays = [array[0] if array.ndim == 3 else array for array in self._output(reports, number)]
             if arrays[0].shape[1] < 4:
@@ -292,6 +292,8 @@ class _Search:
         columns: list[tuple[Value, int | None, list[Array]]] = []
         for number, value in enumerate(self.outputs):
             if value.rank != (boxes.rank or 0) - 1:
+                continue
+            if any(array.ndim != value.rank or not len(array) for array in self._output(reports, number)):
                 continue
             lists = [array[0] if array.ndim == 2 else array for array in self._output(reports, number)]
             if all(len(a) == len(b) for a, b in zip(lists, arrays, strict=True)):

@@ -16,23 +16,27 @@ from xai_insert.errors import ModelFileError
 from xai_insert.graph.view import format_shape
 
 _MOST_PACKED = 8  # a small int64 is stored in one byte at best
+_LATEST = 10_000  # readers count down from the version of an operator set to the last one that they know
 
 
 def require_safe(model: ir.Model, folder: Path) -> None:
-    """Refuse external weights outside the model's folder, and tensors larger than what is stored of them.
+    """Refuse external weights outside the model's folder, tensors larger than what is stored, and odd versions.
 
     Args:
         model: as read from a file; no weight has been touched yet.
         folder: where the file lies.
 
     Raises:
-        ModelFileError: naming the tensor.
+        ModelFileError: naming the tensor, or what else is wrong.
     """
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             _require_inside(tensor, folder)
         elif isinstance(tensor, ir.TensorProtoTensor):
             _require_stored(tensor)
+    for domain, version in model.opset_imports.items():
+        if version is not None and version > _LATEST:
+            raise ModelFileError(f"operator set {domain!r} is of version {version}, which is none; is the file whole?")
     for value in model.graph.inputs:
         sizes = [size for size in value.shape or () if isinstance(size, int)]
         if any(size < 0 for size in sizes):
