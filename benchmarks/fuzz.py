@@ -169,7 +169,7 @@ class Watch:
 
 
 class Worker:
-    """A process that inserts into one file after the other."""
+    """A process that inserts into one file after the other, in a child that is replaced when it dies or is worn."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -179,41 +179,52 @@ class Worker:
             stderr=subprocess.DEVNULL,
             cwd=_ROOT,
         )
+        self._child = self._read()["ready"]
 
     def run(self, case: Case) -> Outcome:
-        """Insert into one file; afterwards the worker may be dead."""
+        """Insert into one file."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         request = {"source": str(case.source), "output": str(case.output), "options": case.options}
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        watch, verdict = Watch(self._process.pid), None
+        watch, verdict = Watch(self._child), None
         while verdict is None and not select.select([self._process.stdout], [], [], _POLL)[0]:
             verdict = watch.verdict()
+        seconds = watch.seconds
         if verdict is not None:
-            self.stop()
-            return Outcome(verdict, f"ended after {watch.seconds:.0f} s", watch.seconds, 0)
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            return Outcome("crash", signal.Signals(-code).name if code < 0 else f"exit {code}", watch.seconds, 0)
-        answer = json.loads(line)
-        if watch.seconds > _WORN[0] or answer["now"] > _WORN[1]:
-            self.stop()
+            self._renew()
+            return Outcome(verdict, f"ended after {seconds:.0f} s", seconds, 0)
+        answer = self._read()
+        if "died" in answer:
+            self._child = self._read()["ready"]
+            code = answer["died"]
+            return Outcome("crash", signal.Signals(-code).name if code < 0 else f"exit {code}", seconds, 0)
+        if seconds > _WORN[0] or answer["now"] > _WORN[1]:
+            self._renew()
         kind = "memory" if answer["peak"] > MEGABYTES else answer["kind"]
-        return Outcome(kind, answer["detail"], watch.seconds, answer["peak"])
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
+        return Outcome(kind, answer["detail"], seconds, answer["peak"])
 
     def stop(self) -> None:
-        """End the process."""
+        """End both processes."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        os.kill(self._child, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
+
+    def _renew(self) -> None:
+        os.kill(self._child, signal.SIGKILL)
+        while "ready" not in (answer := self._read()):
+            pass
+        self._child = answer["ready"]
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process that starts the workers has ended")
+        found: dict[str, Any] = json.loads(line)
+        return found
 
 
 def through_command_line(case: Case) -> str:
@@ -253,9 +264,6 @@ def fuzz(
             for number in numbers:
                 (folder := Path(scratch, "case")).mkdir()
                 case = damaged(seeds, number, root_seed, folder)
-                if not worker.alive:
-                    worker.stop()
-                    worker = Worker()
                 outcome = worker.run(case)
                 if outcome.kind in ("crash", "hang"):
                     ending = through_command_line(case)
