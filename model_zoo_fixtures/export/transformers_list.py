@@ -59,7 +59,7 @@ TRANSFORMERS = (
     _model("convnextv2", "ConvNextV2", "convnextv2.encoder.stages.3", _CONVNEXT),
     _model("resnet", "ResNet", "resnet.encoder.stages.3", _RESNET | {"layer_type": "basic"}),
     _model("regnet", "RegNet", "regnet.encoder.stages.3", _RESNET | {"groups_width": 16}),
-    _model("bit", "Bit", "bit.norm", _RESNET | {"hidden_sizes": [64, 128, 256, 512]}),
+    _model("bit", "Bit", "bit.norm", _RESNET | {"num_groups": 8}),
     _model("mobilenet_v1", "MobileNetV1", "mobilenet_v1.layer.25", {"depth_multiplier": 0.25}),
     _model("mobilenet_v2", "MobileNetV2", "mobilenet_v2.conv_1x1", {"depth_multiplier": 0.35}),
     _model("mobilevit", "MobileViT", "mobilevit.conv_1x1_exp", {"hidden_sizes": [48, 64, 80]}, size=256),
@@ -68,6 +68,5 @@ TRANSFORMERS = (
     _model("segformer", "Segformer", "segformer.stages.3", {}),
     _model("pvt", "Pvt", "pvt.encoder.layer_norm", {}),
     _model("cvt", "Cvt", "cvt.encoder.stages.2", {"depth": [1, 2, 4]}, collapse="class_token", **_TOKENS),
-    _model("levit", "Levit", "levit.encoder.stages.2", {"hidden_sizes": [64, 96, 128]}),
     _model("hiera", "Hiera", "hiera.encoder.stages.3", _HIERA),
 )
