@@ -117,6 +117,14 @@ def tokens(b: Builder) -> str:
     return b.linear(x, CHANNELS)
 
 
+def tokens_as_map(b: Builder) -> str:
+    """Mean over tokens laid out as a map of one row, as torch's one-dimensional adaptive pool may be exported."""
+    x = b.node("Transpose", b.node("Reshape", b.backbone(), b.const(np.array([0, CHANNELS, -1]))), perm=[0, 2, 1])
+    x = b.node("Add", b.node("MatMul", x, b.weight(CHANNELS, CHANNELS)), b.weight(CHANNELS))
+    x = b.node("Unsqueeze", b.node("Transpose", x, perm=[0, 2, 1]), b.const(np.array([2])))
+    return b.linear(b.node("ReduceMean", x, axes=[2, 3], keepdims=0), CHANNELS)
+
+
 def average_and_maximum(*, joined: bool) -> Network:
     """Both pools, concatenated or added and halved."""
 
@@ -217,6 +225,7 @@ CLOSED: dict[str, Network] = {
     "window": window_pooled,
     "channels last": channels_last,
     "tokens": tokens,
+    "tokens as a map": tokens_as_map,
     "average and maximum joined": average_and_maximum(joined=True),
     "average and maximum added": average_and_maximum(joined=False),
     "generalised mean": generalised_mean,

@@ -97,8 +97,9 @@ def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
         axes: tuple[int, ...] | None = node.attrs["axes"]
         return axes
     if node.op is Op.POOL and source.shape is not None and not any(node.attrs["pads"]):
-        grid = source.shape[2:]
-        return tuple(range(2, len(source.shape))) if tuple(node.attrs["kernel"]) == grid else None
+        sides = zip(node.attrs["kernel"], source.shape[2:], strict=True)
+        covers = all(side is not None and size >= side for size, side in sides)  # a larger one, with sizes rounded up
+        return tuple(range(2, len(source.shape))) if covers else None
     return None
 
 
@@ -167,6 +168,7 @@ def feature_map(value: Value, grid_axes: tuple[int, ...]) -> FeatureMap:
 
 
 def _before_layout(value: Value, grid_axes: tuple[int, ...]) -> tuple[Value, tuple[int, ...]]:
+    value, grid_axes = _before_unit_axis(value, grid_axes)
     start, start_axes = value, grid_axes
     while len(grid_axes) == 1 and (node := value.producer) is not None and (source := node.operand(0)) is not None:
         if node.op is Op.TRANSPOSE and node.attrs["perm"] is not None and source.rank == value.rank:
@@ -176,6 +178,17 @@ def _before_layout(value: Value, grid_axes: tuple[int, ...]) -> tuple[Value, tup
         else:
             break
     return start, start_axes
+
+
+def _before_unit_axis(value: Value, grid_axes: tuple[int, ...]) -> tuple[Value, tuple[int, ...]]:
+    """The tokens to which a reshape has given a second grid axis, of size 1, so that they are pooled as a map is."""
+    node, shape = value.producer, value.shape
+    source = None if node is None or node.op is not Op.RESHAPE else node.operand(0)
+    if source is not None and source.shape is not None and shape is not None and len(grid_axes) == 2:
+        for axis, other in (grid_axes, grid_axes[::-1]):
+            if shape[axis] == 1 and source.shape == (*shape[:axis], *shape[axis + 1 :]):
+                return source, (other - (other > axis),)
+    return value, grid_axes
 
 
 def _unmerged(source: Value, value: Value, axis: int) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ import onnxruntime as ort
 from xai_insert.errors import CheckFailedError, TimeLimitError
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
+
+logger = logging.getLogger(__name__)
 
 _PROTOBUF_LIMIT = 2**31 - 2**24
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -81,6 +84,26 @@ class OnnxRunner:
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+def folded(source: str | bytes) -> ir.Model | None:
+    """A model after onnxruntime has computed what depends on no input; None if it cannot read the model.
+
+    Args:
+        source: path or content of the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
+        path = Path(folder, "model.onnx")
+        options.optimized_model_filepath = str(path)
+        try:
+            _session(source, options)
+        except Exception as err:  # see OnnxRunner
+            logger.debug("onnxruntime cannot read the model for its shapes: %s", first_line(err))
+            return None
+        return ir.load(path)
 
 
 def _session(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -1,14 +1,14 @@
 """Sizes and element types of every value of an ONNX model.
 
-By ONNX's own inference and, where that fails, by OpenVINO's ONNX reader.
-Real exports carry computed reshapes through which ONNX's inference cannot see (a fifth of a Swin's values).
-OpenVINO is imported for those models only.
+By ONNX's own inference and, where that fails, by OpenVINO's ONNX reader or, for models that it cannot read, after
+onnxruntime has folded constants. Real exports carry computed reshapes and pads through which ONNX's inference cannot
+see (a fifth of a Swin's values). OpenVINO and onnxruntime are imported for those models only.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -40,21 +40,49 @@ def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]
     values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
     before = [(value, value.shape, value.type) for value in values]
     try:
-        for value in model.graph.inputs:
-            if (given := input_shapes.get(value.name or "")) is not None:
-                value.shape = ir.Shape(given)
-        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        _infer_alone(model, input_shapes)
         types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
-        shapes = {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
+        shapes = _shapes(values)
     finally:
         for value, shape, type_ in before:
             value.shape, value.type = shape, type_
-    if _is_incomplete(model, shapes) and importlib.util.find_spec("openvino") is not None:
-        from xai_insert.formats.openvino.shapes import read_shapes  # noqa: PLC0415 - only for models that need it
-
-        shapes.update(read_shapes(source or ir.to_proto(model).SerializeToString(), input_shapes))
+    if _is_incomplete(model, shapes):
+        content = source or ir.to_proto(model).SerializeToString()
+        shapes.update(_read_shapes(content, input_shapes) or _folded_shapes(content, input_shapes))
         _fill_in_transposes(model, shapes)
     return Inferred(shapes, types)
+
+
+def _infer_alone(model: ir.Model, input_shapes: Mapping[str, Shape]) -> None:
+    """ONNX's own inference; changes the values of `model`."""
+    for value in model.graph.inputs:
+        if (given := input_shapes.get(value.name or "")) is not None:
+            value.shape = ir.Shape(given)
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _shapes(values: Iterable[ir.Value]) -> dict[str, Shape]:
+    return {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
+
+
+def _read_shapes(content: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Sizes by OpenVINO; empty if it cannot read the model or is not installed."""
+    if importlib.util.find_spec("openvino") is None:
+        return {}
+    from xai_insert.formats.openvino.shapes import read_shapes  # noqa: PLC0415 - only for models that need it
+
+    return read_shapes(content, input_shapes)
+
+
+def _folded_shapes(content: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Sizes after onnxruntime has folded constants; empty if it cannot read the model."""
+    from xai_insert.formats.onnx.runtime import folded  # noqa: PLC0415 - only for models that need it
+
+    model = folded(content)
+    if model is None:
+        return {}
+    _infer_alone(model, input_shapes)
+    return _shapes(value for node in model.graph for value in node.outputs)
 
 
 def _fill_in_transposes(model: ir.Model, shapes: dict[str, Shape]) -> None:
