@@ -2,15 +2,19 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests import zoo_table
 
 
 def pytest_addoption(parser):
     parser.addoption("--zoo", action="store_true", help="test the whole model zoo (minutes), not a subset")
-    parser.addoption("--zoo-table", metavar="FILE.md", type=Path, help="write what the zoo's tests found")
+    parser.addoption("--zoo-table", metavar="FILE", type=Path, help="write what the tests of the whole zoo found")
 
 
 def pytest_configure(config):
     path = config.getoption("--zoo-table")
+    if path is not None and not config.getoption("--zoo"):
+        raise pytest.UsageError("--zoo-table needs --zoo")
     if path is not None and not hasattr(config, "workerinput"):  # workers report to the one that writes
         config.pluginmanager.register(zoo_table.Writer(path))

@@ -18,11 +18,24 @@ def embed(b, prefix):
     """Patches of a 2-strided convolution behind `prefix` learned tokens, with positions: `[N, T, D]`."""
     x = b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2])
     x = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, WIDTH, -1]))), perm=[0, 2, 1])
+    return with_prefix(b, x, prefix)
+
+
+def with_prefix(b, x, prefix):
+    """`[N, P, D]` behind learned tokens, with positions."""
     batch = b.node("Gather", b.node("Shape", "image"), b.const(np.array([0])), axis=0)
     shape = b.node("Concat", batch, b.const(np.array([prefix, WIDTH])), axis=0)
     first = b.node("Expand", b.weight(1, prefix, WIDTH), shape)
     x = b.node("Concat", first, x, axis=1) if prefix else x
     return b.node("Add", x, b.weight(1, prefix + GRID[0] * GRID[1], WIDTH))
+
+
+def embed_cut(b, prefix):
+    """TNT: patches are cut out behind the convolution."""
+    x = b.node("Conv", "image", b.weight(2, 3, 3, 3), pads=[1] * 4)
+    x = b.node("Reshape", x, b.const(np.array([0, 2, GRID[0], 2, GRID[1], 2])))
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 4, 1, 3, 5]), b.const(np.array([0, 24, 8])))
+    return with_prefix(b, linear(b, x, 8, WIDTH), prefix)
 
 
 def norm(b, x, width=WIDTH):
@@ -84,11 +97,11 @@ def block(b, x, tokens, **kind):
     return b.node("Add", x, mlp(b, norm(b, x)))
 
 
-def transformer(prefix=1, rows=1, last=block, **kind):
+def transformer(prefix=1, rows=1, last=block, start=embed, **kind):
     tokens = prefix + GRID[0] * GRID[1]
 
     def network(b):
-        x = last(b, block(b, embed(b, prefix), tokens), tokens, **kind)
+        x = last(b, block(b, start(b, prefix), tokens), tokens, **kind)
         x = norm(b, x)
         scores = None
         for row in range(rows):
@@ -210,6 +223,7 @@ def streams(b):
 READERS = {"token labels": (token_labels, True), "class and mean": (class_and_mean, False)}
 CLOSED = {
     "plain": transformer(),
+    "cut-out patches": transformer(start=embed_cut),
     "fused projection": transformer(fused=True),
     "registers": transformer(prefix=5),
     "distilled": transformer(prefix=2, rows=2),

@@ -1,34 +1,48 @@
-"""`docs/supported-models.md`, made from a run of the zoo's tests, never by hand."""
+"""`docs/supported-models.md`, made from runs of the zoo's tests, never by hand.
+
+`pytest --zoo --zoo-table ROWS.json` keeps what a run found beside what earlier runs, over other parts of the zoo, left
+there; `python -m tests.zoo_table ROWS.json docs/supported-models.md` writes the table. With a name that ends with
+`.md`, pytest writes the table of that run at once.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from model_zoo_fixtures import Fixture, failures, fixtures
 from xai_insert.graph.view import format_grid
 
-_PROPERTY = "zoo"
+PROPERTY = "zoo"
+Row = dict[str, Any]
 _TITLES = {
     "classification": "Classifiers",
     "detection": "Detectors",
     "instance-segmentation": "Instance segmenters",
 }
+_EXPORTERS = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 _HEAD = """# Supported models
 
-Written by `pytest --zoo --zoo-table docs/supported-models.md` from what its tests found; not edited by hand.
+Written by the zoo's tests from what they found (`pytest --zoo --zoo-table docs/supported-models.md`); not edited by
+hand.
 
 Each row is an architecture as real exporters write it, with stand-ins for its weights: see
-[model_zoo_fixtures](../model_zoo_fixtures/README.md). *Exports* are `legacy` and `dynamo` (ONNX), `ptir` (IR from
-PyTorch), `onnxir` (IR from ONNX), `...dyn` with a free batch; those in *italics* are refused or fail. *Difference* is
-the worst over the exports: for classifiers of the raw map from masked runs of the head, as a share of the largest
-score; for detectors and segmenters the share of bytes more than one level off the definition. *Cost* is the work that
-the branch adds.
+[model_zoo_fixtures](../model_zoo_fixtures/README.md). The exporters are `legacy` and `dynamo` (ONNX from PyTorch),
+`ptir` (IR from PyTorch), `onnxir` (IR from ONNX) and, with a free batch, `legacydyn` and `ptirdyn`. What stands below
+them is how far the map is from its definition, computed outside the tool: for classifiers the largest difference of the
+raw map from masked runs of the head, as a share of the largest score; for detectors and segmenters the share of bytes
+more than one level off. *refused* and *failed* have their reasons below the table; an empty cell is not in the zoo.
+*Cost* is the work that the branch adds to one image, in MFLOPs.
 """
 
 
-def record(record_property: Any, fixture: Any, report: Any = None, difference: float = 0.0, refused: str = "") -> None:
+def record(
+    record_property: Any, fixture: Fixture, report: Any = None, difference: float = 0.0, refused: str = ""
+) -> None:
     """Keep what a test found for the table.
 
     Args:
@@ -38,8 +52,7 @@ def record(record_property: Any, fixture: Any, report: Any = None, difference: f
         difference: of the map from its definition.
         refused: the reason why nothing was inserted.
     """
-    row = {"arch": fixture.arch, "exporter": fixture.exporter, "task": fixture.task, "refused": refused}
-    row["package"] = f"{fixture.package} {fixture.version}"
+    row: Row = {"id": fixture.id, "refused": refused}
     if report is not None:
         row |= {
             "method": f"{report.method}, {report.form}",
@@ -47,58 +60,125 @@ def record(record_property: Any, fixture: Any, report: Any = None, difference: f
             "mflops": report.mflops,
             "difference": difference,
         }
-    record_property(_PROPERTY, json.dumps(row))
+    record_property(PROPERTY, json.dumps(row))
 
 
 class Writer:
-    """The plugin that collects rows and writes the table."""
+    """The plugin that collects rows and writes them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._rows: list[dict[str, Any]] = []
-        self._failed: list[str] = []
+        self._rows: dict[str, Row] = {}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Called for every phase of every test."""
-        if report.when != "call" or "test_zoo" not in report.nodeid:
+        if "test_zoo" not in report.nodeid or "::test_fixture[" not in report.nodeid:
             return
-        self._rows += [json.loads(text) for key, text in report.user_properties if key == _PROPERTY]
+        name = report.nodeid.partition("[")[2].rstrip("]")
+        if report.when == "call":
+            recorded = [json.loads(text) for key, text in report.user_properties if key == PROPERTY]
+            self._rows[name] = recorded[0] if recorded else {"id": name, "refused": ""}
         if report.failed:
-            self._failed.append(report.nodeid.partition("[")[2].rstrip("]"))
+            self._rows.setdefault(name, {"id": name, "refused": ""})["failed"] = _last_line(report.longreprtext)
 
     def pytest_sessionfinish(self) -> None:
         """Called at the end of the run."""
-        parts = [_HEAD]
-        for task, title in _TITLES.items():
-            rows = [row for row in self._rows if row["task"] == task]
-            if rows:
-                parts.append(_section(title, rows, set(self._failed)))
-        self._path.write_text("\n".join(parts), encoding="utf-8")
+        if self._path.suffix == ".json":
+            before = json.loads(self._path.read_text()) if self._path.exists() else {}
+            self._path.write_text(json.dumps(before | self._rows, indent=0))
+        else:
+            self._path.write_text(table(list(self._rows.values())), encoding="utf-8")
 
 
-def _section(title: str, rows: list[dict[str, Any]], failed: set[str]) -> str:
-    by_arch: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        by_arch[row["arch"]].append(row)
-    good = sum(not any(_is_bad(row, failed) for row in group) for group in by_arch.values())
-    lines = [f"## {title}", "", f"{good} of {len(by_arch)} architectures in every export, {len(rows)} exports.", ""]
-    lines += ["| architecture | package | method | map | exports | difference | cost, MFLOPs |", "|" + "---|" * 7]
-    lines += [_line(arch, group, failed) for arch, group in sorted(by_arch.items())]
-    reasons = sorted({f"* {row['arch']}: {row['refused']}" for row in rows if row["refused"]})
-    return "\n".join([*lines, *(["", "Refused:", "", *reasons] if reasons else []), ""])
+def table(rows: Sequence[Row]) -> str:
+    """The text of the table, of rows that `Writer` has collected; what is no longer in the zoo is left out."""
+    found = {row["id"]: row for row in rows}
+    listed = [(fixture, found[fixture.id]) for fixture in fixtures() if fixture.id in found]
+    parts = [_HEAD]
+    for task, title in _TITLES.items():
+        chosen = [(fixture, row) for fixture, row in listed if fixture.task == task]
+        if chosen:
+            parts.append(_section(title, chosen))
+    parts.append(_not_exported())
+    return "\n".join(parts)
 
 
-def _is_bad(row: dict[str, Any], failed: set[str]) -> bool:
-    return bool(row["refused"]) or f"{row['arch']}.{row['exporter']}" in failed
+def cells(text: str) -> set[str]:
+    """Ids of the fixtures that stand in a table."""
+    ids: set[str] = set()
+    columns: list[str] = []
+    for line in text.splitlines():
+        entries = [entry.strip() for entry in line.strip("|").split("|")]
+        if line.startswith("| architecture"):
+            columns = entries
+        elif line.startswith("| "):
+            row = dict(zip(columns, entries, strict=True))
+            ids |= {f"{row['architecture']}.{name}" for name in _EXPORTERS if row.get(name)}
+    return ids
 
 
-def _line(arch: str, group: list[dict[str, Any]], failed: set[str]) -> str:
-    done = [row for row in group if "method" in row]
-    exports = ", ".join(f"*{r['exporter']}*" if _is_bad(r, failed) else r["exporter"] for r in group)
-    if not done:
-        return f"| {arch} | {group[0]['package']} | refused | | {exports} | | |"
+def _section(title: str, listed: Sequence[tuple[Fixture, Row]]) -> str:
+    by_arch: dict[str, list[tuple[Fixture, Row]]] = defaultdict(list)
+    for fixture, row in listed:
+        by_arch[fixture.arch].append((fixture, row))
+    exporters = [name for name in _EXPORTERS if any(fixture.exporter == name for fixture, _ in listed)]
+    good = sum(all(not _reason(row) for _, row in group) for group in by_arch.values())
+    good_exports = sum(not _reason(row) for _, row in listed)
+    lines = [
+        f"## {title}",
+        "",
+        f"Found in every export: {good} of {len(by_arch)} architectures ({100 * good / len(by_arch):.1f} %), "
+        f"{good_exports} of {len(listed)} exports.",
+        "",
+        "| " + " | ".join(["architecture", "package", "method", "map", *exporters, "cost"]) + " |",
+        "|" + "---|" * (5 + len(exporters)),
+        *(_line(arch, group, exporters) for arch, group in by_arch.items()),
+    ]
+    reasons = _grouped((fixture.arch, fixture.exporter, _reason(row)) for fixture, row in listed if _reason(row))
+    return "\n".join([*lines, *(["", "Not found:", "", *reasons] if reasons else []), ""])
+
+
+def _line(arch: str, group: Sequence[tuple[Fixture, Row]], exporters: Sequence[str]) -> str:
+    done = [row for _, row in group if "method" in row]
     methods, grids = (" / ".join(dict.fromkeys(row[key] for row in done)) for key in ("method", "grid"))
-    worst = max(row["difference"] for row in done)
-    costs = [row["mflops"] for row in done if row["mflops"] is not None]
-    cost = f"{max(costs):.1f}" if costs else "follows the input"
-    return f"| {arch} | {group[0]['package']} | {methods} | {grids} | {exports} | {worst:.0e} | {cost} |"
+    by_exporter = {fixture.exporter: _cell(row) for fixture, row in group}
+    costs = [row["mflops"] for row in done]
+    cost = "" if not costs else "follows the input" if None in costs else f"{max(costs):.1f}"
+    entries = [arch, f"{group[0][0].package} {group[0][0].version}", methods, grids]
+    return "| " + " | ".join([*entries, *(by_exporter.get(name, "") for name in exporters), cost]) + " |"
+
+
+def _cell(row: Row) -> str:
+    if "failed" in row:
+        return "*failed*"
+    if row["refused"]:
+        return "*refused*"
+    return f"{row['difference']:.0e}" if row["difference"] else "0"
+
+
+def _reason(row: Row) -> str:
+    return row.get("failed") or row["refused"]
+
+
+def _not_exported() -> str:
+    rows = [(arch, exporter, reason) for arch, reasons in failures().items() for exporter, reason in reasons.items()]
+    return "\n".join(["## Not exported", "", "What the exporters themselves could not write:", "", *_grouped(rows), ""])
+
+
+def _grouped(rows: Any) -> list[str]:
+    """A line for each architecture and reason."""
+    by_reason: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for arch, exporter, reason in rows:
+        by_reason[arch, reason].append(exporter)
+    return [f"* {arch} ({', '.join(names)}): {reason}" for (arch, reason), names in by_reason.items()]
+
+
+def _last_line(text: str) -> str:
+    """The error of a failed test, without its traceback."""
+    errors = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]
+    return (errors or ["no message"])[0][:200].replace("|", "/")
+
+
+if __name__ == "__main__":
+    source, target = map(Path, sys.argv[1:])
+    target.write_text(table(list(json.loads(source.read_text()).values())), encoding="utf-8")

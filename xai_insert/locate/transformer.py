@@ -270,7 +270,11 @@ def _rows_read(end: GridEnd) -> int:
 
 
 def _grid(tokens: int, least: int, ancestors: Iterable[Node]) -> tuple[int, int] | None:
-    """Grid of the patch tokens, from the nearest convolution whose positions are nearly all of the tokens."""
+    """Grid of the patch tokens, from the nearest convolution whose positions are nearly all of the tokens.
+
+    Where patches are cut out behind the last convolution (TNT), it is that convolution's grid divided by their side.
+    """
+    embedding: tuple[int, int] | None = None
     for node in ancestors:
         shape = node.output.shape
         if node.op not in (Op.CONV, Op.POOL) or shape is None or len(shape) != 4:
@@ -280,7 +284,18 @@ def _grid(tokens: int, least: int, ancestors: Iterable[Node]) -> tuple[int, int]
             continue
         if least <= tokens - height * width <= _MOST_PREFIX_TOKENS:
             return height, width
-    return None
+        if embedding is None and node.op is Op.CONV:
+            embedding = height, width
+    return None if embedding is None else _divided(embedding, tokens, least)
+
+
+def _divided(grid: tuple[int, int], tokens: int, least: int) -> tuple[int, int] | None:
+    """The one division of a grid into square patches that leaves some of the tokens for the prefix, but fewer."""
+    height, width = grid
+    sides = [side for side in range(2, min(grid) + 1) if height % side == 0 and width % side == 0]
+    grids = [(height // side, width // side) for side in sides]
+    fitting = [(h, w) for h, w in grids if least <= tokens - h * w <= min(_MOST_PREFIX_TOKENS, h * w - 1)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _has_mean_query(before: Sequence[Node], tokens: int) -> bool:
