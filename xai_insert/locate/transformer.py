@@ -125,9 +125,10 @@ def locate_readout(
         and all(_is_before(graph, value, other) for other in masked)
         and all(_is_before(graph, other, value) for other in earlier)
     ]
+    residual = entry[-1] if entry else _passing_by(graph, images, masked, logits)
     prefix = tokens - grid[0] * grid[1]
     reads_patches = any(end.kind is not Collapse.TOKEN for end in ends) or rows > prefix
-    readout = Readout(masked, entry[-1] if entry else None, attentions, prefix, rows, reads_patches)
+    readout = Readout(masked, residual, attentions, prefix, rows, reads_patches)
     return readout, FeatureMap(masked[0], 2, (1,), grid, prefix)
 
 
@@ -152,6 +153,18 @@ def locate_pool(
     prefix = tokens - grid[0] * grid[1]
     readout = Readout((masked,), None, (item,), prefix, 1, reads_patches=False, is_pool=True)
     return readout, FeatureMap(masked, 2, (1,), grid, prefix)
+
+
+def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], logits: Value) -> Value | None:
+    """The one value of tokens that reaches the logits beside the masked ones; None if there are several.
+
+    It need not be a cut value: of the sum that a block begins with, a reader may have made one for each use.
+    """
+    nodes = region(graph, masked, [logits])
+    inside = {*masked, *(value for node in nodes for value in node.outputs)}
+    outside = activations(graph, images) - inside
+    found = {value for node in nodes for value in node.inputs if value in outside and value.shape == masked[0].shape}
+    return found.pop() if len(found) == 1 else None
 
 
 def _is_before(graph: Graph, value: Value, other: Value) -> bool:

@@ -48,7 +48,7 @@ class OpenVINOSurgeon:
         return self._widened[key]
 
     def rounds(self, node: Node) -> bool:
-        return node.op is Op.QUANTIZE
+        return node.op is Op.QUANTIZE or any(v.native.get_element_type() == ov.Type.bf16 for v in node.outputs)
 
     def copy(self, node: Node, inputs: Sequence[ov.Output | None]) -> Sequence[ov.Output]:
         source = inputs[0] if inputs else None

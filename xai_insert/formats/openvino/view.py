@@ -204,7 +204,10 @@ def _is_foldable(kind: str, inputs: tuple[Value, ...], outputs: tuple[Value, ...
 
 
 def _reader(native: Any) -> Callable[[], npt.NDArray[Any]]:
-    return lambda: np.asarray(native.data)
+    if native.get_element_type() != ov.Type.bf16:
+        return lambda: np.asarray(native.data)
+    # NumPy has no bfloat16: OpenVINO shows the bits as another type. They are the upper half of a float32.
+    return lambda: (np.asarray(native.data).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callable[[], npt.NDArray[Any]]:
@@ -212,7 +215,7 @@ def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callabl
         if native.get_type_name() == "ShapeOf":
             return np.array(inputs[0].shape, np.int64)
         results = [
-            ov.Tensor(output.get_element_type(), output.get_shape() if output.get_partial_shape().is_static else [0])
+            ov.Tensor(_evaluated(output), output.get_shape() if output.get_partial_shape().is_static else [0])
             for output in native.outputs()
         ]
         operands = [ov.Tensor(np.array(value.elements(), order="C")) for value in inputs]
@@ -225,6 +228,11 @@ def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callabl
         return np.array(results[port].data)
 
     return evaluate
+
+
+def _evaluated(output: ov.Output) -> ov.Type:
+    """Element type in which a constant is folded: see `_reader`."""
+    return ov.Type.f32 if output.get_element_type() == ov.Type.bf16 else output.get_element_type()
 
 
 def _kind(native: ov.Node, inputs: tuple[Value, ...]) -> Op:
