@@ -7,13 +7,14 @@ import onnx
 import openvino as ov
 import pytest
 
-from model_zoo_fixtures.shapes.dataset import classification_scene
-from tests import oracle
-from xai_insert import insert
+from model_zoo_fixtures.shapes.dataset import classification_scene, multi_object_scene
+from tests import instance_oracle, oracle
+from xai_insert import Options, insert
 
 SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
 HELD_OUT = 1_000_000
 SIZE = 96
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 LAYERS = {"FullyConnected", "Convolution"}
 SUMS = {"MatMul", "MVN", "Reduce", "Reshape", "Softmax", "Subgraph", "Transpose"}
 
@@ -56,7 +57,7 @@ def compiled(request):
     """One inserted model, compiled in float32 and in the device's default precision."""
     core = ov.Core()
     model = insert(SHAPES / f"{request.param}.xml").model
-    single = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    single = core.compile_model(model, "CPU", F32)
     return request.param, single, core.compile_model(model, "CPU")
 
 
@@ -94,3 +95,33 @@ def test_predictions_are_identical_in_the_default_precision(name, batch):
     before, after = (core.compile_model(model, "CPU") for model in (plain, insert(plain).model))
     for image in images_of(scenes(3)):
         np.testing.assert_array_equal(after([image[None]])[0], before([image[None]])[0])
+
+
+def correlation(a, b):
+    return np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
+
+
+def default_precision(name):
+    """A bundled model, inserted and compiled in float32 and in the default precision, and images of several objects."""
+    model = insert(SHAPES / f"{name}.xml", Options(output_dtype="f32")).model
+    single, default = (ov.Core().compile_model(model, "CPU", config) for config in (F32, {}))
+    for index in range(6, 12):
+        scene = multi_object_scene(HELD_OUT + index)
+        image = scene.image.transpose(2, 0, 1)[None].astype(np.float32)
+        yield sorted({shape.class_id for shape in scene.objects}), single([image]), default([image])
+
+
+def test_maps_of_a_detector_survive_the_default_precision():
+    for classes, exact, rough in default_precision("shapes_detector"):
+        for label in classes:
+            assert correlation(*(result["saliency_map"][0, label] for result in (exact, rough))) >= 0.99
+
+
+def test_maps_of_a_segmenter_are_those_of_its_predictions_in_the_default_precision():
+    for classes, _, rough in default_precision("shapes_segmenter"):
+        maps, columns, prototypes = (rough[name][0] for name in ("saliency_map", "predictions", "prototypes"))
+        wanted = instance_oracle.yolo_locations(columns, prototypes, (128, 128), maps.shape[-2:], 0.25)
+        found = [label for label in classes if wanted[label].any()]
+        assert found
+        for label in found:
+            assert correlation(maps[label], wanted[label]) >= 0.9999

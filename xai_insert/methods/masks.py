@@ -21,9 +21,10 @@ def corners_in_cells(op: Ops[V], boxes: V, form: BoxFormat, cells: V) -> V:
         cells: columns, rows, columns, rows of the grid for one unit of the boxes' coordinates, float32 `[4]`.
     """
     if form.is_centre:
-        # No product with a matrix: that OpenVINO would round to bf16.
-        centres, halves = op.slice(boxes, 2, 0, 2), op.mul(op.slice(boxes, 2, 2, 4), scalar(op, 0.5, "float32"))
-        boxes = op.concat([op.sub(centres, halves), op.add(centres, halves)], 2)
+        # No product with a matrix, nor one with a single number below zero: these OpenVINO would round to bf16.
+        centres, sides = op.slice(boxes, 2, 0, 2), op.slice(boxes, 2, 2, 4)
+        halves = op.mul(op.concat([sides, sides], 2), op.constant(np.array([-0.5, -0.5, 0.5, 0.5], np.float32)))
+        boxes = op.add(op.concat([centres, centres], 2), halves)
     return op.mul(boxes, cells)
 
 

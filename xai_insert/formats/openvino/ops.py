@@ -13,6 +13,7 @@ from openvino import opset1
 
 from xai_insert.graph.ops import Reduction, Size
 
+_FEW = 4
 _REDUCTIONS: dict[str, Callable[..., ov.Node]] = {
     "mean": opset.reduce_mean,
     "max": opset.reduce_max,
@@ -27,6 +28,7 @@ class OpenVINOOps:
     def __init__(self, name: Callable[[str], str]) -> None:
         self._name = name
         self._reshapes: set[int] = set()
+        self._sliced: set[tuple[int, int, int]] = set()
 
     def _named(self, node: ov.Node) -> ov.Output:
         node.set_friendly_name(self._name(node.get_type_name()))
@@ -107,6 +109,12 @@ class OpenVINOOps:
         return self._named(opset.transpose(a, self.constant(np.array(perm, np.int64))))
 
     def slice(self, a: ov.Output, axis: int, start: int, end: int) -> ov.Output:
+        key = (a.get_node().get_instance_id(), a.get_index(), axis)
+        if key in self._sliced and end - start <= _FEW:
+            # OpenVINO merges slices of one value into a split, which loses the precision mark.
+            places = self.constant(np.arange(start, end, dtype=np.int64))
+            return self._named(opset.gather(a, places, self.constant(np.array(axis, np.int64))))
+        self._sliced.add(key)
         begin, stop, step, along = (self.constant(np.array([number], np.int64)) for number in (start, end, 1, axis))
         return self._named(opset.slice(a, begin, stop, step, along))
 
