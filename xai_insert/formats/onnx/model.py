@@ -17,7 +17,7 @@ from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer
-from xai_insert.formats.onnx.storage import save
+from xai_insert.formats.onnx.storage import external_files, save
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
@@ -109,13 +109,16 @@ def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
         return _prepared(model, path, input_shapes)
 
 
-def require_safe_file(path: Path) -> None:
+def require_safe_file(path: Path) -> set[Path]:
     """Refuse an ONNX file that another library is to read; see `xai_insert.formats.onnx.safety`.
+
+    Returns:
+        The files of its external weights.
 
     Raises:
         ModelFileError: not readable as ONNX, or not safe.
     """
-    load_path(path, {})
+    return external_files(load_path(path, {}).native)
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:

@@ -14,12 +14,7 @@ def save(model: ir.Model, folder: Path, name: str) -> list[Path]:
     Weights in files stay as they are there, offset by offset: the files are copied whole, as `<name>.data` or, if there
     are several, `<name>.data`, `<name>.1.data`, ..., and never read into memory.
     """
-    outside = [
-        (value, value.const_value)
-        for graph in (model.graph, *model.graph.subgraphs())
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    ]
+    outside = _outside(model)
     copies: dict[Path, Path] = {}
     try:
         for value, tensor in outside:
@@ -41,3 +36,17 @@ def save(model: ir.Model, folder: Path, name: str) -> list[Path]:
         for value, tensor in outside:
             value.const_value = tensor
     return [*copies.values(), folder / name]
+
+
+def external_files(model: ir.Model) -> set[Path]:
+    """The files that weights of `model` lie in."""
+    return {Path(tensor.path) for _, tensor in _outside(model)}
+
+
+def _outside(model: ir.Model) -> list[tuple[ir.Value, ir.ExternalTensor]]:
+    return [
+        (value, value.const_value)
+        for graph in (model.graph, *model.graph.subgraphs())
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ _METADATA = "xai_insert"
 
 
 class OpenVINOModel:
-    """An `ov.Model` of our own."""
+    """An `ov.Model` of our own; `weights` are the files that its constants are mapped from."""
 
     format_name = "OpenVINO IR"
 
-    def __init__(self, native: ov.Model) -> None:
+    def __init__(self, native: ov.Model, weights: Collection[Path]) -> None:
         self.native = native
+        self._weights = weights
         self._keep_float32 = False
 
     def view(self) -> Graph:
@@ -40,7 +41,7 @@ class OpenVINOModel:
         return OpenVINOSurgeon(self.native, keep_float32=keep_float32)
 
     def runner(self) -> OpenVINORunner:
-        return OpenVINORunner(self.native)
+        return OpenVINORunner(self.native, weights=self._weights)
 
     def between(self, features: Sequence[Value], results: Sequence[ov.Output]) -> OpenVINORunner:
         wanted = [opset.result(result) for result in results]  # so that they are cloned, though no output reads them
@@ -63,7 +64,8 @@ class OpenVINOModel:
             entry = opset.convert(entries[-1], source.get_element_type())
             for reader in readers:
                 reader.replace_source_output(entry.output(0))
-        return OpenVINORunner(ov.Model(outputs, [*entries, *twin.get_parameters()], "branch"))
+        part = ov.Model(outputs, [*entries, *twin.get_parameters()], "branch")
+        return OpenVINORunner(part, weights=self._weights)
 
     def result_like(self, given: Any) -> ov.Model:
         del given
@@ -98,25 +100,26 @@ def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     """Read an IR, or convert what OpenVINO's readers know."""
     if path.suffix.lower() == ".xml":
         require_safe(path)
+        weights: Collection[Path] = [path.with_suffix(".bin")]
     else:
         from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
 
-        require_safe_file(path)
+        weights = require_safe_file(path)
     try:
         model = ov.Core().read_model(path)
     except RAISED as err:
         raise ModelFileError(f"OpenVINO cannot read the file: {last_line(err)}; is it whole?") from err
-    return _reshaped(model, input_shapes)
+    return _reshaped(model, input_shapes, weights)
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     """Copy an `ov.Model`; the weights are shared."""
     if not isinstance(model, ov.Model):
         raise ModelFileError(f"cannot read a {type(model).__name__}: wanted an ov.Model that is not compiled")
-    return _reshaped(model.clone(), input_shapes)
+    return _reshaped(model.clone(), input_shapes, [])
 
 
-def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
+def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape], weights: Collection[Path]) -> OpenVINOModel:
     shapes = {}
     for name, sizes in input_shapes.items():
         found = next(
@@ -130,4 +133,4 @@ def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape]) -> OpenVINOMod
             model.reshape(shapes)
         except RAISED as err:
             raise XaiInsertError(f"the model does not take the sizes of --input-shape: {last_line(err)}") from err
-    return OpenVINOModel(model)
+    return OpenVINOModel(model, weights)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import openvino as ov
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
 from xai_insert.formats.guard import RAISED
+from xai_insert.formats.openvino.mapped import pages_dropped
 from xai_insert.formats.openvino.view import dtype_name, static_shape
 from xai_insert.graph.view import Shape
 
@@ -24,14 +26,16 @@ class OpenVINORunner:
     Args:
         model: the model.
         precision: `INFERENCE_PRECISION_HINT`; None leaves the device's default.
+        weights: the files that its constants are mapped from.
     """
 
-    def __init__(self, model: ov.Model, precision: str | None = "f32") -> None:
+    def __init__(self, model: ov.Model, precision: str | None = "f32", weights: Collection[Path] = ()) -> None:
         config: dict[str, Any] = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
         if precision == "f32":
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # or what compressed weights meet is rounded to 8 bits
         try:
-            self._compiled = ov.Core().compile_model(model, "CPU", config)
+            with pages_dropped(weights):
+                self._compiled = ov.Core().compile_model(model, "CPU", config)
         except RAISED as err:
             raise CheckFailedError(f"OpenVINO cannot compile the model: {last_line(err)}") from err
         self._inputs = self._compiled.inputs
