@@ -253,6 +253,8 @@ class Lifter(Generic[V]):
     def _result_dims(self, node: Node, dims: Dims) -> Dims:
         """Axes of the result of an operation that keeps batch and tokens apart from the rest."""
         rank = node.output.rank
+        if not dims and node.op in _ELEMENTWISE:  # the scale of a dynamic quantiser, times those of the weight
+            return tuple(plain(size) for size in fixed(node.output.sizes))
         touched = _touched_axes(node, len(dims))
         if touched is None or any(width(dims[axis]) is None for axis in touched):
             raise self._refusal(node)

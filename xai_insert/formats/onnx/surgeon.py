@@ -44,6 +44,10 @@ class OnnxSurgeon:
             if native not in self._widened:
                 self._widened[native] = self._float_weight(native)
             return self._widened[native]
+        if value.is_constant and _is_dequantised(native.producer()):
+            if native not in self._widened:
+                self._widened[native] = self._dequantised(native.producer())
+            return self._widened[native]
         kind = self._inferred.type_of(native)
         if kind not in HALF and kind is not ir.DataType.DOUBLE:
             return cast("ir.Value", native)
@@ -61,8 +65,27 @@ class OnnxSurgeon:
         sizes = weight.zero_point_sizes(len(weight.elements.shape or ()))
         return op.sub(elements, op.reshape(op.cast(weight.zero_point, "float32"), sizes))
 
+    def _dequantised(self, node: ir.Node) -> ir.Value:
+        """What a DequantizeLinear of a stored tensor gives, in operations of our own.
+
+        A second reader would keep onnxruntime from merging it with the layer of the model that reads it; and what it
+        merges rounds the other operand too.
+        """
+        op = OnnxOps(self._model.graph, self._names.unique)
+        elements, scale, *zero_point = (value for value in node.inputs if value is not None)
+        sizes = [1] * len(elements.shape or ())
+        if scale.shape is not None and scale.shape.numpy() not in ((), (1,)):  # channel by channel
+            sizes[node.attributes.get_int("axis", 1)] = -1
+        value = op.cast(elements, "float32")
+        for zero in zero_point:
+            value = op.sub(value, op.reshape(op.cast(zero, "float32"), sizes))
+        return op.mul(value, op.reshape(op.cast(scale, "float32"), sizes))
+
     def rounds(self, node: Node) -> bool:
-        return node.native.op_type in (*_QUANTISERS, "MatMulInteger", "ConvInteger")
+        native: ir.Node = node.native
+        if native.op_type in (*_QUANTISERS, "MatMulInteger", "ConvInteger"):
+            return True
+        return any(_is_dequantised(value.producer()) for value in native.inputs if value is not None)
 
     def copy(self, node: Node, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
         native: ir.Node = node.native
@@ -169,6 +192,13 @@ class OnnxSurgeon:
         output.shape = ir.Shape([size if size is not None else f"{name}_{axis}" for axis, size in enumerate(shape)])
         self._model.graph.append(node)
         self._model.graph.outputs.append(output)
+
+
+def _is_dequantised(node: ir.Node | None) -> bool:
+    """Whether a node dequantises a stored tensor as a whole or channel by channel."""
+    if node is None or node.op_type != "DequantizeLinear" or node.attributes.get_int("block_size", 0) > 0:
+        return False
+    return all(value is None or value.const_value is not None for value in node.inputs)
 
 
 def _all_names(model: ir.Model) -> set[str]:
