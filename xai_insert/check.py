@@ -76,7 +76,11 @@ def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
         CheckFailedError: the model does not run.
         TimeLimitError: it does not finish; a damaged or hostile one may loop for ever.
     """
-    return run_random(loaded.runner(), _MOST_SECONDS + _most_bytes(graph) / _BYTES_PER_SECOND)
+    try:
+        runner = loaded.runner()
+    except CheckFailedError as err:
+        raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
+    return run_random(runner, _MOST_SECONDS + _most_bytes(graph) / _BYTES_PER_SECOND)
 
 
 def _most_bytes(graph: Graph) -> int:

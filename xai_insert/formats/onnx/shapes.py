@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
@@ -48,7 +49,9 @@ def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]
             value.shape, value.type = shape, type_
     if _is_incomplete(model, shapes):
         content = source or ir.to_proto(model).SerializeToString()
-        shapes.update(_read_shapes(content, input_shapes) or _folded_shapes(content, input_shapes))
+        known, kinds = _read_shapes(content, input_shapes)
+        shapes.update(known or _folded_shapes(content, input_shapes))
+        types = {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()} | types
         _fill_in_transposes(model, shapes)
     return Inferred(shapes, types)
 
@@ -65,10 +68,12 @@ def _shapes(values: Iterable[ir.Value]) -> dict[str, Shape]:
     return {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
 
 
-def _read_shapes(content: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Sizes by OpenVINO; empty if it cannot read the model or is not installed."""
+def _read_shapes(
+    content: str | bytes, input_shapes: Mapping[str, Shape]
+) -> tuple[Mapping[str, Shape], Mapping[str, str]]:
+    """Sizes and element types by OpenVINO; empty if it cannot read the model or is not installed."""
     if importlib.util.find_spec("openvino") is None:
-        return {}
+        return {}, {}
     from xai_insert.formats.openvino.shapes import read_shapes  # noqa: PLC0415 - only for models that need it
 
     return read_shapes(content, input_shapes)

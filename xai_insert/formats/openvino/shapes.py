@@ -1,4 +1,4 @@
-"""Shapes as OpenVINO's readers infer them, for other formats whose own inference sees less."""
+"""Shapes and element types as OpenVINO's readers infer them, for other formats whose own inference sees less."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Mapping
 import openvino as ov
 
 from xai_insert.formats.guard import RAISED
-from xai_insert.formats.openvino.view import static_shape
+from xai_insert.formats.openvino.view import dtype_name, static_shape
 from xai_insert.graph.view import Shape
 
 logger = logging.getLogger(__name__)
 
 _BATCHES = (2, 3)
+_TYPES = frozenset({"float32", "float64", "int64", "int32", "uint8", "int8"})
+"""Element types that both libraries call alike."""
 
 
-def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Sizes by tensor name; empty if OpenVINO cannot read the model.
+def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, str]]:
+    """Sizes, and NumPy names of element types, by tensor name; empty if OpenVINO cannot read the model.
 
     Args:
         source: path or content of a model file.
@@ -29,7 +31,14 @@ def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[
             model.reshape({name: [-1 if d is None else d for d in sizes] for name, sizes in input_shapes.items()})
     except RAISED as err:
         logger.debug("OpenVINO cannot read the model for its shapes: %s", err)
-        return {}
+        return {}, {}
+    outputs = [output for node in model.get_ordered_ops() for output in node.outputs()]
+    kinds = [(output, dtype_name(output.get_element_type())) for output in outputs]
+    types = {name: kind for output, kind in kinds if kind in _TYPES for name in output.get_names()}
+    return _sizes(model), types
+
+
+def _sizes(model: ov.Model) -> dict[str, Shape]:
     if not model.is_dynamic():
         return _shapes(model)
     try:
