@@ -1,10 +1,9 @@
 """Maps of the best classes alone: those of the model with all maps, named per image."""
 
 import numpy as np
-import openvino as ov
-import openvino.opset13 as opset
 import pytest
 from click.testing import CliRunner
+from onnx import numpy_helper
 
 from tests import deployed, oracle
 from tests.models import CLOSED, MASKED, as_format, classifier
@@ -92,26 +91,31 @@ def test_option_and_explanation(tmp_path):
         assert np.abs(new - old).max() <= 3  # in the device's default precision
 
 
-def test_loops_in_the_backbone_of_an_ir_survive():
-    model = as_format(classifier(CLOSED["global average pool"]), "openvino")
-    relu = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Relu")
-    inner = opset.parameter(relu.output(0).get_partial_shape(), ov.Type.f32)
-    halved = opset.multiply(inner, np.float32(0.5))
-    body = ov.Model([opset.result(opset.constant(np.array(True))), opset.result(halved)], [inner], "body")
-    loop = opset.loop(opset.constant(np.array(2, np.int64)), opset.constant(np.array(True)))
-    loop.set_function(body)
-    loop.set_special_body_ports([-1, 0])
-    readers = relu.output(0).get_target_inputs()
-    loop.set_merged_input(inner, relu.output(0), body.get_results()[1].output(0))
-    quartered = loop.get_iter_value(body.get_results()[1].output(0), -1)
-    for reader in readers:
-        reader.replace_source_output(quartered)
-    model.validate_nodes_and_infer_types()
-    image = np.random.default_rng(4).standard_normal((2, 3, 12, 12), dtype=np.float32)
-    plain = oracle.run(model, image)
-    result = insert(model, Options(output_dtype="f32"))
-    found = oracle.run(result.model, image)
-    assert result.report.form == "closed form"
-    assert sum(node.get_type_name() == "Loop" for node in result.model.get_ordered_ops()) == 1
-    for name, value in plain.items():
-        assert np.array_equal(found[name], value)
+def with_classes(name, rows, bias):
+    """A bundled model with another last layer."""
+    model = deployed.plain(name, ".onnx")
+    stored = {item.name: item for item in model.graph.initializer}
+    stored["head.weight"].CopyFrom(numpy_helper.from_array(rows, "head.weight"))
+    stored["head.bias"].CopyFrom(numpy_helper.from_array(bias, "head.bias"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(rows)
+    del model.graph.value_info[:]
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["shapes_cnn", "shapes_vit"])
+def test_as_many_classes_as_imagenet_21k(name, kind):
+    rng = np.random.default_rng(0)
+    rows, bias = rng.standard_normal((21_843, 64), dtype=np.float32), rng.standard_normal(21_843, dtype=np.float32)
+    images = deployed.scenes(2)
+    result = insert(as_format(with_classes(name, rows, bias), kind), Options(output_dtype="f32", top_k=5))
+    found = oracle.run(result.model, images)
+    assert found["saliency_map"].shape == (2, 5, 12, 12)
+    assert found["saliency_map"].nbytes == 2 * 5 * 12 * 12 * 4
+    classes = found["saliency_classes"]
+    assert np.array_equal(classes, np.argsort(-found["logits"], axis=1)[:, :5])
+    assert len(np.unique(classes)) > 5
+    for image, chosen, maps in zip(images, classes, found["saliency_map"], strict=True):
+        few = insert(as_format(with_classes(name, rows[chosen], bias[chosen]), kind), Options(output_dtype="f32")).model
+        wanted = oracle.run(few, image[None])["saliency_map"][0]
+        np.testing.assert_allclose(maps, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
