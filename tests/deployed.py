@@ -45,14 +45,22 @@ class Calibration:
         """Wanted by onnxruntime's interface."""
 
 
-def quantised(name: str, path: Path, *, per_channel: bool = True, qdq: bool = True) -> onnx.ModelProto:
-    """Static INT8 by onnxruntime, QDQ or QOperator."""
+def quantised(
+    model: str | onnx.ModelProto,
+    path: Path,
+    *,
+    per_channel: bool = True,
+    qdq: bool = True,
+    ignored: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Static INT8 by onnxruntime, QDQ or QOperator, of a bundled model or one in memory."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     quantize_static(
-        str(SHAPES / f"{name}.onnx"),
+        str(SHAPES / f"{model}.onnx") if isinstance(model, str) else model,
         str(path),
         Calibration(),
+        nodes_to_exclude=list(ignored),
         quant_format=QuantFormat.QDQ if qdq else QuantFormat.QOperator,
         per_channel=per_channel,
         activation_type=QuantType.QInt8 if per_channel else QuantType.QUInt8,
@@ -60,12 +68,35 @@ def quantised(name: str, path: Path, *, per_channel: bool = True, qdq: bool = Tr
     return onnx.load(path)
 
 
-def dynamically_quantised(name: str, path: Path) -> onnx.ModelProto:
+def dynamically_quantised(name: str, path: Path, *, per_channel: bool = False) -> onnx.ModelProto:
     """Dynamic INT8 by onnxruntime."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(str(SHAPES / f"{name}.onnx"), str(path), weight_type=QuantType.QUInt8)
+    kind = QuantType.QInt8 if per_channel else QuantType.QUInt8
+    quantize_dynamic(str(SHAPES / f"{name}.onnx"), str(path), weight_type=kind, per_channel=per_channel)
     return onnx.load(path)
+
+
+def weights_quantised(name: str) -> onnx.ModelProto:
+    """Weights in INT8, channel by channel, dequantised where they are read; activations in float32."""
+    model: onnx.ModelProto = plain(name, ".onnx")
+    model.opset_import[0].version = max(model.opset_import[0].version, 13)
+    stored = {item.name: item for item in model.graph.initializer}
+    for node in list(model.graph.node):
+        tensor = stored.get(node.input[1]) if node.op_type in ("MatMul", "Gemm", "Conv") else None
+        if tensor is None:
+            continue
+        weight = numpy_helper.to_array(tensor)
+        axis = weight.ndim - 1 if node.op_type == "MatMul" else 0
+        others = tuple(index for index in range(weight.ndim) if index != axis)
+        scale = np.abs(weight).max(others, keepdims=True) / 127
+        parts = {"bytes": np.rint(weight / scale).astype(np.int8), "scale": scale.reshape(-1).astype(np.float32)}
+        names = [f"{tensor.name}_{part}" for part in parts]
+        model.graph.initializer.extend(map(numpy_helper.from_array, parts.values(), names))
+        node.input[1] = f"{tensor.name}_float"
+        model.graph.node.insert(0, helper.make_node("DequantizeLinear", names, [node.input[1]], axis=axis))
+        model.graph.initializer.remove(tensor)
+    return model
 
 
 def halved(name: str) -> onnx.ModelProto:
@@ -133,6 +164,12 @@ def channels_last(model: Any) -> Any:
     model.graph.input[0].CopyFrom(given)
     del model.graph.value_info[:]
     return model
+
+
+def preprocessing_alone() -> ov.Model:
+    """The steps of `preprocessed`, with their result as output."""
+    image = opset.parameter([1, 3, SIZE, SIZE], ov.Type.f32)
+    return preprocessed(ov.Model([opset.result(opset.multiply(image, np.float32(1)))], [image]))
 
 
 def preprocessed(model: ov.Model) -> ov.Model:

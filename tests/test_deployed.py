@@ -1,18 +1,25 @@
 """INT8, float16 and bfloat16 models: found, unmoved, and with the maps of the float32 model."""
 
+import mmap
+import re
+import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import openvino as ov
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from tests import deployed, oracle
 from tests.models import CHANNELS, CLASSES, Builder, as_format
 from xai_insert import Options, errors, insert, insert_file
+from xai_insert.formats.openvino.mapped import pages_dropped
 
 NAMES = ["shapes_cnn", "shapes_vit"]
 RAW = Options(output_dtype="f32")
@@ -21,13 +28,17 @@ IMAGES = 12
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def reference(request):
+def reference_of(name):
     """Name, images, predicted classes and maps of the float32 model."""
     images = deployed.scenes(IMAGES)
-    found = oracle.run(insert(deployed.plain(request.param, ".xml"), RAW).model, images)
+    found = oracle.run(insert(deployed.plain(name, ".xml"), RAW).model, images)
     best = found["logits"].argmax(1)
-    return request.param, images, best, found["saliency_map"][np.arange(IMAGES), best]
+    return name, images, best, found["saliency_map"][np.arange(IMAGES), best]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def reference(request):
+    return reference_of(request.param)
 
 
 def correlations(maps, reference):
@@ -63,11 +74,10 @@ class Pair:
         ]
 
 
-@pytest.mark.parametrize("config", [F32, {}], ids=["float32", "default precision"])
-def test_int8_ir(reference, config):
-    name, images, _, _ = reference
-    model = ov.Core().read_model(INT8 / f"{name}.xml")
+def check_int8_ir(path, images, reference, config):
+    model = ov.Core().read_model(path)
     new = insert(model, RAW)
+    assert new.report.form == "closed form"
     assert new.report.map_difference <= 1e-5
     pair = Pair(*(ov.Core().compile_model(item, "CPU", config) for item in (model, new.model)))
     before, after = pair.run(images)
@@ -77,6 +87,18 @@ def test_int8_ir(reference, config):
     found = correlations(np.concatenate([maps for _, maps in after]), reference)
     assert np.median(found) >= 0.99
     assert found.min() >= 0.95
+
+
+@pytest.mark.parametrize("config", [F32, {}], ids=["float32", "default precision"])
+def test_int8_ir(reference, config):
+    name, images, _, _ = reference
+    check_int8_ir(INT8 / f"{name}.xml", images, reference, config)
+
+
+@pytest.mark.parametrize("config", [F32, {}], ids=["float32", "default precision"])
+def test_int8_ir_from_tflite_with_channels_last(config):
+    reference = reference_of("shapes_cnn")
+    check_int8_ir(INT8 / "shapes_cnn_tflite.xml", reference[1].transpose(0, 2, 3, 1), reference, config)
 
 
 def test_compressed_weights():
@@ -91,13 +113,11 @@ def test_compressed_weights():
         assert np.corrcoef(*pair)[0, 1] >= 0.95
 
 
-@pytest.mark.parametrize("form", ["static, per channel", "static, per tensor", "dynamic"])
-def test_int8_onnx(reference, form, tmp_path):
+@pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
+@pytest.mark.parametrize("quantise", [deployed.quantised, deployed.dynamically_quantised], ids=["static", "dynamic"])
+def test_int8_onnx(reference, quantise, per_channel, tmp_path):
     name, images, _, _ = reference
-    if form == "dynamic":
-        model = deployed.dynamically_quantised(name, tmp_path / "int8.onnx")
-    else:
-        model = deployed.quantised(name, tmp_path / "int8.onnx", per_channel="channel" in form)
+    model = quantise(name, tmp_path / "int8.onnx", per_channel=per_channel)
     new = insert(model, RAW)
     assert new.report.form == "closed form"
     assert new.report.map_difference <= 1e-5
@@ -109,17 +129,66 @@ def test_int8_onnx(reference, form, tmp_path):
 @pytest.mark.parametrize("half", [deployed.halved, deployed.brain_halved])
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_half_precision(reference, half, suffix):
-    if suffix == ".xml" and half is deployed.brain_halved:
-        pytest.skip("OpenVINO's CPU rounds a bfloat16 IR anew with every change, so it is refused")
     name, images, _, _ = reference
     model = half(name)
     new = insert(as_format(model, "onnx" if suffix == ".onnx" else "openvino"), RAW)
     assert new.report.output_difference == 0
     assert new.report.form == "closed form"
-    if half is deployed.brain_halved:
+    if suffix == ".onnx" and half is deployed.brain_halved:
         return  # onnxruntime's CPU cannot run it; the check ran it in float32
     found = oracle.run(new.model, images)
     assert correlations(found["saliency_map"], reference).min() >= 0.99
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_weights_alone_in_int8(reference, suffix, tmp_path):
+    name, images, _, _ = reference
+    model = as_format(deployed.weights_quantised(name), "onnx" if suffix == ".onnx" else "openvino")
+    new = insert(model, RAW)
+    assert new.report.form == "closed form"
+    assert new.report.map_difference <= 1e-5
+    before, after = oracle.run(model, images), oracle.run(new.model, images)
+    assert np.array_equal(before["logits"], after["logits"])
+    assert correlations(after["saliency_map"], reference).min() >= 0.99
+    if suffix == ".onnx" and name == "shapes_vit":
+        assert integer_kernels(model, tmp_path)["MatMulNBits"] > 5
+        assert integer_kernels(new.model, tmp_path) == integer_kernels(model, tmp_path)
+
+
+@pytest.mark.parametrize("quantise", [deployed.quantised, deployed.dynamically_quantised], ids=["static", "dynamic"])
+def test_integer_kernels_of_onnx_stay(quantise, tmp_path):
+    for name in NAMES:
+        model = quantise(name, tmp_path / f"{name}.onnx", per_channel=False)
+        before, after = (integer_kernels(item, tmp_path) for item in (model, insert(model, RAW).model))
+        assert sum(before.values()) > 5
+        assert after == before
+
+
+def integer_kernels(model, folder):
+    """Types of the integer operations that onnxruntime makes of a model's own layers, and how many."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(folder / "optimised.onnx").graph.node
+    own = [node for node in nodes if not node.name.startswith("xai/")]
+    return Counter(
+        n.op_type
+        for n in own
+        if "Integer" in n.op_type or n.op_type.startswith(("QLinear", "QGemm", "DynamicQuantizeM", "MatMulNBits"))
+    )
+
+
+@pytest.mark.parametrize("half", [deployed.halved, deployed.brain_halved])
+def test_masked_runs_of_an_ir_in_half_precision(half):
+    result = insert(as_format(half("shapes_vit"), "openvino"), Options(output_dtype="f32", block=2))
+    assert result.report.form == "masked runs"
+    assert result.report.map_difference <= 1e-5
+    wanted = insert(deployed.plain("shapes_vit", ".xml"), Options(output_dtype="f32", block=2)).model
+    images = deployed.scenes(2)
+    wanted, found = (oracle.run(model, images)["saliency_map"] for model in (wanted, result.model))
+    for a, b in zip(wanted.reshape(16, -1), found.reshape(16, -1), strict=True):
+        assert np.corrcoef(a, b)[0, 1] >= 0.99
 
 
 def test_qoperator_format_is_named(tmp_path):
@@ -180,49 +249,15 @@ def test_what_a_quantiser_must_leave_alone_is_told():
     assert all(name.startswith("xai/") for name in added)
 
 
-def test_control_flow_and_foreign_operators_in_the_backbone_survive():
-    b = Builder()
-    x = b.backbone()
-    x = b.node("FusedRelu", x, domain="company.vision")
-    told = [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", CHANNELS, 6, 6])]
-    body = helper.make_graph(
-        [helper.make_node("Relu", [x], ["then"])],
-        "then",
-        [],
-        [helper.make_tensor_value_info("then", TensorProto.FLOAT, None)],
-    )
-    other = helper.make_graph(
-        [helper.make_node("Neg", [x], ["else"])],
-        "else",
-        [],
-        [helper.make_tensor_value_info("else", TensorProto.FLOAT, None)],
-    )
-    x = b.node("If", b.const(np.array(True)), then_branch=body, else_branch=other)
-    x = b.node("Conv", x, b.weight(CHANNELS, CHANNELS, 3, 3), pads=[1] * 4)
-    logits = b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS)
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 12, 12])
-    result = helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", CLASSES])
-    graph = helper.make_graph(b.nodes, "net", [image], [result], b.weights, value_info=told)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("company.vision", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    new = insert(model, Options(output_dtype="f32", check=False)).model
-    kinds = [node.op_type for node in new.graph.node if not node.name.startswith("xai/")]
-    assert kinds[: len(b.nodes)] == [node.op_type for node in b.nodes]
-    assert new.graph.output[1].name == "saliency_map"
-
-    def known(item):  # the same without the operator that no runtime here knows
-        twin = onnx.ModelProto()
-        twin.CopyFrom(item)
-        for node in twin.graph.node:
-            if node.domain == "company.vision":
-                node.op_type, node.domain = "Relu", ""
-        return twin
-
-    feed = np.random.default_rng(2).standard_normal((2, 3, 12, 12), dtype=np.float32)
-    wanted = oracle.run(insert(known(model), RAW).model, feed)
-    found = oracle.run(known(new), feed)
-    assert np.array_equal(found["saliency_map"], wanted["saliency_map"])
-    assert np.array_equal(found[logits], wanted[logits])
+def test_quantising_an_inserted_model_keeps_its_map(reference, tmp_path):
+    name, images, _, _ = reference
+    result = insert(deployed.plain(name, ".onnx"), RAW)
+    scope = re.compile(result.report.quantiser_ignored_scope)
+    ignored = [node.name for node in result.model.graph.node if scope.fullmatch(node.name)]
+    model = deployed.quantised(result.model, tmp_path / "int8.onnx", ignored=ignored)
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 5
+    assert not any(node.op_type == "QuantizeLinear" and scope.match(node.input[0]) for node in model.graph.node)
+    assert correlations(oracle.run(model, images)["saliency_map"], reference).min() >= 0.95
 
 
 def test_weights_in_files_keep_their_layout(tmp_path):
@@ -250,3 +285,25 @@ def test_weights_in_files_keep_their_layout(tmp_path):
     wanted = oracle.run(insert(deployed.plain("shapes_cnn", ".onnx"), RAW).model, image)
     found = oracle.run(onnx.load(tmp_path / "new" / "model.onnx"), image)
     np.testing.assert_allclose(found["saliency_map"], wanted["saliency_map"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are dropped on Linux alone")
+def test_pages_of_mapped_weights_are_dropped(tmp_path):
+    path, size = tmp_path / "weights.bin", 1 << 25
+    path.write_bytes(np.arange(size // 4, dtype=np.int32).tobytes())
+
+    def resident():
+        blocks = Path("/proc/self/smaps").read_text().split("VmFlags")
+        return int(re.search(r"Rss: +(\d+)", next(text for text in blocks if str(path) in text))[1]) * 1024
+
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert int(np.frombuffer(mapped, np.int32).sum(dtype=np.int64)) == (size // 4) * (size // 4 - 1) // 2
+        assert resident() == size
+        with pages_dropped([path]):
+            assert resident() == size  # not for a file as small as this
+        with pages_dropped([path], least=1):
+            deadline = time.monotonic() + 60
+            while resident() > 0 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert resident() == 0
+            assert mapped[-4:] == np.int32(size // 4 - 1).tobytes()

@@ -4,8 +4,10 @@ import numpy as np
 import onnxruntime as ort
 import openvino as ov
 import pytest
+from onnx import TensorProto, helper
 
 from tests import deployed, oracle
+from tests.models import CHANNELS, Builder, as_format
 from xai_insert import Options, insert
 
 FORMATS = [".xml", ".onnx"]
@@ -72,6 +74,28 @@ def test_further_input_that_is_no_image(expected):
     assert np.ptp(centred.reshape(2, 8, -1), axis=-1).max() <= 1e-4 * np.abs(maps).max()
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("dtype", [TensorProto.BOOL, TensorProto.INT64, TensorProto.FLOAT])
+def test_mask_of_the_image_as_further_input(dtype, kind):
+    b = Builder()
+    mask = helper.make_tensor_value_info("mask", dtype, ["N", 12, 12])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 12, 12])
+    valid = b.node("Unsqueeze", b.node("Cast", "mask", to=TensorProto.FLOAT), b.const(np.array([1])))
+    x = b.backbone(b.node("Mul", "image", valid))
+    logits = b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS)
+    model = as_format(b.model(logits, inputs=[mask, image]), "onnx" if kind == ".onnx" else "openvino")
+    rng = np.random.default_rng(0)
+    images, kept = rng.standard_normal((2, 3, 12, 12), dtype=np.float32), rng.integers(0, 2, (2, 12, 12))
+    new = insert(model, RAW).model
+    content = kept.astype(helper.tensor_dtype_to_np_dtype(dtype))
+    found, plain = results(new, content, images), results(model, content, images)
+    assert np.array_equal(found[logits], plain[logits])
+    alone = Builder()
+    alone.linear(alone.node("Flatten", alone.node("GlobalAveragePool", alone.backbone())), CHANNELS)
+    wanted = oracle.run(insert(alone.model(alone.nodes[-1].output[0]), RAW).model, images * kept[:, None].astype("f"))
+    assert_same(found["saliency_map"], wanted["saliency_map"])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_preprocessing_in_the_graph(name):
     model = deployed.preprocessed(deployed.plain(name, ".xml"))
@@ -79,8 +103,9 @@ def test_preprocessing_in_the_graph(name):
     before = results(model.clone(), picture)
     after = results(insert(model, RAW).model, picture)
     assert np.array_equal(after["logits"], before["logits"])
-    assert after["saliency_map"].shape == (1, 8, 12, 12)
-    assert np.ptp(after["saliency_map"], axis=(2, 3)).min() > 0
+    (image,) = ov.Core().compile_model(deployed.preprocessing_alone(), "CPU")(picture).values()
+    wanted = oracle.run(insert(deployed.plain(name, ".xml"), RAW).model, np.array(image))
+    assert_same(after["saliency_map"], wanted["saliency_map"])
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -94,6 +119,30 @@ def test_map_follows_the_size_of_the_image(suffix):
         found = results(new, images)["saliency_map"]
         assert found.shape == (2, 8, height // 8, width // 8)
         assert_same(found, maps)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_map_of_a_detector_follows_the_size_of_the_image(kind):
+    def detector(*size):
+        b = Builder(size=size)
+        fine = b.backbone()
+        coarse = b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])
+        rows = []
+        for classes in (4, 8):  # boxes, scores
+            heads = [b.node("Conv", x, b.weight(classes, CHANNELS, 1, 1), b.weight(classes)) for x in (fine, coarse)]
+            parts = [b.node("Reshape", head, b.const(np.array([0, classes, -1]))) for head in heads]
+            rows.append(b.node("Concat", *parts, axis=2))
+        model = b.model(b.node("Concat", rows[0], b.node("Sigmoid", rows[1]), axis=1))
+        return as_format(model, "onnx" if kind == ".onnx" else "openvino")
+
+    new = insert(detector("height", "width"), RAW)
+    assert new.report.task == "detection"
+    for size in ((32, 32), (64, 48)):
+        images = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
+        wanted = results(insert(detector(*size), RAW).model, images)["saliency_map"]
+        found = results(new.model, images)["saliency_map"]
+        assert found.shape == (2, 8, size[0] // 4, size[1] // 4)
+        assert_same(found, wanted)
 
 
 def test_symbolic_sizes_are_fixed_by_option():
