@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from model_zoo_fixtures import fixtures, materialise
-from tests import detection_oracle, oracle, zoo_table
+from tests import detection_oracle, oracle, region_oracle, zoo_table
 from tests.test_zoo import load
 from xai_insert import Options, errors, insert_file
 
 QUICK = {
     "centernet.ptir",
+    "fasterrcnn_mobilenet_v3_large_320_fpn.ptir",
     "hf_detr.legacy",
     "hf_rt_detr.dynamo",
     "otx_ssd_mobilenetv2.onnxir",
@@ -31,11 +32,11 @@ ENOUGH = 0.999  # share of pixels at most one step of 255 away
 
 
 def pytest_generate_tests(metafunc):
-    if "fixture" not in metafunc.fixturenames:
-        return
     whole = metafunc.config.getoption("--zoo")
-    chosen = [f for f in fixtures(task="detection") if whole or f.id in QUICK]
-    metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
+    for name, filters in (("fixture", {}), ("two_stages", {"kind": "two_stage"})):
+        if name in metafunc.fixturenames:
+            chosen = [f for f in fixtures(task="detection", **filters) if whole or f.id in QUICK]
+            metafunc.parametrize(name, chosen, ids=[f.id for f in chosen])
 
 
 def test_fixture(fixture, tmp_path, record_property):
@@ -60,6 +61,38 @@ def test_fixture(fixture, tmp_path, record_property):
     zoo_table.record(record_property, fixture, report, 1 - close)
     assert close >= ENOUGH
     assert np.ptp(ours.reshape(*ours.shape[:-2], -1), axis=-1).max() > 0, "the map is flat, so it says little"
+
+
+def test_boxes_of_two_stages(two_stages, tmp_path):
+    path = materialise(two_stages, tmp_path)
+    inserted = tmp_path / f"new{path.suffix}"
+    found = insert_file(path, inserted, Options(per_box=True, output_dtype="f32")).per_box
+    shape = [abs(size) for size in two_stages.input_shape]
+    image = np.random.default_rng(11).random(shape, dtype=np.float32)
+    plain = load(path)
+    before, after = oracle.run(plain, image), oracle.run(load(inserted), image)
+    for name, old in before.items():
+        np.testing.assert_array_equal(after[name], old)
+    maps = after["saliency_map_per_box"][0]
+    boxes, scores, labels = before.values()
+    features, logits, regions = detection_oracle.values(
+        path, [found["feature"], found["logits"], found["regions"]], image
+    )
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    shares = powers / powers.sum(1, keepdims=True)
+    head = region_oracle.region_head(plain, found["feature"], found["logits"])
+    unit = np.array([maps.shape[2] / shape[3], maps.shape[1] / shape[2]] * 2)
+    compared, largest = 0, 0.0
+    for map_, box, score, label in zip(maps, boxes, scores, labels, strict=True):
+        number = region_oracle.region_of(shares, score, label)
+        if number is not None:  # equal scores do not tell their regions
+            raw = region_oracle.masked_logits(head, features[number], label)
+            wanted = region_oracle.laid(raw, regions[number] * unit, box * unit, maps.shape[1:])
+            largest = max(largest, wanted.max())
+            np.testing.assert_allclose(map_, wanted, atol=1e-5 * max(np.abs(raw).max(), 1e-3))
+            compared += 1
+    assert compared >= 3
+    assert largest > 0
 
 
 def _wanted(fixture, path, image, ours):

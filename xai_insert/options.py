@@ -37,8 +37,8 @@ class Options:
         feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`.
         top_k: for classifiers, how many maps: those of the best classes of each image, which the output
             `saliency_classes` names; None gives the map of every class.
-        per_box: for detectors, whether to add the output `saliency_map_per_box` `[B, M, h, w]`, a map of each detection
-            that the model reports.
+        per_box: for detectors and segmenters with two stages, whether to add the output `saliency_map_per_box`
+            `[B, M, h, w]`, a map of each detection that the model reports.
         input_shapes: sizes to fix in the model, by input name; None stays dynamic.
         check: whether to run the plain and the inserted model and refuse a model that does not behave as promised.
     """

@@ -29,7 +29,7 @@ class Report:
         heads: of a detector's class scores, from the finest level on: `{name, shape, grid, anchors, classes}` each.
         background: index of a detector's background class; None if it has none.
         per_box: where the maps of reported boxes come from, `{decoded, decoded_format, boxes, boxes_format, labels,
-            first_label, shape}`.
+            first_label, shape}` or, with two stages, `{feature, logits, regions, boxes, boxes_format, scores, shape}`.
         saliency_map: `{shape, dtype, bytes_per_image}`.
         mflops: extra work per image.
         output_difference: see `CheckResult`; None if not checked.

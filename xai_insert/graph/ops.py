@@ -133,6 +133,9 @@ class Ops(Protocol[V]):
     def isolated(self, a: V, channels: int) -> V:
         """`[B, channels]` unchanged, in a way that a new output of it leaves the precision of what is before alone."""
 
+    def numbers(self, count: V) -> V:
+        """0, 1, 2, ... up to but without `count` (int64 `[1]`): int64."""
+
     def cast(self, a: V, dtype: str) -> V:
         """Convert to the NumPy dtype named."""
 

@@ -62,7 +62,8 @@ class Op(Enum):
     """Attrs `mode` (mean, max, sum, ...), `axes`, `keepdims`."""
     RESIZE = auto()
     ROI_ALIGN = auto()
-    """Pooling inside regions: attrs `features`, the operands that are feature maps."""
+    """Pooling inside regions, the second operand: attrs `features`, the operands that are feature maps, and `scale`,
+    cells of the feature map for one unit of the regions' coordinates; None if it differs between feature maps."""
     RESHAPE = auto()
     """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order. Attr `new_axes` where known: axes of
     size 1 that an Unsqueeze adds."""
@@ -81,6 +82,7 @@ class Op(Enum):
     TAKE = auto()
     """GatherND, GatherElements, Compress: elements at indices of several axes."""
     TOPK = auto()
+    """Attrs `axis`."""
     TRANSPOSE = auto()
     """Attrs `perm`."""
 

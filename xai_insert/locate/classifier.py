@@ -61,7 +61,7 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
     logits = find_logits(graph, images, options.output)
     cuts = cut_values(graph, images, logits.value)
     reached = activations(graph, images)
-    pooled = _first_vector(cuts)
+    pooled = first_vector(cuts)
     ends = tuple(grid_ends(pooled, reached))
     if options.target_layer is not None:
         target = _named_target(graph, cuts, pooled, options.target_layer)
@@ -91,7 +91,7 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
     return Classifier(logits, target, pooled, ends, closed_ends(graph, ends, target))
 
 
-def _first_vector(cuts: list[Value]) -> Value:
+def first_vector(cuts: list[Value]) -> Value:
     """The first of the vectors that the cut values end with; earlier ones have positions in their batch axis."""
     first = cuts[-1]
     for value in reversed(cuts):

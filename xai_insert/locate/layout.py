@@ -12,6 +12,8 @@ _SAME_LAYOUT = frozenset(
     {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
     | {Op.SOFTMAX, Op.CONCAT}
 )
+_MOVING = frozenset({Op.SCATTER, Op.SLICE, Op.GATHER})
+"""What puts rows of several levels in one list; axes keep their meaning while the rank stays."""
 _SEARCH_LIMIT = 200
 
 
@@ -74,7 +76,7 @@ def _evidence(value: Value) -> int | None:
         return None
     producer = value.producer
     if producer is not None:
-        if producer.op in (Op.CONV, Op.POOL, Op.BATCH_NORM):
+        if producer.op in (Op.CONV, Op.POOL, Op.BATCH_NORM, Op.ROI_ALIGN):
             return 1
         if producer.op is Op.TRANSPOSE and (perm := producer.attrs["perm"]) is not None:
             source = producer.operand(0)
@@ -115,7 +117,7 @@ def _is_channel_last(node: Node) -> bool:
 
 
 def _neighbours(value: Value) -> Iterator[Value]:
-    if value.producer is not None and value.producer.op in _SAME_LAYOUT:
+    if value.producer is not None and value.producer.op in _SAME_LAYOUT | _MOVING:
         yield from (v for v in value.producer.inputs if v is not None and not v.is_constant)
     for use in value.uses:
         if use.node.op in _SAME_LAYOUT:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from xai_insert.graph.ops import Ops, Surgeon, V
-from xai_insert.locate.boxes import BoxFormat, BoxVoters, DecodedLevel, ReportedBoxes
+from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
 from xai_insert.locate.detector import ClassLevel, Detector
+from xai_insert.methods.box_sides import box_sides, minimum
 from xai_insert.methods.det_class_probability_map import grid_of_level, level_channels
 from xai_insert.methods.shaping import scalar
 
@@ -34,7 +35,7 @@ def box_votes(surgeon: Surgeon[V], detector: Detector, voters: BoxVoters) -> V:
     """
     op = surgeon.ops
     reported = _reported(surgeon, voters.reported)
-    sides = _sides(op, reported, voters.reported.format, 2)
+    sides = box_sides(op, reported, voters.reported.format, 2)
     sides = [
         op.mul(side, scalar(op, factor, "float32"))
         for side, factor in zip(sides, voters.reported.scale * 2, strict=True)
@@ -61,10 +62,10 @@ def _level_votes(
     wanted: V | None,
 ) -> V:
     op = surgeon.ops
-    decoded = _sides(op, _decoded(surgeon, item, rows), voters.format, 1)
+    decoded = box_sides(op, _decoded(surgeon, item, rows), voters.format, 1)
     if voters.bounds is not None:
         decoded = [
-            op.maximum(_minimum(op, side, scalar(op, bound, "float32")), scalar(op, 0.0))
+            op.maximum(minimum(op, side, scalar(op, bound, "float32")), scalar(op, 0.0))
             for side, bound in zip(decoded, voters.bounds * 2, strict=True)
         ]
     votes = _overlap(op, reported, decoded)
@@ -146,20 +147,6 @@ def _one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes) -> V
     return op.maximum(op.sub(scalar(op, 1.0), apart), scalar(op, 0.0))
 
 
-def _sides(op: Ops[V], boxes: V, meaning: BoxFormat, axis: int) -> list[V]:
-    """Left, top, right and bottom of boxes whose coordinates lie along `axis`, which stays with size 1."""
-    a, b, c, d = (op.slice(boxes, axis, index, index + 1) for index in range(4))
-    if meaning == "xyxy":
-        return [a, b, c, d]
-    if meaning == "yxyx":
-        return [b, a, d, c]
-    if meaning == "xywh":
-        return [a, b, op.add(a, c), op.add(b, d)]
-    half = scalar(op, 0.5)
-    c, d = op.mul(c, half), op.mul(d, half)
-    return [op.sub(a, c), op.sub(b, d), op.add(a, c), op.add(b, d)]
-
-
 def _overlap(op: Ops[V], one: Sequence[V], other: Sequence[V]) -> V:
     """Intersection over union of `[B, M, 1]` and `[B, 1, L]` sides: `[B, M, L]`; 0 where a box is empty."""
     zero = scalar(op, 0.0)
@@ -171,13 +158,8 @@ def _overlap(op: Ops[V], one: Sequence[V], other: Sequence[V]) -> V:
         return op.mul(length(sides[0], sides[2]), length(sides[1], sides[3]))
 
     common = op.mul(
-        length(op.maximum(one[0], other[0]), _minimum(op, one[2], other[2])),
-        length(op.maximum(one[1], other[1]), _minimum(op, one[3], other[3])),
+        length(op.maximum(one[0], other[0]), minimum(op, one[2], other[2])),
+        length(op.maximum(one[1], other[1]), minimum(op, one[3], other[3])),
     )
     union = op.sub(op.add(area(one), area(other)), common)
     return op.div(common, op.maximum(union, scalar(op, _TINY)))
-
-
-def _minimum(op: Ops[V], a: V, b: V) -> V:
-    minus = scalar(op, -1.0)
-    return op.mul(op.maximum(op.mul(a, minus), op.mul(b, minus)), minus)

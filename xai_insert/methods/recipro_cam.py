@@ -11,7 +11,7 @@ F^(p) is known in closed form, and the rest of the head runs once, on all positi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ def recipro_cam(
     ends: Sequence[GridEnd],
     logits: Value,
     choice: ClassChoice[V] | None = None,
+    read: Callable[[Value], V] | None = None,
 ) -> V:
     """Exact Recipro-CAM from the closed form of each grid end.
 
@@ -47,6 +48,7 @@ def recipro_cam(
         ends: the nodes that end the grid, none of kind `TOKEN` or `OTHER`.
         logits: class scores `[B, K]`.
         choice: the classes whose maps are wanted; None for all.
+        read: gives the values with the grid, in place of the model's own; for some of the images only, say.
 
     Returns:
         float32 `[B, K, h, w]`, raw scores.
@@ -55,7 +57,8 @@ def recipro_cam(
         CannotFreeBatchError: the head mixes its batch axis with others.
     """
     op = surgeon.ops
-    rows = {end.result: _collapsed(surgeon, graph, feature, end) for end in ends}
+    read = read or surgeon.handle
+    rows = {end.result: _collapsed(surgeon, graph, feature, end, read) for end in ends}
     layer = None if choice is None else last_layer(surgeon, logits, class_count(logits))
     if choice is not None and layer is not None and feature.positions is not None:
         before = region(graph, list(rows), [layer.source])
@@ -64,7 +67,7 @@ def recipro_cam(
             chosen = chosen_scores(surgeon, layer, choice, inputs, feature.positions, class_count(logits))
             return op.reshape(chosen, [-1, choice.count, *fixed(feature.grid)])
     scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
-    x = surgeon.handle(feature.value)
+    x = read(feature.value)
     # The batch is left to be inferred wherever the grid is known, so that the model can still be reshaped to another.
     batch = -1 if feature.positions is not None else size_of(op, x, feature.value, 0)
     sides = grid_sizes(op, x, feature)
@@ -141,14 +144,14 @@ def class_count(logits: Value) -> int:
     return fixed([vector_size(logits.sizes)])[0]
 
 
-def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: GridEnd) -> V:
+def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: GridEnd, read: Callable[[Value], V]) -> V:
     """What `end.result` is for each masked copy, `[B*P, ...]`."""
     if end.kind in (Collapse.LINEAR, Collapse.CONV):
-        return _weighted(surgeon, end)
+        return _weighted(surgeon, end, read)
     op = surgeon.ops
     source = end.source
-    kept = _rows(surgeon, source, end)
-    x = surgeon.handle(source)
+    kept = _rows(surgeon, source, end, read)
+    x = read(source)
     layout = FeatureMap(source, 0, end.grid_axes, (None, None))
     rest = _elsewhere(surgeon, graph, feature, end)
     if end.kind is Collapse.MEAN:
@@ -162,7 +165,7 @@ def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     return op.reshape(kept, [-1, *fixed(end.result.sizes[1:])])
 
 
-def _rows(surgeon: Surgeon[V], source: Value, end: GridEnd) -> V:
+def _rows(surgeon: Surgeon[V], source: Value, end: GridEnd, read: Callable[[Value], V]) -> V:
     """`source` as one row per image and position, `[B*P, C]`."""
     others = [axis for axis in range(1, len(source.sizes)) if axis not in end.grid_axes]
     perm = (0, *end.grid_axes, *others)
@@ -172,7 +175,7 @@ def _rows(surgeon: Surgeon[V], source: Value, end: GridEnd) -> V:
         # Read what stood before the transpose: often the rows are there already, and a runtime that merges the
         # transpose with the pool can go on doing so.
         source, perm = before.read(0), tuple(before.attrs["perm"][axis] for axis in perm)
-    x = surgeon.handle(source)
+    x = read(source)
     if perm != tuple(range(len(perm))):
         x = surgeon.ops.transpose(x, perm)
     return surgeon.ops.reshape(x, [-1, width])
@@ -197,7 +200,7 @@ def _elsewhere(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     return op.reshape(made[end.source], [1, -1])
 
 
-def _weighted(surgeon: Surgeon[V], end: GridEnd) -> V:
+def _weighted(surgeon: Surgeon[V], end: GridEnd, read: Callable[[Value], V]) -> V:
     """A layer that weighs every position on its own: `W_p F_p + b`, with `W_p` the slice that position p meets."""
     op = surgeon.ops
     source, node = end.source, end.result.producer
@@ -219,7 +222,7 @@ def _weighted(surgeon: Surgeon[V], end: GridEnd) -> V:
     else:
         slices = op.transpose(op.reshape(w, [out, cells, width]), (1, 0, 2))
     slices = op.reshape(slices, [cells, out, width])
-    x = op.transpose(surgeon.handle(source), (*end.grid_axes, *(a + 1 for a in others), 0))
+    x = op.transpose(read(source), (*end.grid_axes, *(a + 1 for a in others), 0))
     by_position = op.matmul(slices, op.reshape(x, [cells, width, -1]))
     rows = op.reshape(op.transpose(by_position, (2, 0, 1)), [-1, out])
     if bias is not None:

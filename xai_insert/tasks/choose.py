@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, Op
 from xai_insert.options import Options
 from xai_insert.tasks.classification import plan_classification
 from xai_insert.tasks.detection import plan_detection, selects_rows
@@ -36,8 +36,14 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
 
 def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     if options.per_box:
-        if options.method in (*_OF_CLASSIFIERS, INSTANCE_MASKS) or options.target_layer or options.top_k:
+        if options.method in _OF_CLASSIFIERS or options.target_layer or options.top_k:
             raise UnsupportedTaskError("--per-box is for detectors; leave out what is for other models, or --per-box")
+        if options.method in ("auto", INSTANCE_MASKS) and any(node.op is Op.ROI_ALIGN for node in graph.nodes):
+            instances = plan_instances(loaded, graph, options)
+            if instances is not None:
+                return instances
+        if options.method == INSTANCE_MASKS:
+            raise UnsupportedTaskError("of instance segmenters, --per-box is for those with two stages")
         return plan_detection(loaded, graph, options)
     if options.method in _OF_CLASSIFIERS or options.target_layer is not None or options.top_k is not None:
         return plan_classification(graph, options)

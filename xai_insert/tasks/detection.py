@@ -13,20 +13,21 @@ from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, grid_of_map
+from xai_insert.locate.region_head import RegionReport
 from xai_insert.locate.regions import encoder_feature, region_feature
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.box_votes import box_votes
 from xai_insert.methods.det_class_probability_map import det_class_probability_map
-from xai_insert.methods.scaling import to_bytes
+from xai_insert.methods.region_maps import region_maps
 from xai_insert.options import Options
 from xai_insert.probe.boxes import find_box_voters
 from xai_insert.probe.classes import find_class_levels
 from xai_insert.tasks.cost import mega
-from xai_insert.tasks.plan import Branch, Output, Plan
+from xai_insert.tasks.per_box import OF_REGIONS, describe_regions, per_box_output, region_report, reported_sizes
+from xai_insert.tasks.plan import Branch, Plan
 
 _METHOD = "det-class-probability-map"
 _BOX = 4
-PER_BOX = "saliency_map_per_box"
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,11 @@ class ScoresPlan(Plan):
         raw = det_class_probability_map(surgeon, self.found)
         if self.voters is None:
             return Branch(self, raw)
-        op = surgeon.ops
         votes = box_votes(surgeon, self.found, self.voters)
         if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
-            votes = op.resize(votes, *options.saliency_size)
-        if options.output_dtype == "u8":
-            votes = to_bytes(op, votes, (2, 3))
-        dtype = "uint8" if options.output_dtype == "u8" else "float32"
-        shape = (*self._reported_sizes(self.voters), *(options.saliency_size or self.map_shape[-2:]))
-        return Branch(self, raw, outputs={PER_BOX: Output(votes, dtype, shape)})
-
-    def _reported_sizes(self, voters: BoxVoters) -> Shape:
-        sizes = voters.reported.value.sizes
-        return (1, sizes[0]) if len(sizes) == 2 else sizes[:2]
+            votes = surgeon.ops.resize(votes, *options.saliency_size)
+        grid = options.saliency_size or self.map_shape[-2:]
+        return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported, grid, options))
 
     def describe(self) -> dict[str, Any]:
         found = self.found
@@ -92,7 +85,7 @@ class ScoresPlan(Plan):
             "boxes_format": reported.format,
             "labels": None if reported.labels is None else reported.labels.name,
             "first_label": reported.first_label,
-            "shape": (*self._reported_sizes(self.voters), *self.map_shape[-2:]),
+            "shape": (*reported_sizes(reported), *self.map_shape[-2:]),
         }
 
     def metadata(self, options: Options) -> dict[str, str]:
@@ -115,19 +108,37 @@ class RegionsPlan(Plan):
 
     Attributes:
         found: what was located in the model.
+        reported: what a map of each reported box is made of; None if it is not wanted.
     """
 
     task = "detection"
     found: Regions
+    reported: RegionReport | None = None
+
+    @property
+    def keep_float32(self) -> bool:
+        return self.reported is not None  # numbers of regions need more than the eight bits of bf16
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        return Branch(self, activation_map(surgeon, self.found.feature))
+        raw = activation_map(surgeon, self.found.feature)
+        if self.reported is None:
+            return Branch(self, raw)
+        grid = options.saliency_size or self.reported.grid
+        rows, columns = (self.reported.head.scale * a / b for a, b in zip(grid, self.reported.grid, strict=True))
+        maps = region_maps(surgeon, graph, self.reported, grid, (columns, rows))
+        return Branch(self, raw, outputs=per_box_output(surgeon, maps, self.reported.boxes, grid, options))
 
     def describe(self) -> dict[str, Any]:
-        return {"target": self.found.feature.describe()}
+        described: dict[str, Any] = {"target": self.found.feature.describe()}
+        if self.reported is not None:
+            known = zip(self.map_shape[-2:], self.reported.grid, strict=True)
+            grid = tuple(side if size is None else size for size, side in known)
+            described["per_box"] = describe_regions(self.reported, grid)
+        return described
 
     def metadata(self, options: Options) -> dict[str, str]:
-        return {"target": self.found.value.name, "grid": format_grid(self.found.feature.grid)}
+        entries = {"target": self.found.value.name, "grid": format_grid(self.found.feature.grid)}
+        return entries if self.reported is None else {**entries, "per_box": OF_REGIONS}
 
 
 def selects_rows(graph: Graph) -> bool:
@@ -155,13 +166,16 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     """
     images = image_inputs(graph)
     regions = region_feature(graph, images)
-    if regions is not None and not options.per_box and options.method != _METHOD:
-        return _regions_plan(regions)
+    if regions is not None and options.method != _METHOD:
+        reported = region_report(loaded, graph, regions) if options.per_box else None
+        return _regions_plan(regions, reported)
     detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
     if detector is not None and options.method in ("auto", _METHOD):
         return _scores_plan(detector, find_box_voters(loaded, graph, detector) if options.per_box else None)
     if options.per_box:
-        raise UnsupportedTaskError("--per-box is for single-stage detectors, with class scores at every location")
+        raise UnsupportedTaskError(
+            "--per-box is for detectors with class scores at every location, or with a head that classifies regions"
+        )
     if options.method == _METHOD:
         raise TargetNotFoundError("no head gives class scores at every location; leave --method to the tool")
     if detector is not None:
@@ -188,9 +202,9 @@ def _scores_plan(found: Detector, voters: BoxVoters | None = None) -> ScoresPlan
     return ScoresPlan(_METHOD, "class scores", reason, shape, mega(work), found, voters)
 
 
-def _regions_plan(found: Regions) -> RegionsPlan:
+def _regions_plan(found: Regions, reported: RegionReport | None = None) -> RegionsPlan:
     feature = found.feature
     shape: Shape = (feature.shape[0], *feature.grid)
     flops = volume([2 if size is None else size for size in feature.shape[1:]])
     reason = f"read by the {found.readers}; no class scores at locations"
-    return RegionsPlan("activation-map", "channel mean", reason, shape, mega(flops), found)
+    return RegionsPlan("activation-map", "channel mean", reason, shape, mega(flops), found, reported)

@@ -12,7 +12,7 @@ from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph, format_grid
+from xai_insert.graph.view import Graph, fixed, format_grid
 from xai_insert.locate.inputs import image_axes, image_inputs, image_size
 from xai_insert.locate.instances import locate_instances, may_hold_masks
 from xai_insert.locate.instances.classes import ClassHead, find_class_head
@@ -24,10 +24,14 @@ from xai_insert.locate.instances.kinds import (
     RowInstances,
     Sample,
 )
+from xai_insert.locate.region_head import RegionReport
+from xai_insert.locate.regions import region_feature
 from xai_insert.methods.instance_masks import SUPPRESSION_SCORE, MaskTarget, instance_masks
+from xai_insert.methods.region_maps import region_maps
 from xai_insert.methods.selection import MOST_INSTANCES, MOST_OVERLAP
 from xai_insert.options import Options
 from xai_insert.tasks.cost import mega
+from xai_insert.tasks.per_box import OF_REGIONS, describe_regions, per_box_output, region_report
 from xai_insert.tasks.plan import Branch, Plan
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -42,23 +46,38 @@ class InstancesPlan(Plan):
 
     Attributes:
         target: what was located in the model.
+        reported: what a map of each reported box is made of; None if it is not wanted.
     """
 
     task = "instance segmentation"
     target: MaskTarget
+    reported: RegionReport | None = None
 
     @property
     def keep_float32(self) -> bool:
         return True  # coordinates of boxes need more than the eight bits of bf16
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        del loaded, graph, options
+        del loaded
         maps, present = instance_masks(surgeon, self.target)
-        return Branch(self, maps, spread=lambda maps: present.spread(surgeon.ops, maps))
+        outputs = {}
+        if self.reported is not None:
+            grid, boxes = self.target.grid, self.reported.boxes
+            of_boxes = region_maps(surgeon, graph, self.reported, grid, self._cells(boxes.scale))
+            outputs = per_box_output(surgeon, of_boxes, boxes, grid, options)
+        return Branch(self, maps, outputs=outputs, spread=lambda maps: present.spread(surgeon.ops, maps))
+
+    def _cells(self, scale: tuple[float, float]) -> tuple[float, float]:
+        """Columns and rows of the grid for one unit of the regions; one of the boxes is `scale` of these."""
+        found, image = self.target.found, self.target.image
+        is_relative = isinstance(found, ListedInstances) and found.box_format.is_relative
+        height, width = (1, 1) if is_relative else fixed([image.sizes[axis] for axis in self.target.image_axes])
+        return self.target.grid[1] / width / scale[0], self.target.grid[0] / height / scale[1]
 
     def describe(self) -> dict[str, Any]:
         scores, masks = self.target.found.scored, self.target.found.drawn
         return {
+            "per_box": {} if self.reported is None else describe_regions(self.reported, self.target.grid),
             "logits": {
                 "output": scores.name,
                 "name": scores.value.name,
@@ -75,6 +94,8 @@ class InstancesPlan(Plan):
             "grid": format_grid(self.target.grid),
             "classes": str(self.target.classes),
         }
+        if self.reported is not None:
+            entries["per_box"] = OF_REGIONS
         if not isinstance(found, QueryInstances):
             entries["boxes"] = str(found.box_format)
         if isinstance(found, LocationInstances):
@@ -115,7 +136,16 @@ def plan_instances(loaded: LoadedModel, graph: Graph, options: Options) -> Insta
     classes = options.num_classes or _classes(loaded, found, feeds)
     target = MaskTarget(found, classes, grid, image, axes, options.score_threshold)
     form, reason = _form(found)
-    return InstancesPlan(METHOD, form, reason, (_batch(found), classes, *grid), mega(_flops(target)), target)
+    shape = (_batch(found), classes, *grid)
+    reported = _reported(loaded, graph) if options.per_box else None
+    return InstancesPlan(METHOD, form, reason, shape, mega(_flops(target)), target, reported)
+
+
+def _reported(loaded: LoadedModel, graph: Graph) -> RegionReport:
+    regions = region_feature(graph, image_inputs(graph))
+    if regions is None:
+        raise UnsupportedTaskError("of instance segmenters, --per-box is for those with two stages")
+    return region_report(loaded, graph, regions)
 
 
 def _default_grid(size: tuple[int, int]) -> tuple[int, int]:

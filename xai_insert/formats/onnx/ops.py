@@ -187,6 +187,11 @@ class OnnxOps:
     def isolated(self, a: ir.Value, channels: int) -> ir.Value:
         return self.reshape(a, [-1, channels])
 
+    def numbers(self, count: ir.Value) -> ir.Value:
+        # Not by Range: RoiAlign came before it.
+        ones = self._node("Expand", self.constant(np.ones(1, np.float32)), count)
+        return self.reshape(self._node("NonZero", ones), [-1])
+
     def cast(self, a: ir.Value, dtype: str) -> ir.Value:
         return self._node("Cast", a, to=data_type(dtype))
 

@@ -293,8 +293,8 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
             "transpose_b": bool(_int(native, "transB", 0)),
             "is_scaled": any(factor != 1.0 for factor in factors),
         }
-    if op in (Op.SOFTMAX, Op.ARGMAX, Op.CONCAT, Op.GATHER, Op.SPLIT):
-        axis = _int(native, "axis", -1 if op is Op.SOFTMAX else 0)
+    if op in (Op.SOFTMAX, Op.ARGMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.TOPK):
+        axis = _int(native, "axis", -1 if op in (Op.SOFTMAX, Op.TOPK) else 0)
         axis = axis % rank if rank else axis
         index = constant_of(second, limit=1) if op is Op.GATHER else None
         if index is None or inputs[0] is None or inputs[0].shape is None:
@@ -311,7 +311,8 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
         axis = _int(native, "axis", -1)
         return {"axes": tuple(range(axis % rank, rank)) if rank else None}
     if op is Op.ROI_ALIGN:
-        return {"features": (0,)}
+        scale = native.attributes["spatial_scale"].as_float() if "spatial_scale" in native.attributes else 1.0
+        return {"features": (0,), "scale": scale}
     if kind == "Unsqueeze":
         return {"new_axes": _axes(native, second, outputs[0].rank)}
     if op is Op.TRANSPOSE:

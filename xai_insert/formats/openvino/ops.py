@@ -192,6 +192,10 @@ class OpenVINOOps:
         """Bound from both sides."""
         return self._named(opset.clamp(a, low, high))
 
+    def numbers(self, count: ov.Output) -> ov.Output:
+        start, step = (self.constant(np.array(number, np.int64)) for number in (0, 1))
+        return self._named(opset.range(start, self.reshape(count, []), step, "i64"))
+
     def cast(self, a: ov.Output, dtype: str) -> ov.Output:
         return self._named(opset.convert(a, ov.Type(np.dtype(dtype))))
 

@@ -278,13 +278,13 @@ def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
         return {"strides": tuple(raw["strides"]), "pads": pads, "dilations": tuple(raw["dilations"])}
     if kind == "MatMul":
         return {"transpose_a": bool(raw["transpose_a"]), "transpose_b": bool(raw["transpose_b"])}
-    if kind in ("Softmax", "LogSoftmax"):
+    if kind in ("Softmax", "LogSoftmax", "TopK"):
         axis = int(raw["axis"])
         return {"axis": axis % rank if rank else axis}
     if kind in ("ROIAlign", "ROIPooling", "PSROIPooling"):
-        return {"features": (0,)}
+        return {"features": (0,), "scale": float(raw["spatial_scale"])}
     if kind == "ExperimentalDetectronROIFeatureExtractor":
-        return {"features": tuple(range(1, len(inputs)))}
+        return {"features": tuple(range(1, len(inputs))), "scale": None}
     if kind == "Unsqueeze":
         return {"new_axes": _axes(second, None if rank is None else rank + len(_ints(second) or ()))}
     if kind == "Transpose":
@@ -344,7 +344,7 @@ def _slice_attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any
 _WITH_ATTRIBUTES = frozenset(
     {f"Reduce{mode}" for mode in ("Mean", "Max", "Min", "Sum", "Prod", "L1", "L2")}
     | {"AvgPool", "MaxPool", "Convolution", "GroupConvolution", "MatMul", "Softmax", "LogSoftmax", "Concat"}
-    | {"StridedSlice", "ScaledDotProductAttention"}
+    | {"StridedSlice", "ScaledDotProductAttention", "TopK", "ROIAlign", "ROIPooling", "PSROIPooling"}
 )
 
 
