@@ -59,7 +59,10 @@ def definition(levels, reported, labels, middle):
 
 
 class Net:
-    """A detector with anchors on two levels that reports its best boxes, or those that suppression leaves."""
+    """A detector with anchors on two levels that reports its best boxes, or those that suppression leaves.
+
+    Where `report` is `late`, boxes are decoded only of the best locations of each level.
+    """
 
     def __init__(self, *, anchors_first, exclusive, decoded, reported, report):
         self.exclusive, self.decoded, self.reported, self.anchors_first = exclusive, decoded, reported, anchors_first
@@ -75,6 +78,9 @@ class Net:
             scores.append(self.rows(b, head, CLASSES, grid))
             offsets.append(self.rows(b, box, 4, grid))
             centres.append(self.priors(grid))
+        if report == "late":
+            self.model = self.late(b, offsets, scores, centres)
+            return
         joined = b.node("Concat", *scores, axis=1)
         probabilities = b.node("Softmax", joined, axis=2) if exclusive else b.node("Sigmoid", joined)
         if exclusive:  # the first class is the background
@@ -132,6 +138,25 @@ class Net:
         label = b.node("Add", b.node("Gather", kept, b.const(np.array(1)), axis=1), b.const(np.array(1)))
         return b.model(self.report_as(b, chosen), label, b.node("GatherND", turned, kept))
 
+    def late(self, b, offsets, scores, centres):
+        boxes, kept = [], []
+        for offset, raw, priors in zip(offsets, scores, centres, strict=True):
+            sure = b.node("Squeeze", b.node("Sigmoid", raw), b.const([0]))
+            best = b.node("ReduceMax", sure, axes=[1], keepdims=0)
+            _, places = b.node("TopK", best, b.const([4 * MOST]), axis=0, outputs=2)
+            kept.append(b.node("Gather", sure, places, axis=0))
+            moves = b.node("Gather", b.node("Squeeze", offset, b.const([0])), places, axis=0)
+            prior = b.node("Gather", b.const(priors.astype(np.float32)), places, axis=0)
+            parts = [b.const(np.array([n])) for n in (0, 2, 4, 1)]
+            (move, grow), (centre, size) = (
+                [b.node("Slice", x, parts[i], parts[i + 1], parts[3]) for i in (0, 1)] for x in (moves, prior)
+            )
+            centre = b.node("Add", centre, b.node("Mul", move, size))
+            half = b.node("Mul", b.node("Mul", size, b.node("Exp", grow)), b.const(np.float32(0.5)))
+            boxes.append(b.node("Concat", b.node("Sub", centre, half), b.node("Add", centre, half), axis=1))
+        whole = b.node("Unsqueeze", b.node("Concat", *boxes, axis=0), b.const([0]))
+        return self.suppressed(b, whole, b.node("Unsqueeze", b.node("Concat", *kept, axis=0), b.const([0])))
+
     def report_as(self, b, boxes):
         if self.decoded == self.reported:
             return boxes
@@ -174,6 +199,7 @@ class Net:
         (True, True, "xyxy", "xyxy", "rows"),
         (False, True, "cxcywh", "xyxy", "lists"),
         (True, False, "cxcywh", "cxcywh", "lists"),
+        (False, False, "xyxy", "xyxy", "late"),
     ],
 )
 def test_definition(tmp_path, kind, anchors_first, exclusive, decoded, reported, report):

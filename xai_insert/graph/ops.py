@@ -178,5 +178,8 @@ class Surgeon(Protocol[V]):
             `[P, ...]`, the results stacked along a new first axis.
         """
 
+    def prune(self) -> None:
+        """Remove what was added and is read by nothing."""
+
     def add_output(self, value: V, name: str, dtype: str, shape: Shape) -> None:
         """Append a graph output that a runtime finds under the single name `name`."""

@@ -73,6 +73,7 @@ class BoxVoters:
         bounds: largest x and y, if the model clips the boxes that it reports; else None.
         reported: the boxes that it reports.
         is_exclusive: whether a softmax over classes, not a sigmoid each, gives the scores.
+        is_late: whether the model decodes the boxes of locations that it has chosen alone, and all are to be decoded.
     """
 
     levels: tuple[DecodedLevel, ...]
@@ -80,6 +81,7 @@ class BoxVoters:
     bounds: tuple[float, float] | None
     reported: ReportedBoxes
     is_exclusive: bool
+    is_late: bool = False
 
 
 def corners(boxes: Array, meaning: BoxFormat) -> Array:

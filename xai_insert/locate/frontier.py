@@ -172,7 +172,28 @@ def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]
 
     In topological order; the heads themselves are among them where a model gives them raw.
     """
-    dependent = activations(graph, images)
+    local, by_magnitude = local_values(graph, activations(graph, images), heads)
+    outputs = {value for value in graph.outputs if value in local}
+    return [
+        Observed(value, by_magnitude.get(value, False), value in outputs, reached)
+        for value, reached in local.items()
+        if (value in outputs or value in by_magnitude) and "float" in value.dtype
+    ]
+
+
+def local_values(
+    graph: Graph, dependent: set[Value], heads: Sequence[Head]
+) -> tuple[dict[Value, frozenset[Value]], dict[Value, bool]]:
+    """Values that depend on each location of some heads alone, with these heads; and what selects among them.
+
+    Args:
+        graph: the model.
+        dependent: values that depend on the image.
+        heads: its heads.
+
+    Returns:
+        The values in topological order; and for those that a selection reads, whether by magnitude.
+    """
     local: dict[Value, frozenset[Value]] = {head.value: frozenset([head.value]) for head in heads}
     by_magnitude: dict[Value, bool] = {}
     for node in graph.nodes:
@@ -181,17 +202,12 @@ def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]
         read = [operand for operand in node.inputs if operand is not None and operand in local]
         if not read or any(output in local for output in node.outputs):
             continue
-        if _selects(node, dependent):
+        if selects(node, dependent):
             for operand in read:
                 by_magnitude[operand] = by_magnitude.get(operand, False) or _by_magnitude(node, operand)
         else:
             local.update(dict.fromkeys(node.outputs, frozenset().union(*(local[operand] for operand in read))))
-    outputs = {value for value in graph.outputs if value in local}
-    return [
-        Observed(value, by_magnitude.get(value, False), value in outputs, reached)
-        for value, reached in local.items()
-        if (value in outputs or value in by_magnitude) and "float" in value.dtype
-    ]
+    return local, by_magnitude
 
 
 def reshapes_between(graph: Graph, heads: Sequence[Head], end: Value) -> list[Value]:
@@ -208,7 +224,7 @@ def reshapes_between(graph: Graph, heads: Sequence[Head], end: Value) -> list[Va
     return [value for value in from_heads if value in way and value not in heads_ and "float" in value.dtype]
 
 
-def _selects(node: Node, dependent: set[Value]) -> bool:
+def selects(node: Node, dependent: set[Value]) -> bool:
     """Whether a node mixes locations or chooses among them, so that what follows it is not of one location."""
     if node.op in (Op.TOPK, Op.NMS, Op.NONZERO, Op.ARGMAX, Op.COMPARE, Op.ROI_ALIGN, Op.POOL, Op.ATTENTION, Op.RESIZE):
         return True

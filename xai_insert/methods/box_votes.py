@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from xai_insert.graph.ops import Ops, Surgeon, V
+from xai_insert.graph.view import Graph
 from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.methods.box_sides import box_sides, minimum
 from xai_insert.methods.det_class_probability_map import grid_of_level, level_channels
+from xai_insert.methods.late_boxes import boxes_everywhere
 from xai_insert.methods.shaping import scalar
 
 _TINY = 1e-12
 
 
-def box_votes(surgeon: Surgeon[V], detector: Detector, voters: BoxVoters) -> V:
+def box_votes(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoters) -> V:
     """The votes for each reported box on the grid of the middle level, `[B, M, h, w]` float32, 0..1.
 
     For each location of each level, the box decoded there and its class probabilities `p`:
@@ -30,6 +32,7 @@ def box_votes(surgeon: Surgeon[V], detector: Detector, voters: BoxVoters) -> V:
 
     Args:
         surgeon: the model being edited.
+        graph: its view.
         detector: its class scores.
         voters: its boxes.
     """
@@ -41,10 +44,12 @@ def box_votes(surgeon: Surgeon[V], detector: Detector, voters: BoxVoters) -> V:
         for side, factor in zip(sides, voters.reported.scale * 2, strict=True)
     ]
     wanted = _one_hot(surgeon, detector, voters.reported)
+    late = boxes_everywhere(surgeon, graph) if voters.is_late else {}
     total: V | None = None
     middle = grid_of_level(surgeon, detector.middle)
     for item, rows in zip(detector.levels, voters.levels, strict=True):
-        votes = _level_votes(surgeon, item, rows, voters, sides, wanted)
+        boxes = _decoded(surgeon.ops, late.get(rows.value, surgeon.handle(rows.value)), item, rows)
+        votes = _level_votes(surgeon, item, boxes, voters, sides, wanted)
         if item is not detector.middle:
             votes = op.resize(votes, *middle)
         total = votes if total is None else op.add(total, votes)
@@ -56,13 +61,13 @@ def box_votes(surgeon: Surgeon[V], detector: Detector, voters: BoxVoters) -> V:
 def _level_votes(
     surgeon: Surgeon[V],
     item: ClassLevel,
-    rows: DecodedLevel,
+    boxes: V,
     voters: BoxVoters,
     reported: Sequence[V],
     wanted: V | None,
 ) -> V:
     op = surgeon.ops
-    decoded = box_sides(op, _decoded(surgeon, item, rows), voters.format, 1)
+    decoded = box_sides(op, boxes, voters.format, 1)
     if voters.bounds is not None:
         decoded = [
             op.maximum(minimum(op, side, scalar(op, bound, "float32")), scalar(op, 0.0))
@@ -78,10 +83,9 @@ def _level_votes(
     return op.reshape(votes, [batch, count, height, width])
 
 
-def _decoded(surgeon: Surgeon[V], item: ClassLevel, rows: DecodedLevel) -> V:
+def _decoded(op: Ops[V], x: V, item: ClassLevel, rows: DecodedLevel) -> V:
     """Boxes of a level, `[B, 4, A * P]`, anchors slower than locations."""
-    op = surgeon.ops
-    x, rank = surgeon.handle(rows.value), len(rows.shape)
+    rank = len(rows.shape)
     cells, anchors = item.level.cells, item.channels.anchors
     if cells is None:
         raise ValueError("grids are known")

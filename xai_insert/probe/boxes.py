@@ -7,13 +7,14 @@ model report one of them, with a label that follows the class.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
+from xai_insert.errors import CheckFailedError, ShapeUnknownError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.boxes import (
@@ -28,6 +29,7 @@ from xai_insert.locate.boxes import (
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
+from xai_insert.methods.late_boxes import boxes_everywhere
 from xai_insert.probe.heads import Array, HeadProbe, differs, stir
 
 _SILENCE = 8.0
@@ -72,8 +74,25 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
     size = image_size(image_inputs(graph)[0])
     if size is None or any(item.level.cells is None for item in found.levels):
         raise ShapeUnknownError(f"--per-box needs an image size that does not change; {shape_hint(graph)}")
+    try:
+        return _voters(_Search(loaded, graph, found, size, {}))
+    except UnsupportedTaskError:
+        if found.batch != 1:
+            raise
+        surgeon = loaded.surgeon(keep_float32=True)
+        try:
+            late = boxes_everywhere(surgeon, graph)
+            if not late:
+                raise
+            return _voters(_Search(loaded, graph, found, size, late))
+        except CheckFailedError as err:  # what follows the selection cannot be run on all locations
+            raise UnsupportedTaskError(f"{_WANTED}; this one decodes where it has selected") from err
+        finally:
+            surgeon.prune()
+
+
+def _voters(search: _Search) -> BoxVoters:
     problem = ""
-    search = _Search(loaded, graph, found, size)
     for shift in _SHIFTS:
         try:
             return search.voters(shift)
@@ -85,13 +104,17 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
 class _Search:
     """The search in one model."""
 
-    def __init__(self, loaded: LoadedModel, graph: Graph, found: Detector, size: tuple[int, int]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, graph: Graph, found: Detector, size: tuple[int, int], late: Mapping[Value, Any]
+    ) -> None:
         images = image_inputs(graph)
         self.found = found
         self.size = size
         self.image = images[0]
         self.heads = find_heads(graph, images)
+        self.late = {replace(value, native=native): value for value, native in late.items()}
         self.decoded = observed_values(graph, images, self.heads)
+        self.decoded += [Observed(value, False, False, frozenset()) for value in self.late]
         self.outputs = [value for value in graph.outputs if value.rank in (1, 2, 3)]
         outputs = [Observed(value, False, True, frozenset()) for value in self.outputs]
         self.probe = HeadProbe(loaded, self.heads, [*self.decoded, *outputs])
@@ -101,18 +124,21 @@ class _Search:
         """Decoded and reported boxes, looked for with all boxes moved by `shift`."""
         feeds = self._silent(shift)
         quiet = self.probe.run(feeds)
-        levels = [list(self._level(index, feeds, quiet)) for index in range(len(self.found.levels))]
-        if not all(levels):
+        options = [list(self._level(index, feeds, quiet)) for index in range(len(self.found.levels))]
+        if not all(options):
             raise UnsupportedTaskError(f"{_WANTED}; no boxes were found that follow the locations of the class scores")
         problem = f"{_WANTED}; no value holds boxes around the locations of the class scores"
-        for chosen in _choices(levels):
+        for chosen in _choices(options):
             for meaning in self._formats(chosen, quiet):
                 reports = [*self._reports(chosen, feeds)]
                 reported = self._reported(chosen, meaning, reports)
                 if reported is not None:
                     bounds, boxes = reported
                     self._require_one_image(boxes)
-                    return BoxVoters(tuple(chosen), meaning, bounds, boxes, self._is_exclusive(feeds, quiet))
+                    is_late = any(level.value in self.late for level in chosen)
+                    levels = [replace(level, value=self.late.get(level.value, level.value)) for level in chosen]
+                    exclusive = self._is_exclusive(feeds, quiet)
+                    return BoxVoters(tuple(levels), meaning, bounds, boxes, exclusive, is_late)
                 problem = f"{_WANTED}; none of the outputs reports the boxes that are decoded, with labels"
         raise UnsupportedTaskError(problem)
 

@@ -51,7 +51,7 @@ class ScoresPlan(Plan):
         raw = det_class_probability_map(surgeon, self.found)
         if self.voters is None:
             return Branch(self, raw)
-        votes = box_votes(surgeon, self.found, self.voters)
+        votes = box_votes(surgeon, graph, self.found, self.voters)
         if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
             votes = surgeon.ops.resize(votes, *options.saliency_size)
         grid = options.saliency_size or self.map_shape[-2:]

@@ -173,7 +173,6 @@ class OnnxSurgeon:
         return scan.outputs[0]
 
     def prune(self) -> None:
-        """Remove what was added and is read by nothing."""
         graph = self._model.graph
         kept = set(graph.outputs)
         for node in reversed(list(graph)):

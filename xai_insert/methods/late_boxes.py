@@ -1,0 +1,72 @@
+"""Boxes of all locations in models that decode boxes only where they have selected.
+
+Such a model takes the best locations of each level first, then decodes their boxes. What it does to the boxes that it
+has taken is done again to all of them: the same operations, with all indices in place of the chosen ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from xai_insert.graph.cuts import activations
+from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.frontier import find_heads, local_values, selects
+from xai_insert.locate.inputs import image_inputs
+
+_BOX = 4
+
+
+def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
+    """What values with chosen locations would be if all locations had been chosen, where they may be decoded boxes.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view; its batch is 1.
+    """
+    images = image_inputs(graph)
+    dependent = activations(graph, images)
+    local, _ = local_values(graph, dependent, find_heads(graph, images))
+    made: dict[Value, V] = {}
+    for node in graph.nodes:
+        if _chooses(node, dependent) and node.read(0) in local and node.read(1) not in made:
+            made[node.read(1)] = _every_row(surgeon, node)
+    for node in graph.nodes:
+        operands = [value for value in node.inputs if value is not None]
+        if not any(value in made for value in operands):
+            continue
+        takes_all = _chooses(node, dependent) and node.read(1) in made and node.read(0) not in made
+        is_way = all(value in made or value in local or value not in dependent for value in operands)
+        if is_way and (takes_all or not selects(node, dependent)):
+            made.update(zip(node.outputs, _again(surgeon, node, made), strict=True))
+    return {value: handle for value, handle in made.items() if _may_be_boxes(value)}
+
+
+def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:
+    """A node's results for all rows."""
+    sizes = node.output.sizes
+    if node.op is Op.RESHAPE and len(sizes) in (2, 3) and (width := sizes[-1]) == node.read(0).sizes[-1] and width:
+        # Rows stay rows, of which it may hold the number of those chosen.
+        return [surgeon.ops.reshape(made[node.read(0)], [*[1] * (len(sizes) - 2), -1, width])]
+    return surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs])
+
+
+def _chooses(node: Node, dependent: set[Value]) -> bool:
+    """Whether a node takes some rows of its first operand, as the image says."""
+    return node.op is Op.GATHER and node.read(1) in dependent and node.read(1).rank in (1, 2)
+
+
+def _every_row(surgeon: Surgeon[V], node: Node) -> V:
+    """The indices with which a node takes all rows of one image, in order."""
+    op, (data, index) = surgeon.ops, (node.read(0), node.read(1))
+    axis = node.attrs["axis"]
+    count = data.sizes[axis]
+    rows = op.numbers(op.size(surgeon.handle(data), axis) if count is None else op.constant(np.array([count])))
+    rows = rows if index.dtype == "int64" else op.cast(rows, index.dtype)
+    return rows if index.rank == 1 else op.unsqueeze(rows, [0])
+
+
+def _may_be_boxes(value: Value) -> bool:
+    return value.rank in (2, 3) and "float" in value.dtype and value.sizes[-1] == _BOX
