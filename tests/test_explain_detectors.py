@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 import xai_insert
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene, overlapping_scene
 from tests.commands import invoke
+from tests.region_models import HEIGHT, WIDTH, Net
 from tests.test_per_box import found_objects, reporting_detector
 from xai_insert.cli.explain import main
 from xai_insert.explain.detect import Finder
@@ -262,6 +263,29 @@ def test_box_maps_follow_the_chosen_classes(with_box_maps, tmp_path):
         assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == sorted(
             Path(item["overlay"]).name for item in record["maps"]
         ), "pictures of the other class are left behind"
+
+
+@pytest.mark.parametrize("report", ["rows", "masks"])
+def test_boxes_of_two_stages_have_their_maps(report, tmp_path):
+    """Beside one map for all classes, or beside the masks of a segmenter."""
+    net = Net("scattered", "flatten", report)
+    onnx.save(net.model, tmp_path / "plain.onnx")
+    xai_insert.insert_file(tmp_path / "plain.onnx", tmp_path / "xai.onnx", xai_insert.Options(per_box=True))
+    noise = np.random.default_rng(0).normal(128, 40, (HEIGHT, WIDTH, 3)).clip(0, 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "noise.png"), noise)
+    prepared = ("--mean", "128", "--scale", "40", "--channels", "bgr", "--threshold", "0", "--raw", "npy")
+    fine(tmp_path / "xai.onnx", tmp_path / "noise.png", "-o", tmp_path / "out", *prepared)
+    (record,) = records(tmp_path / "out")
+    drawn = [item for item in record["maps"] if "box" in item]
+    assert len(drawn) == len(record["predictions"]) > 2
+    assert len({item["overlay"] for item in record["maps"]}) == len(record["maps"])
+    feed = ((noise.astype(np.float32) - 128) / 40).transpose(2, 0, 1)[None]
+    session = ort.InferenceSession(tmp_path / "xai.onnx")
+    names = [item.name for item in session.get_outputs()]
+    maps = dict(zip(names, session.run(None, {"image": feed}), strict=True))["saliency_map_per_box"][0]
+    for item in drawn:
+        raw = np.load(tmp_path / "out" / item["raw"]).astype(int)
+        assert np.abs(maps - raw).max(axis=(1, 2)).min() <= 1, "no map of the model's is the one that was written"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -185,7 +185,8 @@ class Explainer:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
         if found.saliency_map.ndim == 2:
             caption = ("all classes", f"{len(found.instances)} found" if found.instances else "")
-            return [self._draw_map(scene, found.saliency_map, "all", caption, found.instances)]
+            every = self._draw_map(scene, found.saliency_map, "all", caption, found.instances)
+            return [every, *self._draw_boxes(scene, found.instances)]
         drawn = []
         for item in found.chosen:
             score = f"{item.score:.2f}" if found.has_scores else ""
@@ -199,11 +200,12 @@ class Explainer:
         return drawn
 
     def _draw_boxes(self, scene: _Scene, instances: Sequence[Instance]) -> list[dict[str, Any]]:
-        """Draw the map of each object of one class that has a map of its own, with its box alone."""
+        """Draw the map of each object that has a map of its own, with its box alone; objects count within a class."""
         drawn = []
-        for number, item in enumerate(instances, start=1):
+        for index, item in enumerate(instances):
             if item.saliency_map is None:
                 continue
+            number = 1 + sum(other.class_id == item.class_id for other in instances[:index])
             score = f"{item.score:.2f}"
             mark = f"{item.class_id}-{files.slug(item.label)}-box{number}-{score}"
             caption = (f"{item.label}, box {number}", score)
