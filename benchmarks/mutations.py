@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from xml.etree import ElementTree
 
 import onnx
@@ -319,9 +320,9 @@ def _edit_xml(root: ElementTree.Element, rng: random.Random) -> None:
             parent.remove(rng.choice(list(parent)))
         case 1 if parents:
             parent = rng.choice(parents)
-            parent.insert(rng.randrange(len(parent) + 1), rng.choice(list(parent)))
+            parent.insert(rng.randrange(len(parent) + 1), deepcopy(rng.choice(list(parent))))
         case 2 if parents:
-            rng.choice(parents).append(rng.choice(elements))
+            rng.choice(parents).append(deepcopy(rng.choice(elements)))  # itself would be a tree without end
         case 3:
             _change_number(root, rng)
         case 4 if layers := [element for element in elements if element.tag == "layer"]:
