@@ -3,6 +3,8 @@
 import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -218,9 +220,21 @@ def test_entity_expansion(ir):
     refused(path, "document type", "out.xml")
 
 
+GIVE_UP = """
+import sys
+from pathlib import Path
+from xai_insert import Options, check, errors, insert_file
+check._MOST_SECONDS = 0.3
+try:
+    insert_file(Path(sys.argv[1]), Path(sys.argv[2]), Options(output=sys.argv[3]))
+except errors.TimeLimitError as err:
+    print(err, flush=True)
+"""
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
-def test_a_loop_without_end_is_broken_off(folder, suffix, monkeypatch):
-    monkeypatch.setattr("xai_insert.check._MOST_SECONDS", 0.3)
+def test_a_loop_without_end_is_broken_off(folder, suffix):
+    """In a process of its own: OpenVINO's thread stays in the loop, and would keep a processor from all later tests."""
     b = models.Builder(batch=1)
     x = b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), models.CHANNELS)
     body = helper.make_graph(
@@ -237,8 +251,11 @@ def test_a_loop_without_end_is_broken_off(folder, suffix, monkeypatch):
     onnx.save(model, folder / "model.onnx")
     if suffix == ".xml":
         ov.save_model(ov.Core().read_model(folder / "model.onnx"), folder / "model.xml", compress_to_fp16=False)
-    with pytest.raises(errors.TimeLimitError, match="did not finish"):
-        insert_file(folder / f"model{suffix}", folder / f"out{suffix}", Options(output=x))
+    command = [sys.executable, "-c", GIVE_UP, folder / f"model{suffix}", folder / f"out{suffix}", x]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PACKAGE.parent) as process:
+        said = process.stdout.readline()
+        process.kill()
+    assert "did not finish" in said
 
 
 def test_a_model_that_holds_too_much_can_still_be_inserted_unchecked():
