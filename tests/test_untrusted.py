@@ -8,6 +8,8 @@ import sys
 import zlib
 from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
 import openvino as ov
 import pytest
@@ -218,6 +220,22 @@ def test_entity_expansion(ir):
     path = ir("<net ", f"<!DOCTYPE net [{entities}]><net ")
     path.write_text(path.read_text().replace('name="image"', 'name="&a9;"'))
     refused(path, "document type", "out.xml")
+
+
+@pytest.mark.parametrize("command", ["insert", "explain"])
+def test_commands_leave_nothing_at_home(folder, command):
+    """Newer versions of onnxruntime keep a number of this computer there, for the usage data that they send home."""
+    (home := folder / "home").mkdir()
+    onnx.save(models.classifier(models.CLOSED["global average pool"], batch=1, size=(16, 16)), folder / "model.onnx")
+    cv2.imwrite(str(folder / "image.png"), np.zeros((16, 16, 3), np.uint8))
+    arguments = {"insert": ["-o", folder / "out.onnx"], "explain": [folder / "image.png", "-o", folder / "pictures"]}
+    environment = {key: text for key, text in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"xai_insert.cli.{command}", folder / "model.onnx", *arguments[command]],
+        env={**environment, "HOME": str(home)}, cwd=PACKAGE.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in home.rglob("*") if path.is_file()]
 
 
 GIVE_UP = """
