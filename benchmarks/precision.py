@@ -2,10 +2,11 @@
 
     python -m benchmarks.precision [--photos FOLDER] [--int8 FP32.xml INT8.xml|INT8.onnx]
 
-Prints, for each model and method, the correlation of the predicted class's raw map in the default precision with that
-in float32: lowest and median over the images. The bundled models run on their own held-out images; FOLDER is what
-`benchmarks.real_models` has written (EfficientNet-Lite0 with ImageNet weights, photographs). With `--int8`, maps of a
-quantised model are compared with those of its float32 original instead, in float32 and in the default precision.
+Prints, for each model and method, the correlation of the predicted class's raw map (of a detector or segmenter: of each
+class in the image that it finds) in the default precision with that in float32: lowest and median. The bundled models
+run on their own held-out images; FOLDER is what `benchmarks.real_models` has written (EfficientNet-Lite0 with ImageNet
+weights, photographs). With `--int8`, maps of a quantised model are compared with those of its float32 original instead,
+in float32 and in the default precision.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import numpy as np
 import onnxruntime as ort
 import openvino as ov
 
-from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, classification_scene
+from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, classification_scene, multi_object_scene
 from xai_insert import Options, insert
 from xai_insert.errors import XaiInsertError
 
 SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
-_IMAGES = 24
+_IMAGES, _OBJECT_IMAGES = 24, 100
+_F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 Array = np.ndarray
 
@@ -47,11 +49,12 @@ def _options(**chosen: Any) -> Options:
 
 
 def outputs(model: Any, images: list[Array], precision: str | None) -> list[tuple[Array, Array]]:
-    """Logits and raw map of each image."""
+    """First and last output for each image: logits and raw map of an inserted classifier."""
     if isinstance(model, ov.Model):
         config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
         compiled = ov.Core().compile_model(model, "CPU", config)
-        return [(np.array(found[0]), np.array(found["saliency_map"])) for found in map(compiled, images)]
+        pairs = [list(compiled(image).values()) for image in images]
+        return [(np.array(found[0]), np.array(found[-1])) for found in pairs]
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     found = [session.run(None, {name: image}) for image in images]
@@ -65,6 +68,21 @@ def correlations(wanted: list[tuple[Array, Array]], found: list[tuple[Array, Arr
         best = int(logits.argmax())
         pair = [maps[0, best] if maps.ndim == 4 else maps[0] for maps in (exact, rough)]
         result.append(np.corrcoef(*(item.ravel().astype(np.float64) for item in pair))[0, 1])
+    return np.array(result)
+
+
+def object_correlations(model: ov.Model) -> Array:
+    """Correlation of the maps of the classes in an image that are found in it, image by image."""
+    single, default = (ov.Core().compile_model(model, "CPU", config) for config in (_F32, {}))
+    result = []
+    for index in range(_OBJECT_IMAGES):
+        scene = multi_object_scene(HELD_OUT_SEED + index)
+        image = scene.image.transpose(2, 0, 1)[None].astype(np.float32)
+        exact, rough = (np.array(compiled(image)["saliency_map"])[0] for compiled in (single, default))
+        for label in sorted({shape.class_id for shape in scene.objects}):
+            pair = [maps[label].ravel().astype(np.float64) for maps in (exact, rough)]
+            if np.ptp(pair[0]) > 0:
+                result.append(np.corrcoef(*pair)[0, 1] if np.ptp(pair[1]) > 0 else 0.0)
     return np.array(result)
 
 
@@ -90,6 +108,9 @@ def compare_precisions(photos: Path | None) -> None:
             exact, rough = (outputs(result.model, images, precision) for precision in ("f32", None))
             form = f"{result.report.method}, {result.report.form}"
             _row(name, way, form, str(len(images)), *_summary(correlations(exact, rough)))
+    for name in ("shapes_detector", "shapes_segmenter"):
+        found = object_correlations(insert(SHAPES / f"{name}.xml", _options()).model)
+        _row(name, "default", f"{(found >= 0.99).mean():.1%} above 0.99", f"{len(found)} maps", *_summary(found))
 
 
 def compare_int8(original: Path, quantised: Path, photos: Path | None) -> None:
@@ -98,8 +119,7 @@ def compare_int8(original: Path, quantised: Path, photos: Path | None) -> None:
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + _IMAGES)
     images = [classification_scene(seed).model_input() for seed in seeds] if is_shape or photos is None else []
     images = images or [np.load(path) for path in sorted((photos or Path()).glob("*.npy"))]
-    model = insert(quantised, _options()).model
-    model = model if isinstance(model, ov.Model) else _serialised(model)
+    model = runnable(insert(quantised, _options()).model)
     wanted = outputs(insert(original, _options()).model, images, "f32")
     _row("model", "precision", "images", "lowest", "median")
     _row(*["---"] * 5)
@@ -108,11 +128,14 @@ def compare_int8(original: Path, quantised: Path, photos: Path | None) -> None:
         _row(quantised.name, precision or "default", str(len(images)), *_summary(found))
 
 
-def _serialised(model: Any) -> bytes:
+def runnable(model: Any) -> Any:
+    """A model for `outputs`: an `ov.Model`, or the bytes of an ONNX one."""
+    if isinstance(model, (ov.Model, bytes)):
+        return model
     import onnx_ir  # noqa: PLC0415 - for ONNX models alone
 
-    content: bytes = onnx_ir.to_proto(model).SerializeToString()
-    return content
+    proto = onnx_ir.to_proto(model) if isinstance(model, onnx_ir.Model) else model
+    return proto.SerializeToString()
 
 
 def main() -> None:
