@@ -1,14 +1,17 @@
 """Dynamic, fixed and unusual inputs: the maps are those of the plain model on the same picture."""
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import openvino as ov
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from tests import deployed, oracle
 from tests.models import CHANNELS, Builder, as_format
 from xai_insert import Options, insert
+from xai_insert.cli.insert import main
 
 FORMATS = [".xml", ".onnx"]
 NAMES = ["shapes_cnn", "shapes_vit"]
@@ -145,10 +148,15 @@ def test_map_of_a_detector_follows_the_size_of_the_image(kind):
         assert_same(found, wanted)
 
 
-def test_symbolic_sizes_are_fixed_by_option():
-    model = deployed.resized_input(deployed.plain("shapes_cnn", ".onnx"), ["n", 3, "h", "w"])
-    result = insert(model, Options(output_dtype="f32", input_shapes={"image": (1, 3, 96, 96)}))
-    assert result.report.saliency_map["shape"] == (1, 8, 12, 12)
+def test_symbolic_sizes_are_fixed_by_option(tmp_path):
+    source, goal = tmp_path / "model.onnx", tmp_path / "new.onnx"
+    onnx.save(deployed.resized_input(deployed.plain("shapes_vit", ".onnx"), ["n", 3, "h", "w"]), source)
+    arguments = [str(source), "-o", str(goal), "--output-dtype", "f32"]
+    assert CliRunner().invoke(main, arguments).exit_code == 1  # a transformer needs its number of tokens
+    told = CliRunner().invoke(main, [*arguments, "--input-shape", "image:1,3,96,96"])
+    assert told.exit_code == 0, told.output
+    new = onnx.load(goal)
+    assert [dim.dim_value for dim in new.graph.output[1].type.tensor_type.shape.dim] == [1, 8, 12, 12]
     image = deployed.scenes(1)
-    plain = oracle.run(insert(deployed.plain("shapes_cnn", ".onnx"), RAW).model, image)
-    assert_same(results(result.model, image)["saliency_map"], plain["saliency_map"])
+    plain = oracle.run(insert(deployed.plain("shapes_vit", ".onnx"), RAW).model, image)
+    assert_same(results(new, image)["saliency_map"], plain["saliency_map"])
