@@ -45,6 +45,7 @@ _OF_DETECTORS: tuple[dict[str, Any], ...] = (
     {}, {}, {"num_classes": 4}, {"per_box": True}, {"check": False}, {"saliency_size": [9, 7]},
 )  # fmt: skip
 _WORN = 5.0, 700.0  # seconds or megabytes after which a worker is replaced: what is left over is not the next file's
+_SAVE = 100  # files between two writings of the counts
 _ROOT = Path(__file__).parents[1]
 
 
@@ -293,24 +294,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts: Counter[tuple[str, str]] = Counter()
     slowest = largest = 0.0
     began = time.perf_counter()
-    for case, outcome in fuzz(numbers, args.seed, args.keep):
+
+    def summary() -> str:
+        found = {
+            "first": numbers[0],
+            "files": sum(counts.values()),
+            "counts": {suffix: {kind: counts[suffix, kind] for kind in (*CLEAN, *BAD)} for suffix in ("onnx", "xml")},
+            "slowest_seconds": round(slowest, 2),
+            "largest_megabytes": round(largest),
+            "seconds": round(time.perf_counter() - began),
+        }
+        return json.dumps(found, indent=2)
+
+    for done, (case, outcome) in enumerate(fuzz(numbers, args.seed, args.keep), 1):
         counts[case.source.suffix[1:], outcome.kind] += 1
         slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.megabytes)
         if outcome.kind in BAD or outcome.kind.endswith("reported") or args.only:
             print(f"{case.number} {case.seed} {case.options} {outcome}", file=sys.stderr, flush=True)
-        if args.minutes and time.perf_counter() - began > 60 * args.minutes:
+        stops = args.minutes and time.perf_counter() - began > 60 * args.minutes
+        if args.json and (done % _SAVE == 0 or done == len(numbers) or stops):
+            args.json.write_text(summary() + "\n")
+        if stops:
             break
-    summary = {
-        "first": numbers[0],
-        "files": sum(counts.values()),
-        "counts": {suffix: {kind: counts[suffix, kind] for kind in (*CLEAN, *BAD)} for suffix in ("onnx", "xml")},
-        "slowest_seconds": round(slowest, 2),
-        "largest_megabytes": round(largest),
-        "seconds": round(time.perf_counter() - began),
-    }
-    print(json.dumps(summary, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(summary, indent=2) + "\n")
+    print(summary())
     return int(any(counts[suffix, kind] for suffix in ("onnx", "xml") for kind in BAD))
 
 

@@ -29,3 +29,12 @@ def test_a_detector_whose_boxes_lie_in_an_empty_batch(tmp_path):
     (tmp_path / "model.xml").write_text("<layer ".join(layers))
     with pytest.raises(errors.XaiInsertError, match="--per-box"):
         insert(tmp_path / "model.xml", Options(per_box=True))
+
+
+def test_a_value_that_nothing_gives():
+    """A node in the middle is gone."""
+    net = test_per_box.Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="lists")
+    gone = next(node for node in net.model.graph.node if node.op_type == "Transpose")
+    net.model.graph.node.remove(gone)
+    with pytest.raises(errors.ModelFileError, match="which nothing gives"):
+        insert(net.model)

@@ -140,6 +140,7 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
     if model.functions:
         passes.InlinePass()(model)
         source = None
+    _require_given(model.graph)
     inputs = {value.name: value for value in model.graph.inputs}
     for name, sizes in input_shapes.items():
         if name not in inputs:
@@ -147,6 +148,14 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
         inputs[name].shape = ir.Shape(sizes)
         source = None
     return OnnxModel(model, source, input_shapes)
+
+
+def _require_given(graph: ir.Graph) -> None:
+    """Refuse a graph that reads what no node, input or initializer gives."""
+    for node in graph.all_nodes():
+        for value in filter(None, node.inputs):
+            if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+                raise ModelFileError(f"{node.op_type} {node.name!r} reads {value.name!r}, which nothing gives")
 
 
 def _is_sorted(graph: ir.Graph) -> bool:
