@@ -13,7 +13,7 @@ from tests import oracle
 from xai_insert import Options, insert
 
 QUICK = ("efficientnet_b0.legacy", "vit_tiny_patch16_224.legacy")
-MORE = (*QUICK, "resnet18_max.legacy", "mobilenetv3_large_100.legacy", "swin_tiny_patch4_window7_224.legacy")
+MORE = (*QUICK, "resnet18_max.legacy", "mobilenetv3_large_100.legacy", "deit_tiny_distilled_patch16_224.legacy")
 RAW = Options(output_dtype="f32")
 
 
