@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests import zoo_table
+from xai_insert import insert_file
+
+SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
 
 
 def pytest_addoption(parser):
@@ -18,3 +21,12 @@ def pytest_configure(config):
         raise pytest.UsageError("--zoo-table needs --zoo")
     if path is not None and not hasattr(config, "workerinput"):  # workers report to the one that writes
         config.pluginmanager.register(zoo_table.Writer(path))
+
+
+@pytest.fixture(scope="session")
+def inserted_shapes(tmp_path_factory):
+    """Folder with the shape classifier with a map, in both formats: `shapes.xml` and `shapes.onnx`."""
+    folder = tmp_path_factory.mktemp("inserted")
+    for suffix in ("xml", "onnx"):
+        insert_file(SHAPES / f"shapes_cnn.{suffix}", folder / f"shapes.{suffix}")
+    return folder

@@ -1,4 +1,4 @@
-"""`xai-explain`: the pictures against the model's own outputs, the geometry against known points, runs that stop."""
+"""`xai-explain` on the bundled classifier: what it writes, what it refuses, and runs that stop and go on."""
 
 import html.parser
 import json
@@ -7,286 +7,26 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from urllib.parse import unquote
 
 import cv2
 import numpy as np
 import onnx
-import onnxruntime as ort
-import openvino as ov
 import PIL.Image
 import pytest
 
 import xai_insert
 from tests import models
-from tests.commands import invoke
-from xai_insert.cli.explain import main
-from xai_insert.explain import read_outputs
-from xai_insert.explain.class_names import class_names
-from xai_insert.explain.classify import Classifier, probabilities
-from xai_insert.explain.draw import COLORMAPS, to_bytes
-from xai_insert.explain.errors import PreprocessingError
-from xai_insert.explain.explained import ScoreMeaning, Selection
+from tests.explaining import IMAGES, LABELS, SHAPES, call, expected, fine, records, tree
+from xai_insert.explain.classify import Classifier
+from xai_insert.explain.explained import ScoreMeaning
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images
 from xai_insert.explain.journal import Journal
 from xai_insert.explain.outputs import Outputs
-from xai_insert.explain.picture import canvas, draw, with_caption
-from xai_insert.explain.preprocessing import RESIZES, Preprocessing, from_metadata, prepare
+from xai_insert.explain.preprocessing import Preprocessing
 from xai_insert.explain.run import DrawOptions, Explainer
 from xai_insert.explain.runtime import ImageInput
-
-SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
-IMAGES = sorted((SHAPES / "images").glob("shape_*.png"))
-LABELS = ["circle", "square", "triangle", "star", "cross", "ring", "crescent", "arrow"]
-
-
-def call(*arguments):
-    return invoke(main, *arguments)
-
-
-def fine(*arguments):
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def inserted(tmp_path_factory):
-    """The shape classifier with a map, in both formats."""
-    folder = tmp_path_factory.mktemp("inserted")
-    for suffix in ("xml", "onnx"):
-        xai_insert.insert_file(SHAPES / f"shapes_cnn.{suffix}", folder / f"shapes.{suffix}")
-    return folder
-
-
-def expected(model, image):
-    """Predictions and maps by hand: stored BGR to RGB, float32 NCHW."""
-    pixels = cv2.imread(str(image))[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
-    results = ov.Core().compile_model(model, "CPU")(pixels)
-    logits = results["logits"][0].astype(np.float64)
-    return np.exp(logits) / np.exp(logits).sum(), results["saliency_map"][0]
-
-
-# The overlay
-
-
-def test_overlay_blends_as_told():
-    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    saliency = np.full((4, 5), 255, np.uint8)
-    np.testing.assert_array_equal(xai_insert.overlay(image, saliency, opacity=0), image)
-    np.testing.assert_array_equal(np.unique(xai_insert.overlay(image, saliency, opacity=1)), [0, 128])  # jet's dark red
-    half = xai_insert.overlay(image, saliency, opacity=0.5, colormap="gray")
-    np.testing.assert_allclose(half, image * 0.5 + 127.5, atol=1)
-
-
-@pytest.mark.parametrize("colormap", COLORMAPS)
-def test_colours_follow_the_map(colormap):
-    image = np.zeros((2, 256, 3), np.uint8)
-    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None], 2, axis=0)
-    reference = cv2.cvtColor(ramp, cv2.COLOR_GRAY2RGB)
-    if colormap != "gray":
-        reference = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{colormap.upper()}"))[..., ::-1]
-    np.testing.assert_array_equal(xai_insert.overlay(image, ramp, opacity=1, colormap=colormap), reference)
-
-
-@pytest.mark.parametrize(
-    ("image", "saliency", "options", "message"),
-    [
-        ((4, 4), (2, 2), {}, r"image must be uint8 \[H, W, 3\]"),
-        ((4, 4, 3), (1, 2, 2), {}, "pick one image and one class"),
-        ((4, 4, 3), (2, 2), {"opacity": 2}, "opacity must lie in 0..1"),
-        ((4, 4, 3), (2, 2), {"colormap": "rainbow"}, "colormap must be one of jet"),
-    ],
-)
-def test_overlay_refuses(image, saliency, options, message):
-    with pytest.raises(ValueError, match=message):
-        xai_insert.overlay(np.zeros(image, np.uint8), np.zeros(saliency, np.uint8), **options)
-
-
-def test_scores_become_bytes():
-    scores = np.array([[-1.0, 0.0], [1.0, 3.0]], np.float32)
-    np.testing.assert_array_equal(to_bytes(scores), [[0, 63], [127, 255]])
-    assert not to_bytes(np.full((3, 3), 7.0)).any()
-
-
-def test_caption_is_cut_to_fit():
-    image = np.zeros((40, 256, 3), np.uint8)
-    captioned = with_caption(image, "a very long label " * 20, "0.50")
-    assert captioned.shape[1] == 256
-    assert captioned.shape[0] > 40
-    right = captioned[40:, -40:].max(axis=(0, 2))
-    assert right.max() > 150, "the score is not drawn"
-
-
-# Reading outputs
-
-
-def test_outputs_by_name_from_each_runtime(inserted):
-    feed = np.zeros((1, 3, 96, 96), np.float32)
-    session = ort.InferenceSession(inserted / "shapes.onnx")
-    names = [item.name for item in session.get_outputs()]
-    for outputs in (
-        read_outputs(ov.Core().compile_model(inserted / "shapes.xml", "CPU")(feed)),
-        read_outputs(session.run(None, {"image": feed}), names),
-        read_outputs(dict(zip(names, session.run(None, {"image": feed}), strict=True))),
-    ):
-        assert list(outputs.predictions) == ["logits"]
-        assert outputs.saliency_map.shape == (1, 8, 12, 12)
-        assert outputs.feature_vector is None
-    with pytest.raises(ValueError, match="pass names"):
-        read_outputs([feed])
-
-
-@pytest.mark.parametrize(
-    ("logits", "multilabel", "scores", "independent"),
-    [
-        ([0.0, np.log(3)], False, [0.25, 0.75], False),
-        ([0.2, 0.8], False, [0.2, 0.8], False),
-        ([0.9, 0.8, 0.1], False, [0.9, 0.8, 0.1], True),
-        ([0.0, -np.log(3)], True, [0.5, 0.25], True),
-        ([1e4, -1e4], True, [1, 0], True),
-        ([1e4, 0], False, [1, 0], False),
-    ],
-)
-def test_probabilities(logits, multilabel, scores, independent):
-    found, kind = probabilities(np.array(logits, np.float32), multilabel)
-    np.testing.assert_allclose(found, scores, atol=1e-6)
-    assert kind is independent
-
-
-def test_class_selection():
-    scores = np.array([0.1, 0.6, 0.2, 0.1])
-    chosen = {text: list(Selection.parse(text).choose(scores, [1])) for text in ("predictions", "all", "top2", "3,0")}
-    assert chosen == {"predictions": [1], "all": [0, 1, 2, 3], "top2": [1, 2], "3,0": [3, 0]}
-    for text in ("top0", "best", "1,", ""):
-        with pytest.raises(ValueError, match="is not predictions"):
-            Selection.parse(text)
-
-
-# Preparing images
-
-
-def test_metadata_of_model_api():
-    info = {
-        "mean_values": "123.675 116.28 103.53", "scale_values": "58.395, 57.12, 57.375",
-        "reverse_input_channels": "YES", "resize_type": "fit_to_window_letterbox", "pad_value": "114",
-    }  # fmt: skip
-    how = from_metadata(info, True, {"scale": None})
-    assert (how.mean, how.scale) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-    assert (how.bgr, how.resize, how.pad_value, how.interpolation) == (False, "letterbox", 114, cv2.INTER_LINEAR)
-    assert from_metadata({}, True, {}).bgr, "Model API feeds BGR unless told otherwise"
-    assert not from_metadata({}, False, {}).bgr
-    assert from_metadata(info, True, {"mean": (1.0,), "resize": "crop"}).resize == "crop"
-    with pytest.raises(PreprocessingError, match="resize_type 'warp'"):
-        from_metadata({"resize_type": "warp"}, True, {})
-    with pytest.raises(PreprocessingError, match="wanted numbers"):
-        from_metadata({"mean_values": "a b"}, True, {})
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("{0: 'person', 1: 'traffic light'}", ("person", "traffic light")),
-        ("""{1: "farmer's \\"hat\\"", 0: 'caf\\xe9, {a: 1}',}""", ("café, {a: 1}", 'farmer\'s "hat"')),
-        ("['cat', 'dog',]", ("cat", "dog")),
-        (r"{0: 'two\nlines', 1: '\ud800'}", ("two lines", "?")),
-        ("{0: 'a', 2: 'c'}", ()),
-        ("{0: 'a', 0: 'b'}", ()),
-        ("{0: 'a' 1: 'b'}", ()),
-        ("{0: 'a', 'b'}", ()),
-        ("{0: 1}", ()),
-        ("{0: f'{1}'}", ()),
-        ("{0: __import__('os').getcwd()}", ()),
-        (r"{0: '\N{no such name}'}", ()),
-        ("{0: 'a'", ()),
-        ("{}", ()),
-        ("", ()),
-    ],
-)
-def test_names_of_ultralytics(text, names):
-    assert class_names({"names": text}) == names
-    assert class_names({"names": text, "labels": "Model API"}) == ("Model", "API")
-
-
-HOSTILE_NAMES = {
-    "nested": "{0: " + "[" * 100_000 + "]" * 100_000 + "}",
-    "signs": "{0: " + "-" * 100_000 + "1}",
-    "long": "{0: '" + "a" * 100_000 + "'}",
-    "many": "[" + "'a'," * 1_000_000 + "]",
-    "empty": "[" + " " * 1_000_000 + "]",
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE_NAMES)
-def test_names_that_would_choke_the_parser(kind):
-    assert class_names({"names": HOSTILE_NAMES[kind]}) == ()
-
-
-def test_as_many_names_as_imagenet_has():
-    names = {index: f"class, {index} 'quoted'" for index in range(21_843)}
-    assert class_names({"names": str(names)}) == tuple(names.values())
-
-
-@pytest.mark.parametrize("kind", ["onnx", "onnx in openvino", "ir"])
-def test_names_reach_the_page(tmp_path, kind):
-    names = {index: f"{label} <{index}>" for index, label in enumerate(LABELS)}
-    model = onnx.load(SHAPES / "shapes_cnn.onnx")
-    onnx.helper.set_model_props(model, {"names": str(names), "task": "classify", "stride": "1"})
-    onnx.save(model, tmp_path / "plain.onnx")
-    path = tmp_path / ("xai.xml" if kind == "ir" else "xai.onnx")
-    xai_insert.insert_file(tmp_path / "plain.onnx", path)
-    runtime = ["--runtime", "openvino"] if kind == "onnx in openvino" else []
-    fine(path, IMAGES[3], "-o", tmp_path / "out", *runtime)
-    assert records(tmp_path / "out")[0]["maps"][0]["label"] == "star <3>"
-    assert "star &lt;3&gt;" in (tmp_path / "out" / "index.html").read_text()
-
-
-def test_normalisation_and_channels():
-    image = np.full((4, 4, 3), (10, 20, 30), np.uint8)
-    pixels, _ = prepare(image, Preprocessing(mean=(1, 2, 3), scale=(2,), bgr=True), (4, 4), 3)
-    np.testing.assert_allclose(pixels[0, 0], [(30 - 1) / 2, (20 - 2) / 2, (10 - 3) / 2])
-    feeder = Feeder.of(ImageInput("x", (2, 1, 4, 4), "float16"), Preprocessing())
-    feed, _ = feeder.feed(image)
-    assert feed.shape == (2, 1, 4, 4)
-    assert feed.dtype == np.float16
-    assert Feeder.of(ImageInput("x", (None, 4, 4, 3), "uint8"), Preprocessing()).feed(image)[0].shape == (1, 4, 4, 3)
-
-
-@pytest.mark.parametrize("size", [(60, 160), (160, 60), (128, 128), (40, 40)])
-@pytest.mark.parametrize("resize", RESIZES)
-def test_map_lies_on_what_the_model_saw(resize, size):
-    """A dot of the image, found again in the input, marks a map; the drawn map must have its peak at the dot."""
-    image = np.zeros((*size, 3), np.uint8)
-    y, x = round(size[0] * 0.56), round(size[1] * 0.47)
-    cv2.circle(image, (x, y), 4, (255, 255, 255), -1)
-    pixels, view = prepare(image, Preprocessing(resize=resize), (64, 96), 3)
-    shown = canvas(image)
-    drawn = draw(shown, np.ascontiguousarray(pixels[..., 0]), view, 1.0, "gray")[..., 0].astype(float)
-    assert drawn.shape == shown.shape[:2]
-    rows, columns = np.indices(drawn.shape)
-    weight = np.where(drawn > 100, drawn, 0)
-    scale = shown.shape[0] / size[0]
-    found = ((rows * weight).sum() / weight.sum() / scale, (columns * weight).sum() / weight.sum() / scale)
-    np.testing.assert_allclose(found, (y, x), atol=1)
-
-
-def test_what_the_model_did_not_see_is_dimmed():
-    image = np.full((100, 300, 3), 200, np.uint8)
-    _, view = prepare(image, Preprocessing(resize="crop"), (50, 50), 3)
-    drawn = draw(image, np.zeros((5, 5), np.uint8), view, 0.0, "jet")
-    assert (drawn[:, 100:200] == 200).all()
-    assert (drawn[:, :100] == 70).all()
-
 
 # The command
 
@@ -295,11 +35,11 @@ def test_what_the_model_did_not_see_is_dimmed():
 @pytest.mark.parametrize(
     ("suffix", "runtime"), [("xml", None), ("onnx", None), ("onnx", "openvino")], ids=["ir", "onnx", "onnx-openvino"]
 )
-def test_main_job(inserted, tmp_path, source, suffix, runtime):
-    model = inserted / f"shapes.{suffix}" if source == "inserted" else SHAPES / f"shapes_cnn.{suffix}"
+def test_main_job(inserted_shapes, tmp_path, source, suffix, runtime):
+    model = inserted_shapes / f"shapes.{suffix}" if source == "inserted" else SHAPES / f"shapes_cnn.{suffix}"
     fine(model, *IMAGES, "-o", tmp_path, "--raw", "npy", *(["--runtime", runtime] if runtime else []))
     for image, record in zip(IMAGES, records(tmp_path), strict=True):
-        scores, maps = expected(inserted / "shapes.xml", image)
+        scores, maps = expected(inserted_shapes / "shapes.xml", image)
         best = int(scores.argmax())
         (drawn,) = record["maps"]
         assert (drawn["class_id"], drawn["label"]) == (best, LABELS[best])
@@ -323,11 +63,11 @@ class _Page(html.parser.HTMLParser):
         self.addresses += [value for key, value in attributes if key in ("src", "href")]
 
 
-def test_page_needs_nothing_else(inserted, tmp_path):
+def test_page_needs_nothing_else(inserted_shapes, tmp_path):
     odd = tmp_path / "in" / "a <b> & #1 ü.png"
     odd.parent.mkdir()
     odd.write_bytes(IMAGES[0].read_bytes())
-    fine(inserted / "shapes.xml", odd, IMAGES[1], "-o", tmp_path / "out", "--classes", "top2")
+    fine(inserted_shapes / "shapes.xml", odd, IMAGES[1], "-o", tmp_path / "out", "--classes", "top2")
     text = (tmp_path / "out" / "index.html").read_text()
     page = _Page()
     page.feed(text)
@@ -340,13 +80,13 @@ def test_page_needs_nothing_else(inserted, tmp_path):
 
 
 @pytest.mark.parametrize(("side", "is_copied"), [(300, True), (100, False), (1500, False)])
-def test_moderate_jpeg_is_shown_as_it_is(inserted, tmp_path, side, is_copied):
+def test_moderate_jpeg_is_shown_as_it_is(inserted_shapes, tmp_path, side, is_copied):
     """Turned by its EXIF data, it lies beside overlays of the same proportions."""
     stored = cv2.resize(cv2.imread(str(IMAGES[0])), (side, side // 2))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     PIL.Image.fromarray(stored[..., ::-1]).save(tmp_path / "in.jpg", exif=exif)
-    fine(inserted / "shapes.xml", tmp_path / "in.jpg", "-o", tmp_path / "out")
+    fine(inserted_shapes / "shapes.xml", tmp_path / "in.jpg", "-o", tmp_path / "out")
     (record,) = records(tmp_path / "out")
     assert record["size"] == [side // 2, side]
     copy = tmp_path / "out" / record["image"]
@@ -357,9 +97,9 @@ def test_moderate_jpeg_is_shown_as_it_is(inserted, tmp_path, side, is_copied):
     assert shown.shape[0] == min(max(side, 256), 1024)
 
 
-def test_raw_png_is_the_map(inserted, tmp_path):
-    fine(inserted / "shapes.xml", IMAGES[0], "-o", tmp_path, "--classes", "all", "--colormap", "turbo")
-    _, maps = expected(inserted / "shapes.xml", IMAGES[0])
+def test_raw_png_is_the_map(inserted_shapes, tmp_path):
+    fine(inserted_shapes / "shapes.xml", IMAGES[0], "-o", tmp_path, "--classes", "all", "--colormap", "turbo")
+    _, maps = expected(inserted_shapes / "shapes.xml", IMAGES[0])
     (record,) = records(tmp_path)
     assert [item["class_id"] for item in record["maps"]] == list(range(8))
     for item in record["maps"]:
@@ -383,20 +123,20 @@ def test_map_without_classes_and_raw_scores(tmp_path):
     assert (raw.min(), raw.max()) == (0, 255)
 
 
-def test_labels_from_a_file_and_missing_labels(inserted, tmp_path):
+def test_labels_from_a_file_and_missing_labels(inserted_shapes, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("round thing\nsquare thing\n", encoding="utf-8")
-    fine(inserted / "shapes.xml", IMAGES[0], "-o", tmp_path / "out", "--labels", names, "--classes", "0,5")
+    fine(inserted_shapes / "shapes.xml", IMAGES[0], "-o", tmp_path / "out", "--labels", names, "--classes", "0,5")
     assert [item["label"] for item in records(tmp_path / "out")[0]["maps"]] == ["round thing", "class 5"]
 
 
-def test_folders_and_equal_names(inserted, tmp_path):
+def test_folders_and_equal_names(inserted_shapes, tmp_path):
     for folder in ("in/a", "in/b", "other"):
         (tmp_path / folder).mkdir(parents=True)
         for image in IMAGES[:2]:
             (tmp_path / folder / image.name).write_bytes(image.read_bytes())
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    fine(inserted / "shapes.xml", tmp_path / "in", tmp_path / "other", IMAGES[0], "-o", tmp_path / "in" / "out")
+    fine(inserted_shapes / "shapes.xml", tmp_path / "in", tmp_path / "other", IMAGES[0], "-o", tmp_path / "in" / "out")
     names = [record["name"] for record in records(tmp_path / "in" / "out")]
     assert names[:4] == ["a_shape_0", "a_shape_1", "b_shape_0", "b_shape_1"]
     assert len(set(names)) == 7
@@ -404,12 +144,12 @@ def test_folders_and_equal_names(inserted, tmp_path):
     assert [source.name for source in find_images(sources, tmp_path / "in" / "out")] == names, "results taken as images"
 
 
-def test_unreadable_images_are_skipped(inserted, tmp_path):
+def test_unreadable_images_are_skipped(inserted_shapes, tmp_path):
     (tmp_path / "broken.png").write_bytes(IMAGES[0].read_bytes()[:60])
     (tmp_path / "empty.jpg").touch()
     result = call(
-        inserted / "shapes.xml", tmp_path / "broken.png", tmp_path / "gone.png", tmp_path / "empty.jpg", IMAGES[1],
-        "-o", tmp_path / "out",
+        inserted_shapes / "shapes.xml", tmp_path / "broken.png", tmp_path / "gone.png", tmp_path / "empty.jpg",
+        IMAGES[1], "-o", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 1
     for name, reason in [("broken.png", "not an image"), ("gone.png", "No such file"), ("empty.jpg", "empty file")]:
@@ -437,10 +177,11 @@ def test_unreadable_images_are_skipped(inserted, tmp_path):
         (["{model}"], 2, "Missing argument"),
     ],
 )
-def test_mistakes_are_told_in_one_line(inserted, tmp_path, arguments, code, message):
+def test_mistakes_are_told_in_one_line(inserted_shapes, tmp_path, arguments, code, message):
     (tmp_path / "empty").mkdir()
     known = {
-        "image": IMAGES[0], "model": inserted / "shapes.xml", "folder": inserted, "empty": tmp_path / "empty"
+        "image": IMAGES[0], "model": inserted_shapes / "shapes.xml", "folder": inserted_shapes,
+        "empty": tmp_path / "empty",
     }  # fmt: skip
     result = call(*(argument.format(**known) for argument in arguments), "-o", tmp_path / "out")
     assert result.exit_code == code
@@ -460,11 +201,25 @@ def test_models_that_are_no_classifiers(tmp_path):
     assert records(tmp_path / "out")[0]["maps"][0]["grid"] == [18, 12]
 
 
+@pytest.mark.parametrize("kind", ["onnx", "onnx in openvino", "ir"])
+def test_names_reach_the_page(tmp_path, kind):
+    names = {index: f"{label} <{index}>" for index, label in enumerate(LABELS)}
+    model = onnx.load(SHAPES / "shapes_cnn.onnx")
+    onnx.helper.set_model_props(model, {"names": str(names), "task": "classify", "stride": "1"})
+    onnx.save(model, tmp_path / "plain.onnx")
+    path = tmp_path / ("xai.xml" if kind == "ir" else "xai.onnx")
+    xai_insert.insert_file(tmp_path / "plain.onnx", path)
+    runtime = ["--runtime", "openvino"] if kind == "onnx in openvino" else []
+    fine(path, IMAGES[3], "-o", tmp_path / "out", *runtime)
+    assert records(tmp_path / "out")[0]["maps"][0]["label"] == "star <3>"
+    assert "star &lt;3&gt;" in (tmp_path / "out" / "index.html").read_text()
+
+
 # Runs that stop and go on
 
 
-def test_second_run_draws_only_what_is_missing(inserted, tmp_path):
-    arguments = (inserted / "shapes.xml", *IMAGES, "-o", tmp_path)
+def test_second_run_draws_only_what_is_missing(inserted_shapes, tmp_path):
+    arguments = (inserted_shapes / "shapes.xml", *IMAGES, "-o", tmp_path)
     fine(*arguments)
     before = tree(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "overlays").iterdir()}
@@ -478,19 +233,19 @@ def test_second_run_draws_only_what_is_missing(inserted, tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_other_settings_draw_again_and_leave_nothing_behind(inserted, tmp_path):
-    fine(inserted / "shapes.xml", *IMAGES, "-o", tmp_path / "a", "--classes", "all")
-    assert "5 drawn" in fine(inserted / "shapes.xml", *IMAGES, "-o", tmp_path / "a", "--opacity", "0.7").stdout
-    fine(inserted / "shapes.xml", *IMAGES, "-o", tmp_path / "b", "--opacity", "0.7")
+def test_other_settings_draw_again_and_leave_nothing_behind(inserted_shapes, tmp_path):
+    fine(inserted_shapes / "shapes.xml", *IMAGES, "-o", tmp_path / "a", "--classes", "all")
+    assert "5 drawn" in fine(inserted_shapes / "shapes.xml", *IMAGES, "-o", tmp_path / "a", "--opacity", "0.7").stdout
+    fine(inserted_shapes / "shapes.xml", *IMAGES, "-o", tmp_path / "b", "--opacity", "0.7")
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
-def test_changed_image_is_drawn_again(inserted, tmp_path):
+def test_changed_image_is_drawn_again(inserted_shapes, tmp_path):
     image = tmp_path / "image.png"
     image.write_bytes(IMAGES[0].read_bytes())
-    fine(inserted / "shapes.xml", image, "-o", tmp_path / "out")
+    fine(inserted_shapes / "shapes.xml", image, "-o", tmp_path / "out")
     image.write_bytes(IMAGES[1].read_bytes())
-    assert "1 drawn" in fine(inserted / "shapes.xml", image, "-o", tmp_path / "out").stdout
+    assert "1 drawn" in fine(inserted_shapes / "shapes.xml", image, "-o", tmp_path / "out").stdout
     assert [path.name[:14] for path in (tmp_path / "out" / "overlays").iterdir()] == ["image.1-square"]
 
 
@@ -503,12 +258,12 @@ def test_journal_survives_two_kills(tmp_path):
     assert list(Journal(path).records) == ["a", "b"]
 
 
-def test_killed_run_goes_on(inserted, tmp_path):
+def test_killed_run_goes_on(inserted_shapes, tmp_path):
     (tmp_path / "in").mkdir()
     for index in range(300):
         image = cv2.imread(str(IMAGES[index % 5]))
         cv2.imwrite(str(tmp_path / "in" / f"{index:03}.png"), np.roll(image, index, axis=1))
-    arguments = [inserted / "shapes.xml", tmp_path / "in", "-o"]
+    arguments = [inserted_shapes / "shapes.xml", tmp_path / "in", "-o"]
     journal = tmp_path / "out" / "results.jsonl"
     command = [sys.executable, "-m", "xai_insert.cli.explain", *map(str, [*arguments, tmp_path / "out"])]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -1,6 +1,5 @@
 """`xai-explain` on detectors and segmenters: boxes and outlines against known scenes."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -13,10 +12,9 @@ from onnx import TensorProto, helper
 
 import xai_insert
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene, overlapping_scene
-from tests.commands import invoke
+from tests.explaining import SHAPES, call, fine, records
 from tests.region_models import HEIGHT, WIDTH, Net
 from tests.test_per_box import found_objects, reporting_detector
-from xai_insert.cli.explain import main
 from xai_insert.explain.detect import Finder
 from xai_insert.explain.detections import overlaps
 from xai_insert.explain.explained import Instance, ScoreMeaning
@@ -25,9 +23,6 @@ from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
 from xai_insert.explain.runtime import ImageInput
-
-SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
-
 
 # Drawing
 
@@ -65,20 +60,6 @@ def test_names_of_objects_in_one_place_do_not_hide_each_other(top):
 
 
 # The command, on trained models
-
-
-def call(*arguments):
-    return invoke(main, *arguments)
-
-
-def fine(*arguments):
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

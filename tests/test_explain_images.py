@@ -1,0 +1,215 @@
+"""Explaining: overlays, reading outputs, and preparing images."""
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+import openvino as ov
+import pytest
+
+import xai_insert
+from xai_insert.explain import read_outputs
+from xai_insert.explain.class_names import class_names
+from xai_insert.explain.classify import probabilities
+from xai_insert.explain.draw import COLORMAPS, to_bytes
+from xai_insert.explain.errors import PreprocessingError
+from xai_insert.explain.explained import Selection
+from xai_insert.explain.feed import Feeder
+from xai_insert.explain.picture import canvas, draw, with_caption
+from xai_insert.explain.preprocessing import RESIZES, Preprocessing, from_metadata, prepare
+from xai_insert.explain.runtime import ImageInput
+
+# The overlay
+
+
+def test_overlay_blends_as_told():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    saliency = np.full((4, 5), 255, np.uint8)
+    np.testing.assert_array_equal(xai_insert.overlay(image, saliency, opacity=0), image)
+    np.testing.assert_array_equal(np.unique(xai_insert.overlay(image, saliency, opacity=1)), [0, 128])  # jet's dark red
+    half = xai_insert.overlay(image, saliency, opacity=0.5, colormap="gray")
+    np.testing.assert_allclose(half, image * 0.5 + 127.5, atol=1)
+
+
+@pytest.mark.parametrize("colormap", COLORMAPS)
+def test_colours_follow_the_map(colormap):
+    image = np.zeros((2, 256, 3), np.uint8)
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None], 2, axis=0)
+    reference = cv2.cvtColor(ramp, cv2.COLOR_GRAY2RGB)
+    if colormap != "gray":
+        reference = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{colormap.upper()}"))[..., ::-1]
+    np.testing.assert_array_equal(xai_insert.overlay(image, ramp, opacity=1, colormap=colormap), reference)
+
+
+@pytest.mark.parametrize(
+    ("image", "saliency", "options", "message"),
+    [
+        ((4, 4), (2, 2), {}, r"image must be uint8 \[H, W, 3\]"),
+        ((4, 4, 3), (1, 2, 2), {}, "pick one image and one class"),
+        ((4, 4, 3), (2, 2), {"opacity": 2}, "opacity must lie in 0..1"),
+        ((4, 4, 3), (2, 2), {"colormap": "rainbow"}, "colormap must be one of jet"),
+    ],
+)
+def test_overlay_refuses(image, saliency, options, message):
+    with pytest.raises(ValueError, match=message):
+        xai_insert.overlay(np.zeros(image, np.uint8), np.zeros(saliency, np.uint8), **options)
+
+
+def test_scores_become_bytes():
+    scores = np.array([[-1.0, 0.0], [1.0, 3.0]], np.float32)
+    np.testing.assert_array_equal(to_bytes(scores), [[0, 63], [127, 255]])
+    assert not to_bytes(np.full((3, 3), 7.0)).any()
+
+
+def test_caption_is_cut_to_fit():
+    image = np.zeros((40, 256, 3), np.uint8)
+    captioned = with_caption(image, "a very long label " * 20, "0.50")
+    assert captioned.shape[1] == 256
+    assert captioned.shape[0] > 40
+    right = captioned[40:, -40:].max(axis=(0, 2))
+    assert right.max() > 150, "the score is not drawn"
+
+
+# Reading outputs
+
+
+def test_outputs_by_name_from_each_runtime(inserted_shapes):
+    feed = np.zeros((1, 3, 96, 96), np.float32)
+    session = ort.InferenceSession(inserted_shapes / "shapes.onnx")
+    names = [item.name for item in session.get_outputs()]
+    for outputs in (
+        read_outputs(ov.Core().compile_model(inserted_shapes / "shapes.xml", "CPU")(feed)),
+        read_outputs(session.run(None, {"image": feed}), names),
+        read_outputs(dict(zip(names, session.run(None, {"image": feed}), strict=True))),
+    ):
+        assert list(outputs.predictions) == ["logits"]
+        assert outputs.saliency_map.shape == (1, 8, 12, 12)
+        assert outputs.feature_vector is None
+    with pytest.raises(ValueError, match="pass names"):
+        read_outputs([feed])
+
+
+@pytest.mark.parametrize(
+    ("logits", "multilabel", "scores", "independent"),
+    [
+        ([0.0, np.log(3)], False, [0.25, 0.75], False),
+        ([0.2, 0.8], False, [0.2, 0.8], False),
+        ([0.9, 0.8, 0.1], False, [0.9, 0.8, 0.1], True),
+        ([0.0, -np.log(3)], True, [0.5, 0.25], True),
+        ([1e4, -1e4], True, [1, 0], True),
+        ([1e4, 0], False, [1, 0], False),
+    ],
+)
+def test_probabilities(logits, multilabel, scores, independent):
+    found, kind = probabilities(np.array(logits, np.float32), multilabel)
+    np.testing.assert_allclose(found, scores, atol=1e-6)
+    assert kind is independent
+
+
+def test_class_selection():
+    scores = np.array([0.1, 0.6, 0.2, 0.1])
+    chosen = {text: list(Selection.parse(text).choose(scores, [1])) for text in ("predictions", "all", "top2", "3,0")}
+    assert chosen == {"predictions": [1], "all": [0, 1, 2, 3], "top2": [1, 2], "3,0": [3, 0]}
+    for text in ("top0", "best", "1,", ""):
+        with pytest.raises(ValueError, match="is not predictions"):
+            Selection.parse(text)
+
+
+# Preparing images
+
+
+def test_metadata_of_model_api():
+    info = {
+        "mean_values": "123.675 116.28 103.53", "scale_values": "58.395, 57.12, 57.375",
+        "reverse_input_channels": "YES", "resize_type": "fit_to_window_letterbox", "pad_value": "114",
+    }  # fmt: skip
+    how = from_metadata(info, True, {"scale": None})
+    assert (how.mean, how.scale) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    assert (how.bgr, how.resize, how.pad_value, how.interpolation) == (False, "letterbox", 114, cv2.INTER_LINEAR)
+    assert from_metadata({}, True, {}).bgr, "Model API feeds BGR unless told otherwise"
+    assert not from_metadata({}, False, {}).bgr
+    assert from_metadata(info, True, {"mean": (1.0,), "resize": "crop"}).resize == "crop"
+    with pytest.raises(PreprocessingError, match="resize_type 'warp'"):
+        from_metadata({"resize_type": "warp"}, True, {})
+    with pytest.raises(PreprocessingError, match="wanted numbers"):
+        from_metadata({"mean_values": "a b"}, True, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("{0: 'person', 1: 'traffic light'}", ("person", "traffic light")),
+        ("""{1: "farmer's \\"hat\\"", 0: 'caf\\xe9, {a: 1}',}""", ("café, {a: 1}", 'farmer\'s "hat"')),
+        ("['cat', 'dog',]", ("cat", "dog")),
+        (r"{0: 'two\nlines', 1: '\ud800'}", ("two lines", "?")),
+        ("{0: 'a', 2: 'c'}", ()),
+        ("{0: 'a', 0: 'b'}", ()),
+        ("{0: 'a' 1: 'b'}", ()),
+        ("{0: 'a', 'b'}", ()),
+        ("{0: 1}", ()),
+        ("{0: f'{1}'}", ()),
+        ("{0: __import__('os').getcwd()}", ()),
+        (r"{0: '\N{no such name}'}", ()),
+        ("{0: 'a'", ()),
+        ("{}", ()),
+        ("", ()),
+    ],
+)
+def test_names_of_ultralytics(text, names):
+    assert class_names({"names": text}) == names
+    assert class_names({"names": text, "labels": "Model API"}) == ("Model", "API")
+
+
+HOSTILE_NAMES = {
+    "nested": "{0: " + "[" * 100_000 + "]" * 100_000 + "}",
+    "signs": "{0: " + "-" * 100_000 + "1}",
+    "long": "{0: '" + "a" * 100_000 + "'}",
+    "many": "[" + "'a'," * 1_000_000 + "]",
+    "empty": "[" + " " * 1_000_000 + "]",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_NAMES)
+def test_names_that_would_choke_the_parser(kind):
+    assert class_names({"names": HOSTILE_NAMES[kind]}) == ()
+
+
+def test_as_many_names_as_imagenet_has():
+    names = {index: f"class, {index} 'quoted'" for index in range(21_843)}
+    assert class_names({"names": str(names)}) == tuple(names.values())
+
+
+def test_normalisation_and_channels():
+    image = np.full((4, 4, 3), (10, 20, 30), np.uint8)
+    pixels, _ = prepare(image, Preprocessing(mean=(1, 2, 3), scale=(2,), bgr=True), (4, 4), 3)
+    np.testing.assert_allclose(pixels[0, 0], [(30 - 1) / 2, (20 - 2) / 2, (10 - 3) / 2])
+    feeder = Feeder.of(ImageInput("x", (2, 1, 4, 4), "float16"), Preprocessing())
+    feed, _ = feeder.feed(image)
+    assert feed.shape == (2, 1, 4, 4)
+    assert feed.dtype == np.float16
+    assert Feeder.of(ImageInput("x", (None, 4, 4, 3), "uint8"), Preprocessing()).feed(image)[0].shape == (1, 4, 4, 3)
+
+
+@pytest.mark.parametrize("size", [(60, 160), (160, 60), (128, 128), (40, 40)])
+@pytest.mark.parametrize("resize", RESIZES)
+def test_map_lies_on_what_the_model_saw(resize, size):
+    """A dot of the image, found again in the input, marks a map; the drawn map must have its peak at the dot."""
+    image = np.zeros((*size, 3), np.uint8)
+    y, x = round(size[0] * 0.56), round(size[1] * 0.47)
+    cv2.circle(image, (x, y), 4, (255, 255, 255), -1)
+    pixels, view = prepare(image, Preprocessing(resize=resize), (64, 96), 3)
+    shown = canvas(image)
+    drawn = draw(shown, np.ascontiguousarray(pixels[..., 0]), view, 1.0, "gray")[..., 0].astype(float)
+    assert drawn.shape == shown.shape[:2]
+    rows, columns = np.indices(drawn.shape)
+    weight = np.where(drawn > 100, drawn, 0)
+    scale = shown.shape[0] / size[0]
+    found = ((rows * weight).sum() / weight.sum() / scale, (columns * weight).sum() / weight.sum() / scale)
+    np.testing.assert_allclose(found, (y, x), atol=1)
+
+
+def test_what_the_model_did_not_see_is_dimmed():
+    image = np.full((100, 300, 3), 200, np.uint8)
+    _, view = prepare(image, Preprocessing(resize="crop"), (50, 50), 3)
+    drawn = draw(image, np.zeros((5, 5), np.uint8), view, 0.0, "jet")
+    assert (drawn[:, 100:200] == 200).all()
+    assert (drawn[:, :100] == 70).all()
