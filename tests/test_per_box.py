@@ -64,7 +64,7 @@ class Net:
     Where `report` is `late`, boxes are decoded only of the best locations of each level.
     """
 
-    def __init__(self, *, anchors_first, exclusive, decoded, reported, report):
+    def __init__(self, *, anchors_first, exclusive, decoded, reported, report, count_baked=False):
         self.exclusive, self.decoded, self.reported, self.anchors_first = exclusive, decoded, reported, anchors_first
         b = Builder(batch="N" if report == "rows" else 1, size=(SIDE, SIDE))
         x = b.backbone()
@@ -79,7 +79,7 @@ class Net:
             offsets.append(self.rows(b, box, 4, grid))
             centres.append(self.priors(grid))
         if report == "late":
-            self.model = self.late(b, offsets, scores, centres)
+            self.model = self.late(b, offsets, scores, centres, count_baked)
             return
         joined = b.node("Concat", *scores, axis=1)
         probabilities = b.node("Softmax", joined, axis=2) if exclusive else b.node("Sigmoid", joined)
@@ -138,7 +138,7 @@ class Net:
         label = b.node("Add", b.node("Gather", kept, b.const(np.array(1)), axis=1), b.const(np.array(1)))
         return b.model(self.report_as(b, chosen), label, b.node("GatherND", turned, kept))
 
-    def late(self, b, offsets, scores, centres):
+    def late(self, b, offsets, scores, centres, count_baked):
         boxes, kept = [], []
         for offset, raw, priors in zip(offsets, scores, centres, strict=True):
             sure = b.node("Squeeze", b.node("Sigmoid", raw), b.const([0]))
@@ -153,7 +153,10 @@ class Net:
             )
             centre = b.node("Add", centre, b.node("Mul", move, size))
             half = b.node("Mul", b.node("Mul", size, b.node("Exp", grow)), b.const(np.float32(0.5)))
-            boxes.append(b.node("Concat", b.node("Sub", centre, half), b.node("Add", centre, half), axis=1))
+            both = b.node("Concat", b.node("Sub", centre, half), b.node("Add", centre, half), axis=1)
+            if count_baked:
+                both = b.node("Reshape", b.node("Reshape", both, b.const([4 * MOST, 2, 2])), b.const([4 * MOST, 4]))
+            boxes.append(both)
         whole = b.node("Unsqueeze", b.node("Concat", *boxes, axis=0), b.const([0]))
         return self.suppressed(b, whole, b.node("Unsqueeze", b.node("Concat", *kept, axis=0), b.const([0])))
 
@@ -304,6 +307,14 @@ def test_a_list_of_boxes_of_several_images_is_refused():
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
     with pytest.raises(errors.ShapeUnknownError, match="--input-shape"):
         insert(model, Options(per_box=True))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_refused_where_the_number_of_chosen_locations_is_built_in(kind):
+    layout = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy", "report": "late"}
+    net = Net(**layout, count_baked=True)
+    with pytest.raises(errors.UnsupportedTaskError, match="--per-box"):
+        insert(models.as_format(net.model, kind), Options(per_box=True))
 
 
 def test_refused_without_reported_boxes():

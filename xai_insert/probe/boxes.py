@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CheckFailedError, ShapeUnknownError, UnsupportedTaskError
+from xai_insert.errors import CannotFreeBatchError, CheckFailedError, ShapeUnknownError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.boxes import (
@@ -85,7 +85,7 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
             if not late:
                 raise
             return _voters(_Search(loaded, graph, found, size, late))
-        except CheckFailedError as err:  # what follows the selection cannot be run on all locations
+        except (CannotFreeBatchError, CheckFailedError) as err:  # what follows does not take all locations
             raise UnsupportedTaskError(f"{_WANTED}; this one decodes where it has selected") from err
         finally:
             surgeon.prune()

@@ -10,6 +10,8 @@ import openvino as ov
 import openvino.opset13 as opset
 from openvino.op import loop as ov_loop
 
+from xai_insert.errors import CannotFreeBatchError
+from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.ops import OpenVINOOps
 from xai_insert.graph.names import Names
 from xai_insert.graph.rounding import folded_range
@@ -69,7 +71,10 @@ class OpenVINOSurgeon:
                 twin.set_argument(index, self._folded(twin.input_value(index)))
             if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
                 twin.set_argument(index, self.ops.cast(twin.input_value(index), "float32"))
-        self._own(twin, node.name)
+        try:
+            self._own(twin, node.name)
+        except RAISED as err:
+            raise CannotFreeBatchError(f"{node.type} {node.name!r} does not take operands of other sizes") from err
         return [twin.output(port) for port in range(twin.get_output_size())]
 
     def _folded(self, weight: ov.Output) -> ov.Output:
