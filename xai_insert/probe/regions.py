@@ -70,18 +70,18 @@ class _Search:
     def __init__(self, loaded: LoadedModel, graph: Graph, head: RegionHead) -> None:
         self.head = head
         self.outputs = [value for value in graph.outputs if may_be_boxes(value) or value in head.scored]
-        cuts = [head.scores, *head.refiners]
-        before = loaded.between([], [value.native for value in (head.map, head.regions, *cuts)])
+        cuts = [head.scores, head.logits, head.regions, *head.refiners]  # before which nothing has to run again
+        before = loaded.between([], [value.native for value in (head.map, *cuts)])
         self.behind = loaded.between(cuts, [value.native for value in self.outputs])
-        self.scores = self.behind.inputs[0][0]
         rng = np.random.default_rng(0)
         noise = {name: random_array(rng, shape, dtype) for name, dtype, shape in before.inputs}
-        map_, regions, *arrays = before.run(noise)
+        map_, scores, logits, regions, *refined = before.run(noise)
         self.grid = (map_.shape[2], map_.shape[3])
         self.regions = regions.astype(np.float64)
-        fed = [*map(np.zeros_like, arrays), *noise.values()]
-        self.feeds = dict(zip((name for name, _, _ in self.behind.inputs), fed, strict=True))
-        if len(regions) == 0 or arrays[0].size != len(regions) * arrays[0].shape[-1]:
+        fed = [np.zeros_like(scores), logits, regions, *map(np.zeros_like, refined), *noise.values()]
+        names = [name for name, _, _ in self.behind.inputs]
+        self.feeds, self.scores = dict(zip(names, fed, strict=True)), names[0]
+        if len(regions) == 0 or scores.size != len(regions) * scores.shape[-1]:
             raise UnsupportedTaskError(
                 f"{_WANTED}; its regions {head.regions.describe()} are not those that are scored"
             )
