@@ -33,9 +33,12 @@ ENOUGH = 0.999  # share of pixels at most one step of 255 away
 
 def pytest_generate_tests(metafunc):
     whole = metafunc.config.getoption("--zoo")
-    for name, filters in (("fixture", {}), ("two_stages", {"kind": "two_stage"})):
+    detectors, segmenters = fixtures(task="detection"), fixtures(task="instance-segmentation")
+    two_stages = [f for f in detectors if f.expected["kind"] == "two_stage"]
+    two_stages += [f for f in segmenters if f.arch.startswith("maskrcnn")]
+    for name, known in (("fixture", detectors), ("two_stages", two_stages)):
         if name in metafunc.fixturenames:
-            chosen = [f for f in fixtures(task="detection", **filters) if whole or f.id in QUICK]
+            chosen = [f for f in known if whole or f.id in QUICK]
             metafunc.parametrize(name, chosen, ids=[f.id for f in chosen])
 
 
@@ -74,7 +77,11 @@ def test_boxes_of_two_stages(two_stages, tmp_path):
     for name, old in before.items():
         np.testing.assert_array_equal(after[name], old)
     maps = after["saliency_map_per_box"][0]
-    boxes, scores, labels = before.values()
+    names = two_stages.expected.get("outputs", ["boxes", "scores", "labels"])
+    reported = dict(zip(names, before.values(), strict=True))
+    boxes, labels = reported["boxes"], reported["labels"].astype(int)
+    if "scores" not in reported:  # a column of the boxes; labels leave out the background, the first class
+        reported["scores"], labels = boxes[:, 4], labels + 1
     features, logits, regions = detection_oracle.values(
         path, [found["feature"], found["logits"], found["regions"]], image
     )
@@ -83,7 +90,7 @@ def test_boxes_of_two_stages(two_stages, tmp_path):
     head = region_oracle.region_head(plain, found["feature"], found["logits"])
     unit = np.array([maps.shape[2] / shape[3], maps.shape[1] / shape[2]] * 2)
     compared, largest = 0, 0.0
-    for map_, box, score, label in zip(maps, boxes, scores, labels, strict=True):
+    for map_, box, score, label in zip(maps, boxes[:, :4], reported["scores"], labels, strict=True):
         number = region_oracle.region_of(shares, score, label)
         if number is not None:  # equal scores do not tell their regions
             raw = region_oracle.masked_logits(head, features[number], label)
