@@ -45,6 +45,8 @@ _OF_DETECTORS: tuple[dict[str, Any], ...] = (
     {}, {}, {"num_classes": 4}, {"per_box": True}, {"check": False}, {"saliency_size": [9, 7]},
 )  # fmt: skip
 _WORN = 5.0, 700.0  # seconds or megabytes after which a worker is replaced: what is left over is not the next file's
+WITHOUT_THREADS = "import os; os.environ['OPENBLAS_NUM_THREADS'] = '1'; import xai_insert.cli"
+"""What keeps libraries from starting threads when they are imported: a fork would lose them, and wait for them."""
 _SAVE = 100  # files between two writings of the counts
 _ROOT = Path(__file__).parents[1]
 
@@ -174,7 +176,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fuzz_worker"],
+            [sys.executable, "-c", f"{WITHOUT_THREADS}; from benchmarks.fuzz_worker import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

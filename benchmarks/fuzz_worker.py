@@ -121,7 +121,3 @@ def _run_openvino(path: Path, just_load: bool) -> None:
         shape = static_shape(port.get_partial_shape()) or ()
         feeds[index] = random_array(rng, shape, dtype_name(port.get_element_type()), size=_SIZE)
     compiled(feeds)
-
-
-if __name__ == "__main__":
-    main()

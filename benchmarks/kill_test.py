@@ -28,6 +28,7 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 
+from benchmarks.fuzz import WITHOUT_THREADS
 from tests import models
 
 KINDS = ("openvino", "onnx", "onnx, external weights")
@@ -66,7 +67,10 @@ class Nursery:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", f"{WITHOUT_THREADS}\n{_NURSERY}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def start(self, source: Path, output: Path, slow: float) -> int:

@@ -222,16 +222,19 @@ def test_entity_expansion(ir):
     refused(path, "document type", "out.xml")
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 @pytest.mark.parametrize("command", ["insert", "explain"])
-def test_commands_leave_nothing_at_home(folder, command):
-    """Newer versions of onnxruntime keep a number of this computer there, for the usage data that they send home."""
+def test_commands_leave_nothing_at_home(folder, command, suffix):
+    """There onnxruntime and OpenVINO keep a number of this computer, for the usage data that they send home."""
     (home := folder / "home").mkdir()
-    onnx.save(models.classifier(models.CLOSED["global average pool"], batch=1, size=(16, 16)), folder / "model.onnx")
+    model = models.classifier(models.CLOSED["global average pool"], batch=1, size=(16, 16))
+    onnx.save(model, folder / "model.onnx")
+    ov.save_model(models.as_format(model, "openvino"), folder / "model.xml", compress_to_fp16=False)
     cv2.imwrite(str(folder / "image.png"), np.zeros((16, 16, 3), np.uint8))
-    arguments = {"insert": ["-o", folder / "out.onnx"], "explain": [folder / "image.png", "-o", folder / "pictures"]}
-    environment = {key: text for key, text in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    more = {"insert": ["-o", folder / f"out{suffix}"], "explain": [folder / "image.png", "-o", folder / "pictures"]}
+    environment = {key: text for key, text in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
     done = subprocess.run(
-        [sys.executable, "-m", f"xai_insert.cli.{command}", folder / "model.onnx", *arguments[command]],
+        [sys.executable, "-m", f"xai_insert.cli.{command}", folder / f"model{suffix}", *more[command]],
         env={**environment, "HOME": str(home)}, cwd=PACKAGE.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

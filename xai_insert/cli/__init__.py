@@ -1,6 +1,8 @@
 """Command lines: parse, call one public function, print, map errors to exit codes."""
 
 import os
+import sys
 
-# onnxruntime sends usage data home unless told otherwise before it is loaded; who wants that sets it to 0.
+# Both runtimes report their use home, unless they are kept from it before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO does without it
