@@ -38,3 +38,10 @@ def test_a_value_that_nothing_gives():
     net.model.graph.node.remove(gone)
     with pytest.raises(errors.ModelFileError, match="which nothing gives"):
         insert(net.model)
+
+
+def test_a_transpose_of_more_axes_than_there_are():
+    model = models.classifier(models.CLOSED["channels last"])
+    next(node for node in model.graph.node if node.op_type == "Transpose").attribute[0].ints.append(-1)
+    with pytest.raises(errors.ModelFileError, match="orders 4 axes"):
+        insert(model)

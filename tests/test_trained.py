@@ -124,4 +124,4 @@ def test_maps_of_a_segmenter_are_those_of_its_predictions_in_the_default_precisi
         found = [label for label in classes if wanted[label].any()]
         assert found
         for label in found:
-            assert correlation(maps[label], wanted[label]) >= 0.9999
+            assert correlation(maps[label], wanted[label]) >= (0.9999 if HONOURS else 0.9)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.shapes import Inferred
 from xai_insert.formats.onnx.vocabulary import INTEGER, OPS
@@ -316,5 +317,8 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
     if kind == "Unsqueeze":
         return {"new_axes": _axes(native, second, outputs[0].rank)}
     if op is Op.TRANSPOSE:
-        return {"perm": _ints(native, "perm") or (tuple(reversed(range(rank))) if rank else None)}
+        perm = _ints(native, "perm")
+        if perm and rank and sorted(perm) != list(range(rank)):
+            raise ModelFileError(f"{kind} {native.name!r} orders {rank} axes by {perm}; is the file whole?")
+        return {"perm": perm or (tuple(reversed(range(rank))) if rank else None)}
     return {}
