@@ -8,7 +8,7 @@ import openvino as ov
 import pytest
 
 from model_zoo_fixtures.shapes.dataset import multi_object_scene
-from tests import oracle
+from tests import detection_oracle, oracle
 from tests.models import Builder
 from xai_insert import Options, errors, insert
 from xai_insert.locate.detector import Channels
@@ -121,6 +121,24 @@ def test_the_peak_lies_in_a_box_of_the_class(suffix):
         for label in {shape.class_id for shape in scene.objects}
     ]
     assert np.mean(hits) >= 0.95
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+def test_feature_vector_is_the_mean_of_what_the_class_heads_read(suffix):
+    path = DETECTOR.with_suffix(suffix)
+    native = onnx.load(path) if suffix == ".onnx" else ov.Core().read_model(path)
+    result = insert(native, Options(feature_vector=True))
+    images = np.random.default_rng(1).uniform(0, 255, (2, 3, 128, 128)).astype(np.float32)
+    names = [head["name"] for head in result.report.heads]
+    if suffix == ".onnx":
+        sources = [next(node.input[0] for node in native.graph.node if name in node.output) for name in names]
+    else:
+        layers = {node.get_friendly_name(): node for node in native.get_ordered_ops()}
+        convolutions = [layers[name].input_value(0).get_node() for name in names]  # the head has a bias
+        sources = [node.input_value(0).get_node().get_friendly_name() for node in convolutions]
+    means = [maps.mean((2, 3)) for maps in detection_oracle.values(path, sources, images)]
+    actual = oracle.run(result.model, images)["feature_vector"]
+    np.testing.assert_allclose(actual, np.concatenate(means, axis=1), rtol=1e-5, atol=1e-6)
 
 
 def peak(saliency_map, size):

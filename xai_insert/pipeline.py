@@ -20,6 +20,7 @@ from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, fixed
+from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.methods.shaping import reshape
 from xai_insert.options import Options
@@ -179,11 +180,25 @@ def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int
 def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
     pooled = plan.pooled()
     if pooled is None:
-        raise TargetNotFoundError("this model has no pooled feature for --feature-vector; leave the option out")
+        _add_feature_means(surgeon, plan.features())
+        return
     handle = surgeon.handle(pooled)
     width = math.prod(fixed(pooled.sizes[1:]))
     vector = surgeon.ops.isolated(surgeon.ops.reshape(handle, [-1, width]), width)
     surgeon.add_output(vector, FEATURE_VECTOR, pooled.dtype, (pooled.sizes[0], width))
+
+
+def _add_feature_means(surgeon: Surgeon[Any], maps: Sequence[FeatureMap]) -> None:
+    if not maps:
+        raise TargetNotFoundError("this model has no pooled feature for --feature-vector; leave the option out")
+    op, parts = surgeon.ops, []
+    widths = fixed([feature.channels for feature in maps])
+    for feature, width in zip(maps, widths, strict=True):
+        handle = surgeon.handle(feature.value)
+        whole = handle if feature.value.dtype == "float32" else op.cast(handle, "float32")
+        parts.append(op.reshape(op.reduce(whole, "mean", feature.grid_axes), [-1, width]))
+    vector = parts[0] if len(parts) == 1 else op.concat(parts, 1)
+    surgeon.add_output(vector, FEATURE_VECTOR, "float32", (maps[0].shape[0], sum(widths)))
 
 
 def _refuse_twice(loaded: LoadedModel, graph: Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Op, Shape, Value, format_grid, volume
 from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import Detector, Regions
+from xai_insert.locate.frontier import Head
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, grid_of_map
 from xai_insert.locate.region_head import RegionReport
@@ -56,6 +58,10 @@ class ScoresPlan(Plan):
             votes = surgeon.ops.resize(votes, *options.saliency_size)
         grid = options.saliency_size or self.map_shape[-2:]
         return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported, grid, options))
+
+    def features(self) -> Sequence[FeatureMap]:
+        heads = {item.head.source: item.head for item in self.found.levels}
+        return [_source_map(head) for head in heads.values()]
 
     def describe(self) -> dict[str, Any]:
         found = self.found
@@ -128,6 +134,9 @@ class RegionsPlan(Plan):
         maps = region_maps(surgeon, graph, self.reported, grid, (columns, rows))
         return Branch(self, raw, outputs=per_box_output(surgeon, maps, self.reported.boxes, grid, options))
 
+    def features(self) -> Sequence[FeatureMap]:
+        return [self.found.feature]
+
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"target": self.found.feature.describe()}
         if self.reported is not None:
@@ -179,9 +188,9 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     if options.method == _METHOD:
         raise TargetNotFoundError("no head gives class scores at every location; leave --method to the tool")
     if detector is not None:
-        source = detector.middle.head.source
-        if detector.middle.head.channel_axis == 1 and source.rank == 4:
-            return _regions_plan(Regions(FeatureMap(source, 1, (2, 3), grid_of_map(source, (2, 3))), "class head"))
+        read = _source_map(detector.middle.head)
+        if read.channel_axis == 1:
+            return _regions_plan(Regions(read, "class head"))
     regions = encoder_feature(graph, images)
     if regions is None:
         listed = ", ".join(value.describe() for value in graph.outputs)
@@ -190,6 +199,14 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
             f"scores, found {listed}"
         )
     return _regions_plan(regions)
+
+
+def _source_map(head: Head) -> FeatureMap:
+    """What a head reads; tokens are one axis."""
+    rank = len(head.source.sizes)
+    channel = head.channel_axis if head.channel_axis == 1 else rank - 1
+    axes = tuple(axis for axis in range(1, rank) if axis != channel)
+    return FeatureMap(head.source, channel, axes, grid_of_map(head.source, axes) if len(axes) == 2 else (None, None))
 
 
 def _scores_plan(found: Detector, voters: BoxVoters | None = None) -> ScoresPlan:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
+from xai_insert.locate.layout import FeatureMap
 from xai_insert.options import Options
 
 
@@ -108,6 +109,10 @@ class Plan(ABC):
     def pooled(self) -> Value | None:
         """The value `[B, C, ...]`, of further sizes 1, that `feature_vector` gives; None if there is none."""
         return None
+
+    def features(self) -> Sequence[FeatureMap]:
+        """The maps whose means over their locations, side by side, `feature_vector` gives where nothing is pooled."""
+        return ()
 
     def without_closed_form(self, graph: Graph) -> Plan | None:
         """The plan to take where the closed form turns out not to be the definition; None if there is no other."""
