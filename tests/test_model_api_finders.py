@@ -105,7 +105,7 @@ def load(path):
 def test_ssd_wrapper_returns_the_map(tmp_path, build, per_box):
     names = " ".join(CLASS_NAMES)
     plain = as_ir(build(), tmp_path, model_type="SSD", labels=names, reverse_input_channels="True")
-    xai_insert.insert_file(plain, tmp_path / "xai.xml", xai_insert.Options(per_box=per_box))
+    xai_insert.insert_file(plain, tmp_path / "xai.xml", xai_insert.Options(per_box=per_box, feature_vector=True))
     before, after = load(plain), load(tmp_path / "xai.xml")
     assert isinstance(after, SSD), "model_info chooses the wrapper"
     own = ov.Core().compile_model(tmp_path / "xai.xml", "CPU")
@@ -116,7 +116,9 @@ def test_ssd_wrapper_returns_the_map(tmp_path, build, per_box):
         for field in ("bboxes", "labels", "scores", "label_names"):
             np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
         assert not expected.saliency_map.size
-        maps = own(scene.model_input())["saliency_map"]
+        outputs = own(scene.model_input())
+        maps, vector = outputs["saliency_map"], outputs["feature_vector"]
+        np.testing.assert_allclose(found.feature_vector.reshape(-1), vector[0], rtol=0.02, atol=0.02 * vector.max())
         assert (found.saliency_map.shape, found.saliency_map.dtype) == ((1, 8, 8, 8), np.uint8)
         np.testing.assert_allclose(found.saliency_map.astype(int), maps.astype(int), atol=2)
         for label in set(found.labels.tolist()):

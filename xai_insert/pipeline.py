@@ -198,6 +198,7 @@ def _add_feature_means(surgeon: Surgeon[Any], maps: Sequence[FeatureMap]) -> Non
         whole = handle if feature.value.dtype == "float32" else op.cast(handle, "float32")
         parts.append(op.reshape(op.reduce(whole, "mean", feature.grid_axes), [-1, width]))
     vector = parts[0] if len(parts) == 1 else op.concat(parts, 1)
+    vector = op.isolated(vector, sum(widths))
     surgeon.add_output(vector, FEATURE_VECTOR, "float32", (maps[0].shape[0], sum(widths)))
 
 
