@@ -34,8 +34,8 @@ class Options:
             for instance masks.
         num_classes: number of classes, where the model does not tell it.
         score_threshold: for instance masks, instances with a lower score add nothing; None for the model's own.
-        feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`; of a detector the means of
-            what its class heads (or its region head) read, the finest level first, side by side.
+        feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`; of a detector the means
+            of what its class heads (or its region head) read, the finest level first, side by side.
         top_k: for classifiers, how many maps: those of the best classes of each image, which the output
             `saliency_classes` names; None gives the map of every class.
         per_box: for detectors and segmenters with two stages, whether to add the output `saliency_map_per_box`
