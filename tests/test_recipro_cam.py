@@ -48,7 +48,7 @@ def test_computed_pads_and_a_pool_larger_than_the_grid(monkeypatch):
         pool = b.node("AveragePool", x, kernel_shape=[20, 20], strides=[20, 20], ceil_mode=1)
         return b.linear(b.node("Flatten", pool), models.CHANNELS)
 
-    monkeypatch.setattr("xai_insert.formats.onnx.shapes._read_shapes", lambda content, sizes: {})
+    monkeypatch.setattr("xai_insert.formats.onnx.shapes._read_shapes", lambda content, sizes: ({}, {}))
     result, _ = assert_is_definition(models.classifier(network), 3, (2, 3))
     assert result.report.target["grid"] == (7, 7)
 
