@@ -70,8 +70,10 @@ class Instances(Generic[V]):
     masks: V
 
 
-def instance_masks(surgeon: Surgeon[V], target: MaskTarget) -> tuple[V, PresentClasses[V]]:
+def instance_masks(surgeon: Surgeon[V], target: MaskTarget) -> tuple[V, PresentClasses[V] | None]:
     """The raw maps of the classes with instances, float32 `[B, 1 + C, h, w]`, and which they are.
+
+    Of queries the maps of all classes, `[B, K, h, w]`, and None.
 
     Memory beside the model's own: the masks on the grid, `B * M * h * w` floats (26 MB for 100 instances at 1024x1024
     and the default grid of 256x256) at most three times over, and the maps of the classes that are present. There is no
@@ -81,28 +83,36 @@ def instance_masks(surgeon: Surgeon[V], target: MaskTarget) -> tuple[V, PresentC
         surgeon: the model being edited.
         target: what was located.
     """
-    found = target.found
+    op, found = surgeon.ops, target.found
     if isinstance(found, ListedInstances):
         return _mean(surgeon, target, _listed(surgeon, target, found), found.boxes)
     if isinstance(found, RowInstances):
         return _mean(surgeon, target, _rows(surgeon, target, found), found.rows)
     if isinstance(found, LocationInstances):
         return _mean(surgeon, target, _locations(surgeon, target, found), found.predictions)
-    return _mean(surgeon, target, _queries(surgeon, target, found), found.scores)
+    weights, masks = _weighted(surgeon, target, _queries(surgeon, target, found), found.scores)
+    # All classes: choosing those that are present makes sizes that are not known before the model runs, beside which
+    # OpenVINO computes the decoder of a Mask2Former otherwise, and predictions move in their last bits.
+    return op.reshape(op.matmul(weights, masks), [-1, target.classes, *target.grid]), None
 
 
 def _mean(
     surgeon: Surgeon[V], target: MaskTarget, instances: Instances[V], per_image: Sample
 ) -> tuple[V, PresentClasses[V]]:
     """Sum of score times mask over the instances of a class, divided by their number."""
+    op, (weights, masks) = surgeon.ops, _weighted(surgeon, target, instances, per_image)
+    batch = _images(surgeon, per_image)
+    present = present_classes(op, weights, target.classes, batch)
+    return op.reshape(op.matmul(present.weights, masks), [batch, -1, *target.grid]), present
+
+
+def _weighted(surgeon: Surgeon[V], target: MaskTarget, instances: Instances[V], per_image: Sample) -> tuple[V, V]:
+    """Weights of the instances in the map of each class, `[B, K, M]`, and their masks `[B, M, h * w]`."""
     op, (height, width) = surgeon.ops, target.grid
     counted = op.mul(instances.classes, op.unsqueeze(_is_instance(op, instances.scores, target.threshold), [1]))
     counts = op.reduce(counted, "sum", [2])
     weights = op.div(op.mul(counted, op.unsqueeze(instances.scores, [1])), op.maximum(counts, _one(op)))
-    batch = _images(surgeon, per_image)
-    present = present_classes(op, weights, op.reshape(counts, [batch, target.classes]), target.classes, batch)
-    maps = op.matmul(present.weights, op.reshape(instances.masks, [batch, -1, height * width]))
-    return op.reshape(maps, [batch, -1, height, width]), present
+    return weights, op.reshape(instances.masks, [_images(surgeon, per_image), -1, height * width])
 
 
 def _is_instance(op: Ops[V], scores: V, threshold: float | None) -> V:

@@ -35,18 +35,18 @@ class PresentClasses(Generic[V]):
         return op.reshape(picked, [-1, self.classes, height, width])
 
 
-def present_classes(op: Ops[V], weights: V, number: V, classes: int, batch: Size) -> PresentClasses[V]:
+def present_classes(op: Ops[V], weights: V, classes: int, batch: Size) -> PresentClasses[V]:
     """Choose the classes with instances.
 
     Args:
         op: operations.
-        weights: of each instance in each class's map, float32 `[B, K, M]`.
-        number: instances of each class, float32 `[B, K]`.
+        weights: of each instance in each class's map, float32 `[B, K, M]`, 0 or above.
         classes: K.
         batch: B.
     """
     # Whole numbers throughout: half precision would count wrongly beyond 256.
-    present = op.cast(op.greater(number, op.constant(np.zeros(1, np.float32))), "int64")
+    largest = op.reshape(op.reduce(weights, "max", [2]), [batch, classes])
+    present = op.cast(op.greater(largest, op.constant(np.zeros(1, np.float32))), "int64")
     falling = op.constant(np.arange(classes, 0, -1, dtype=np.int64).reshape(1, classes))
     first = op.add(op.mul(op.slice(present, 1, 0, 1), _whole(op, 0)), _whole(op, classes + 1))
     most = op.reduce(op.reduce(present, "sum", [1]), "max", [0])

@@ -65,7 +65,8 @@ class InstancesPlan(Plan):
             grid, boxes = self.target.grid, self.reported.boxes
             of_boxes = region_maps(surgeon, graph, self.reported, grid, self._cells(boxes.scale))
             outputs = per_box_output(surgeon, of_boxes, boxes, grid, options)
-        return Branch(self, maps, outputs=outputs, spread=lambda maps: present.spread(surgeon.ops, maps))
+        spread = None if present is None else lambda maps: present.spread(surgeon.ops, maps)
+        return Branch(self, maps, outputs=outputs, spread=spread)
 
     def _cells(self, scale: tuple[float, float]) -> tuple[float, float]:
         """Columns and rows of the grid for one unit of the regions; one of the boxes is `scale` of these."""
