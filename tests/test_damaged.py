@@ -45,3 +45,12 @@ def test_a_transpose_of_more_axes_than_there_are():
     next(node for node in model.graph.node if node.op_type == "Transpose").attribute[0].ints.append(-1)
     with pytest.raises(errors.ModelFileError, match="orders 4 axes"):
         insert(model)
+
+
+@pytest.mark.parametrize("name", [b"ReduceMean_5", b"reducemean5_0"])
+def test_names_that_are_no_text(tmp_path, name):
+    content = models.classifier(models.CLOSED["mean"]).SerializeToString()
+    assert name in content
+    (tmp_path / "model.onnx").write_bytes(content.replace(name, name[:-1] + b"\x80"))
+    with pytest.raises(errors.ModelFileError, match=r"is no text|is damaged|not readable"):
+        insert(tmp_path / "model.onnx")

@@ -140,7 +140,7 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
     if model.functions:
         passes.InlinePass()(model)
         source = None
-    _require_given(model.graph)
+    _require_sound(model.graph)
     inputs = {value.name: value for value in model.graph.inputs}
     for name, sizes in input_shapes.items():
         if name not in inputs:
@@ -150,10 +150,13 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
     return OnnxModel(model, source, input_shapes)
 
 
-def _require_given(graph: ir.Graph) -> None:
-    """Refuse a graph that reads what no node, input or initializer gives."""
+def _require_sound(graph: ir.Graph) -> None:
+    """Refuse names that are no text, and a graph that reads what no node, input or initializer gives."""
     for node in graph.all_nodes():
-        for value in filter(None, node.inputs):
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        if any(isinstance(name, bytes) for name in (node.name, node.op_type, *(value.name for value in values))):
+            raise ModelFileError(f"a name at {node.op_type} {node.name!r} is no text; is the file whole?")
+        for value in values:
             if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
                 raise ModelFileError(f"{node.op_type} {node.name!r} reads {value.name!r}, which nothing gives")
 
