@@ -245,7 +245,7 @@ def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int
         return None
     if not axes:
         return () if _int(native, "noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(sorted(axis % rank for axis in axes))
+    return tuple(sorted({axis % rank for axis in axes}))
 
 
 def _slice_attrs(native: ir.Node, inputs: tuple[Value | None, ...]) -> Mapping[str, Any]:

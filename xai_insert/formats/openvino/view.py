@@ -257,7 +257,7 @@ def _ints(value: Value | None) -> list[int] | None:
 
 def _axes(value: Value | None, rank: int | None) -> tuple[int, ...] | None:
     axes = _ints(value)
-    return None if axes is None or rank is None else tuple(sorted(axis % rank for axis in axes))
+    return None if axes is None or rank is None else tuple(sorted({axis % rank for axis in axes}))
 
 
 def _attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any]:
