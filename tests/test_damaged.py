@@ -64,3 +64,11 @@ def test_an_axis_named_twice():
     after = insert(model)
     assert after.report.target == before.report.target
     assert after.report.map_difference == before.report.map_difference
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_an_operator_set_older_than_the_branch(check):
+    model = models.classifier(models.CLOSED["global average pool"])
+    model.opset_import[0].version = 8
+    with pytest.raises(errors.ModelFileError, match="operator set 8, wanted 9"):
+        insert(model, Options(check=check))

@@ -23,6 +23,7 @@ from xai_insert.formats.onnx.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
 
 _PREFIX = "xai_insert."
+_OLDEST = 9  # operator set that has all that the branches are made of
 
 
 class OnnxModel:
@@ -45,6 +46,12 @@ class OnnxModel:
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
         del keep_float32  # onnxruntime computes in the types that the model names
+        version = self.native.opset_imports.get("", _OLDEST)
+        if version < _OLDEST:
+            raise ModelFileError(
+                f"the model is of operator set {version}, wanted {_OLDEST} or later: convert it with "
+                "onnx.version_converter"
+            )
         self._source = None  # from here on the file is another model
         self._surgeon = OnnxSurgeon(self.native, self._inferred)
         return self._surgeon

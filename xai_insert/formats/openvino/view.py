@@ -207,7 +207,7 @@ def _reader(native: Any) -> Callable[[], npt.NDArray[Any]]:
     if native.get_element_type() != ov.Type.bf16:
         return lambda: np.asarray(native.data)
     # NumPy has no bfloat16: OpenVINO shows the bits as another type. They are the upper half of a float32.
-    return lambda: (np.asarray(native.data).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return lambda: (np.asarray(native.data).view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callable[[], npt.NDArray[Any]]:
