@@ -70,11 +70,16 @@ def quantised(
     return onnx.load(path)
 
 
+def runs_since(*version: int) -> bool:
+    """Whether onnxruntime is of this version at least."""
+    return tuple(map(int, ort.__version__.split(".")[:2])) >= version
+
+
 def dynamically_quantised(name: str, path: Path, *, per_channel: bool = False) -> onnx.ModelProto:
     """Dynamic INT8 by onnxruntime."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    if per_channel and tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24):
+    if per_channel and not runs_since(1, 24):
         pytest.skip("onnxruntime convolves with signed integer weights from 1.24 on")
     kind = QuantType.QInt8 if per_channel else QuantType.QUInt8
     quantize_dynamic(str(SHAPES / f"{name}.onnx"), str(path), weight_type=kind, per_channel=per_channel)

@@ -151,7 +151,8 @@ def test_weights_alone_in_int8(reference, suffix, tmp_path):
     assert np.array_equal(before["logits"], after["logits"])
     assert correlations(after["saliency_map"], reference).min() >= 0.99
     if suffix == ".onnx" and name == "shapes_vit":
-        assert integer_kernels(model, tmp_path)["MatMulNBits"] > 5
+        if deployed.runs_since(1, 25):  # earlier ones multiply in floats
+            assert integer_kernels(model, tmp_path)["MatMulNBits"] > 5
         assert integer_kernels(new.model, tmp_path) == integer_kernels(model, tmp_path)
 
 
