@@ -194,9 +194,8 @@ def _add_feature_means(surgeon: Surgeon[Any], maps: Sequence[FeatureMap]) -> Non
     op, parts = surgeon.ops, []
     widths = fixed([feature.channels for feature in maps])
     for feature, width in zip(maps, widths, strict=True):
-        handle = surgeon.handle(feature.value)
-        whole = handle if feature.value.dtype == "float32" else op.cast(handle, "float32")
-        parts.append(op.reshape(op.reduce(whole, "mean", feature.grid_axes), [-1, width]))
+        means = op.reduce(surgeon.handle(feature.value), "mean", feature.grid_axes)
+        parts.append(op.reshape(means, [-1, width]))
     vector = parts[0] if len(parts) == 1 else op.concat(parts, 1)
     vector = op.isolated(vector, sum(widths))
     surgeon.add_output(vector, FEATURE_VECTOR, "float32", (maps[0].shape[0], sum(widths)))

@@ -19,9 +19,3 @@ def box_sides(op: Ops[V], boxes: V, meaning: BoxFormat, axis: int) -> list[V]:
     half = scalar(op, 0.5)
     c, d = op.mul(c, half), op.mul(d, half)
     return [op.sub(a, c), op.sub(b, d), op.add(a, c), op.add(b, d)]
-
-
-def minimum(op: Ops[V], a: V, b: V) -> V:
-    """The smaller of both."""
-    minus = scalar(op, -1.0)
-    return op.mul(op.maximum(op.mul(a, minus), op.mul(b, minus)), minus)

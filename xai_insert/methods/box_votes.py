@@ -15,10 +15,10 @@ from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph
 from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
 from xai_insert.locate.detector import ClassLevel, Detector
-from xai_insert.methods.box_sides import box_sides, minimum
+from xai_insert.methods.box_sides import box_sides
 from xai_insert.methods.det_class_probability_map import grid_of_level, level_channels
 from xai_insert.methods.late_boxes import boxes_everywhere
-from xai_insert.methods.shaping import scalar
+from xai_insert.methods.shaping import magnitude, minimum, scalar
 
 _TINY = 1e-12
 
@@ -147,8 +147,7 @@ def _one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes) -> V
     numbers = np.arange(detector.classes, dtype=np.float32) + found.first_label
     # max(0, 1 - |x - k|): where a comparison reads SSDLite's labels, OpenVINO 2026.4 computes its outputs wrongly.
     apart = op.sub(x, op.constant(numbers.reshape(1, 1, -1)))
-    apart = op.maximum(apart, op.mul(apart, scalar(op, -1.0)))
-    return op.maximum(op.sub(scalar(op, 1.0), apart), scalar(op, 0.0))
+    return op.maximum(op.sub(scalar(op, 1.0), magnitude(op, apart)), scalar(op, 0.0))
 
 
 def _overlap(op: Ops[V], one: Sequence[V], other: Sequence[V]) -> V:

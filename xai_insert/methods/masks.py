@@ -6,7 +6,7 @@ import numpy as np
 
 from xai_insert.graph.ops import Ops, Size, V
 from xai_insert.locate.instances.kinds import BoxFormat
-from xai_insert.methods.shaping import scalar
+from xai_insert.methods.shaping import magnitude, scalar
 
 _LEAST_SIDE = 1e-6  # of a box in cells, so that an empty one divides by something
 
@@ -65,8 +65,7 @@ def _shares(op: Ops[V], corners: V, axis: int, cells: int, size: int) -> V:
     place = op.mul(op.div(op.sub(centres, low), side), scalar(op, float(size), "float32"))
     from_first = op.sub(op.unsqueeze(place, [3]), scalar(op, 0.5, "float32"))
     apart = op.sub(from_first, op.constant(np.arange(size, dtype=np.float32).reshape(1, 1, 1, size)))
-    apart = op.maximum(apart, op.mul(apart, scalar(op, -1.0, "float32")))
-    return op.maximum(op.sub(scalar(op, 1.0, "float32"), apart), scalar(op, 0.0, "float32"))
+    return op.maximum(op.sub(scalar(op, 1.0, "float32"), magnitude(op, apart)), scalar(op, 0.0, "float32"))
 
 
 def cropped(op: Ops[V], masks: V, corners: V, grid: tuple[int, int]) -> V:

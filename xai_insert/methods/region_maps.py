@@ -17,9 +17,9 @@ from xai_insert.graph.moves import is_maximum, moved, moved_into
 from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Value, fixed
 from xai_insert.locate.region_head import RegionHead, RegionReport
-from xai_insert.methods.box_sides import box_sides, minimum
+from xai_insert.methods.box_sides import box_sides
 from xai_insert.methods.recipro_cam import recipro_cam
-from xai_insert.methods.shaping import reshape, scalar
+from xai_insert.methods.shaping import magnitude, minimum, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice
 
 Line = npt.NDArray[np.float32]
@@ -165,8 +165,7 @@ def _shares(op: Ops[V], low: V, high: V, cells: Line, count: int, axis: int) -> 
     """
     step = op.mul(op.maximum(op.sub(high, low), scalar(op, _TINY)), scalar(op, 1.0 / count))
     apart = op.sub(op.constant(cells), op.add(low, op.mul(step, op.constant(_line(count, axis)))))
-    apart = op.maximum(apart, op.mul(apart, scalar(op, -1.0)))
-    apart = op.div(apart, op.maximum(step, scalar(op, 1.0)))
+    apart = op.div(magnitude(op, apart), op.maximum(step, scalar(op, 1.0)))
     shares = op.maximum(op.sub(scalar(op, 1.0), apart), scalar(op, 0.0))
     return op.div(shares, op.maximum(op.reduce(shares, "sum", [axis]), scalar(op, _TINY)))
 
