@@ -1,5 +1,7 @@
 """Explaining: overlays, reading outputs, and preparing images."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import onnxruntime as ort
@@ -14,7 +16,8 @@ from xai_insert.explain.draw import COLORMAPS, to_bytes
 from xai_insert.explain.errors import PreprocessingError
 from xai_insert.explain.explained import Selection
 from xai_insert.explain.feed import Feeder
-from xai_insert.explain.picture import canvas, draw, with_caption
+from xai_insert.explain.files import decode, encode_jpeg
+from xai_insert.explain.picture import canvas, caption, draw
 from xai_insert.explain.preprocessing import RESIZES, Preprocessing, from_metadata, prepare
 from xai_insert.explain.runtime import ImageInput
 
@@ -61,12 +64,19 @@ def test_scores_become_bytes():
 
 
 def test_caption_is_cut_to_fit():
-    image = np.zeros((40, 256, 3), np.uint8)
-    captioned = with_caption(image, "a very long label " * 20, "0.50")
-    assert captioned.shape[1] == 256
-    assert captioned.shape[0] > 40
-    right = captioned[40:, -40:].max(axis=(0, 2))
-    assert right.max() > 150, "the score is not drawn"
+    strip = caption(256, "a very long label " * 20, "0.50")
+    assert strip.shape[1:] == (256, 3)
+    assert strip[:, -40:].max() > 150, "the score is not drawn"
+
+
+def test_a_picture_is_encoded_from_its_parts_in_their_order():
+    red, blue = (
+        np.full((height, 64, 3), colour, np.uint8) for height, colour in ((32, (250, 0, 0)), (16, (0, 0, 250)))
+    )
+    image = decode(Path("x.jpg"), encode_jpeg(red, blue))
+    assert image.shape == (48, 64, 3)
+    np.testing.assert_allclose(image[4, 4], red[0, 0], atol=8)
+    np.testing.assert_allclose(image[44, 4], blue[0, 0], atol=8)
 
 
 # Reading outputs

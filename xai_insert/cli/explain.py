@@ -152,7 +152,7 @@ def main(
             meaning = replace(meaning, labels=read_labels(labels))
         if not quiet:
             _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
-        identity = [str(model.resolve()), stamp(model), type(engine).__name__, device]
+        identity = [str(model.resolve()), stamp(model), stamp(model.with_suffix(".bin")), type(engine).__name__, device]
         outcomes = _run(
             Explainer(_model(engine, feeder, meaning, classes, threshold), output, options, identity), sources, quiet
         )

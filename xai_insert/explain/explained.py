@@ -112,7 +112,8 @@ class Selection:
 
 def ranking(scores: Scores) -> list[int]:
     """Numbers of the classes, best first."""
-    return [int(index) for index in np.argsort(-scores, kind="stable")]
+    best: list[int] = np.argsort(-scores, kind="stable").tolist()
+    return best
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ import PIL.Image
 
 from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import ImageFileError, RunError
-from xai_insert.explain.outputs import Array
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-_JPEG_QUALITY = 92
+_JPEG_QUALITY = 85
 _MOST_PIXELS = 1 << 28
 
 
@@ -93,7 +92,7 @@ def decode(path: Path, content: bytes) -> Image:
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
         raise ImageFileError(f"cannot read {path}: {'not an image that OpenCV knows' if content else 'empty file'}")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), np.uint8)
 
 
 def _require_moderate(path: Path, content: bytes) -> None:
@@ -134,10 +133,22 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return labels
 
 
-def encode(image: Array, suffix: str) -> bytes:
-    """Encode uint8 RGB `[H, W, 3]` or grey `[H, W]` as `.jpg` or `.png`."""
-    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    done, content = cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if suffix == ".jpg" else [])
+def encode_jpeg(*parts: Image) -> bytes:
+    """Encode one picture of parts of the same width, uint8 RGB `[H, W, 3]` each, from top to bottom."""
+    ends = np.cumsum([part.shape[0] for part in parts]).tolist()
+    whole = np.empty((ends[-1], *parts[0].shape[1:]), np.uint8)
+    for part, end in zip(parts, ends, strict=True):
+        cv2.cvtColor(part, cv2.COLOR_RGB2BGR, dst=whole[end - part.shape[0] : end])
+    return _encode(".jpg", whole, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+
+
+def encode_png(pixels: Image) -> bytes:
+    """Encode uint8 grey `[H, W]`."""
+    return _encode(".png", pixels, [])
+
+
+def _encode(suffix: str, pixels: Image, how: Sequence[int]) -> bytes:
+    done, content = cv2.imencode(suffix, pixels, how)
     assert done
     return bytes(content)
 
@@ -181,9 +192,12 @@ def make_folder(path: Path) -> None:
 
 
 def stamp(path: Path) -> list[int]:
-    """Size and time of change of a file and its weights, to notice a new version; empty if there is none."""
-    found = [item for item in (path, path.with_suffix(".bin")) if item.is_file()]
-    return [number for item in found for number in (item.stat().st_size, item.stat().st_mtime_ns)]
+    """Size and time of change of a file, to notice a new version; empty if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def slug(text: str) -> str:

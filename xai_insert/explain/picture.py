@@ -62,13 +62,9 @@ def _pixels(box: tuple[float, float, float, float], width: int, height: int) -> 
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def with_caption(image: Image, title: str, value: str) -> Image:
-    """Put a strip below the image: the title on its left, the value on its right."""
-    return np.vstack([image, _strip(image.shape[1], title, value)])
-
-
 @lru_cache(maxsize=256)  # the same class comes again and again
-def _strip(width: int, title: str, value: str) -> Image:
+def caption(width: int, title: str, value: str) -> Image:
+    """A strip to go below a picture of that width: the title on its left, the value on its right."""
     size = min(max(width // 20, 14), 26)
     font = font_of(size)
     strip = Pillow.new("RGB", (width, size * 2), _BACKGROUND)

@@ -24,7 +24,7 @@ from xai_insert.explain.explained import Explained, Instance
 from xai_insert.explain.journal import Journal
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import canvas, draw, with_caption
+from xai_insert.explain.picture import canvas, caption, draw
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 from xai_insert.version import __version__
@@ -166,7 +166,7 @@ class Explainer:
         height, width = image.shape[:2]
         scene = _Scene(source.name, (width, height), canvas(image), found.view)
         if scene.shown is not image or not files.is_jpeg(content):
-            content = files.encode(scene.shown, ".jpg")
+            content = files.encode_jpeg(scene.shown)
         record = {
             "name": source.name,
             "settings": self._settings,
@@ -184,8 +184,8 @@ class Explainer:
     def _draw(self, scene: _Scene, found: Explained) -> list[dict[str, Any]]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
         if found.saliency_map.ndim == 2:
-            caption = ("all classes", f"{len(found.instances)} found" if found.instances else "")
-            every = self._draw_map(scene, found.saliency_map, "all", caption, found.instances)
+            texts = ("all classes", f"{len(found.instances)} found" if found.instances else "")
+            every = self._draw_map(scene, found.saliency_map, "all", texts, found.instances)
             return [every, *self._draw_boxes(scene, found.instances)]
         drawn = []
         for item in found.chosen:
@@ -208,8 +208,8 @@ class Explainer:
             number = 1 + sum(other.class_id == item.class_id for other in instances[:index])
             score = f"{item.score:.2f}"
             mark = f"{item.class_id}-{files.slug(item.label)}-box{number}-{score}"
-            caption = (f"{item.label}, box {number}", score)
-            entry = self._draw_map(scene, item.saliency_map, mark, caption, [item])
+            texts = (f"{item.label}, box {number}", score)
+            entry = self._draw_map(scene, item.saliency_map, mark, texts, [item])
             drawn.append({**item.record(*scene.size), **entry})
         return drawn
 
@@ -218,19 +218,19 @@ class Explainer:
         scene: _Scene,
         saliency: Array,
         mark: str,
-        caption: tuple[str, str],
+        texts: tuple[str, str],
         instances: Sequence[Instance],
         has_overlay: bool = True,
     ) -> dict[str, Any]:
         options, stem = self._options, f"{scene.name}.{mark}"
         pixels = to_bytes(saliency)
-        entry: dict[str, Any] = {"title": caption[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
+        entry: dict[str, Any] = {"title": texts[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
         if has_overlay:
             picture = draw(scene.shown, pixels, scene.view, options.opacity, options.colormap)
-            picture = with_caption(draw_marks(picture, instances), *caption)
-            entry["overlay"] = self._write(f"overlays/{stem}.jpg", files.encode(picture, ".jpg"))
+            parts = draw_marks(picture, instances), caption(picture.shape[1], *texts)
+            entry["overlay"] = self._write(f"overlays/{stem}.jpg", files.encode_jpeg(*parts))
         if options.raw == "png":
-            entry["raw"] = self._write(f"maps/{stem}.png", files.encode(pixels, ".png"))
+            entry["raw"] = self._write(f"maps/{stem}.png", files.encode_png(pixels))
         elif options.raw == "npy":
             content = BytesIO()
             np.save(content, saliency)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -85,7 +84,10 @@ def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "C
 
 
 class OpenVINOEngine:
-    """A model in OpenVINO, fed through a queue of asynchronous requests that keeps every stream busy."""
+    """A model in OpenVINO: each thread has a request of its own, so that more of them wait than there are streams.
+
+    No callback of Python's is needed so, which would hold a stream up until it gets the interpreter's lock.
+    """
 
     def __init__(self, path: Path, device: str) -> None:
         import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
@@ -101,29 +103,20 @@ class OpenVINOEngine:
         self.image_input = _only_input([_openvino_input(port) for port in model.inputs])
         self._names = [min(output.get_names(), default="") for output in model.outputs]
         try:
-            compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
+            self._compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot compile the model for {device}: {last_line(err)}") from err
-        self._queue = ov.AsyncInferQueue(compiled)
-        self._queue.set_callback(self._done)
-        self._lock = threading.Lock()
-        self.parallel = len(self._queue)
+        self._own = threading.local()
+        self.parallel = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
 
     def infer(self, feed: Array) -> Outputs:
-        future: Future[list[Array]] = Future()
         try:
-            with self._lock:  # one thread at a time waits for a free request
-                self._queue.start_async({0: feed}, future, share_inputs=True)  # this frame keeps the feed alive
+            request = getattr(self._own, "request", None) or self._compiled.create_infer_request()
+            self._own.request = request
+            request.infer({0: feed}, share_inputs=True)
+            return read_outputs([tensor.data.copy() for tensor in request.output_tensors], self._names)
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot run the model: {_first_line(err)}") from err
-        return read_outputs(future.result(), self._names)
-
-    @staticmethod
-    def _done(request: Any, future: Future[list[Array]]) -> None:
-        try:
-            future.set_result([tensor.data.copy() for tensor in request.output_tensors])
-        except Exception as err:  # must reach the waiting thread whatever it is
-            future.set_exception(RunError(f"OpenVINO cannot run the model: {_first_line(err)}"))
 
 
 class OnnxEngine:
