@@ -68,8 +68,6 @@ def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:
         x = reshape(op, op.transpose(x, [0, 2, 1]), [batch, item.head.channels, height, width])
     elif item.head.channel_axis == len(value.sizes) - 1:
         x = op.transpose(x, [0, 3, 1, 2])
-    if value.dtype != "float32":
-        x = op.cast(x, "float32")
     if order.anchors == 1 and order.classes < item.head.channels:
         x = op.slice(x, 1, order.start, order.start + order.classes)
     return x

@@ -38,24 +38,14 @@ def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     if options.per_box:
         if options.method in _OF_CLASSIFIERS or options.target_layer or options.top_k:
             raise UnsupportedTaskError("--per-box is for detectors; leave out what is for other models, or --per-box")
-        if options.method in ("auto", INSTANCE_MASKS) and any(node.op is Op.ROI_ALIGN for node in graph.nodes):
-            instances = plan_instances(loaded, graph, options)
-            if instances is not None:
-                return instances
-        if options.method == INSTANCE_MASKS:
-            raise UnsupportedTaskError("of instance segmenters, --per-box is for those with two stages")
-        return plan_detection(loaded, graph, options)
+        has_regions = any(node.op is Op.ROI_ALIGN for node in graph.nodes)
+        instances = _plan_instances(loaded, graph, options) if has_regions or options.method == INSTANCE_MASKS else None
+        return instances or plan_detection(loaded, graph, options)
     if options.method in _OF_CLASSIFIERS or options.target_layer is not None or options.top_k is not None:
         return plan_classification(graph, options)
-    if options.method in ("auto", INSTANCE_MASKS):
-        instances = plan_instances(loaded, graph, options)
-        if instances is not None:
-            return instances
-        if options.method == INSTANCE_MASKS:
-            listed = ", ".join(value.describe() for value in graph.outputs)
-            raise UnsupportedTaskError(
-                f"no instances with masks among the outputs: wanted boxes, classes and masks, found {listed}"
-            )
+    instances = _plan_instances(loaded, graph, options)
+    if instances is not None:
+        return instances
     if selects_rows(graph):
         try:
             return plan_detection(loaded, graph, options)
@@ -65,3 +55,16 @@ def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
         return plan_classification(graph, options)
     except UnsupportedTaskError:
         return plan_detection(loaded, graph, options)
+
+
+def _plan_instances(loaded: LoadedModel, graph: Graph, options: Options) -> Plan | None:
+    """The plan for an instance segmenter; None if the model is none, or another method was asked for."""
+    if options.method not in ("auto", INSTANCE_MASKS):
+        return None
+    plan = plan_instances(loaded, graph, options)
+    if plan is None and options.method == INSTANCE_MASKS:
+        listed = ", ".join(value.describe() for value in graph.outputs)
+        raise UnsupportedTaskError(
+            f"no instances with masks among the outputs: wanted boxes, classes and masks, found {listed}"
+        )
+    return plan
