@@ -34,8 +34,10 @@ def looped(b, x):
         helper.make_node("Add", ["before", "bent"], ["after"]),
         helper.make_node("Identity", ["going"], ["on"]),
     ]
-    inputs = [told("step", TensorProto.INT64, []), told("going", TensorProto.BOOL, []), told("before")]
-    body = helper.make_graph(nodes, "body", inputs, [told("on", TensorProto.BOOL, []), told("after")])
+    sizes = [b.batch, CHANNELS, 6, 6]
+    inputs = [told("step", TensorProto.INT64, []), told("going", TensorProto.BOOL, []), told("before", sizes=sizes)]
+    outputs = [told("on", TensorProto.BOOL, []), told("after", sizes=sizes)]
+    body = helper.make_graph(nodes, "body", inputs, outputs)
     return b.node("Loop", b.const(np.array(2)), b.const(np.array(True)), x, body=body)
 
 

@@ -3,7 +3,7 @@
 import openvino as ov
 import pytest
 
-from tests import models, test_per_box
+from tests import models, test_detection, test_per_box
 from xai_insert import Options, errors, insert
 
 CHANNELS = models.CHANNELS
@@ -72,3 +72,12 @@ def test_an_operator_set_older_than_the_branch(check):
     model.opset_import[0].version = 8
     with pytest.raises(errors.ModelFileError, match="operator set 8, wanted 9"):
         insert(model, Options(check=check))
+
+
+@pytest.mark.parametrize("options", [Options(), Options(check=False)], ids=["check", "no check"])
+def test_a_detector_that_declares_a_huge_batch_is_not_run(options):
+    """Its parts are found by running it, with the check or without."""
+    model, _ = test_detection.raw_detector()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 65_537
+    with pytest.raises(errors.CheckFailedError, match="out of proportion"):
+        insert(model, options)

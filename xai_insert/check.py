@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,13 @@ import numpy.typing as npt
 from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
-from xai_insert.graph.view import Graph, Value
+from xai_insert.graph.proportion import most_bytes
+from xai_insert.graph.view import Graph
 from xai_insert.tasks.plan import Masking
 
 Array = npt.NDArray[Any]
 _SEED = 0
 _MOST_POSITIONS = 4
-# A transformer at ten times its usual resolution stays below: attention of 8 heads over 5,000 tokens has 800 MB.
-_MOST_BYTES, _PER_WEIGHT, _ELEMENT = 1 << 28, 8, 4
 _MOST_SECONDS, _BYTES_PER_SECOND = 12.0, 1 << 28
 _BATCH = 2  # where the model leaves it open
 # Another order of summation moves a float32 logit by some 1e-6 of the largest; half precision rounds at 1e-3.
@@ -54,21 +52,6 @@ def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
     return runner.run(feeds, seconds)
 
 
-def require_proportion(graph: Graph) -> None:
-    """Refuse to run a model that declares sizes which no machine holds, as a damaged or hostile one may.
-
-    Raises:
-        CheckFailedError: a value of the model is out of proportion to its weights.
-    """
-    values = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
-    largest = max(values, key=_bytes, default=None)
-    if largest is not None and _bytes(largest) > _most_bytes(graph):
-        raise CheckFailedError(
-            f"{largest.describe()} would take {_bytes(largest) / 2**20:,.0f} MB, out of proportion to the model's "
-            "weights; --no-check inserts without running it"
-        )
-
-
 def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
     """Outputs of the model before anything is inserted, for one random input.
 
@@ -80,17 +63,7 @@ def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
         runner = loaded.runner()
     except CheckFailedError as err:
         raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
-    return run_random(runner, _MOST_SECONDS + _most_bytes(graph) / _BYTES_PER_SECOND)
-
-
-def _most_bytes(graph: Graph) -> int:
-    operands = {value for node in graph.nodes for value in node.inputs if value is not None and value.is_constant}
-    return _MOST_BYTES + _PER_WEIGHT * sum(map(_bytes, operands))
-
-
-def _bytes(value: Value) -> int:
-    """Bytes of a value for one image."""
-    return _ELEMENT * math.prod(1 if size is None else size for size in value.shape or ())
+    return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
 
 
 def check_outputs(plain: Sequence[Array], inserted: Sequence[Array], names: Sequence[str]) -> float:

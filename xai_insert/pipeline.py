@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, check_definition, check_outputs, require_proportion, run_plain, run_random
+from xai_insert.check import CheckResult, check_definition, check_outputs, run_plain, run_random
 from xai_insert.errors import AlreadyInsertedError, DefinitionError, ModelFileError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.scaling import to_bytes
@@ -35,6 +36,7 @@ SALIENCY_MAP = "saliency_map"
 FEATURE_VECTOR = "feature_vector"
 IGNORED_SCOPE = f"{PREFIX}.*"
 """The names that a quantiser must leave alone in an inserted model, as a regular expression."""
+_ADVICE = "--no-check inserts without running it"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def plan_insertion(model: Any, options: Options | None = None, output: Path | No
     loaded = load(model, options.input_shapes, output)
     _refuse_twice(loaded, graph := loaded.view())
     if options.check:
-        require_proportion(graph)
+        require_proportion(graph, _ADVICE)
     return _report(loaded, make_plan(loaded, graph, options), options, _name(model))
 
 
@@ -112,7 +114,7 @@ def _insert(
     graph = loaded.view()
     _refuse_twice(loaded, graph)
     if options.check:
-        require_proportion(graph)
+        require_proportion(graph, _ADVICE)
     passed("read")
     plan = make_plan(loaded, graph, options)
     passed("located")

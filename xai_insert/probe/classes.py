@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values, reshapes_between
@@ -194,6 +195,7 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     observed = observed_values(graph, images, heads)
     if not heads or not observed:
         return None
+    require_proportion(graph)
     search = _Search(loaded, graph, heads, observed)
     scoring = search.class_heads()
     if not scoring:

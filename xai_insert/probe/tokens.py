@@ -11,6 +11,7 @@ import numpy.typing as npt
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.reference import unrounded
@@ -30,6 +31,7 @@ def probe_zero_tokens(
     projected = [value for item in readout.attentions for value in (item.key, item.value)]
     masked = list(dict.fromkeys(readout.masked))
     wanted = unrounded(surgeon, graph, masked, projected)
+    require_proportion(graph)
     runner = model.between(masked, wanted)
     rng = np.random.default_rng(0)
     feeds = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}

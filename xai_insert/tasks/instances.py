@@ -12,6 +12,7 @@ from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, fixed, format_grid
 from xai_insert.locate.inputs import image_axes, image_inputs, image_size
 from xai_insert.locate.instances import locate_instances, may_hold_masks
@@ -116,6 +117,7 @@ def plan_instances(loaded: LoadedModel, graph: Graph, options: Options) -> Insta
     """
     if not may_hold_masks(graph):
         return None
+    require_proportion(graph)
     image = image_inputs(graph)[0]
     runner = loaded.runner()
     feeds, arrays = _look(runner)

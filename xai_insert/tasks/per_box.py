@@ -6,6 +6,7 @@ from typing import Any
 
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Shape
 from xai_insert.locate.boxes import ReportedBoxes
 from xai_insert.locate.detector import Regions
@@ -42,7 +43,9 @@ def region_report(loaded: LoadedModel, graph: Graph, found: Regions) -> RegionRe
         ShapeUnknownError: see `find_region_report`.
         UnsupportedTaskError: see `find_region_head` and `find_region_report`.
     """
-    return find_region_report(loaded, graph, find_region_head(graph, found))
+    head = find_region_head(graph, found)
+    require_proportion(graph)
+    return find_region_report(loaded, graph, head)
 
 
 def describe_regions(report: RegionReport, grid: Shape) -> dict[str, Any]:

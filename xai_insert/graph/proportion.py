@@ -1,0 +1,41 @@
+"""Whether a model may be run: files made to exhaust a machine declare sizes out of proportion to what they hold."""
+
+from __future__ import annotations
+
+import math
+
+from xai_insert.errors import CheckFailedError
+from xai_insert.graph.view import Graph, Value
+
+# A transformer at ten times its usual resolution stays below: attention of 8 heads over 5,000 tokens has 800 MB.
+_MOST_BYTES, _PER_WEIGHT, _ELEMENT = 1 << 28, 8, 4
+
+
+def require_proportion(graph: Graph, advice: str = "it has to be run to find its parts") -> None:
+    """Refuse to run a model that declares sizes which no machine holds, as a damaged or hostile one may.
+
+    Args:
+        graph: the model.
+        advice: what to do about it, or why it is run.
+
+    Raises:
+        CheckFailedError: a value of the model is out of proportion to its weights.
+    """
+    values = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
+    largest = max(values, key=_bytes, default=None)
+    if largest is not None and _bytes(largest) > most_bytes(graph):
+        raise CheckFailedError(
+            f"{largest.describe()} would take {_bytes(largest) / 2**20:,.0f} MB, out of proportion to the model's "
+            f"weights; {advice}"
+        )
+
+
+def most_bytes(graph: Graph) -> int:
+    """What the largest value of a model with these weights may take."""
+    operands = {value for node in graph.nodes for value in node.inputs if value is not None and value.is_constant}
+    return _MOST_BYTES + _PER_WEIGHT * sum(map(_bytes, operands))
+
+
+def _bytes(value: Value) -> int:
+    """Bytes of a value for one image."""
+    return _ELEMENT * math.prod(1 if size is None else size for size in value.shape or ())
