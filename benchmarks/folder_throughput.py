@@ -6,7 +6,7 @@ Both decode JPEGs of 640x480, prepare them alike and keep OpenVINO busy with the
 `AsyncInferQueue`. The loop takes the best class of the plain model and writes nothing; it decodes in one thread, or in
 as many as there are cores, whichever is faster for the model. `xai-explain` draws and writes everything that it writes
 by default: the image, the overlay of the predicted class, its raw map, the journal, the page. In between stands the
-loop over the inserted model, so that the price of the map is told from that of drawing and writing. The ways take turns.
+loop over the inserted model, so that the price of the map is told from that of drawing and writing. They take turns.
 
 Ratios of throughput are those of neighbouring runs; processor time, of all threads, is steadier where the machine has
 other work to do. `--float32` computes as CPUs without bf16 do.
