@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from tests import deployed, oracle
 from tests.models import CHANNELS, Builder, as_format
-from xai_insert import Options, insert
+from xai_insert import Options, insert, insert_file
 from xai_insert.cli.insert import main
 
 FORMATS = [".xml", ".onnx"]
@@ -160,3 +160,19 @@ def test_symbolic_sizes_are_fixed_by_option(tmp_path):
     image = deployed.scenes(1)
     plain = oracle.run(insert(deployed.plain("shapes_vit", ".onnx"), RAW).model, image)
     assert_same(results(new, image)["saliency_map"], plain["saliency_map"])
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_sizes_of_minus_one_are_open(tmp_path, suffix):
+    """Paddle's exporter writes them so."""
+    b = Builder()
+    model = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), CHANNELS))
+    for axis in (0, 2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = -1
+    onnx.save(model, tmp_path / "model.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 20), dtype=np.float32)
+    expected = results(insert(model, RAW).model, x)["saliency_map"]
+    assert expected.shape[2:] == (8, 10)
+    insert_file(tmp_path / "model.onnx", tmp_path / f"new{suffix}", RAW)
+    compiled = ov.Core().compile_model(tmp_path / f"new{suffix}", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    np.testing.assert_allclose(compiled(x)["saliency_map"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -107,6 +107,19 @@ def test_raw_heads_want_the_number_of_classes():
     np.testing.assert_allclose(outputs["saliency_map"], mean / mean.sum(1, keepdims=True), rtol=1e-5)
 
 
+def test_a_single_class_is_told_from_the_objectness_beside_the_boxes():
+    """As in YOLOX: boxes and objectness read one feature, the class another; boxes are not decoded."""
+    b = Builder(size=(32, 32))
+    x = b.backbone()
+    apart, beside = (b.node("Relu", b.node("Conv", x, b.weight(6, 6, 3, 3), pads=[1] * 4)) for _ in range(2))
+    boxes = b.node("Conv", beside, b.weight(4, 6, 1, 1), b.weight(4))
+    heads = [b.node("Conv", x, b.weight(1, 6, 1, 1), b.weight(1)) for x in (beside, apart)]
+    joined = b.node("Concat", boxes, *(b.node("Sigmoid", head) for head in heads), axis=1)
+    rows = b.node("Reshape", joined, b.const(np.array([0, 6, -1])))
+    found = insert(b.model(b.node("Transpose", rows, perm=[0, 2, 1]))).report
+    assert [head["name"] for head in found.heads] == [heads[1]]
+
+
 @pytest.mark.parametrize("suffix", [".xml", ".onnx"])
 def test_the_peak_lies_in_a_box_of_the_class(suffix):
     path = DETECTOR.with_suffix(suffix)

@@ -127,3 +127,19 @@ def test_moving_a_peak_moves_the_map(kind):
         likes, dislikes = oracle.run(model, x)["saliency_map"][0]
         assert np.unravel_index(likes.argmax(), likes.shape) == (row, column)
         assert np.unravel_index(dislikes.argmin(), likes.shape) == (row, column)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_scores_beside_regressions_are_found_by_their_softmax(kind):
+    """As in MTCNN, which gives a box and marks beside the scores."""
+    b = models.Builder()
+    pooled = b.node("Flatten", b.node("GlobalAveragePool", b.backbone()))
+    logits = b.linear(pooled, models.CHANNELS)
+    outputs = (
+        b.linear(pooled, models.CHANNELS, 4),
+        b.node("Softmax", logits, axis=1),
+        b.linear(pooled, models.CHANNELS, 10),
+    )
+    result = insert(models.as_format(b.model(*outputs), kind))
+    assert result.report.logits["output"] == outputs[1]
+    assert result.report.logits["classes"] == models.CLASSES

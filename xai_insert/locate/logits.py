@@ -40,15 +40,23 @@ def vector_size(shape: Shape) -> int | None:
 def peel(value: Value) -> Value:
     """The value under the operations that exporters put behind the class scores."""
     while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        if node.op in _PEELED or (node.op is Op.RESHAPE and is_vector(source.shape) and source.rank != 0):
+        is_same = is_vector(source.shape) and source.rank != 0 and (value.shape is None or is_vector(value.shape))
+        if node.op in _PEELED or (node.op is Op.RESHAPE and is_same):
             value = source
         else:
             break
     return value
 
 
+def is_softmax(value: Value) -> bool:
+    """Whether an output is a softmax of several scores."""
+    while (node := value.producer) is not None and node.op is Op.IDENTITY and (source := node.operand(0)) is not None:
+        value = source
+    return node is not None and node.op is Op.SOFTMAX
+
+
 def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits:
-    """The class scores, at the output named `output` if given.
+    """The class scores, at the output named `output` if given; of several, the only one that is a softmax.
 
     Raises:
         UnknownNameError: no output has that name.
@@ -74,6 +82,9 @@ def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits
         raise UnsupportedTaskError(
             f"not a classifier: wanted an output [N, classes], found {listed}; only classifiers can be explained so far"
         )
+    if len(candidates) > 1:  # boxes and marks that are regressed beside the scores are not normalised
+        normalised = [item for item in candidates if is_softmax(graph.outputs[names.index(item.output_name)])]
+        candidates = normalised if len(normalised) == 1 else candidates
     if len(candidates) > 1:
         listed = ", ".join(_describe(item.output_name, item.value) for item in candidates)
         raise AmbiguousModelError(

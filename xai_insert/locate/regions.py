@@ -9,6 +9,7 @@ from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap, channel_axis, grid_of_map
 from xai_insert.locate.levels import joined_tokens
+from xai_insert.locate.logits import is_softmax
 
 _BOX = 4
 
@@ -44,9 +45,10 @@ def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
 
 
 def _holds_boxes(value: Value) -> bool:
-    """Whether a value is `[N, Q, 4]`, or `[N, Q, 5]` and more with scores beside the boxes."""
-    shape = value.shape
-    return shape is not None and len(shape) == 3 and "float" in value.dtype and (shape[2] or 0) >= _BOX
+    """Whether a value is `[N, Q, 4]`, or `[N, Q, 5]` and more with scores beside the boxes; not a text's characters."""
+    if value.shape is None or len(value.shape) != 3 or "float" not in value.dtype or is_softmax(value):
+        return False
+    return (value.shape[2] or 0) >= _BOX
 
 
 def _as_map(graph: Graph, value: Value) -> FeatureMap | None:

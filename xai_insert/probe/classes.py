@@ -91,7 +91,7 @@ class _Search:
         """The wider head; of equal ones that which does not read the feature of the boxes, as a gate does."""
         if one.head.channels != other.head.channels:
             return max(one, other, key=lambda item: item.head.channels)
-        boxes = {item.head.source for item in self.watched if item.effects & {Effect.OTHER}}
+        boxes = {item.head.source for item in self.watched if item.effects & {Effect.OTHER, Effect.RAW}}
         apart = [item for item in (one, other) if item.head.source not in boxes]
         if len(apart) != 1:
             raise AmbiguousModelError(

@@ -148,6 +148,8 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
         passes.InlinePass()(model)
         source = None
     _require_sound(model.graph)
+    if _open_negative_sizes(model.graph):
+        source = None
     inputs = {value.name: value for value in model.graph.inputs}
     for name, sizes in input_shapes.items():
         if name not in inputs:
@@ -166,6 +168,15 @@ def _require_sound(graph: ir.Graph) -> None:
         for value in values:
             if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
                 raise ModelFileError(f"{node.op_type} {node.name!r} reads {value.name!r}, which nothing gives")
+
+
+def _open_negative_sizes(graph: ir.Graph) -> bool:
+    """Take a size of -1 for an open one, as Paddle's exporter means it and both runtimes do; whether there was one."""
+    values = [*graph.inputs, *graph.outputs, *(value for node in graph.all_nodes() for value in node.outputs)]
+    found = [value for value in values if value.shape is not None and -1 in value.shape.dims]
+    for value in found:
+        value.shape = ir.Shape([None if size == -1 else size for size in value.shape or ()])
+    return bool(found)
 
 
 def _is_sorted(graph: ir.Graph) -> bool:

@@ -39,7 +39,7 @@ def require_safe(model: ir.Model, folder: Path) -> None:
             raise ModelFileError(f"operator set {domain!r} is of version {version}, which is none; is the file whole?")
     for value in model.graph.inputs:
         sizes = [size for size in value.shape or () if isinstance(size, int)]
-        if any(size < 0 for size in sizes):
+        if any(size < -1 for size in sizes):  # -1 is an open size
             raise ModelFileError(
                 f"input {value.name!r} declares a negative size; give its sizes: --input-shape {value.name}:1,3,224,224"
             )

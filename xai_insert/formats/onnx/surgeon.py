@@ -165,6 +165,8 @@ class OnnxSurgeon:
             self.ops = outer
         last = made[result]
         last.type = ir.TensorType(ir.DataType.FLOAT)
+        if result.shape is not None:  # onnxruntime wants to know the rank
+            last.shape = ir.Shape(result.shape)
         body.outputs.append(last)
         table = self.ops.constant(masks)
         scan = ir.node("Scan", [table], {"body": body, "num_scan_inputs": 1}, name=self._names.unique("scan"))
