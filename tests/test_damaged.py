@@ -1,5 +1,6 @@
 """Models that contradict themselves, as the fuzzer found them: each is refused in words of ours."""
 
+import numpy as np
 import openvino as ov
 import pytest
 
@@ -81,3 +82,16 @@ def test_a_detector_that_declares_a_huge_batch_is_not_run(options):
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 65_537
     with pytest.raises(errors.CheckFailedError, match="out of proportion"):
         insert(model, options)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_rows_that_are_no_images_are_refused(kind):
+    """A quarter of the map is read by each row, as when a text's characters or tiles of the image are classified."""
+
+    def network(b):
+        rows = b.node("Reshape", b.backbone(), b.const(np.array([-1, 54])))
+        return b.linear(rows, 54)
+
+    model = models.as_format(models.classifier(network), kind)
+    with pytest.raises(errors.CheckFailedError, match="4 maps for 1 images"):
+        insert(model)

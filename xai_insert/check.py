@@ -14,11 +14,12 @@ from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import most_bytes
 from xai_insert.graph.view import Graph
+from xai_insert.locate.inputs import image_inputs
 from xai_insert.tasks.plan import Masking
 
 Array = npt.NDArray[Any]
 _SEED = 0
-_MOST_POSITIONS = 4
+_MOST_POSITIONS, _IMAGE_RANK = 4, 4
 _MOST_SECONDS, _BYTES_PER_SECOND = 12.0, 1 << 28
 _BATCH = 2  # where the model leaves it open
 # Another order of summation moves a float32 logit by some 1e-6 of the largest; half precision rounds at 1e-3.
@@ -66,14 +67,19 @@ def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
     return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
 
 
-def check_outputs(plain: Sequence[Array], inserted: Sequence[Array], names: Sequence[str]) -> float:
+def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array]) -> float:
     """Largest relative difference of the original outputs.
 
+    Args:
+        graph: the model before insertion.
+        plain: its outputs for the random input.
+        inserted: those of the inserted model, the map behind them.
+
     Raises:
-        CheckFailedError: an output moved, or a map is not finite.
+        CheckFailedError: an output moved, or a map is not finite or not one per image.
     """
     worst = 0.0
-    for name, before, after in zip(names, plain, inserted, strict=False):
+    for name, before, after in zip(graph.output_names, plain, inserted, strict=False):
         difference = relative_difference(before, after)
         if difference > _OUTPUT_TOLERANCE:
             raise CheckFailedError(
@@ -84,6 +90,12 @@ def check_outputs(plain: Sequence[Array], inserted: Sequence[Array], names: Sequ
     for extra in inserted[len(plain) :]:
         if not np.isfinite(extra.astype(np.float64)).all():
             raise CheckFailedError("the saliency map is not finite on a random input; nothing was written")
+    image = image_inputs(graph)[0]
+    if image.rank == _IMAGE_RANK and len(inserted[len(plain)]) != (image.sizes[0] or 1):
+        raise CheckFailedError(
+            f"there are {len(inserted[len(plain)])} maps for {image.sizes[0] or 1} images, as for scores of several "
+            "positions each; nothing was written"
+        )
     return worst
 
 

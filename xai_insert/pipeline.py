@@ -139,7 +139,7 @@ def _carry_out(
     branch = splice(loaded, graph, plan, options)
     checked = None
     if options.check:
-        moved = check_outputs(plain, run_random(loaded.runner()), graph.output_names)
+        moved = check_outputs(graph, plain, run_random(loaded.runner()))
         masking = branch.plan.masking(options)
         off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
         checked = CheckResult(moved, off)

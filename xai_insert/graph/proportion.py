@@ -8,7 +8,7 @@ from xai_insert.errors import CheckFailedError
 from xai_insert.graph.view import Graph, Value
 
 # A transformer at ten times its usual resolution stays below: attention of 8 heads over 5,000 tokens has 800 MB.
-_MOST_BYTES, _PER_WEIGHT, _ELEMENT = 1 << 28, 8, 4
+_MOST_BYTES, _PER_WEIGHT, _ELEMENT = 96 << 20, 8, 4
 
 
 def require_proportion(graph: Graph, advice: str = "it has to be run to find its parts") -> None:

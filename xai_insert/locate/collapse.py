@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -121,7 +122,7 @@ def _flattened(node: Node, source: Value, result: Value) -> list[GridEnd]:
     while stack:
         for use in stack.pop().uses:
             weight = use.node.operand(1)
-            if use.node.op is Op.MATMUL and use.index == 0 and weight is not None and weight.is_constant:
+            if use.node.op is Op.MATMUL and use.index == 0 and _reads_all(use.node, weight, source):
                 grid_axes = tuple(a for a in range(1, source.rank or 0) if a != axis)
                 ends.append(GridEnd(Collapse.LINEAR, node, source, use.node.output, grid_axes))
             elif use.node.op in (Op.IDENTITY, Op.RESHAPE):
@@ -131,6 +132,14 @@ def _flattened(node: Node, source: Value, result: Value) -> list[GridEnd]:
     if axis is None or source.rank not in (3, 4):
         return [GridEnd(Collapse.OTHER, node, source, result)]
     return ends
+
+
+def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
+    """Whether a linear layer has one weight for each element of an image's `source`; one that reads rows has fewer."""
+    if weight is None or not weight.is_constant or weight.rank != 2:
+        return False
+    width, sizes = weight.sizes[1 if linear.attrs["transpose_b"] else 0], source.sizes[1:]
+    return any(size is None for size in sizes) or width == math.prod(size or 0 for size in sizes)
 
 
 def feature_before(end: GridEnd) -> FeatureMap:
