@@ -62,14 +62,15 @@ def laid(raw: Array, region: Array, box: Array, grid: tuple[int, int]) -> Array:
 
 
 def _shares(low, high, cells, size, start, end):
-    """`[cells, size]`: how cells read `size` positions between `low` and `high`, nothing but from `start` to `end`."""
+    """`[cells, size]`: how cells read `size` positions between `low` and `high`, of which `start` to `end` counts."""
     table = np.zeros((cells, size))
     step = (high - low) / size
     for cell in range(cells):
-        if not (cell < end and cell + 1 > start and start < end):
+        covered = min(cell + 1, end) - max(cell, start)
+        if covered <= 0:
             continue
         for position in range(size):
             apart = abs(cell + 0.5 - (low + (position + 0.5) * step))
             table[cell, position] = max(0, 1 - apart / max(step, 1))
-        table[cell] /= max(table[cell].sum(), 1e-6)
+        table[cell] *= covered / max(table[cell].sum(), 1e-6)
     return table

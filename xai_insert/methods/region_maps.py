@@ -36,8 +36,8 @@ def region_maps(
 
     For the reported class, the logit of the region with all but one position of its feature set to zero, less the
     smallest of these logits; laid where the region is in the image, read bilinearly (over an area where a cell is
-    larger than a position), and 0 in every cell that the reported box or the region does not touch. Rows that pad the
-    report give zeros.
+    larger than a position), times the share of the cell that lies in both the reported box and the region. Rows that
+    pad the report give zeros.
 
     Memory beside the model's own: the features of the M regions, and one row of the head's first layer for each of
     their positions.
@@ -152,7 +152,7 @@ def _laid(op: Ops[V], maps: V, regions: list[V], boxes: list[V], sides: list[int
         start, end = op.maximum(low, boxes[axis]), minimum(op, high, boxes[axis + 2])
         cells = _line(grid[1 - axis], 3 - axis)
         shares = _shares(op, low, high, cells, sides[1 - axis], 2 + axis)
-        shares = op.mul(shares, _touched(op, start, end, cells))
+        shares = op.mul(shares, _covered(op, start, end, cells))
         maps = op.matmul(shares, maps) if axis else op.matmul(maps, shares)
     return maps
 
@@ -170,11 +170,11 @@ def _shares(op: Ops[V], low: V, high: V, cells: Line, count: int, axis: int) -> 
     return op.div(shares, op.maximum(op.reduce(shares, "sum", [axis]), scalar(op, _TINY)))
 
 
-def _touched(op: Ops[V], low: V, high: V, cells: Line) -> V:
-    """1 for cells of which some lies between `low` and `high`, `[B, M, 1, 1]`, else 0."""
+def _covered(op: Ops[V], low: V, high: V, cells: Line) -> V:
+    """How much of each unit cell lies between `low` and `high`, `[B, M, 1, 1]`: 0..1."""
     half = np.float32(0.5)
-    inside = op.mul(op.greater(high, op.constant(cells - half)), op.greater(op.constant(cells + half), low))
-    return op.mul(inside, op.greater(high, low))
+    start, end = op.maximum(low, op.constant(cells - half)), minimum(op, high, op.constant(cells + half))
+    return op.maximum(op.sub(end, start), scalar(op, 0.0))
 
 
 def _line(count: int, axis: int) -> Line:
