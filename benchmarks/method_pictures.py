@@ -25,9 +25,9 @@ from xai_insert.explain.detect import TASKS, Finder
 from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.explained import Explained, Instance, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
-from xai_insert.explain.files import encode
+from xai_insert.explain.files import encode_jpeg
 from xai_insert.explain.marks import draw_marks
-from xai_insert.explain.picture import draw, with_caption
+from xai_insert.explain.picture import caption, draw
 from xai_insert.explain.preprocessing import from_metadata
 from xai_insert.explain.runtime import load_engine
 
@@ -65,7 +65,8 @@ def picture(image: Image, found: Explained, panels: Sequence[Panel]) -> Image:
         shown = large
         if panel.saliency is not None:
             shown = draw(large, to_bytes(panel.saliency), found.view, _OPACITY, "jet")
-        tile = with_caption(draw_marks(shown, panel.instances), panel.title, panel.value)
+        marked = draw_marks(shown, panel.instances)
+        tile = np.vstack([marked, caption(marked.shape[1], panel.title, panel.value)])
         tiles += [np.full((len(tile), _GAP, 3), _WHITE, np.uint8), tile]
     return np.hstack(tiles[1:])
 
@@ -108,19 +109,22 @@ def finder(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
     yield ("det_class_probability_map" if name == "detector" else "instance_masks"), picture(image, found, panels)
 
 
-def boxes(seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
-    """The map of a class with two objects, and of each of them."""
+def boxes(title: str, model: Path, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
+    """The map of a class with two objects, or of all classes at once, and of each of them."""
     image = overlapping_scene(seed).image
-    onnx.save(reporting_detector(), folder / "reporting.onnx")
-    found = explained(folder / "reporting.onnx", Options(per_box=True), image, folder)
+    found = explained(model, Options(per_box=True), image, folder)
     one, other = found.instances[:2]
     if one.class_id != other.class_id:
         raise RuntimeError(f"scene {seed} does not show two objects of one class")
+    if found.saliency_map.ndim == 3:
+        whole = class_panel(found, one.class_id)
+    else:
+        whole = Panel(found.saliency_map, "Activation Map", "", found.instances)
     of_boxes = [
         Panel(item.saliency_map, f"{item.label}, box {number}", f"{item.score:.2f}", [item])
         for number, item in enumerate((one, other), start=1)
     ]
-    yield "box_votes", picture(image, found, [Panel(None, "scene"), class_panel(found, one.class_id), *of_boxes])
+    yield title, picture(image, found, [Panel(None, "scene"), whole, *of_boxes])
 
 
 def main() -> None:
@@ -131,15 +135,17 @@ def main() -> None:
     goal.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        onnx.save(reporting_detector(), folder / "reporting.onnx")
         made = [
             *classifier("cnn", 3, folder),
             *classifier("vit", 3, folder),
             *finder("detector", 1, folder),
             *finder("segmenter", 1, folder),
-            *boxes(56, folder),
+            *boxes("box_votes", folder / "reporting.onnx", 56, folder),
+            *boxes("region_maps", SHAPES / "shapes_two_stage.onnx", HELD_OUT_SEED + 6, folder),
         ]
     for title, image in made:
-        (goal / f"{title}.jpg").write_bytes(encode(image, ".jpg"))
+        (goal / f"{title}.jpg").write_bytes(encode_jpeg(image))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,17 @@ class Parts:
 
 def run(model: Any, image: Array) -> dict[str, Array]:
     """All outputs of a model by name, in float32."""
+    return runner(model)(image)
+
+
+def runner(model: Any) -> Callable[[Array], dict[str, Array]]:
+    """`run` for many images."""
     if isinstance(model, onnx.ModelProto):
         session = _session(model)
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
+        return lambda image: dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
     compiled = _compiled(model)
-    return {
+    return lambda image: {
         (min(port.get_names()) if port.get_names() else str(index)): np.array(value)
         for index, (port, value) in enumerate(compiled([image]).items())
     }

@@ -150,3 +150,25 @@ def test_detector_runtimes_agree() -> None:
     assert scores.shape == (4, 336, len(CLASS_NAMES))
     assert np.abs(result["scores"] - scores).max() < 1e-4
     assert np.abs(result["boxes"] - boxes).max() < 1e-2
+
+
+def test_two_stage_detector_finds_the_shapes() -> None:
+    model = evaluate.split_two_stage(FOLDER / "shapes_two_stage.onnx")
+    figures = evaluate.evaluate_two_stage(model, [multi_object_scene(HELD_OUT_SEED + index) for index in range(100)])
+    assert min(figures[key] for key in ("recall", "precision", "pointing")) >= 0.9
+    assert figures["on shape"] >= 0.75
+
+
+def test_two_stage_runtimes_agree() -> None:
+    session = evaluate.open_session(FOLDER / "shapes_two_stage.onnx")
+    compiled = ov.Core().compile_model(str(FOLDER / "shapes_two_stage.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for index in range(4):
+        image = multi_object_scene(HELD_OUT_SEED + index).model_input()
+        boxes, scores, labels = (
+            np.asarray(value) for value in session.run(["boxes", "scores", "labels"], {"image": image})
+        )
+        result = compiled({"image": image})
+        assert len(boxes) >= 1
+        assert np.array_equal(result["labels"], labels)
+        assert np.abs(result["scores"] - scores).max() < 1e-4
+        assert np.abs(result["boxes"] - boxes).max() < 1e-2

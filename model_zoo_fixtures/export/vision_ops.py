@@ -3,6 +3,7 @@
 They go in under the operators' own names, so that exporters see what they see in an ordinary installation.
 """
 
+import numpy as np
 import torch
 
 from model_zoo_fixtures.export import shims
@@ -41,12 +42,12 @@ def _assert_has_ops() -> None:
 def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     order = scores.argsort(descending=True, stable=True)
     boxes = dets[order]
-    dropped = torch.zeros(len(order), dtype=torch.bool)
+    overlapping = (torchvision.ops.box_iou(boxes, boxes) > iou_threshold).numpy()
+    dropped = np.zeros(len(order), bool)
     for place in range(len(order)):
         if not dropped[place]:
-            overlaps = torchvision.ops.box_iou(boxes[place : place + 1], boxes[place + 1 :])[0]
-            dropped[place + 1 :] |= overlaps > iou_threshold
-    return order[~dropped]
+            dropped[place + 1 :] |= overlapping[place, place + 1 :]
+    return order[torch.from_numpy(~dropped)]
 
 
 def _roi_align(

@@ -6,11 +6,13 @@ Run from the repository root: ``python -m model_zoo_fixtures.shapes.evaluate``. 
 * the pointing-game score of Recipro-CAM: how often the highest cell of the map of the true class lies in the box of
   the target, next to the score of a random point.
 
-For the detector, it prints how many shapes are found, how many detections are right, and how often the highest cell
-of a class-score map lies in the box of a shape of that class.
+For the detectors, it prints how many shapes are found and how many detections are right. For ``shapes_detector``, how
+often the highest cell of a class-score map lies in the box of a shape of that class. For ``shapes_two_stage``, how
+often the highest position of a found shape's own map lies in its box, and where the shape can be seen; in the same
+scenes and in those with two overlapping shapes of one class.
 
-The maps of the classifiers are computed from their definition, one masked forward pass of the rest of the network per
-cell, and share no code with the package. They are therefore a slow but independent reference.
+The maps of classifiers and regions are computed from their definition, one masked forward pass of the rest of the
+network per cell, and share no code with the package. They are therefore a slow but independent reference.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.utils import Extractor
 
-from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, Scene, classification_scene, multi_object_scene
+from model_zoo_fixtures.shapes.dataset import (
+    HELD_OUT_SEED,
+    Scene,
+    classification_scene,
+    multi_object_scene,
+    overlapping_scene,
+)
 
 FOLDER = Path(__file__).resolve().parent
 FloatArray = NDArray[np.float32]
@@ -229,6 +237,88 @@ def evaluate_detector(path: Path, scenes: Sequence[Scene]) -> dict[str, float]:
     return {"recall": found / wanted, "precision": found / max(proposed, 1), "pointing": hits / maps}
 
 
+@dataclass(frozen=True)
+class RegionModel:
+    """A two-stage detector and, cut out of it, what scores its regions.
+
+    Attributes:
+        whole: Gives all of ``names`` for ``image``.
+        head: Gives logits ``[P, K]`` for what is pooled.
+        names: boxes, scores, labels of M detections; what is pooled ``[P, C, m, n]``, regions and class scores of P.
+    """
+
+    whole: ort.InferenceSession
+    head: ort.InferenceSession
+    names: tuple[str, ...]
+
+    def detect(self, image: FloatArray) -> list[NDArray[np.generic]]:
+        """Run on ``[1, 3, H, W]``."""
+        return [np.asarray(value) for value in self.whole.run(list(self.names), {"image": image})]
+
+    def region_map(self, pooled: FloatArray, label: int) -> FloatArray:
+        """Score every position of what is pooled from one region, ``[C, m, n]``, alone: logits ``[m, n]``."""
+        height, width = pooled.shape[1:]
+        masks = np.eye(height * width, dtype=np.float32).reshape(-1, 1, height, width)
+        logits = np.asarray(self.head.run(None, {self.names[3]: pooled * masks})[0])
+        return np.asarray(logits[:, label].reshape(height, width))
+
+
+def split_two_stage(path: Path) -> RegionModel:
+    """Cut the two-stage detector behind the pooling of its regions."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    pool, softmax = (next(n for n in model.graph.node if n.op_type == kind) for kind in ("RoiAlign", "Softmax"))
+    cut = (pool.output[0], pool.input[1], softmax.output[0])
+    head = Extractor(model).extract_model([cut[0]], [softmax.input[0]])
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in cut)
+    return RegionModel(open_session(model), open_session(head), ("boxes", "scores", "labels", *cut))
+
+
+def visible_masks(scene: Scene) -> list[NDArray[np.bool_]]:
+    """Return the mask ``[H, W]`` of every shape without what later ones cover."""
+    masks = [shape.mask for shape in scene.objects]
+    return [mask & ~np.any([*masks[index + 1 :], np.zeros_like(mask)], axis=0) for index, mask in enumerate(masks)]
+
+
+def evaluate_two_stage(model: RegionModel, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Measure the two-stage detector.
+
+    Args:
+        model: The detector.
+        scenes: Multi-object or overlapping scenes.
+
+    Returns:
+        ``recall`` and ``precision`` at an overlap of 0.5; of the found shapes, ``pointing``, the share whose map is
+        highest in their box, and ``on shape``, where their visible mask is; each 0..1.
+    """
+    found = wanted = proposed = hits = seen = 0
+    for scene in scenes:
+        boxes, scores, labels, pooled, regions, every = model.detect(scene.model_input())
+        wanted += len(scene.objects)
+        proposed += len(boxes)
+        for shape, visible in zip(scene.objects, visible_masks(scene), strict=True):
+            label = shape.class_id + 1  # behind the background
+            own = np.flatnonzero(labels == label)
+            overlaps = intersection_over_union(np.array(shape.box, dtype=np.float32), boxes[own])
+            if overlaps.max(initial=0) < 0.5:
+                continue
+            found += 1
+            best = own[overlaps.argmax()]
+            # The score tells the region; of regions with the same score, it is the one near the box.
+            same = np.flatnonzero(np.abs(every[:, label] - scores[best]) < 1e-6)
+            region = same[intersection_over_union(boxes[best], regions[same]).argmax()]
+            saliency = model.region_map(pooled[region], label)
+            place = np.array(np.unravel_index(int(saliency.argmax()), saliency.shape))[::-1] + 0.5
+            x, y = regions[region, :2] + place / saliency.shape[::-1] * (regions[region, 2:] - regions[region, :2])
+            hits += shape.contains(x, y)
+            seen += bool(visible[int(y), int(x)])
+    return {
+        "recall": found / wanted,
+        "precision": found / max(proposed, 1),
+        "pointing": hits / max(found, 1),
+        "on shape": seen / max(found, 1),
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line interface."""
     parser = argparse.ArgumentParser(description="Measure the shape models on held-out images.")
@@ -253,13 +343,22 @@ def main(argv: list[str] | None = None) -> None:
             f"{name}: accuracy {correct.mean():.3f}, pointing game {hits.mean():.3f} "
             f"({hits[correct].mean():.3f} where correct; random point {chance:.3f}), {len(scenes)} images"
         )
+    scenes = [multi_object_scene(HELD_OUT_SEED + index) for index in range(options.images)]
     path = options.folder / "shapes_detector.onnx"
     if path.exists():
-        figures = evaluate_detector(
-            path, [multi_object_scene(HELD_OUT_SEED + index) for index in range(options.images)]
-        )
-        listing = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
-        print(f"shapes_detector: {listing}, {options.images} images")
+        show("shapes_detector", evaluate_detector(path, scenes), scenes)
+    path = options.folder / "shapes_two_stage.onnx"
+    if path.exists():
+        regions = split_two_stage(path)
+        show("shapes_two_stage", evaluate_two_stage(regions, scenes), scenes)
+        scenes = [overlapping_scene(HELD_OUT_SEED + index) for index in range(options.images)]
+        show("shapes_two_stage, overlapping", evaluate_two_stage(regions, scenes), scenes)
+
+
+def show(name: str, figures: dict[str, float], scenes: Sequence[Scene]) -> None:
+    """Print the figures of a detector."""
+    listing = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+    print(f"{name}: {listing}, {len(scenes)} images")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ sides of a box. Decoding to pixels is part of the graph, non-maximum suppression
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo_fixtures.shapes import training
-from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, DETECTOR_SIZE, multi_object_scene
+from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, DETECTOR_SIZE, Scene, multi_object_scene
 from model_zoo_fixtures.shapes.train_cnn import ResidualBlock
 
 STRIDES = (8, 16, 32)
@@ -91,9 +92,11 @@ class ShapesDetector(nn.Module):
         return self.decode(outputs), logits.sigmoid()
 
 
-def load_chunk(seeds: range) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+def load_chunk(
+    seeds: range, draw: Callable[[int], Scene]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
     """Generate images ``[N, 3, 128, 128]``, boxes ``[N, 4, 4]`` in pixels, and classes ``[N, 4]``; -1 pads both."""
-    scenes = [multi_object_scene(seed, DETECTOR_SIZE, MAX_OBJECTS) for seed in seeds]
+    scenes = [draw(seed) for seed in seeds]
     images = np.stack([scene.image.transpose(2, 0, 1) for scene in scenes])
     boxes = np.full((len(scenes), MAX_OBJECTS, 4), -1.0, dtype=np.float32)
     classes = np.full((len(scenes), MAX_OBJECTS), -1, dtype=np.int64)
@@ -104,10 +107,11 @@ def load_chunk(seeds: range) -> tuple[NDArray[np.uint8], NDArray[np.float32], ND
     return images, boxes, classes
 
 
-def load(start: int, count: int, workers: int = 2) -> training.Batch:
+def load(start: int, count: int, workers: int = 2, draw: Callable[[int], Scene] = multi_object_scene) -> training.Batch:
     """Run :func:`load_chunk` on ``count`` seeds (a multiple of 64) in parallel."""
+    chunks = [(range(first, first + 64), draw) for first in range(start, start + count, 64)]
     with Pool(workers) as pool:
-        parts = pool.map(load_chunk, [range(first, first + 64) for first in range(start, start + count, 64)])
+        parts = pool.starmap(load_chunk, chunks)
     return tuple(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
 
 

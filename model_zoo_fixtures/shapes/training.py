@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -155,6 +155,8 @@ def export(
     size: int = IMAGE_SIZE,
     model_type: str = "Classification",
     folder: Path = FOLDER,
+    labels: Sequence[str] = CLASS_NAMES,
+    single: Tensor | None = None,
 ) -> None:
     """Write ``<stem>.onnx`` and ``<stem>.xml``/``.bin`` with dynamic batch and descriptive metadata.
 
@@ -165,10 +167,13 @@ def export(
         size: Image side in pixels.
         model_type: Task name stored in the metadata.
         folder: Target folder.
+        labels: Names of the classes by number.
+        single: An image for a model that takes one at a time and gives lists of any length; the batch stays 1.
     """
     model.eval()
     # A batch of two, because tracing with one example invites exporters to specialise on it.
-    example = torch.zeros(2, 3, size, size)
+    example = torch.zeros(2, 3, size, size) if single is None else single
+    free = (*(("image",) if single is None else ()), *outputs)
     onnx_path = folder / f"{stem}.onnx"
     torch.onnx.export(
         model,
@@ -178,12 +183,12 @@ def export(
         opset_version=OPSET,
         input_names=["image"],
         output_names=list(outputs),
-        dynamic_axes={name: {0: "batch"} for name in ("image", *outputs)},
+        dynamic_axes={name: {0: "batch" if single is None else "found"} for name in free},
     )
     proto = onnx.load(str(onnx_path))
     metadata = {
         "model_type": model_type,
-        "labels": " ".join(CLASS_NAMES),
+        "labels": " ".join(labels),
         "colour_order": "RGB",
         "value_range": "0 255",
     }
@@ -191,14 +196,14 @@ def export(
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, str(onnx_path))
 
-    converted = ov.convert_model(model, example_input=example, input=[-1, 3, size, size])
+    converted = ov.convert_model(model, example_input=example, input=[-1 if single is None else 1, 3, size, size])
     converted.inputs[0].get_tensor().set_names({"image"})
     converted.get_parameters()[0].set_layout(ov.Layout("NCHW"))
     for port, name in zip(converted.outputs, outputs, strict=True):
         port.get_tensor().set_names({name})
     info = {
         "model_type": model_type,
-        "labels": " ".join(CLASS_NAMES),
+        "labels": " ".join(labels),
         # Readers of this section load images as BGR; the model wants RGB.
         "reverse_input_channels": "True",
         "resize_type": "standard",
