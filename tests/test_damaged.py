@@ -95,3 +95,10 @@ def test_rows_that_are_no_images_are_refused(kind):
     model = models.as_format(models.classifier(network), kind)
     with pytest.raises(errors.CheckFailedError, match="4 maps for 1 images"):
         insert(model)
+
+
+def test_classes_declared_by_the_billion():
+    model = models.classifier(models.CLOSED["global average pool"], batch=1)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2**31 - 1
+    with pytest.raises(errors.ModelFileError, match="would have 77,309,411,292 elements"):
+        insert(model, Options(check=False))

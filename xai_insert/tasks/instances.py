@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
+from xai_insert.errors import ModelFileError, ShapeUnknownError, UnsupportedTaskError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.ops import Surgeon
@@ -124,6 +124,9 @@ def plan_instances(loaded: LoadedModel, graph: Graph, options: Options) -> Insta
     samples = [
         Sample(name, value, array) for name, value, array in zip(graph.output_names, graph.outputs, arrays, strict=True)
     ]
+    for sample in samples:
+        if sample.value.rank not in (None, sample.array.ndim):
+            raise ModelFileError(f"output {sample.value.describe()} is {list(sample.shape)} when run")
     axes = image_axes(image)
     looked_at = next(array.shape for array in feeds.values() if array.ndim == len(image.sizes))
     found = locate_instances(graph, samples, (looked_at[axes[0]], looked_at[axes[1]]), options.num_classes)

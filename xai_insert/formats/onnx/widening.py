@@ -7,6 +7,8 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from xai_insert.formats.guard import taking_apart
+
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _BFLOAT16 = (ir.DataType.BFLOAT16,)
 
@@ -35,7 +37,8 @@ def widen_bfloat16(model: ir.Model) -> ir.Model:
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and tensor.dtype in _BFLOAT16:
-                value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+                with taking_apart(f"the constant {tensor.name!r}"):
+                    value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 node.attributes[name] = widen_attribute(attribute, _BFLOAT16)
