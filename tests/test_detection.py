@@ -120,6 +120,18 @@ def test_a_single_class_is_told_from_the_objectness_beside_the_boxes():
     assert [head["name"] for head in found.heads] == [heads[1]]
 
 
+@pytest.mark.parametrize(("last", "given"), [("Sigmoid", {}), ("Softmax", {"axis": 1})])
+def test_a_semantic_segmenter_is_no_detector(last, given):
+    """Maps of classes without boxes, at the size of the head or enlarged by transposed convolutions."""
+    for is_enlarged in (False, True):
+        b = Builder(size=(32, 32))
+        x = b.node("Conv", b.backbone(), b.weight(5, 6, 1, 1), b.weight(5))
+        if is_enlarged:
+            x = b.node("ConvTranspose", b.node("Relu", x), b.weight(5, 2, 2, 2), strides=[2, 2])
+        with pytest.raises(errors.UnsupportedTaskError, match="not a classifier and no detector"):
+            insert(b.model(b.node(last, x, **given)))
+
+
 @pytest.mark.parametrize("suffix", [".xml", ".onnx"])
 def test_the_peak_lies_in_a_box_of_the_class(suffix):
     path = DETECTOR.with_suffix(suffix)

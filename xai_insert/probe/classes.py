@@ -16,8 +16,10 @@ from xai_insert.probe.channels import Moves, raw_channels, resolve, resolve_fuse
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
+_BOXES = frozenset({Effect.OTHER, Effect.RAW})
 _ARRANGING = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SOFTMAX, Op.SIGMOID})
 _BOX = 4
+_RANK_OF_MAPS = 4
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class _Search:
         """The wider head; of equal ones that which does not read the feature of the boxes, as a gate does."""
         if one.head.channels != other.head.channels:
             return max(one, other, key=lambda item: item.head.channels)
-        boxes = {item.head.source for item in self.watched if item.effects & {Effect.OTHER, Effect.RAW}}
+        boxes = {item.head.source for item in self.watched if item.effects & _BOXES}
         apart = [item for item in (one, other) if item.head.source not in boxes]
         if len(apart) != 1:
             raise AmbiguousModelError(
@@ -197,6 +199,10 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         return None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed)
+    if not any(item.effects & _BOXES for item in search.watched) and all(
+        o.rank == _RANK_OF_MAPS for o in graph.outputs
+    ):
+        return None  # maps of classes and no boxes: a semantic segmenter
     scoring = search.class_heads()
     if not scoring:
         return _raw_detector(search, num_classes)
