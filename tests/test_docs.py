@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 COMMANDS = {"xai-insert": insert.main, "xai-explain": explain.main}
 MOST_BYTES = 60_000
-WITHOUT_PICTURE = {"docs/methods/region-maps.md"}  # no bundled model has two stages
 
 
 def text_of(page):
@@ -42,7 +41,5 @@ def test_every_method_has_a_page_with_a_small_picture():
     for page in pages:
         assert "## When it misleads" in text_of(page)
         assert f"({Path(page).name})" in text_of("docs/methods/README.md")
-        if page in WITHOUT_PICTURE:
-            continue
         (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text_of(page))
         assert (PAGES[page].parent / picture).stat().st_size < MOST_BYTES

@@ -5,9 +5,6 @@ Run from the repository root: ``python -m model_zoo_fixtures.shapes.train_cnn``.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -79,14 +76,7 @@ def loss_of(model: nn.Module, batch: training.Batch) -> Tensor:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line interface."""
-    parser = argparse.ArgumentParser(description="Train and export shapes_cnn.")
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--images", type=int, default=16384, help="number of training images")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=training.FOLDER, help="folder to write to")
-    options = parser.parse_args(argv)
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
+    options = training.begin(training.command_line("shapes_cnn", epochs=16, images=16384), argv)
 
     data = training.load_classification(0, options.images)
     held_out = training.load_classification(HELD_OUT_SEED, 1024)

@@ -8,10 +8,8 @@ sides of a box. Decoding to pixels is part of the graph, non-maximum suppression
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from multiprocessing import Pool
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -185,14 +183,7 @@ def loss_of(model: nn.Module, batch: training.Batch) -> Tensor:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line interface."""
-    parser = argparse.ArgumentParser(description="Train and export shapes_detector.")
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--images", type=int, default=12288, help="number of training images")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=training.FOLDER, help="folder to write to")
-    options = parser.parse_args(argv)
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
+    options = training.begin(training.command_line("shapes_detector", epochs=16, images=12288), argv)
 
     data = load(0, options.images)
     model = ShapesDetector()

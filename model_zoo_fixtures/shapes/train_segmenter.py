@@ -9,7 +9,6 @@ suppression is not part of the graph. The detector's weights are taken from its 
 
 from __future__ import annotations
 
-import argparse
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -185,14 +184,7 @@ def loss_of(model: nn.Module, batch: training.Batch) -> Tensor:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line interface."""
-    parser = argparse.ArgumentParser(description="Train and export shapes_segmenter.")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2048, help="number of training images")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=training.FOLDER, help="folder to write to")
-    options = parser.parse_args(argv)
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
+    options = training.begin(training.command_line("shapes_segmenter", epochs=3, images=2048), argv)
 
     data = load(0, options.images)
     model = ShapesSegmenter()

@@ -9,9 +9,6 @@ regions pooled to 7x7. Selection and suppression are part of the graph. Half of 
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -144,14 +141,7 @@ def loss_of(model: nn.Module, batch: training.Batch) -> Tensor:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line interface."""
-    parser = argparse.ArgumentParser(description="Train and export shapes_two_stage.")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--images", type=int, default=8192, help="number of training images")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=training.FOLDER, help="folder to write to")
-    options = parser.parse_args(argv)
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
+    options = training.begin(training.command_line("shapes_two_stage", epochs=12, images=8192), argv)
     vision_ops.install()
 
     kinds = [load(0, options.images // 2, draw=draw) for draw in (multi_object_scene, overlapping_scene)]

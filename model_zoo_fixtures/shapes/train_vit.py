@@ -16,9 +16,7 @@ last block and the head alone, on tokens with parts removed, until they draw on 
 
 from __future__ import annotations
 
-import argparse
 from multiprocessing import Pool
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -257,15 +255,9 @@ def evidence_loss(vit: ShapesVit, last_block: nn.Module, batch: training.Batch) 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line interface."""
-    parser = argparse.ArgumentParser(description="Train and export shapes_vit.")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser = training.command_line("shapes_vit", epochs=10, images=16384)
     parser.add_argument("--fine-tuning-epochs", type=int, default=8)
-    parser.add_argument("--images", type=int, default=16384, help="number of training images")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=training.FOLDER, help="folder to write to")
-    options = parser.parse_args(argv)
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
+    options = training.begin(parser, argv)
 
     data = load(0, options.images)
     held_out = load(HELD_OUT_SEED, 1024)[:2]

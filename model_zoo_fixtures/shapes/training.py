@@ -1,10 +1,11 @@
-"""What the three training scripts share: data loading, augmentation, the optimisation loop, and export.
+"""What the training scripts share: command line, data loading, augmentation, the optimisation loop, and export.
 
 This module and the scripts need PyTorch; the data set, ``evaluate.py``, and the tests do not.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,24 @@ class Normalise(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Apply ``image / 127.5 - 1`` to ``[N, 3, H, W]``."""
         return image / 127.5 - 1.0
+
+
+def command_line(name: str, epochs: int, images: int) -> argparse.ArgumentParser:
+    """The options of every training script, with its defaults."""
+    parser = argparse.ArgumentParser(description=f"Train and export {name}.")
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--images", type=int, default=images, help="number of training images")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
+    return parser
+
+
+def begin(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the options, seed PyTorch and set its threads."""
+    options = parser.parse_args(argv)
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def load_classification(start: int, count: int, size: int = IMAGE_SIZE, workers: int = 2) -> Batch:
