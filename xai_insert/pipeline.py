@@ -17,10 +17,10 @@ from typing import Any
 from xai_insert.check import CheckResult, check_definition, check_outputs, run_plain, run_random
 from xai_insert.errors import AlreadyInsertedError, DefinitionError, ModelFileError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel, load
-from xai_insert.formats.guard import RAISED
+from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.proportion import require_proportion
+from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.scaling import to_bytes
@@ -37,7 +37,6 @@ SALIENCY_MAP = "saliency_map"
 FEATURE_VECTOR = "feature_vector"
 IGNORED_SCOPE = f"{PREFIX}.*"
 """The names that a quantiser must leave alone in an inserted model, as a regular expression."""
-_MOST_ELEMENTS = 1 << 31
 _ADVICE = "--no-check inserts without running it"
 
 
@@ -138,12 +137,13 @@ def _insert(
 def _carry_out(
     loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, source: str, plain: Sequence[Any]
 ) -> Report:
-    _require_moderate_map(plan.map_shape)
+    require_moderate_map(plan.map_shape)
     try:
         branch = splice(loaded, graph, plan, options)
     except RAISED as err:  # OpenVINO looks at each layer's sizes when it is made, onnxruntime when the model is loaded
-        reason = (str(err).strip().splitlines() or [""])[-1]
-        raise ModelFileError(f"the layers to insert do not fit the model: {reason}; is the file whole?") from err
+        raise ModelFileError(
+            f"the layers to insert do not fit the model: {last_line(err)}; is the file whole?"
+        ) from err
     checked = None
     if options.check:
         moved = check_outputs(graph, plain, run_random(loaded.runner()))
@@ -151,12 +151,6 @@ def _carry_out(
         off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
         checked = CheckResult(moved, off)
     return _report(loaded, branch.plan, options, source, checked)
-
-
-def _require_moderate_map(shape: Shape) -> None:
-    elements = math.prod(1 if size is None else size for size in shape)
-    if elements > _MOST_ELEMENTS:
-        raise ModelFileError(f"the saliency map of an image would have {elements:,} elements; is the file whole?")
 
 
 def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Branch:

@@ -13,6 +13,7 @@ import numpy as np
 from xai_insert.errors import ModelFileError, UnsupportedTaskError, XaiInsertError
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs, read_outputs
+from xai_insert.formats.guard import last_line
 
 RuntimeName = Literal["openvino", "onnxruntime"]
 
@@ -93,7 +94,6 @@ class OpenVINOEngine:
         import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
 
         from xai_insert.formats.openvino.model import load_path  # noqa: PLC0415
-        from xai_insert.formats.openvino.runtime import last_line  # noqa: PLC0415
 
         model = load_path(path, {}).native
         if not any(SALIENCY_MAP in output.get_names() for output in model.outputs):

@@ -29,6 +29,12 @@ def taking_apart(what: str) -> Iterator[None]:
         raise ModelFileError(f"{what} is damaged: {type(err).__name__}: {reason}") from err
 
 
+def last_line(err: Exception) -> str:
+    """The line of an OpenVINO error that says what is wrong: the last one, after the trace of source files."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[-1] if lines else type(err).__name__
+
+
 def moderate(graph: Graph) -> Graph:
     """The graph, if no size in it is out of this world: products of such sizes overflow in every library.
 

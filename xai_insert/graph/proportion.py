@@ -1,14 +1,15 @@
-"""Whether a model may be run: files made to exhaust a machine declare sizes out of proportion to what they hold."""
+"""Sizes that files declare to exhaust a machine: out of proportion to what they hold."""
 
 from __future__ import annotations
 
 import math
 
-from xai_insert.errors import CheckFailedError
-from xai_insert.graph.view import Graph, Value
+from xai_insert.errors import CheckFailedError, ModelFileError
+from xai_insert.graph.view import Graph, Shape, Value
 
 # A transformer at ten times its usual resolution stays below: attention of 8 heads over 5,000 tokens has 800 MB.
 _MOST_BYTES, _PER_WEIGHT, _ELEMENT = 96 << 20, 8, 4
+_MOST_ELEMENTS = 1 << 31
 
 
 def require_proportion(graph: Graph, advice: str = "it has to be run to find its parts") -> None:
@@ -30,6 +31,18 @@ def require_proportion(graph: Graph, advice: str = "it has to be run to find its
         )
 
 
+def require_moderate_map(shape: Shape) -> None:
+    """Refuse a saliency map that no runtime holds.
+
+    Raises:
+        ModelFileError: it has more than 2^31 elements for one image.
+    """
+    if _elements(shape) > _MOST_ELEMENTS:
+        raise ModelFileError(
+            f"the saliency map of an image would have {_elements(shape):,} elements; is the file whole?"
+        )
+
+
 def most_bytes(graph: Graph) -> int:
     """What the largest value of a model with these weights may take."""
     operands = {value for node in graph.nodes for value in node.inputs if value is not None and value.is_constant}
@@ -38,4 +51,8 @@ def most_bytes(graph: Graph) -> int:
 
 def _bytes(value: Value) -> int:
     """Bytes of a value for one image."""
-    return _ELEMENT * math.prod(1 if size is None else size for size in value.shape or ())
+    return _ELEMENT * _elements(value.shape or ())
+
+
+def _elements(shape: Shape) -> int:
+    return math.prod(1 if size is None else size for size in shape)

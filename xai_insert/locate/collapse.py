@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -138,8 +137,7 @@ def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
     """Whether a linear layer has one weight for each element of an image's `source`; one that reads rows has fewer."""
     if weight is None or not weight.is_constant or weight.rank != 2:
         return False
-    width, sizes = weight.sizes[1 if linear.attrs["transpose_b"] else 0], source.sizes[1:]
-    return any(size is None for size in sizes) or width == math.prod(size or 0 for size in sizes)
+    return volume(source.sizes[1:]) in (None, weight.sizes[1 if linear.attrs["transpose_b"] else 0])
 
 
 def feature_before(end: GridEnd) -> FeatureMap:

@@ -82,9 +82,9 @@ def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits
         raise UnsupportedTaskError(
             f"not a classifier: wanted an output [N, classes], found {listed}; only classifiers can be explained so far"
         )
-    if len(candidates) > 1:  # boxes and marks that are regressed beside the scores are not normalised
-        normalised = [item for item in candidates if is_softmax(graph.outputs[names.index(item.output_name)])]
-        candidates = normalised if len(normalised) == 1 else candidates
+    normalised = [item for item in candidates if is_softmax(graph.outputs[names.index(item.output_name)])]
+    if len(normalised) == 1:  # boxes and marks that are regressed beside the scores are no softmax
+        candidates = normalised
     if len(candidates) > 1:
         listed = ", ".join(_describe(item.output_name, item.value) for item in candidates)
         raise AmbiguousModelError(

@@ -49,6 +49,10 @@ class _Watched:
         return Effect.CLASS in self.effects and not self.effects <= _SCORES
 
     @property
+    def moves_boxes(self) -> bool:
+        return bool(self.effects & _BOXES)
+
+    @property
     def is_raw(self) -> bool:
         return self.effects == {Effect.RAW}
 
@@ -93,7 +97,7 @@ class _Search:
         """The wider head; of equal ones that which does not read the feature of the boxes, as a gate does."""
         if one.head.channels != other.head.channels:
             return max(one, other, key=lambda item: item.head.channels)
-        boxes = {item.head.source for item in self.watched if item.effects & _BOXES}
+        boxes = {item.head.source for item in self.watched if item.moves_boxes}
         apart = [item for item in (one, other) if item.head.source not in boxes]
         if len(apart) != 1:
             raise AmbiguousModelError(
@@ -199,10 +203,9 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         return None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed)
-    if not any(item.effects & _BOXES for item in search.watched) and all(
-        o.rank == _RANK_OF_MAPS for o in graph.outputs
-    ):
-        return None  # maps of classes and no boxes: a semantic segmenter
+    has_boxes = any(item.moves_boxes for item in search.watched)
+    if not has_boxes and all(output.rank == _RANK_OF_MAPS for output in graph.outputs):
+        return None  # maps of classes alone: a semantic segmenter
     scoring = search.class_heads()
     if not scoring:
         return _raw_detector(search, num_classes)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
-from xai_insert.formats.guard import RAISED
+from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.formats.openvino.mapped import pages_dropped
 from xai_insert.formats.openvino.view import dtype_name, static_shape
 from xai_insert.graph.view import Shape
@@ -61,9 +61,3 @@ class OpenVINORunner:
             return [np.array(tensor.data) for tensor in request.output_tensors]
         except RAISED as err:
             raise CheckFailedError(f"OpenVINO cannot run the model: {last_line(err)}") from err
-
-
-def last_line(err: Exception) -> str:
-    """The line of an OpenVINO error that says what is wrong: the last one, after the trace of source files."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[-1] if lines else type(err).__name__
