@@ -35,7 +35,7 @@ from benchmarks.mutations import damage_bytes, damage_ir, damage_onnx
 SECONDS, MEGABYTES = 30.0, 2048
 _PATIENCE = 120.0  # for a process that sleeps, or has no turn
 _POLL = 0.1
-CLEAN = ("refused", "inserted", "like the plain model", "crash reported", "hang reported")
+CLEAN = ("refused", "inserted", "like the plain model", "crash reported", "hang reported", "memory reported")
 BAD = ("traceback", "rejected", "hang", "memory", "crash")
 _OPTIONS: tuple[dict[str, Any], ...] = (
     {}, {}, {}, {}, {"method": "activation-map"}, {"output_dtype": "f32", "feature_vector": True},
@@ -268,7 +268,7 @@ def fuzz(
                 (folder := Path(scratch, "case")).mkdir()
                 case = damaged(seeds, number, root_seed, folder)
                 outcome = worker.run(case)
-                if outcome.kind in ("crash", "hang"):
+                if outcome.kind in ("crash", "hang", "memory"):
                     ending = through_command_line(case)
                     outcome = replace(outcome, kind=f"{outcome.kind} reported" if ending == "clean" else ending)
                 if keep is not None and (outcome.kind in BAD or outcome.kind.endswith("reported")):

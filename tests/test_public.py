@@ -59,7 +59,7 @@ def test_names():
     [
         ("insert", ["model", "options"]),
         ("insert_file", ["source", "output", "options", "passed"]),
-        ("plan_insertion", ["model", "options", "output"]),
+        ("plan_insertion", ["model", "options", "output", "passed"]),
     ],
 )
 def test_parameters(function, parameters):

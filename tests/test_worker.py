@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
+import openvino as ov
+import openvino.opset13 as opset
 import pytest
 
 from tests import models
@@ -68,6 +71,23 @@ def test_what_follows_the_plain_run_may_take_its_time(job, monkeypatch):
     monkeypatch.setattr(worker, "_START", SLOW_AFTER_RUN)
     with Worker(0, seconds=0.5) as work:
         assert work(job).source == "done"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux limits what a process allocates")
+def test_constants_that_unfold_to_gigabytes_are_refused(tmp_path):
+    """OpenVINO computes the axes of a mean while it reads, here from a Range whose end takes 8 bytes of the file."""
+    image = opset.parameter([1, 3, 12, 12], np.float32)
+    end = opset.constant(np.int64(4_242))
+    axes = opset.range(opset.constant(np.int64(2)), end, opset.constant(np.int64(1)), "i64")
+    pooled = opset.reduce_mean(image, opset.minimum(axes, opset.constant(np.int64(3))), keep_dims=False)
+    logits = opset.matmul(pooled, opset.constant(np.ones((3, 5), np.float32)), False, False)
+    path = tmp_path / "range.xml"
+    ov.save_model(ov.Model([logits], [image]), path, compress_to_fp16=False)
+    weights = path.with_suffix(".bin").read_bytes()
+    path.with_suffix(".bin").write_bytes(weights.replace(np.int64(4_242).tobytes(), np.int64(1 << 29).tobytes()))
+    with Worker(0) as work:
+        assert "more memory than there is" in work(Job(path, tmp_path / "out.xml", Options(), dry_run=False)).error
+        assert "more memory than there is" in work(Job(path, None, Options(), dry_run=True)).error
 
 
 def test_an_error_of_ours_is_said_to_be_one(job, monkeypatch):

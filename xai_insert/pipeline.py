@@ -73,13 +73,19 @@ def insert(model: Any, options: Options | None = None) -> InsertResult:
     return InsertResult(loaded.result_like(model), report)
 
 
-def plan_insertion(model: Any, options: Options | None = None, output: Path | None = None) -> Report:
-    """Say what `insert` would do, without doing it. Arguments and errors are those of `insert`."""
+def plan_insertion(
+    model: Any,
+    options: Options | None = None,
+    output: Path | None = None,
+    passed: Callable[[str], None] = _ignored,
+) -> Report:
+    """Say what `insert` would do, without doing it. Arguments and errors are those of `insert` and `insert_file`."""
     options = options or Options()
     loaded = load(model, options.input_shapes, output)
     _refuse_twice(loaded, graph := loaded.view())
     if options.check:
         require_proportion(graph, _ADVICE)
+    passed("read")
     return _report(loaded, make_plan(loaded, graph, options), options, _name(model))
 
 

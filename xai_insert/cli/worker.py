@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,9 @@ _STEPS = ("read", "located", "run")
 _GRACE = 0.2
 # How long a file may keep its reader busy: a damaged one can do so for ever.
 _SECONDS, _BYTES_PER_SECOND = 20.0, 10e6
+# What it may allocate meanwhile: readers compute constants, and a damaged one of a few bytes can make them gigabytes.
+_ALLOWANCE, _PER_BYTE = 1 << 30, 10
+_DATA = re.compile(r"VmData:\s+(\d+) kB")
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,13 @@ def run_here(job: Job, passed: Callable[[str], None] = lambda _: None) -> Report
 
     try:
         if job.dry_run or job.output is None:
-            return plan_insertion(job.model, job.options, job.output)
+            return plan_insertion(job.model, job.options, job.output, passed)
         return insert_file(job.model, job.output, job.options, passed)
     except XaiInsertError as err:
         return Report(source=str(job.model), error=" ".join(str(err).split()))
+    except MemoryError:
+        text = "the model takes more memory than there is for a file of its size; is it whole?"
+        return Report(source=str(job.model), error=text)
     except Exception as err:  # a fault of ours must not take the other models of the call with it
         logger.info("internal error", exc_info=True)
         text = " ".join(f"{type(err).__name__}: {err}".split())[:300]
@@ -155,8 +162,28 @@ def _forward(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
 
 
 def _size(model: Path) -> int:
-    files = [path for path in (model, model.with_suffix(".bin"), Path(f"{model}.data")) if path.is_file()]
-    return sum(path.stat().st_size for path in files)
+    """Bytes of a model, at most: weights of ONNX may lie beside it under any names."""
+    files = (model, model.with_suffix(".bin")) if model.suffix == ".xml" else model.parent.iterdir()
+    try:
+        return sum(path.stat().st_size for path in files if path.is_file())
+    except OSError:
+        return 0  # whoever reads it says what is wrong
+
+
+def _hold_memory(model: Path) -> Callable[[], None]:
+    """Let this process allocate what reading `model` takes and no more, until the result is called; on Linux."""
+    try:
+        import resource  # noqa: PLC0415 - not everywhere
+
+        used = _DATA.search(Path("/proc/self/status").read_text())
+    except (ImportError, OSError):
+        used = None
+    if used is None:
+        return lambda: None
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = int(used[1]) * 1024 + _ALLOWANCE + _PER_BYTE * _size(model)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+    return lambda: resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _obituary(code: int) -> str:
@@ -179,7 +206,15 @@ def serve(verbose: int) -> None:
 
     try:
         for line in sys.stdin:
-            report = run_here(_job(json.loads(line)), lambda step: send(f"{step}\n"))
+            job = _job(json.loads(line))
+            release = _hold_memory(job.model)
+
+            def passed(step: str, release: Callable[[], None] = release) -> None:
+                release()
+                send(f"{step}\n")
+
+            report = run_here(job, passed)
+            release()
             send(json.dumps(report.as_dict()) + "\n")
     except KeyboardInterrupt:  # the parent has it too, and says so
         pass

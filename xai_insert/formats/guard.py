@@ -32,7 +32,8 @@ def taking_apart(what: str) -> Iterator[None]:
 def last_line(err: Exception) -> str:
     """The line of an OpenVINO error that says what is wrong: the last one, after the trace of source files."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[-1] if lines else type(err).__name__
+    last = lines[-1] if lines else type(err).__name__
+    return "it takes more memory than there is for a file of its size" if last == "std::bad_alloc" else last
 
 
 def moderate(graph: Graph) -> Graph:
