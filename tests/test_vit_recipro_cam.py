@@ -2,12 +2,14 @@
 
 import numpy as np
 import onnxruntime as ort
+import openvino.opset13 as opset
 import pytest
 from onnx import TensorProto, helper
 from openvino._offline_transformations import apply_moc_transformations
 
 from tests import models, oracle
 from xai_insert import Options, errors, insert
+from xai_insert.graph.einsum import as_product
 
 TOLERANCE = 1e-5
 WIDTH, HEADS, DEPTH = 8, 2, 4  # D, heads, and size of one head
@@ -155,6 +157,18 @@ def stacked_attentions(b, x, tokens):
     return b.node("Add", x, mlp(b, norm(b, x)))
 
 
+def einsum_block(b, x, tokens, *, key_first=False):
+    """Products written as Einsum, as Keras and networks with `torch.einsum` have them."""
+    y = norm(b, x)
+    apart = b.const(np.array([0, 0, HEADS, DEPTH]))
+    q, k, v = (b.node("Reshape", linear(b, y, WIDTH, WIDTH), apart) for _ in range(3))
+    operands, equation = ((k, q), "bsnh,btnh->bnts") if key_first else ((q, k), "btnh, bsnh -> bnts")
+    scores = b.node("Mul", b.node("Einsum", *operands, equation=equation), b.const(np.array(0.7, b.dtype)))
+    z = b.node("Einsum", b.node("Softmax", scores, axis=-1), v, equation="bnts,bsnh->btnh")
+    x = b.node("Add", x, linear(b, b.node("Reshape", z, b.const(np.array([0, 0, WIDTH]))), WIDTH, WIDTH))
+    return b.node("Add", x, mlp(b, norm(b, x)))
+
+
 def pool(prefix):
     """Attention with a learned query over all tokens, as in SigLIP."""
 
@@ -237,6 +251,8 @@ CLOSED = {
     "two attentions": transformer(last=two_attentions),
     "class attention": transformer(last=class_block),
     "wide projection": transformer(last=wide_block),
+    "einsum": transformer(last=einsum_block),
+    "einsum, key first": transformer(last=einsum_block, key_first=True),
 }
 
 
@@ -273,6 +289,29 @@ def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-re
         np.testing.assert_allclose(outputs[name], value, atol=1e-6 * np.abs(value).max())
 
 
+@pytest.mark.parametrize(
+    "equation",
+    ["btnh,bsnh->bnts", "bsnh,btnh->bnts", "bnts,bsnh->btnh", "abc,cd->abd", "abc,bd->acd", "ij,jk->ik", "ij,ik->kj"],
+)
+def test_an_einsum_is_a_product_between_transposes(equation):
+    rng = np.random.default_rng(0)
+    sizes = dict(zip("abcdhijknst", range(2, 13), strict=True))
+    arrays = [rng.standard_normal([sizes[label] for label in part]) for part in equation.split("->")[0].split(",")]
+    found = as_product(equation)
+    left, right = reversed(arrays) if found.swapped else arrays
+    product = (left.transpose(found.left) @ right.transpose(found.right)).transpose(found.result)
+    np.testing.assert_allclose(product, np.einsum(equation, *arrays), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "equation",
+    ["bij,bjk", "bij->bji", "ii,ij->ij", "bij,bjk,bkl->bil", "b...,b...->b", "bij,bij->bij", "bij,bij->b",
+     "abij,jkl->abikl", "bij,bjk->bi", "bij,bkj->bijk"],
+)  # fmt: skip
+def test_an_einsum_that_is_more_or_less_than_a_product(equation):
+    assert as_product(equation) is None
+
+
 def prefix_of(name):
     return 5 if name == "registers" else 2 if name.startswith("distilled") else 1
 
@@ -283,6 +322,38 @@ def prefix_of(name):
 def test_closed_form_is_the_definition(name, kind, batch):
     model = models.as_format(models.classifier(CLOSED[name], size=(8, 12)), kind)
     assert_is_definition(model, batch, prefix_of(name))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_einsums_of_the_model_stay_as_they_are(kind):
+    model = models.as_format(models.classifier(CLOSED["einsum"], size=(8, 12)), kind)
+    assert_is_definition(model, 2, 1)
+    result = insert(model).model
+    if kind == "onnx":
+        before, after = ([node.SerializeToString() for node in m.graph.node] for m in (model, result))
+        assert set(before) <= set(after)
+        assert not any(node.op_type == "Einsum" for node in result.graph.node if node.name.startswith("xai/"))
+    else:
+        before, after = (
+            {n.get_friendly_name(): n.get_type_name() for n in m.get_ordered_ops()} for m in (model, result)
+        )
+        assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize(("begin", "begin_mask"), [(0, 0), (-25, 0), (7, 1)])
+def test_class_token_taken_by_a_slice_that_drops_its_axis(begin, begin_mask):
+    """As OpenVINO reads `tokens[:, 0]` of TensorFlow."""
+    model = models.as_format(models.classifier(CLOSED["plain"], size=(8, 12)), "openvino")
+    gathers = [node for node in model.get_ordered_ops() if node.get_type_name() == "Gather"]
+    (gather,) = (node for node in gathers if node.get_output_partial_shape(0).rank.get_length() == 2)
+    row = opset.strided_slice(
+        gather.input_value(0), np.array([0, begin]), np.array([0, 99]), np.array([1, 1]),
+        begin_mask=[1, begin_mask], end_mask=[1, 0], shrink_axis_mask=[0, 1],
+    )  # fmt: skip
+    for reader in gather.output(0).get_target_inputs():
+        reader.replace_source_output(row.output(0))
+    model.validate_nodes_and_infer_types()
+    assert_is_definition(model, 2, 1)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

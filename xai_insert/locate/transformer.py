@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.collapse import Collapse, GridEnd
+from xai_insert.locate.inputs import shape_hint
 from xai_insert.locate.layout import FeatureMap
 
 MEAN_QUERY = "the class token is the mean of the patches"
@@ -114,7 +115,9 @@ def locate_readout(
     before = [node for node in region(graph, images, masked) if node.op is not Op.SHAPE]
     grid = _grid(tokens, max(rows, 1), reversed(before))
     if grid is None:
-        return f"{tokens} tokens are not those of a patch embedding and a few before them"
+        is_open = any(None in image.sizes[1:] for image in images)
+        hint = f"; {shape_hint(graph)}" if is_open else ""
+        return f"{tokens} tokens are not those of a patch embedding and a few before them{hint}"
     if _has_mean_query(before, tokens):
         return MEAN_QUERY
     earlier = [item.result for group in groups[:-block] for item in group]

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
 from xai_insert.formats.guard import moderate, taking_apart
+from xai_insert.formats.onnx.einsum import WrittenOut
 from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
@@ -37,10 +38,11 @@ class OnnxModel:
         self._input_shapes = input_shapes
         self._inferred = Inferred({}, {})
         self._surgeon: OnnxSurgeon | None = None
+        self._products = WrittenOut(native)
 
     def view(self) -> Graph:
-        source = None if self._source is None else str(self._source)
-        with taking_apart("the ONNX graph"):
+        source = None if self._source is None or self._products.nodes else str(self._source)
+        with taking_apart("the ONNX graph"), self._products.shown():
             self._inferred = infer(self.native, source, self._input_shapes)
             return moderate(build_view(self.native, self._inferred))
 
@@ -53,7 +55,7 @@ class OnnxModel:
                 "onnx.version_converter"
             )
         self._source = None  # from here on the file is another model
-        self._surgeon = OnnxSurgeon(self.native, self._inferred)
+        self._surgeon = OnnxSurgeon(self.native, self._inferred, self._products.nodes)
         return self._surgeon
 
     def runner(self) -> OnnxRunner:

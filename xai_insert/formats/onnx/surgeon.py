@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -27,13 +27,14 @@ class OnnxSurgeon:
     Args:
         model: the model.
         inferred: element types of its values.
+        written_out: nodes that were added to it, and go again where nothing reads them.
     """
 
-    def __init__(self, model: ir.Model, inferred: Inferred) -> None:
+    def __init__(self, model: ir.Model, inferred: Inferred, written_out: Collection[ir.Node] = ()) -> None:
         self._model = model
         self._inferred = inferred
-        self._names = Names(_all_names(model))
-        self._originals = set(model.graph)
+        self._names = Names(all_names(model))
+        self._originals = set(model.graph) - set(written_out)
         self._widened: dict[Any, ir.Value] = {}
         self._products: set[ir.Value] = set()
         self.ops = OnnxOps(model.graph, self._names.unique)
@@ -202,7 +203,7 @@ def _is_dequantised(node: ir.Node | None) -> bool:
     return all(value is None or value.const_value is not None for value in node.inputs)
 
 
-def _all_names(model: ir.Model) -> set[str]:
+def all_names(model: ir.Model) -> set[str]:
     """Names of nodes and values of the model and its subgraphs, which share one scope."""
     names = {value.name or "" for value in model.graph.inputs} | set(model.graph.initializers)
     for graph in (model.graph, *model.graph.subgraphs()):

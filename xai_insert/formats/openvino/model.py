@@ -11,6 +11,7 @@ import openvino.opset13 as opset
 
 from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
+from xai_insert.formats.openvino.einsum import WrittenOut
 from xai_insert.formats.openvino.precision import mark_branch, marked
 from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner
@@ -31,14 +32,16 @@ class OpenVINOModel:
         self.native = native
         self._weights = weights
         self._keep_float32 = False
+        self._products = WrittenOut(native)
 
     def view(self) -> Graph:
-        with taking_apart("the OpenVINO graph"):
+        with taking_apart("the OpenVINO graph"), self._products.shown():
             return moderate(build_view(self.native))
 
     def surgeon(self, *, keep_float32: bool = False) -> OpenVINOSurgeon:
         self._keep_float32 = keep_float32
-        return OpenVINOSurgeon(self.native, keep_float32=keep_float32)
+        with self._products.shown():
+            return OpenVINOSurgeon(self.native, keep_float32=keep_float32)
 
     def runner(self) -> OpenVINORunner:
         return OpenVINORunner(self.native, weights=self._weights)

@@ -239,6 +239,8 @@ def _kind(native: ov.Node, inputs: tuple[Value, ...]) -> Op:
     kind = native.get_type_name()
     if kind == "Gather" and is_identity_gather(*inputs[:2]):
         return Op.RESHAPE
+    if kind == "StridedSlice" and any(native.get_attributes()["shrink_axis_mask"]) and _slice_attrs(native, inputs):
+        return Op.GATHER
     if kind in ("AdaptiveAvgPool", "AdaptiveMaxPool"):
         shape = static_shape(native.output(0).get_partial_shape())
         return Op.REDUCE if shape is not None and set(shape[2:]) == {1} else Op.OTHER
@@ -333,12 +335,17 @@ def _slice_attrs(native: ov.Node, inputs: tuple[Value, ...]) -> Mapping[str, Any
         axes = [axis % len(shape) for axis in (rest[0] if rest else range(len(starts)))]
         return slice_attrs(axes, starts, ends, shape)
     raw = native.get_attributes()
-    if any(any(raw[mask]) for mask in ("new_axis_mask", "shrink_axis_mask", "ellipsis_mask")):
+    if any(any(raw[mask]) for mask in ("new_axis_mask", "ellipsis_mask")):
         return {}
-    begin_mask, end_mask = ([*raw[mask], *[0] * len(starts)] for mask in ("begin_mask", "end_mask"))
+    masks = ("begin_mask", "end_mask", "shrink_axis_mask")
+    begin_mask, end_mask, shrunk = ([*raw[mask], *[0] * len(starts)] for mask in masks)
     starts = [0 if begin_mask[i] else start for i, start in enumerate(starts)]
     ends = [1 << 62 if end_mask[i] else end for i, end in enumerate(ends)]
-    return slice_attrs(range(len(starts)), starts, ends, shape)
+    ends = [
+        (start + 1 or 1 << 62) if shrunk[i] else end for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+    attrs = slice_attrs(range(len(starts)), starts, ends, shape)
+    return attrs if [i for i, gone in enumerate(shrunk) if gone] in ([], [attrs.get("axis")]) else {}
 
 
 _WITH_ATTRIBUTES = frozenset(
