@@ -107,6 +107,54 @@ def test_raw_heads_want_the_number_of_classes():
     np.testing.assert_allclose(outputs["saliency_map"], mean / mean.sum(1, keepdims=True), rtol=1e-5)
 
 
+def row_detector(*, batched):
+    """Lists of rows, one for each anchor, as BlazeFace gives them: `[N, L, 1]` scores and `[N, L, 16]` boxes.
+
+    16x16 cells, two anchors each, and 8x8 cells, three each, the latter by DepthToSpace from a quarter of the cells.
+    Returns the model, its two class heads, and the model with these as outputs.
+    """
+    b = Builder(size=(32, 32), batch=1)
+    fine = b.backbone()
+    coarse = b.node("MaxPool", fine, kernel_shape=[4, 4], strides=[4, 4])
+    heads, outputs = [], []
+    for width in (1, 16):
+        parts = []
+        for x, anchors, side in ((fine, 2, 1), (coarse, 3, 2)):
+            head = b.node(
+                "Conv", x, b.weight(anchors * width * side * side, 6, 1, 1), b.weight(anchors * width * side**2)
+            )
+            heads.append(head)
+            maps = head if side == 1 else b.node("DepthToSpace", head, blocksize=side)
+            rows = b.node("Transpose", maps, perm=[0, 2, 3, 1])
+            parts.append(b.node("Reshape", rows, b.const(np.array([1, -1, width] if batched else [-1, width]))))
+        outputs.append(b.node("Concat", *parts, axis=1 if batched else 0))
+    return b.model(*outputs), heads[:2], b.model(*heads[:2])
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("num_classes", [None, 1])
+def test_rows_of_one_score_are_no_classes_of_a_classifier(suffix, batched, num_classes):
+    model, heads, headless = row_detector(batched=batched)
+    given = model if suffix == ".onnx" else ov.Core().read_model(model.SerializeToString())
+    result = insert(given, Options(output_dtype="f32", num_classes=num_classes))
+    assert [(head["shape"], head["anchors"]) for head in result.report.heads] == [
+        ((1, 2, 16, 16), 2),
+        ((1, 12, 4, 4), 12),
+    ]
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
+    scores = oracle.run(headless, image)
+    fine, coarse = (scores[head].max(1) for head in heads)
+    # from 16x16 to 4x4 without smoothing: the mean of the four cells in the middle of sixteen
+    mean = (fine.reshape(1, 4, 4, 4, 4)[:, :, 1:3, :, 1:3].mean((2, 4)) + coarse) / 2
+    np.testing.assert_allclose(oracle.run(result.model, image)["saliency_map"], mean[:, None], rtol=1e-5, atol=1e-6)
+
+
+def test_a_method_that_was_asked_for_is_not_exchanged():
+    with pytest.raises(errors.TargetNotFoundError, match="leave --method to the tool"):
+        insert(DETECTOR.with_name("shapes_cnn.onnx"), Options(method="det-class-probability-map"))
+
+
 def test_a_single_class_is_told_from_the_objectness_beside_the_boxes():
     """As in YOLOX: boxes and objectness read one feature, the class another; boxes are not decoded."""
     b = Builder(size=(32, 32))

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnknownNameError, UnsupportedTaskError
 from xai_insert.graph.cuts import activations
-from xai_insert.graph.view import Graph, Op, Shape, Value
+from xai_insert.graph.view import Graph, Op, Shape, Value, volume
 
 _PEELED = frozenset({Op.SOFTMAX, Op.SIGMOID, Op.TOPK, Op.ARGMAX, Op.CAST, Op.IDENTITY, Op.QUANTIZE})
+
+_ARRANGING = frozenset(
+    {Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SLICE, Op.SPLIT, Op.SIGMOID, Op.SOFTMAX, Op.CLIP, Op.CAST, Op.IDENTITY}
+    | {Op.ADD, Op.MUL, Op.QUANTIZE}
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits
         scores = peel(value)
         if scores in found or scores not in reached or scores.producer is None or "int" in scores.dtype:
             continue
+        if _is_of_locations(scores, reached):
+            continue
         if scores.shape is not None and is_vector(scores.shape) and (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, name, classes)
     candidates = [item for item in found.values() if not _feeds_another(graph, item, found)]
@@ -91,6 +98,25 @@ def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits
             f"{len(candidates)} outputs may hold the class scores: {listed}; choose with --output NAME"
         )
     return candidates[0]
+
+
+def _is_of_locations(value: Value, reached: set[Value]) -> bool:
+    """Whether a value lists what convolutions say at each location, as detectors do, of one class `[B, L, 1]`."""
+    stack, seen = [value], {value}
+    while stack:
+        node = stack.pop().producer
+        if node is None:
+            return False
+        if node.op is Op.CONV:
+            if node.output.rank != 4 or volume(node.output.sizes[2:]) == 1:
+                return False
+        elif node.op in _ARRANGING or node.type == "DepthToSpace":
+            operands = {operand for operand in node.inputs if operand in reached} - seen
+            stack += operands
+            seen |= operands
+        else:
+            return False
+    return True
 
 
 def _describe(name: str, value: Value) -> str:

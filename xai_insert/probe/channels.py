@@ -83,23 +83,32 @@ def resolve_raw(here: Moves, there: Moves, channels: int) -> Channels | None:
 
     None if anchors and what each of them has still share an axis: then one anchor cannot be told from several.
     """
+    stride = anchor_stride(here, there, channels)
+    if stride is None or stride == channels or stride <= _BOX + 1:
+        return None
+    return Channels(_BOX + 1, stride - _BOX - 1, channels // stride, stride)
+
+
+def anchor_stride(here: Moves, there: Moves, channels: int) -> int | None:
+    """Channels that an undecoded head has for each anchor, read off the axis that they lie along; None if none is told.
+
+    Anchors that a reshape has not set apart count as one.
+    """
     axes = _axes(here, there)
     if axes is None or not axes[1]:
         return None
-    for axis in axes[0]:
-        stride = max(element[axis] for element in here.values()) + 1
-        anchors = channels // stride
-        if channels % stride or anchors < 2 or stride <= _BOX + 1:
-            continue
-        rows: dict[int, set[Element]] = {}
-        for channel, element in here.items():
-            if element[axis] != channel % stride:
-                break
-            rows.setdefault(channel // stride, set()).add((*element[:axis], *element[axis + 1 :]))
-        else:
-            if all(len(row) == 1 for row in rows.values()) and len(set.union(*rows.values())) == len(rows):
-                return Channels(_BOX + 1, stride - _BOX - 1, anchors, stride)
-    return None
+    return max((stride for axis in axes[0] if (stride := _stride_along(axis, here, channels))), default=None)
+
+
+def _stride_along(axis: int, here: Moves, channels: int) -> int | None:
+    stride = max(element[axis] for element in here.values()) + 1
+    rows: dict[int, set[Element]] = {}
+    for channel, element in here.items():
+        if element[axis] != channel % stride:
+            return None
+        rows.setdefault(channel // stride, set()).add((*element[:axis], *element[axis + 1 :]))
+    is_apart = all(len(row) == 1 for row in rows.values()) and len(set.union(*rows.values())) == len(rows)
+    return stride if channels % stride == 0 and is_apart else None
 
 
 def _axes(here: Moves, there: Moves) -> tuple[list[int], list[int]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
@@ -12,7 +12,7 @@ from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values, reshapes_between
 from xai_insert.locate.inputs import image_inputs
-from xai_insert.probe.channels import Moves, raw_channels, resolve, resolve_fused, resolve_raw, samples
+from xai_insert.probe.channels import Moves, anchor_stride, raw_channels, resolve, resolve_fused, resolve_raw, samples
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
@@ -125,16 +125,39 @@ class _Search:
 
     def raw_layout(self, item: _Watched) -> Channels | None:
         """The order of the only head of its grid, which is an output but for a reshape."""
-        cells = self.probe.cells(item.index)
-        grid = self.probe.grid(item.index)
-        if len(cells) == 1 or any(self.probe.grid(o.index) == grid for o in self.watched if o is not item):
+        if self._rivals(item):
             return None
+        return next((resolve_raw(*moves, item.head.channels) for moves in self._raw_moves(item)), None)
+
+    def single_class(self, item: _Watched) -> Channels | None:
+        """The order of a head with one channel for each anchor, beside a single other one with a box and more."""
+        rivals = self._rivals(item)
+        strides = [
+            stride
+            for head in (item, *rivals)
+            for moves in self._raw_moves(head)
+            if (stride := anchor_stride(*moves, head.head.channels)) is not None
+        ]
+        if len(rivals) != 1 or len(strides) != 2 or strides[0] != 1 or strides[1] < _BOX:
+            return None
+        anchors = item.head.channels
+        return Channels(0, 1, anchors, 1) if rivals[0].head.channels == anchors * strides[1] else None
+
+    def _rivals(self, item: _Watched) -> list[_Watched]:
+        grid = self.probe.grid(item.index)
+        return [other for other in self.watched if other is not item and self.probe.grid(other.index) == grid]
+
+    def _raw_moves(self, item: _Watched) -> Iterator[tuple[Moves, Moves]]:
+        """What the channels move at two locations, in the first value that they all move; nothing if there is none."""
+        cells = self.probe.cells(item.index)
+        if len(cells) == 1:
+            return
         others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in item.responses}
         for index in range(len(self.observed)):
             here, there = _moves(item.responses, list(others), index), _moves(others, list(others), index)
             if len(here) == len(there) == len(others):
-                return resolve_raw(here, there, item.head.channels)
-        return None
+                yield here, there
+                return
 
     def _resolve(self, item: _Watched, here: Moves, there: Moves) -> Channels | None:
         channels = item.head.channels
@@ -251,9 +274,10 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     if not raw:
         return None
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
-    found = {item.index: order for item in raw if (order := raw_channels(widths, item.index, num_classes)) is not None}
+    found = _orders(raw, search.single_class) if num_classes in (None, 1) else {}
+    found = found or _orders(raw, lambda item: raw_channels(widths, item.index, num_classes))
     if not found and num_classes is None:
-        found = {item.index: order for item in raw if (order := search.raw_layout(item)) is not None}
+        found = _orders(raw, search.raw_layout)
     scoring = [item for item in raw if item.index in found]
     grids = [search.probe.grid(item.index) for item in scoring]
     if not scoring or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
@@ -263,6 +287,10 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
             f"({listed} channels) do not tell classes from boxes: give the number of classes, --num-classes"
         )
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
+
+
+def _orders(heads: Sequence[_Watched], order_of: Callable[[_Watched], Channels | None]) -> dict[int, Channels]:
+    return {item.index: order for item in heads if (order := order_of(item)) is not None}
 
 
 def _detector(

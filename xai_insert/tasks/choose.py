@@ -7,6 +7,7 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Op
 from xai_insert.options import Options
 from xai_insert.tasks.classification import plan_classification
+from xai_insert.tasks.detection import METHOD as SCORE_MAP
 from xai_insert.tasks.detection import plan_detection, selects_rows
 from xai_insert.tasks.instances import METHOD as INSTANCE_MASKS
 from xai_insert.tasks.instances import plan_instances
@@ -46,6 +47,8 @@ def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     instances = _plan_instances(loaded, graph, options)
     if instances is not None:
         return instances
+    if options.method == SCORE_MAP:
+        return plan_detection(loaded, graph, options)
     if selects_rows(graph):
         try:
             return plan_detection(loaded, graph, options)

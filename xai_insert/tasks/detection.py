@@ -28,7 +28,7 @@ from xai_insert.tasks.cost import mega
 from xai_insert.tasks.per_box import OF_REGIONS, describe_regions, per_box_output, region_report, reported_sizes
 from xai_insert.tasks.plan import Branch, Plan
 
-_METHOD = "det-class-probability-map"
+METHOD = "det-class-probability-map"
 _BOX = 4
 
 
@@ -175,17 +175,17 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     """
     images = image_inputs(graph)
     regions = region_feature(graph, images)
-    if regions is not None and options.method != _METHOD:
+    if regions is not None and options.method != METHOD:
         reported = region_report(loaded, graph, regions) if options.per_box else None
         return _regions_plan(regions, reported)
     detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
-    if detector is not None and options.method in ("auto", _METHOD):
+    if detector is not None and options.method in ("auto", METHOD):
         return _scores_plan(detector, find_box_voters(loaded, graph, detector) if options.per_box else None)
     if options.per_box:
         raise UnsupportedTaskError(
             "--per-box is for detectors with class scores at every location, or with a head that classifies regions"
         )
-    if options.method == _METHOD:
+    if options.method == METHOD:
         raise TargetNotFoundError("no head gives class scores at every location; leave --method to the tool")
     if detector is not None:
         read = _source_map(detector.middle.head)
@@ -216,7 +216,7 @@ def _scores_plan(found: Detector, voters: BoxVoters | None = None) -> ScoresPlan
     work = None if None in sizes else sum(size or 0 for size in sizes)
     count = len(found.levels)
     reason = f"{count} level{'s' if count > 1 else ''}; {found.evidence}"
-    return ScoresPlan(_METHOD, "class scores", reason, shape, mega(work), found, voters)
+    return ScoresPlan(METHOD, "class scores", reason, shape, mega(work), found, voters)
 
 
 def _regions_plan(found: Regions, reported: RegionReport | None = None) -> RegionsPlan:
