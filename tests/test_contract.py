@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import openvino as ov
+import openvino.opset13 as opset
 import pytest
 
 from tests import models, oracle
@@ -225,6 +226,19 @@ def test_a_pooled_feature_beside_the_logits_is_no_second_candidate(kind):
     x = b.node("Flatten", b.node("GlobalAveragePool", b.backbone()))
     report = insert(models.as_format(b.model(x, b.linear(x, models.CHANNELS)), kind)).report
     assert report.logits["classes"] == models.CLASSES
+
+
+def test_sizes_may_be_integers_of_32_bits():
+    """As PyTorch's front end reads a list of sizes that is taken apart."""
+    model = models.as_format(models.classifier(models.CLOSED["global average pool"], batch=1), "openvino")
+    (flat,) = (node for node in model.get_ordered_ops() if node.get_type_name() == "Reshape")
+    sizes = opset.shape_of(flat.input_value(0), "i32")
+    batch = opset.gather(sizes, np.array([0], np.int64), np.array(0, np.int64))
+    flat.set_argument(1, opset.concat([batch, np.array([-1], np.int32)], 0).output(0))
+    model.validate_nodes_and_infer_types()
+    report = insert(model).report
+    assert report.form == "closed form"
+    assert report.map_difference < 1e-6
 
 
 def test_fixed_sizes_are_written(kind):

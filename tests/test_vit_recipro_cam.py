@@ -40,6 +40,13 @@ def embed_cut(b, prefix):
     return with_prefix(b, linear(b, x, 8, WIDTH), prefix)
 
 
+def embed_image(b, prefix):
+    """vit-pytorch: patches are cut out of the image, and a linear layer embeds them."""
+    x = b.node("Reshape", "image", b.const(np.array([0, 3, GRID[0], 2, GRID[1], 2])))
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 4, 3, 5, 1]), b.const(np.array([0, 24, 12])))
+    return with_prefix(b, linear(b, norm(b, x, 12), 12, WIDTH), prefix)
+
+
 def norm(b, x, width=WIDTH):
     return b.node("LayerNormalization", x, b.weight(width, scale=1), b.weight(width), axis=-1)
 
@@ -77,17 +84,18 @@ def attention(
     if pair_bias:
         scores = b.node("Add", scores, b.weight(1, HEADS, tokens, tokens, scale=1))
     if talking:
-        scores = mixed(b, scores)
+        scores = mixed(b, scores, is_normed=False)
     shares = b.node("Softmax", scores, axis=-1)
     if talking:
-        shares = mixed(b, shares)
+        shares = mixed(b, shares, is_normed=talking == "normed")
     x = b.node("Transpose", b.node("MatMul", shares, v), perm=[0, 2, 1, 3])
     return linear(b, b.node("Reshape", x, b.const(np.array([0, 0, WIDTH]))), WIDTH, WIDTH)
 
 
-def mixed(b, x):
-    x = b.node("Transpose", x, perm=[0, 2, 3, 1])
-    return b.node("Transpose", linear(b, x, HEADS, HEADS), perm=[0, 3, 1, 2])
+def mixed(b, x, *, is_normed):
+    """Heads mixed by a linear layer, which a norm may follow (DeepViT)."""
+    x = linear(b, b.node("Transpose", x, perm=[0, 2, 3, 1]), HEADS, HEADS)
+    return b.node("Transpose", norm(b, x, HEADS) if is_normed else x, perm=[0, 3, 1, 2])
 
 
 def mlp(b, x):
@@ -238,6 +246,7 @@ READERS = {"token labels": (token_labels, True), "class and mean": (class_and_me
 CLOSED = {
     "plain": transformer(),
     "cut-out patches": transformer(start=embed_cut),
+    "patches of the image": transformer(start=embed_image),
     "fused projection": transformer(fused=True),
     "registers": transformer(prefix=5),
     "distilled": transformer(prefix=2, rows=2),
@@ -245,6 +254,7 @@ CLOSED = {
     "no key bias": transformer(key_bias=False),
     "pair bias": transformer(pair_bias=True),
     "talking heads": transformer(talking=True),
+    "talking heads, normed": transformer(talking="normed"),
     "distilled, pair bias": transformer(prefix=2, rows=2, pair_bias=True),
     "distilled, key norm": transformer(prefix=2, rows=2, key_norm=True),
     "parallel": transformer(last=parallel_block),

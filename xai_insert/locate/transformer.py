@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.collapse import Collapse, GridEnd
-from xai_insert.locate.inputs import shape_hint
+from xai_insert.locate.inputs import image_size, shape_hint
 from xai_insert.locate.layout import FeatureMap
 
 MEAN_QUERY = "the class token is the mean of the patches"
@@ -18,6 +18,7 @@ _ON_THE_WAY = frozenset(
     {Op.IDENTITY, Op.CAST, Op.MUL, Op.ADD, Op.SUB, Op.DIV, Op.TRANSPOSE, Op.RESHAPE, Op.QUANTIZE, Op.CONV, Op.MATMUL}
     | {Op.CLIP, Op.OTHER, Op.EXPAND, Op.SELECT, Op.RESIZE, Op.TAKE}
 )
+_BEHIND = _ON_THE_WAY | {Op.ELEMENTWISE, Op.LAYER_NORM}
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def locate_readout(
         return f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
     rows = max((_rows_read(end) for end in ends if end.kind is Collapse.TOKEN), default=0)
     before = [node for node in region(graph, images, masked) if node.op is not Op.SHAPE]
-    grid = _grid(tokens, max(rows, 1), reversed(before))
+    grid = _grid(tokens, max(rows, 1), reversed(before), image_size(images[0]))
     if grid is None:
         is_open = any(None in image.sizes[1:] for image in images)
         hint = f"; {shape_hint(graph)}" if is_open else ""
@@ -150,7 +151,7 @@ def locate_pool(
     if masked is None or item.result not in cut_values(graph, images, logits):
         return None
     before = [node for node in region(graph, images, [masked]) if node.op is not Op.SHAPE]
-    grid = _grid(tokens, 0, reversed(before))
+    grid = _grid(tokens, 0, reversed(before), image_size(images[0]))
     if grid is None:
         return None
     prefix = tokens - grid[0] * grid[1]
@@ -202,7 +203,7 @@ def _product_behind(shares: Value) -> Node | None:
             other = use.node.operand(1)
             if use.node.op is Op.MATMUL and use.index == 0 and other is not None and not other.is_constant:
                 found.append(use.node)
-        following = dict.fromkeys(use.node for use in uses if use.node.op in _ON_THE_WAY | {Op.ELEMENTWISE})
+        following = dict.fromkeys(use.node for use in uses if use.node.op in _BEHIND)
         front = [node.output for node in following if node not in found]
         if found or not front:
             break
@@ -285,10 +286,11 @@ def _rows_read(end: GridEnd) -> int:
     return 1
 
 
-def _grid(tokens: int, least: int, ancestors: Iterable[Node]) -> tuple[int, int] | None:
+def _grid(tokens: int, least: int, ancestors: Iterable[Node], image: tuple[int, int] | None) -> tuple[int, int] | None:
     """Grid of the patch tokens, from the nearest convolution whose positions are nearly all of the tokens.
 
-    Where patches are cut out behind the last convolution (TNT), it is that convolution's grid divided by their side.
+    Where patches are cut out behind the last convolution (TNT), it is that convolution's grid divided by their side;
+    where they are cut out of the image itself, the image's.
     """
     embedding: tuple[int, int] | None = None
     for node in ancestors:
@@ -302,7 +304,8 @@ def _grid(tokens: int, least: int, ancestors: Iterable[Node]) -> tuple[int, int]
             return height, width
         if embedding is None and node.op is Op.CONV:
             embedding = height, width
-    return None if embedding is None else _divided(embedding, tokens, least)
+    whole = embedding or image
+    return None if whole is None else _divided(whole, tokens, least)
 
 
 def _divided(grid: tuple[int, int], tokens: int, least: int) -> tuple[int, int] | None:

@@ -213,7 +213,7 @@ def _reader(native: Any) -> Callable[[], npt.NDArray[Any]]:
 def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callable[[], npt.NDArray[Any]]:
     def evaluate() -> npt.NDArray[Any]:
         if native.get_type_name() == "ShapeOf":
-            return np.array(inputs[0].shape, np.int64)
+            return np.array(inputs[0].shape, native.get_output_element_type(port).to_dtype())
         results = [
             ov.Tensor(_evaluated(output), output.get_shape() if output.get_partial_shape().is_static else [0])
             for output in native.outputs()
