@@ -150,6 +150,39 @@ def test_rows_of_one_score_are_no_classes_of_a_classifier(suffix, batched, num_c
     np.testing.assert_allclose(oracle.run(result.model, image)["saliency_map"], mean[:, None], rtol=1e-5, atol=1e-6)
 
 
+def listed(b, head, width):
+    return b.node("Reshape", b.node("Transpose", head, perm=[2, 3, 0, 1]), b.const(np.array([-1, width])))
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+def test_two_anchors_of_one_class_are_no_two_classes(suffix):
+    """As in SCRFD: `[L, 1]` scores and `[L, 4]` boxes, undecoded, of two anchors."""
+    b = Builder(size=(32, 32), batch=1)
+    x = b.backbone()
+    score, box = (b.node("Conv", x, b.weight(width, 6, 1, 1), b.weight(width)) for width in (2, 8))
+    model = b.model(b.node("Sigmoid", listed(b, score, 1)), listed(b, box, 4))
+    given = model if suffix == ".onnx" else ov.Core().read_model(model.SerializeToString())
+    result = insert(given, Options(output_dtype="f32"))
+    assert [(head["shape"], head["anchors"]) for head in result.report.heads] == [((1, 2, 16, 16), 2)]
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
+    expected = oracle.run(b.model(score), image)[score].max(1, keepdims=True)
+    np.testing.assert_allclose(oracle.run(result.model, image)["saliency_map"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_objectness_and_score_of_one_class_in_outputs_of_their_own_the_first_is_taken(order):
+    """As in YuNet: each reads a feature of its own, and either says where the one class is."""
+    b = Builder(size=(32, 32), batch=1)
+    x = b.backbone()
+    hidden = [b.node("Relu", b.node("Conv", x, b.weight(6, 6, 1, 1))) for _ in range(3)]
+    heads = [
+        b.node("Conv", y, b.weight(width, 6, 1, 1), b.weight(width)) for y, width in zip(hidden, (1, 1, 4), strict=True)
+    ]
+    scores = [b.node("Sigmoid", listed(b, head, 1)) for head in heads[:2]]
+    report = insert(b.model(*(scores[i] for i in order), listed(b, heads[2], 4))).report
+    assert [head["name"] for head in report.heads] == [heads[order[0]]]
+
+
 def test_a_method_that_was_asked_for_is_not_exchanged():
     with pytest.raises(errors.TargetNotFoundError, match="leave --method to the tool"):
         insert(DETECTOR.with_name("shapes_cnn.onnx"), Options(method="det-class-probability-map"))

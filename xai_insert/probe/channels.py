@@ -47,6 +47,12 @@ def resolve(here: Moves, there: Moves, channels: int) -> Channels | None:
     return None
 
 
+def resolve_column(here: Moves, channels: int) -> Channels | None:
+    """The order of a head of one class, seen in a value whose last axis has one element: each channel is an anchor."""
+    apart = {element for element in here.values() if element[-1] == 0}
+    return Channels(0, 1, channels, 1) if len(apart) == len(here) else None
+
+
 def resolve_fused(here: Moves, there: Moves, channels: int) -> Channels | None:
     """The order of a head that gives boxes and class scores: per anchor, a run of class channels.
 

@@ -12,7 +12,16 @@ from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values, reshapes_between
 from xai_insert.locate.inputs import image_inputs
-from xai_insert.probe.channels import Moves, anchor_stride, raw_channels, resolve, resolve_fused, resolve_raw, samples
+from xai_insert.probe.channels import (
+    Moves,
+    anchor_stride,
+    raw_channels,
+    resolve,
+    resolve_column,
+    resolve_fused,
+    resolve_raw,
+    samples,
+)
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
@@ -99,11 +108,21 @@ class _Search:
             return max(one, other, key=lambda item: item.head.channels)
         boxes = {item.head.source for item in self.watched if item.moves_boxes}
         apart = [item for item in (one, other) if item.head.source not in boxes]
-        if len(apart) != 1:
+        if len(apart) == 1:
+            return apart[0]
+        places = [self._first_output(item) for item in (one, other)]
+        if one.head.channels > 1 or places[0] == places[1]:
             raise AmbiguousModelError(
                 f"two heads could hold the class scores: {one.head.value.describe()} and {other.head.value.describe()}"
             )
-        return apart[0]
+        return min(zip(places, (one, other), strict=True), key=lambda pair: pair[0])[1]  # of one class, either says it
+
+    def _first_output(self, item: _Watched) -> int:
+        """Which of the model's outputs the head moves, by its place among them; their number if it moves none."""
+        moved = {self.observed[index].value for response in item.responses.values() for index in response.elements}
+        return next(
+            (place for place, value in enumerate(self.graph.outputs) if value in moved), len(self.graph.outputs)
+        )
 
     def layout(self, item: _Watched) -> Channels | None:
         """The order of one head's channels; None if it has one location only or nothing tells."""
@@ -119,6 +138,8 @@ class _Search:
             here, there = _moves(item.responses, chosen, index), _moves(others, list(others), index)
             if len(here) == len(chosen) and len(there) == len(others):
                 found = self._resolve(item, here, there)
+                if found is None and item.is_class and self.observed[index].value.sizes[-1:] == (1,):
+                    found = resolve_column(here, item.head.channels)
                 if found is not None:
                     return found
         return self._layout_on_the_way(item, chosen)
