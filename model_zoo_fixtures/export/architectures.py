@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ class Architecture:
 
     Attributes:
         id: Name of the fixture family, unique in the zoo.
-        source: ``timm``, ``torchvision`` or ``transformers``.
-        model: The name under which the source knows it, in transformers that of the class; the id when empty.
+        source: ``timm``, ``torchvision``, ``transformers`` or ``vit-pytorch``.
+        model: The name under which the source knows it, in transformers that of the class, in vit-pytorch
+            ``module.Class``; the id when empty.
         size: Height and width of its input; those of its published weights when None.
         options: Further arguments of the model's constructor, in transformers of its configuration.
         exporters: Names of the exporters to use.
@@ -74,6 +76,10 @@ class Architecture:
             model = timm.create_model(self.model or self.id, pretrained=False, **options)
         elif self.source == "transformers":
             model = _Scores(self.model, {"num_labels": 1000} | self.options)
+        elif self.source == "vit-pytorch":
+            module, _, name = self.model.partition(".")
+            kind = getattr(import_module(f"vit_pytorch.{module}"), name)
+            model = kind(**{"num_classes": 1000} | self.options)
         else:
             import torchvision
 

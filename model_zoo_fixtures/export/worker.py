@@ -22,7 +22,12 @@ import torch  # isort: skip - after the shims
 
 _LARGEST_FIXTURE = 100
 _GAINS = (1.0, 0.85, 0.7)
-_LICENCES = {"timm": "Apache-2.0", "torchvision": "BSD-3-Clause", "transformers": "Apache-2.0"}
+_LICENCES = {
+    "timm": "Apache-2.0",
+    "torchvision": "BSD-3-Clause",
+    "transformers": "Apache-2.0",
+    "vit-pytorch": "MIT",
+}
 
 
 def export_all(arch: Architecture, exporters: list[str], full_weights: Path | None) -> Iterator[dict[str, Any]]:

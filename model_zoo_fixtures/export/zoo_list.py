@@ -5,6 +5,7 @@ from torch import nn
 
 from model_zoo_fixtures.export.architectures import Architecture, GeneralizedMeanPool
 from model_zoo_fixtures.export.transformers_list import TRANSFORMERS
+from model_zoo_fixtures.export.vit_pytorch_list import VIT_PYTORCH
 
 _ALL = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 
@@ -173,5 +174,6 @@ CLASSIFIERS: tuple[Architecture, ...] = (
     *(_timm(name) for name in _FAMILIES.split()),
     *(_torchvision(name, module) for name, module in _TORCHVISION.items()),
     *TRANSFORMERS,
+    *VIT_PYTORCH,
     *(_timm(name) for name in (_MORE + _LARGE).split()),
 )
