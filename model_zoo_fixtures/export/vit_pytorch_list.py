@@ -27,6 +27,9 @@ _TWINS |= {f"s{stage}_local_patch_size": 4 for stage in (1, 2, 3)} | {"s4_local_
 _TWINS |= {f"s{stage}_global_k": 4 for stage in (1, 2, 3, 4)} | {"s3_depth": 1, "s4_depth": 1}
 
 
+_REGIONVIT = {"dim": (32, 64, 96, 128), "depth": (1, 1, 1, 1), "window_size": 4}
+
+
 def _model(name: str, kind: str, feature: str, options: dict[str, Any], size: int = 128) -> Architecture:
     return Architecture(
         f"vitp_{name}",
@@ -49,5 +52,6 @@ VIT_PYTORCH = (
     _model("nest", "nest.NesT", "mlp_head.0", _NEST),
     _model("crossformer", "crossformer.CrossFormer", "layers.3.1", _CROSSFORMER),
     _model("twins", "twins_svt.TwinsSVT", "layers.3", _TWINS),
+    _model("regionvit", "regionvit.RegionViT", "layers.3.2.layers.0.1", _REGIONVIT),
     _model("cait", "cait.CaiT", "patch_transformer", _VIT | {"cls_depth": 2}),
 )

@@ -300,7 +300,7 @@ def _grid(tokens: int, least: int, ancestors: Iterable[Node], image: tuple[int, 
         height, width = shape[2], shape[3]
         if height is None or width is None:
             continue
-        if least <= tokens - height * width <= _MOST_PREFIX_TOKENS:
+        if _fits(height, width, tokens, least):
             return height, width
         if embedding is None and node.op is Op.CONV:
             embedding = height, width
@@ -309,12 +309,17 @@ def _grid(tokens: int, least: int, ancestors: Iterable[Node], image: tuple[int, 
 
 
 def _divided(grid: tuple[int, int], tokens: int, least: int) -> tuple[int, int] | None:
-    """The one division of a grid into square patches that leaves some of the tokens for the prefix, but fewer."""
+    """The one division of a grid into square patches that fits the tokens."""
     height, width = grid
     sides = [side for side in range(2, min(grid) + 1) if height % side == 0 and width % side == 0]
     grids = [(height // side, width // side) for side in sides]
-    fitting = [(h, w) for h, w in grids if least <= tokens - h * w <= min(_MOST_PREFIX_TOKENS, h * w - 1)]
+    fitting = [(h, w) for h, w in grids if _fits(h, w, tokens, least)]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _fits(height: int, width: int, tokens: int, least: int) -> bool:
+    """Whether a grid leaves some of the tokens for the prefix, but fewer than it has cells."""
+    return least <= tokens - height * width <= min(_MOST_PREFIX_TOKENS, height * width - 1)
 
 
 def _has_mean_query(before: Sequence[Node], tokens: int) -> bool:
