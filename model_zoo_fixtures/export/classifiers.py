@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         for result in export_all(_architecture(options.worker), options.exporter, options.full_weights):
             print(_MARK + json.dumps(result), flush=True)
         return 0
+    if options.full_weights is not None:
+        options.full_weights.mkdir(parents=True, exist_ok=True)
     chosen = [arch for arch in CLASSIFIERS if any(fnmatch.fnmatch(arch.id, p) for p in options.only or ["*"])]
     for arch in chosen:
         wanted = [name for name in arch.exporters if not options.exporter or name in options.exporter]
