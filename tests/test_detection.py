@@ -183,6 +183,15 @@ def test_of_objectness_and_score_of_one_class_in_outputs_of_their_own_the_first_
     assert [head["name"] for head in report.heads] == [heads[order[0]]]
 
 
+def test_a_head_without_a_single_cell_is_no_head():
+    b = Builder(size=(32, 32), batch=1)
+    head = b.node(
+        "Conv", b.node("Slice", b.backbone(), *(b.const(np.array([n])) for n in (0, 0, 2))), b.weight(5, 6, 1, 1)
+    )
+    with pytest.raises(errors.UnsupportedTaskError):
+        insert(b.model(b.node("Reshape", head, b.const(np.array([1, -1])))), Options(check=False))
+
+
 def test_a_method_that_was_asked_for_is_not_exchanged():
     with pytest.raises(errors.TargetNotFoundError, match="leave --method to the tool"):
         insert(DETECTOR.with_name("shapes_cnn.onnx"), Options(method="det-class-probability-map"))

@@ -120,7 +120,7 @@ def _data_operands(node: Node, value: Value) -> list[Value]:
 def _head(graph: Graph, layer: Node, dependent: set[Value]) -> Head | None:
     value = _with_bias(layer, dependent)
     shape = value.shape
-    if shape is None:
+    if shape is None or 0 in shape:
         return None
     if layer.op is Op.CONV:
         if len(shape) != 4 or shape[1] is None:
