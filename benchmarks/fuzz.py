@@ -82,12 +82,13 @@ def write_seeds(folder: Path, *, bundled: bool = True) -> list[Path]:
 
     made = {name: models.classifier(network) for name, network in {**models.CLOSED, **models.MASKED}.items()}
     made |= {name: models.classifier(network, batch=1) for name, network in models.STATIC.items()}
-    for name in ("plain", "fused projection", "pair bias", "class attention"):
+    for name in ("plain", "fused projection", "pair bias", "class attention", "einsum"):
         made[f"transformer {name}"] = models.classifier(TRANSFORMERS[name], size=(8, 12))
     boxes = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy"}
     made["detector rows"] = test_per_box.Net(**boxes, report="rows").model
     made["detector lists"] = test_per_box.Net(**boxes, report="lists").model
     made["detector raw"], _ = test_detection.raw_detector()
+    made["detector with rows of one score"], *_ = test_detection.row_detector(batched=True)
     made["detector with masks"] = instance_models.listed("boxes")
     made["detector with prototypes"] = instance_models.yolo("rows")
     for name, model in made.items():

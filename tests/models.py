@@ -216,6 +216,12 @@ def attention_pooled(b: Builder) -> str:
     return b.linear(b.node("Squeeze", x, b.const(np.array([1]))), CHANNELS)
 
 
+def einsum_layer(b: Builder) -> str:
+    """The last layer written as Einsum, whose result is the model's output."""
+    x = b.node("Flatten", b.node("GlobalAveragePool", b.backbone()))
+    return b.node("Einsum", x, b.weight(CLASSES, CHANNELS), equation="bd,kd->bk")
+
+
 CLOSED: dict[str, Network] = {
     "global average pool": pooled("GlobalAveragePool"),
     "global max pool": pooled("GlobalMaxPool"),
@@ -237,6 +243,7 @@ CLOSED: dict[str, Network] = {
     "class convolution": class_convolution,
     "two heads": two_heads,
     "batch from image": batch_from_image,
+    "einsum layer": einsum_layer,
 }
 STATIC: dict[str, Network] = {"batch in reshape": batch_in_reshape}
 MASKED: dict[str, Network] = {"attention": attention_pooled}

@@ -32,12 +32,12 @@ class WrittenOut:
     def shown(self) -> Iterator[None]:
         """Let what reads an Einsum read the product instead."""
         for einsum, product in self._pairs:
-            ir.convenience.replace_all_uses_with(einsum, product)
+            _redirect(einsum, product)
         try:
             yield
         finally:
             for einsum, product in self._pairs:
-                ir.convenience.replace_all_uses_with(product, einsum)
+                _redirect(product, einsum)
 
     def _write_out(self, graph: ir.Graph, node: ir.Node, names: Names) -> None:
         found = as_product(node.attributes.get_string("equation", ""))
@@ -56,4 +56,12 @@ class WrittenOut:
 
         first, second = reversed(node.inputs) if found.swapped else node.inputs
         product = add("MatMul", transposed(first, found.left), transposed(second, found.right))
-        self._pairs.append((node.outputs[0], transposed(product, found.result) or product))
+        result = transposed(product, found.result) or product
+        result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+        self._pairs.append((node.outputs[0], result))
+
+
+def _redirect(old: ir.Value, new: ir.Value) -> None:
+    if old.is_graph_output():  # whose name it is known by
+        old.name, new.name = new.name, old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -38,7 +38,8 @@ class OnnxModel:
         self._input_shapes = input_shapes
         self._inferred = Inferred({}, {})
         self._surgeon: OnnxSurgeon | None = None
-        self._products = WrittenOut(native)
+        with taking_apart("the ONNX graph"):
+            self._products = WrittenOut(native)
 
     def view(self) -> Graph:
         source = None if self._source is None or self._products.nodes else str(self._source)

@@ -10,6 +10,7 @@ import openvino as ov
 import openvino.opset13 as opset
 
 from xai_insert.graph.einsum import Permutation, as_product, is_identity
+from xai_insert.graph.names import PREFIX
 
 
 class WrittenOut:
@@ -27,12 +28,16 @@ class WrittenOut:
     def shown(self) -> Iterator[None]:
         """Let what reads an Einsum read the product instead."""
         for einsum, product in self._pairs:
+            product.set_names(einsum.get_names())  # an output of the model is known by them
+            product.get_node().set_friendly_name(einsum.get_node().get_friendly_name())
             _redirect(einsum, product)
         try:
             yield
         finally:
             for einsum, product in self._pairs:
                 _redirect(product, einsum)
+                product.set_names(set())
+                product.get_node().set_friendly_name(PREFIX + einsum.get_node().get_friendly_name())
 
 
 def _redirect(old: ov.Output, new: ov.Output) -> None:

@@ -32,7 +32,8 @@ class OpenVINOModel:
         self.native = native
         self._weights = weights
         self._keep_float32 = False
-        self._products = WrittenOut(native)
+        with taking_apart("the OpenVINO graph"):
+            self._products = WrittenOut(native)
 
     def view(self) -> Graph:
         with taking_apart("the OpenVINO graph"), self._products.shown():
