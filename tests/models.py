@@ -65,8 +65,9 @@ class Builder:
             result.CopyFrom(known)
             if not result.type.tensor_type.elem_type:
                 result.type.tensor_type.elem_type = TensorProto.FLOAT
-        if not (onnx.__version__.startswith("1.16.") and any(node.op_type == "Loop" for node in self.nodes)):
-            onnx.checker.check_model(model)  # that version wants a shape behind a Loop, and does not infer it
+        is_old = tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 19)
+        if not (is_old and any(node.op_type == "Loop" for node in self.nodes)):
+            onnx.checker.check_model(model)  # those versions want a shape behind a Loop, and do not infer it
         return model
 
 
