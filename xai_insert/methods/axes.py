@@ -99,7 +99,7 @@ def _take(stream: list[Atom], size: int, following: int, batch: int | None) -> D
         if not stream:
             return None
         atom_size = _size(stream[0], batch)
-        if atom_size is None:
+        if not atom_size:  # unknown, or the 0 of a damaged file
             return None
         need = size // product
         if size % product == 0 and need % atom_size == 0:

@@ -65,6 +65,9 @@ class OpenVINOSurgeon:
             keeps_own = original is not None and operand is original.native and _is_kept_apart(original)
             if not keeps_own:
                 twin.set_argument(index, operand)
+                if self._keep_float32 and node.op is Op.MUL and _is_difference(original):
+                    # A scaled difference passes for a dequantisation, which loses its mark.
+                    twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
             elif is_fused:
                 twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
             elif self._keep_float32 and node.op is Op.MATMUL and original is not None and not _is_stored(original):
@@ -203,6 +206,10 @@ class OpenVINOSurgeon:
 def _is_linear(value: Value | None) -> bool:
     """Whether a value is the product of an activation with stored weights."""
     return value is not None and value.producer is not None and value.producer.op is Op.MATMUL
+
+
+def _is_difference(value: Value | None) -> bool:
+    return value is not None and value.producer is not None and value.producer.op is Op.SUB
 
 
 def _is_stored(value: Value) -> bool:
