@@ -25,8 +25,6 @@ _CROSSFORMER = {
 _TWINS = {f"s{stage}_emb_dim": width for stage, width in enumerate((32, 64, 96, 128), 1)}
 _TWINS |= {f"s{stage}_local_patch_size": 4 for stage in (1, 2, 3)} | {"s4_local_patch_size": 2}
 _TWINS |= {f"s{stage}_global_k": 4 for stage in (1, 2, 3, 4)} | {"s3_depth": 1, "s4_depth": 1}
-
-
 _REGIONVIT = {"dim": (32, 64, 96, 128), "depth": (1, 1, 1, 1), "window_size": 4}
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 Permutation = tuple[int, ...]
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -31,21 +35,18 @@ def as_product(equation: str) -> Product | None:
     labels = (first, second, result)
     if not arrow or not comma or not all(text.isalpha() and len(set(text)) == len(text) for text in labels):
         return None
-    free = [label for label in result if (label in first) != (label in second)]
-    if not free or any(label not in operands for label in result):
+    summed = (set(first) & set(second)) - set(result)
+    if len(summed) != 1 or set(first + second) != {*result, *summed}:
         return None
-    swapped = free[0] not in first
+    free = [label for label in result if (label in first) != (label in second)]
+    swapped = bool(free) and free[0] not in first
     if swapped:
         first, second = second, first
     batch = [label for label in result if label in first and label in second]
-    summed = [label for label in first if label in second and label not in result]
-    columns = [label for label in second if label not in first]
-    rows = [label for label in first if label not in second]
-    if len(summed) != 1 or len(columns) != 1 or any(label not in result for label in rows + columns):
+    rows = [label for label in free if label in first]
+    columns = [label for label in free if label in second]
+    if len(columns) != 1 or (batch and len(rows) != 1):
         return None
-    if len(rows) != 1 and batch:
-        return None
-    rows = [label for label in result if label in rows]
     made = [*batch, *rows, *columns]
     return Product(
         swapped,
@@ -58,3 +59,15 @@ def as_product(equation: str) -> Product | None:
 def is_identity(permutation: Permutation) -> bool:
     """Whether a transpose with this permutation does nothing."""
     return permutation == tuple(range(len(permutation)))
+
+
+@contextmanager
+def exchanged(pairs: Sequence[tuple[V, V]], redirect: Callable[[V, V], None]) -> Iterator[None]:
+    """Let what reads the first of each pair read the second instead, for a time; `redirect` does that for one."""
+    for einsum, product in pairs:
+        redirect(einsum, product)
+    try:
+        yield
+    finally:
+        for einsum, product in pairs:
+            redirect(product, einsum)

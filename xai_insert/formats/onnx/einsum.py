@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import onnx_ir as ir
 
 from xai_insert.formats.onnx.surgeon import all_names
-from xai_insert.graph.einsum import Permutation, as_product, is_identity
+from xai_insert.graph.einsum import Permutation, as_product, exchanged, is_identity
 from xai_insert.graph.names import Names
 
 
@@ -28,16 +27,9 @@ class WrittenOut:
                 self._names = self._names or Names(all_names(model))
                 self._write_out(model.graph, node, self._names)
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self) -> AbstractContextManager[None]:
         """Let what reads an Einsum read the product instead."""
-        for einsum, product in self._pairs:
-            _redirect(einsum, product)
-        try:
-            yield
-        finally:
-            for einsum, product in self._pairs:
-                _redirect(product, einsum)
+        return exchanged(self._pairs, _redirect)
 
     def _write_out(self, graph: ir.Graph, node: ir.Node, names: Names) -> None:
         found = as_product(node.attributes.get_string("equation", ""))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import numpy as np
 import openvino as ov
 import openvino.opset13 as opset
 
-from xai_insert.graph.einsum import Permutation, as_product, is_identity
+from xai_insert.graph.einsum import Permutation, as_product, exchanged, is_identity
 from xai_insert.graph.names import PREFIX
 
 
@@ -24,24 +23,19 @@ class WrittenOut:
                 if product is not None:
                     self._pairs.append((node.output(0), product))
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self) -> AbstractContextManager[None]:
         """Let what reads an Einsum read the product instead."""
-        for einsum, product in self._pairs:
-            product.set_names(einsum.get_names())  # an output of the model is known by them
-            product.get_node().set_friendly_name(einsum.get_node().get_friendly_name())
-            _redirect(einsum, product)
-        try:
-            yield
-        finally:
-            for einsum, product in self._pairs:
-                _redirect(product, einsum)
-                product.set_names(set())
-                product.get_node().set_friendly_name(PREFIX + einsum.get_node().get_friendly_name())
+        return exchanged(self._pairs, _redirect)
 
 
 def _redirect(old: ov.Output, new: ov.Output) -> None:
-    for reader in old.get_target_inputs():
+    """Readers and names change over: an output of the model is known by its names."""
+    readers, names, friendly = old.get_target_inputs(), old.get_names(), old.get_node().get_friendly_name()
+    old.set_names(new.get_names())
+    new.set_names(names)
+    old.get_node().set_friendly_name(new.get_node().get_friendly_name())
+    new.get_node().set_friendly_name(friendly)
+    for reader in readers:
         reader.replace_source_output(new)
 
 
@@ -51,7 +45,9 @@ def _product(node: ov.Node) -> ov.Output | None:
         return None
     first, second = reversed(node.input_values()) if found.swapped else node.input_values()
     product = opset.matmul(_transposed(first, found.left), _transposed(second, found.right), False, False)
-    return _transposed(product.output(0), found.result)
+    result = _transposed(product.output(0), found.result)
+    result.get_node().set_friendly_name(PREFIX + node.get_friendly_name())
+    return result
 
 
 def _transposed(value: ov.Output, order: Permutation) -> ov.Output:

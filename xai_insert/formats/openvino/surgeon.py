@@ -57,7 +57,9 @@ class OpenVINOSurgeon:
         if source is not None and (same := self._unrounded(node, source)) is not None:
             return [same]
         twin = self._twin(node.native)
-        is_fused = self._keep_float32 and node.op in (Op.ADD, Op.MUL) and any(map(_is_linear, node.inputs))
+        is_fused = (
+            self._keep_float32 and node.op in (Op.ADD, Op.MUL) and any(_is_made_by(Op.MATMUL, v) for v in node.inputs)
+        )
         for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too;
             # so does a layer scale.
@@ -65,7 +67,7 @@ class OpenVINOSurgeon:
             keeps_own = original is not None and operand is original.native and _is_kept_apart(original)
             if not keeps_own:
                 twin.set_argument(index, operand)
-                if self._keep_float32 and node.op is Op.MUL and _is_difference(original):
+                if self._keep_float32 and node.op is Op.MUL and _is_made_by(Op.SUB, original):
                     # A scaled difference passes for a dequantisation, which loses its mark.
                     twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
             elif is_fused:
@@ -203,13 +205,8 @@ class OpenVINOSurgeon:
         self._model.validate_nodes_and_infer_types()
 
 
-def _is_linear(value: Value | None) -> bool:
-    """Whether a value is the product of an activation with stored weights."""
-    return value is not None and value.producer is not None and value.producer.op is Op.MATMUL
-
-
-def _is_difference(value: Value | None) -> bool:
-    return value is not None and value.producer is not None and value.producer.op is Op.SUB
+def _is_made_by(op: Op, value: Value | None) -> bool:
+    return value is not None and value.producer is not None and value.producer.op is op
 
 
 def _is_stored(value: Value) -> bool:
