@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError, ShapeUnknownError
+from xai_insert.graph.operators import Operator, Unknown
 
 Shape = tuple[int | None, ...]
 """Sizes of a value; None where the size is not known before the model runs."""
@@ -165,6 +166,7 @@ class Node:
         outputs: results.
         attrs: normalised attributes, see `Op`; axes are never negative where the rank is known.
         native: the format's own handle.
+        kind: what it does to the axes of its operands.
     """
 
     name: str
@@ -174,6 +176,7 @@ class Node:
     outputs: tuple[Value, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
     native: Any = None
+    kind: Operator = field(default_factory=Unknown)
 
     @property
     def output(self) -> Value:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from xai_insert.errors import TargetNotFoundError, UnknownNameError
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.view import Graph, Op, Value, volume
-from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_before, feature_map, grid_ends
-from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
-from xai_insert.locate.layout import FeatureMap, channel_axis, token_grid
+from xai_insert.graph.operators import Unknown
+from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_before, grid_ends
+from xai_insert.locate.inputs import image_inputs, shape_hint
+from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
+from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
@@ -27,6 +29,7 @@ class Classifier:
         ends: the nodes that end the grid.
         obstacle: why masked runs from `target` on have no closed form; None if they have one.
         readout: the last block and its tokens, where tokens are masked instead of a pooled grid.
+        streams: further maps of the same grid, which are masked together with the target.
     """
 
     logits: Logits
@@ -35,6 +38,7 @@ class Classifier:
     ends: tuple[GridEnd, ...]
     obstacle: str | None
     readout: Readout | None = None
+    streams: tuple[FeatureMap, ...] = ()
 
     @property
     def collapse(self) -> str:
@@ -60,13 +64,15 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
     images = image_inputs(graph)
     logits = find_logits(graph, images, options.output)
     cuts = cut_values(graph, images, logits.value)
-    reached = activations(graph, images)
-    pooled = first_vector(cuts)
-    ends = tuple(grid_ends(pooled, reached))
+    places = find_places(graph)
+    gone = first_without_place(cuts, places)
+    pooled = _pooled(cuts, gone)
+    ends = tuple(grid_ends(gone, activations(graph, images), places))
+    streams: tuple[FeatureMap, ...] = ()
     if options.target_layer is not None:
-        target = _named_target(graph, cuts, pooled, options.target_layer)
+        target = _named_target(graph, cuts, gone, places, options.target_layer)
     elif options.method == "vit-recipro-cam" or any(end.kind is Collapse.TOKEN for end in ends):
-        found = locate_readout(graph, images, logits.value, ends, options.block)
+        found = locate_readout(graph, images, logits.value, ends, places, options.block)
         if not isinstance(found, str):
             readout, target = found
             obstacle = _reading_obstacle(readout, options)
@@ -78,34 +84,42 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
             return Classifier(logits, target, pooled, ends, obstacle, readout)
         if options.method == "vit-recipro-cam" or found != MEAN_QUERY:
             raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")
-        target = _default_target(graph, cuts, pooled, [_without_kind(end) for end in ends])
+        target, streams = _default_target(graph, cuts, gone, [_without_kind(end) for end in ends], places)
     else:
-        _require_grid(graph, logits.value, pooled, ends)
+        _require_grid(graph, logits.value, gone, ends)
         if any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends):
-            pool = locate_pool(graph, images, logits.value, ends)
+            pool = locate_pool(graph, images, logits.value, ends, places)
             if pool is not None:
                 readout, target = pool
                 return Classifier(logits, target, pooled, ends, None, readout)
-        target = _default_target(graph, cuts, pooled, ends)
-    target = _with_grid(graph, target)
-    return Classifier(logits, target, pooled, ends, closed_ends(graph, ends, target))
+        target, streams = _default_target(graph, cuts, gone, ends, places)
+    obstacle = closed_ends(graph, ends, target, places)
+    if streams:
+        obstacle = f"{1 + len(streams)} maps of one grid feed the scores and are masked together"
+    return Classifier(logits, target, pooled, ends, obstacle, streams=streams)
 
 
-def first_vector(cuts: list[Value]) -> Value:
-    """The first of the vectors that the cut values end with; earlier ones have positions in their batch axis."""
+def first_without_place(cuts: list[Value], places: Places) -> Value:
+    """The first of the values that the cut values end with that hold nothing of the image's rows or columns."""
     first = cuts[-1]
     for value in reversed(cuts):
-        if not is_vector(value.shape):
+        if places.is_placed(value):
             break
         first = value
     return first
 
 
-def _require_grid(graph: Graph, logits: Value, pooled: Value, ends: tuple[GridEnd, ...]) -> None:
+def _pooled(cuts: list[Value], gone: Value) -> Value:
+    """The first vector per image behind the grid."""
+    behind = cuts[cuts.index(gone) :]
+    return next((value for value in behind if is_vector(value.shape)), behind[-1])
+
+
+def _require_grid(graph: Graph, logits: Value, gone: Value, ends: tuple[GridEnd, ...]) -> None:
     """Refuse a model whose image is so small that its pool finds one cell only."""
     if all(end.kind is not Collapse.OTHER for end in ends):
         return
-    for node in region(graph, [pooled], [logits]):
+    for node in region(graph, [gone], [logits]):
         source = node.operand(0)
         if node.op in (Op.REDUCE, Op.POOL) and source is not None and source.rank == 4:
             raise TargetNotFoundError(
@@ -124,47 +138,64 @@ def _without_kind(end: GridEnd) -> GridEnd:
     return replace(end, kind=Collapse.OTHER, grid_axes=())
 
 
-def _default_target(graph: Graph, cuts: list[Value], pooled: Value, ends: Sequence[GridEnd]) -> FeatureMap:
+def _default_target(
+    graph: Graph, cuts: list[Value], gone: Value, ends: Sequence[GridEnd], places: Places
+) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
+    """The feature map to explain and those that are masked together with it."""
     if not ends:
         raise TargetNotFoundError(
-            f"no feature map found before the logits {cuts[-1].describe()}: no value with a grid; {shape_hint(graph)}"
+            f"no feature map found before the logits {cuts[-1].describe()}: no value in which the rows and columns of "
+            f"the image can be followed{_where_lost(graph, places)}; {shape_hint(graph)}"
         )
+    features: dict[Value, FeatureMap] = {}
     if all(end.grid_axes for end in ends):
-        features = {feature.value: feature for feature in map(feature_before, ends)}
-        feature = next(iter(features.values()))
-        if feature.value.producer is None:
-            raise TargetNotFoundError(
-                f"the first layer already ends the grid of the image {feature.value.describe()}: there is no feature "
-                "map to explain"
-            )
+        features = {feature.value: feature for feature in (feature_before(end, places) for end in ends)}
+        first = next(iter(features.values()))
         if len(features) == 1:
-            return feature
-    before = cuts[: cuts.index(pooled)] if pooled in cuts else cuts
-    nearest = "none"
+            if first.value.producer is None:
+                raise TargetNotFoundError(
+                    f"the first layer already ends the grid of the image {first.value.describe()}: there is no feature "
+                    "map to explain"
+                )
+            return first, ()
+        alike = {(item.grid, item.grid_axes, item.frame.transposed, item.frame.flipped) for item in features.values()}
+        is_joint = any(value.producer is not None and places.map_of(value) for value in cuts[: cuts.index(gone)])
+        if len(alike) == 1 and not is_joint and all(value.producer is not None for value in features):
+            return first, tuple(features.values())[1:]
+    before = cuts[: cuts.index(gone)]
     for value in reversed(before):
-        nearest = value.describe() if nearest == "none" else nearest
-        described = _described(value)
-        if described is not None and _has_grid(graph, described):
-            return described
+        described = places.map_of(value)
+        if described is not None and value.producer is not None:
+            return described, ()
+    sources = list(features) or list(dict.fromkeys(end.source for end in ends))
+    if len(sources) > 1:
+        listed = ", ".join(value.describe() for value in sources)
+        raise TargetNotFoundError(
+            f"{len(sources)} streams of different grids feed the scores and meet only behind their pools: {listed}; no "
+            "layer before them lies on every path, so no single map explains the scores"
+        )
     raise TargetNotFoundError(
-        f"no feature map found before the logits {cuts[-1].describe()}; nearest value: {nearest}, "
-        f"whose layout is not told by the operations around it; {shape_hint(graph)}"
+        f"no feature map found before the logits {cuts[-1].describe()}; nearest value with a grid of the image: "
+        f"{sources[0].describe()}, which is no batch of maps with channels{_views(sources[0], places)}; "
+        f"{shape_hint(graph)}"
     )
 
 
-def _described(value: Value) -> FeatureMap | None:
-    """A value as a feature map, if the operations around it tell its layout."""
-    if value.rank not in (3, 4) or is_vector(value.shape):
-        return None
-    channel = channel_axis(value)
-    if channel is None:
-        return None
-    return feature_map(value, tuple(axis for axis in range(1, value.rank) if axis != channel))
+def _views(source: Value, places: Places) -> str:
+    return "" if places.of_images(source) else " (its first axis holds views or parts of an image)"
 
 
-def _named_target(graph: Graph, cuts: list[Value], pooled: Value, name: str) -> FeatureMap:
+def _where_lost(graph: Graph, places: Places) -> str:
+    """The first operation of which it is not known where it puts what it reads."""
+    for node in graph.nodes:
+        if isinstance(node.kind, Unknown) and any(value is not None and places.of(value) for value in node.inputs):
+            return f" (they are lost at {node.type} {node.name!r})"
+    return ""
+
+
+def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str) -> FeatureMap:
     found = _by_name(graph, name)
-    usable = [value for value in cuts[: cuts.index(pooled)] if value.producer is not None and _described(value)]
+    usable = [value for value in cuts[: cuts.index(gone)] if value.producer is not None and places.map_of(value)]
     names = [value.producer.name for value in usable if value.producer is not None]
     hint = "" if not names else f"; the last layers that can be explained: {', '.join(map(repr, names[-4:]))}"
     if found is None:
@@ -174,9 +205,11 @@ def _named_target(graph: Graph, cuts: list[Value], pooled: Value, name: str) -> 
         raise TargetNotFoundError(
             f"layer {name!r} {found.describe()} is not on every path from image to logits: some go round it{hint}"
         )
-    feature = _described(found)
+    feature = places.map_of(found)
     if feature is None or found not in usable:
-        raise TargetNotFoundError(f"layer {name!r} gives {found.describe()}, which is no feature map with a grid{hint}")
+        raise TargetNotFoundError(
+            f"layer {name!r} gives {found.describe()}, which is no feature map with a grid of the image{hint}"
+        )
     return feature
 
 
@@ -185,33 +218,3 @@ def _by_name(graph: Graph, name: str) -> Value | None:
         if node.name == name or any(value.name == name for value in node.outputs):
             return next((value for value in node.outputs if value.name == name), node.output)
     return None
-
-
-def _has_grid(graph: Graph, feature: FeatureMap) -> bool:
-    """Whether the positions of a feature map are those of a grid and of nothing else, such as a pooled query."""
-    try:
-        _with_grid(graph, feature)
-    except TargetNotFoundError:
-        return False
-    return True
-
-
-def _with_grid(graph: Graph, feature: FeatureMap) -> FeatureMap:
-    """Fill in height and width of a grid of tokens."""
-    if len(feature.grid_axes) == 2:
-        return feature
-    tokens = feature.shape[feature.grid_axes[0]]
-    if tokens is None:
-        raise TargetNotFoundError(
-            f"the tokens {feature.value.describe()} follow the size of the image, so their grid is unknown; "
-            f"{shape_hint(graph)}"
-        )
-    images = image_inputs(graph)
-    ancestors = region(graph, images, [feature.value])
-    grid = token_grid(tokens, reversed([n for n in ancestors if n.op is not Op.SHAPE]), image_size(images[0]))
-    if grid is None or volume(grid) != tokens:
-        raise TargetNotFoundError(
-            f"the {tokens} tokens of {feature.value.describe()} do not form a grid of the patch embedding; "
-            "choose another layer with --target-layer"
-        )
-    return FeatureMap(feature.value, feature.channel_axis, feature.grid_axes, grid)

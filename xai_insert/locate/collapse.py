@@ -9,8 +9,8 @@ from enum import Enum
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
-from xai_insert.locate.layout import FeatureMap, channel_axis, grid_of_map
-from xai_insert.locate.logits import is_vector
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.places import Places
 
 _POINTWISE = frozenset(
     {Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.CLIP, Op.QUANTIZE} | {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW}
@@ -51,12 +51,13 @@ class GridEnd:
     grid_axes: tuple[int, ...] = ()
 
 
-def grid_ends(vector: Value, reached: set[Value]) -> list[GridEnd]:
+def grid_ends(vector: Value, reached: set[Value], places: Places) -> list[GridEnd]:
     """The nodes at which the paths from the image to `vector` lose their grid, nearest to `vector`.
 
     Args:
         vector: one vector per image.
         reached: the values that depend on the image.
+        places: where they lie in it.
     """
     ends: list[GridEnd] = []
     seen: set[Value] = set()
@@ -70,26 +71,36 @@ def grid_ends(vector: Value, reached: set[Value]) -> list[GridEnd]:
         for operand in node.inputs:
             if operand is None or operand not in reached or node.op is Op.SHAPE:
                 continue
-            if is_vector(operand.shape):
+            if places.of(operand) is None:
                 stack.append(operand)
             else:
-                ends += _classify(node, operand, value)
+                ends += _classify(node, operand, value, places)
     return ends
 
 
-def _classify(node: Node, source: Value, result: Value) -> list[GridEnd]:
+def _classify(node: Node, source: Value, result: Value, places: Places) -> list[GridEnd]:
+    grid = _grid_axes(source, places)
     axes = _reduced_axes(node, source)
     if axes is not None:
-        mode = node.attrs["mode"]
-        kind = _MODES.get(mode, Collapse.OTHER) if len(axes) in (1, 2) and 0 not in axes else Collapse.OTHER
-        return [GridEnd(kind, node, source, result, axes)]
-    if node.op is Op.CONV and _covers_grid(node, source):
-        return [GridEnd(Collapse.CONV, node, source, result, tuple(range(2, source.rank or 0)))]
+        units = [axis for axis, size in enumerate(source.sizes) if size == 1 and axis > 0]
+        is_whole = bool(grid) and set(grid) <= set(axes) <= {*grid, *units}
+        kind = _MODES.get(node.attrs["mode"], Collapse.OTHER) if is_whole else Collapse.OTHER
+        return [GridEnd(kind, node, source, result, axes if is_whole else ())]
+    if node.op is Op.CONV and grid == tuple(range(2, source.rank or 0)) and _covers_grid(node, source):
+        return [GridEnd(Collapse.CONV, node, source, result, grid)]
     if node.op is Op.RESHAPE:
-        return _flattened(node, source, result)
+        return _flattened(node, source, result, grid)
     if node.op in (Op.GATHER, Op.SLICE, Op.SPLIT):
         return [GridEnd(Collapse.TOKEN, node, source, result)]
     return [GridEnd(Collapse.OTHER, node, source, result)]
+
+
+def _grid_axes(source: Value, places: Places) -> tuple[int, ...]:
+    """The axes of a grid that a value holds alone, no other tokens beside it; none if it does not."""
+    place = places.of(source)
+    if place is None or 0 in place.axes or not places.of_images(source) or (place.prefix, place.suffix) != (0, 0):
+        return ()
+    return place.axes
 
 
 def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
@@ -113,24 +124,20 @@ def _covers_grid(node: Node, source: Value) -> bool:
     return weight.shape[2:] == grid and not any(node.attrs["pads"]) and set(node.attrs["dilations"]) == {1}
 
 
-def _flattened(node: Node, source: Value, result: Value) -> list[GridEnd]:
+def _flattened(node: Node, source: Value, result: Value, grid: tuple[int, ...]) -> list[GridEnd]:
     """The linear layers behind a flatten, each an end of its own."""
-    axis = channel_axis(source)
     ends: list[GridEnd] = []
     stack = [result]
     while stack:
         for use in stack.pop().uses:
             weight = use.node.operand(1)
             if use.node.op is Op.MATMUL and use.index == 0 and _reads_all(use.node, weight, source):
-                grid_axes = tuple(a for a in range(1, source.rank or 0) if a != axis)
-                ends.append(GridEnd(Collapse.LINEAR, node, source, use.node.output, grid_axes))
+                ends.append(GridEnd(Collapse.LINEAR, node, source, use.node.output, grid))
             elif use.node.op in (Op.IDENTITY, Op.RESHAPE):
                 stack += use.node.outputs
             else:
                 return [GridEnd(Collapse.OTHER, node, source, result)]
-    if axis is None or source.rank not in (3, 4):
-        return [GridEnd(Collapse.OTHER, node, source, result)]
-    return ends
+    return ends if grid else [GridEnd(Collapse.OTHER, node, source, result)]
 
 
 def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
@@ -140,19 +147,22 @@ def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
     return volume(source.sizes[1:]) in (None, weight.sizes[1 if linear.attrs["transpose_b"] else 0])
 
 
-def feature_before(end: GridEnd) -> FeatureMap:
-    """The feature map that an end reads.
+def feature_before(end: GridEnd, places: Places) -> FeatureMap:
+    """The feature map that an end reads, one whose grid axes are known.
 
     That is its source or, where only the layout differs, the map with two grid axes before it; for a generalised mean
     (GeM), the map before the power.
     """
     value, grid_axes = end.source, end.grid_axes
-    value, grid_axes = _before_layout(value, grid_axes)
+    value, grid_axes = _before_layout(value, grid_axes, places)
     if end.kind is Collapse.MEAN and value.producer is not None and value.producer.op is Op.POW:
         value = _varying(value.producer) or value
         if value.producer is not None and value.producer.op is Op.CLIP:
             value = _varying(value.producer) or value
-    return feature_map(value, grid_axes)
+    feature = places.map_of(value)
+    if feature is None or feature.grid_axes != grid_axes:
+        raise TargetNotFoundError(f"{value.describe()} is no feature map with channels and a grid of the image")
+    return feature
 
 
 def _varying(node: Node) -> Value | None:
@@ -161,51 +171,28 @@ def _varying(node: Node) -> Value | None:
     return operands[0] if len(operands) == 1 else None
 
 
-def feature_map(value: Value, grid_axes: tuple[int, ...]) -> FeatureMap:
-    """Describe a value whose grid axes are known; the grid of tokens is left open.
-
-    Raises:
-        TargetNotFoundError: all its axes but the first are of the grid.
-    """
-    channel = next((axis for axis in range(1, value.rank or 0) if axis not in grid_axes), None)
-    if channel is None:
-        raise TargetNotFoundError(f"{value.describe()} has no channels beside its grid, so it is no feature map")
-    grid = grid_of_map(value, grid_axes) if len(grid_axes) == 2 else (None, None)
-    return FeatureMap(value, channel, grid_axes, grid)
-
-
-def _before_layout(value: Value, grid_axes: tuple[int, ...]) -> tuple[Value, tuple[int, ...]]:
-    value, grid_axes = _before_unit_axis(value, grid_axes)
+def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> tuple[Value, tuple[int, ...]]:
+    """The same grid before it was laid out otherwise: as a map of two axes, where there is one; as tokens, if not."""
+    value, grid_axes = _before_unit_axis(value, grid_axes, places)
     start, start_axes = value, grid_axes
     while len(grid_axes) == 1 and (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        if node.op is Op.TRANSPOSE and node.attrs["perm"] is not None and source.rank == value.rank:
-            value, grid_axes = source, (int(node.attrs["perm"][grid_axes[0]]),)
-        elif node.op is Op.RESHAPE and (axes := _unmerged(source, value, grid_axes[0])) is not None:
-            return source, axes
-        else:
+        feature = places.map_of(source)
+        if node.op not in (Op.TRANSPOSE, Op.RESHAPE) or feature is None:
             break
+        value, grid_axes = source, feature.grid_axes
+        if len(grid_axes) == 2:
+            return value, grid_axes
     return start, start_axes
 
 
-def _before_unit_axis(value: Value, grid_axes: tuple[int, ...]) -> tuple[Value, tuple[int, ...]]:
+def _before_unit_axis(value: Value, grid_axes: tuple[int, ...], places: Places) -> tuple[Value, tuple[int, ...]]:
     """The tokens to which a reshape has given a second grid axis, of size 1, so that they are pooled as a map is."""
-    node, shape = value.producer, value.shape
-    source = None if node is None or node.op is not Op.RESHAPE else node.operand(0)
-    if source is not None and source.shape is not None and shape is not None and len(grid_axes) == 2:
-        for axis, other in (grid_axes, grid_axes[::-1]):
-            if shape[axis] == 1 and source.shape == (*shape[:axis], *shape[axis + 1 :]):
-                return source, (other - (other > axis),)
-    return value, grid_axes
-
-
-def _unmerged(source: Value, value: Value, axis: int) -> tuple[int, int] | None:
-    """The two axes of `source` that a reshape merged into `axis` of `value`."""
-    a, b = source.shape, value.shape
-    if a is None or b is None or len(a) != len(b) + 1:
-        return None
-    cells = volume(a[axis : axis + 2])
-    same_around = a[1:axis] == b[1:axis] and a[axis + 2 :] == b[axis + 1 :]
-    return (axis, axis + 1) if same_around and cells is not None and cells == b[axis] else None
+    node, place = value.producer, places.of(value)
+    if node is None or node.op is not Op.RESHAPE or place is None or len(place.axes) == len(grid_axes):
+        return value, grid_axes
+    source = node.read(0)
+    feature = places.map_of(source)
+    return (value, grid_axes) if feature is None else (source, feature.grid_axes)
 
 
 def is_pointwise(graph: Graph, feature: FeatureMap, source: Value) -> bool:
@@ -229,12 +216,12 @@ def _is_uniform(value: Value, feature: FeatureMap) -> bool:
     return len(sizes) == rank and all(sizes[axis] == 1 for axis in feature.grid_axes)
 
 
-def closed_ends(graph: Graph, ends: Sequence[GridEnd], feature: FeatureMap) -> str | None:
+def closed_ends(graph: Graph, ends: Sequence[GridEnd], feature: FeatureMap, places: Places) -> str | None:
     """Why the masked runs have no closed form from `feature` on; None if they have one."""
     for end in ends:
         if end.kind in (Collapse.TOKEN, Collapse.OTHER):
             return f"the grid ends in {end.node.type} {end.node.name!r}"
-        source, axes = _before_layout(end.source, end.grid_axes)
+        source, axes = _before_layout(end.source, end.grid_axes, places)
         if source is feature.value:
             continue
         if source.rank != feature.value.rank or axes != feature.grid_axes or not is_pointwise(graph, feature, source):

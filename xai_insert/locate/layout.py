@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,32 @@ _SEARCH_LIMIT = 200
 
 
 @dataclass(frozen=True)
+class Frame:
+    """How a grid lies in the image.
+
+    Attributes:
+        transposed: whether the first axis of the grid runs along the columns of the image.
+        flipped: for the first and the second axis of the grid, whether it runs backwards.
+        rectangle: top, left, bottom and right of the grid in fractions of the image; None if sizes are unknown.
+    """
+
+    transposed: bool = False
+    flipped: tuple[bool, bool] = (False, False)
+    rectangle: tuple[float, float, float, float] | None = None
+
+    def within(self, grid: tuple[int | None, int | None]) -> bool:
+        """Whether the grid covers the image, to the size of one cell on each side; unknown sizes count as such."""
+        if self.rectangle is None or None in grid:
+            return True
+        sides = [size or 1 for size in (grid[::-1] if self.transposed else grid)]
+        cells = [(self.rectangle[2 + axis] - self.rectangle[axis]) / sides[axis] for axis in (0, 1)]
+        return all(
+            abs(self.rectangle[axis]) <= cells[axis] + 1e-6 and abs(1 - self.rectangle[2 + axis]) <= cells[axis] + 1e-6
+            for axis in (0, 1)
+        )
+
+
+@dataclass(frozen=True)
 class FeatureMap:
     """A value with a spatial grid.
 
@@ -27,6 +53,7 @@ class FeatureMap:
         grid_axes: the two axes of the grid, or the one axis of the tokens.
         grid: height and width in cells; None where they follow the input.
         prefix: number of tokens before those of the grid (class, distillation, registers).
+        frame: how the grid lies in the image.
     """
 
     value: Value
@@ -34,6 +61,7 @@ class FeatureMap:
     grid_axes: tuple[int, ...]
     grid: tuple[int | None, int | None]
     prefix: int = 0
+    frame: Frame = Frame()
 
     @property
     def channels(self) -> int | None:
@@ -128,52 +156,3 @@ def grid_of_map(value: Value, grid_axes: tuple[int, ...]) -> tuple[int | None, i
     """Height and width of a value whose grid has two axes."""
     shape = value.shape or ()
     return shape[grid_axes[0]], shape[grid_axes[1]]
-
-
-def token_grid(tokens: int, ancestors: Iterable[Node], image: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Height and width of a grid of `tokens` cells.
-
-    From the nearest feature map with as many, else by the aspect of the patch embedding, the last convolution before
-    the tokens; where patches are cut out without a convolution, from the image. Never from a square root.
-
-    Args:
-        tokens: number of patch tokens.
-        ancestors: the nodes before the tokens, nearest first.
-        image: height and width of the image, if known.
-    """
-    embedding: tuple[int, int] | None = None
-    for node in ancestors:
-        for value in (*node.outputs, *(v for v in node.inputs if v is not None and not v.is_constant)):
-            for grid in _grids(value, is_map=node.op is Op.CONV and value in node.outputs):
-                if grid[0] * grid[1] == tokens:
-                    return grid
-        if embedding is None and node.op is Op.CONV:
-            embedding = next(iter(_grids(node.output, is_map=True)), None)
-    found = None if embedding is None else _shrunk(embedding, tokens)
-    return _patched(image, tokens) if found is None and image is not None else found
-
-
-def _patched(image: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    """Grid of square patches that fill the image without rest."""
-    height, width = image
-    for side in range(1, min(image) + 1):
-        if height % side == 0 and width % side == 0 and (height // side) * (width // side) == tokens:
-            return height // side, width // side
-    return None
-
-
-def _grids(value: Value, *, is_map: bool) -> list[tuple[int, int]]:
-    shape = value.shape
-    if shape is None or len(shape) != 4:
-        return []
-    pairs = [(shape[2], shape[3])] if is_map else [(shape[2], shape[3]), (shape[1], shape[2])]
-    return [(h, w) for h, w in pairs if h is not None and w is not None and (is_map or min(h, w) > 1)]
-
-
-def _shrunk(grid: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    height, width = grid
-    for factor in range(1, max(grid) + 1):
-        h, w = -(-height // factor), -(-width // factor)
-        if h * w == tokens:
-            return h, w
-    return None

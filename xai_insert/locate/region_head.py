@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.cuts import activations, cut_values, makers
 from xai_insert.graph.moves import moved_into
+from xai_insert.graph.trace import trace
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.boxes import ReportedBoxes
-from xai_insert.locate.classifier import first_vector
+from xai_insert.locate.classifier import first_without_place
 from xai_insert.locate.collapse import GridEnd, closed_ends, feature_before, grid_ends
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.places import Places
 
 _BOX = 4
 _COLUMNS = range(_BOX, 9)  # of a list of boxes
@@ -83,8 +85,9 @@ def find_region_head(graph: Graph, found: Regions) -> RegionHead:
     cuts = cut_values(graph, pooled, logits)
     if not cuts:
         raise UnsupportedTaskError(f"{_WANTED}; {logits.describe()} does not depend on them")
-    ends = tuple(grid_ends(first_vector(cuts), activations(graph, pooled)))
-    feature = _feature(graph, ends)
+    places = Places(trace(graph, dict.fromkeys(pooled, (2, 3))))
+    ends = tuple(grid_ends(first_without_place(cuts, places), activations(graph, pooled), places))
+    feature = _feature(graph, ends, places)
     pools = makers(feature.value, lambda node: node.op is Op.ROI_ALIGN, lambda value: value.rank == feature.value.rank)
     return RegionHead(
         feature=feature,
@@ -132,13 +135,14 @@ def _logits(scores: Value) -> Value:
     return value
 
 
-def _feature(graph: Graph, ends: Sequence[GridEnd]) -> FeatureMap:
-    features = {item.value: item for item in map(feature_before, ends)} if all(end.grid_axes for end in ends) else {}
+def _feature(graph: Graph, ends: Sequence[GridEnd], places: Places) -> FeatureMap:
+    found = [feature_before(end, places) for end in ends] if all(end.grid_axes for end in ends) else []
+    features = {item.value: item for item in found}
     if len(features) != 1:
         kinds = ", ".join(f"{end.node.type} {end.node.name!r}" for end in ends) or "nothing"
         raise UnsupportedTaskError(f"{_WANTED}, from one pooled feature each; the grid ends in {kinds}")
     feature = next(iter(features.values()))
-    obstacle = closed_ends(graph, ends, feature)
+    obstacle = closed_ends(graph, ends, feature, places)
     if obstacle is None and (feature.positions is None or feature.channels is None):
         obstacle = f"the sizes of {feature.value.describe()} are not known"
     if obstacle is not None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.collapse import Collapse, GridEnd
-from xai_insert.locate.inputs import image_size, shape_hint
+from xai_insert.locate.inputs import shape_hint
 from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.places import Places
 
 MEAN_QUERY = "the class token is the mean of the patches"
-_MOST_PREFIX_TOKENS = 32
 _SEARCH_DEPTH = 16
 _ON_THE_WAY = frozenset(
     {Op.IDENTITY, Op.CAST, Op.MUL, Op.ADD, Op.SUB, Op.DIV, Op.TRANSPOSE, Op.RESHAPE, Op.QUANTIZE, Op.CONV, Op.MATMUL}
@@ -90,7 +90,7 @@ class Readout:
 
 
 def locate_readout(
-    graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd], block: int = 1
+    graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd], places: Places, block: int = 1
 ) -> tuple[Readout, FeatureMap] | str:
     """Find the last block and its tokens; the reason if that fails.
 
@@ -99,6 +99,7 @@ def locate_readout(
         images: its image inputs.
         logits: the class scores.
         ends: the nodes at which the token grid ends.
+        places: where the model's values lie in the image.
         block: which block with attention, counted from the end, 1 the last.
     """
     nodes = region(graph, images, [end.source for end in ends])
@@ -109,35 +110,36 @@ def locate_readout(
     tokens = attentions[0].value.sizes[-2]
     if tokens is None:
         return "the number of tokens follows the size of the image"
-    masked = tuple(value for item in attentions if (value := _masked_value(graph, images, item, tokens)) is not None)
+    masked = tuple(value for item in attentions if (value := _masked_value(graph, images, item, places)) is not None)
     if len(masked) < len(attentions) or len({value.shape for value in masked}) > 1:
         return f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
     rows = max((_rows_read(end) for end in ends if end.kind is Collapse.TOKEN), default=0)
     before = [node for node in region(graph, images, masked) if node.op is not Op.SHAPE]
-    grid = _grid(tokens, max(rows, 1), reversed(before), image_size(images[0]))
-    if grid is None:
+    feature = places.map_of(masked[0], prefix=True)
+    if feature is None or None in feature.grid:
         is_open = any(None in image.sizes[1:] for image in images)
         hint = f"; {shape_hint(graph)}" if is_open else ""
         return f"{tokens} tokens are not those of a patch embedding and a few before them{hint}"
     if _has_mean_query(before, tokens):
         return MEAN_QUERY
+    if not feature.prefix and any(end.kind is Collapse.TOKEN for end in ends):
+        return "single patches are read, and no token before them"
     earlier = [item.result for group in groups[:-block] for item in group]
     entry = [
         value
         for value in cut_values(graph, images, logits)
         if value.shape == masked[0].shape
+        and places.map_of(value, prefix=True) is not None
         and all(_is_before(graph, value, other) for other in masked)
         and all(_is_before(graph, other, value) for other in earlier)
     ]
     residual = entry[-1] if entry else _passing_by(graph, images, masked, logits)
-    prefix = tokens - grid[0] * grid[1]
-    reads_patches = any(end.kind is not Collapse.TOKEN for end in ends) or rows > prefix
-    readout = Readout(masked, residual, attentions, prefix, rows, reads_patches)
-    return readout, FeatureMap(masked[0], 2, (1,), grid, prefix)
+    reads_patches = any(end.kind is not Collapse.TOKEN for end in ends) or rows > feature.prefix
+    return Readout(masked, residual, attentions, feature.prefix, rows, reads_patches), feature
 
 
 def locate_pool(
-    graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd]
+    graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd], places: Places
 ) -> tuple[Readout, FeatureMap] | None:
     """Find an attention pool whose one query is the same for every image, and the tokens that it pools."""
     groups = _groups(graph, _attentions(region(graph, images, [end.source for end in ends])))
@@ -147,16 +149,14 @@ def locate_pool(
     tokens = item.value.sizes[-2]
     if tokens is None or item.query.sizes[-2] != 1 or item.query in activations(graph, images):
         return None
-    masked = _masked_value(graph, images, item, tokens)
+    masked = _masked_value(graph, images, item, places)
     if masked is None or item.result not in cut_values(graph, images, logits):
         return None
-    before = [node for node in region(graph, images, [masked]) if node.op is not Op.SHAPE]
-    grid = _grid(tokens, 0, reversed(before), image_size(images[0]))
-    if grid is None:
+    feature = places.map_of(masked, prefix=True)
+    if feature is None or None in feature.grid:
         return None
-    prefix = tokens - grid[0] * grid[1]
-    readout = Readout((masked,), None, (item,), prefix, 1, reads_patches=False, is_pool=True)
-    return readout, FeatureMap(masked, 2, (1,), grid, prefix)
+    readout = Readout((masked,), None, (item,), feature.prefix, 1, reads_patches=False, is_pool=True)
+    return readout, feature
 
 
 def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], logits: Value) -> Value | None:
@@ -253,16 +253,22 @@ def _feeds(graph: Graph, first: Attention, second: Attention) -> bool:
     return any(value in reached for value in (second.query, second.key, second.value))
 
 
-def _masked_value(graph: Graph, images: Sequence[Value], item: Attention, tokens: int) -> Value | None:
+def _masked_value(graph: Graph, images: Sequence[Value], item: Attention, places: Places) -> Value | None:
     """The last tokens common to query, key and value that a linear layer has yet to project."""
     chains = [cut_values(graph, images, value) for value in (item.query, item.key, item.value)]
     first, *others = [chain for chain in chains if chain]  # a learned query depends on no image
     common = [value for value in first if all(value in chain for chain in others)]
-    fitting = [value for value in common if value.rank == 3 and value.sizes[1] == tokens]
+    fitting = [value for value in common if _are_tokens(value, places, item.value.sizes[-2])]
     # Query, key and value may come from one linear layer: its result is common to them as well, but it is no token.
     while fitting and not any(map(_is_projection, region(graph, [fitting[-1]], [item.key]))):
         fitting.pop()
     return fitting[-1] if fitting else None
+
+
+def _are_tokens(value: Value, places: Places, count: int | None) -> bool:
+    """Whether a value is `[B, T, D]` with the grid of the image in T."""
+    feature = places.map_of(value, prefix=True)
+    return feature is not None and feature.grid_axes == (1,) and value.rank == 3 and value.sizes[1] == count
 
 
 def _is_projection(node: Node) -> bool:
@@ -284,42 +290,6 @@ def _rows_read(end: GridEnd) -> int:
         stop = end.node.attrs.get("end")
         return 1 if stop is None else int(stop)
     return 1
-
-
-def _grid(tokens: int, least: int, ancestors: Iterable[Node], image: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Grid of the patch tokens, from the nearest convolution whose positions are nearly all of the tokens.
-
-    Where patches are cut out behind the last convolution (TNT), it is that convolution's grid divided by their side;
-    where they are cut out of the image itself, the image's.
-    """
-    embedding: tuple[int, int] | None = None
-    for node in ancestors:
-        shape = node.output.shape
-        if node.op not in (Op.CONV, Op.POOL) or shape is None or len(shape) != 4:
-            continue
-        height, width = shape[2], shape[3]
-        if height is None or width is None:
-            continue
-        if _fits(height, width, tokens, least):
-            return height, width
-        if embedding is None and node.op is Op.CONV:
-            embedding = height, width
-    whole = embedding or image
-    return None if whole is None else _divided(whole, tokens, least)
-
-
-def _divided(grid: tuple[int, int], tokens: int, least: int) -> tuple[int, int] | None:
-    """The one division of a grid into square patches that fits the tokens."""
-    height, width = grid
-    sides = [side for side in range(2, min(grid) + 1) if height % side == 0 and width % side == 0]
-    grids = [(height // side, width // side) for side in sides]
-    fitting = [(h, w) for h, w in grids if _fits(h, w, tokens, least)]
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _fits(height: int, width: int, tokens: int, least: int) -> bool:
-    """Whether a grid leaves some of the tokens for the prefix, but fewer than it has cells."""
-    return least <= tokens - height * width <= min(_MOST_PREFIX_TOKENS, height * width - 1)
 
 
 def _has_mean_query(before: Sequence[Node], tokens: int) -> bool:

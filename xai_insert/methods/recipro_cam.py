@@ -78,7 +78,9 @@ def recipro_cam(
     return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *feature.grid))
 
 
-def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: Value) -> V:
+def masked_runs(
+    surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: Value, beside: Sequence[FeatureMap] = ()
+) -> V:
     """Recipro-CAM by its definition: the rest of the model runs once per position, one after another.
 
     Serves any head and any target; its memory is that of one run.
@@ -87,6 +89,7 @@ def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: 
         surgeon: the model being edited.
         graph: its view.
         feature: the target, a cut value; its grid must be known.
+        beside: maps of the same grid that are masked with it, where only all together lie on every path.
         logits: class scores `[B, K]`.
 
     Returns:
@@ -112,7 +115,8 @@ def masked_runs(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: 
     for axis, side in zip(feature.grid_axes, (count,) if len(feature.grid_axes) == 1 else (height, width), strict=True):
         sizes[axis] = side
     masks = np.eye(count, dtype=np.float32)
-    return run_masks(surgeon, graph, [feature.value], masks.reshape(height, width, *sizes), logits)
+    features = [feature.value, *(item.value for item in beside)]
+    return run_masks(surgeon, graph, features, masks.reshape(height, width, *sizes), logits)
 
 
 def run_masks(

@@ -95,7 +95,7 @@ class ClassificationPlan(Plan):
         if vit is not None:
             maps = masked_vit_runs(surgeon, graph, vit)
         else:
-            maps = masked_runs(surgeon, graph, found.target, found.logits.value)
+            maps = masked_runs(surgeon, graph, found.target, found.logits.value, found.streams)
         if choice is not None:
             maps = choose_maps(surgeon, maps, choice, (None, found.logits.classes, *found.target.grid))
         return plan, maps
@@ -139,7 +139,9 @@ class ClassificationPlan(Plan):
         if self.method == "activation-map":
             return []
         readout = self.found.readout
-        return [self.found.target.value] if readout is None else masked_features(readout)
+        if readout is not None:
+            return masked_features(readout)
+        return [self.found.target.value, *(item.value for item in self.found.streams)]
 
     def pooled(self) -> Value | None:
         return self.found.pooled
@@ -190,7 +192,8 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
 def masked_plan(graph: Graph, found: Classifier, shape: Shape, obstacle: str | None = None) -> ClassificationPlan:
     """The plan that runs the rest of the model once per position."""
     target = found.target
-    rest = region(graph, [target.value], [found.logits.value])
+    masked = [target.value, *(item.value for item in found.streams)]
+    rest = region(graph, masked, [found.logits.value])
     batch = target.shape[0] or 1
     flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
     reason = obstacle or found.obstacle or ""

@@ -12,8 +12,10 @@ import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import taking_apart
+from xai_insert.formats.onnx.reader import read
 from xai_insert.formats.onnx.shapes import Inferred
 from xai_insert.formats.onnx.vocabulary import INTEGER, OPS
+from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather, slice_attrs
 
@@ -91,6 +93,7 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
         inputs += tuple(view_of(value) for value in captured)
         name = native.name or outputs[0].name
         node = Node(name, op, native.op_type, inputs, outputs, _attrs(native, op, inputs, outputs), native)
+        node.kind = Regroup() if op is Op.RESHAPE else read(native, inputs, outputs)
         for value in outputs:
             value.producer = node
         for index, operand in enumerate(inputs):

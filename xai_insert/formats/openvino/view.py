@@ -11,6 +11,8 @@ import openvino as ov
 
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import RAISED
+from xai_insert.formats.openvino.reader import read
+from xai_insert.graph.operators import Regroup
 from xai_insert.graph.view import (
     Graph,
     Node,
@@ -165,6 +167,7 @@ def build_view(model: ov.Model) -> Graph:
             node = Node(
                 native.get_friendly_name(), _kind(native, inputs), kind, inputs, outputs, _attrs(native, inputs), native
             )
+            node.kind = Regroup() if node.op is Op.RESHAPE else read(native, inputs, outputs)
             for value in outputs:
                 value.producer = node
             for index, operand in enumerate(inputs):

@@ -1,0 +1,308 @@
+"""Each ONNX operator's record, see `xai_insert.graph.operators`: one reader per domain and type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from xai_insert.graph import operators as kinds
+from xai_insert.graph.operators import Cut, Operator
+from xai_insert.graph.view import Value, constant_of
+
+Operands: TypeAlias = Sequence[Value | None]
+Reader: TypeAlias = Callable[[ir.Node, Operands, Sequence[Value]], Operator]
+_MANY = 1 << 16
+
+
+def read(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    """The record of a node; `Unknown` where nothing is known of its type.
+
+    Args:
+        native: the node.
+        inputs: its operands in the view.
+        outputs: its results in the view.
+    """
+    domain = "" if native.domain == "ai.onnx" else native.domain
+    reader = _READERS.get((domain, native.op_type))
+    return kinds.Unknown() if reader is None else reader(native, inputs, outputs)
+
+
+def ints(native: ir.Node, name: str) -> tuple[int, ...] | None:
+    """An attribute of several integers; None if it is not set."""
+    return tuple(native.attributes[name].as_ints()) if name in native.attributes else None
+
+
+def integer(native: ir.Node, name: str, default: int) -> int:
+    """An attribute of one integer."""
+    return native.attributes[name].as_int() if name in native.attributes else default
+
+
+def numbers(value: Value | None, limit: int = 4096) -> tuple[int, ...] | None:
+    """Elements of a small constant operand; None if they are not known."""
+    elements = constant_of(value, limit)
+    return None if elements is None else tuple(int(element) for element in elements.reshape(-1))
+
+
+def _rank(inputs: Operands) -> int | None:
+    return inputs[0].rank if inputs and inputs[0] is not None else None
+
+
+def _operand(inputs: Operands, index: int) -> Value | None:
+    return inputs[index] if index < len(inputs) else None
+
+
+def _always(operator: Operator) -> Reader:
+    return lambda native, inputs, outputs: operator
+
+
+def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    spatial = (_rank(inputs) or 4) - 2
+    kernel = ints(native, "kernel_shape")
+    weight = _operand(inputs, 1)
+    is_conv = native.op_type.startswith("Conv") or native.op_type == "ConvInteger"
+    if kernel is None and is_conv and weight is not None and weight.shape is not None:
+        kernel = tuple(size or 1 for size in weight.shape[2:])
+    ones = (1,) * spatial
+    auto = native.attributes["auto_pad"].as_string() if "auto_pad" in native.attributes else "NOTSET"
+    pads = ints(native, "pads") or (0,) * (2 * spatial)
+    begin: tuple[int, ...] | None = pads[:spatial]
+    if auto.startswith("SAME"):
+        begin = None
+    channels = None if inputs[0] is None or inputs[0].shape is None or spatial < 1 else inputs[0].shape[1]
+    group = integer(native, "group", 1)
+    depthwise = group > 1 and group == channels and bool(outputs[0].shape) and outputs[0].sizes[1] == channels
+    return kinds.Window(
+        kernel,
+        ints(native, "strides") or ones,
+        ints(native, "dilations") or ones,
+        begin,
+        keeps_channels=not is_conv or depthwise,
+        transposed=native.op_type == "ConvTranspose",
+    )
+
+
+def _reduced(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    if native.op_type.startswith("Global"):
+        return kinds.Reduction(tuple(range(2, rank or 4)))
+    if native.op_type in ("ArgMax", "ArgMin"):
+        return kinds.Reduction(None if rank is None else (integer(native, "axis", 0) % rank,))
+    axes, operand = ints(native, "axes"), _operand(inputs, 1)
+    if axes is None and operand is not None:
+        axes = numbers(operand)
+        if axes is None:
+            return kinds.Reduction(None)
+    if rank is None:
+        return kinds.Reduction(None)
+    if not axes:
+        return kinds.Reduction(() if integer(native, "noop_with_empty_axes", 0) else tuple(range(rank)))
+    return kinds.Reduction(tuple(sorted({axis % rank for axis in axes})))
+
+
+def _gemm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    return kinds.Product(bool(integer(native, "transA", 0)), bool(integer(native, "transB", 0)))
+
+
+def _permutation(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    return kinds.Permutation(ints(native, "perm") or (None if rank is None else tuple(reversed(range(rank)))))
+
+
+def _slices(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    source = inputs[0]
+    if source is None or source.shape is None:
+        return kinds.Slices(None)
+    if "starts" in native.attributes:
+        starts, axes, steps = ints(native, "starts"), ints(native, "axes"), None
+    else:
+        starts = numbers(_operand(inputs, 1))
+        axes, steps = (numbers(_operand(inputs, index)) for index in (3, 4))
+        if any(_operand(inputs, i) is not None and part is None for i, part in ((3, axes), (4, steps))):
+            return kinds.Slices(None)
+    if starts is None:
+        return kinds.Slices(None)
+    rank = len(source.shape)
+    cuts = []
+    for index, start in enumerate(starts):
+        axis = (axes[index] if axes else index) % rank
+        size, step = source.shape[axis], 1 if not steps else steps[index]
+        if size is None and (start < 0 or start >= _MANY):
+            return kinds.Slices(None)
+        if size is not None:
+            start = max(0, start + size) if start < 0 else min(start, size - (step < 0))  # noqa: PLW2901
+        cuts.append(Cut(axis, start, step))
+    return kinds.Slices(tuple(cuts))
+
+
+def _parts(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    return kinds.Parts(None if rank is None else integer(native, "axis", 0) % rank)
+
+
+def _picked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank, indices = _rank(inputs), _operand(inputs, 1)
+    if rank is None or indices is None or indices.rank is None:
+        return kinds.Unknown()
+    return kinds.Picked(integer(native, "axis", 0) % rank, numbers(indices, 1 << 20), indices.rank)
+
+
+def _joined(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = outputs[0].rank or next((value.rank for value in inputs if value is not None and value.rank), None)
+    axis = integer(native, "axis", 0)
+    return kinds.Unknown() if rank is None else kinds.Joined(axis % rank)
+
+
+def _padded(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    pads = ints(native, "pads") or numbers(_operand(inputs, 1))
+    axes = numbers(_operand(inputs, 3))
+    if pads is None or rank is None or (len(inputs) > 3 and inputs[3] is not None and axes is None):
+        return kinds.Padded(None)
+    before = [0] * rank
+    for index, axis in enumerate(axes if axes is not None else range(len(pads) // 2)):
+        before[axis % rank] = pads[index]
+    return kinds.Padded(tuple(before))
+
+
+def _resized(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    mode = native.attributes.get("coordinate_transformation_mode")
+    text = "half_pixel" if mode is None else mode.as_string()
+    return kinds.Unknown() if text == "tf_crop_and_resize" else kinds.Resized(corners=text == "align_corners")
+
+
+def _blocks(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    return kinds.Blocks(integer(native, "blocksize", 1), native.op_type == "SpaceToDepth")
+
+
+def _attention(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    return kinds.FusedAttention() if _rank(inputs) == 4 else kinds.Unknown()
+
+
+def _scattered(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    indices = _operand(inputs, 1)
+    if native.op_type == "ScatterND":
+        deep = None if indices is None or not indices.shape else indices.shape[-1]
+        return kinds.Scattered() if deep == 1 else kinds.Unknown()
+    return kinds.Scattered() if integer(native, "axis", 0) == 0 else kinds.Unknown()
+
+
+_POINTWISE = [
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Clip",
+    "Max",
+    "Min",
+    "Mean",
+    "Sum",
+    "Mod",
+    "Relu",
+    "Gelu",
+    "Elu",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Abs",
+    "Erf",
+    "Tanh",
+    "HardSwish",
+    "Swish",
+    "HardSigmoid",
+    "Mish",
+    "PRelu",
+    "LeakyRelu",
+    "Celu",
+    "ThresholdedRelu",
+    "Reciprocal",
+    "Softplus",
+    "Softsign",
+    "Selu",
+    "Neg",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sign",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Asin",
+    "Acos",
+    "Atan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Acosh",
+    "Atanh",
+    "Sigmoid",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Dropout",
+    "Where",
+    "Not",
+    "And",
+    "Or",
+    "Xor",
+    "IsNaN",
+    "IsInf",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Equal",
+    "Shrink",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "BitwiseNot",
+]
+_IN_PLACE = [
+    "BatchNormalization",
+    "LayerNormalization",
+    "SimplifiedLayerNormalization",
+    "RMSNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LRN",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "Softmax",
+    "LogSoftmax",
+    "Hardmax",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+]
+_READERS: Mapping[tuple[str, str], Reader] = {
+    **{("", name): _always(kinds.Pointwise()) for name in _POINTWISE},
+    **{("", name): _always(kinds.InPlace()) for name in _IN_PLACE},
+    **{("com.microsoft", name): _always(kinds.InPlace()) for name in ("QuantizeLinear", "DequantizeLinear")},
+    **{("com.microsoft", name): _always(kinds.Pointwise()) for name in ("Gelu", "FastGelu", "QuickGelu", "BiasGelu")},
+    **{("", name): _window for name in ("Conv", "ConvTranspose", "ConvInteger", "AveragePool", "MaxPool", "LpPool")},
+    **{
+        ("", f"Reduce{mode}"): _reduced
+        for mode in ["Mean", "Max", "Min", "Sum", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]
+    },
+    **{("", name): _reduced for name in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "ArgMax", "ArgMin")},
+    **{("", name): _always(kinds.Regroup()) for name in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")},
+    **{("", name): _always(kinds.Widened()) for name in ("Expand", "Tile")},
+    **{("", name): _always(kinds.Product()) for name in ("MatMul", "MatMulInteger")},
+    **{("", name): _scattered for name in ("ScatterND", "ScatterElements", "Scatter")},
+    ("", "Gemm"): _gemm,
+    ("", "Transpose"): _permutation,
+    ("", "Slice"): _slices,
+    ("", "Split"): _parts,
+    ("", "Gather"): _picked,
+    ("", "Concat"): _joined,
+    ("", "Pad"): _padded,
+    ("", "Resize"): _resized,
+    ("", "Upsample"): _always(kinds.Resized()),
+    ("", "SpaceToDepth"): _blocks,
+    ("", "DepthToSpace"): _blocks,
+    ("", "Attention"): _attention,
+}

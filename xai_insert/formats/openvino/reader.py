@@ -1,0 +1,272 @@
+"""Each OpenVINO operator's record, see `xai_insert.graph.operators`: one reader per type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import openvino as ov
+
+from xai_insert.graph import operators as kinds
+from xai_insert.graph.operators import Cut, Operator
+from xai_insert.graph.view import Value, constant_of
+
+Reader: TypeAlias = Callable[[ov.Node, Sequence[Value], Sequence[Value]], Operator]
+_MANY = 1 << 16
+
+
+def read(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    """The record of a node; `Unknown` where nothing is known of its type.
+
+    Args:
+        native: the node.
+        inputs: its operands in the view.
+        outputs: its results in the view.
+    """
+    reader = _READERS.get(native.get_type_name())
+    return kinds.Unknown() if reader is None else reader(native, inputs, outputs)
+
+
+def numbers(value: Value | None, limit: int = 4096) -> tuple[int, ...] | None:
+    """Elements of a small constant operand; None if they are not known."""
+    elements = constant_of(value, limit)
+    return None if elements is None else tuple(int(element) for element in elements.reshape(-1))
+
+
+def _always(operator: Operator) -> Reader:
+    return lambda native, inputs, outputs: operator
+
+
+def _window(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw, kind = native.get_attributes(), native.get_type_name()
+    spatial = (inputs[0].rank or 4) - 2
+    is_pool = kind.endswith("Pool")
+    grouped = kind.startswith("Group")
+    if is_pool:
+        kernel: tuple[int, ...] | None = tuple(raw["kernel"])
+    else:
+        weight = inputs[1].shape
+        kernel = None if weight is None else tuple(size or 1 for size in weight[2 + grouped :])
+    begin = None if str(raw.get("auto_pad", "")).lower().startswith("same") else tuple(raw["pads_begin"])
+    weight = None if is_pool else inputs[1].shape
+    depthwise = grouped and weight is not None and weight[1] == weight[2] == 1
+    return kinds.Window(
+        kernel,
+        tuple(raw["strides"]),
+        tuple(raw.get("dilations", (1,) * spatial)),
+        begin,
+        keeps_channels=is_pool or depthwise,
+        transposed="Backprop" in kind,
+    )
+
+
+def _reduced(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    rank = inputs[0].rank
+    if native.get_type_name().startswith("Adaptive"):
+        shape = outputs[0].shape
+        is_whole = shape is not None and set(shape[2:]) == {1}
+        return kinds.Reduction(tuple(range(2, rank or 4))) if is_whole else kinds.Resized()
+    axes = numbers(inputs[1])
+    return kinds.Reduction(None if axes is None or rank is None else tuple(sorted({axis % rank for axis in axes})))
+
+
+def _product(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw = native.get_attributes()
+    return kinds.Product(bool(raw["transpose_a"]), bool(raw["transpose_b"]))
+
+
+def _permutation(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    perm, rank = numbers(inputs[1]), inputs[0].rank
+    return kinds.Permutation(None if perm is None or rank is None else perm or tuple(reversed(range(rank))))
+
+
+def _slices(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    shape = inputs[0].shape
+    parts = [numbers(value) for value in inputs[1:]]
+    if shape is None or len(parts) < 2 or any(part is None for part in parts):
+        return kinds.Slices(None)
+    starts, _, steps, *rest = ((part or ()) for part in (*parts, (), ())[: max(3, len(parts))])
+    begin_mask: Sequence[int] = ()
+    shrunk: Sequence[int] = ()
+    axes: Sequence[int] = range(len(starts))
+    if native.get_type_name() == "Slice":
+        axes = [axis % len(shape) for axis in (rest[0] if rest and rest[0] else range(len(starts)))]
+    else:
+        raw = native.get_attributes()
+        if any(any(raw[mask]) for mask in ("new_axis_mask", "ellipsis_mask")):
+            return kinds.Slices(None)
+        begin_mask, shrunk = raw["begin_mask"], raw["shrink_axis_mask"]
+    cuts = []
+    for index, (axis, start) in enumerate(zip(axes, starts, strict=False)):
+        step = steps[index] if index < len(steps) else 1
+        size = shape[axis]
+        if index < len(begin_mask) and begin_mask[index]:
+            start = 0 if step > 0 else -1  # noqa: PLW2901
+        if size is None and (start < 0 or start >= _MANY):
+            return kinds.Slices(None)
+        if size is not None:
+            start = max(0, start + size) if start < 0 else min(start, size - (step < 0))  # noqa: PLW2901
+        cuts.append(Cut(axis, start, step))
+    return kinds.Slices(tuple(cuts), tuple(axis for axis, gone in enumerate(shrunk) if gone))
+
+
+def _parts(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    axes, rank = numbers(inputs[1]), inputs[0].rank
+    return kinds.Parts(None if not axes or rank is None else axes[0] % rank)
+
+
+def _picked(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    axes, rank = numbers(inputs[2]), inputs[0].rank
+    if not axes or rank is None or inputs[1].rank is None:
+        return kinds.Unknown()
+    return kinds.Picked(axes[0] % rank, numbers(inputs[1], 1 << 20), inputs[1].rank)
+
+
+def _joined(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    rank = outputs[0].rank
+    return kinds.Unknown() if rank is None else kinds.Joined(int(native.get_attributes()["axis"]) % rank)
+
+
+def _padded(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    return kinds.Padded(numbers(inputs[1]))
+
+
+def _resized(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    mode = str(native.get_attributes().get("coordinate_transformation_mode", "half_pixel")).lower()
+    return kinds.Resized(corners="align_corners" in mode)
+
+
+def _blocks(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    side = int(native.get_attributes()["block_size"])
+    return kinds.Blocks(side, native.get_type_name() == "SpaceToDepth")
+
+
+def _rolled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    rank, shifts, axes = inputs[0].rank, numbers(inputs[1]), numbers(inputs[2])
+    if rank is None or axes is None:
+        return kinds.Rolled(None, None)
+    return kinds.Rolled(tuple(axis % rank for axis in axes), shifts)
+
+
+def _scattered(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    if native.get_type_name() == "ScatterNDUpdate":
+        deep = inputs[1].shape[-1] if inputs[1].shape else None
+        return kinds.Scattered() if deep == 1 else kinds.Unknown()
+    return kinds.Scattered() if numbers(inputs[3]) in ((0,), (-(inputs[0].rank or 0),)) else kinds.Unknown()
+
+
+_POINTWISE = [
+    "Add",
+    "Subtract",
+    "Multiply",
+    "Divide",
+    "Power",
+    "Clamp",
+    "Maximum",
+    "Minimum",
+    "Mod",
+    "FloorMod",
+    "SquaredDifference",
+    "Relu",
+    "Gelu",
+    "Elu",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Abs",
+    "Erf",
+    "Tanh",
+    "HSwish",
+    "Swish",
+    "HSigmoid",
+    "Mish",
+    "PRelu",
+    "SoftPlus",
+    "SoftSign",
+    "Selu",
+    "HardSigmoid",
+    "Negative",
+    "Floor",
+    "Ceiling",
+    "Round",
+    "Sign",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Asin",
+    "Acos",
+    "Atan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Acosh",
+    "Atanh",
+    "Sigmoid",
+    "Convert",
+    "ConvertLike",
+    "Identity",
+    "Select",
+    "LogicalNot",
+    "LogicalAnd",
+    "LogicalOr",
+    "LogicalXor",
+    "IsNaN",
+    "IsInf",
+    "IsFinite",
+    "Greater",
+    "GreaterEqual",
+    "Less",
+    "LessEqual",
+    "Equal",
+    "NotEqual",
+]
+_IN_PLACE = [
+    "BatchNormInference",
+    "MVN",
+    "RMS",
+    "GroupNormalization",
+    "NormalizeL2",
+    "LRN",
+    "GRN",
+    "Softmax",
+    "LogSoftmax",
+    "FakeQuantize",
+    "FakeConvert",
+]
+_WINDOWS = [
+    "Convolution",
+    "GroupConvolution",
+    "ConvolutionBackpropData",
+    "GroupConvolutionBackpropData",
+    "BinaryConvolution",
+    "AvgPool",
+    "MaxPool",
+]
+_REDUCTIONS = (
+    *(f"Reduce{mode}" for mode in ["Mean", "Max", "Min", "Sum", "Prod", "L1", "L2", "LogicalAnd", "LogicalOr"]),
+    "AdaptiveAvgPool",
+    "AdaptiveMaxPool",
+)
+_READERS: Mapping[str, Reader] = {
+    **{name: _always(kinds.Pointwise()) for name in _POINTWISE},
+    **{name: _always(kinds.InPlace()) for name in _IN_PLACE},
+    **dict.fromkeys(_WINDOWS, _window),
+    **dict.fromkeys(_REDUCTIONS, _reduced),
+    **{name: _always(kinds.Regroup()) for name in ("Reshape", "Squeeze", "Unsqueeze")},
+    **{name: _always(kinds.Widened()) for name in ("Broadcast", "Tile")},
+    **dict.fromkeys(("ScatterNDUpdate", "ScatterElementsUpdate", "ScatterUpdate"), _scattered),
+    "MatMul": _product,
+    "Transpose": _permutation,
+    "Slice": _slices,
+    "StridedSlice": _slices,
+    "Split": _parts,
+    "VariadicSplit": _parts,
+    "Gather": _picked,
+    "Concat": _joined,
+    "Pad": _padded,
+    "Interpolate": _resized,
+    "SpaceToDepth": _blocks,
+    "DepthToSpace": _blocks,
+    "ScaledDotProductAttention": _always(kinds.FusedAttention()),
+    "Roll": _rolled,
+}

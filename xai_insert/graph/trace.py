@@ -1,0 +1,336 @@
+"""Following axes through a graph: one rule per operator, see `xai_insert.graph.axes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xai_insert.graph import axes as ax
+from xai_insert.graph import operators as kinds
+from xai_insert.graph.axes import Axes, Axis, Kind, Origin
+from xai_insert.graph.picking import picked
+from xai_insert.graph.view import Graph, Node, Op, Value
+
+Traced = dict[Value, Axes]
+_Rule = Callable[[Node, Any, "_Operands"], Sequence[Axes]]
+
+
+class _Operands:
+    """The operands of a node with their axes; those that do not come from the image have none of it."""
+
+    def __init__(self, node: Node, traced: Mapping[Value, Axes]) -> None:
+        self.node = node
+        self._traced = traced
+
+    def axes(self, index: int) -> Axes:
+        value = self.node.operand(index)
+        if value is None:
+            return ()
+        return self._traced.get(value) or ax.others(value.shape or ())
+
+    def found(self, value: Value) -> Axes | None:
+        return self._traced.get(value)
+
+    def traced(self) -> list[Axes]:
+        return [self._traced[value] for value in self.node.inputs if value is not None and value in self._traced]
+
+    def shape(self, index: int = 0) -> Sequence[int | None]:
+        return self.node.outputs[index].shape or ()
+
+
+def trace(graph: Graph, images: Mapping[Value, tuple[int, int]]) -> Traced:
+    """The axes of every value that depends on an image and whose rank is known.
+
+    Args:
+        graph: the model.
+        images: its image inputs, each with the axes of its rows and columns.
+    """
+    traced: Traced = {}
+    for image, (rows, columns) in images.items():
+        known = {0: Kind.BATCH, rows: Kind.ROWS, columns: Kind.COLUMNS}
+        shape = image.shape or ()
+        traced[image] = tuple(ax.of(Origin(known.get(axis, Kind.OTHER), size)) for axis, size in enumerate(shape))
+    for node in graph.nodes:
+        if node.op is Op.SHAPE or not any(value in traced for value in node.inputs):
+            continue
+        rule = _RULES.get(type(node.kind), _lost)
+        found = rule(node, node.kind, _Operands(node, traced))
+        for output, axes in zip(node.outputs, found, strict=False):
+            if output.shape is not None and len(axes) == len(output.shape):
+                traced[output] = tuple(map(_fitted, axes, output.shape))
+            elif output.shape is not None:
+                traced[output] = ax.others(output.shape)
+    return traced
+
+
+def _fitted(axis: Axis, size: int | None) -> Axis:
+    """An axis as long as the value's; where the rule says another size, nothing is known of it."""
+    found = ax.axis_size(axis)
+    return axis if None in (found, size) or found == size else ax.other(size)
+
+
+def _lost(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    return [ax.others(output.shape or ()) for output in node.outputs]
+
+
+def _pointwise(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    return [ax.join_all(given.traced(), len(given.shape()))]
+
+
+def _in_place(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    return [given.axes(0), *(ax.others(output.shape or ()) for output in node.outputs[1:])]
+
+
+def _window(node: Node, kind: kinds.Window, given: _Operands) -> Sequence[Axes]:
+    source, shape = given.axes(0), given.shape()
+    if len(source) != len(shape):
+        return _lost(node, kind, given)
+    channels = source[1] if kind.keeps_channels else ax.other(shape[1])
+    spatial = [_slid(source[axis], shape[axis], kind, axis - 2) for axis in range(2, len(shape))]
+    result = (source[0], channels, *spatial)
+    return [result] * len(node.outputs)
+
+
+def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
+    kernel = kind.kernel[index] if kind.kernel and index < len(kind.kernel) else None
+    stride = kind.strides[index] if index < len(kind.strides) else 1
+    dilation = kind.dilations[index] if index < len(kind.dilations) else 1
+    before = ax.axis_size(axis)
+    if kernel is None:
+        return ax.other(size)
+    if kernel == stride == 1 and not (kind.pads_begin and any(kind.pads_begin)):
+        return axis
+    if size == 1 and before != 1:
+        return ()
+    origin = ax.line(axis)
+    if origin is None:
+        return axis if stride == 1 and size == before else ax.other(size)
+    reach = (kernel - 1) * dilation
+    if kind.pads_begin is not None:
+        pad: float = kind.pads_begin[index]
+    elif size is not None and before is not None and not kind.transposed:
+        pad = max((size - 1) * stride + reach + 1 - before, 0) // 2
+    else:
+        pad = (reach + 1 - stride) / 2
+    if kind.transposed:
+        return ax.moved(origin, size, 1 / stride, (pad - reach / 2) / stride)
+    return ax.moved(origin, size, stride, reach / 2 - pad)
+
+
+def _reduced(node: Node, kind: kinds.Reduction, given: _Operands) -> Sequence[Axes]:
+    source, rank = given.axes(0), len(given.shape())
+    if kind.axes is None:
+        return _lost(node, kind, given)
+    if rank == len(source):
+        return [tuple(() if axis in kind.axes else kept for axis, kept in enumerate(source))]
+    return [tuple(kept for axis, kept in enumerate(source) if axis not in kind.axes)]
+
+
+def _product(node: Node, kind: kinds.Product, given: _Operands) -> Sequence[Axes]:
+    a, b = given.axes(0), given.axes(1)
+    rank = len(given.shape())
+    if len(a) < 2 or len(b) < 2:
+        kept = a[:-1] if len(a) > 1 else (*b[:-2], *b[-1:])
+        return [kept] if len(kept) == rank else _lost(node, kind, given)
+    rows = a[-1] if kind.transpose_a else a[-2]
+    columns = b[-2] if kind.transpose_b else b[-1]
+    return [(*ax.join_all([a[:-2], b[:-2]], rank - 2), rows, columns)]
+
+
+def _attention(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    query, value = given.axes(0), given.axes(2)
+    rank = len(given.shape())
+    if min(len(query), len(value)) < 2:
+        return _lost(node, kind, given)
+    leading = ax.join_all([query[:-2], value[:-2]], rank - 2)
+    return [(*leading, query[-2], value[-1]), *(ax.others(output.shape or ()) for output in node.outputs[1:])]
+
+
+def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    source, shape = given.axes(0), given.shape()
+    added = node.attrs.get("new_axes")
+    if added and len(shape) == len(source) + len(added):
+        kept = iter(source)
+        return [tuple(() if axis in added else next(kept) for axis in range(len(shape)))]
+    return [ax.regroup(source, _known(node, shape))]
+
+
+def _known(node: Node, shape: Sequence[int | None]) -> Sequence[int | None]:
+    """A shape with one unknown size less, where the operand's sizes tell it."""
+    before = node.read(0).shape
+    if before is None or sum(size is None for size in shape) != 1 or None in before:
+        return shape
+    total, rest = 1, 1
+    for size in before:
+        total *= size or 0
+    for size in shape:
+        rest *= 1 if size is None else size
+    return [total // rest if size is None and rest and total % rest == 0 else size for size in shape]
+
+
+def _permuted(node: Node, kind: kinds.Permutation, given: _Operands) -> Sequence[Axes]:
+    source = given.axes(0)
+    if kind.perm is None or sorted(kind.perm) != list(range(len(source))):
+        return _lost(node, kind, given)
+    return [tuple(source[axis] for axis in kind.perm)]
+
+
+def _sliced(node: Node, kind: kinds.Slices, given: _Operands) -> Sequence[Axes]:
+    source, shape = given.axes(0), given.shape()
+    if kind.cuts is None:
+        return [tuple(_same(axis, size) for axis, size in zip(source, shape, strict=False))]
+    kept = list(source)
+    position = {axis: index for index, axis in enumerate(a for a in range(len(source)) if a not in kind.dropped)}
+    for part in kind.cuts:
+        if part.axis in kind.dropped:
+            continue
+        index = position[part.axis]
+        count = shape[index] if index < len(shape) else None
+        kept[part.axis] = ax.cut(kept[part.axis], part.start, count, part.step)
+    return [tuple(axis for index, axis in enumerate(kept) if index not in kind.dropped)]
+
+
+def _same(axis: Axis, size: int | None) -> Axis:
+    return axis if size is not None and ax.axis_size(axis) == size else ax.other(size)
+
+
+def _split(node: Node, kind: kinds.Parts, given: _Operands) -> Sequence[Axes]:
+    source = given.axes(0)
+    if kind.axis is None or kind.axis >= len(source):
+        return _lost(node, kind, given)
+    start, found = 0, []
+    for output in node.outputs:
+        size = None if output.shape is None else output.shape[kind.axis]
+        if size is None:
+            return _lost(node, kind, given)
+        found.append((*source[: kind.axis], ax.cut(source[kind.axis], start, size), *source[kind.axis + 1 :]))
+        start += size
+    return found
+
+
+def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
+    source, shape = given.axes(0), given.shape()
+    middle: tuple[Axis, ...]
+    if kind.rank == 0:
+        middle = ()
+    elif kind.rank == 1 and kind.indices is not None:
+        size = ax.axis_size(source[kind.axis]) or 0
+        middle = (picked(source[kind.axis], [index + size if index < 0 else index for index in kind.indices]),)
+    else:
+        middle = ax.others(shape[kind.axis : kind.axis + kind.rank])
+    return [(*source[: kind.axis], *middle, *source[kind.axis + 1 :])]
+
+
+def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
+    operands = [given.axes(index) for index, value in enumerate(node.inputs) if value is not None]
+    rank = len(given.shape())
+    if any(len(axes) != rank for axes in operands):
+        return _lost(node, kind, given)
+    around = ax.join_all(given.traced(), rank)
+    together = ax.joint([axes[kind.axis] for axes in operands])
+    return [(*around[: kind.axis], together, *around[kind.axis + 1 :])]
+
+
+def _widened(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    source, shape = given.axes(0), given.shape()
+    before = node.read(0).shape or ()
+    made = []
+    for back in range(len(shape), 0, -1):
+        size = shape[-back]
+        if back > len(source):
+            made.append(ax.other(size))
+        else:
+            axis, old = source[-back], before[-back]
+            made.append(axis if size == old or (size is None and old is None) else (ax.other(size)))
+    return [tuple(made)]
+
+
+def _padded(node: Node, kind: kinds.Padded, given: _Operands) -> Sequence[Axes]:
+    source, shape = given.axes(0), given.shape()
+    if len(source) != len(shape) or (kind.before is not None and len(kind.before) != len(source)):
+        return _lost(node, kind, given)
+    made = []
+    for axis, (old, size) in enumerate(zip(source, shape, strict=True)):
+        origin = ax.line(old)
+        begin = None if kind.before is None else kind.before[axis]
+        is_batch = bool(old) and old[0].origin.kind is Kind.BATCH
+        if is_batch or (size is not None and size == ax.axis_size(old) and not begin):
+            made.append(old)
+        elif origin is None or begin is None:
+            made.append(old if begin == 0 and size is None else ax.other(size))
+        else:
+            made.append(ax.moved(origin, size, 1.0, -begin))
+    return [tuple(made)]
+
+
+def _resized(node: Node, kind: kinds.Resized, given: _Operands) -> Sequence[Axes]:
+    source, shape = given.axes(0), given.shape()
+    if len(source) != len(shape):
+        return _lost(node, kind, given)
+    made = []
+    for old, size in zip(source, shape, strict=True):
+        origin = ax.line(old)
+        if size is not None and size == ax.axis_size(old):
+            made.append(old)
+        elif origin is not None and size and origin.size:
+            made.append(ax.resized(origin, size, corners=kind.corners))
+        else:
+            made.append(old if size is None and origin is None else ax.other(size))
+    return [tuple(made)]
+
+
+def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]:
+    source, shape = given.axes(0), given.shape()
+    if len(source) != 4 or len(shape) != 4:
+        return _lost(node, kind, given)
+    ratio = float(kind.side) if kind.to_depth else 1 / kind.side
+    made: list[Axis] = [source[0], ax.other(shape[1])]
+    for axis in (2, 3):
+        origin = ax.line(source[axis])
+        made.append(ax.other(shape[axis]) if origin is None else ax.moved(origin, shape[axis], ratio, (ratio - 1) / 2))
+    return [tuple(made)]
+
+
+def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
+    made = list(given.axes(0))
+    if kind.axes is None or kind.shifts is None:
+        return _lost(node, kind, given)
+    for axis, shift in zip(kind.axes, kind.shifts, strict=False):
+        old = made[axis]
+        if len(old) == 1 and old[0].origin.is_place and old[0].step == 1 and old[0].size == old[0].origin.size:
+            made[axis] = ax.of(ax.rolled(old[0].origin, -shift))
+        elif ax.has_place(old):
+            made[axis] = ax.other(ax.axis_size(old))
+    return [tuple(made)]
+
+
+def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    data, updates = node.operand(0), node.operand(2)
+    if data is None or updates is None or data.shape is None or updates.shape is None:
+        return _lost(node, kind, given)
+    if data.shape[1:] != updates.shape[1:]:
+        return _lost(node, kind, given)
+    rows = [axes[1:] for value in (data, updates) if (axes := given.found(value)) is not None]
+    return [(given.axes(0)[0], *ax.join_all(rows, len(data.shape) - 1))]
+
+
+_RULES: Mapping[type, _Rule] = {
+    kinds.Pointwise: _pointwise,
+    kinds.InPlace: _in_place,
+    kinds.Window: _window,
+    kinds.Reduction: _reduced,
+    kinds.Product: _product,
+    kinds.FusedAttention: _attention,
+    kinds.Regroup: _regroup,
+    kinds.Permutation: _permuted,
+    kinds.Slices: _sliced,
+    kinds.Parts: _split,
+    kinds.Picked: _picked,
+    kinds.Joined: _joined,
+    kinds.Widened: _widened,
+    kinds.Padded: _padded,
+    kinds.Resized: _resized,
+    kinds.Blocks: _blocked,
+    kinds.Rolled: _rolled,
+    kinds.Scattered: _scattered,
+}

@@ -1,0 +1,167 @@
+"""Which axes of a value are a grid of the image, and where in the image the grid lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_place, line, parts_of
+from xai_insert.graph.trace import Traced, trace
+from xai_insert.graph.view import Graph, Value
+from xai_insert.locate.inputs import image_axes, image_inputs
+from xai_insert.locate.layout import FeatureMap, Frame
+
+
+@dataclass(frozen=True)
+class Place:
+    """A grid of the image in the axes of a value.
+
+    Attributes:
+        axes: the two axes of the grid, or the one axis of its tokens.
+        first: the origin that comes first in the value, and `second`: rows and columns or columns and rows.
+        prefix: number of tokens before those of the grid; None if it is unknown.
+        suffix: number of tokens behind them.
+    """
+
+    axes: tuple[int, ...]
+    first: Origin
+    second: Origin
+    prefix: int | None = 0
+    suffix: int | None = 0
+
+    @property
+    def rows(self) -> Origin:
+        return self.first if self.first.kind is Kind.ROWS else self.second
+
+    @property
+    def columns(self) -> Origin:
+        return self.second if self.first.kind is Kind.ROWS else self.first
+
+    @property
+    def grid(self) -> tuple[int | None, int | None]:
+        """Sizes in the order of the value."""
+        return self.first.size, self.second.size
+
+
+def grid_of(axes: Axes) -> Place | None:
+    """The one grid that a value's axes hold whole and apart from all else; None if there is none, or more than one."""
+    found: list[Place] = []
+    lines: list[tuple[int, Origin]] = []
+    for index, axis in enumerate(axes):
+        origin = line(axis)
+        if origin is not None and _is_whole(origin):
+            lines.append((index, origin))
+            continue
+        tokens = _tokens(axis)
+        if tokens is not None:
+            first, second, prefix, suffix = tokens
+            found.append(Place((index,), first, second, prefix, suffix))
+        elif has_place(axis):
+            return None
+    if len(lines) == 2 and lines[0][1].kind is not lines[1][1].kind:
+        found.append(Place((lines[0][0], lines[1][0]), lines[0][1], lines[1][1]))
+    elif lines:
+        return None
+    return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the values of one model lie in its image.
+
+    Attributes:
+        traced: the axes of every value that depends on the image.
+        image: the image input that rectangles are fractions of; None for regions of images.
+    """
+
+    traced: Traced
+    image: Value | None = None
+
+    def of(self, value: Value) -> Place | None:
+        """The grid that a value holds, with whatever other axes; None if it has none, or more than one."""
+        axes = self.traced.get(value)
+        return None if axes is None else grid_of(axes)
+
+    def is_placed(self, value: Value) -> bool:
+        """Whether a value holds anything of the image's rows or columns."""
+        return any(map(has_place, self.traced.get(value, ())))
+
+    def of_images(self, value: Value) -> bool:
+        """Whether the first axis of a value stands for the images of a batch and nothing else."""
+        axes = self.traced.get(value)
+        if not axes:
+            return False
+        if self.image is None:  # regions, which may be chosen and put in another order
+            return not has_place(axes[0])
+        return all(digit.origin.kind is Kind.BATCH for digit in axes[0])
+
+    def map_of(self, value: Value, *, prefix: bool = False) -> FeatureMap | None:
+        """A value as a feature map: a batch, one grid and one axis of channels; None if it is none.
+
+        Args:
+            value: of any rank.
+            prefix: whether tokens may stand before those of the grid.
+        """
+        place = self.of(value)
+        if place is None or 0 in place.axes or not self.of_images(value) or place.suffix != 0:
+            return None
+        channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
+        if len(channels) != 1 or place.prefix is None or (place.prefix and not prefix):
+            return None
+        if place.grid == (1, 1):
+            return None
+        return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix, self.frame_of(place))
+
+    def frame_of(self, place: Place) -> Frame:
+        """How a grid lies in the image."""
+        return Frame(
+            transposed=place.first.kind is Kind.COLUMNS,
+            flipped=(place.first.stride < 0, place.second.stride < 0),
+            rectangle=None if self.image is None else rectangle(place, self.image),
+        )
+
+
+def find_places(graph: Graph) -> Places:
+    """Follow the axes of a model's images."""
+    images = image_inputs(graph)
+    return Places(trace(graph, {image: image_axes(image) for image in images}), images[0])
+
+
+def _is_whole(origin: Origin) -> bool:
+    return not (origin.size == 1 and origin.whole is not None)
+
+
+def _tokens(axis: Axis) -> tuple[Origin, Origin, int | None, int | None] | None:
+    """Rows and columns of a grid of tokens, and how many others stand before and behind them."""
+    parts = parts_of(axis)
+    placed = [index for index, part in enumerate(parts) if has_place(part)]
+    if len(placed) != 1:
+        return None
+    index = placed[0]
+    pair = _pair(parts[index])
+    if pair is None:
+        return None
+    before, behind = ([axis_size(part) for part in side] for side in (parts[:index], parts[index + 1 :]))
+    counts = [None if None in sizes else sum(size or 0 for size in sizes) for sizes in (before, behind)]
+    return (*pair, counts[0], counts[1])
+
+
+def _pair(digits: tuple[Digit, ...]) -> tuple[Origin, Origin] | None:
+    origins = [coarse(digit) for digit in digits if digit.origin.kind is not Kind.BATCH or digit.size != 1]
+    if len(origins) != 2 or any(origin is None or not origin.is_place or origin.roll for origin in origins):
+        return None
+    first, second = (origin for origin in origins if origin is not None)
+    return None if first.kind is second.kind else (first, second)
+
+
+def rectangle(place: Place, image: Value) -> tuple[float, float, float, float] | None:
+    """Where the grid lies, as fractions of the image: top, left, bottom, right; None if sizes are unknown."""
+    edges: list[tuple[float, float]] = []
+    for origin, axis in zip((place.rows, place.columns), image_axes(image), strict=True):
+        side = image.sizes[axis]
+        if side is None or origin.size is None:
+            return None
+        ends = sorted((origin.offset, origin.offset + origin.stride * (origin.size - 1)))
+        half = abs(origin.stride) / 2
+        edges.append(((ends[0] - half + 0.5) / side, (ends[1] + half + 0.5) / side))
+    (top, bottom), (left, right) = edges
+    return top, left, bottom, right
