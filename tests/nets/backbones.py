@@ -13,7 +13,10 @@ Image = tuple[str, int, int]  # name, rows, columns; three channels first
 
 def _strided(net: Net, x: str, size: tuple[int, int], into: int, out: int) -> tuple[str, tuple[int, int]]:
     """One convolution that shrinks, of the kinds that differ in kernel, stride and padding."""
-    kernel, stride, before, behind = net.pick([(3, 2, 1, 1), (2, 2, 0, 0), (3, 2, 0, 1), (5, 2, 2, 2), (3, 1, 1, 1)])
+    kinds = [(3, 2, 1, 1), (2, 2, 0, 0), (3, 2, 0, 1), (5, 2, 2, 2), (3, 1, 1, 1)]
+    if not net.frame and not net.dynamic:
+        kinds.append((3, 2, 0, 0))
+    kernel, stride, before, behind = net.pick(kinds)
     x = net.node(
         "Conv",
         x,
@@ -28,10 +31,9 @@ def _strided(net: Net, x: str, size: tuple[int, int], into: int, out: int) -> tu
 
 def labelled(net: Net, name: str, channels: int, rows: int, columns: int) -> Feature:
     """A fresh map, cell by cell in the order of the image that the backbone saw."""
-    net.grid = (rows, columns)
+    cells = net.cells(rows, columns)
     net.trunk.clear()
-    cells = np.arange(rows * columns).reshape(1, 1, rows, columns)
-    return Feature(name, np.repeat(cells, channels, 1))
+    return Feature(name, np.repeat(cells[:, None], channels, 1))
 
 
 def stack(net: Net, image: Image, channels: int) -> Feature:
@@ -130,3 +132,4 @@ BACKBONES: tuple[Callable[[Net, Image, int], Feature], ...] = (
     focus,
     cut_patches,
 )
+FREE_BACKBONES = (stack, patches, residual, depthwise, last_channels)  # with no size in the graph

@@ -12,6 +12,9 @@ from tests.nets.graph import OTHER, Feature, Net, Target
 def to_tokens(net: Net, x: Feature) -> Feature:
     """`[N, C, h, w]` to `[N, T, C]`."""
     _, channels, rows, columns = x.shape
+    if net.dynamic or net.chance(0.3):
+        flat = net.node("Reshape", x.name, net.ints(0, channels, -1))
+        return net.transpose(Feature(flat, x.labels.reshape(x.shape[0], channels, -1)), 0, 2, 1)
     return net.transpose(net.reshape(x, channels, rows * columns), 0, 2, 1)
 
 
@@ -125,13 +128,52 @@ def shuffled(net: Net, x: Feature) -> Feature:
     return net.reshape(y, channels, rows, columns)
 
 
+def scanned(net: Net, x: Feature) -> Feature:
+    """Tokens in another order by Gather (column by column, or any), a layer on them; perhaps put back."""
+    rows, columns = x.shape[2:]
+    tokens = to_tokens(net, x)
+    order = np.arange(rows * columns).reshape(rows, columns).T.ravel()
+    if net.chance(0.5):
+        order = net.rng.permutation(rows * columns)
+    tokens = net.dense(net.taken(tokens, 1, order), x.shape[1])
+    if net.chance(0.7):
+        tokens = net.taken(tokens, 1, np.argsort(order))
+    return to_map(net, tokens, rows, columns)
+
+
+def gated(net: Net, x: Feature) -> Feature:
+    """A gate for each place, from the mean of its channels."""
+    mean = net.node("ReduceMean", x.name, axes=[1], keepdims=1)
+    gate = net.node("Conv", mean, net.weight(1, 1, 3, 3, gain=3.0), pads=[1] * 4)
+    return net.point(x, "Mul", net.node("Sigmoid", gate))
+
+
+def merged(net: Net, x: Feature) -> Feature:
+    """Four neighbours joined (Swin's patch merging), where that makes whole cells of a grid half as fine."""
+    rows, columns = net.grid
+    if any(size % 2 for size in (*net.grid, *x.shape[2:])):
+        return x
+    coarse = x.labels // columns // 2 * (columns // 2) + x.labels % columns // 2
+    parts, labels = [], []
+    for row, column in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        part = net.node("Slice", x.name, net.ints(row), net.ints(2**62), net.ints(2), net.ints(2))
+        parts.append(net.node("Slice", part, net.ints(column), net.ints(2**62), net.ints(3), net.ints(2)))
+        labels.append(coarse[:, :, row::2, column::2])
+    if any((other != labels[0]).any() for other in labels):
+        return x
+    net.grid = (rows // 2, columns // 2)
+    net.trunk.clear()
+    joined = Feature(net.node("Concat", *parts, axis=1), np.concatenate(labels, 1))
+    return net.conv(joined, x.shape[1])
+
+
 def prefixed(net: Net, tokens: Feature, before: int, behind: int = 0) -> Feature:
     """Class tokens and registers, before or behind the patches."""
     parts = [tokens]
     for count, at in ((before, 0), (behind, 1)):
         if count:
             extra = net.bias(1, count, tokens.shape[-1], gain=1.0)
-            if net.batch != 1:
+            if net.batch != 1 or len(net.views) > 1:
                 ones = net.node("Slice", net.node("Shape", tokens.name), net.ints(0), net.ints(1))
                 extra = net.node("Expand", extra, net.node("Concat", ones, net.ints(1, 1), axis=0))
             labels = np.full((tokens.shape[0], count, tokens.shape[-1]), OTHER)
@@ -149,4 +191,8 @@ BODIES: tuple[Callable[[Net, Feature], Feature], ...] = (
     rolled,
     backwards,
     shuffled,
+    scanned,
+    gated,
+    merged,
 )
+FREE_BODIES = (turned, mirrored, gated)  # with no size in the graph

@@ -60,7 +60,20 @@ class Target:
 
 @dataclass
 class Net:
-    """Collects nodes and weights. `batch` is the declared one: a name, or a number."""
+    """Collects nodes and weights, and what is right.
+
+    Attributes:
+        rng: where all choices and weights come from.
+        batch: the declared one: a name, or a number.
+        trunk: what may be masked for a right map.
+        tags: the kinds of parts.
+        region: see `Sample`.
+        refusal_ok: see `Sample`.
+        grid: rows and columns of the last map, in the frame of the image.
+        frame: what was done to the image before the backbone.
+        views: the axes along which each view of the image in the batch is flipped.
+        dynamic: whether the image's sides are free, so that no size may be written into the graph.
+    """
 
     rng: np.random.Generator
     batch: int | str = 1
@@ -72,6 +85,9 @@ class Net:
     region: tuple[float, float, float, float] | None = None
     refusal_ok: bool = False
     grid: tuple[int, int] = (0, 0)
+    frame: list[tuple[str, int]] = field(default_factory=list)
+    views: list[tuple[int, ...]] = field(default_factory=lambda: [()])
+    dynamic: bool = False
 
     # --- choices
 
@@ -124,7 +140,7 @@ class Net:
     def reshape(self, x: Feature, *sizes: int) -> Feature:
         """To `[batch or what stands for it, *sizes]`; a first size of `sizes` other than 0 or -1 is not allowed."""
         labels = x.labels.reshape(x.shape[0], *sizes)
-        lead = 0 if self.chance(0.5) else -1
+        lead = 0 if self.dynamic or self.chance(0.5) else -1
         return Feature(self.node("Reshape", x.name, self.ints(lead, *sizes)), labels)
 
     def fold(self, x: Feature, *sizes: int) -> Feature:
@@ -152,7 +168,29 @@ class Net:
         split = (size - shift) % size
         return self.concat(axis, self.cut(x, axis, split, size), self.cut(x, axis, 0, split))
 
+    def taken(self, x: Feature, axis: int, order: Array) -> Feature:
+        """Elements in another order, by Gather."""
+        return Feature(self.node("Gather", x.name, self.const(order), axis=axis), x.labels.take(order, axis))
+
     # --- what keeps places
+
+    def cells(self, rows: int, columns: int) -> Array:
+        """`[views, rows, columns]`: the cells of a fresh grid, in the order that the backbone saw them.
+
+        What was done to the image before (`frame`: `flip`, `turn` or `roll` with an axis, a roll always by half) is
+        done to the cells as well.
+        """
+        turns = sum(kind == "turn" for kind, _ in self.frame) % 2
+        self.grid = (columns, rows) if turns else (rows, columns)
+        cells = np.arange(rows * columns).reshape(self.grid)
+        for kind, axis in self.frame:
+            if kind == "turn":
+                cells = cells.T
+            elif kind == "flip":
+                cells = np.flip(cells, axis)
+            else:
+                cells = np.roll(cells, cells.shape[axis] // 2, axis)
+        return np.stack([np.flip(cells, view) for view in self.views])
 
     def point(self, x: Feature, kind: str, *others: str, **attributes: Any) -> Feature:
         """An elementwise operation, or any other that leaves places and channels alone."""

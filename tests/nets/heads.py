@@ -16,7 +16,7 @@ Vector = tuple[str, int]  # name and width of a value [N, width]
 
 
 def average(net: Net, x: Feature) -> Vector:
-    kind = net.pick(["op", "reduce", "window"])
+    kind = net.pick(["op", "reduce"] if net.dynamic else ["op", "reduce", "window"])
     if kind == "reduce":
         return net.reduce("ReduceMean", x.name, net.pick([[2, 3], [-1, -2], [3, 2]])), x.shape[1]
     if kind == "window":
@@ -40,7 +40,7 @@ def axis_by_axis(net: Net, x: Feature) -> Vector:
 
 
 def total(net: Net, x: Feature) -> Vector:
-    cells = net.scalar(1 / np.prod(x.shape[2:]))
+    cells = net.scalar(1 / 40)
     return net.node("Mul", net.reduce("ReduceSum", x.name, [2, 3]), cells), x.shape[1]
 
 
@@ -121,6 +121,30 @@ def bilinear(net: Net, x: Feature) -> Vector:
     return net.node("Flatten", net.node("Mul", gram, net.scalar(1 / cells))), channels * channels
 
 
+def log_sum(net: Net, x: Feature) -> Vector:
+    """The logarithm of the sum of exponentials."""
+    return net.reduce("ReduceLogSumExp", x.name, [2, 3]), x.shape[1]
+
+
+def pyramid(net: Net, x: Feature) -> Vector:
+    """Pools of the whole and of parts, side by side (spatial pyramid)."""
+    rows, columns = x.shape[2:]
+    sizes = [(rows, columns), *((rows // 2, columns // 2) for _ in [0] if not rows % 2 and not columns % 2)]
+    kind = net.pick(["AveragePool", "MaxPool"])
+    pools = [net.node("Flatten", net.node(kind, x.name, kernel_shape=[*s], strides=[*s])) for s in sizes]
+    width = x.shape[1] * (1 if len(sizes) == 1 else 5)
+    return (net.node("Concat", *pools, axis=1) if len(pools) > 1 else pools[0]), width
+
+
+def stripes(net: Net, x: Feature) -> Vector:
+    """Rows pooled in a few parts, a layer on each, and their mean (part-based models)."""
+    rows, columns = x.shape[2:]
+    high = net.pick([d for d in (1, 2, 3, 4) if rows % d == 0])
+    y = net.node("AveragePool", x.name, kernel_shape=[high, columns], strides=[high, columns])
+    y = net.node("Relu", net.node("Conv", y, net.weight(10, x.shape[1], 1, 1), net.bias(10)))
+    return net.reduce("ReduceMean", y, [2, 3]), 10
+
+
 COLLAPSES: tuple[Callable[[Net, Feature], Vector], ...] = (
     average,
     average,
@@ -136,7 +160,11 @@ COLLAPSES: tuple[Callable[[Net, Feature], Vector], ...] = (
     sequence_pool,
     query_pool,
     bilinear,
+    log_sum,
+    pyramid,
+    stripes,
 )
+FREE_COLLAPSES = (average, maximum, axis_by_axis, total, power_mean, joined, last_mean, token_mean, sequence_pool)
 
 
 # --- heads on a vector
@@ -220,3 +248,40 @@ HEADS: tuple[Callable[[Net, Vector, int], str], ...] = (
     distance,
     cosine,
 )
+
+
+# --- both at once: from a map [N, C, h, w] to scores
+
+
+def class_queries(net: Net, x: Feature, classes: int) -> str:
+    """A query for each class (Query2Label): attention, then a product and a sum over channels."""
+    tokens = net.norm(to_tokens(net, x))
+    net.keep(tokens)
+    width = x.shape[1]
+    keys = net.linear(tokens.name, width, width) if net.chance(0.5) else tokens.name
+    values = net.linear(tokens.name, width, width) if net.chance(0.5) else tokens.name
+    queries = net.weight(1, classes, width, gain=2.0)
+    shares = net.node("Softmax", net.node("MatMul", queries, net.node("Transpose", keys, perm=[0, 2, 1])), axis=-1)
+    y = net.node("MatMul", shares, values)
+    if net.chance(0.5):
+        y = net.node("Add", y, queries)
+    y = net.reduce("ReduceSum", net.node("Mul", y, net.bias(1, classes, width, gain=1.0)), [2])
+    return net.node("Add", y, net.bias(classes))
+
+
+def class_map(net: Net, x: Feature, classes: int) -> str:
+    """Scores at each place, then their mean, mean and maximum (CSRA), or mean weighted by a softmax over places."""
+    y = net.conv(x, classes)
+    net.keep(y)
+    kind = net.pick(["mean", "csra", "softmax"])
+    if kind == "mean":
+        return net.node("Flatten", net.node("GlobalAveragePool", y.name))
+    if kind == "csra":
+        top = net.node("Mul", net.node("GlobalMaxPool", y.name), net.scalar(0.4))
+        return net.node("Flatten", net.node("Add", net.node("GlobalAveragePool", y.name), top))
+    flat = net.reshape(y, classes, int(np.prod(y.shape[2:])))
+    net.keep(flat)
+    return net.reduce("ReduceSum", net.node("Mul", net.node("Softmax", flat.name, axis=2), flat.name), [2])
+
+
+WHOLE_HEADS: tuple[Callable[[Net, Feature, int], str], ...] = (class_queries, class_map)

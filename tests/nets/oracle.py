@@ -32,6 +32,7 @@ class Sample:
         scores: names of the values that count as class scores.
         image: sizes of one image, `[channels, rows, columns]` or with the channels last.
         batch: how many images the model is run on.
+        static: whether it takes no other number of images.
         region: top, left, bottom, right of what the map covers, in fractions of the image; None if all of it.
         refusal_ok: whether to refuse is as good as a map.
     """
@@ -100,7 +101,7 @@ def judge(sample: Sample, convert: Callable[[onnx.ModelProto], Any] = lambda mod
         drawn = _saliency(result.model, sample.images())
     except Exception as error:
         return Verdict(sample, "wrong", f"{found}: does not run, {type(error).__name__}: {str(error)[:200]}")
-    if sample.region is not None and not _states(report.as_dict(), sample.region):
+    if sample.region is not None and not _states(report.as_dict(), sample.region, drawn.shape[2:]):
         return Verdict(sample, "wrong", f"{found}: the rectangle {sample.region} is not stated")
     nearest = np.inf
     for target in reversed(sample.targets):
@@ -182,8 +183,9 @@ def _saliency(model: Any, images: Array) -> Array:
     return np.array(compiled([images])["saliency_map"])
 
 
-def _states(report: dict[str, Any], region: Sequence[float]) -> bool:
-    """Whether anything in the report is the rectangle, to a hundredth of the image."""
+def _states(report: dict[str, Any], region: Sequence[float], grid: Sequence[int]) -> bool:
+    """Whether anything in the report is the rectangle, to half a cell."""
+    near = 0.5 * (region[2] - region[0]) / min(grid)
 
     def numbers(item: Any) -> list[Any]:
         if isinstance(item, dict):
@@ -196,6 +198,6 @@ def _states(report: dict[str, Any], region: Sequence[float]) -> bool:
     for candidate in numbers(report):
         if len(candidate) == 4 and all(isinstance(v, (int, float)) for v in candidate):
             for order in (region, [region[1], region[0], region[3], region[2]]):
-                if np.allclose(candidate, order, atol=0.01):
+                if np.allclose(candidate, order, rtol=0, atol=near):
                     return True
     return False
