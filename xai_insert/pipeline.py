@@ -23,6 +23,7 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.locate.layout import FeatureMap
+from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.methods.shaping import reshape
 from xai_insert.options import Options
@@ -164,6 +165,9 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
     surgeon = loaded.surgeon(keep_float32=plan.keep_float32)
     branch = plan.splice(loaded, surgeon, graph, options)
     plan, saliency = branch.plan, branch.raw
+    if not plan.frame.is_upright:
+        saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.frame)
+        plan = replace(plan, map_shape=shape)
     rank = len(plan.map_shape)
     if options.saliency_size is not None and plan.map_shape[-2:] != options.saliency_size:
         saliency = _resized(surgeon, saliency, plan.map_shape, options.saliency_size)

@@ -117,6 +117,13 @@ def line(axis: Axis) -> Origin | None:
     return coarse(axis[0])
 
 
+def rolled_line(axis: Axis, stride: int) -> Origin | None:
+    """Whole rows or columns that were rolled by a multiple of `stride`; None for others."""
+    if len(axis) != 1 or not axis[0].origin.is_place or axis[0].size != axis[0].origin.size:
+        return None
+    return None if axis[0].origin.roll % stride else axis[0].origin
+
+
 def coarse(digit: Digit) -> Origin | None:
     """The major part of rows or columns as a grid of its own; None for a minor part, whose cells lie in many places."""
     origin, step = digit.origin, digit.step
@@ -352,7 +359,8 @@ def rolled(origin: Origin, by: int) -> Origin:
 
 def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axis:
     """Rows or columns on another grid: `stride` and `offset` in cells of the one before."""
-    return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset))
+    roll = round(origin.roll / stride) if size else 0
+    return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset, roll))
 
 
 def resized(origin: Origin, size: int, *, corners: bool) -> Axis:

@@ -102,7 +102,7 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
         return axis
     if size == 1 and before != 1:
         return ()
-    origin = ax.line(axis)
+    origin = ax.line(axis) or ax.rolled_line(axis, stride)
     if origin is None:
         return axis if stride == 1 and size == before else ax.other(size)
     reach = (kernel - 1) * dilation

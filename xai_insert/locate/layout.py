@@ -24,12 +24,27 @@ class Frame:
     Attributes:
         transposed: whether the first axis of the grid runs along the columns of the image.
         flipped: for the first and the second axis of the grid, whether it runs backwards.
+        rolled: likewise, by how many cells: cell i shows the place of cell `i + rolled`, modulo the size.
         rectangle: top, left, bottom and right of the grid in fractions of the image; None if sizes are unknown.
     """
 
     transposed: bool = False
     flipped: tuple[bool, bool] = (False, False)
+    rolled: tuple[int, int] = (0, 0)
     rectangle: tuple[float, float, float, float] | None = None
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether the cells already stand in the order of the image."""
+        return not (self.transposed or any(self.flipped) or any(self.rolled))
+
+    def order(self, index: int, size: int) -> list[int] | None:
+        """For an axis of the grid, the cells in the order of the image; None if they stand so."""
+        roll, flip = self.rolled[index], self.flipped[index]
+        if not roll and not flip:
+            return None
+        cells = [(cell - roll) % size for cell in range(size)]
+        return cells[::-1] if flip else cells
 
     def within(self, grid: tuple[int | None, int | None]) -> bool:
         """Whether the grid covers the image, to the size of one cell on each side; unknown sizes count as such."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_place, line, parts_of
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_place, parts_of
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.inputs import image_axes, image_inputs
@@ -47,8 +47,8 @@ def grid_of(axes: Axes) -> Place | None:
     found: list[Place] = []
     lines: list[tuple[int, Origin]] = []
     for index, axis in enumerate(axes):
-        origin = line(axis)
-        if origin is not None and _is_whole(origin):
+        origin = _side(axis)
+        if origin is not None:
             lines.append((index, origin))
             continue
         tokens = _tokens(axis)
@@ -116,6 +116,7 @@ class Places:
         return Frame(
             transposed=place.first.kind is Kind.COLUMNS,
             flipped=(place.first.stride < 0, place.second.stride < 0),
+            rolled=(place.first.roll, place.second.roll),
             rectangle=None if self.image is None else rectangle(place, self.image),
         )
 
@@ -126,8 +127,10 @@ def find_places(graph: Graph) -> Places:
     return Places(trace(graph, {image: image_axes(image) for image in images}), images[0])
 
 
-def _is_whole(origin: Origin) -> bool:
-    return not (origin.size == 1 and origin.whole is not None)
+def _side(axis: Axis) -> Origin | None:
+    """An axis as rows or columns, rolled ones too; None for one row that was cut out, and for all else."""
+    origin = coarse(axis[0]) if len(axis) == 1 and axis[0].origin.is_place else None
+    return None if origin is not None and origin.size == 1 and origin.whole is not None else origin
 
 
 def _tokens(axis: Axis) -> tuple[Origin, Origin, int | None, int | None] | None:
@@ -147,7 +150,7 @@ def _tokens(axis: Axis) -> tuple[Origin, Origin, int | None, int | None] | None:
 
 def _pair(digits: tuple[Digit, ...]) -> tuple[Origin, Origin] | None:
     origins = [coarse(digit) for digit in digits if digit.origin.kind is not Kind.BATCH or digit.size != 1]
-    if len(origins) != 2 or any(origin is None or not origin.is_place or origin.roll for origin in origins):
+    if len(origins) != 2 or any(origin is None or not origin.is_place for origin in origins):
         return None
     first, second = (origin for origin in origins if origin is not None)
     return None if first.kind is second.kind else (first, second)

@@ -16,6 +16,7 @@ from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.locate.classifier import Classifier, locate_classifier
+from xai_insert.locate.layout import Frame
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
@@ -56,6 +57,10 @@ class ClassificationPlan(Plan):
     def keep_float32(self) -> bool:
         # A map that comes from attention is a small difference on a large common part; that of a pool is not.
         return self.method != "activation-map" and (self.found.readout is not None or self.form == "masked runs")
+
+    @property
+    def frame(self) -> Frame:
+        return self.found.target.frame
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         choice = None
@@ -109,7 +114,8 @@ class ClassificationPlan(Plan):
                 "shape": logits.value.shape,
                 "classes": logits.classes,
             },
-            "target": target.describe() | {"masked": [value.name for value in self._masked()]},
+            "target": target.describe()
+            | {"masked": [value.name for value in self._masked()], "rectangle": target.frame.rectangle},
         }
 
     def metadata(self, options: Options) -> dict[str, str]:
@@ -118,6 +124,9 @@ class ClassificationPlan(Plan):
             "grid": format_grid(self.found.target.grid),
             "classes": str(self.found.logits.classes),
         }
+        rectangle = self.frame.rectangle
+        if rectangle is not None and not self.frame.within(self.found.target.grid):
+            entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
         if self.method == "vit-recipro-cam":
             entries["kernel"] = options.kernel
         if options.top_k is not None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
-from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.options import Options
 
 
@@ -73,7 +73,8 @@ class Plan(ABC):
         method: the saliency method, never `auto`.
         form: how it is computed, for people: `closed form`, `masked runs`, ...
         reason: why in this form.
-        map_shape: shape of `saliency_map`, height and width last; None where a size follows the input.
+        map_shape: shape of `saliency_map`, height and width last, in the order of the feature map (see `frame`); None
+            where a size follows the input.
         mflops: extra work per image in millions of floating-point operations; None if a size is unknown.
     """
 
@@ -88,6 +89,11 @@ class Plan(ABC):
     def keep_float32(self) -> bool:
         """Whether the branch drowns in rounding where the runtime computes in half precision."""
         return False
+
+    @property
+    def frame(self) -> Frame:
+        """How the map that the branch gives lies in the image."""
+        return Frame()
 
     @abstractmethod
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
