@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -281,7 +282,9 @@ def class_map(net: Net, x: Feature, classes: int) -> str:
         return net.node("Flatten", net.node("Add", net.node("GlobalAveragePool", y.name), top))
     flat = net.reshape(y, classes, int(np.prod(y.shape[2:])))
     net.keep(flat)
-    return net.reduce("ReduceSum", net.node("Mul", net.node("Softmax", flat.name, axis=2), flat.name), [2])
+    weighted = replace(flat, name=net.node("Mul", net.node("Softmax", flat.name, axis=2), flat.name))
+    net.keep(weighted)
+    return net.reduce("ReduceSum", weighted.name, [2])
 
 
 WHOLE_HEADS: tuple[Callable[[Net, Feature, int], str], ...] = (class_queries, class_map)

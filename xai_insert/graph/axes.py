@@ -24,6 +24,8 @@ class Kind(Enum):
     OTHER = "other"
     JOINT = "joint"
     """Several axes end to end: tokens before, of, and behind a grid; views of one batch."""
+    SHUFFLED = "shuffled"
+    """The cells of one axis in another order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,8 @@ class Origin:
         stride: for rows and columns, pixels from one cell to the next; negative where they run backwards.
         offset: pixel of the centre of cell 0.
         roll: cell i holds what is at cell `i + roll`, modulo the size.
-        parts: of a joint one, the axes that stand end to end.
+        parts: of a joint one, the axes that stand end to end; of a shuffled one, the axis in its order.
+        order: of a shuffled one, where each cell stood.
         whole: of what it was cut out, and `start` where from.
         coarser: what its major digits are as origins of their own, by their step.
     """
@@ -47,6 +50,7 @@ class Origin:
     offset: float = 0.0
     roll: int = 0
     parts: tuple[Axis, ...] = ()
+    order: tuple[int, ...] = ()
     whole: Origin | None = None
     start: int = 0
     coarser: dict[int, Origin] = field(default_factory=dict)
@@ -204,7 +208,7 @@ def _take(stream: list[Digit], size: int, end: int) -> list[Digit] | None:
         if need % digit.size == 0:
             taken.append(digit)
             product *= digit.size
-        elif digit.size % need == 0 and digit.origin.kind is not Kind.JOINT:
+        elif digit.size % need == 0 and not digit.origin.parts:
             over = digit.size // need
             major = Digit(digit.origin, digit.step * (over if end == 0 else need), need if end == 0 else over)
             minor = Digit(digit.origin, digit.step, over if end == 0 else need)
@@ -228,8 +232,8 @@ def _agrees(a: Digit, b: Digit) -> bool:
         return a == b
     if one.kind is not two.kind or a.size != b.size:
         return False
-    if one.kind is Kind.JOINT:
-        return len(one.parts) == len(two.parts) and all(map(agree, one.parts, two.parts))
+    if one.kind in (Kind.JOINT, Kind.SHUFFLED):
+        return one.order == two.order and len(one.parts) == len(two.parts) and all(map(agree, one.parts, two.parts))
     if not one.is_place:
         return True
     first, second = coarse(a), coarse(b)
@@ -274,6 +278,8 @@ def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
     parts = parts_of(axis)
     if len(parts) > 1:
         return _cut_parts(parts, start, count) if step == 1 else other(count)
+    if step == -1 and count is not None and count == size and start == count - 1:
+        return reversed_axis(axis)
     origin = line(axis)
     if count == 0:
         return other(0)
@@ -292,6 +298,20 @@ def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
     if len(axis) == 1 and axis[0].origin.is_place and axis[0].origin.roll and step == 1:
         return _piece(axis[0].origin, start, count)
     return other(count)
+
+
+def reversed_axis(axis: Axis) -> Axis:
+    """An axis read backwards."""
+    lines = [coarse(digit) for digit in axis]
+    if any(origin is None or not origin.is_place or not origin.size for origin in lines):
+        return other(axis_size(axis))
+    return tuple(digit for origin in lines if origin is not None for digit in of(turned(origin)))
+
+
+def turned(origin: Origin) -> Origin:
+    """Rows or columns from the last to the first."""
+    last = origin.offset + origin.stride * ((origin.size or 1) - 1)
+    return replace(origin, stride=-origin.stride, offset=last, roll=-origin.roll, whole=None, start=0, coarser={})
 
 
 def _piece(origin: Origin, start: int, count: int | None) -> Axis:

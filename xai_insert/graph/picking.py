@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
-from xai_insert.graph.axes import Axis, Origin, axis_size, coarse, cut, of, other, parts_of, rolled
+from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, cut, of, other, parts_of, rolled, turned
 
 
 def picked(axis: Axis, indices: Sequence[int]) -> Axis:
@@ -24,7 +23,10 @@ def picked(axis: Axis, indices: Sequence[int]) -> Axis:
         by = indices[0]
         if all(index == (place + by) % count for place, index in enumerate(indices)):
             return of(rolled(axis[0].origin, by))
-    return _reordered(axis, indices) or other(count)
+    found = _reordered(axis, indices)
+    if found is None and size == count and sorted(indices) == list(range(count)):
+        return _shuffled(axis, indices)
+    return found or other(count)
 
 
 def _reordered(axis: Axis, indices: Sequence[int]) -> Axis | None:
@@ -45,13 +47,20 @@ def _reordered(axis: Axis, indices: Sequence[int]) -> Axis | None:
                 else:
                     wanted = (i * first + j for j in firsts for i in seconds)
                 if all(x == y for x, y in zip(indices, wanted, strict=True)):
-                    ends = (_turned(a, one), _turned(b, two)) if outer else (_turned(b, one), _turned(a, two))
+                    ends = (_directed(a, one), _directed(b, two)) if outer else (_directed(b, one), _directed(a, two))
                     return (*of(ends[0]), *of(ends[1]))
     return None
 
 
-def _turned(origin: Origin, direction: int) -> Origin:
-    if direction == 1:
-        return origin
-    last = origin.offset + origin.stride * ((origin.size or 1) - 1)
-    return replace(origin, stride=-origin.stride, offset=last, whole=None, start=0, coarser={})
+def _directed(origin: Origin, direction: int) -> Origin:
+    return origin if direction == 1 else turned(origin)
+
+
+def _shuffled(axis: Axis, indices: Sequence[int]) -> Axis:
+    """Cells in any other order, which a second one may put right again."""
+    inner, order = axis, tuple(indices)
+    if len(axis) == 1 and axis[0].origin.kind is Kind.SHUFFLED and axis[0].size == axis[0].origin.size:
+        inner, order = axis[0].origin.parts[0], tuple(axis[0].origin.order[index] for index in indices)
+    if order == tuple(range(len(order))):
+        return inner
+    return of(Origin(Kind.SHUFFLED, len(order), parts=(inner,), order=order))

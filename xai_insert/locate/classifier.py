@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from xai_insert.errors import TargetNotFoundError, UnknownNameError
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.operators import Unknown
-from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.graph.operators import Product, Unknown, Window
+from xai_insert.graph.view import Graph, Op, Value, volume
 from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_before, grid_ends
 from xai_insert.locate.inputs import image_inputs, shape_hint
 from xai_insert.locate.layout import FeatureMap
@@ -121,7 +121,8 @@ def _require_grid(graph: Graph, logits: Value, gone: Value, ends: tuple[GridEnd,
         return
     for node in region(graph, [gone], [logits]):
         source = node.operand(0)
-        if node.op in (Op.REDUCE, Op.POOL) and source is not None and source.rank == 4:
+        is_map = node.op in (Op.REDUCE, Op.POOL) and source is not None and source.rank == 4
+        if is_map and source is not None and 1 in (volume(source.sizes[2:]), volume(source.sizes[1:3])):
             raise TargetNotFoundError(
                 f"the feature map {source.describe()} has a grid of 1x1: nothing to localise; feed a larger image "
                 "(--input-shape) or choose an earlier layer with --target-layer"
@@ -152,21 +153,26 @@ def _default_target(
         features = {feature.value: feature for feature in (feature_before(end, places) for end in ends)}
         first = next(iter(features.values()))
         if len(features) == 1:
-            if first.value.producer is None:
+            if not is_feature(graph, first.value):
                 raise TargetNotFoundError(
                     f"the first layer already ends the grid of the image {first.value.describe()}: there is no feature "
                     "map to explain"
                 )
             return first, ()
         alike = {(item.grid, item.grid_axes, item.frame.transposed, item.frame.flipped) for item in features.values()}
-        is_joint = any(value.producer is not None and places.map_of(value) for value in cuts[: cuts.index(gone)])
-        if len(alike) == 1 and not is_joint and all(value.producer is not None for value in features):
+        is_joint = any(places.map_of(value) and is_feature(graph, value) for value in cuts[: cuts.index(gone)])
+        if len(alike) == 1 and not is_joint and all(is_feature(graph, value) for value in features):
             return first, tuple(features.values())[1:]
     before = cuts[: cuts.index(gone)]
     for value in reversed(before):
-        described = places.map_of(value)
-        if described is not None and value.producer is not None:
+        described = places.map_of(value, others=True)
+        if described is not None and is_feature(graph, value):
             return described, ()
+    if any(places.has_views(value) for value in places.traced):
+        raise TargetNotFoundError(
+            "views or parts of an image stand side by side in one batch (test-time augmentation): their maps cannot be "
+            "told apart; insert into the model of one view"
+        )
     sources = list(features) or list(dict.fromkeys(end.source for end in ends))
     if len(sources) > 1:
         listed = ", ".join(value.describe() for value in sources)
@@ -176,13 +182,14 @@ def _default_target(
         )
     raise TargetNotFoundError(
         f"no feature map found before the logits {cuts[-1].describe()}; nearest value with a grid of the image: "
-        f"{sources[0].describe()}, which is no batch of maps with channels{_views(sources[0], places)}; "
+        f"{sources[0].describe()}, which is no batch of maps with channels; "
         f"{shape_hint(graph)}"
     )
 
 
-def _views(source: Value, places: Places) -> str:
-    return "" if places.of_images(source) else " (its first axis holds views or parts of an image)"
+def is_feature(graph: Graph, value: Value) -> bool:
+    """Whether weights have made a value of the image, which is never a feature itself, moved or scaled as it may be."""
+    return any(isinstance(node.kind, (Window, Product)) for node in region(graph, image_inputs(graph), [value]))
 
 
 def _where_lost(graph: Graph, places: Places) -> str:
@@ -195,7 +202,8 @@ def _where_lost(graph: Graph, places: Places) -> str:
 
 def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str) -> FeatureMap:
     found = _by_name(graph, name)
-    usable = [value for value in cuts[: cuts.index(gone)] if value.producer is not None and places.map_of(value)]
+    usable = [value for value in cuts[: cuts.index(gone)] if value.producer is not None]
+    usable = [value for value in usable if places.map_of(value, others=True)]
     names = [value.producer.name for value in usable if value.producer is not None]
     hint = "" if not names else f"; the last layers that can be explained: {', '.join(map(repr, names[-4:]))}"
     if found is None:
@@ -205,7 +213,7 @@ def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, 
         raise TargetNotFoundError(
             f"layer {name!r} {found.describe()} is not on every path from image to logits: some go round it{hint}"
         )
-    feature = places.map_of(found)
+    feature = places.map_of(found, others=True)
     if feature is None or found not in usable:
         raise TargetNotFoundError(
             f"layer {name!r} gives {found.describe()}, which is no feature map with a grid of the image{hint}"

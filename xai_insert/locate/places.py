@@ -94,22 +94,25 @@ class Places:
             return not has_place(axes[0])
         return all(digit.origin.kind is Kind.BATCH for digit in axes[0])
 
-    def map_of(self, value: Value, *, prefix: bool = False) -> FeatureMap | None:
+    def has_views(self, value: Value) -> bool:
+        """Whether several batches stand end to end in the first axis of a value."""
+        first = next(iter(self.traced.get(value, ())), ())
+        return len(parts_of(first)) > 1 and any(d.origin.kind is Kind.BATCH for d in parts_of(first)[0])
+
+    def map_of(self, value: Value, *, others: bool = False) -> FeatureMap | None:
         """A value as a feature map: a batch, one grid and one axis of channels; None if it is none.
 
         Args:
             value: of any rank.
-            prefix: whether tokens may stand before those of the grid.
+            others: whether tokens may stand before and behind those of the grid.
         """
         place = self.of(value)
-        if place is None or 0 in place.axes or not self.of_images(value) or place.suffix != 0:
+        if place is None or 0 in place.axes or not self.of_images(value) or None in (place.prefix, place.suffix):
             return None
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
-        if len(channels) != 1 or place.prefix is None or (place.prefix and not prefix):
+        if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or place.grid == (1, 1):
             return None
-        if place.grid == (1, 1):
-            return None
-        return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix, self.frame_of(place))
+        return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place))
 
     def frame_of(self, place: Place) -> Frame:
         """How a grid lies in the image."""

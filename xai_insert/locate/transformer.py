@@ -115,21 +115,21 @@ def locate_readout(
         return f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
     rows = max((_rows_read(end) for end in ends if end.kind is Collapse.TOKEN), default=0)
     before = [node for node in region(graph, images, masked) if node.op is not Op.SHAPE]
-    feature = places.map_of(masked[0], prefix=True)
+    feature = places.map_of(masked[0], others=True)
     if feature is None or None in feature.grid:
         is_open = any(None in image.sizes[1:] for image in images)
         hint = f"; {shape_hint(graph)}" if is_open else ""
         return f"{tokens} tokens are not those of a patch embedding and a few before them{hint}"
     if _has_mean_query(before, tokens):
         return MEAN_QUERY
-    if not feature.prefix and any(end.kind is Collapse.TOKEN for end in ends):
+    if tokens == feature.positions and any(end.kind is Collapse.TOKEN for end in ends):
         return "single patches are read, and no token before them"
     earlier = [item.result for group in groups[:-block] for item in group]
     entry = [
         value
         for value in cut_values(graph, images, logits)
         if value.shape == masked[0].shape
-        and places.map_of(value, prefix=True) is not None
+        and places.map_of(value, others=True) is not None
         and all(_is_before(graph, value, other) for other in masked)
         and all(_is_before(graph, other, value) for other in earlier)
     ]
@@ -152,7 +152,7 @@ def locate_pool(
     masked = _masked_value(graph, images, item, places)
     if masked is None or item.result not in cut_values(graph, images, logits):
         return None
-    feature = places.map_of(masked, prefix=True)
+    feature = places.map_of(masked, others=True)
     if feature is None or None in feature.grid:
         return None
     readout = Readout((masked,), None, (item,), feature.prefix, 1, reads_patches=False, is_pool=True)
@@ -267,7 +267,7 @@ def _masked_value(graph: Graph, images: Sequence[Value], item: Attention, places
 
 def _are_tokens(value: Value, places: Places, count: int | None) -> bool:
     """Whether a value is `[B, T, D]` with the grid of the image in T."""
-    feature = places.map_of(value, prefix=True)
+    feature = places.map_of(value, others=True)
     return feature is not None and feature.grid_axes == (1,) and value.rank == 3 and value.sizes[1] == count
 
 

@@ -112,9 +112,14 @@ def masked_runs(
             f"choose a layer with a coarser grid (at most {_MOST_RUNS} positions) with --target-layer"
         )
     sizes = [1] * len(feature.shape)
-    for axis, side in zip(feature.grid_axes, (count,) if len(feature.grid_axes) == 1 else (height, width), strict=True):
-        sizes[axis] = side
     masks = np.eye(count, dtype=np.float32)
+    if len(feature.grid_axes) == 1:
+        tokens = fixed([feature.shape[feature.grid_axes[0]]])[0]
+        kept = np.ones((count, tokens), np.float32)
+        kept[:, feature.prefix : feature.prefix + count] = masks
+        masks, sizes[feature.grid_axes[0]] = kept, tokens
+    else:
+        sizes[feature.grid_axes[0]], sizes[feature.grid_axes[1]] = height, width
     features = [feature.value, *(item.value for item in beside)]
     return run_masks(surgeon, graph, features, masks.reshape(height, width, *sizes), logits)
 

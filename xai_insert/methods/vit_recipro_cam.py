@@ -67,10 +67,12 @@ def kernel_factor(side: int, kernel: Kernel) -> Floats:
     return factor
 
 
-def patch_weights(grid: tuple[int, int], prefix: int, kernel: Kernel) -> Floats:
-    """Mask `[N, T]`: 1 for the prefix tokens, the kernel around patch i for the patches, row-major."""
+def patch_weights(grid: tuple[int, int], prefix: int, kernel: Kernel, tokens: int | None = None) -> Floats:
+    """Mask `[N, T]`: 1 for the tokens before and behind, the kernel around patch i for the patches, row-major."""
     patches = np.kron(kernel_factor(grid[0], kernel), kernel_factor(grid[1], kernel))
-    return np.concatenate([np.ones((len(patches), prefix), np.float32), patches], axis=1)
+    behind = 0 if tokens is None else tokens - prefix - len(patches)
+    parts = [np.ones((len(patches), prefix), np.float32), patches, np.ones((len(patches), behind), np.float32)]
+    return np.concatenate(parts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -359,7 +361,8 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget) -> V:
     Arguments and result are those of `vit_recipro_cam`; the head may read patches.
     """
     height, width = fixed(vit.target.grid)
-    masks = patch_weights((height, width), vit.readout.prefix, vit.kernel).reshape(height, width, -1, 1)
+    masks = patch_weights((height, width), vit.readout.prefix, vit.kernel, vit.readout.tokens)
+    masks = masks.reshape(height, width, -1, 1)
     return run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits)
 
 

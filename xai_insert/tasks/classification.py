@@ -16,7 +16,7 @@ from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.locate.classifier import Classifier, locate_classifier
-from xai_insert.locate.layout import Frame
+from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
@@ -139,10 +139,11 @@ class ClassificationPlan(Plan):
             return None
         if found.readout is not None:
             height, width = fixed(found.target.grid)
-            weights = patch_weights((height, width), found.readout.prefix, _kernel(found.readout, options))
+            kernel = _kernel(found.readout, options)
+            weights = patch_weights((height, width), found.readout.prefix, kernel, found.readout.tokens)
             return Masking(self._masked(), lambda _, position: weights[position][:, None])
         target = found.target
-        return Masking(self._masked(), lambda shape, position: position_mask(shape, target.grid_axes, position))
+        return Masking(self._masked(), lambda shape, position: position_mask(shape, target, position))
 
     def _masked(self) -> list[Value]:
         if self.method == "activation-map":
@@ -217,11 +218,13 @@ def _kernel(readout: Readout, options: Options) -> Kernel:
     return "point" if readout.is_pool else options.kernel
 
 
-def position_mask(shape: Sequence[int], grid_axes: Sequence[int], position: int) -> npt.NDArray[np.float32]:
-    """A mask that keeps one position (row-major in the grid), of sizes 1 on the other axes."""
-    sizes = [shape[axis] if axis in grid_axes else 1 for axis in range(len(shape))]
+def position_mask(shape: Sequence[int], target: FeatureMap, position: int) -> npt.NDArray[np.float32]:
+    """A mask that keeps one position (row-major in the grid) and other tokens, of sizes 1 on the other axes."""
+    sizes = [shape[axis] if axis in target.grid_axes else 1 for axis in range(len(shape))]
     mask = np.zeros(int(np.prod(sizes)), np.float32)
-    mask[position] = 1.0
+    if len(target.grid_axes) == 1 and target.positions is not None:
+        mask[: target.prefix] = mask[target.prefix + target.positions :] = 1.0
+    mask[target.prefix + position] = 1.0
     return mask.reshape(sizes)
 
 
