@@ -36,10 +36,13 @@ class CheckResult:
         output_difference: largest difference of an original output, relative to its largest element; 0 is identical.
         map_difference: largest difference of the raw map from its definition, relative to the largest score; None if
             the method has no definition by masking.
+        place: how it was proved where the map lies: `blocks` (the model's own answer to changed blocks of the image) or
+            `axes` (the rows and columns followed through the graph alone); None if the map's task has no such proof.
     """
 
     output_difference: float
     map_difference: float | None
+    place: str | None = None
 
 
 def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
@@ -97,6 +100,20 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
             "positions each; nothing was written"
         )
     return worst
+
+
+def require_varied(maps: Array) -> None:
+    """Refuse maps `[..., h, w]` of which each has one value only.
+
+    Raises:
+        CheckFailedError: all are constant.
+    """
+    flat = maps.reshape(*maps.shape[:-2], -1)
+    if flat.shape[-1] > 1 and (flat.max(axis=-1) == flat.min(axis=-1)).all():
+        raise CheckFailedError(
+            "every map is constant on a random input, so it shows nothing (a maximum over values that are never above "
+            "zero, for instance); choose another layer with --target-layer; nothing was written"
+        )
 
 
 def relative_difference(expected: Array, actual: Array) -> float:

@@ -67,3 +67,7 @@ class DefinitionError(CheckFailedError):
 
 class CannotFreeBatchError(XaiInsertError):
     """A head mixes its batch axis with others, so it cannot run once per position as rows."""
+
+
+class MisplacedMapError(XaiInsertError):
+    """The cells of a map lie elsewhere in the image than the map says."""

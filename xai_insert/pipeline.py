@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, check_definition, check_outputs, run_plain, run_random
+from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
+from xai_insert.check_place import places_of
 from xai_insert.errors import AlreadyInsertedError, DefinitionError, ModelFileError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.formats.guard import RAISED, last_line
@@ -22,6 +23,7 @@ from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.view import Graph, Shape, fixed
+from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import to_bytes
@@ -127,9 +129,10 @@ def _insert(
     plan = make_plan(loaded, graph, options)
     passed("located")
     plain = run_plain(loaded, graph) if options.check else []
+    place = _place(loaded, graph, plan, options)
     passed("run")
     try:
-        return loaded, _carry_out(loaded, graph, plan, options, source, plain)
+        return loaded, _carry_out(loaded, graph, plan, options, source, plain, place)
     except DefinitionError as err:
         if plan.without_closed_form(graph) is None:
             raise
@@ -138,11 +141,24 @@ def _insert(
     graph = loaded.view()
     other = make_plan(loaded, graph, options).without_closed_form(graph)
     assert other is not None  # the same model gives the same plan
-    return loaded, _carry_out(loaded, graph, other, options, source, plain)
+    return loaded, _carry_out(loaded, graph, other, options, source, plain, place)
+
+
+def _place(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> str | None:
+    features = plan.placed()
+    if not features or not options.check:
+        return None
+    return places_of(features, loaded, image_inputs(graph)[0])
 
 
 def _carry_out(
-    loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, source: str, plain: Sequence[Any]
+    loaded: LoadedModel,
+    graph: Graph,
+    plan: Plan,
+    options: Options,
+    source: str,
+    plain: Sequence[Any],
+    place: str | None,
 ) -> Report:
     require_moderate_map(plan.map_shape)
     try:
@@ -153,10 +169,13 @@ def _carry_out(
         ) from err
     checked = None
     if options.check:
-        moved = check_outputs(graph, plain, run_random(loaded.runner()))
+        outputs = run_random(loaded.runner())
+        moved = check_outputs(graph, plain, outputs)
+        if branch.plan.placed():
+            require_varied(outputs[len(plain)])
         masking = branch.plan.masking(options)
         off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
-        checked = CheckResult(moved, off)
+        checked = CheckResult(moved, off, place)
     return _report(loaded, branch.plan, options, source, checked)
 
 
@@ -239,6 +258,7 @@ def _report(
         format=loaded.format_name,
         output_difference=None if checked is None else checked.output_difference,
         map_difference=None if checked is None else checked.map_difference,
+        place=("unchecked" if plan.placed() else None) if checked is None else checked.place,
         quantiser_ignored_scope=IGNORED_SCOPE,
         versions={"xai_insert": __version__, **loaded.versions()},
         **describe_plan(plan, options.output_dtype),

@@ -34,6 +34,8 @@ class Report:
         mflops: extra work per image.
         output_difference: see `CheckResult`; None if not checked.
         map_difference: see `CheckResult`.
+        place: how it was proved where the map lies in the image: `blocks`, `axes`, or `unchecked`; None where the
+            method has no such proof.
         bytes_before: size of the model's files; None for models in memory.
         bytes_after: size of the files written.
         quantiser_ignored_scope: regular expression of the names that a quantiser has to leave in float, such as NNCF's
@@ -58,6 +60,7 @@ class Report:
     mflops: float | None = None
     output_difference: float | None = None
     map_difference: float | None = None
+    place: str | None = None
     bytes_before: int | None = None
     bytes_after: int | None = None
     quantiser_ignored_scope: str = ""
@@ -111,6 +114,8 @@ class Report:
         text = f"predictions {moved}"
         if self.map_difference is not None:
             text += f", map differs from its definition by {self.map_difference:.1e}"
+        if self.place is not None:
+            text += f", its place proved by {self.place}"
         return text
 
     def _growth(self) -> str:

@@ -25,12 +25,15 @@ class Frame:
         transposed: whether the first axis of the grid runs along the columns of the image.
         flipped: for the first and the second axis of the grid, whether it runs backwards.
         rolled: likewise, by how many cells: cell i shows the place of cell `i + rolled`, modulo the size.
+        lines: for the first and the second axis of the grid, the pixels from one cell to the next and the pixel of the
+            centre of cell 0; None where they are unknown.
         rectangle: top, left, bottom and right of the grid in fractions of the image; None if sizes are unknown.
     """
 
     transposed: bool = False
     flipped: tuple[bool, bool] = (False, False)
     rolled: tuple[int, int] = (0, 0)
+    lines: tuple[tuple[float, float], tuple[float, float]] | None = None
     rectangle: tuple[float, float, float, float] | None = None
 
     @property

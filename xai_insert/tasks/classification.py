@@ -62,6 +62,9 @@ class ClassificationPlan(Plan):
     def frame(self) -> Frame:
         return self.found.target.frame
 
+    def placed(self) -> Sequence[FeatureMap]:
+        return [self.found.target, *self.found.streams]
+
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         choice = None
         if options.top_k is not None:

@@ -95,6 +95,10 @@ class Plan(ABC):
         """How the map that the branch gives lies in the image."""
         return Frame()
 
+    def placed(self) -> Sequence[FeatureMap]:
+        """The maps whose place in the image is asked of the model itself."""
+        return ()
+
     @abstractmethod
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         """Add the branch, without outputs."""
