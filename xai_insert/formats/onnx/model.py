@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer
 from xai_insert.formats.onnx.storage import external_files, save
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
+from xai_insert.formats.onnx.upgrade import is_old, upgrade
 from xai_insert.formats.onnx.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
 
 _PREFIX = "xai_insert."
-_OLDEST = 9  # operator set that has all that the branches are made of
 
 
 class OnnxModel:
@@ -32,9 +33,16 @@ class OnnxModel:
 
     format_name = "ONNX"
 
-    def __init__(self, native: ir.Model, source: Path | None, input_shapes: Mapping[str, Shape]) -> None:
+    def __init__(
+        self,
+        native: ir.Model,
+        source: Path | None,
+        input_shapes: Mapping[str, Shape],
+        given: ir.Model | None = None,
+    ) -> None:
         self.native = native
         self._source = source
+        self._given = given  # as it was before it was brought to another form; what it gives must not move
         self._input_shapes = input_shapes
         self._inferred = Inferred({}, {})
         self._surgeon: OnnxSurgeon | None = None
@@ -43,28 +51,24 @@ class OnnxModel:
 
     def view(self) -> Graph:
         source = None if self._source is None or self._products.nodes else str(self._source)
-        with taking_apart("the ONNX graph"), self._products.shown():
+        with taking_apart("the ONNX graph"), self._products.shown(), weights_unlisted(self.native.graph) as found:
+            source = None if found else source
             self._inferred = infer(self.native, source, self._input_shapes)
             return moderate(build_view(self.native, self._inferred))
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
         del keep_float32  # onnxruntime computes in the types that the model names
-        version = self.native.opset_imports.get("", _OLDEST)
-        if version < _OLDEST:
-            raise ModelFileError(
-                f"the model is of operator set {version}, wanted {_OLDEST} or later: convert it with "
-                "onnx.version_converter"
-            )
-        self._source = None  # from here on the file is another model
+        self._source = self._given = None  # from here on the file is another model
         self._surgeon = OnnxSurgeon(self.native, self._inferred, self._products.nodes)
         return self._surgeon
 
     def runner(self) -> OnnxRunner:
-        return OnnxRunner(self.native, self._source)
+        return OnnxRunner(self._given or self.native, self._source)
 
     def between(self, features: Sequence[Value], results: Sequence[ir.Value]) -> OnnxRunner:
         entries = [feature.native for feature in features]
-        part = ir.convenience.extract(self.native.graph, [*entries, *self.native.graph.inputs], results)
+        inputs = [value for value in self.native.graph.inputs if not value.is_initializer()]
+        part = ir.convenience.extract(self.native.graph, [*entries, *inputs], results)
         for entry, feature in zip(part.inputs, features, strict=False):
             kind = self._inferred.type_of(feature.native) or ir.DataType.FLOAT
             entry.type, entry.shape = ir.TensorType(kind), ir.Shape(list(feature.sizes))
@@ -153,13 +157,16 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
     _require_sound(model.graph)
     if _open_negative_sizes(model.graph):
         source = None
+    given = model.clone() if is_old(model) else None
+    if given is not None:
+        upgrade(model)
     inputs = {value.name: value for value in model.graph.inputs}
     for name, sizes in input_shapes.items():
         if name not in inputs:
             raise UnknownNameError("input", name, [str(known) for known in inputs])
         inputs[name].shape = ir.Shape(sizes)
         source = None
-    return OnnxModel(model, source, input_shapes)
+    return OnnxModel(model, source, input_shapes, given)
 
 
 def _require_sound(graph: ir.Graph) -> None:
@@ -180,6 +187,24 @@ def _open_negative_sizes(graph: ir.Graph) -> bool:
     for value in found:
         value.shape = ir.Shape([None if size == -1 else size for size in value.shape or ()])
     return bool(found)
+
+
+@contextmanager
+def weights_unlisted(graph: ir.Graph) -> Iterator[bool]:
+    """Show `graph` without the weights that it lists as inputs too, for a time; whether there are any.
+
+    Old exporters list every weight. Nobody gives them when the model runs, so they are constants.
+    """
+    inputs = list(graph.inputs)
+    free = [value for value in inputs if not value.is_initializer()]
+    if len(free) == len(inputs):
+        yield False
+        return
+    graph.inputs[:] = free
+    try:
+        yield True
+    finally:
+        graph.inputs[:] = inputs
 
 
 def _is_sorted(graph: ir.Graph) -> bool:
