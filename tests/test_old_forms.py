@@ -1,13 +1,17 @@
-"""Old ONNX files: weights listed as inputs, operator sets 7 to 10, IR version 3."""
+"""Old ONNX files: weights listed as inputs, operator sets 7 to 10, IR versions 3 (ONNX) and 10 (OpenVINO)."""
+
+import re
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import openvino as ov
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import oracle
-from xai_insert import Options, errors, insert
+from tests.models import as_format
+from xai_insert import Options, errors, insert, insert_file
 from xai_insert.formats.onnx.model import load_model
 
 RAW = Options(output_dtype="f32")
@@ -166,3 +170,36 @@ def test_an_operator_set_before_7_is_refused_in_a_word():
     model.opset_import[0].version = 6
     with pytest.raises(errors.ModelFileError, match="operator set 6, wanted 7 or later"):
         insert(model)
+
+
+def old_ir(folder, version):
+    """A classifier as IR, with outputs of several types, its header saying `version`."""
+    b = Old(13)
+    x = b.node("Flatten", b.node("GlobalAveragePool", b.node("Relu", b.conv("image", 3, 8, 4))))
+    logits = b.node("Gemm", x, b.weight(5, 8), b.weight(5), transB=1)
+    b.node("ArgMax", logits, outputs=["best"], axis=1, keepdims=0)
+    model = b.model({logits: [1, 5]})
+    model.graph.output.append(helper.make_tensor_value_info("best", TensorProto.INT64, [1]))
+    path = folder / f"version{version}.xml"
+    ov.save_model(as_format(model, "openvino"), path, compress_to_fp16=False)
+    path.write_text(re.sub(r'(<net [^>]*version=")11"', rf'\g<1>{version}"', path.read_text(), count=1))
+    return path
+
+
+def test_ir_version_10_keeps_the_types_of_its_outputs_and_gives_bytes(tmp_path):
+    plain, output = old_ir(tmp_path, 10), tmp_path / "out.xml"
+    report = insert_file(plain, output)
+    assert report.output_difference == 0
+    core = ov.Core()
+    before, after = (core.compile_model(path, "CPU") for path in (plain, output))
+    assert [p.element_type for p in after.outputs[:2]] == [p.element_type for p in before.outputs]
+    assert after.output("saliency_map").element_type == ov.Type.u8
+    wanted = insert(core.read_model(old_ir(tmp_path, 11))).model
+    newer = core.compile_model(wanted, "CPU")(image())["saliency_map"]
+    assert np.array_equal(after(image())["saliency_map"], newer)
+
+
+@pytest.mark.parametrize("version", [3, 7])
+def test_older_irs_are_refused_in_a_word(tmp_path, version):
+    with pytest.raises(errors.ModelFileError, match=f"version {version}, of OpenVINO before 2020"):
+        insert_file(old_ir(tmp_path, version), tmp_path / "out.xml")

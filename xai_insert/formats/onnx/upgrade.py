@@ -124,7 +124,7 @@ def _resize(node: ir.Node, constant: Constant) -> None:
         known = _elements(factors)
         if known is None or ((known < 1).any() and (known > 1).any()):
             raise ModelFileError(
-                f"{node.op_type} {node.name!r} takes the nearest element by a rule that later operator sets do not have: "
+                f"{node.op_type} {node.name!r} takes the nearest element by a rule that later sets do not have: "
                 f"export the model anew, to operator set {NEWEST} or later"
             )
         rounding = "ceil" if (known < 1).any() else "floor"
