@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.cuts import region
+from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.layout import FeatureMap
@@ -359,7 +360,9 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget) -> V:
     Arguments and result are those of `vit_recipro_cam`; the head may read patches.
     """
     height, width = fixed(vit.target.grid)
-    masks = patch_weights((height, width), vit.readout.prefix, vit.kernel).reshape(height, width, -1, 1)
+    prefix = vit.readout.prefix
+    rows, columns = (kernel_factor(side, vit.kernel) for side in (height, width))
+    masks = Masks(rows, columns, (prefix + height * width, 1), prefix)
     return run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits)
 
 
