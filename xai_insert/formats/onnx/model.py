@@ -14,11 +14,11 @@ import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
 from xai_insert.formats.guard import moderate, taking_apart
-from xai_insert.formats.onnx.einsum import WrittenOut
+from xai_insert.formats.onnx.decompositions import Decomposed
 from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
-from xai_insert.formats.onnx.shapes import Inferred, infer
+from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.storage import external_files, save
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.upgrade import is_old, upgrade
@@ -47,19 +47,19 @@ class OnnxModel:
         self._inferred = Inferred({}, {})
         self._surgeon: OnnxSurgeon | None = None
         with taking_apart("the ONNX graph"):
-            self._products = WrittenOut(native)
+            self._written_out = Decomposed(native, lambda: ranks(native))
 
     def view(self) -> Graph:
-        source = None if self._source is None or self._products.nodes else str(self._source)
-        with taking_apart("the ONNX graph"), self._products.shown(), weights_unlisted(self.native.graph) as found:
+        source = None if self._source is None or self._written_out.nodes else str(self._source)
+        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph) as found:
             source = None if found else source
             self._inferred = infer(self.native, source, self._input_shapes)
-            return moderate(build_view(self.native, self._inferred))
+            return moderate(build_view(self.native, self._inferred, self._written_out.hidden))
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
         del keep_float32  # onnxruntime computes in the types that the model names
         self._source = self._given = None  # from here on the file is another model
-        self._surgeon = OnnxSurgeon(self.native, self._inferred, self._products.nodes)
+        self._surgeon = OnnxSurgeon(self.native, self._inferred, self._written_out.nodes, self._written_out.fused)
         return self._surgeon
 
     def runner(self) -> OnnxRunner:
@@ -68,7 +68,8 @@ class OnnxModel:
     def between(self, features: Sequence[Value], results: Sequence[ir.Value]) -> OnnxRunner:
         entries = [feature.native for feature in features]
         inputs = [value for value in self.native.graph.inputs if not value.is_initializer()]
-        part = ir.convenience.extract(self.native.graph, [*entries, *inputs], results)
+        with self._written_out.shown():
+            part = ir.convenience.extract(self.native.graph, [*entries, *inputs], results)
         for entry, feature in zip(part.inputs, features, strict=False):
             kind = self._inferred.type_of(feature.native) or ir.DataType.FLOAT
             entry.type, entry.shape = ir.TensorType(kind), ir.Shape(list(feature.sizes))

@@ -106,6 +106,22 @@ def folded(source: str | bytes) -> ir.Model | None:
         return ir.load(path)
 
 
+def typed_ranks(model: ir.Model) -> dict[str, int]:
+    """Number of axes of the values of a model, its own operators' too; empty if onnxruntime cannot read it."""
+    twin = model.clone()
+    values = [value for node in twin.graph for value in node.outputs if value.name and not value.is_graph_output()]
+    twin.graph.outputs.extend(values)  # the runtime tells what it has inferred of outputs alone
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = _session(ir.to_proto(twin).SerializeToString(), options)
+    except Exception as err:  # see OnnxRunner
+        logger.debug("onnxruntime cannot read the model for its ranks: %s", first_line(err))
+        return {}
+    return {arg.name: len(arg.shape) for arg in session.get_outputs() if arg.shape}
+
+
 def _session(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -90,6 +90,13 @@ def _folded_shapes(content: str | bytes, input_shapes: Mapping[str, Shape]) -> d
     return _shapes(value for node in model.graph for value in node.outputs)
 
 
+def ranks(model: ir.Model) -> Mapping[str, int]:
+    """Number of axes of each value as onnxruntime infers them, whose own operators ONNX does not know."""
+    from xai_insert.formats.onnx.runtime import typed_ranks  # noqa: PLC0415 - only for models that need it
+
+    return typed_ranks(model)
+
+
 def _fill_in_transposes(model: ir.Model, shapes: dict[str, Shape]) -> None:
     """Sizes after the transposes that OpenVINO's reader merges with the product behind them."""
     for node in model.graph:
@@ -108,6 +115,8 @@ def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
     sizes_known = all(shape is not None and None not in shape[1:] for shape in inputs)
     for node in model.graph:
         for value in node.outputs:
+            if not value.uses() and not value.is_graph_output():
+                continue
             shape = shapes.get(value.name or "")
             if shape is None or (sizes_known and None in shape[1:]):
                 return True

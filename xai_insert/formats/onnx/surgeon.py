@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -28,9 +28,17 @@ class OnnxSurgeon:
         model: the model.
         inferred: element types of its values.
         written_out: nodes that were added to it, and go again where nothing reads them.
+        fused: what gives the same as values of those nodes, and is there anyway.
     """
 
-    def __init__(self, model: ir.Model, inferred: Inferred, written_out: Collection[ir.Node] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        inferred: Inferred,
+        written_out: Collection[ir.Node] = (),
+        fused: Mapping[ir.Value, ir.Value] | None = None,
+    ) -> None:
+        self._fused = fused or {}
         self._model = model
         self._inferred = inferred
         self._names = Names(all_names(model))
@@ -40,7 +48,7 @@ class OnnxSurgeon:
         self.ops = OnnxOps(model.graph, self._names.unique)
 
     def handle(self, value: Value) -> ir.Value:
-        native = value.native
+        native = self._fused.get(value.native, value.native)
         if isinstance(native, IntegerWeight):
             if native not in self._widened:
                 self._widened[native] = self._float_weight(native)

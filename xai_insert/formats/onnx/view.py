@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def _stored(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
-def build_view(model: ir.Model, inferred: Inferred) -> Graph:
+def build_view(model: ir.Model, inferred: Inferred, hidden: Collection[ir.Node] = ()) -> Graph:
     """View of `model`.
 
     Constant subgraphs (dequantised weights, folded shapes) appear as constants. Floats of any width are float32, and
@@ -63,6 +63,7 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
     Args:
         model: the model; its values must have unique names, as the format demands.
         inferred: sizes and element types, better informed than those stored in the model.
+        hidden: nodes that are written out beside, and stay out of the view.
     """
     graph = model.graph
     values: dict[ir.Value, Value] = {}
@@ -80,6 +81,8 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
 
     nodes: list[Node] = []
     for native in graph:
+        if native in hidden:
+            continue
         inputs = tuple(None if operand is None else view_of(operand) for operand in native.inputs)
         outputs = tuple(view_of(output) for output in native.outputs)
         if _fold(native, inputs, outputs):
