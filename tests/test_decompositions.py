@@ -4,11 +4,15 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 from tests import oracle
 from xai_insert import Options, insert
+from xai_insert.errors import XaiInsertError
 
 RAW = Options(output_dtype="f32")
 D, HEADS, TOKENS = 32, 4, 17
@@ -223,3 +227,71 @@ def test_nothing_of_a_decomposition_is_left_where_nothing_reads_it():
     used = {name for node in new.model.graph.node for name in node.input}
     assert {weight.name for weight in new.model.graph.initializer} <= used
     onnx.checker.check_model(new.model, skip_opset_compatibility_check=True)
+
+
+def quantised(model, folder, **settings):
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            rng = np.random.default_rng(4)
+            self.feeds = iter([{"x": rng.standard_normal((1, 3, 64, 64)).astype(np.float32)} for _ in range(4)])
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    onnx.save(model, folder / "plain.onnx")
+    quantize_static(folder / "plain.onnx", folder / "int8.onnx", Reader(), **settings)
+    return onnx.load(folder / "int8.onnx")
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_layers_that_compute_and_round_at_once(name, per_channel, tmp_path):
+    plain = convolutional(is_fused=False) if name == "cnn" else transformer()
+    model = quantised(plain, tmp_path, quant_format=QuantFormat.QOperator, per_channel=per_channel)
+    assert "QLinearAdd" in {node.op_type for node in model.graph.node}
+    wanted, new = insert(plain, RAW), insert(model, RAW)
+    assert new.report.form == "closed form"
+    assert new.report.output_difference == 0
+    own, found = (Counter(node.op_type for node in m.graph.node) for m in (model, new.model))
+    assert all(found[kind] == count for kind, count in own.items() if kind.startswith("QLinear"))
+    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
+    assert np.corrcoef(a, b)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("is_symmetric", [True, False])
+def test_weights_packed_in_four_bits(is_symmetric):
+    plain = transformer()
+    algorithm = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=is_symmetric)
+    packer = MatMulNBitsQuantizer(onnx.ModelProto.FromString(plain.SerializeToString()), algo_config=algorithm)
+    packer.process()
+    model = packer.model.model
+    assert "MatMulNBits" in {node.op_type for node in model.graph.node}
+    new = insert(model, RAW)
+    assert new.report.form == "closed form"
+    assert new.report.output_difference == 0
+    assert new.report.map_difference <= 1e-5
+    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (insert(plain, RAW), new))
+    assert np.corrcoef(a, b)[0, 1] > 0.95
+    kernels = (Counter(node.op_type for node in m.graph.node)["MatMulNBits"] for m in (model, new.model))
+    assert len(set(kernels)) == 1
+
+
+def test_the_layout_of_one_processor_is_refused_by_its_name(tmp_path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "all.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(convolutional(is_fused=False).SerializeToString(), options)
+    model = onnx.load(tmp_path / "all.onnx")
+    if not any(node.domain == "com.microsoft.nchwc" for node in model.graph.node):
+        pytest.skip("this processor has no such layout")
+    with pytest.raises(XaiInsertError, match="ORT_ENABLE_EXTENDED"):
+        insert(model, RAW)
+
+
+def test_what_onnxruntime_fuses_itself_is_read_through(tmp_path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "extended.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    for plain in (convolutional(is_fused=False), transformer()):
+        ort.InferenceSession(plain.SerializeToString(), options)
+        assert_same_map(onnx.load(tmp_path / "extended.onnx"), plain)

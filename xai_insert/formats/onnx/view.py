@@ -106,6 +106,11 @@ def build_view(model: ir.Model, inferred: Inferred, hidden: Collection[ir.Node] 
 
 
 def _hint(nodes: list[Node]) -> str:
+    if any(node.native.domain == "com.microsoft.nchwc" for node in nodes):
+        return (
+            "onnxruntime has written its layers for one kind of processor (the NCHWc layout of ORT_ENABLE_ALL): give "
+            "the model that it read, or let it write at ORT_ENABLE_EXTENDED"
+        )
     fused = next((node.type for node in nodes if node.type.startswith("QLinear") or node.type == "QGemm"), None)
     if fused is None:
         return ""
