@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import onnx
 import onnxruntime as ort
+import openvino as ov
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
@@ -295,3 +296,27 @@ def test_what_onnxruntime_fuses_itself_is_read_through(tmp_path):
     for plain in (convolutional(is_fused=False), transformer()):
         ort.InferenceSession(plain.SerializeToString(), options)
         assert_same_map(onnx.load(tmp_path / "extended.onnx"), plain)
+
+
+def computed_scale(n, y, weights, biases):
+    """As the legacy exporter writes scaled_dot_product_attention: the scale comes from the width of the heads."""
+    q, k, v = (n.heads(n("Add", n("MatMul", y, n.const(w)), n.const(b))) for w, b in zip(weights, biases, strict=True))
+    width = n("Slice", n("Shape", q), n.const(np.array([-1])), n.const(np.array([2**63 - 1])))
+    scale = n("Sqrt", n("Div", n.const(np.ones(1, np.float32)), n("Sqrt", n("Cast", width, to=TensorProto.FLOAT))))
+    turned = n("Mul", n("Transpose", k, perm=[0, 1, 3, 2]), scale)
+    y = n("MatMul", n("Softmax", n("MatMul", n("Mul", q, scale), turned), axis=-1), v)
+    return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+
+def test_a_scale_that_is_computed_in_a_converted_transformer(tmp_path):
+    onnx.save(transformer(computed_scale), tmp_path / "plain.onnx")
+    model = ov.convert_model(tmp_path / "plain.onnx")
+    ov.save_model(model, tmp_path / "converted.xml", compress_to_fp16=False)
+    model = ov.Core().read_model(tmp_path / "converted.xml")
+    assert "ScaledDotProductAttention" in {node.get_type_name() for node in model.get_ordered_ops()}
+    wanted, new = insert(transformer(), RAW), insert(model, RAW)
+    assert new.report.form == "closed form"
+    assert new.report.output_difference == 0
+    a, b = (oracle.run(result.model, images()) for result in (wanted, new))
+    largest = abs(next(value for name, value in a.items() if name != "saliency_map")).max()
+    assert np.allclose(a["saliency_map"], b["saliency_map"], rtol=0, atol=1e-5 * largest)

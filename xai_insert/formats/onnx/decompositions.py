@@ -13,7 +13,7 @@ import onnx_ir as ir
 from xai_insert.formats.onnx import fused, quantised
 from xai_insert.formats.onnx.einsum import einsum
 from xai_insert.formats.onnx.surgeon import all_names
-from xai_insert.formats.onnx.writer import Writer, Written
+from xai_insert.formats.onnx.writer import Shared, Writer, Written
 from xai_insert.graph.names import Names
 
 _MS = "com.microsoft"
@@ -48,6 +48,8 @@ RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
     (_MS, "QLinearSoftmax"): quantised.unary("Softmax"),
 }
 
+_ROUNDING = frozenset(kind for (_, kind) in RULES if kind.startswith("QLinear") or kind == "QGemm")
+
 
 class Decomposed:
     """Smaller operators behind the fused ones of `model`, which nothing reads but for the time of `shown`.
@@ -62,7 +64,9 @@ class Decomposed:
         self.nodes: list[ir.Node] = []
         self.hidden: set[ir.Node] = set()
         self.fused: dict[ir.Value, ir.Value] = {}
+        self._pairs: list[tuple[ir.Value, ir.Value]] = []
         self._ranks: Mapping[str, int] | None = None
+        shared = Shared()
         names: Names | None = None
 
         def rank(value: ir.Value) -> int | None:
@@ -72,30 +76,36 @@ class Decomposed:
                 self._ranks = ranks()
             return self._ranks.get(value.name or "")
 
+        rules = dict(RULES)
+        if any(node.op_type in _ROUNDING for node in model.graph):
+            rules["", "DequantizeLinear"] = quantised.dequantised
         for node in list(model.graph):
-            rule = RULES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+            rule = rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
             if rule is not None:
                 names = names or Names(all_names(model))
-                self._write_out(model.graph, node, Writer(model.graph, node, names, rank), rule)
+                self._write_out(Writer(model.graph, node, names, rank, shared), rule)
+        self.nodes.extend(shared.nodes)
 
-    def _write_out(self, graph: ir.Graph, node: ir.Node, writer: Writer, rule: Callable[[Writer], Written]) -> None:
-        written = rule(writer)
+    def _write_out(self, writer: Writer, rule: Callable[[Writer], Written]) -> None:
+        node, written = writer.node, rule(writer)
         read = [value.uses() or value.is_graph_output() for value in node.outputs]
         if written is None or any(new is None and used for new, used in zip(written, read, strict=True)):
             writer.undo()
             return
         self.nodes.extend(writer.added)
+        writer.finish()
         self.hidden.add(node)
         for old, new, used in zip(node.outputs, written, read, strict=True):
             if new is not None and used:
                 new.type, new.shape = old.type, old.shape
                 self.fused[new] = old
+                self._pairs.append((new, old))
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Let what reads a fused operator read the smaller ones instead."""
-        moved = [(new, old, list(old.uses())) for new, old in self.fused.items()]
-        outputs = [(new, old) for new, old in self.fused.items() if old.is_graph_output()]
+        moved = [(new, old, list(old.uses())) for new, old in self._pairs]
+        outputs = [(new, old) for new, old in self._pairs if old.is_graph_output()]
         for new, _, uses in moved:
             for node, index in uses:
                 node.replace_input_with(index, new)

@@ -17,8 +17,20 @@ def _float(w: Writer, first: int, axis: int | None = None) -> ir.Value | None:
     if operands[0] is None or operands[1] is None:
         return None
     if axis is None or (operands[1].shape is not None and operands[1].shape.rank() == 0) or w.version < 13:
-        return w("DequantizeLinear", *_present(operands))
-    return w("DequantizeLinear", *_present(operands), axis=axis)
+        axis = None
+    return w.dequantised(_present(operands), axis)
+
+
+def dequantised(w: Writer) -> Written:
+    """DequantizeLinear of what is no weight: the same value as other layers read."""
+    x = w.operand(0)
+    if x is None or x.const_value is not None or w.has("block_size"):
+        return None
+    operands = _present([w.operand(index) for index in range(3)])
+    axis = w.node.attributes.get("axis")
+    if axis is not None and operands[1].shape is not None and operands[1].shape.rank() > 0:
+        return None
+    return [w.dequantised(operands)]
 
 
 def _present(operands: Sequence[ir.Value | None]) -> list[ir.Value]:

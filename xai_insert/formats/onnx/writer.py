@@ -15,6 +15,21 @@ Written = Sequence[ir.Value | None] | None
 """What stands for each output of a node, None for one that nothing may read; None if it was not written out."""
 
 
+class Shared:
+    """Values that several nodes are written out with.
+
+    Attributes:
+        nodes: what makes them.
+        values: them, by what they are made of.
+        ends: the last of the nodes that a node was written out as.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.values: dict[tuple[object, ...], ir.Value] = {}
+        self.ends: dict[ir.Node, ir.Node] = {}
+
+
 class Writer:
     """Adds nodes and constants behind `node`.
 
@@ -24,7 +39,14 @@ class Writer:
         added: the new nodes.
     """
 
-    def __init__(self, graph: ir.Graph, node: ir.Node, names: Names, rank: Callable[[ir.Value], int | None]) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        names: Names,
+        rank: Callable[[ir.Value], int | None],
+        shared: Shared,
+    ) -> None:
         self.node = node
         self.version = graph.opset_imports.get("", 17)
         self.added: list[ir.Node] = []
@@ -32,6 +54,7 @@ class Writer:
         self._graph = graph
         self._names = names
         self._rank = rank
+        self._shared = shared
 
     def __call__(self, kind: str, *operands: ir.Value | None, **attributes: Any) -> ir.Value:
         made = ir.node(kind, operands, attributes, name=self._names.unique(f"{self.node.name or 'node'}/{kind}"))
@@ -88,6 +111,29 @@ class Writer:
         if self.version < 18:
             return self("ReduceMean", a, axes=[-1], keepdims=1)
         return self("ReduceMean", a, self.constant(np.array([-1], np.int64)), keepdims=1)
+
+    def dequantised(self, operands: Sequence[ir.Value], axis: int | None = None) -> ir.Value:
+        """The floats that a value with a scale (and zero point) stands for: one value for all that read it."""
+        attributes = {} if axis is None else {"axis": axis}
+        if any(not value.is_initializer() for value in operands[1:]):
+            return self("DequantizeLinear", *operands, **attributes)
+        key = (*operands, axis)
+        if key not in self._shared.values:
+            made = ir.node("DequantizeLinear", operands, attributes, name=self._names.unique("DequantizeLinear"))
+            made.outputs[0].name = self._names.unique(f"{operands[0].name}/float")
+            producer = operands[0].producer()
+            if producer is None:
+                self._graph.insert_before(next(iter(self._graph)), made)
+            else:
+                self._graph.insert_after(self._shared.ends.get(producer, producer), made)
+            self._shared.nodes.append(made)
+            self._shared.values[key] = made.outputs[0]
+        return self._shared.values[key]
+
+    def finish(self) -> None:
+        """Keep what was added."""
+        if self.added:
+            self._shared.ends[self.node] = self.added[-1]
 
     def undo(self) -> None:
         """Take away what was added."""
