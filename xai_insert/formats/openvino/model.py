@@ -107,6 +107,8 @@ def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     if path.suffix.lower() == ".xml":
         require_safe(path)
         weights: Collection[Path] = [path.with_suffix(".bin")]
+    elif path.suffix.lower() != ".onnx":
+        weights = []
     else:
         from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
 
