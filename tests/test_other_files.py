@@ -78,9 +78,7 @@ def frozen(rng):
     padding = 'attr { key: "padding" value { s: "SAME" } }'
     return "\n".join(
         [
-            node(
-                "image", "Placeholder", [], f'{kind("dtype")} attr {{ key: "shape" value {{ shape {{ {sizes} }} }} }}'
-            ),
+            node("image", "Placeholder", [], f"{kind('dtype')} {shape}"),
             const("w", 3, 3, 3, 8),
             node("conv", "Conv2D", ["image", "w"], f"{kind('T')} {strides} {padding}"),
             node("relu", "Relu", ["conv"], kind("T")),

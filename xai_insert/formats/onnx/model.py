@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
 from xai_insert.formats.guard import moderate, taking_apart
+from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
 from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
@@ -82,7 +83,7 @@ class OnnxModel:
 
     def result_like(self, given: Any) -> Any:
         self._prune()
-        return self.native if isinstance(given, (str, Path, ir.Model)) else ir.to_proto(self.native)
+        return self.native if isinstance(given, (str, Path, ir.Model)) else maps.to_proto(self.native)
 
     def read_metadata(self) -> dict[str, str]:
         entries = self.native.metadata_props.items()
@@ -116,7 +117,7 @@ class OnnxModel:
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
     """Read an ONNX file; external weights stay where they are until they are needed."""
     try:
-        model = ir.load(path)
+        model = maps.read(path)
     except Exception as err:  # protobuf, onnx-ir and the file system raise unrelated kinds
         raise ModelFileError(f"not readable as ONNX: {first_line(err)}; is the file whole?") from err
     with taking_apart("the ONNX graph"):
@@ -141,7 +142,7 @@ def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:
     if isinstance(model, ir.Model):
         return _prepared(model.clone(), None, input_shapes)
     try:
-        return _prepared(ir.from_proto(model), None, input_shapes)
+        return _prepared(maps.from_proto(model), None, input_shapes)
     except (TypeError, ValueError, NotImplementedError) as err:
         raise ModelFileError(f"cannot read a {type(model).__name__}: {first_line(err)}") from err
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import taking_apart
-from xai_insert.formats.onnx.shapes import Inferred
+from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
 from xai_insert.formats.onnx.vocabulary import INTEGER, OPS
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather, slice_attrs
@@ -102,7 +102,15 @@ def build_view(model: ir.Model, inferred: Inferred, hidden: Collection[ir.Node] 
         nodes.append(node)
     inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
     names = [value.name or "" for value in graph.outputs]
-    return Graph(inputs_, [view_of(value) for value in graph.outputs], names, nodes, _hint(nodes))
+    return Graph(inputs_, [view_of(_named_scores(value)) for value in graph.outputs], names, nodes, _hint(nodes))
+
+
+def _named_scores(output: ir.Value) -> ir.Value:
+    """The scores that an output gives by the names of their classes; else itself."""
+    node = output.producer()
+    if node is None or (node.domain, node.op_type) != (ML_DOMAIN, "ZipMap") or node.inputs[0] is None:
+        return output
+    return node.inputs[0]
 
 
 def _hint(nodes: list[Node]) -> str:
