@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError
+from xai_insert.formats.others import CONVERTIBLE, require_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
 
@@ -86,7 +87,8 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     """Load a model for editing; what was given stays unchanged.
 
     Args:
-        model: path of a `.xml` or `.onnx` file, `ov.Model`, `onnx.ModelProto` or `onnx_ir.Model`.
+        model: path of a `.xml` or `.onnx` file, or of one that OpenVINO converts (TensorFlow, Paddle), `ov.Model`,
+            `onnx.ModelProto` or `onnx_ir.Model`.
         input_shapes: sizes to fix, by input name.
         output: where the result is to be written; its suffix may ask for a conversion to IR.
 
@@ -97,10 +99,15 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
         path = Path(model)
         if not path.is_file():
             raise ModelFileError("no such file")
+        require_model(path)
         to_ir = output is not None and output.suffix.lower() == ".xml"
         if path.suffix.lower() == ".onnx" and not to_ir:
             return _onnx().load_path(path, input_shapes)
         if path.suffix.lower() in (".xml", ".onnx"):
+            return _openvino().load_path(path, input_shapes)
+        if path.suffix.lower() in CONVERTIBLE:
+            if output is not None and not to_ir:
+                raise ModelFileError(f"{path.suffix} files become OpenVINO IR: give an output that ends in .xml")
             return _openvino().load_path(path, input_shapes)
         raise ModelFileError(f"unknown kind of model {path.name!r}: wanted .xml (OpenVINO IR) or .onnx")
     module = type(model).__module__.split(".")[0]

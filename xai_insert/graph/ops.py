@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
+from xai_insert.graph.masks import Masks
 from xai_insert.graph.view import Node, Shape, Value
 
 V = TypeVar("V")
@@ -163,13 +163,11 @@ class Surgeon(Protocol[V]):
     def rounds(self, node: Node) -> bool:
         """Whether `node` quantises, or computes with integers, what its copy does not."""
 
-    def map_positions(
-        self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
-    ) -> V:
+    def map_positions(self, masks: Masks, features: Sequence[Value], region: Sequence[Node], result: Value) -> V:
         """Run `region` once per mask, with `feature * masks[p]` in place of each feature, one after another.
 
         Args:
-            masks: `[P, ...]`; each mask broadcasts against every feature.
+            masks: each broadcasts against every feature.
             features: the masked values, of one shape.
             region: the nodes from the features to `result`, in topological order.
             result: the value that is kept of each run.

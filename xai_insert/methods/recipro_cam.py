@@ -14,10 +14,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from xai_insert.errors import ShapeUnknownError, TargetNotFoundError
 from xai_insert.graph.cuts import region
+from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.collapse import Collapse, GridEnd
@@ -27,7 +27,7 @@ from xai_insert.methods.lifting import lift_rows
 from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar, size_of
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
-_MOST_RUNS = 8192  # a table of masks of 256 MB
+_MOST_RUNS = 8192  # of the rest of the model, one after another
 
 
 def recipro_cam(
@@ -97,7 +97,7 @@ def masked_runs(
 
     Raises:
         ShapeUnknownError: the grid follows the size of the image.
-        TargetNotFoundError: the grid has so many positions that their masks alone would fill the model.
+        TargetNotFoundError: the grid has so many positions that their runs would take too long.
     """
     height, width = feature.grid
     if height is None or width is None:
@@ -112,38 +112,34 @@ def masked_runs(
             f"choose a layer with a coarser grid (at most {_MOST_RUNS} positions) with --target-layer"
         )
     sizes = [1] * len(feature.shape)
-    masks = np.eye(count, dtype=np.float32)
+    sides = [height, width]
     if len(feature.grid_axes) == 1:
-        tokens = fixed([feature.shape[feature.grid_axes[0]]])[0]
-        kept = np.ones((count, tokens), np.float32)
-        kept[:, feature.prefix : feature.prefix + count] = masks
-        masks, sizes[feature.grid_axes[0]] = kept, tokens
-    else:
-        sizes[feature.grid_axes[0]], sizes[feature.grid_axes[1]] = height, width
+        sides = fixed([feature.shape[feature.grid_axes[0]]])
+    for axis, side in zip(feature.grid_axes, sides, strict=True):
+        sizes[axis] = side
+    masks = Masks(np.eye(height, dtype=np.float32), np.eye(width, dtype=np.float32), sizes, feature.prefix)
     features = [feature.value, *(item.value for item in beside)]
-    return run_masks(surgeon, graph, features, masks.reshape(height, width, *sizes), logits)
+    return run_masks(surgeon, graph, features, masks, logits)
 
 
-def run_masks(
-    surgeon: Surgeon[V], graph: Graph, features: Sequence[Value], masks: npt.NDArray[np.float32], logits: Value
-) -> V:
+def run_masks(surgeon: Surgeon[V], graph: Graph, features: Sequence[Value], masks: Masks, logits: Value) -> V:
     """The class scores for each mask on `features`, laid out as maps.
 
     Args:
         surgeon: the model being edited.
         graph: its view.
         features: the masked values.
-        masks: `[h, w, ...]`, a mask for each position; each broadcasts against every feature.
+        masks: a mask for each position; each broadcasts against every feature.
         logits: class scores `[B, K]`.
 
     Returns:
         float32 `[B, K, h, w]`, raw scores.
     """
     op = surgeon.ops
-    height, width, *rest = masks.shape
-    count, classes = height * width, class_count(logits)
+    height, width = masks.grid
+    count, classes = len(masks), class_count(logits)
     nodes = region(graph, features, [logits])
-    scores = surgeon.map_positions(masks.reshape(count, *rest), features, nodes, logits)
+    scores = surgeon.map_positions(masks, features, nodes, logits)
     by_class = op.transpose(op.reshape(scores, [count, -1, classes]), (1, 2, 0))
     return op.reshape(by_class, [-1, classes, height, width])
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.cuts import region
+from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.layout import FeatureMap
@@ -361,8 +362,8 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget) -> V:
     Arguments and result are those of `vit_recipro_cam`; the head may read patches.
     """
     height, width = fixed(vit.target.grid)
-    masks = patch_weights((height, width), vit.readout.prefix, vit.kernel, vit.readout.tokens)
-    masks = masks.reshape(height, width, -1, 1)
+    rows, columns = (kernel_factor(side, vit.kernel) for side in (height, width))
+    masks = Masks(rows, columns, (vit.readout.tokens, 1), vit.readout.prefix)
     return run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
 from xai_insert.formats.guard import moderate, taking_apart
-from xai_insert.formats.onnx.einsum import WrittenOut
+from xai_insert.formats.onnx import maps
+from xai_insert.formats.onnx.decompositions import Decomposed
 from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
-from xai_insert.formats.onnx.shapes import Inferred, infer
+from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.storage import external_files, save
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
+from xai_insert.formats.onnx.upgrade import is_old, upgrade
 from xai_insert.formats.onnx.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
 
 _PREFIX = "xai_insert."
-_OLDEST = 9  # operator set that has all that the branches are made of
 
 
 class OnnxModel:
@@ -32,39 +34,43 @@ class OnnxModel:
 
     format_name = "ONNX"
 
-    def __init__(self, native: ir.Model, source: Path | None, input_shapes: Mapping[str, Shape]) -> None:
+    def __init__(
+        self,
+        native: ir.Model,
+        source: Path | None,
+        input_shapes: Mapping[str, Shape],
+        given: ir.Model | None = None,
+    ) -> None:
         self.native = native
         self._source = source
+        self._given = given  # as it was before it was brought to another form; what it gives must not move
         self._input_shapes = input_shapes
         self._inferred = Inferred({}, {})
         self._surgeon: OnnxSurgeon | None = None
         with taking_apart("the ONNX graph"):
-            self._products = WrittenOut(native)
+            self._written_out = Decomposed(native, lambda: ranks(native))
 
     def view(self) -> Graph:
-        source = None if self._source is None or self._products.nodes else str(self._source)
-        with taking_apart("the ONNX graph"), self._products.shown():
+        source = None if self._source is None or self._written_out.nodes else str(self._source)
+        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph) as found:
+            source = None if found else source
             self._inferred = infer(self.native, source, self._input_shapes)
-            return moderate(build_view(self.native, self._inferred))
+            return moderate(build_view(self.native, self._inferred, self._written_out.hidden))
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
         del keep_float32  # onnxruntime computes in the types that the model names
-        version = self.native.opset_imports.get("", _OLDEST)
-        if version < _OLDEST:
-            raise ModelFileError(
-                f"the model is of operator set {version}, wanted {_OLDEST} or later: convert it with "
-                "onnx.version_converter"
-            )
-        self._source = None  # from here on the file is another model
-        self._surgeon = OnnxSurgeon(self.native, self._inferred, self._products.nodes)
+        self._source = self._given = None  # from here on the file is another model
+        self._surgeon = OnnxSurgeon(self.native, self._inferred, self._written_out.nodes, self._written_out.fused)
         return self._surgeon
 
     def runner(self) -> OnnxRunner:
-        return OnnxRunner(self.native, self._source)
+        return OnnxRunner(self._given or self.native, self._source)
 
     def between(self, features: Sequence[Value], results: Sequence[ir.Value]) -> OnnxRunner:
         entries = [feature.native for feature in features]
-        part = ir.convenience.extract(self.native.graph, [*entries, *self.native.graph.inputs], results)
+        inputs = [value for value in self.native.graph.inputs if not value.is_initializer()]
+        with self._written_out.shown():
+            part = ir.convenience.extract(self.native.graph, [*entries, *inputs], results)
         for entry, feature in zip(part.inputs, features, strict=False):
             kind = self._inferred.type_of(feature.native) or ir.DataType.FLOAT
             entry.type, entry.shape = ir.TensorType(kind), ir.Shape(list(feature.sizes))
@@ -77,7 +83,7 @@ class OnnxModel:
 
     def result_like(self, given: Any) -> Any:
         self._prune()
-        return self.native if isinstance(given, (str, Path, ir.Model)) else ir.to_proto(self.native)
+        return self.native if isinstance(given, (str, Path, ir.Model)) else maps.to_proto(self.native)
 
     def read_metadata(self) -> dict[str, str]:
         entries = self.native.metadata_props.items()
@@ -111,7 +117,7 @@ class OnnxModel:
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
     """Read an ONNX file; external weights stay where they are until they are needed."""
     try:
-        model = ir.load(path)
+        model = maps.read(path)
     except Exception as err:  # protobuf, onnx-ir and the file system raise unrelated kinds
         raise ModelFileError(f"not readable as ONNX: {first_line(err)}; is the file whole?") from err
     with taking_apart("the ONNX graph"):
@@ -136,7 +142,7 @@ def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:
     if isinstance(model, ir.Model):
         return _prepared(model.clone(), None, input_shapes)
     try:
-        return _prepared(ir.from_proto(model), None, input_shapes)
+        return _prepared(maps.from_proto(model), None, input_shapes)
     except (TypeError, ValueError, NotImplementedError) as err:
         raise ModelFileError(f"cannot read a {type(model).__name__}: {first_line(err)}") from err
 
@@ -153,13 +159,16 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
     _require_sound(model.graph)
     if _open_negative_sizes(model.graph):
         source = None
+    given = model.clone() if is_old(model) else None
+    if given is not None:
+        upgrade(model)
     inputs = {value.name: value for value in model.graph.inputs}
     for name, sizes in input_shapes.items():
         if name not in inputs:
             raise UnknownNameError("input", name, [str(known) for known in inputs])
         inputs[name].shape = ir.Shape(sizes)
         source = None
-    return OnnxModel(model, source, input_shapes)
+    return OnnxModel(model, source, input_shapes, given)
 
 
 def _require_sound(graph: ir.Graph) -> None:
@@ -180,6 +189,24 @@ def _open_negative_sizes(graph: ir.Graph) -> bool:
     for value in found:
         value.shape = ir.Shape([None if size == -1 else size for size in value.shape or ()])
     return bool(found)
+
+
+@contextmanager
+def weights_unlisted(graph: ir.Graph) -> Iterator[bool]:
+    """Show `graph` without the weights that it lists as inputs too, for a time; whether there are any.
+
+    Old exporters list every weight. Nobody gives them when the model runs, so they are constants.
+    """
+    inputs = list(graph.inputs)
+    free = [value for value in inputs if not value.is_initializer()]
+    if len(free) == len(inputs):
+        yield False
+        return
+    graph.inputs[:] = free
+    try:
+        yield True
+    finally:
+        graph.inputs[:] = inputs
 
 
 def _is_sorted(graph: ir.Graph) -> bool:

@@ -47,8 +47,6 @@ class OnnxOps:
 
     def clip(self, a: ir.Value, low: float, high: float) -> ir.Value:
         """Bound from both sides."""
-        if self._version < 11:
-            return self._node("Clip", a, min=low, max=high)
         return self._node("Clip", a, *(self.constant(np.array(bound, np.float32)) for bound in (low, high)))
 
     def constant(self, elements: npt.NDArray[Any]) -> ir.Value:
@@ -117,8 +115,6 @@ class OnnxOps:
         return self._node("Transpose", a, perm=list(perm))
 
     def slice(self, a: ir.Value, axis: int, start: int, end: int) -> ir.Value:
-        if self._version < 10:
-            return self._node("Slice", a, starts=[start], ends=[end], axes=[axis])
         return self._node("Slice", a, *(self.constant(np.array([number], np.int64)) for number in (start, end, axis)))
 
     def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
@@ -144,9 +140,7 @@ class OnnxOps:
 
     def largest(self, a: ir.Value, count: int) -> ir.Value:
         name = self._name("TopK")
-        operands = [a] if self._version < 10 else [a, self.constant(np.array([count], np.int64))]
-        attributes: dict[str, Any] = {"axis": -1} | ({"k": count} if self._version < 10 else {})
-        node = ir.node("TopK", operands, attributes, num_outputs=2, name=name)
+        node = ir.node("TopK", [a, self.constant(np.array([count], np.int64))], {"axis": -1}, num_outputs=2, name=name)
         for output, part in zip(node.outputs, ("values", "indices"), strict=True):
             output.name = self._name(f"{name}/{part}")
         node.outputs[1].type = ir.TensorType(ir.DataType.INT64)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
+from xai_insert.formats.onnx.maps import read, to_proto
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
 
@@ -49,7 +50,7 @@ class OnnxRunner:
             if source is not None:
                 self._session = _session(str(source), options)
             elif inside < _PROTOBUF_LIMIT:
-                self._session = _session(ir.to_proto(model).SerializeToString(), options)
+                self._session = _session(to_proto(model).SerializeToString(), options)
             else:
                 with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
                     path = Path(folder, "model.onnx")
@@ -76,7 +77,7 @@ class OnnxRunner:
             timer.daemon = True
             timer.start()
         try:
-            return [np.asarray(result) for result in self._session.run(None, dict(feeds), options)]
+            return [_array(result) for result in self._session.run(None, dict(feeds), options)]
         except Exception as err:  # see __init__
             if options.terminate:
                 raise TimeLimitError.after(seconds) from err
@@ -84,6 +85,13 @@ class OnnxRunner:
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+def _array(result: Any) -> npt.NDArray[Any]:
+    """A result as an array; of a map for each image, its numbers in the order of the keys."""
+    if isinstance(result, list) and result and all(isinstance(item, dict) for item in result):
+        return np.array([list(item.values()) for item in result])
+    return np.asarray(result)
 
 
 def folded(source: str | bytes) -> ir.Model | None:
@@ -103,7 +111,23 @@ def folded(source: str | bytes) -> ir.Model | None:
         except Exception as err:  # see OnnxRunner
             logger.debug("onnxruntime cannot read the model for its shapes: %s", first_line(err))
             return None
-        return ir.load(path)
+        return read(path)
+
+
+def typed_ranks(model: ir.Model) -> dict[str, int]:
+    """Number of axes of the values of a model, its own operators' too; empty if onnxruntime cannot read it."""
+    twin = model.clone()
+    values = [value for node in twin.graph for value in node.outputs if value.name and not value.is_graph_output()]
+    twin.graph.outputs.extend(values)  # the runtime tells what it has inferred of outputs alone
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = _session(to_proto(twin).SerializeToString(), options)
+    except Exception as err:  # see OnnxRunner
+        logger.debug("onnxruntime cannot read the model for its ranks: %s", first_line(err))
+        return {}
+    return {arg.name: len(arg.shape) for arg in session.get_outputs() if arg.shape}
 
 
 def _session(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:

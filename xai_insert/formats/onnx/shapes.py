@@ -15,7 +15,11 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from xai_insert.formats.onnx.maps import to_proto, untyped
 from xai_insert.graph.view import Shape
+
+ML_DOMAIN = "ai.onnx.ml"
+"""Classical learners and what names classes: they come behind the scores, and have shapes that nobody asks for."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]
         for value, shape, type_ in before:
             value.shape, value.type = shape, type_
     if _is_incomplete(model, shapes):
-        content = source or ir.to_proto(model).SerializeToString()
+        content = source or to_proto(model).SerializeToString()
         known, kinds = _read_shapes(content, input_shapes)
         shapes.update(known or _folded_shapes(content, input_shapes))
         types = {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()} | types
@@ -61,7 +65,8 @@ def _infer_alone(model: ir.Model, input_shapes: Mapping[str, Shape]) -> None:
     for value in model.graph.inputs:
         if (given := input_shapes.get(value.name or "")) is not None:
             value.shape = ir.Shape(given)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    with untyped(model.graph):
+        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def _shapes(values: Iterable[ir.Value]) -> dict[str, Shape]:
@@ -90,6 +95,13 @@ def _folded_shapes(content: str | bytes, input_shapes: Mapping[str, Shape]) -> d
     return _shapes(value for node in model.graph for value in node.outputs)
 
 
+def ranks(model: ir.Model) -> Mapping[str, int]:
+    """Number of axes of each value as onnxruntime infers them, whose own operators ONNX does not know."""
+    from xai_insert.formats.onnx.runtime import typed_ranks  # noqa: PLC0415 - only for models that need it
+
+    return typed_ranks(model)
+
+
 def _fill_in_transposes(model: ir.Model, shapes: dict[str, Shape]) -> None:
     """Sizes after the transposes that OpenVINO's reader merges with the product behind them."""
     for node in model.graph:
@@ -107,7 +119,11 @@ def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
     inputs = [shapes.get(value.name or "") for value in model.graph.inputs]
     sizes_known = all(shape is not None and None not in shape[1:] for shape in inputs)
     for node in model.graph:
+        if node.domain == ML_DOMAIN:
+            continue
         for value in node.outputs:
+            if not value.uses() and not value.is_graph_output():
+                continue
             shape = shapes.get(value.name or "")
             if shape is None or (sizes_known and None in shape[1:]):
                 return True

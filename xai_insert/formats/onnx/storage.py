@@ -7,6 +7,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.maps import write
+
 
 def save(model: ir.Model, folder: Path, name: str) -> list[Path]:
     """Write `model` as `name` into `folder`; returns its files, the main one last.
@@ -31,7 +33,7 @@ def save(model: ir.Model, folder: Path, name: str) -> list[Path]:
                 name=tensor.name or "",
                 base_dir=folder,
             )
-        ir.save(model, folder / name)
+        write(model, folder / name)
     finally:
         for value, tensor in outside:
             value.const_value = tensor

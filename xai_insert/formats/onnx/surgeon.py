@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from xai_insert.errors import CannotFreeBatchError
@@ -14,6 +13,7 @@ from xai_insert.formats.onnx.ops import OnnxOps, data_type
 from xai_insert.formats.onnx.shapes import Inferred
 from xai_insert.formats.onnx.view import IntegerWeight
 from xai_insert.formats.onnx.widening import HALF, widen_attribute
+from xai_insert.graph.masks import Masks
 from xai_insert.graph.names import PREFIX, Names
 from xai_insert.graph.rounding import folded_range
 from xai_insert.graph.view import Node, Shape, Value, constant_of
@@ -28,9 +28,17 @@ class OnnxSurgeon:
         model: the model.
         inferred: element types of its values.
         written_out: nodes that were added to it, and go again where nothing reads them.
+        fused: what gives the same as values of those nodes, and is there anyway.
     """
 
-    def __init__(self, model: ir.Model, inferred: Inferred, written_out: Collection[ir.Node] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        inferred: Inferred,
+        written_out: Collection[ir.Node] = (),
+        fused: Mapping[ir.Value, ir.Value] | None = None,
+    ) -> None:
+        self._fused = fused or {}
         self._model = model
         self._inferred = inferred
         self._names = Names(all_names(model))
@@ -40,7 +48,7 @@ class OnnxSurgeon:
         self.ops = OnnxOps(model.graph, self._names.unique)
 
     def handle(self, value: Value) -> ir.Value:
-        native = value.native
+        native = self._fused.get(value.native, value.native)
         if isinstance(native, IntegerWeight):
             if native not in self._widened:
                 self._widened[native] = self._float_weight(native)
@@ -144,36 +152,57 @@ class OnnxSurgeon:
         self.ops.append(twin)
         return twin.outputs
 
-    def map_positions(
-        self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
-    ) -> ir.Value:
-        mask = ir.Value(
-            name=self._names.unique("mask"),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            shape=ir.Shape(list(masks.shape[1:])),
-        )
+    def map_positions(self, masks: Masks, features: Sequence[Value], region: Sequence[Node], result: Value) -> ir.Value:
+        # A Loop, since OpenVINO's reader knows no Scan whose body reads values from outside of it.
+        step, more = self._scalar("position", ir.DataType.INT64), self._scalar("more", ir.DataType.BOOL)
         imports = self._model.opset_imports
-        body = ir.Graph([mask], [], nodes=[], name=self._names.unique("positions"), opset_imports=imports)
+        body = ir.Graph([step, more], [], nodes=[], name=self._names.unique("positions"), opset_imports=imports)
         outer = self.ops
         whole = {feature: self.handle(feature) for feature in features}
         self.ops = OnnxOps(body, self._names.unique)
         try:
+            mask = self._mask(masks, step)
             made = {feature: self.ops.mul(value, mask) for feature, value in whole.items()}
             for node in region:
                 operands = [v if v is None else made[v] if v in made else self.handle(v) for v in node.inputs]
                 made.update(zip(node.outputs, self.copy(node, operands), strict=True))
+            again = self.ops.constant(np.array(True))
         finally:
             self.ops = outer
         last = made[result]
         last.type = ir.TensorType(ir.DataType.FLOAT)
         if result.shape is not None:  # onnxruntime wants to know the rank
             last.shape = ir.Shape(result.shape)
-        body.outputs.append(last)
-        table = self.ops.constant(masks)
-        scan = ir.node("Scan", [table], {"body": body, "num_scan_inputs": 1}, name=self._names.unique("scan"))
-        scan.outputs[0].name = self._names.unique("scan/out")
-        self.ops.append(scan)
-        return scan.outputs[0]
+        going = ir.node("Identity", [again], name=self._names.unique("again"))
+        going.outputs[0].name = self._names.unique("again/out")
+        going.outputs[0].type, going.outputs[0].shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
+        body.append(going)
+        body.outputs.extend([going.outputs[0], last])
+        runs, start = (self.ops.constant(np.array(value)) for value in (np.int64(len(masks)), True))
+        loop = ir.node("Loop", [runs, start], {"body": body}, name=self._names.unique("positions"))
+        loop.outputs[0].name = self._names.unique("positions/out")
+        self.ops.append(loop)
+        return loop.outputs[0]
+
+    def _scalar(self, name: str, kind: ir.DataType) -> ir.Value:
+        return ir.Value(name=self._names.unique(name), type=ir.TensorType(kind), shape=ir.Shape([]))
+
+    def _mask(self, masks: Masks, step: ir.Value) -> ir.Value:
+        """The mask of one position."""
+        op = self.ops
+        height, width = masks.grid
+        wide = op.constant(np.array(width, np.int64))
+        row = op.div(step, wide)
+        column = op.sub(step, op.mul(row, wide))
+        down = op.reshape(op.gather(op.constant(masks.rows), row), [height, 1])
+        across = op.gather(op.constant(masks.columns), column)
+        cells = op.reshape(op.mul(down, across), [height * width])
+        before, behind = (
+            [op.constant(np.ones(count, np.float32))] if count else [] for count in (masks.prefix, masks.suffix)
+        )
+        if before or behind:
+            cells = op.concat([*before, cells, *behind], 0)
+        return op.reshape(cells, list(masks.sizes))
 
     def prune(self) -> None:
         graph = self._model.graph

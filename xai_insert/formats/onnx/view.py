@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.reader import read
-from xai_insert.formats.onnx.shapes import Inferred
+from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
 from xai_insert.formats.onnx.vocabulary import INTEGER, OPS
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
@@ -56,7 +56,7 @@ def _stored(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
-def build_view(model: ir.Model, inferred: Inferred) -> Graph:
+def build_view(model: ir.Model, inferred: Inferred, hidden: Collection[ir.Node] = ()) -> Graph:
     """View of `model`.
 
     Constant subgraphs (dequantised weights, folded shapes) appear as constants. Floats of any width are float32, and
@@ -65,6 +65,7 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
     Args:
         model: the model; its values must have unique names, as the format demands.
         inferred: sizes and element types, better informed than those stored in the model.
+        hidden: nodes that are written out beside, and stay out of the view.
     """
     graph = model.graph
     values: dict[ir.Value, Value] = {}
@@ -82,6 +83,8 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
 
     nodes: list[Node] = []
     for native in graph:
+        if native in hidden:
+            continue
         inputs = tuple(None if operand is None else view_of(operand) for operand in native.inputs)
         outputs = tuple(view_of(output) for output in native.outputs)
         if _fold(native, inputs, outputs):
@@ -102,10 +105,23 @@ def build_view(model: ir.Model, inferred: Inferred) -> Graph:
         nodes.append(node)
     inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
     names = [value.name or "" for value in graph.outputs]
-    return Graph(inputs_, [view_of(value) for value in graph.outputs], names, nodes, _hint(nodes))
+    return Graph(inputs_, [view_of(_named_scores(value)) for value in graph.outputs], names, nodes, _hint(nodes))
+
+
+def _named_scores(output: ir.Value) -> ir.Value:
+    """The scores that an output gives by the names of their classes; else itself."""
+    node = output.producer()
+    if node is None or (node.domain, node.op_type) != (ML_DOMAIN, "ZipMap") or node.inputs[0] is None:
+        return output
+    return node.inputs[0]
 
 
 def _hint(nodes: list[Node]) -> str:
+    if any(node.native.domain == "com.microsoft.nchwc" for node in nodes):
+        return (
+            "onnxruntime has written its layers for one kind of processor (the NCHWc layout of ORT_ENABLE_ALL): give "
+            "the model that it read, or let it write at ORT_ENABLE_EXTENDED"
+        )
     fused = next((node.type for node in nodes if node.type.startswith("QLinear") or node.type == "QGemm"), None)
     if fused is None:
         return ""

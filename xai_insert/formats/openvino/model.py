@@ -21,6 +21,7 @@ from xai_insert.formats.openvino.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
 
 _METADATA = "xai_insert"
+_VERSION = "version"
 
 
 class OpenVINOModel:
@@ -32,6 +33,7 @@ class OpenVINOModel:
         self.native = native
         self._weights = weights
         self._keep_float32 = False
+        _write_as_newest(native)
         with taking_apart("the OpenVINO graph"):
             self._products = WrittenOut(native)
 
@@ -105,6 +107,8 @@ def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     if path.suffix.lower() == ".xml":
         require_safe(path)
         weights: Collection[Path] = [path.with_suffix(".bin")]
+    elif path.suffix.lower() != ".onnx":
+        weights = []
     else:
         from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
 
@@ -121,6 +125,16 @@ def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     if not isinstance(model, ov.Model):
         raise ModelFileError(f"cannot read a {type(model).__name__}: wanted an ov.Model that is not compiled")
     return _reshaped(model.clone(), input_shapes, [])
+
+
+def _write_as_newest(model: ov.Model) -> None:
+    """Have a model that was read from IR version 10 written as version 11.
+
+    Whoever reads version 10 gives every output as float32 or int32. What was read has those conversions as operations;
+    a new output is to keep its type.
+    """
+    if model.has_rt_info([_VERSION]) and model.get_rt_info([_VERSION]).value == 10:
+        model.set_rt_info(11, [_VERSION])
 
 
 def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape], weights: Collection[Path]) -> OpenVINOModel:

@@ -11,6 +11,7 @@ from xai_insert.errors import ModelFileError
 
 _DEEPEST = 200  # bodies of loops within loops; readers recurse
 _BITS = re.compile(r"\d+")
+_OLDEST = 10
 _ODD_BITS = {"boolean": 8, "bf16": 16, "nf4": 4}
 
 
@@ -57,7 +58,9 @@ class _Walk:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise ModelFileError(f"the XML is nested more than {_DEEPEST} elements deep: refused")
-        if tag == "layer":
+        if tag == "net":
+            _require_version(attributes.get("version", ""))
+        elif tag == "layer":
             self._layer, self._kind = attributes.get("name", "")[:200], attributes.get("type", "")
         elif tag == "data" and self._kind == "Const":
             self._constant(attributes)
@@ -83,3 +86,11 @@ class _Walk:
         bits = _ODD_BITS.get(kind) or (int(digits.group()) if digits else 0)
         if math.prod(shape) * bits > 8 * size:
             raise ModelFileError(f"{what} of shape {shape} and type {kind} does not fit its {size} bytes")
+
+
+def _require_version(version: str) -> None:
+    if version.isdigit() and int(version) < _OLDEST:
+        raise ModelFileError(
+            f"the IR is of version {version}, of OpenVINO before 2020, which no OpenVINO since 2024 reads: convert the "
+            "original model (ONNX, TensorFlow) anew, with ovc"
+        )

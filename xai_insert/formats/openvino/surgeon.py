@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as opset
 from openvino.op import loop as ov_loop
@@ -13,6 +12,7 @@ from openvino.op import loop as ov_loop
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.ops import OpenVINOOps
+from xai_insert.graph.masks import Masks
 from xai_insert.graph.names import Names
 from xai_insert.graph.rounding import folded_range
 from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, volume
@@ -137,12 +137,12 @@ class OpenVINOSurgeon:
             output.set_names(set())
 
     def map_positions(
-        self, masks: npt.NDArray[np.float32], features: Sequence[Value], region: Sequence[Node], result: Value
+        self, masks: Masks, features: Sequence[Value], region: Sequence[Node], result: Value
     ) -> ov.Output:
         sources = [self._apart(self.handle(feature)) for feature in features]
-        mask = opset.parameter([1, *masks.shape[1:]], ov.Type.f32)
+        step = opset.parameter([], ov.Type.i64)
         entries = [opset.parameter(source.get_partial_shape(), ov.Type.f32) for source in sources]
-        single = opset.reshape(mask, np.array(masks.shape[1:], np.int64), special_zero=False)
+        single = self._mask(masks, step)
         made: dict[Value, ov.Output] = {
             feature: opset.multiply(entry, single).output(0) for feature, entry in zip(features, entries, strict=True)
         }
@@ -171,11 +171,10 @@ class OpenVINOSurgeon:
             made.update(zip(node.outputs, twin.outputs(), strict=True))
         stacked = opset.unsqueeze(made[result], np.array([0], np.int64))
         yes = opset.constant(np.array(True))
-        body = ov.Model([opset.result(yes), opset.result(stacked)], [mask, *entries, *captured.values()], "positions")
+        body = ov.Model([opset.result(yes), opset.result(stacked)], [step, *entries, *captured.values()], "positions")
         loop = ov_loop(self.ops.constant(np.array(len(masks), np.int64)), self.ops.constant(np.array(True)))
         loop.set_function(body)
-        loop.set_special_body_ports([-1, 0])
-        loop.set_sliced_input(mask, self.ops.constant(masks), 0, 1, 1, -1, 0)
+        loop.set_special_body_ports([0, 0])
         for entry, source in zip(entries, sources, strict=True):
             loop.set_invariant_input(entry, source)
         for value, parameter in captured.items():
@@ -184,6 +183,22 @@ class OpenVINOSurgeon:
         loop.validate_and_infer_types()
         loop.set_friendly_name(self._names.unique("positions"))
         return scores
+
+    def _mask(self, masks: Masks, step: ov.Node) -> ov.Node:
+        """The mask of one position."""
+        height, width = masks.grid
+        wide, axis = np.array(width, np.int64), np.array(0, np.int64)
+        row = opset.divide(step, wide)
+        column = opset.subtract(step, opset.multiply(row, wide))
+        down = opset.reshape(opset.gather(masks.rows, row, axis), np.array([height, 1]), special_zero=False)
+        cells = opset.multiply(down, opset.gather(masks.columns, column, axis))
+        flat = opset.reshape(cells, np.array([height * width]), special_zero=False)
+        before, behind = (
+            [opset.constant(np.ones(count, np.float32))] if count else [] for count in (masks.prefix, masks.suffix)
+        )
+        if before or behind:
+            flat = opset.concat([*before, flat, *behind], 0)
+        return opset.reshape(flat, np.array(masks.sizes, np.int64), special_zero=False)
 
     def _apart(self, value: ov.Output) -> ov.Output:
         """`value`, read in a way that leaves the precision of what is before it alone, see `Ops.isolated`."""

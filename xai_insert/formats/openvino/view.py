@@ -160,7 +160,7 @@ def build_view(model: ov.Model) -> Graph:
             continue
         if kind == "Constant":
             outputs[0].load = _reader(native)
-        elif _is_foldable(kind, inputs, outputs):
+        elif _is_foldable(kind, inputs, outputs) or _takes_known_sizes(native, inputs):
             for value in outputs:
                 value.load = _evaluator(native, inputs, value.index)
         else:
@@ -206,6 +206,25 @@ def _is_foldable(kind: str, inputs: tuple[Value, ...], outputs: tuple[Value, ...
     return bool(inputs) and all(v.is_constant for v in inputs) and all(v.shape is not None for v in outputs)
 
 
+def _takes_known_sizes(native: ov.Node, inputs: tuple[Value, ...]) -> bool:
+    """Whether a node takes, of a shape whose batch alone may be open, sizes that are known."""
+    if native.get_type_name() not in ("Slice", "StridedSlice", "Gather") or not all(v.is_constant for v in inputs[1:]):
+        return False
+    shape = inputs[0].producer
+    if shape is None or shape.op is not Op.SHAPE or shape.read(0).shape is None:
+        return False
+    taken = _evaluator(native, inputs, 0)()
+    return bool(taken.size) and bool((taken >= 0).all())
+
+
+def _elements(value: Value) -> npt.NDArray[Any]:
+    """Elements of a constant, or those of a shape, open sizes as -1."""
+    if value.is_constant or value.producer is None:
+        return np.array(value.elements(), order="C")
+    sizes = [-1 if size is None else size for size in value.producer.read(0).sizes]
+    return np.array(sizes, value.native.get_element_type().to_dtype())
+
+
 def _reader(native: Any) -> Callable[[], npt.NDArray[Any]]:
     if native.get_element_type() != ov.Type.bf16:
         return lambda: np.asarray(native.data)
@@ -221,7 +240,7 @@ def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callabl
             ov.Tensor(_evaluated(output), output.get_shape() if output.get_partial_shape().is_static else [0])
             for output in native.outputs()
         ]
-        operands = [ov.Tensor(np.array(value.elements(), order="C")) for value in inputs]
+        operands = [ov.Tensor(_elements(value)) for value in inputs]
         try:
             folded = native.evaluate(results, operands)
         except RAISED as err:

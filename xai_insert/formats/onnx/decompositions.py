@@ -1,0 +1,133 @@
+"""Fused operators of an ONNX model, shown in smaller ones while the model is studied and never written back.
+
+One rule per operator, keyed by its domain and type. A rule that does not cover a node leaves it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import onnx_ir as ir
+
+from xai_insert.formats.onnx import fused, quantised
+from xai_insert.formats.onnx.einsum import einsum
+from xai_insert.formats.onnx.surgeon import all_names
+from xai_insert.formats.onnx.writer import Shared, Writer, Written
+from xai_insert.graph.names import Names
+
+_MS = "com.microsoft"
+RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
+    ("", "Einsum"): einsum,
+    ("", "Attention"): fused.standard_attention,
+    (_MS, "Attention"): fused.attention,
+    (_MS, "MultiHeadAttention"): fused.multi_head_attention,
+    (_MS, "SkipLayerNormalization"): fused.skip_layer_norm,
+    (_MS, "SkipSimplifiedLayerNormalization"): fused.skip_rms_norm,
+    (_MS, "SimplifiedLayerNormalization"): fused.rms_norm,
+    (_MS, "Gelu"): fused.gelu,
+    (_MS, "BiasGelu"): fused.gelu,
+    (_MS, "FastGelu"): fused.fast_gelu,
+    (_MS, "QuickGelu"): fused.quick_gelu,
+    (_MS, "FusedMatMul"): fused.fused_matmul,
+    (_MS, "TransposeMatMul"): fused.fused_matmul,
+    (_MS, "FusedConv"): fused.fused_conv,
+    (_MS, "FusedGemm"): fused.fused_gemm,
+    (_MS, "MatMulNBits"): quantised.packed_matmul,
+    (_MS, "DynamicQuantizeMatMul"): quantised.dynamic_matmul,
+    ("", "QLinearConv"): quantised.conv,
+    ("", "QLinearMatMul"): quantised.matmul,
+    (_MS, "QGemm"): quantised.gemm,
+    (_MS, "QLinearAdd"): quantised.binary("Add"),
+    (_MS, "QLinearMul"): quantised.binary("Mul"),
+    (_MS, "QLinearConcat"): quantised.concat,
+    (_MS, "QLinearAveragePool"): quantised.unary("AveragePool"),
+    (_MS, "QLinearGlobalAveragePool"): quantised.unary("GlobalAveragePool"),
+    (_MS, "QLinearLeakyRelu"): quantised.unary("LeakyRelu"),
+    (_MS, "QLinearSigmoid"): quantised.unary("Sigmoid"),
+    (_MS, "QLinearSoftmax"): quantised.unary("Softmax"),
+}
+
+_ROUNDING = frozenset(kind for (_, kind) in RULES if kind.startswith("QLinear") or kind == "QGemm")
+
+
+class Decomposed:
+    """Smaller operators behind the fused ones of `model`, which nothing reads but for the time of `shown`.
+
+    Attributes:
+        nodes: what was added to the graph.
+        hidden: the nodes that nothing reads for that time.
+        fused: what a value that was added stands for.
+    """
+
+    def __init__(self, model: ir.Model, ranks: Callable[[], Mapping[str, int]]) -> None:
+        self.nodes: list[ir.Node] = []
+        self.hidden: set[ir.Node] = set()
+        self.fused: dict[ir.Value, ir.Value] = {}
+        self._pairs: list[tuple[ir.Value, ir.Value]] = []
+        self._ranks: Mapping[str, int] | None = None
+        shared = Shared()
+        names: Names | None = None
+
+        def rank(value: ir.Value) -> int | None:
+            if value.shape is not None:
+                return value.shape.rank()
+            if self._ranks is None:
+                self._ranks = ranks()
+            return self._ranks.get(value.name or "")
+
+        rules = dict(RULES)
+        if any(node.op_type in _ROUNDING for node in model.graph):
+            rules["", "DequantizeLinear"] = quantised.dequantised
+        for node in list(model.graph):
+            rule = rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+            if rule is not None:
+                names = names or Names(all_names(model))
+                self._write_out(Writer(model.graph, node, names, rank, shared), rule)
+        self.nodes.extend(shared.nodes)
+
+    def _write_out(self, writer: Writer, rule: Callable[[Writer], Written]) -> None:
+        node, written = writer.node, rule(writer)
+        read = [value.uses() or value.is_graph_output() for value in node.outputs]
+        if written is None or any(new is None and used for new, used in zip(written, read, strict=True)):
+            writer.undo()
+            return
+        self.nodes.extend(writer.added)
+        writer.finish()
+        self.hidden.add(node)
+        for old, new, used in zip(node.outputs, written, read, strict=True):
+            if new is not None and used:
+                new.type, new.shape = old.type, old.shape
+                self.fused[new] = old
+                self._pairs.append((new, old))
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Let what reads a fused operator read the smaller ones instead."""
+        moved = [(new, old, list(old.uses())) for new, old in self._pairs]
+        outputs = [(new, old) for new, old in self._pairs if old.is_graph_output()]
+        for new, _, uses in moved:
+            for node, index in uses:
+                node.replace_input_with(index, new)
+        for new, old in outputs:
+            _exchange_output(old, new)
+        try:
+            yield
+        finally:
+            for new, old in outputs:
+                _exchange_output(new, old)
+            for _, old, uses in moved:
+                for node, index in uses:
+                    node.replace_input_with(index, old)
+
+
+def _exchange_output(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be the graph's output, under the name that `old` is known by."""
+    producer = old.producer()
+    assert producer is not None
+    assert producer.graph is not None
+    outputs = producer.graph.outputs
+    old.name, new.name = new.name, old.name
+    for index, value in enumerate(list(outputs)):
+        if value is old:
+            outputs[index] = new

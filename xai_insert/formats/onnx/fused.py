@@ -1,0 +1,240 @@
+"""What runtimes fuse (attention, norms, activations, products), written out in the standard operator set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import onnx_ir as ir
+
+from xai_insert.formats.onnx.writer import Writer, Written
+
+_GELU_FACTOR = math.sqrt(2 / math.pi)
+
+
+def attention(w: Writer) -> Written:
+    """`com.microsoft` Attention: projections of query, key and value in one weight, then attention."""
+    x, weight, bias, mask, past, added = (w.operand(index) for index in range(6))
+    heads = int(w.number("num_heads", 0))
+    if x is None or weight is None or mask is not None or past is not None or not heads or len(w.node.inputs) > 6:
+        return None
+    sizes = w.node.attributes.get("qkv_hidden_sizes")
+    is_uneven = sizes is not None and len(set(sizes.as_ints())) > 1
+    if is_uneven or w.has("unidirectional", "do_rotary", "past_present_share_buffer") or _others(w):
+        return None
+    joint = w("MatMul", x, weight)
+    if bias is not None:
+        joint = w("Add", joint, bias)
+    width = weight.shape[-1] if weight.shape is not None else None
+    each = width // 3 // heads if isinstance(width, int) else -1
+    whole = w.transpose(w.reshape(joint, [0, 0, 3, heads, each]), (2, 0, 3, 1, 4))
+    return [_attended(w, [w("Gather", whole, w.constant(np.array(index)), axis=0) for index in range(3)], added)]
+
+
+def multi_head_attention(w: Writer) -> Written:
+    """`com.microsoft` MultiHeadAttention: attention of projections that are there."""
+    query, key, value, bias, padding, added = (w.operand(index) for index in range(6))
+    heads = int(w.number("num_heads", 0))
+    if query is None or key is None or value is None or padding is not None or not heads:
+        return None  # the packed form, all three in one, has no kernel on a CPU
+    if len(w.node.inputs) > 6 or _others(w) or w.has("unidirectional"):
+        return None
+    if any(w.rank(part) not in (3, None) for part in (query, key, value)):
+        return None
+    parts = [query, key, value]
+    if bias is not None:
+        width = bias.shape[-1] if bias.shape is not None else None
+        if not isinstance(width, int):
+            return None
+        cuts = [w.constant([number * width // 3]) for number in range(4)]
+        axis = w.constant([0])
+        biases = [w("Slice", bias, start, end, axis) for start, end in pairwise(cuts)]
+        parts = [w("Add", part, shift) for part, shift in zip(parts, biases, strict=True)]
+    return [_attended(w, [_headed(w, part, heads) for part in parts], added)]
+
+
+def standard_attention(w: Writer) -> Written:
+    """Attention of ONNX 23 in three axes, or with attributes at their defaults, as one of four axes without them."""
+    query, key, value, mask = (w.operand(index) for index in range(4))
+    if query is None or key is None or value is None or len(w.node.inputs) > 4 or _others(w):
+        return None
+    heads, others = int(w.number("q_num_heads", 0)), int(w.number("kv_num_heads", 0))
+    written = {"q_num_heads", "kv_num_heads", "softcap", "qk_matmul_output_mode"} & set(w.node.attributes)
+    if not written or heads != others or w.has("softcap", "qk_matmul_output_mode"):
+        return None
+    kept = {name: w.node.attributes[name].value for name in ("scale", "is_causal") if name in w.node.attributes}
+    operands = [mask] if mask is not None else []
+    if not heads:
+        return [w("Attention", query, key, value, *operands, **kept)]
+    result = w("Attention", *(_headed(w, part, heads) for part in (query, key, value)), *operands, **kept)
+    return [w.reshape(w.transpose(result, (0, 2, 1, 3)), [0, 0, -1])]
+
+
+def _others(w: Writer) -> bool:
+    """Whether something reads an output other than the first."""
+    return any(output.uses() or output.is_graph_output() for output in w.node.outputs[1:])
+
+
+def _headed(w: Writer, part: ir.Value, heads: int) -> ir.Value:
+    return w.transpose(w.reshape(part, [0, 0, heads, -1]), (0, 2, 1, 3))
+
+
+def _attended(w: Writer, parts: Sequence[ir.Value], added: ir.Value | None) -> ir.Value:
+    query, key, value = parts
+    scale = w.number("scale", 0)
+    turned = w.transpose(key, (0, 1, 3, 2))
+    scores = w("MatMul", query, turned)
+    if scale:
+        scores = w("Mul", scores, w.constant(float(scale)))
+    else:
+        width = w("Gather", w("Shape", query), w.constant(np.array(3)), axis=0)
+        scores = w("Div", scores, w("Sqrt", w("Cast", width, to=ir.DataType.FLOAT)))
+    if added is not None:
+        scores = w("Add", scores, added)
+    result = w("MatMul", w("Softmax", scores, axis=-1), value)
+    return w.reshape(w.transpose(result, (0, 2, 1, 3)), [0, 0, -1])
+
+
+def skip_layer_norm(w: Writer) -> Written:
+    """A sum, and the norm of it."""
+    x, skip, gamma, beta, bias = (w.operand(index) for index in range(5))
+    return _skip_norm(w, x, skip, bias, gamma, beta, is_centred=True)
+
+
+def skip_rms_norm(w: Writer) -> Written:
+    """A sum, and the root mean square norm of it."""
+    x, skip, gamma, bias = (w.operand(index) for index in range(4))
+    return _skip_norm(w, x, skip, bias, gamma, None, is_centred=False)
+
+
+def _skip_norm(
+    w: Writer,
+    x: ir.Value | None,
+    skip: ir.Value | None,
+    bias: ir.Value | None,
+    gamma: ir.Value | None,
+    beta: ir.Value | None,
+    *,
+    is_centred: bool,
+) -> Written:
+    if x is None or skip is None or gamma is None:
+        return None
+    total = w("Add", x, skip)
+    if bias is not None:
+        total = w("Add", total, bias)
+    return [_norm(w, total, gamma, beta, is_centred=is_centred), None, None, total][: len(w.node.outputs)]
+
+
+def _norm(w: Writer, x: ir.Value, gamma: ir.Value, beta: ir.Value | None, *, is_centred: bool) -> ir.Value:
+    epsilon = w.number("epsilon", 1e-12)
+    if is_centred and w.version >= 17:
+        operands = [x, gamma] if beta is None else [x, gamma, beta]
+        return w("LayerNormalization", *operands, axis=-1, epsilon=epsilon)
+    centred = w("Sub", x, w.mean(x)) if is_centred else x
+    spread = w("Sqrt", w("Add", w.mean(w("Mul", centred, centred)), w.constant(epsilon)))
+    scaled = w("Mul", w("Div", centred, spread), gamma)
+    return scaled if beta is None else w("Add", scaled, beta)
+
+
+def rms_norm(w: Writer) -> Written:
+    """The simplified norm of the standard domain at a version that its own does not have."""
+    x, gamma = w.operand(0), w.operand(1)
+    if x is None or gamma is None or int(w.number("axis", -1)) != -1 or _others(w):
+        return None
+    return [_norm(w, x, gamma, None, is_centred=False)]
+
+
+def _gelu(w: Writer, x: ir.Value) -> ir.Value:
+    share = w("Add", w("Erf", w("Div", x, w.constant(math.sqrt(2)))), w.constant(1.0))
+    return w("Mul", w("Mul", x, share), w.constant(0.5))
+
+
+def gelu(w: Writer) -> Written:
+    """Gelu, of a sum with a bias if there is one."""
+    x, bias = w.operand(0), w.operand(1)
+    if x is None:
+        return None
+    return [_gelu(w, x if bias is None else w("Add", x, bias))]
+
+
+def fast_gelu(w: Writer) -> Written:
+    """Gelu by a hyperbolic tangent."""
+    x, bias = w.operand(0), w.operand(1)
+    if x is None:
+        return None
+    if bias is not None:
+        x = w("Add", x, bias)
+    cube = w("Mul", w("Mul", w("Mul", x, x), x), w.constant(0.044715 * _GELU_FACTOR))
+    inner = w("Add", w("Mul", x, w.constant(_GELU_FACTOR)), cube)
+    return [w("Mul", w("Mul", x, w("Add", w("Tanh", inner), w.constant(1.0))), w.constant(0.5))]
+
+
+def quick_gelu(w: Writer) -> Written:
+    """`x * sigmoid(alpha * x)`; SiLU where alpha is 1."""
+    x, alpha = w.operand(0), w.number("alpha", 1.702)
+    if x is None:
+        return None
+    return [w("Mul", x, w("Sigmoid", x if alpha == 1 else w("Mul", x, w.constant(alpha))))]
+
+
+def fused_matmul(w: Writer) -> Written:
+    """A product of transposed factors, times a number."""
+    factors = []
+    if w.has("transBatchA", "transBatchB"):
+        return None
+    for index, name in enumerate(("transA", "transB")):
+        factor = w.operand(index)
+        if factor is None:
+            return None
+        if w.has(name):
+            rank = w.rank(factor)
+            if rank is None or rank < 2:
+                return None
+            axes = list(range(rank))
+            factor = w.transpose(factor, [*axes[:-2], axes[-1], axes[-2]])
+        factors.append(factor)
+    product, alpha = w("MatMul", *factors), w.number("alpha", 1)
+    return [product if alpha == 1 else w("Mul", product, w.constant(alpha))]
+
+
+def _clip(w: Writer, x: ir.Value, numbers: list[float]) -> ir.Value:
+    return w("Clip", x, *(w.constant(float(number)) for number in numbers))
+
+
+_ACTIVATIONS: dict[str, Callable[[Writer, ir.Value, list[float]], ir.Value]] = {
+    "Relu": lambda w, x, _: w("Relu", x),
+    "Sigmoid": lambda w, x, _: w("Sigmoid", x),
+    "Tanh": lambda w, x, _: w("Tanh", x),
+    "LeakyRelu": lambda w, x, n: w("LeakyRelu", x, alpha=n[0] if n else 0.01),
+    "HardSigmoid": lambda w, x, n: w("HardSigmoid", x, alpha=n[0] if n else 0.2, beta=n[1] if len(n) > 1 else 0.5),
+    "Clip": _clip,
+}
+
+
+def fused_conv(w: Writer) -> Written:
+    """A convolution, a sum if there is one, and an activation."""
+    kept = {name: a.value for name, a in w.node.attributes.items() if not name.startswith("activation")}
+    made = w("Conv", *(value for value in w.node.inputs[:3] if value is not None), **kept)
+    if (other := w.operand(3)) is not None:
+        made = w("Add", made, other)
+    numbers = w.node.attributes.get("activation_params")
+    return _activated(w, made, [] if numbers is None else list(numbers.as_floats()))
+
+
+def fused_gemm(w: Writer) -> Written:
+    """A linear layer and an activation."""
+    kept = {name: a.value for name, a in w.node.attributes.items() if not name.startswith("activation")}
+    numbers = [w.number(f"activation_{name}", math.nan) for name in ("alpha", "beta", "gamma")]
+    made = w("Gemm", *(value for value in w.node.inputs if value is not None), **kept)
+    return _activated(w, made, [number for number in numbers if not math.isnan(number)])
+
+
+def _activated(w: Writer, made: ir.Value, numbers: list[float]) -> Written:
+    kind = w.node.attributes.get_string("activation", "")
+    if not kind:
+        return [made]
+    if kind not in _ACTIVATIONS:
+        return None
+    return [_ACTIVATIONS[kind](w, made, numbers)]

@@ -1,0 +1,94 @@
+"""Models whose outputs are maps or sequences of maps (ZipMap), for which onnx-ir has no type.
+
+The types are kept aside while a model is read and edited, and put back when it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import onnx
+
+_KEPT = "xai_insert.type"
+
+
+def read(path: Path) -> ir.Model:
+    """Read a file; external weights stay where they are."""
+    try:
+        return ir.load(path)
+    except ir.serde.SerdeError:
+        import onnx  # noqa: PLC0415 - only for models that need it
+
+        proto = onnx.load(path, load_external_data=False)
+        if not _has_maps(proto):
+            raise
+        model = from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        return model
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """What `onnx_ir.from_proto` gives, for any types of outputs."""
+    if not _has_maps(proto):
+        return ir.from_proto(proto)
+    twin = type(proto)()
+    twin.CopyFrom(proto)
+    types = {}
+    for value in twin.graph.output:
+        if _is_map(value.type):
+            types[value.name] = value.type.SerializeToString()
+            value.ClearField("type")
+    plain = [value for value in twin.graph.value_info if not _is_map(value.type)]
+    del twin.graph.value_info[:]
+    twin.graph.value_info.extend(plain)
+    model = ir.from_proto(twin)
+    for output in model.graph.outputs:
+        if output.name in types:
+            output.meta[_KEPT] = types[output.name]
+    return model
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The message of a model, with the types that were kept aside."""
+    proto = ir.to_proto(model)
+    for value, output in zip(model.graph.outputs, proto.graph.output, strict=True):
+        if _KEPT in value.meta:
+            output.type.ParseFromString(value.meta[_KEPT])
+    return proto
+
+
+def write(model: ir.Model, path: Path) -> None:
+    """Write a model whose external weights are where they are to be."""
+    if any(_KEPT in value.meta for value in model.graph.outputs):
+        path.write_bytes(to_proto(model).SerializeToString())
+    else:
+        ir.save(model, path)
+
+
+@contextmanager
+def untyped(graph: ir.Graph) -> Iterator[None]:
+    """Keep type inference from giving types to maps, for a time: it knows no operator of the name they then have."""
+    nodes = [node for node in graph if node.op_type == "ZipMap"]
+    for node in nodes:
+        node.op_type = "ZipMapUntyped"
+    try:
+        yield
+    finally:
+        for node in nodes:
+            node.op_type = "ZipMap"
+
+
+def _has_maps(proto: onnx.ModelProto) -> bool:
+    return any(_is_map(value.type) for value in (*proto.graph.output, *proto.graph.value_info))
+
+
+def _is_map(kind: onnx.TypeProto) -> bool:
+    while kind.HasField("sequence_type"):
+        kind = kind.sequence_type.elem_type
+    return bool(kind.HasField("map_type"))

@@ -1,0 +1,160 @@
+"""Layers that compute and round at once, or hold packed weights, written out as layers of floats between roundings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from xai_insert.formats.onnx.writer import Writer, Written
+
+
+def _float(w: Writer, first: int, axis: int | None = None) -> ir.Value | None:
+    """The float that an operand stands for, with scale and zero point behind it; a channel axis for those of many."""
+    operands = [w.operand(first + offset) for offset in range(3)]
+    if operands[0] is None or operands[1] is None:
+        return None
+    if axis is None or (operands[1].shape is not None and operands[1].shape.rank() == 0) or w.version < 13:
+        axis = None
+    return w.dequantised(_present(operands), axis)
+
+
+def dequantised(w: Writer) -> Written:
+    """DequantizeLinear of what is no weight: the same value as other layers read."""
+    x = w.operand(0)
+    if x is None or x.const_value is not None or w.has("block_size"):
+        return None
+    operands = _present([w.operand(index) for index in range(3)])
+    axis = w.node.attributes.get("axis")
+    if axis is not None and operands[1].shape is not None and operands[1].shape.rank() > 0:
+        return None
+    return [w.dequantised(operands)]
+
+
+def _present(operands: Sequence[ir.Value | None]) -> list[ir.Value]:
+    return [value for value in operands if value is not None]
+
+
+def _rounded(w: Writer, made: ir.Value, first: int) -> list[ir.Value | None]:
+    return [w("QuantizeLinear", made, *_present([w.operand(first), w.operand(first + 1)]))]
+
+
+def conv(w: Writer) -> Written:
+    """QLinearConv."""
+    x, weight = _float(w, 0), _float(w, 3, axis=0)
+    if x is None or weight is None:
+        return None
+    operands = [x, weight]
+    if (bias := w.operand(8)) is not None:
+        operands.append(_scaled(w, bias))
+    return _rounded(w, w("Conv", *operands, **_attributes(w)), 6)
+
+
+def _scaled(w: Writer, bias: ir.Value) -> ir.Value:
+    """An integer bias as float: its scale is that of the input times that of the weight."""
+    scale = w("Mul", w.operand(1), w.operand(4))
+    return w("Mul", w("Cast", bias, to=ir.DataType.FLOAT), scale)
+
+
+def matmul(w: Writer) -> Written:
+    """QLinearMatMul."""
+    a, b = _float(w, 0), _float(w, 3, axis=-1)
+    return None if a is None or b is None else _rounded(w, w("MatMul", a, b), 6)
+
+
+def gemm(w: Writer) -> Written:
+    """QGemm, whose result is a float if it has no scale."""
+    a, b = _float(w, 0), _float(w, 3, axis=0 if w.has("transB") else 1)
+    if a is None or b is None or w.number("alpha", 1) != 1:
+        return None
+    operands = [a, b]
+    if (bias := w.operand(6)) is not None:
+        operands.append(_scaled(w, bias))
+    kept = {name: number for name, number in _attributes(w).items() if name in ("transA", "transB")}
+    made = w("Gemm", *operands, **kept)
+    return [made] if w.operand(7) is None else _rounded(w, made, 7)
+
+
+def binary(kind: str) -> Callable[[Writer], Written]:
+    """QLinearAdd, QLinearMul."""
+
+    def rule(w: Writer) -> Written:
+        a, b = _float(w, 0), _float(w, 3)
+        return None if a is None or b is None else _rounded(w, w(kind, a, b), 6)
+
+    return rule
+
+
+def unary(kind: str) -> Callable[[Writer], Written]:
+    """A QLinear function of one operand, with its attributes."""
+
+    def rule(w: Writer) -> Written:
+        x, kept = _float(w, 0), _attributes(w)
+        if x is None or kept.pop("channels_last", 0):
+            return None
+        kept.pop("opset", None)
+        return _rounded(w, w(kind, x, **kept), 3)
+
+    return rule
+
+
+def concat(w: Writer) -> Written:
+    """QLinearConcat: scale and zero point of the result, then those of each part behind it."""
+    parts = [_float(w, first) for first in range(2, len(w.node.inputs), 3)]
+    if not parts or any(part is None for part in parts):
+        return None
+    return _rounded(w, w("Concat", *parts, **_attributes(w)), 0)
+
+
+def _attributes(w: Writer) -> dict[str, Any]:
+    return {name: attribute.value for name, attribute in w.node.attributes.items()}
+
+
+def dynamic_matmul(w: Writer) -> Written:
+    """DynamicQuantizeMatMul: a stored integer weight; the other factor is rounded while the model runs."""
+    a, b, scale, zero, bias = (w.operand(index) for index in range(5))
+    if a is None or b is None or scale is None or b.const_value is None:
+        return None
+    weight = w("Cast", b, to=ir.DataType.FLOAT)
+    if zero is not None:
+        weight = w("Sub", weight, w("Cast", zero, to=ir.DataType.FLOAT))
+    made = w("MatMul", a, w("Mul", weight, scale))
+    return [made if bias is None else w("Add", made, bias)]
+
+
+def packed_matmul(w: Writer) -> Written:
+    """MatMulNBits: a weight of 4 or 8 bits in blocks of the summed axis, two to a byte."""
+    a, packed, scales, zeros, groups, bias = (w.operand(index) for index in range(6))
+    bits, block = int(w.number("bits", 4)), int(w.number("block_size", 0))
+    rows, columns = int(w.number("K", 0)), int(w.number("N", 0))
+    if a is None or packed is None or scales is None or groups is not None or bits not in (4, 8) or not block:
+        return None
+    count = -(-rows // block)
+    numbers = _unpacked(w, packed, bits, [columns, count, block])
+    if zeros is None:
+        shift = w.constant(float(1 << (bits - 1)))
+    elif zeros.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        shift = w.reshape(w("Cast", zeros, to=ir.DataType.FLOAT), [columns, count, 1])
+    else:
+        whole = _unpacked(w, zeros, bits, [columns, -1])
+        cut = w("Slice", whole, w.constant([0]), w.constant([count]), w.constant([1]))
+        shift = w.reshape(cut, [columns, count, 1])
+    factor = w.reshape(w("Cast", scales, to=ir.DataType.FLOAT), [columns, count, 1])
+    weight = w.reshape(w("Mul", w("Sub", numbers, shift), factor), [columns, count * block])
+    if count * block != rows:
+        weight = w("Slice", weight, w.constant([0]), w.constant([rows]), w.constant([1]))
+    made = w("MatMul", a, w.transpose(weight, (1, 0)))
+    return [made if bias is None else w("Add", made, bias)]
+
+
+def _unpacked(w: Writer, packed: ir.Value, bits: int, sizes: list[int]) -> ir.Value:
+    """Bytes as floats, or the two halves of each, the lower first."""
+    whole = w("Cast", packed, to=ir.DataType.FLOAT)
+    if bits == 8:
+        return w.reshape(whole, sizes)
+    upper = w("Floor", w("Mul", whole, w.constant(np.array(1 / 16, np.float32))))
+    lower = w("Sub", whole, w("Mul", upper, w.constant(16.0)))
+    flat = [w.reshape(part, [-1, 1]) for part in (lower, upper)]
+    return w.reshape(w("Concat", *flat, axis=1), sizes)
