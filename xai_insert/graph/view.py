@@ -39,7 +39,7 @@ class Op(Enum):
     CONV = auto()
     DIV = auto()
     ELEMENTWISE = auto()
-    """Any other function of one operand, applied element by element."""
+    """Any other function applied element by element; several operands broadcast."""
     EXPAND = auto()
     GATHER = auto()
     """Attrs `axis`, and `start` where one known index is taken."""
@@ -53,6 +53,7 @@ class Op(Enum):
     """Non-maximum suppression: boxes and scores are its first two operands."""
     NONZERO = auto()
     OTHER = auto()
+    """Unknown: it may mix any axes, so nothing is concluded from it."""
     POOL = auto()
     """Windowed pooling: attrs `mode` (mean or max), `kernel`, `pads`."""
     POW = auto()

@@ -20,7 +20,7 @@ from xai_insert.methods.axes import BATCH, Dim, Dims, Tokens, has_tokens, plain,
 
 _ELEMENTWISE = frozenset(
     {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
-    | {Op.EXPAND, Op.OTHER, Op.SELECT, Op.COMPARE}
+    | {Op.EXPAND, Op.SELECT, Op.COMPARE}
 )
 
 
@@ -102,6 +102,8 @@ class Lifter(Generic[V]):
             self._copy(node, main, dims)
 
     def _refusal(self, node: Node) -> CannotFreeBatchError:
+        if node.op is Op.OTHER:  # it may mix anything with anything
+            return CannotFreeBatchError(f"it is not known which axes {node.type} {node.name!r} mixes")
         return CannotFreeBatchError(f"{node.type} {node.name!r} mixes the batch or the tokens with other axes")
 
     def _copy(self, node: Node, main: Lifted[V], dims: Dims) -> None:
@@ -269,9 +271,7 @@ def _touched_axes(node: Node, rank: int) -> Sequence[int] | None:
     """Axes that an operation mixes or resizes; None if that is unknown."""
     axes: Sequence[int] | None
     if node.op in _ELEMENTWISE:
-        source = node.inputs[0]
-        same = source is not None and source.rank == node.output.rank
-        axes = () if node.op is not Op.OTHER or same else None
+        axes = ()
     elif node.op in (Op.REDUCE, Op.LAYER_NORM):
         axes = node.attrs["axes"]
     elif node.op in (Op.SOFTMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.SLICE):

@@ -6,37 +6,16 @@ from collections.abc import Mapping
 
 from xai_insert.graph.view import Op
 
-_ELEMENTWISE = [
-    "Relu",
-    "Gelu",
-    "Elu",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Abs",
-    "Erf",
-    "Tanh",
-    "HardSwish",
-    "Swish",
-    "HardSigmoid",
-    "Mish",
-    "PRelu",
-    "LeakyRelu",
-    "Celu",
-    "ThresholdedRelu",
-    "Reciprocal",
-    "Softplus",
-    "Softsign",
-    "Selu",
-    "Neg",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Sign",
-    "Sin",
-    "Cos",
-    "Tan",
-]
+# Every operator of one operand, or of several that broadcast, that treats each element alone; what `OPS` names apart
+# from these has a name of its own in the view. LpNormalization, LRN, CumSum and their like are not among them: they
+# mix the elements of an axis.
+_ELEMENTWISE = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log "
+    "Mish Neg PRelu Reciprocal Relu Round Selu Shrink Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh "
+    "ThresholdedRelu And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor IsInf IsNaN Mean Mod Not Or Sum Xor"
+).split()
+FUSED_ELEMENTWISE = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
+"""Those of onnxruntime's own domain."""
 OPS: Mapping[str, Op] = {
     "Add": Op.ADD,
     "Sub": Op.SUB,

@@ -24,33 +24,14 @@ from xai_insert.graph.view import (
     volume,
 )
 
-_ELEMENTWISE = [
-    "Relu",
-    "Gelu",
-    "Elu",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Abs",
-    "Erf",
-    "Tanh",
-    "HSwish",
-    "Swish",
-    "HSigmoid",
-    "Mish",
-    "PRelu",
-    "SoftPlus",
-    "SoftSign",
-    "Selu",
-    "HardSigmoid",
-    "Negative",
-    "Floor",
-    "Ceiling",
-    "Sign",
-    "Sin",
-    "Cos",
-    "Tan",
-]
+# Every operation of one operand, or of several that broadcast, that treats each element alone; see also `_OPS`.
+# NormalizeL2, GRN, LRN, CumSum and their like are not among them: they mix the elements of an axis.
+_ELEMENTWISE = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh Ceiling Cos Cosh Elu Erf Exp Floor Gelu HSigmoid HSwish HardSigmoid Log Mish "
+    "Negative PRelu Relu Round Selu Sign Sin Sinh SoftPlus SoftSign Sqrt Swish Tan Tanh BitwiseAnd BitwiseLeftShift "
+    "BitwiseNot BitwiseOr BitwiseRightShift BitwiseXor FloorMod IsFinite IsInf IsNaN LogicalAnd LogicalNot LogicalOr "
+    "LogicalXor Mod SquaredDifference"
+).split()
 _OPS: Mapping[str, Op] = {
     "Add": Op.ADD,
     "Subtract": Op.SUB,
