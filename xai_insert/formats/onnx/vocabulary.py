@@ -10,10 +10,10 @@ from xai_insert.graph.view import Op
 # from these has a name of its own in the view. LpNormalization, LRN, CumSum and their like are not among them: they
 # mix the elements of an axis.
 _ELEMENTWISE = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log "
-    "Mish Neg PRelu Reciprocal Relu Round Selu Shrink Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh "
+    "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu "
+    "Log Mish Neg PRelu Reciprocal Relu Round Selu Shrink Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh "
     "ThresholdedRelu And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor IsInf IsNaN Mean Mod Not Or Sum Xor"
-).split()
+)
 FUSED_ELEMENTWISE = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
 """Those of onnxruntime's own domain."""
 OPS: Mapping[str, Op] = {
@@ -82,6 +82,6 @@ OPS: Mapping[str, Op] = {
     "DynamicQuantizeLinear": Op.QUANTIZE,
     "MatMulInteger": Op.MATMUL,
     "ConvInteger": Op.CONV,
-    **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
+    **dict.fromkeys(_ELEMENTWISE.split(), Op.ELEMENTWISE),
 }
 INTEGER = ("MatMulInteger", "ConvInteger")

@@ -31,7 +31,7 @@ _ELEMENTWISE = (
     "Negative PRelu Relu Round Selu Sign Sin Sinh SoftPlus SoftSign Sqrt Swish Tan Tanh BitwiseAnd BitwiseLeftShift "
     "BitwiseNot BitwiseOr BitwiseRightShift BitwiseXor FloorMod IsFinite IsInf IsNaN LogicalAnd LogicalNot LogicalOr "
     "LogicalXor Mod SquaredDifference"
-).split()
+)
 _OPS: Mapping[str, Op] = {
     "Add": Op.ADD,
     "Subtract": Op.SUB,
@@ -98,9 +98,10 @@ _OPS: Mapping[str, Op] = {
     "Less": Op.COMPARE,
     "LessEqual": Op.COMPARE,
     "Equal": Op.COMPARE,
+    "NotEqual": Op.COMPARE,
     "FakeQuantize": Op.QUANTIZE,
     "FakeConvert": Op.QUANTIZE,
-    **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
+    **dict.fromkeys(_ELEMENTWISE.split(), Op.ELEMENTWISE),
 }
 
 
