@@ -20,7 +20,7 @@ OPTIONS = {
 }  # fmt: skip
 REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
-    "per_box", "saliency_map", "mflops", "output_difference", "map_difference", "bytes_before", "bytes_after",
+    "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference", "bytes_before", "bytes_after",
     "quantiser_ignored_scope", "versions", "error",
 }  # fmt: skip
 ERRORS = {

@@ -32,6 +32,8 @@ class Report:
             first_label, shape}` or, with two stages, `{feature, logits, regions, boxes, boxes_format, scores, shape}`.
         saliency_map: `{shape, dtype, bytes_per_image}`.
         mflops: extra work per image.
+        check: `done`; `left out` by the options; `not yet`, of a dry run, which does not run what it would insert:
+            where a closed form turns out not to be the definition, masked runs will take its place.
         output_difference: see `CheckResult`; None if not checked.
         map_difference: see `CheckResult`.
         bytes_before: size of the model's files; None for models in memory.
@@ -56,6 +58,7 @@ class Report:
     per_box: Mapping[str, Any] = field(default_factory=dict)
     saliency_map: Mapping[str, Any] = field(default_factory=dict)
     mflops: float | None = None
+    check: str = ""
     output_difference: float | None = None
     map_difference: float | None = None
     bytes_before: int | None = None
@@ -79,7 +82,7 @@ class Report:
             ("output", f"saliency_map {format_shape(saliency['shape'])} {saliency['dtype']}{_bytes(saliency)}"),
             ("cost", "follows the input" if self.mflops is None else f"{self.mflops:.1f} MFLOPs per image"),
         ]
-        if self.output_difference is not None:
+        if self.check:
             lines.append(("checked", self._checked()))
         if self.output is not None:
             lines.append(("written", f"{self.output}{self._growth()}"))
@@ -107,6 +110,11 @@ class Report:
         return lines
 
     def _checked(self) -> str:
+        if self.check == "left out":
+            return "left out (--no-check)"
+        if self.output_difference is None:
+            instead = "; if the closed form is not the definition, masked runs" if self.form == "closed form" else ""
+            return f"not yet, since nothing is run here{instead}"
         moved = "identical" if self.output_difference == 0 else f"moved by {self.output_difference:.1e}"
         text = f"predictions {moved}"
         if self.map_difference is not None:

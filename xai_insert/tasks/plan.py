@@ -49,7 +49,7 @@ class Branch:
     """What a plan has added to a model.
 
     Attributes:
-        plan: the plan as it was carried out.
+        plan: the plan that was carried out.
         raw: handle of the unscaled map, of `plan.map_shape`; before `spread`, where there is one.
         scores: handle of the class scores, where the map is defined by masking.
         classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
@@ -114,7 +114,7 @@ class Plan(ABC):
         """The maps whose means over their locations, side by side, `feature_vector` gives where nothing is pooled."""
         return ()
 
-    def without_closed_form(self, graph: Graph) -> Plan | None:
-        """The plan to take where the closed form turns out not to be the definition; None if there is no other."""
-        del graph
+    def without_closed_form(self, graph: Graph, reason: str) -> Plan | None:
+        """The plan to take where the closed form turns out not to do, for `reason`; None if there is no other."""
+        del graph, reason
         return None
