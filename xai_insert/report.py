@@ -42,6 +42,7 @@ class Report:
             `IgnoredScope(patterns=[...])`, if the result is to be quantised.
         versions: of the tool and the libraries used.
         error: why nothing was inserted; None if it was.
+        unused_options: names of the options that do nothing for the model, where that is the error.
     """
 
     source: str
@@ -66,6 +67,7 @@ class Report:
     quantiser_ignored_scope: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    unused_options: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError, UnsupportedTaskError
+from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
@@ -94,6 +94,13 @@ class ClassificationPlan(Plan):
             maps = choose_maps(surgeon, maps, choice, (None, found.logits.classes, *found.target.grid))
         return maps
 
+    def uses(self) -> frozenset[str]:
+        used = {"output", "target_layer", "top_k"}
+        readout = self.found.readout
+        if readout is not None and not readout.is_pool:  # of a pool patches are kept one by one, and it is the last
+            used |= {"block"} if self.method == "activation-map" else {"block", "kernel"}
+        return frozenset(used)
+
     def describe(self) -> dict[str, Any]:
         logits, target = self.found.logits, self.found.target
         return {
@@ -157,8 +164,6 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
             )
     batch, classes = target.shape[0], found.logits.classes
     if options.method == "activation-map":
-        if options.top_k is not None:
-            raise UnsupportedTaskError("the Activation Map is one map for all classes: leave out --top-k")
         flops = volume([2 if size is None else size for size in target.shape[1:]])
         shape: Shape = (batch, *target.grid)
         return ClassificationPlan(

@@ -15,6 +15,8 @@ from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.options import Options
 
+EVERY_PLAN_USES = frozenset({"method", "output_dtype", "saliency_size", "feature_vector", "input_shapes", "check"})
+
 
 @dataclass(frozen=True)
 class Masking:
@@ -92,6 +94,10 @@ class Plan(ABC):
     @abstractmethod
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         """Add the branch, without outputs."""
+
+    @abstractmethod
+    def uses(self) -> frozenset[str]:
+        """Names of the options that this plan goes by, beside `EVERY_PLAN_USES`."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
