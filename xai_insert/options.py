@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from xai_insert.graph.view import Shape
+from xai_insert.graph.shape import Shape
 
 MethodName = Literal[
     "auto", "recipro-cam", "vit-recipro-cam", "activation-map", "det-class-probability-map", "instance-masks"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xai_insert.graph.view import format_grid, format_shape
-from xai_insert.tasks.plan import Plan
+from xai_insert.graph.shape import format_grid, format_shape
+
+if TYPE_CHECKING:  # the command line prints reports without planning
+    from xai_insert.tasks.plan import Plan
 
 
 @dataclass(frozen=True)

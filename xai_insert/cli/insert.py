@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from xai_insert.cli.parsing import COUNT, INPUT_SHAPE, SIZE
 from xai_insert.cli.worker import Job, Runner, Worker, configure_logging
-from xai_insert.graph.view import Shape
+from xai_insert.graph.shape import Shape
 from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
 from xai_insert.report import Report, to_json
 from xai_insert.version import __version__

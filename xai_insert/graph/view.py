@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError, ShapeUnknownError
-
-Shape = tuple[int | None, ...]
-"""Sizes of a value; None where the size is not known before the model runs."""
+from xai_insert.graph.shape import Shape as Shape  # noqa: PLC0414 - read here by all
+from xai_insert.graph.shape import format_grid as format_grid  # noqa: PLC0414 - read here by all
+from xai_insert.graph.shape import format_shape as format_shape  # noqa: PLC0414 - read here by all
 
 
 class Op(Enum):
@@ -214,18 +214,6 @@ class Graph:
     def order(self) -> dict[Node, int]:
         """Position of each node in topological order."""
         return {node: index for index, node in enumerate(self.nodes)}
-
-
-def format_shape(shape: Shape | None) -> str:
-    """`[1, 512, ?, ?]`."""
-    if shape is None:
-        return "[...]"
-    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-
-
-def format_grid(grid: Shape) -> str:
-    """`7x7`."""
-    return "x".join("?" if size is None else str(size) for size in grid)
 
 
 def volume(shape: Sequence[int | None]) -> int | None:
