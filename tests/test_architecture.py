@@ -90,6 +90,29 @@ def test_importing_loads_no_format_library():
     assert printed.strip() == "[]"
 
 
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_the_command_answers_without_numpy(flag):
+    """Importing it takes longer than all else together."""
+    import subprocess
+    import sys
+
+    script = f"""
+import sys
+from xai_insert.cli.insert import main
+main([{flag!r}], standalone_mode=False)
+print(sorted({{m.split('.')[0] for m in sys.modules}} & {{'numpy', 'openvino', 'onnx', 'onnx_ir', 'onnxruntime'}}))
+"""
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines()[-1] == "[]"
+
+
+def test_names_that_are_imported_later():
+    assert set(xai_insert.__all__) <= set(dir(xai_insert))
+    assert xai_insert.insert is importlib.import_module("xai_insert.pipeline").insert
+    with pytest.raises(AttributeError, match="no attribute 'insrt'"):
+        _ = xai_insert.insrt
+
+
 @pytest.mark.parametrize(
     "path", sorted(Path(xai_insert.__file__).parents[1].glob("benchmarks/*.py")), ids=lambda p: p.stem
 )

@@ -16,12 +16,12 @@ from xai_insert.cli.insert import main as insert_command
 OPTIONS = {
     "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": 1, "output_dtype": "u8",
     "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "top_k": None,
-    "per_box": False, "input_shapes": {}, "check": True,
+    "per_box": False, "input_shapes": {}, "check": True, "given": None,
 }  # fmt: skip
 REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
-    "per_box", "saliency_map", "mflops", "output_difference", "map_difference", "bytes_before", "bytes_after",
-    "quantiser_ignored_scope", "versions", "error",
+    "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference", "bytes_before", "bytes_after",
+    "quantiser_ignored_scope", "versions", "error", "unused_options",
 }  # fmt: skip
 ERRORS = {
     "XaiInsertError": Exception, "ModelFileError": errors.XaiInsertError, "AlreadyInsertedError": errors.XaiInsertError,
@@ -30,6 +30,7 @@ ERRORS = {
     "UnknownNameError": errors.XaiInsertError, "ShapeUnknownError": errors.XaiInsertError,
     "CheckFailedError": errors.XaiInsertError, "TimeLimitError": errors.CheckFailedError,
     "DefinitionError": errors.CheckFailedError, "CannotFreeBatchError": errors.XaiInsertError,
+    "UnusedOptionError": errors.XaiInsertError,
 }  # fmt: skip
 INSERT_FLAGS = {
     "models", "-o", "--output-model", "--method", "--target-layer", "--output", "--output-dtype", "--kernel", "--block",

@@ -48,6 +48,20 @@ class ShapeUnknownError(XaiInsertError):
     """A size that the insertion needs is not known; `--input-shape` supplies it."""
 
 
+class UnusedOptionError(XaiInsertError):
+    """Options were set that do nothing for this model.
+
+    Attributes:
+        options: their names, as in `Options`.
+    """
+
+    def __init__(self, options: Iterable[str], method: str) -> None:
+        self.options = tuple(sorted(options))
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in self.options)
+        them = "it" if len(self.options) == 1 else "them"
+        super().__init__(f"{flags} would do nothing for this model, whose method is {method}; leave {them} out")
+
+
 class CheckFailedError(XaiInsertError):
     """The inserted model does not behave as promised, so nothing is written."""
 

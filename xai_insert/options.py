@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from xai_insert.graph.view import Shape
+from xai_insert.graph.shape import Shape
 
 MethodName = Literal[
     "auto", "recipro-cam", "vit-recipro-cam", "activation-map", "det-class-probability-map", "instance-masks"
@@ -42,6 +42,8 @@ class Options:
             `[B, M, h, w]`, a map of each detection that the model reports.
         input_shapes: sizes to fix in the model, by input name; None stays dynamic.
         check: whether to run the plain and the inserted model and refuse a model that does not behave as promised.
+        given: names of the options that were set on purpose, though perhaps to their default: a model for which one of
+            them does nothing is refused. None: those that differ from their defaults.
     """
 
     method: MethodName = "auto"
@@ -58,6 +60,7 @@ class Options:
     per_box: bool = False
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     check: bool = True
+    given: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -76,3 +79,13 @@ class Options:
             raise ValueError(f"score_threshold must lie in 0..1, not {self.score_threshold}")
         if self.output_dtype not in OUTPUT_DTYPES:
             raise ValueError(f"output_dtype must be one of {', '.join(OUTPUT_DTYPES)}, not {self.output_dtype!r}")
+        if unknown := set(self.given or ()) - {item.name for item in fields(self)}:
+            raise ValueError(f"given names options, not {sorted(unknown)}")
+
+    @property
+    def on_purpose(self) -> frozenset[str]:
+        """Names of the options that were set on purpose, see `given`."""
+        if self.given is not None:
+            return frozenset(self.given)
+        default = Options()
+        return frozenset(item.name for item in fields(self) if getattr(self, item.name) != getattr(default, item.name))

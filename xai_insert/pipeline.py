@@ -16,7 +16,13 @@ from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
 from xai_insert.check_place import places_of
-from xai_insert.errors import AlreadyInsertedError, DefinitionError, ModelFileError, TargetNotFoundError
+from xai_insert.errors import (
+    AlreadyInsertedError,
+    CannotFreeBatchError,
+    DefinitionError,
+    ModelFileError,
+    TargetNotFoundError,
+)
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
@@ -82,14 +88,12 @@ def plan_insertion(
     output: Path | None = None,
     passed: Callable[[str], None] = _ignored,
 ) -> Report:
-    """Say what `insert` would do, without doing it. Arguments and errors are those of `insert` and `insert_file`."""
+    """Say what `insert` would do. Arguments and errors are those of `insert` and `insert_file`.
+
+    It is done, on a copy that nobody gets, but for the check: the inserted model is not run.
+    """
     options = options or Options()
-    loaded = load(model, options.input_shapes, output)
-    _refuse_twice(loaded, graph := loaded.view())
-    if options.check:
-        require_proportion(graph, _ADVICE)
-    passed("read")
-    return _report(loaded, make_plan(loaded, graph, options), options, _name(model))
+    return _insert(lambda: load(model, options.input_shapes, output), options, _name(model), passed, dry_run=True)[1]
 
 
 def insert_file(
@@ -117,7 +121,12 @@ def insert_file(
 
 
 def _insert(
-    fresh: Callable[[], LoadedModel], options: Options, source: str, passed: Callable[[str], None] = _ignored
+    fresh: Callable[[], LoadedModel],
+    options: Options,
+    source: str,
+    passed: Callable[[str], None] = _ignored,
+    *,
+    dry_run: bool = False,
 ) -> tuple[LoadedModel, Report]:
     """Plan, splice and check; where a closed form turns out not to be the definition, start afresh without it."""
     loaded = fresh()
@@ -128,38 +137,46 @@ def _insert(
     passed("read")
     plan = make_plan(loaded, graph, options)
     passed("located")
-    plain = run_plain(loaded, graph) if options.check else []
-    place = _place(loaded, graph, plan, options)
+    plain = None
+    if options.check and not dry_run:
+        plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
     passed("run")
     try:
-        return loaded, _carry_out(loaded, graph, plan, options, source, plain, place)
-    except DefinitionError as err:
-        if plan.without_closed_form(graph) is None:
+        return loaded, _carry_out(loaded, graph, plan, options, source, plain)
+    except (CannotFreeBatchError, DefinitionError) as err:
+        reason = str(err) if isinstance(err, CannotFreeBatchError) else "the closed form is not the definition here"
+        if plan.without_closed_form(graph, reason) is None:
             raise
         logger.info("no closed form: %s", err)
     loaded = fresh()
     graph = loaded.view()
-    other = make_plan(loaded, graph, options).without_closed_form(graph)
+    other = make_plan(loaded, graph, options).without_closed_form(graph, reason)
     assert other is not None  # the same model gives the same plan
-    return loaded, _carry_out(loaded, graph, other, options, source, plain, place)
+    return loaded, _carry_out(loaded, graph, other, options, source, plain)
 
 
-def _place(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> str | None:
+@dataclass(frozen=True)
+class Plain:
+    """What the model says before anything is inserted.
+
+    Attributes:
+        outputs: its outputs for a random input.
+        place: see `CheckResult`.
+    """
+
+    outputs: Sequence[Any]
+    place: str | None
+
+
+def _place(loaded: LoadedModel, graph: Graph, plan: Plan) -> str | None:
     features = plan.placed()
-    if not features or not options.check:
-        return None
-    return places_of(features, loaded, image_inputs(graph)[0])
+    return places_of(features, loaded, image_inputs(graph)[0]) if features else None
 
 
 def _carry_out(
-    loaded: LoadedModel,
-    graph: Graph,
-    plan: Plan,
-    options: Options,
-    source: str,
-    plain: Sequence[Any],
-    place: str | None,
+    loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, source: str, plain: Plain | None
 ) -> Report:
+    """Splice, and check if there are outputs of the plain model to compare with."""
     require_moderate_map(plan.map_shape)
     try:
         branch = splice(loaded, graph, plan, options)
@@ -168,14 +185,14 @@ def _carry_out(
             f"the layers to insert do not fit the model: {last_line(err)}; is the file whole?"
         ) from err
     checked = None
-    if options.check:
+    if plain is not None:
         outputs = run_random(loaded.runner())
-        moved = check_outputs(graph, plain, outputs)
+        moved = check_outputs(graph, plain.outputs, outputs)
         if branch.plan.placed():
-            require_varied(outputs[len(plain)])
+            require_varied(outputs[len(plain.outputs)])
         masking = branch.plan.masking(options)
         off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
-        checked = CheckResult(moved, off, place)
+        checked = CheckResult(moved, off, plain.place)
     return _report(loaded, branch.plan, options, source, checked)
 
 
@@ -256,6 +273,7 @@ def _report(
     return Report(
         source=source,
         format=loaded.format_name,
+        check="left out" if not options.check else "not yet" if checked is None else "done",
         output_difference=None if checked is None else checked.output_difference,
         map_difference=None if checked is None else checked.map_difference,
         place=("unchecked" if plan.placed() else None) if checked is None else checked.place,

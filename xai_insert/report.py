@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xai_insert.graph.view import format_grid, format_shape
-from xai_insert.tasks.plan import Plan
+from xai_insert.graph.shape import format_grid, format_shape
+
+if TYPE_CHECKING:  # the command line prints reports without planning
+    from xai_insert.tasks.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Report:
             first_label, shape}` or, with two stages, `{feature, logits, regions, boxes, boxes_format, scores, shape}`.
         saliency_map: `{shape, dtype, bytes_per_image}`.
         mflops: extra work per image.
+        check: `done`; `left out` by the options; `not yet`, of a dry run, which does not run what it would insert:
+            where a closed form turns out not to be the definition, masked runs will take its place.
         output_difference: see `CheckResult`; None if not checked.
         map_difference: see `CheckResult`.
         place: how it was proved where the map lies in the image: `blocks`, `axes`, or `unchecked`; None where the
@@ -42,6 +46,7 @@ class Report:
             `IgnoredScope(patterns=[...])`, if the result is to be quantised.
         versions: of the tool and the libraries used.
         error: why nothing was inserted; None if it was.
+        unused_options: names of the options that do nothing for the model, where that is the error.
     """
 
     source: str
@@ -58,6 +63,7 @@ class Report:
     per_box: Mapping[str, Any] = field(default_factory=dict)
     saliency_map: Mapping[str, Any] = field(default_factory=dict)
     mflops: float | None = None
+    check: str = ""
     output_difference: float | None = None
     map_difference: float | None = None
     place: str | None = None
@@ -66,6 +72,7 @@ class Report:
     quantiser_ignored_scope: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    unused_options: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -82,7 +89,7 @@ class Report:
             ("output", f"saliency_map {format_shape(saliency['shape'])} {saliency['dtype']}{_bytes(saliency)}"),
             ("cost", "follows the input" if self.mflops is None else f"{self.mflops:.1f} MFLOPs per image"),
         ]
-        if self.output_difference is not None:
+        if self.check:
             lines.append(("checked", self._checked()))
         if self.output is not None:
             lines.append(("written", f"{self.output}{self._growth()}"))
@@ -110,6 +117,11 @@ class Report:
         return lines
 
     def _checked(self) -> str:
+        if self.check == "left out":
+            return "left out (--no-check)"
+        if self.output_difference is None:
+            instead = "; if the closed form is not the definition, masked runs" if self.form == "closed form" else ""
+            return f"not yet, since nothing is run here{instead}"
         moved = "identical" if self.output_difference == 0 else f"moved by {self.output_difference:.1e}"
         text = f"predictions {moved}"
         if self.map_difference is not None:

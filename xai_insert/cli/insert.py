@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from xai_insert.cli.parsing import COUNT, INPUT_SHAPE, SIZE
 from xai_insert.cli.worker import Job, Runner, Worker, configure_logging
-from xai_insert.graph.view import Shape
+from xai_insert.graph.shape import Shape
 from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
 from xai_insert.report import Report, to_json
 from xai_insert.version import __version__
 
 EXIT_FAILED = 1
+_PARAMETERS = {"output": "output_name", "check": "no_check"}
+"""Parameters of the command for those fields of `Options` whose names differ."""
 
 EPILOG = """\b
 Methods: auto, recipro-cam, vit-recipro-cam, activation-map,
@@ -121,24 +126,51 @@ def main(
         per_box=per_box,
         input_shapes=dict(input_shapes),
         check=not no_check,
+        given=tuple(item.name for item in fields(Options) if _was_typed(_PARAMETERS.get(item.name, item.name))),
     )
     goals = _outputs(models, output, dry_run)
     jobs = [Job(model, goal, options, dry_run) for model, goal in zip(models, goals, strict=True)]
-    reports = []
+
+    def show(report: Report) -> None:
+        if report.error is not None:
+            click.echo(f"error: {report.text()}", err=True)
+        elif not quiet:
+            click.echo(report.text())
+
     with Worker(verbose, time_limit) as worker:
-        for job in jobs:
-            report = (run or worker)(job)
-            reports.append(report)
-            if report.error is not None:
-                click.echo(f"error: {report.text()}", err=True)
-            elif not quiet:
-                click.echo(report.text())
+        reports = _done(jobs, run or worker, show)
     if report_path is not None:
         _write_report(report_path, reports)
     failed = sum(report.error is not None for report in reports)
     if failed and len(reports) > 1:
         click.echo(f"{failed} of {len(reports)} models failed", err=True)
     sys.exit(EXIT_FAILED if failed else 0)
+
+
+def _was_typed(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _done(jobs: Sequence[Job], run: Runner, show: Callable[[Report], None]) -> list[Report]:
+    """Do all jobs. An option that does nothing for one model is refused only if it does nothing for all others too."""
+    reports: dict[int, Report] = {}
+    for index, job in enumerate(jobs):
+        report = reports[index] = run(job)
+        if len(jobs) == 1 or not report.unused_options:
+            show(report)
+    used: set[str] = set()
+    for index, job in enumerate(jobs):
+        if reports[index].error is None or reports[index].unused_options:
+            used |= job.options.on_purpose - set(reports[index].unused_options)
+    for index, job in enumerate(jobs):
+        unused = reports[index].unused_options
+        if len(jobs) == 1 or not unused:
+            continue
+        if used.issuperset(unused):
+            options = replace(job.options, given=tuple(sorted(job.options.on_purpose - set(unused))))
+            reports[index] = run(replace(job, options=options))
+        show(reports[index])
+    return [reports[index] for index in range(len(jobs))]
 
 
 def _outputs(models: tuple[Path, ...], output: Path | None, dry_run: bool) -> list[Path | None]:

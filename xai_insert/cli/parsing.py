@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from xai_insert.graph.view import Shape
+from xai_insert.graph.shape import Shape
 
 
 class InputShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from xai_insert.errors import XaiInsertError
+from xai_insert.errors import UnusedOptionError, XaiInsertError
 from xai_insert.options import Options
 from xai_insert.report import Report
 
@@ -70,6 +70,8 @@ def run_here(job: Job, passed: Callable[[str], None] = lambda _: None) -> Report
         if job.dry_run or job.output is None:
             return plan_insertion(job.model, job.options, job.output, passed)
         return insert_file(job.model, job.output, job.options, passed)
+    except UnusedOptionError as err:
+        return Report(source=str(job.model), error=str(err), unused_options=err.options)
     except XaiInsertError as err:
         return Report(source=str(job.model), error=" ".join(str(err).split()))
     except MemoryError:
@@ -126,7 +128,7 @@ class Worker:
         if not answer:
             return Report(source=str(job.model), error=_obituary(self._stop()))
         report = Report(**json.loads(answer))
-        if report.error is not None:
+        if report.error is not None and not report.unused_options:
             self._stop()  # the library may still be busy with the file
         return report
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError, ShapeUnknownError
 from xai_insert.graph.operators import Operator, Unknown
-
-Shape = tuple[int | None, ...]
-"""Sizes of a value; None where the size is not known before the model runs."""
+from xai_insert.graph.shape import Shape as Shape  # noqa: PLC0414 - read here by all
+from xai_insert.graph.shape import format_grid as format_grid  # noqa: PLC0414 - read here by all
+from xai_insert.graph.shape import format_shape as format_shape  # noqa: PLC0414 - read here by all
 
 
 class Op(Enum):
@@ -40,7 +40,7 @@ class Op(Enum):
     CONV = auto()
     DIV = auto()
     ELEMENTWISE = auto()
-    """Any other function of one operand, applied element by element."""
+    """Any other function applied element by element; several operands broadcast."""
     EXPAND = auto()
     GATHER = auto()
     """Attrs `axis`, and `start` where one known index is taken."""
@@ -54,6 +54,7 @@ class Op(Enum):
     """Non-maximum suppression: boxes and scores are its first two operands."""
     NONZERO = auto()
     OTHER = auto()
+    """Unknown: it may mix any axes, so nothing is concluded from it."""
     POOL = auto()
     """Windowed pooling: attrs `mode` (mean or max), `kernel`, `pads`."""
     POW = auto()
@@ -216,18 +217,6 @@ class Graph:
     def order(self) -> dict[Node, int]:
         """Position of each node in topological order."""
         return {node: index for index, node in enumerate(self.nodes)}
-
-
-def format_shape(shape: Shape | None) -> str:
-    """`[1, 512, ?, ?]`."""
-    if shape is None:
-        return "[...]"
-    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-
-
-def format_grid(grid: Shape) -> str:
-    """`7x7`."""
-    return "x".join("?" if size is None else str(size) for size in grid)
 
 
 def volume(shape: Sequence[int | None]) -> int | None:

@@ -16,7 +16,7 @@ MEAN_QUERY = "the class token is the mean of the patches"
 _SEARCH_DEPTH = 16
 _ON_THE_WAY = frozenset(
     {Op.IDENTITY, Op.CAST, Op.MUL, Op.ADD, Op.SUB, Op.DIV, Op.TRANSPOSE, Op.RESHAPE, Op.QUANTIZE, Op.CONV, Op.MATMUL}
-    | {Op.CLIP, Op.OTHER, Op.EXPAND, Op.SELECT, Op.RESIZE, Op.TAKE}
+    | {Op.CLIP, Op.EXPAND, Op.SELECT, Op.RESIZE, Op.TAKE}
 )
 _BEHIND = _ON_THE_WAY | {Op.ELEMENTWISE, Op.LAYER_NORM}
 

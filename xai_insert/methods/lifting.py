@@ -20,8 +20,10 @@ from xai_insert.methods.axes import BATCH, Dim, Dims, Tokens, has_tokens, plain,
 
 _ELEMENTWISE = frozenset(
     {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
-    | {Op.EXPAND, Op.OTHER, Op.SELECT, Op.COMPARE}
+    | {Op.EXPAND, Op.SELECT, Op.COMPARE}
 )
+_BROADCASTING = _ELEMENTWISE - {Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.EXPAND}
+_JOINING = frozenset({Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL})
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Lifter(Generic[V]):
 
     def _lift(self, node: Node) -> None:
         main = self._main(node)
-        if main is None:
+        if main is None or not self._meets_its_like(node, main):
             raise self._refusal(node)
         if node.op is Op.RESHAPE:
             self._reshape(node, main)
@@ -93,6 +95,8 @@ class Lifter(Generic[V]):
             self._join_tokens(node)
         elif node.op in (Op.GATHER, Op.SLICE, Op.SPLIT) and (axis := _selected_axis(node)) is not None:
             self._select(node, main, axis)
+        elif node.op is Op.EXPAND and len(node.inputs) == 2 and node.inputs[0] in self.made:
+            self._expand(node, main)
         elif node.op is Op.CONV:
             self._convolve(node, main)
         elif node.op is Op.MATMUL and node.inputs[1] in self.made:
@@ -101,7 +105,24 @@ class Lifter(Generic[V]):
             dims = self._result_dims(node, main.dims)
             self._copy(node, main, dims)
 
+    def _meets_its_like(self, node: Node, main: Lifted[V]) -> bool:
+        """Whether the samples of one operand meet those of the others, and not another axis."""
+        if node.op not in _BROADCASTING:
+            rest = [value for value in node.inputs[1:] if value in self.made]
+            return node.op in _JOINING or not rest  # computed weights, bounds and indices differ between samples
+        for value in node.inputs:
+            if value is None or not (value in self.made or value.is_constant):
+                continue
+            lifted = self.made.get(value)
+            dims = tuple(map(plain, fixed(value.sizes))) if lifted is None else lifted.dims
+            for own, other in zip(reversed(dims), reversed(main.dims), strict=False):
+                if (BATCH in own) != (BATCH in other) and own != ():
+                    return False
+        return True
+
     def _refusal(self, node: Node) -> CannotFreeBatchError:
+        if node.op is Op.OTHER:  # it may mix anything with anything
+            return CannotFreeBatchError(f"it is not known which axes {node.type} {node.name!r} mixes")
         return CannotFreeBatchError(f"{node.type} {node.name!r} mixes the batch or the tokens with other axes")
 
     def _copy(self, node: Node, main: Lifted[V], dims: Dims) -> None:
@@ -170,6 +191,18 @@ class Lifter(Generic[V]):
             raise self._refusal(node)
         self.made[node.output] = Lifted(self._surgeon.ops.reshape(main.handle, self._sizes(dims)), dims)
 
+    def _expand(self, node: Node, main: Lifted[V]) -> None:
+        """Repeats what has size 1; the batch stays as it is, whatever number the export has written there."""
+        sizes = node.output.sizes
+        if len(sizes) != len(main.dims):
+            raise self._refusal(node)
+        kept = [1 if width(dim) is None else size for size, dim in zip(sizes, main.dims, strict=True)]
+        known = [size for size in kept if size is not None]
+        if len(known) < len(kept):
+            raise self._refusal(node)
+        dims = tuple(dim if width(dim) is None else plain(size) for size, dim in zip(known, main.dims, strict=True))
+        self.made[node.output] = Lifted(self._surgeon.ops.expand(main.handle, known), dims)
+
     def _sizes(self, dims: Dims) -> list[int]:
         sizes = []
         for dim in dims:
@@ -190,8 +223,8 @@ class Lifter(Generic[V]):
 
     def _multiply(self, node: Node) -> None:
         """A product of two values of the ordinary batch, as the scores of an attention are."""
-        a, b = (self.made[node.read(index)] for index in (0, 1))
-        if a is None or b is None or node.attrs["transpose_a"]:
+        a, b = (self.made.get(node.read(index)) for index in (0, 1))
+        if a is None or b is None or len(a.dims) != len(b.dims) or node.attrs["transpose_a"]:
             raise self._refusal(node)
         if any(width(dim) is None for dim in (a.dims[-1], *b.dims[-2:])):
             raise self._refusal(node)
@@ -269,9 +302,7 @@ def _touched_axes(node: Node, rank: int) -> Sequence[int] | None:
     """Axes that an operation mixes or resizes; None if that is unknown."""
     axes: Sequence[int] | None
     if node.op in _ELEMENTWISE:
-        source = node.inputs[0]
-        same = source is not None and source.rank == node.output.rank
-        axes = () if node.op is not Op.OTHER or same else None
+        axes = ()
     elif node.op in (Op.REDUCE, Op.LAYER_NORM):
         axes = node.attrs["axes"]
     elif node.op in (Op.SOFTMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.SLICE):

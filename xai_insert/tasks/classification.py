@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError, UnsupportedTaskError
+from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
@@ -21,6 +21,7 @@ from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
+from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps
 from xai_insert.methods.vit_recipro_cam import (
     Kernel,
@@ -69,14 +70,14 @@ class ClassificationPlan(Plan):
         choice = None
         if options.top_k is not None:
             choice = best_classes(surgeon, self.found.logits.value, self.found.logits.classes, options.top_k)
-        plan, raw = self._add(loaded, surgeon, graph, options, choice)
-        masking = plan.masking(options)
+        raw = self._add(loaded, surgeon, graph, options, choice)
+        masking = self.masking(options)
         sources = [] if masking is None else masking.features
         scores = unrounded(surgeon, graph, sources, [self.found.logits.value])[0]
         if choice is None:
-            return Branch(plan, raw, scores)
-        output = Output(choice.indices, "int64", plan.map_shape[:2])
-        return Branch(plan, raw, scores, choice.indices, {SALIENCY_CLASSES: output})
+            return Branch(self, raw, scores)
+        output = Output(choice.indices, "int64", self.map_shape[:2])
+        return Branch(self, raw, scores, choice.indices, {SALIENCY_CLASSES: output})
 
     def _add(
         self,
@@ -85,28 +86,28 @@ class ClassificationPlan(Plan):
         graph: Graph,
         options: Options,
         choice: ClassChoice[Any] | None,
-    ) -> tuple[ClassificationPlan, Any]:
-        found, plan = self.found, self
-        if plan.method == "activation-map":
-            return plan, activation_map(surgeon, found.target)
-        vit, zeros = None, _zero_tokens(loaded, surgeon, graph, plan)
+    ) -> Any:
+        found = self.found
+        if self.method == "activation-map":
+            return activation_map(surgeon, found.target)
+        if self.form == "closed form":
+            readout = found.readout
+            zeros = {} if readout is None else probe_zero_tokens(loaded, surgeon, graph, readout)
+            return _closed_form(surgeon, graph, found, options, zeros, choice)
         if found.readout is not None:
-            vit = VitTarget(found.readout, found.target, found.logits.value, _kernel(found.readout, options))
-        if plan.form == "closed form":
-            try:
-                if vit is not None:
-                    return plan, vit_recipro_cam(surgeon, graph, vit, zeros, choice)
-                return plan, recipro_cam(surgeon, graph, found.target, found.ends, found.logits.value, choice)
-            except CannotFreeBatchError as err:
-                logger.info("no closed form: %s", err)
-                plan = masked_plan(graph, found, plan.map_shape, str(err))
-        if vit is not None:
-            maps = masked_vit_runs(surgeon, graph, vit)
+            maps = masked_vit_runs(surgeon, graph, _vit(found, found.readout, options))
         else:
             maps = masked_runs(surgeon, graph, found.target, found.logits.value, found.streams)
         if choice is not None:
             maps = choose_maps(surgeon, maps, choice, (None, found.logits.classes, *found.target.grid))
-        return plan, maps
+        return maps
+
+    def uses(self) -> frozenset[str]:
+        used = {"output", "target_layer", "top_k"}
+        readout = self.found.readout
+        if readout is not None and not readout.is_pool:  # of a pool patches are kept one by one, and it is the last
+            used |= {"block"} if self.method == "activation-map" else {"block", "kernel"}
+        return frozenset(used)
 
     def describe(self) -> dict[str, Any]:
         logits, target = self.found.logits, self.found.target
@@ -159,10 +160,8 @@ class ClassificationPlan(Plan):
     def pooled(self) -> Value | None:
         return self.found.pooled
 
-    def without_closed_form(self, graph: Graph) -> Plan | None:
-        if self.form != "closed form":
-            return None
-        return masked_plan(graph, self.found, self.map_shape, "the closed form is not the definition here")
+    def without_closed_form(self, graph: Graph, reason: str) -> Plan | None:
+        return masked_plan(graph, self.found, self.map_shape, reason) if self.form == "closed form" else None
 
 
 def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
@@ -180,16 +179,15 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
             )
     batch, classes = target.shape[0], found.logits.classes
     if options.method == "activation-map":
-        if options.top_k is not None:
-            raise UnsupportedTaskError("the Activation Map is one map for all classes: leave out --top-k")
         flops = volume([2 if size is None else size for size in target.shape[1:]])
         shape: Shape = (batch, *target.grid)
         return ClassificationPlan(
             "activation-map", "channel mean", "one map for all classes", shape, mega(flops), found
         )
     shape = (batch, classes if options.top_k is None else min(classes, options.top_k), *target.grid)
-    if found.obstacle is not None:
-        return masked_plan(graph, found, shape)
+    obstacle = found.obstacle or _batching_obstacle(graph, found, options)
+    if obstacle is not None:
+        return masked_plan(graph, found, shape, obstacle)
     if found.readout is not None:
         flops = _token_flops(graph, found, found.readout)
         reason = "attention pool" if found.readout.is_pool else "class token"
@@ -202,14 +200,13 @@ def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
     return ClassificationPlan("recipro-cam", "closed form", found.collapse, shape, mega(flops), found)
 
 
-def masked_plan(graph: Graph, found: Classifier, shape: Shape, obstacle: str | None = None) -> ClassificationPlan:
+def masked_plan(graph: Graph, found: Classifier, shape: Shape, reason: str) -> ClassificationPlan:
     """The plan that runs the rest of the model once per position."""
     target = found.target
     masked = [target.value, *(item.value for item in found.streams)]
     rest = region(graph, masked, [found.logits.value])
     batch = target.shape[0] or 1
     flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
-    reason = obstacle or found.obstacle or ""
     return ClassificationPlan(_method(found), "masked runs", reason, shape, mega(flops), found)
 
 
@@ -231,13 +228,40 @@ def position_mask(shape: Sequence[int], target: FeatureMap, position: int) -> np
     return mask.reshape(sizes)
 
 
-def _zero_tokens(
-    loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, plan: ClassificationPlan
-) -> Mapping[Attention, ZeroTokens]:
-    readout = plan.found.readout
-    if readout is None or plan.form != "closed form":
-        return {}
-    return probe_zero_tokens(loaded, surgeon, graph, readout)
+def _vit(found: Classifier, readout: Readout, options: Options) -> VitTarget:
+    return VitTarget(readout, found.target, found.logits.value, _kernel(readout, options))
+
+
+def _closed_form(
+    surgeon: Surgeon[Any],
+    graph: Graph,
+    found: Classifier,
+    options: Options,
+    zeros: Mapping[Attention, ZeroTokens],
+    choice: ClassChoice[Any] | None,
+) -> Any:
+    if found.readout is not None:
+        return vit_recipro_cam(surgeon, graph, _vit(found, found.readout, options), zeros, choice)
+    return recipro_cam(surgeon, graph, found.target, found.ends, found.logits.value, choice)
+
+
+def _any_token(value: Value) -> npt.NDArray[Any]:
+    return np.zeros([1] * len(value.sizes), np.float32)
+
+
+def _batching_obstacle(graph: Graph, found: Classifier, options: Options) -> str | None:
+    """Why the head cannot run on all positions at once; None if it can."""
+    attentions = () if found.readout is None else found.readout.attentions
+    # Any tokens will do: what is told is which axes are mixed.
+    zeros = {item: ZeroTokens(_any_token(item.key), _any_token(item.value), is_affine=True) for item in attentions}
+    count = None if options.top_k is None else min(options.top_k, found.logits.classes)
+    choice = None if count is None else ClassChoice(STAND_IN, count)
+    try:
+        _closed_form(Rehearsal(), graph, found, options, zeros, choice)
+    except CannotFreeBatchError as err:
+        logger.info("no closed form: %s", err)
+        return str(err)
+    return None
 
 
 def _token_flops(graph: Graph, found: Classifier, readout: Readout) -> int:

@@ -59,6 +59,9 @@ class ScoresPlan(Plan):
         grid = options.saliency_size or self.map_shape[-2:]
         return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported, grid, options))
 
+    def uses(self) -> frozenset[str]:
+        return frozenset({"num_classes", "per_box"})
+
     def features(self) -> Sequence[FeatureMap]:
         heads = {item.head.source: item.head for item in self.found.levels}
         return [_source_map(head) for head in heads.values()]
@@ -133,6 +136,9 @@ class RegionsPlan(Plan):
         rows, columns = (self.reported.head.scale * a / b for a, b in zip(grid, self.reported.grid, strict=True))
         maps = region_maps(surgeon, graph, self.reported, grid, (columns, rows))
         return Branch(self, raw, outputs=per_box_output(surgeon, maps, self.reported.boxes, grid, options))
+
+    def uses(self) -> frozenset[str]:
+        return frozenset({"per_box"})
 
     def features(self) -> Sequence[FeatureMap]:
         return [self.found.feature]

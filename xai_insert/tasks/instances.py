@@ -76,6 +76,9 @@ class InstancesPlan(Plan):
         height, width = (1, 1) if is_relative else fixed([image.sizes[axis] for axis in self.target.image_axes])
         return self.target.grid[1] / width / scale[0], self.target.grid[0] / height / scale[1]
 
+    def uses(self) -> frozenset[str]:
+        return frozenset({"num_classes", "score_threshold", "per_box"})
+
     def describe(self) -> dict[str, Any]:
         scores, masks = self.target.found.scored, self.target.found.drawn
         return {

@@ -15,6 +15,8 @@ from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.options import Options
 
+EVERY_PLAN_USES = frozenset({"method", "output_dtype", "saliency_size", "feature_vector", "input_shapes", "check"})
+
 
 @dataclass(frozen=True)
 class Masking:
@@ -49,7 +51,7 @@ class Branch:
     """What a plan has added to a model.
 
     Attributes:
-        plan: the plan as it was carried out.
+        plan: the plan that was carried out.
         raw: handle of the unscaled map, of `plan.map_shape`; before `spread`, where there is one.
         scores: handle of the class scores, where the map is defined by masking.
         classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
@@ -104,6 +106,10 @@ class Plan(ABC):
         """Add the branch, without outputs."""
 
     @abstractmethod
+    def uses(self) -> frozenset[str]:
+        """Names of the options that this plan goes by, beside `EVERY_PLAN_USES`."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What was found, as fields of a `Report`."""
 
@@ -124,7 +130,7 @@ class Plan(ABC):
         """The maps whose means over their locations, side by side, `feature_vector` gives where nothing is pooled."""
         return ()
 
-    def without_closed_form(self, graph: Graph) -> Plan | None:
-        """The plan to take where the closed form turns out not to be the definition; None if there is no other."""
-        del graph
+    def without_closed_form(self, graph: Graph, reason: str) -> Plan | None:
+        """The plan to take where the closed form turns out not to do, for `reason`; None if there is no other."""
+        del graph, reason
         return None

@@ -14,7 +14,7 @@ from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.reader import read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
-from xai_insert.formats.onnx.vocabulary import INTEGER, OPS
+from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather, slice_attrs
@@ -237,6 +237,8 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[]
 def _kind(native: ir.Node, inputs: tuple[Value | None, ...]) -> Op:
     if native.domain == "com.microsoft" and native.op_type in ("QuantizeLinear", "DequantizeLinear"):
         return Op.QUANTIZE
+    if native.domain == "com.microsoft" and native.op_type in FUSED_ELEMENTWISE:
+        return Op.ELEMENTWISE
     if native.domain not in _ONNX_DOMAINS:
         return Op.OTHER
     if native.op_type.startswith("Reduce"):

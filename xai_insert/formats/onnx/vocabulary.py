@@ -6,37 +6,16 @@ from collections.abc import Mapping
 
 from xai_insert.graph.view import Op
 
-_ELEMENTWISE = [
-    "Relu",
-    "Gelu",
-    "Elu",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Abs",
-    "Erf",
-    "Tanh",
-    "HardSwish",
-    "Swish",
-    "HardSigmoid",
-    "Mish",
-    "PRelu",
-    "LeakyRelu",
-    "Celu",
-    "ThresholdedRelu",
-    "Reciprocal",
-    "Softplus",
-    "Softsign",
-    "Selu",
-    "Neg",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Sign",
-    "Sin",
-    "Cos",
-    "Tan",
-]
+# Every operator of one operand, or of several that broadcast, that treats each element alone; what `OPS` names apart
+# from these has a name of its own in the view. LpNormalization, LRN, CumSum and their like are not among them: they
+# mix the elements of an axis.
+_ELEMENTWISE = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu "
+    "Log Mish Neg PRelu Reciprocal Relu Round Selu Shrink Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh "
+    "ThresholdedRelu And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor IsInf IsNaN Mean Mod Not Or Sum Xor"
+)
+FUSED_ELEMENTWISE = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
+"""Those of onnxruntime's own domain."""
 OPS: Mapping[str, Op] = {
     "Add": Op.ADD,
     "Sub": Op.SUB,
@@ -103,6 +82,6 @@ OPS: Mapping[str, Op] = {
     "DynamicQuantizeLinear": Op.QUANTIZE,
     "MatMulInteger": Op.MATMUL,
     "ConvInteger": Op.CONV,
-    **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
+    **dict.fromkeys(_ELEMENTWISE.split(), Op.ELEMENTWISE),
 }
 INTEGER = ("MatMulInteger", "ConvInteger")

@@ -26,33 +26,14 @@ from xai_insert.graph.view import (
     volume,
 )
 
-_ELEMENTWISE = [
-    "Relu",
-    "Gelu",
-    "Elu",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Abs",
-    "Erf",
-    "Tanh",
-    "HSwish",
-    "Swish",
-    "HSigmoid",
-    "Mish",
-    "PRelu",
-    "SoftPlus",
-    "SoftSign",
-    "Selu",
-    "HardSigmoid",
-    "Negative",
-    "Floor",
-    "Ceiling",
-    "Sign",
-    "Sin",
-    "Cos",
-    "Tan",
-]
+# Every operation of one operand, or of several that broadcast, that treats each element alone; see also `_OPS`.
+# NormalizeL2, GRN, LRN, CumSum and their like are not among them: they mix the elements of an axis.
+_ELEMENTWISE = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh Ceiling Cos Cosh Elu Erf Exp Floor Gelu HSigmoid HSwish HardSigmoid Log Mish "
+    "Negative PRelu Relu Round Selu Sign Sin Sinh SoftPlus SoftSign Sqrt Swish Tan Tanh BitwiseAnd BitwiseLeftShift "
+    "BitwiseNot BitwiseOr BitwiseRightShift BitwiseXor FloorMod IsFinite IsInf IsNaN LogicalAnd LogicalNot LogicalOr "
+    "LogicalXor Mod SquaredDifference"
+)
 _OPS: Mapping[str, Op] = {
     "Add": Op.ADD,
     "Subtract": Op.SUB,
@@ -119,9 +100,10 @@ _OPS: Mapping[str, Op] = {
     "Less": Op.COMPARE,
     "LessEqual": Op.COMPARE,
     "Equal": Op.COMPARE,
+    "NotEqual": Op.COMPARE,
     "FakeQuantize": Op.QUANTIZE,
     "FakeConvert": Op.QUANTIZE,
-    **dict.fromkeys(_ELEMENTWISE, Op.ELEMENTWISE),
+    **dict.fromkeys(_ELEMENTWISE.split(), Op.ELEMENTWISE),
 }
 
 
