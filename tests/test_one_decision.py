@@ -22,7 +22,7 @@ MASKED = {
     ),
 }
 NETWORKS = {**models.CLOSED, **MASKED}
-MEASURED = {"check", "output_difference", "map_difference"}
+MEASURED = {"check", "output_difference", "map_difference", "place"}
 
 
 def said(report):

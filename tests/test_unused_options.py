@@ -82,7 +82,7 @@ USED = [
 ]
 
 
-@pytest.mark.parametrize(("make", "options"), USED, ids=lambda part: getattr(part, "__name__", None) or str(part))
+@pytest.mark.parametrize(("make", "options"), USED, ids=named)
 def test_what_is_used_passes(make, options):
     plan_insertion(make(), Options(**options))
 
