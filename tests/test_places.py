@@ -8,8 +8,8 @@ from tests.nets.classifiers import generate
 from tests.nets.oracle import judge
 
 SEEDS = range(200)
-WRONG = 120  # what is wrong today; to become 0
-RIGHT = 0.2  # the least share that is right; to become 0.8
+WRONG = 90  # what is wrong today is 86; to become 0
+RIGHT = 0.2  # the least share that is right, or rightly refused; to become 0.8
 
 
 @pytest.fixture(scope="module")
@@ -25,4 +25,4 @@ def test_no_map_is_wrong(verdicts):
 
 def test_most_maps_are_right(verdicts):
     refused = [(v.sample.seed, v.sample.tags, v.reason) for v in verdicts if v.judgement == "refused"]
-    assert sum(v.judgement == "right" for v in verdicts) >= RIGHT * len(verdicts), refused[:5]
+    assert sum(v.acceptable for v in verdicts) >= RIGHT * len(verdicts), refused[:5]

@@ -122,8 +122,10 @@ def bilinear(net: Net, x: Feature) -> Vector:
 
 
 def log_sum(net: Net, x: Feature) -> Vector:
-    """The logarithm of the sum of exponentials."""
-    return net.reduce("ReduceLogSumExp", x.name, [2, 3]), x.shape[1]
+    """The logarithm of the sum of exponentials, each as a step of its own."""
+    powers = net.point(x, "Exp")
+    net.keep(powers)
+    return net.node("Log", net.reduce("ReduceSum", powers.name, [2, 3])), x.shape[1]
 
 
 def pyramid(net: Net, x: Feature) -> Vector:
@@ -281,7 +283,9 @@ def class_map(net: Net, x: Feature, classes: int) -> str:
         return net.node("Flatten", net.node("Add", net.node("GlobalAveragePool", y.name), top))
     flat = net.reshape(y, classes, int(np.prod(y.shape[2:])))
     net.keep(flat)
-    return net.reduce("ReduceSum", net.node("Mul", net.node("Softmax", flat.name, axis=2), flat.name), [2])
+    weighted = net.point(net.point(flat, "Softmax", axis=2), "Mul", flat.name)
+    net.keep(weighted)
+    return net.reduce("ReduceSum", weighted.name, [2])
 
 
 WHOLE_HEADS: tuple[Callable[[Net, Feature, int], str], ...] = (class_queries, class_map)
