@@ -28,7 +28,7 @@ def converted(model: onnx.ModelProto) -> ov.Model:
 
 
 FORMATS: dict[str, Callable[[Any], Any]] = {"onnx": lambda model: model, "openvino": converted}
-JUDGEMENTS = ("right", "refused", "wrong")
+JUDGEMENTS = ("right", "refused", "wrong", "unjudged")
 
 
 def report(name: str, verdicts: list[Verdict], seconds: float, *, details: bool) -> None:
@@ -36,7 +36,8 @@ def report(name: str, verdicts: list[Verdict], seconds: float, *, details: bool)
     total = Counter(verdict.judgement for verdict in verdicts)
     fine = sum(verdict.judgement == "refused" and verdict.sample.refusal_ok for verdict in verdicts)
     print(f"\n{name}: {len(verdicts)} models, {total['right']} right, {total['refused']} refused", end=" ")
-    print(f"({fine} of them rightly), {total['wrong']} wrong, {seconds:.0f} s\n")
+    print(f"({fine} of them rightly), {total['wrong']} wrong,", end=" ")
+    print(f"{total['unjudged']} unjudged (the runtime gives other predictions), {seconds:.0f} s\n")
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for verdict in verdicts:
         for tag in verdict.sample.tags:

@@ -58,9 +58,11 @@ UNUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("make", "options", "flags", "method"), UNUSED, ids=lambda part: getattr(part, "__name__", None) or str(part)
-)
+def named(part):
+    return getattr(part, "__name__", None) or str(part)
+
+
+@pytest.mark.parametrize(("make", "options", "flags", "method"), UNUSED, ids=named)
 def test_what_does_nothing_is_refused(make, options, flags, method):
     for function in (plan_insertion, insert):
         with pytest.raises(errors.UnusedOptionError) as caught:

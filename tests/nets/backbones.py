@@ -14,7 +14,7 @@ Image = tuple[str, int, int]  # name, rows, columns; three channels first
 def _strided(net: Net, x: str, size: tuple[int, int], into: int, out: int) -> tuple[str, tuple[int, int]]:
     """One convolution that shrinks, of the kinds that differ in kernel, stride and padding."""
     kinds = [(3, 2, 1, 1), (2, 2, 0, 0), (3, 2, 0, 1), (5, 2, 2, 2), (3, 1, 1, 1)]
-    if not net.frame and not net.dynamic:
+    if not net.frame and not net.dynamic and net.region is None:
         kinds.append((3, 2, 0, 0))
     kernel, stride, before, behind = net.pick(kinds)
     x = net.node(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -123,8 +122,10 @@ def bilinear(net: Net, x: Feature) -> Vector:
 
 
 def log_sum(net: Net, x: Feature) -> Vector:
-    """The logarithm of the sum of exponentials."""
-    return net.reduce("ReduceLogSumExp", x.name, [2, 3]), x.shape[1]
+    """The logarithm of the sum of exponentials, each as a step of its own."""
+    powers = net.point(x, "Exp")
+    net.keep(powers)
+    return net.node("Log", net.reduce("ReduceSum", powers.name, [2, 3])), x.shape[1]
 
 
 def pyramid(net: Net, x: Feature) -> Vector:
@@ -282,7 +283,7 @@ def class_map(net: Net, x: Feature, classes: int) -> str:
         return net.node("Flatten", net.node("Add", net.node("GlobalAveragePool", y.name), top))
     flat = net.reshape(y, classes, int(np.prod(y.shape[2:])))
     net.keep(flat)
-    weighted = replace(flat, name=net.node("Mul", net.node("Softmax", flat.name, axis=2), flat.name))
+    weighted = net.point(net.point(flat, "Softmax", axis=2), "Mul", flat.name)
     net.keep(weighted)
     return net.reduce("ReduceSum", weighted.name, [2])
 
