@@ -12,7 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 from tests import oracle
-from xai_insert import Options, insert
+from xai_insert import Options, insert, insert_file
 from xai_insert.errors import XaiInsertError
 
 RAW = Options(output_dtype="f32")
@@ -320,3 +320,44 @@ def test_a_scale_that_is_computed_in_a_converted_transformer(tmp_path):
     a, b = (oracle.run(result.model, images()) for result in (wanted, new))
     largest = abs(next(value for name, value in a.items() if name != "saliency_map")).max()
     assert np.allclose(a["saliency_map"], b["saliency_map"], rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("level", [0, 4])
+def test_weights_of_four_bits_behind_a_dequantisation(level, tmp_path):
+    plain = transformer(opset=21)
+    settings = {"block_size": 32, "is_symmetric": True, "accuracy_level": level, "quant_format": QuantFormat.QDQ}
+    twin = onnx.ModelProto.FromString(plain.SerializeToString())
+    packer = MatMulNBitsQuantizer(twin, algo_config=DefaultWeightOnlyQuantConfig(**settings))
+    packer.process()
+    model = packer.model.model
+    onnx.save(model, tmp_path / "q4.onnx")
+    report = insert_file(tmp_path / "q4.onnx", tmp_path / "out.onnx", RAW)
+    assert report.form == "closed form"
+    assert report.output_difference == 0
+    assert report.map_difference <= 1e-5
+    new = onnx.load(tmp_path / "out.onnx")
+    a, b = (oracle.run(item, images())["saliency_map"].ravel() for item in (insert(plain, RAW).model, new))
+    assert np.corrcoef(a, b)[0, 1] > 0.95
+    fused = [merged_products(item, tmp_path) for item in (model, new)]
+    assert fused[0] == fused[1] > 0
+
+
+def merged_products(model, folder):
+    """How many products onnxruntime merges with their packed weights."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 4
+    ort.InferenceSession(model.SerializeToString(), options)
+    nodes = onnx.load(folder / "optimised.onnx").graph.node
+    return sum(node.op_type == "MatMulNBits" for node in nodes)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_transformer_between_quantise_and_dequantise(per_channel, tmp_path):
+    plain = transformer()
+    model = quantised(plain, tmp_path, quant_format=QuantFormat.QDQ, per_channel=per_channel)
+    wanted, new = insert(plain, RAW), insert(model, RAW)
+    assert (new.report.form, new.report.output_difference) == ("closed form", 0)
+    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
+    assert np.corrcoef(a, b)[0, 1] > 0.95
