@@ -96,6 +96,35 @@ def onnx_attention_of_three_axes(n, y, weights, biases):
     return n("Attention", *parts, q_num_heads=HEADS, kv_num_heads=HEADS)
 
 
+def tables():
+    angles = np.outer(np.arange(TOKENS), 0.5 ** np.arange(D // HEADS // 2)).astype(np.float32)
+    return np.cos(angles), np.sin(angles)
+
+
+def rotary(n, y, weights, biases):
+    parts = [n.heads(n("Add", n("MatMul", y, n.const(w)), n.const(b))) for w, b in zip(weights, biases, strict=True)]
+    batch = n("Slice", n("Shape", "x"), n.const(np.array([0])), n.const(np.array([1])), n.const(np.array([0])))
+    sizes = n("Concat", batch, n.const(np.array([TOKENS])), axis=0)
+    places = n("Expand", n.const(np.arange(TOKENS)[None]), sizes)
+    parts[:2] = (n("RotaryEmbedding", part, *map(n.const, tables()), places) for part in parts[:2])
+    y = n("Attention", *parts)
+    return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+
+def plain_rotary(n, y, weights, biases):
+    parts = [n.heads(n("Add", n("MatMul", y, n.const(w)), n.const(b))) for w, b in zip(weights, biases, strict=True)]
+    cosine, sine = (np.concatenate([table, table], 1) for table in tables())
+    width = D // HEADS
+    turn = np.zeros((width, width), np.float32)
+    turn[np.arange(width // 2) + width // 2, np.arange(width // 2)] = -1
+    turn[np.arange(width // 2), np.arange(width // 2) + width // 2] = 1
+    for index in range(2):
+        turned = n("Mul", n("MatMul", parts[index], n.const(turn)), n.const(sine))
+        parts[index] = n("Add", n("Mul", parts[index], n.const(cosine)), turned)
+    y = n("Attention", *parts)
+    return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+
 def plain_gelu(n, x):
     half = n("Add", n("Erf", n("Div", x, n.const(np.float32(2**0.5)))), n.const(np.float32(1)))
     return n("Mul", n("Mul", x, half), n.const(np.float32(0.5)))
@@ -151,6 +180,7 @@ TRANSFORMERS = {
     "FusedMatMul": (transformer(fused_products), transformer()),
     "Attention of ONNX 23": (transformer(onnx_attention, opset=23), transformer()),
     "Attention of ONNX 23, three axes": (transformer(onnx_attention_of_three_axes, opset=23), transformer()),
+    "RotaryEmbedding": (transformer(rotary, opset=23), transformer(plain_rotary, opset=23)),
     "SkipLayerNormalization": (transformer(skip=True), transformer()),
     "SkipLayerNormalization, operator set 14": (transformer(skip=True, opset=14), transformer()),
     "Gelu": (transformer(activation=fused("Gelu")), transformer()),
