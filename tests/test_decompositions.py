@@ -12,7 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 from tests import oracle
-from xai_insert import Options, insert
+from xai_insert import Options, insert, insert_file
 from xai_insert.errors import XaiInsertError
 
 RAW = Options(output_dtype="f32")
@@ -96,6 +96,35 @@ def onnx_attention_of_three_axes(n, y, weights, biases):
     return n("Attention", *parts, q_num_heads=HEADS, kv_num_heads=HEADS)
 
 
+def tables():
+    angles = np.outer(np.arange(TOKENS), 0.5 ** np.arange(D // HEADS // 2)).astype(np.float32)
+    return np.cos(angles), np.sin(angles)
+
+
+def rotary(n, y, weights, biases):
+    parts = [n.heads(n("Add", n("MatMul", y, n.const(w)), n.const(b))) for w, b in zip(weights, biases, strict=True)]
+    batch = n("Slice", n("Shape", "x"), n.const(np.array([0])), n.const(np.array([1])), n.const(np.array([0])))
+    sizes = n("Concat", batch, n.const(np.array([TOKENS])), axis=0)
+    places = n("Expand", n.const(np.arange(TOKENS)[None]), sizes)
+    parts[:2] = (n("RotaryEmbedding", part, *map(n.const, tables()), places) for part in parts[:2])
+    y = n("Attention", *parts)
+    return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+
+def plain_rotary(n, y, weights, biases):
+    parts = [n.heads(n("Add", n("MatMul", y, n.const(w)), n.const(b))) for w, b in zip(weights, biases, strict=True)]
+    cosine, sine = (np.concatenate([table, table], 1) for table in tables())
+    width = D // HEADS
+    turn = np.zeros((width, width), np.float32)
+    turn[np.arange(width // 2) + width // 2, np.arange(width // 2)] = -1
+    turn[np.arange(width // 2), np.arange(width // 2) + width // 2] = 1
+    for index in range(2):
+        turned = n("Mul", n("MatMul", parts[index], n.const(turn)), n.const(sine))
+        parts[index] = n("Add", n("Mul", parts[index], n.const(cosine)), turned)
+    y = n("Attention", *parts)
+    return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+
 def plain_gelu(n, x):
     half = n("Add", n("Erf", n("Div", x, n.const(np.float32(2**0.5)))), n.const(np.float32(1)))
     return n("Mul", n("Mul", x, half), n.const(np.float32(0.5)))
@@ -151,6 +180,7 @@ TRANSFORMERS = {
     "FusedMatMul": (transformer(fused_products), transformer()),
     "Attention of ONNX 23": (transformer(onnx_attention, opset=23), transformer()),
     "Attention of ONNX 23, three axes": (transformer(onnx_attention_of_three_axes, opset=23), transformer()),
+    "RotaryEmbedding": (transformer(rotary, opset=23), transformer(plain_rotary, opset=23)),
     "SkipLayerNormalization": (transformer(skip=True), transformer()),
     "SkipLayerNormalization, operator set 14": (transformer(skip=True, opset=14), transformer()),
     "Gelu": (transformer(activation=fused("Gelu")), transformer()),
@@ -320,3 +350,44 @@ def test_a_scale_that_is_computed_in_a_converted_transformer(tmp_path):
     a, b = (oracle.run(result.model, images()) for result in (wanted, new))
     largest = abs(next(value for name, value in a.items() if name != "saliency_map")).max()
     assert np.allclose(a["saliency_map"], b["saliency_map"], rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("level", [0, 4])
+def test_weights_of_four_bits_behind_a_dequantisation(level, tmp_path):
+    plain = transformer(opset=21)
+    settings = {"block_size": 32, "is_symmetric": True, "accuracy_level": level, "quant_format": QuantFormat.QDQ}
+    twin = onnx.ModelProto.FromString(plain.SerializeToString())
+    packer = MatMulNBitsQuantizer(twin, algo_config=DefaultWeightOnlyQuantConfig(**settings))
+    packer.process()
+    model = packer.model.model
+    onnx.save(model, tmp_path / "q4.onnx")
+    report = insert_file(tmp_path / "q4.onnx", tmp_path / "out.onnx", RAW)
+    assert report.form == "closed form"
+    assert report.output_difference == 0
+    assert report.map_difference <= 1e-5
+    new = onnx.load(tmp_path / "out.onnx")
+    a, b = (oracle.run(item, images())["saliency_map"].ravel() for item in (insert(plain, RAW).model, new))
+    assert np.corrcoef(a, b)[0, 1] > 0.95
+    fused = [merged_products(item, tmp_path) for item in (model, new)]
+    assert fused[0] == fused[1] > 0
+
+
+def merged_products(model, folder):
+    """How many products onnxruntime merges with their packed weights."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 4
+    ort.InferenceSession(model.SerializeToString(), options)
+    nodes = onnx.load(folder / "optimised.onnx").graph.node
+    return sum(node.op_type == "MatMulNBits" for node in nodes)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_transformer_between_quantise_and_dequantise(per_channel, tmp_path):
+    plain = transformer()
+    model = quantised(plain, tmp_path, quant_format=QuantFormat.QDQ, per_channel=per_channel)
+    wanted, new = insert(plain, RAW), insert(model, RAW)
+    assert (new.report.form, new.report.output_difference) == ("closed form", 0)
+    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
+    assert np.corrcoef(a, b)[0, 1] > 0.95

@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from tests import deployed, oracle
 from tests.models import CHANNELS, CLASSES, Builder, as_format
-from xai_insert import Options, errors, insert, insert_file
+from xai_insert import Options, insert, insert_file
 from xai_insert.formats.openvino.mapped import pages_dropped
 
 NAMES = ["shapes_cnn", "shapes_vit"]
@@ -194,10 +194,15 @@ def test_masked_runs_of_an_ir_in_half_precision(half):
         assert np.corrcoef(a, b)[0, 1] >= 0.99
 
 
-def test_qoperator_format_is_named(tmp_path):
+def test_qoperator_format(tmp_path):
+    reference = reference_of("shapes_cnn")
     model = deployed.quantised("shapes_cnn", tmp_path / "int8.onnx", per_channel=False, qdq=False)
-    with pytest.raises(errors.UnsupportedTaskError, match=r"QOperator format .*QuantFormat\.QDQ"):
-        insert(model)
+    new = insert(model, RAW)
+    assert new.report.form == "closed form"
+    assert new.report.map_difference <= 1e-5
+    before, after = oracle.run(model, reference[1]), oracle.run(new.model, reference[1])
+    assert np.array_equal(before["logits"], after["logits"])
+    assert correlations(after["saliency_map"], reference).min() >= 0.95
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])

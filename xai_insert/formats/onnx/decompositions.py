@@ -20,6 +20,7 @@ _MS = "com.microsoft"
 RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
     ("", "Einsum"): einsum,
     ("", "Attention"): fused.standard_attention,
+    ("", "RotaryEmbedding"): fused.rotary,
     (_MS, "Attention"): fused.attention,
     (_MS, "MultiHeadAttention"): fused.multi_head_attention,
     (_MS, "SkipLayerNormalization"): fused.skip_layer_norm,

@@ -72,6 +72,28 @@ def standard_attention(w: Writer) -> Written:
     return [w.reshape(w.transpose(result, (0, 2, 1, 3)), [0, 0, -1])]
 
 
+def rotary(w: Writer) -> Written:
+    """RotaryEmbedding of ONNX 23, each half of the width turned against the other."""
+    x, cosine, sine, places = (w.operand(index) for index in range(4))
+    heads = int(w.number("num_heads", 0))
+    half = None if cosine is None or cosine.shape is None else cosine.shape[-1]
+    if x is None or cosine is None or sine is None or not isinstance(half, int):
+        return None
+    if w.has("interleaved", "rotary_embedding_dim") or (not heads and w.rank(x) != 4):
+        return None
+    if places is not None:
+        cosine, sine = (w("Gather", table, places, axis=0) for table in (cosine, sine))
+    cosine, sine = w.unsqueeze(cosine, 1), w.unsqueeze(sine, 1)
+    whole = _headed(w, x, heads) if heads else x
+    cuts = [w.constant([number]) for number in (0, half, 2 * half)]
+    axis = w.constant([3])
+    first, second = (w("Slice", whole, start, end, axis) for start, end in pairwise(cuts))
+    turned = w("Sub", w("Mul", first, cosine), w("Mul", second, sine))
+    other = w("Add", w("Mul", first, sine), w("Mul", second, cosine))
+    made = w("Concat", turned, other, axis=3)
+    return [w.reshape(w.transpose(made, (0, 2, 1, 3)), [0, 0, -1]) if heads else made]
+
+
 def _others(w: Writer) -> bool:
     """Whether something reads an output other than the first."""
     return any(output.uses() or output.is_graph_output() for output in w.node.outputs[1:])

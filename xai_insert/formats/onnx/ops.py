@@ -45,6 +45,21 @@ class OnnxOps:
         """
         return self._node("LeakyRelu", a, alpha=1.0)
 
+    def dequantised(self, node: ir.Node) -> ir.Value:
+        """What `node`, a DequantizeLinear of stored operands, gives, from operands of our own.
+
+        A second reader, even of what is stored, keeps onnxruntime from merging the layer of the model with its weight.
+        """
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        operands = [value if value is None else self._twin(value) for value in node.inputs]
+        return self._node("DequantizeLinear", *operands, **attributes)
+
+    def _twin(self, stored: ir.Value) -> ir.Value:
+        name = self._name("const")
+        value = ir.Value(name=name, type=stored.type, shape=stored.shape, const_value=stored.const_value)
+        self._graph.register_initializer(value)
+        return value
+
     def clip(self, a: ir.Value, low: float, high: float) -> ir.Value:
         """Bound from both sides."""
         return self._node("Clip", a, *(self.constant(np.array(bound, np.float32)) for bound in (low, high)))

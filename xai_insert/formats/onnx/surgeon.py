@@ -81,6 +81,8 @@ class OnnxSurgeon:
         merges rounds the other operand too.
         """
         op = OnnxOps(self._model.graph, self._names.unique)
+        if node.attributes.get_int("block_size", 0) > 0:
+            return op.same(op.dequantised(node))
         elements, scale, *zero_point = (value for value in node.inputs if value is not None)
         sizes = [1] * len(elements.shape or ())
         if scale.shape is not None and scale.shape.numpy() not in ((), (1,)):  # channel by channel
@@ -226,8 +228,8 @@ class OnnxSurgeon:
 
 
 def _is_dequantised(node: ir.Node | None) -> bool:
-    """Whether a node dequantises a stored tensor as a whole or channel by channel."""
-    if node is None or node.op_type != "DequantizeLinear" or node.attributes.get_int("block_size", 0) > 0:
+    """Whether a node dequantises a stored tensor."""
+    if node is None or node.op_type != "DequantizeLinear":
         return False
     return all(value is None or value.const_value is not None for value in node.inputs)
 

@@ -95,6 +95,8 @@ class OpenVINOSurgeon:
             before = node.read(0).producer
             is_quantised = before is not None and before.op is Op.QUANTIZE  # to the integers that it gives
             return source if is_quantised or node.output.dtype == "float32" else None
+        if node.type == "FakeConvert":  # to eight bits and back, of a range that is symmetric about zero
+            return source
         if node.type != "FakeQuantize":
             return None
         bounds = [constant_of(node.operand(index)) for index in range(1, 5)]
