@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from xai_insert.explain.explained import Explained, Instance
 from xai_insert.explain.journal import Journal
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import canvas, caption, draw
+from xai_insert.explain.picture import Rectangle, canvas, caption, draw
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 from xai_insert.version import __version__
@@ -94,6 +94,12 @@ class _Scene:
     view: View
 
 
+def rectangle_of(about: Mapping[str, str]) -> Rectangle | None:
+    """Where the maps of a model lie in its input; None if they cover all of it."""
+    edges = [float(part) for part in about.get("rectangle", "").split()]
+    return (edges[0], edges[1], edges[2], edges[3]) if len(edges) == 4 else None
+
+
 class Explainer:
     """Explains images with one model and writes the results below one folder.
 
@@ -106,6 +112,7 @@ class Explainer:
 
     def __init__(self, model: Model, output: Path, options: DrawOptions, identity: Sequence[Any] = ()) -> None:
         self._model, self._output, self._options = model, output, options
+        self._rectangle = rectangle_of(model.engine.about)
         about = [*model.settings, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -226,7 +233,7 @@ class Explainer:
         pixels = to_bytes(saliency)
         entry: dict[str, Any] = {"title": texts[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
         if has_overlay:
-            picture = draw(scene.shown, pixels, scene.view, options.opacity, options.colormap)
+            picture = draw(scene.shown, pixels, scene.view, options.opacity, options.colormap, self._rectangle)
             parts = draw_marks(picture, instances), caption(picture.shape[1], *texts)
             entry["overlay"] = self._write(f"overlays/{stem}.jpg", files.encode_jpeg(*parts))
         if options.raw == "png":

@@ -145,17 +145,33 @@ def merged(digits: Sequence[Digit]) -> Axis:
     """Digits with neighbours of one origin put together where they follow one another."""
     made: list[Digit] = []
     for digit in digits:
-        last = made[-1] if made else None
-        if last is not None and last.origin is digit.origin and digit.size and last.step == digit.step * digit.size:
-            made[-1] = Digit(digit.origin, digit.step, _product((last.size, digit.size)))
-        else:
+        together = _follows(made[-1], digit) if made else None
+        if together is None:
             made.append(digit)
+        else:
+            made[-1] = together
     return tuple(made)
+
+
+def _follows(major: Digit, minor: Digit) -> Digit | None:
+    """Two digits as one, where the minor one counts on below the major one; on several paths their origins differ."""
+    origin = minor.origin
+    if not minor.size:
+        return None
+    if major.origin is origin:
+        together = Digit(origin, minor.step, _product((major.size, minor.size)))
+        return together if major.step == minor.step * minor.size else None
+    if not (origin.is_place and major.origin.kind is origin.kind and major.size):
+        return None
+    above, wanted = coarse(major), coarse(Digit(origin, minor.step * minor.size, major.size))
+    if above is None or wanted is None or not _near(above, wanted):
+        return None
+    return Digit(origin, minor.step, major.size * minor.size)
 
 
 def regroup(axes: Axes, shape: Sizes) -> Axes:
     """Axes after a reshape to `shape`."""
-    shape, stream = list(shape), [digit for axis in axes for digit in axis]
+    shape, stream = list(shape), list(merged([digit for axis in axes for digit in axis]))
     result: list[Axis | None] = [None] * len(shape)
     left = _fill(stream, shape, result, range(len(shape)), from_right=False)
     if left is not None:
@@ -252,12 +268,19 @@ def join(a: Axis, b: Axis) -> Axis:
     if not a or not b:
         return a or b
     if has_place(a) and has_place(b):
-        if agree(a, b):
+        if agree(a, b) or (_is_whole(a) and not _is_whole(b)):
             return a
-        return other(axis_size(a))
+        return b if _is_whole(b) and not _is_whole(a) else other(axis_size(a))
     if has_place(a) or has_place(b):
         return a if has_place(a) else b
     return b if any(d.origin.kind is Kind.BATCH for d in b) and not any(d.origin.kind is Kind.BATCH for d in a) else a
+
+
+def _is_whole(axis: Axis) -> bool:
+    """Whether an axis is rows, columns or tokens of both; what attention to windows leaves may be a part of each."""
+    placed = [digit for part in parts_of(axis) for digit in part if digit.origin.is_place]
+    kinds = {digit.origin.kind for digit in placed}
+    return len(kinds) == len(placed) and all(coarse(digit) is not None for digit in placed)
 
 
 def join_all(values: Sequence[Axes], rank: int) -> Axes:

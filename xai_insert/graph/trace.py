@@ -7,8 +7,8 @@ from typing import Any
 
 from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
-from xai_insert.graph.axes import Axes, Axis, Kind, Origin
-from xai_insert.graph.picking import picked
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin
+from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.view import Graph, Node, Op, Value
 
 Traced = dict[Value, Axes]
@@ -104,7 +104,7 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
         return ()
     origin = ax.line(axis) or ax.rolled_line(axis, stride)
     if origin is None:
-        return axis if stride == 1 and size == before else ax.other(size)
+        return axis if stride == 1 and size == before else _coarser(axis, size, stride)
     reach = (kernel - 1) * dilation
     if kind.pads_begin is not None:
         pad: float = kind.pads_begin[index]
@@ -115,6 +115,14 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
     if kind.transposed:
         return ax.moved(origin, size, 1 / stride, (pad - reach / 2) / stride)
     return ax.moved(origin, size, stride, reach / 2 - pad)
+
+
+def _coarser(axis: Axis, size: int | None, stride: int) -> Axis:
+    """A part of rows or columns, as in a window, of which only every so many cells are left."""
+    digit = axis[0] if len(axis) == 1 and axis[0].origin.is_place else None
+    if digit is None or size is None or digit.size != size * stride:
+        return ax.other(size)
+    return (Digit(digit.origin, digit.step * stride, size),)
 
 
 def _reduced(node: Node, kind: kinds.Reduction, given: _Operands) -> Sequence[Axes]:
@@ -217,7 +225,8 @@ def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
         size = ax.axis_size(source[kind.axis]) or 0
         middle = (picked(source[kind.axis], [index + size if index < 0 else index for index in kind.indices]),)
     else:
-        middle = ax.others(shape[kind.axis : kind.axis + kind.rank])
+        sizes = shape[kind.axis : kind.axis + kind.rank]
+        middle = unfolded(source[kind.axis], kind.indices, sizes) or ax.others(sizes)
     return [(*source[: kind.axis], *middle, *source[kind.axis + 1 :])]
 
 
@@ -252,7 +261,7 @@ def _padded(node: Node, kind: kinds.Padded, given: _Operands) -> Sequence[Axes]:
     made = []
     for axis, (old, size) in enumerate(zip(source, shape, strict=True)):
         origin = ax.line(old)
-        begin = None if kind.before is None else kind.before[axis]
+        begin = _begin(ax.axis_size(old), size) if kind.before is None else kind.before[axis]
         is_batch = bool(old) and old[0].origin.kind is Kind.BATCH
         if is_batch or (size is not None and size == ax.axis_size(old) and not begin):
             made.append(old)
@@ -261,6 +270,13 @@ def _padded(node: Node, kind: kinds.Padded, given: _Operands) -> Sequence[Axes]:
         else:
             made.append(ax.moved(origin, size, 1.0, -begin))
     return [tuple(made)]
+
+
+def _begin(before: int | None, size: int | None) -> int | None:
+    """What is added before an axis by pads that are computed, to half of what is added; None if that is a lot."""
+    if before is None or size is None or abs(size - before) * 16 > before:
+        return None
+    return (size - before) // 2
 
 
 def _resized(node: Node, kind: kinds.Resized, given: _Operands) -> Sequence[Axes]:

@@ -84,7 +84,8 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
             return Classifier(logits, target, pooled, ends, obstacle, readout)
         if options.method == "vit-recipro-cam" or found != MEAN_QUERY:
             raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")
-        target, streams = _default_target(graph, cuts, gone, [_without_kind(end) for end in ends], places)
+        bare = [_without_kind(end) for end in ends]
+        target, streams = _default_target(graph, cuts, gone, bare, places, others=False)
     else:
         _require_grid(graph, logits.value, gone, ends)
         if any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends):
@@ -140,9 +141,9 @@ def _without_kind(end: GridEnd) -> GridEnd:
 
 
 def _default_target(
-    graph: Graph, cuts: list[Value], gone: Value, ends: Sequence[GridEnd], places: Places
+    graph: Graph, cuts: list[Value], gone: Value, ends: Sequence[GridEnd], places: Places, *, others: bool = True
 ) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
-    """The feature map to explain and those that are masked together with it."""
+    """The feature map to explain and those that are masked together with it; `others` are tokens beside its grid."""
     if not ends:
         raise TargetNotFoundError(
             f"no feature map found before the logits {cuts[-1].describe()}: no value in which the rows and columns of "
@@ -165,7 +166,7 @@ def _default_target(
             return first, tuple(features.values())[1:]
     before = cuts[: cuts.index(gone)]
     for value in reversed(before):
-        described = places.map_of(value, others=True)
+        described = places.map_of(value, others=others)
         if described is not None and is_feature(graph, value):
             return described, ()
     if any(places.has_views(value) for value in places.traced):
