@@ -5,21 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from xai_insert.graph.axes import (
-    Axis,
-    Kind,
-    Origin,
-    axis_size,
-    coarse,
-    cut,
-    line,
-    moved,
-    of,
-    other,
-    parts_of,
-    rolled,
-    turned,
-)
+from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, line, moved, of, other, parts_of
+from xai_insert.graph.cutting import cut, rolled, turned
 
 
 def picked(axis: Axis, indices: Sequence[int]) -> Axis:

@@ -82,10 +82,11 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
                     "ViT Recipro-CAM covers too; choose a layer with --target-layer"
                 )
             return Classifier(logits, target, pooled, ends, obstacle, readout)
-        if options.method == "vit-recipro-cam" or found != MEAN_QUERY:
+        reads_places = options.method == "auto" and not _attends(graph, images, ends)
+        if options.method == "vit-recipro-cam" or (found != MEAN_QUERY and not reads_places):
             raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")
         bare = [_without_kind(end) for end in ends]
-        target, streams = _default_target(graph, cuts, gone, bare, places, others=False)
+        target, streams = _default_target(graph, cuts, gone, bare, places, others=reads_places)
     else:
         _require_grid(graph, logits.value, gone, ends)
         if any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends):
@@ -134,6 +135,12 @@ def _reading_obstacle(readout: Readout, options: Options) -> str | None:
     if options.block > 1:
         return f"blocks follow block {options.block} from the end"
     return "the head reads patch tokens as well" if readout.reads_patches else None
+
+
+def _attends(graph: Graph, images: Sequence[Value], ends: Sequence[GridEnd]) -> bool:
+    """Whether there is any attention before the grid ends; without one, a head reads single places of its map."""
+    before = region(graph, images, [end.source for end in ends])
+    return any(node.op in (Op.SOFTMAX, Op.ATTENTION) for node in before)
 
 
 def _without_kind(end: GridEnd) -> GridEnd:
