@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from xai_insert.errors import (
     ModelFileError,
     TargetNotFoundError,
 )
+from xai_insert.files import lost, scratch_folder, written
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
@@ -114,9 +113,9 @@ def insert_file(
     options = options or Options()
     _require_writable(source, output)
     loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source), passed)
-    written = _write(loaded, output)
+    files = _write(loaded, output)
     return replace(
-        report, output=str(output), bytes_before=_size(source), bytes_after=sum(path.stat().st_size for path in written)
+        report, output=str(output), bytes_before=_size(source), bytes_after=sum(path.stat().st_size for path in files)
     )
 
 
@@ -298,20 +297,23 @@ def _require_writable(source: Path, output: Path) -> None:
         raise ModelFileError(f"the output folder does not exist: {folder}")
     if not os.access(folder, os.W_OK):
         raise ModelFileError(f"the output folder cannot be written: {folder}")
-    if output.exists() and source.exists() and output.samefile(source):
+    hit = lost(written(output), source)
+    if hit is None:
+        return
+    if hit == (output, source):
         raise ModelFileError(f"input and output are the same file: {output}; choose another output")
+    raise ModelFileError(
+        f"writing {hit[0]} would overwrite {hit[1]}, which the model is read from; choose another output"
+    )
 
 
 def _write(loaded: LoadedModel, output: Path) -> list[Path]:
     """Write beside the goal and move into place, so that the goal is never half a model."""
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        try:
+        with scratch_folder(output) as scratch:
             files = loaded.save(scratch, output.name)
             with _alone_in(output.parent):
                 return loaded.install(files, output)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     except OSError as err:
         raise ModelFileError(f"cannot write {output}: {err.strerror or err}") from err
 

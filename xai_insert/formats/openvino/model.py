@@ -88,15 +88,19 @@ class OpenVINOModel:
             self.native.set_rt_info(text, [_METADATA, key])
 
     def save(self, folder: Path, name: str) -> list[Path]:
-        path = folder / name
-        ov.save_model(self.native, path, compress_to_fp16=False)
-        if self._keep_float32:
-            mark_branch(path)
+        path = (folder / name).with_suffix(".xml")  # the writer takes no other letter case
+        try:
+            ov.save_model(self.native, path, compress_to_fp16=False)
+            if self._keep_float32:
+                mark_branch(path)
+            require_safe(path)  # the writer does not say of each write that it failed
+        except (*RAISED, ModelFileError) as err:
+            raise ModelFileError(f"the IR cannot be written whole: {last_line(err)}; is the disk full?") from err
         return [path.with_suffix(".bin"), path]
 
     def install(self, files: Sequence[Path], goal: Path) -> list[Path]:
         replace_ir(files[-1], goal)
-        return [goal.with_name(path.name) for path in files]
+        return [goal.with_suffix(".bin"), goal]
 
     def versions(self) -> dict[str, str]:
         return {"openvino": ov.__version__}
