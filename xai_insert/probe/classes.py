@@ -12,6 +12,7 @@ from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values, reshapes_between
 from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.outputs import query_boxes
 from xai_insert.probe.channels import (
     Moves,
     anchor_stride,
@@ -28,7 +29,6 @@ _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
 _BOXES = frozenset({Effect.OTHER, Effect.RAW})
 _ARRANGING = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SOFTMAX, Op.SIGMOID})
 _BOX = 4
-_RANK_OF_MAPS = 4
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,8 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed)
     has_boxes = any(item.moves_boxes for item in search.watched)
-    if not has_boxes and all(output.rank == _RANK_OF_MAPS for output in graph.outputs):
-        return None  # maps of classes alone: a semantic segmenter
+    if not has_boxes and not query_boxes(graph) and not _selects(graph):
+        return None  # nothing moves like a box: maps of classes or of depth alone
     scoring = search.class_heads()
     if not scoring:
         return _raw_detector(search, num_classes)
@@ -260,6 +260,10 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     channels = {item.index: _like(known, item.head) for item in scoring}
     background = _background(scoring, channels)
     return _detector(search, scoring, channels, background, "raising a channel raises one class score")
+
+
+def _selects(graph: Graph) -> bool:
+    return any(node.op is Op.NMS for node in graph.nodes)
 
 
 def _moves(responses: Mapping[int, Response], chosen: Sequence[int], index: int) -> dict[int, tuple[int, ...]]:

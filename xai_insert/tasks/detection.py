@@ -15,6 +15,7 @@ from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, grid_of_map
+from xai_insert.locate.outputs import likely_task
 from xai_insert.locate.region_head import RegionReport
 from xai_insert.locate.regions import encoder_feature, region_feature
 from xai_insert.methods.activation_map import activation_map
@@ -200,9 +201,10 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     regions = encoder_feature(graph, images)
     if regions is None:
         listed = ", ".join(value.describe() for value in graph.outputs)
+        likely = likely_task(graph)
         raise UnsupportedTaskError(
             "not a classifier and no detector that can be explained: wanted an output [N, classes], or boxes and class "
-            f"scores, found {listed}"
+            f"scores, found {listed}" + ("" if likely is None else f"; {likely}")
         )
     return _regions_plan(regions)
 
