@@ -21,7 +21,7 @@ from xai_insert.explain import files, page
 from xai_insert.explain.draw import ColormapName, Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.explained import Explained, Instance
-from xai_insert.explain.journal import Journal
+from xai_insert.explain.journal import FOLDERS, Journal, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Rectangle, canvas, caption, draw
@@ -32,7 +32,6 @@ from xai_insert.version import __version__
 RawKind = Literal["png", "npy", "none"]
 
 RAW_KINDS: tuple[str, ...] = get_args(RawKind)
-_FOLDERS = ("images", "overlays", "maps")
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,11 @@ class Explainer:
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
         self._journal = Journal(output / "results.jsonl")
 
+    @property
+    def odd_records(self) -> int:
+        """How many lines of an earlier journal were set aside, see `Journal`."""
+        return self._journal.odd
+
     def run(self, sources: Iterable[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
         """Explain every image and write the contact sheet `index.html`.
 
@@ -129,8 +133,9 @@ class Explainer:
             RunError: the model cannot be run or a file cannot be written; images that cannot be read only become
                 outcomes with an error.
         """
-        for name in _FOLDERS:
-            files.make_folder(self._output / name)
+        files.make_folder(self._output)
+        for name in FOLDERS:
+            files.make_own_folder(self._output / name)
         outcomes = []
         with self._journal, _opencv_in_one_thread():
             for outcome in self._each(sources):
@@ -168,7 +173,7 @@ class Explainer:
         except ImageFileError as err:
             return Outcome(source, error=str(err))
         found = self._model.explain(image)
-        for name in _written(known or {}):  # their names hold scores, so new ones may not replace them
+        for name in written(known or {}):  # their names hold scores, so new ones may not replace them
             files.remove(self._output / name)
         height, width = image.shape[:2]
         scene = _Scene(source.name, (width, height), canvas(image), found.view)
@@ -177,7 +182,7 @@ class Explainer:
         record = {
             "name": source.name,
             "settings": self._settings,
-            "source": str(source.path),
+            "source": files.shown(source.path),
             "stamp": files.stamp(source.path),
             "size": [width, height],
             "image": self._write(f"images/{source.name}.jpg", content),
@@ -250,10 +255,10 @@ class Explainer:
 
     def _is_whole(self, source: files.Source, known: dict[str, Any]) -> bool:
         """Whether an earlier run drew this image with this model and these settings, and nothing is gone since."""
-        if known.get("settings") != self._settings or known.get("source") != str(source.path):
+        if known.get("settings") != self._settings or known.get("source") != files.shown(source.path):
             return False
         return known.get("stamp") == files.stamp(source.path) and all(
-            (self._output / name).is_file() for name in _written(known)
+            (self._output / name).is_file() for name in written(known)
         )
 
 
@@ -266,10 +271,3 @@ def _opencv_in_one_thread() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def _written(record: dict[str, Any]) -> list[str]:
-    names = [record.get("image")]
-    for item in record.get("maps", []):
-        names += [item.get("overlay"), item.get("raw")]
-    return [name for name in names if name]
