@@ -43,11 +43,18 @@ class ClassLevel:
         head: the layer they come from.
         level: the grid.
         channels: which of the head's channels they are.
+        more: other heads of the same grid, with the scores of more anchors.
     """
 
     head: Head
     level: Level
     channels: Channels
+    more: tuple[ClassLevel, ...] = ()
+
+    @property
+    def parts(self) -> tuple[ClassLevel, ...]:
+        """It and its other heads."""
+        return (self, *self.more)
 
 
 @dataclass(frozen=True)

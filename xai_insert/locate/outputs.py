@@ -14,8 +14,9 @@ _THROUGH = (Op.IDENTITY, Op.CAST, Op.GATHER, Op.TAKE, Op.SLICE, Op.RESHAPE, Op.T
 
 
 def query_boxes(graph: Graph) -> list[Value]:
-    """Outputs that hold the boxes of queries or of chosen locations: rows of four beside an output with the same rows,
-    or rows joined of a box and more.
+    """Outputs that hold the boxes of queries or of chosen locations.
+
+    They are rows of four beside an output with the same rows, or rows joined of a box and more.
     """
     traced = _traced(graph)
     return [value for value in graph.outputs if _holds_boxes(value, graph, traced)]

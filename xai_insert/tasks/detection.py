@@ -64,7 +64,7 @@ class ScoresPlan(Plan):
         return frozenset({"num_classes", "per_box"})
 
     def features(self) -> Sequence[FeatureMap]:
-        heads = {item.head.source: item.head for item in self.found.levels}
+        heads = {item.head.source: item.head for level in self.found.levels for item in level.parts}
         return [_source_map(head) for head in heads.values()]
 
     def describe(self) -> dict[str, Any]:
@@ -78,7 +78,8 @@ class ScoresPlan(Plan):
                     "anchors": item.channels.anchors,
                     "classes": item.channels.classes,
                 }
-                for item in found.levels
+                for level in found.levels
+                for item in level.parts
             ],
             "background": found.background,
             "per_box": self._described(),
@@ -101,7 +102,7 @@ class ScoresPlan(Plan):
     def metadata(self, options: Options) -> dict[str, str]:
         found = self.found
         entries = {
-            "target": ", ".join(dict.fromkeys(item.head.value.name for item in found.levels)),
+            "target": ", ".join(dict.fromkeys(item.head.value.name for level in found.levels for item in level.parts)),
             "levels": str(len(found.levels)),
             "classes": str(found.classes),
             "background": "none" if found.background is None else str(found.background),
