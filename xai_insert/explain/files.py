@@ -24,6 +24,7 @@ SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _JPEG_QUALITY = 85
 _MOST_PIXELS = 1 << 28
 _LONGEST_NAME = 100  # of the 255 bytes that folders take, in characters: class names and scores follow
+_SCRATCH = re.compile(r"\.(\d{1,9})\.[0-9a-f]{16}\.part")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ufffd]")
 
 
@@ -177,7 +178,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    scratch = path.with_name(f".{secrets.token_hex(8)}.part")  # nobody can have put a link there before
+    scratch = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.part")  # nobody can have put a link there before
     try:
         try:
             handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -189,6 +190,24 @@ def write(path: Path, content: bytes) -> None:
             raise
     except OSError as err:
         raise RunError(f"cannot write {path}: {err.strerror or err}") from err
+
+
+def tidy(folder: Path) -> None:
+    """Remove what runs that were killed have left of files half written."""
+    for path in folder.glob(".*.part"):
+        found = _SCRATCH.fullmatch(path.name)
+        if found is not None and not _is_running(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def remove(path: Path) -> None:

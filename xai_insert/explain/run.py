@@ -134,8 +134,10 @@ class Explainer:
                 outcomes with an error.
         """
         files.make_folder(self._output)
+        files.tidy(self._output)
         for name in FOLDERS:
             files.make_own_folder(self._output / name)
+            files.tidy(self._output / name)
         outcomes = []
         with self._journal, _opencv_in_one_thread():
             for outcome in self._each(sources):
