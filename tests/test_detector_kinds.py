@@ -5,6 +5,7 @@ import onnx
 import openvino as ov
 import openvino.opset8 as opset
 import pytest
+from onnxruntime import quantization
 
 from tests import detection_oracle, oracle
 from tests.models import Builder
@@ -250,3 +251,17 @@ def test_background_of_a_detection_output_is_named():
     found = op.detection_output(row(conv_of(feature, 8, 8)), flattened, op.unsqueeze(priors, np.array([0])), settings)
     result = insert(ov.Model([op.result(found)], [data], "ssd"))
     assert result.report.background == 0
+
+
+def test_dynamic_quantisation_keeps_the_class_scores(tmp_path):
+    model, _ = single_shot(4, 0)
+    onnx.save(model, tmp_path / "float.onnx")
+    quantization.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "dynamic.onnx")
+    quantised = onnx.load(tmp_path / "dynamic.onnx")
+    assert any(node.op_type == "ConvInteger" for node in quantised.graph.node)
+    result = insert(quantised, Options(output_dtype="f32"))
+    scores = watched(quantised, [head["name"] for head in result.report.heads])
+    assert [array.dtype for array in scores] == [np.float32, np.float32]
+    assert [array.shape[1] for array in scores] == [12, 12]
+    wanted = detection_oracle.definition(scores, [3, 3], 4)
+    np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-6)
