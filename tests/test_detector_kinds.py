@@ -2,11 +2,18 @@
 
 import numpy as np
 import onnx
+import openvino as ov
+import openvino.opset8 as opset
 import pytest
+from onnxruntime import quantization
 
 from tests import detection_oracle, oracle
 from tests.models import Builder
+from tests.test_per_box import CLASSES, SIDE, Net
 from xai_insert import Options, errors, insert
+from xai_insert.explain.detections import Facts
+from xai_insert.explain.errors import UnknownLayoutError
+from xai_insert.explain.layouts import detections
 
 GRID = 8
 
@@ -168,3 +175,93 @@ def test_boxes_by_sigmoid_are_no_classes():
 def test_four_classes_beside_boxes_by_sigmoid_are_refused():
     with pytest.raises(errors.AmbiguousModelError, match="both four wide"):
         insert(tokens_of_boxes(4)[0])
+
+
+def single_shot(classes, drop, *, turned=False):
+    """Two levels of 3 anchors, a softmax over `classes`, of which `drop` is left out: boxes and scores of the rest."""
+    b = small()
+    fine = b.backbone()
+    coarse = b.node("Relu", b.node("Conv", fine, b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2]))
+    heads = [conv(b, x, 3 * classes) for x in (fine, coarse)]
+    boxes = b.node("Concat", *(flat(b, conv(b, x, 12), 4) for x in (fine, coarse)), axis=1)
+    scores = b.node("Softmax", b.node("Concat", *(flat(b, head, classes) for head in heads), axis=1), axis=2)
+    first = 1 if drop == 0 else 0
+    ends = [b.const(np.array([v], np.int64)) for v in (first, first + classes - 1, 2)]
+    kept = b.node("Slice", scores, *ends)
+    if turned:
+        kept = b.node("Transpose", kept, perm=[0, 2, 1])
+    return b.model(decoded(b, boxes), kept), heads
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("classes", "drop"), [(2, 0), (2, 1), (4, 0), (4, 3)])
+def test_classes_beside_a_background_that_is_dropped(classes, drop, turned):
+    model, heads = single_shot(classes, drop, turned=turned)
+    result = insert(model, Options(output_dtype="f32"))
+    assert result.report.background == drop
+    wanted = detection_oracle.definition(watched(model, heads), [3, 3], classes)
+    np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("report", "label"), [("nms", 1), ("rows", 0)])
+def test_first_label_is_measured_and_honoured(report, label, tmp_path):
+    net = Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report=report)
+    inserted = insert(net.model).model
+    about = {item.key.removeprefix("xai_insert."): item.value for item in inserted.metadata_props}
+    assert about["first_label"] == str(label)
+    facts = Facts.of(about, (SIDE, SIDE), CLASSES, 0)
+    pixels = np.random.default_rng(5).standard_normal((1, 3, SIDE, SIDE), dtype=np.float32)
+    outputs = oracle.run(net.model, pixels)
+    arrays = list(outputs.values())
+    labels = arrays[1] if report == "nms" else arrays[0][0, :, 5]
+    found = detections(arrays, facts)
+    np.testing.assert_array_equal(found.classes, labels.reshape(-1).astype(int) - label)
+
+
+def test_a_label_below_the_first_is_not_guessed():
+    arrays = [np.float32([[0.1, 0.1, 0.5, 0.5]]), np.array([0]), np.float32([0.9])]
+    with pytest.raises(UnknownLayoutError, match="label below 1"):
+        detections(arrays, Facts((64, 64), 5, first_label=1))
+
+
+def test_background_of_a_detection_output_is_named():
+    op, rng = opset, np.random.default_rng(0)
+
+    def constant(array):
+        return op.constant(np.asarray(array, np.float32))
+
+    def conv_of(x, read, width, stride=1):
+        weights = constant(rng.normal(0, 0.2, (width, read, 3, 3)))
+        return op.convolution(x, weights, [stride] * 2, [1, 1], [1, 1], [1, 1])
+
+    def row(x):
+        return op.reshape(op.transpose(x, [0, 2, 3, 1]), np.array([1, -1]), special_zero=False)
+
+    data = op.parameter([1, 3, 32, 32], np.float32, name="data")
+    feature = op.relu(conv_of(data, 3, 8, 2))
+    settings = {"min_size": [8.0], "max_size": [], "aspect_ratio": [2.0], "flip": False, "clip": False, "step": 0.0}
+    settings |= {"offset": 0.5, "variance": [0.1, 0.1, 0.2, 0.2], "scale_all_sizes": True, "fixed_ratio": []}
+    settings |= {"fixed_size": [], "density": []}
+    priors = op.prior_box(op.constant(np.array([16, 16])), np.array([32, 32]), settings)
+    classes = conv_of(feature, 8, 2 * 3)
+    scores = op.softmax(op.reshape(row(classes), np.array([1, -1, 3]), special_zero=False), 2)
+    settings = {"background_label_id": 0, "top_k": 40, "keep_top_k": [20], "nms_threshold": 0.45}
+    settings |= {"code_type": "caffe.PriorBoxParameter.CENTER_SIZE", "confidence_threshold": 0.01, "normalized": True}
+    flattened = op.reshape(scores, np.array([1, -1]), special_zero=False)
+    found = op.detection_output(row(conv_of(feature, 8, 8)), flattened, op.unsqueeze(priors, np.array([0])), settings)
+    result = insert(ov.Model([op.result(found)], [data], "ssd"))
+    assert result.report.background == 0
+
+
+def test_dynamic_quantisation_keeps_the_class_scores(tmp_path):
+    model, _ = single_shot(4, 0)
+    onnx.save(model, tmp_path / "float.onnx")
+    quantization.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "dynamic.onnx")
+    quantised = onnx.load(tmp_path / "dynamic.onnx")
+    assert any(node.op_type == "ConvInteger" for node in quantised.graph.node)
+    result = insert(quantised, Options(output_dtype="f32"))
+    scores = watched(quantised, [head["name"] for head in result.report.heads])
+    assert [array.dtype for array in scores] == [np.float32, np.float32]
+    assert [array.shape[1] for array in scores] == [12, 12]
+    wanted = detection_oracle.definition(scores, [3, 3], 4)
+    np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-6)

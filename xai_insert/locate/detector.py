@@ -34,6 +34,10 @@ class Channels:
         """The channel of a class of an anchor."""
         return self.start + (label * self.anchors + anchor if self.classes_first else anchor * self.stride + label)
 
+    def label(self, channel: int) -> int:
+        """The class of a channel; one of the anchor's other channels, where there are such, has no class."""
+        return channel // self.anchors if self.classes_first else (channel - self.start) % self.stride
+
 
 @dataclass(frozen=True)
 class ClassLevel:

@@ -158,6 +158,8 @@ class _Search:
                 found = self._resolve(item, here, there)
                 if found is None and item.is_class and self.observed[index].value.sizes[-1:] == (1,):
                     found = resolve_column(here, item.head.channels)
+                if found is not None and item.is_class and not _sets_background_apart(item, found):
+                    found = None
                 if found is not None:
                     return found
         return self._layout_on_the_way(item, chosen)
@@ -223,10 +225,11 @@ class _Search:
             here, there = _moves(here_all, everywhere, index), _moves(there_all, list(there_all), index)
             if len(here) == len(everywhere) and len(there) == len(there_all):
                 found = self._resolve(item, here, there)
-                if found is not None:
+                if found is not None and (item.is_fused or _sets_background_apart(item, found)):
                     return found
         anchors = self._anchors(item)
-        return Channels(0, 1, anchors, 1) if anchors == item.head.channels else None
+        alone = Channels(0, 1, anchors, 1) if anchors == item.head.channels else None
+        return alone if alone is None or _sets_background_apart(item, alone) else None
 
     def _arranged(self, heads: Sequence[Head], end: Value) -> list[Observed]:
         """Values on the way from heads to `end` that reshapes, joins and activations make."""
@@ -283,6 +286,15 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     return _detector(search, scoring, channels, background, "raising a channel raises one class score")
 
 
+def _sets_background_apart(item: Watched, order: Channels) -> bool:
+    """Whether no class has channels that raise a score and others that only lower some, as a background does."""
+    by_effect = [
+        {order.label(channel) for channel, response in item.responses.items() if response.effect is effect}
+        for effect in (Effect.CLASS, Effect.FALLING)
+    ]
+    return not set.intersection(*by_effect)
+
+
 def _selects(graph: Graph) -> bool:
     return any(node.op is Op.NMS for node in graph.nodes)
 
@@ -305,7 +317,7 @@ def _like(known: Channels, head: Head) -> Channels:
 def _background(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
     """The class whose score is never selected."""
     silent = {
-        (channel // order.anchors if order.classes_first else (channel - order.start) % order.stride)
+        order.label(channel)
         for item in scoring
         if item.is_class and len(item.head.levels[0].grid_axes) == 2
         for order in [channels[item.index]]
