@@ -265,3 +265,34 @@ def test_dynamic_quantisation_keeps_the_class_scores(tmp_path):
     assert [array.shape[1] for array in scores] == [12, 12]
     wanted = detection_oracle.definition(scores, [3, 3], 4)
     np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-6)
+
+
+def test_boxes_of_classes_want_the_number_of_classes():
+    """Boxes `[1, L, 3, 4]` beside scores `[1, L, 3]`: of each class, or anchors of one class."""
+    b = small()
+    x = b.backbone()
+    classes = conv(b, x, 3)
+    boxes = b.node("Reshape", flat(b, conv(b, x, 12), 12), b.const(np.array([1, -1, 3, 4], np.int64)))
+    model = b.model(b.node("Sigmoid", flat(b, classes, 3)), decoded(b, boxes))
+    with pytest.raises(errors.AmbiguousModelError, match="--num-classes"):
+        insert(model)
+    (scores,) = watched(model, [classes])
+    wanted = detection_oracle.definition([scores], [1], 3)
+    np.testing.assert_allclose(maps(model, num_classes=3), wanted, atol=1e-6)
+    np.testing.assert_allclose(maps(model, num_classes=1), scores.max(1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [5, 4])
+def test_classes_before_bins_of_boxes(classes):
+    """Classes and 32 bins in one head, undecoded: 4 + 32 channels may be 4 anchors of 5 + 4 as well."""
+    b = small()
+    head = conv(b, b.backbone(), classes + 32)
+    rows = b.node("Reshape", head, b.const(np.array([1, classes + 32, -1], np.int64)))
+    model = b.model(b.node("Transpose", rows, perm=[0, 2, 1]))
+    for options in ({}, {"num_classes": 4}) if classes == 4 else ({},):
+        with pytest.raises(errors.AmbiguousModelError, match="do not tell classes from boxes"):
+            insert(model, Options(**options))
+    if classes == 5:
+        (scores,) = watched(model, [head])
+        wanted = detection_oracle.definition([scores[:, :5]], [1], 5)
+        np.testing.assert_allclose(maps(model, num_classes=5), wanted, atol=1e-6)

@@ -33,7 +33,15 @@ _BOX = 4
 class _Search:
     """The search for class scores in one model."""
 
-    def __init__(self, loaded: LoadedModel, graph: Graph, heads: Sequence[Head], observed: Sequence[Observed]) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        graph: Graph,
+        heads: Sequence[Head],
+        observed: Sequence[Observed],
+        num_classes: int | None,
+    ) -> None:
+        self.num_classes = num_classes
         self.loaded = loaded
         self.graph = graph
         self.heads = heads
@@ -155,7 +163,7 @@ class _Search:
         for index in reversed(range(len(self.observed))):
             here, there = _moves(item.responses, chosen, index), _moves(others, list(others), index)
             if len(here) == len(chosen) and len(there) == len(others):
-                found = self._resolve(item, here, there)
+                found = self._resolve(item, here, there) or self._boxes_of_classes(item, here, there)
                 if found is None and item.is_class and self.observed[index].value.sizes[-1:] == (1,):
                     found = resolve_column(here, item.head.channels)
                 if found is not None and item.is_class and not _sets_background_apart(item, found):
@@ -207,6 +215,23 @@ class _Search:
         if found is None or anchors is None or item.is_fused or found.anchors == anchors:
             return found
         return None
+
+    def _boxes_of_classes(self, item: Watched, here: Moves, there: Moves) -> Channels | None:
+        """The order where each location has as many boxes as scores: boxes of classes, or one class and anchors.
+
+        Raises:
+            AmbiguousModelError: the user has not given the number of classes, which alone tells.
+        """
+        found = None if item.is_fused else resolve(here, there, item.head.channels)
+        if found is None or found.anchors > 1 or found.classes < 2 or self._anchors(item) != found.classes:
+            return None
+        if self.num_classes is None:
+            count = found.classes
+            raise AmbiguousModelError(
+                f"{item.head.value.describe()} scores {count} boxes of each location: one for each of {count} classes, "
+                f"or {count} anchors of one class; say which: --num-classes"
+            )
+        return found if self.num_classes == found.classes else Channels(0, 1, found.classes, 1)
 
     def _layout_on_the_way(self, item: Watched, chosen: Sequence[int]) -> Channels | None:
         """The same, watched where classes and locations have axes of their own, before they are flattened."""
@@ -270,7 +295,7 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if not heads or not observed:
         return None
     require_proportion(graph)
-    search = _Search(loaded, graph, heads, observed)
+    search = _Search(loaded, graph, heads, observed, num_classes)
     has_boxes = any(item.moves_boxes for item in search.watched)
     if not has_boxes and not query_boxes(graph) and not _selects(graph):
         return None  # nothing moves like a box: maps of classes or of depth alone

@@ -89,12 +89,9 @@ def with_classes(
 
 def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
     """The error for heads that fit equally well."""
-    listed = " and ".join(item.head.value.describe() for item in items)
-    widths = len({item.head.channels for item in items})
-    advice = "; say which, with --num-classes" if widths > 1 else ""
-    return AmbiguousModelError(
-        f"{'two' if len(items) == 2 else len(items)} heads could hold the class scores: {listed}{advice}"
-    )
+    *others, last = (item.head.value.describe() for item in items)
+    advice = "; say which, with --num-classes" if len({item.head.channels for item in items}) > 1 else ""
+    return AmbiguousModelError(f"two heads could hold the class scores: {', '.join(others)} and {last}{advice}")
 
 
 def without_sigmoid_boxes(
