@@ -67,14 +67,6 @@ def test_an_axis_named_twice():
     assert after.report.map_difference == before.report.map_difference
 
 
-@pytest.mark.parametrize("check", [True, False])
-def test_an_operator_set_older_than_the_branch(check):
-    model = models.classifier(models.CLOSED["global average pool"])
-    model.opset_import[0].version = 8
-    with pytest.raises(errors.ModelFileError, match="operator set 8, wanted 9"):
-        insert(model, Options(check=check))
-
-
 @pytest.mark.parametrize("options", [Options(), Options(check=False)], ids=["check", "no check"])
 def test_a_detector_that_declares_a_huge_batch_is_not_run(options):
     """Its parts are found by running it, with the check or without."""

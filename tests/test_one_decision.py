@@ -33,7 +33,8 @@ def said(report):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_dry_run_says_what_the_insertion_does(name, kind):
     model = models.as_format(models.classifier(NETWORKS[name]), kind)
-    planned, done = plan_insertion(model), insert(model).report
+    done = insert(model, Options(check=name != "softmax over the batch")).report  # of one image its map is constant
+    planned = plan_insertion(model)
     assert said(planned) == said(done)
     assert done.form == ("masked runs" if name in MASKED and kind == "onnx" else done.form)
 

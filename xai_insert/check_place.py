@@ -55,6 +55,8 @@ def check_place(loaded: LoadedModel, image: Value, feature: FeatureMap) -> Proof
         responses = _responses(runner, image, feature)
     except CheckFailedError:  # the value cannot be run to by itself
         return "axes"
+    if not responses:
+        return "axes"
     clear = [item for item in responses if item[2] >= _CLEAR]
     near = [item for item in clear if _distance(item[0], item[1]) <= _REACH]
     if clear and len(near) >= _ENOUGH * len(clear) and len(near) >= len(responses) / 2:
@@ -78,7 +80,10 @@ def _responses(runner: Runner, image: Value, feature: FeatureMap) -> list[tuple[
     """For each block its cell, the cell that changes most, and by how much more than the median one."""
     rng = np.random.default_rng(_SEED)
     feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
-    name = image.name if image.name in feeds else next(iter(feeds))
+    alike = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
+    name = image.name if image.name in feeds else next(iter(alike), "")
+    if not name:
+        return []
     plain = _cells(runner.run(feeds)[0], feature)
     found = []
     for fractions in _BLOCKS:
@@ -89,9 +94,16 @@ def _responses(runner: Runner, image: Value, feature: FeatureMap) -> list[tuple[
         difference = np.abs(_cells(runner.run({**feeds, name: changed})[0], feature) - plain).sum(axis=2)
         top = np.unravel_index(int(difference.argmax()), difference.shape)
         median = float(np.median(difference))
-        contrast = float(difference.max()) / median if median > 0 else float(difference.max() > 0) * 1e9
+        contrast = float(difference.max()) / median if median > 0 else _held(difference, top) * 2 * _SHARP
         found.append((cell, (int(top[0]), int(top[1])), contrast))
     return found
+
+
+def _held(difference: Floats, top: Sequence[Any]) -> float:
+    """How much of all change lies around the cell that changes most, in 0..1; where most cells do not change at all."""
+    rows, columns = (slice(max(int(index) - 2, 0), int(index) + 3) for index in top)
+    total = float(difference.sum())
+    return float(difference[rows, columns].sum()) / total if total > 0 else 0.0
 
 
 def _part(fraction: float, size: int) -> int:

@@ -167,3 +167,11 @@ class Rolled(Operator):
 @dataclass(frozen=True, slots=True)
 class Scattered(Operator):
     """Rows of the third operand written over rows of the first, at stored or computed indices of the first axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFlow(Operator):
+    """A node with graphs of its own (If, Loop, Scan): what it gives in the shape of what it reads lies where that does.
+
+    That is the one thing here that is assumed; the proof of place asks the model.
+    """

@@ -333,6 +333,15 @@ def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     return [(given.axes(0)[0], *join_all(rows, len(data.shape) - 1))]
 
 
+def _controlled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    read = [(value, given.found(value)) for value in node.inputs if value is not None]
+    found = []
+    for output in node.outputs:
+        alike = [axes for value, axes in read if axes is not None and value.shape == output.shape]
+        found.append(alike[0] if alike else ax.others(output.shape or ()))
+    return found
+
+
 _RULES: Mapping[type, _Rule] = {
     kinds.Pointwise: _pointwise,
     kinds.InPlace: _in_place,
@@ -352,4 +361,5 @@ _RULES: Mapping[type, _Rule] = {
     kinds.Blocks: _blocked,
     kinds.Rolled: _rolled,
     kinds.Scattered: _scattered,
+    kinds.ControlFlow: _controlled,
 }

@@ -140,7 +140,7 @@ def _reading_obstacle(readout: Readout, options: Options) -> str | None:
 def _attends(graph: Graph, images: Sequence[Value], ends: Sequence[GridEnd]) -> bool:
     """Whether there is any attention before the grid ends; without one, a head reads single places of its map."""
     before = region(graph, images, [end.source for end in ends])
-    return any(node.op in (Op.SOFTMAX, Op.ATTENTION) for node in before)
+    return any(node.op in (Op.SOFTMAX, Op.ATTENTION) or isinstance(node.kind, Unknown) for node in before)
 
 
 def _without_kind(end: GridEnd) -> GridEnd:

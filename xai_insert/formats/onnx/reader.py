@@ -301,6 +301,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     **{("", name): _always(kinds.Widened()) for name in ("Expand", "Tile")},
     **{("", name): _always(kinds.Product()) for name in ("MatMul", "MatMulInteger")},
     **{("", name): _scattered for name in ("ScatterND", "ScatterElements", "Scatter")},
+    **{("", name): _always(kinds.ControlFlow()) for name in ("If", "Loop", "Scan")},
     ("", "Gemm"): _gemm,
     ("", "Transpose"): _permutation,
     ("", "Slice"): _slices,

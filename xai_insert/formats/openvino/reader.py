@@ -269,5 +269,6 @@ _READERS: Mapping[str, Reader] = {
     "DepthToSpace": _blocks,
     "ScaledDotProductAttention": _always(kinds.FusedAttention()),
     "Roll": _rolled,
+    **{name: _always(kinds.ControlFlow()) for name in ("If", "Loop", "TensorIterator")},
     "ShuffleChannels": _always(kinds.InPlace()),
 }
