@@ -20,7 +20,8 @@ OPTIONS = {
 }  # fmt: skip
 REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
-    "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference", "bytes_before", "bytes_after",
+    "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
+    "place", "bytes_before", "bytes_after",
     "quantiser_ignored_scope", "versions", "error", "unused_options",
 }  # fmt: skip
 ERRORS = {
@@ -29,6 +30,7 @@ ERRORS = {
     "AmbiguousModelError": errors.XaiInsertError, "TargetNotFoundError": errors.XaiInsertError,
     "UnknownNameError": errors.XaiInsertError, "ShapeUnknownError": errors.XaiInsertError,
     "CheckFailedError": errors.XaiInsertError, "TimeLimitError": errors.CheckFailedError,
+    "MisplacedMapError": errors.XaiInsertError,
     "DefinitionError": errors.CheckFailedError, "CannotFreeBatchError": errors.XaiInsertError,
     "UnusedOptionError": errors.XaiInsertError,
 }  # fmt: skip
@@ -117,7 +119,7 @@ def test_names_in_the_model():
     boxes = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy", "report": "rows"}
     names, metadata = entries(test_per_box.Net(**boxes).model, per_box=True)
     assert names == ["saliency_map", "saliency_map_per_box"]
-    assert metadata == COMMON_METADATA | {"levels", "background", "per_box", "per_box_first_label"}
+    assert metadata == COMMON_METADATA | {"levels", "background", "first_label", "per_box", "per_box_first_label"}
     names, metadata = entries(instance_models.listed("boxes"))
     assert names == ["saliency_map"]
     assert metadata == COMMON_METADATA | {"grid", "boxes"}
