@@ -251,10 +251,11 @@ def test_changed_image_is_drawn_again(inserted_shapes, tmp_path):
 
 def test_journal_survives_two_kills(tmp_path):
     path = tmp_path / "results.jsonl"
-    path.write_bytes(b'{"name": "a"}\n{"na')
+    facts = {"source": "", "image": "images/a.jpg", "size": [1, 1], "predictions": [], "maps": []}
+    path.write_bytes(json.dumps({"name": "a", **facts}).encode() + b'\n{"na')
     journal = Journal(path)
     journal.__enter__()
-    journal.append({"name": "b"})
+    journal.append({"name": "b", **facts})
     assert list(Journal(path).records) == ["a", "b"]
 
 
@@ -291,6 +292,7 @@ def test_memory_is_bounded(tmp_path):
 
     class Engine:
         parallel = 2
+        about = {}  # noqa: RUF012 - a stand-in
 
         def infer(self, feed):
             return Outputs({"scores": np.array([[0.1, 0.9]])}, np.zeros((1, 2, 3, 3), np.uint8))

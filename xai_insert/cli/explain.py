@@ -17,11 +17,11 @@ from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import COLORMAPS
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
-from xai_insert.explain.files import Source, find_images, read_labels, stamp
+from xai_insert.explain.files import Source, digest, find_images, read_labels
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
-from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine
+from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine, model_files
 from xai_insert.version import __version__
 
 EXIT_FAILED = 1
@@ -152,13 +152,14 @@ def main(
             meaning = replace(meaning, labels=read_labels(labels))
         if not quiet:
             _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
-        identity = [str(model.resolve()), stamp(model), stamp(model.with_suffix(".bin")), type(engine).__name__, device]
-        outcomes = _run(
-            Explainer(_model(engine, feeder, meaning, classes, threshold), output, options, identity), sources, quiet
-        )
+        identity = [str(model.resolve()), digest(model_files(model)), type(engine).__name__, device]
+        explainer = Explainer(_model(engine, feeder, meaning, classes, threshold), output, options, identity)
+        outcomes = _run(explainer, sources, quiet)
     except XaiInsertError as err:
         click.echo(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
+    if explainer.odd_records:
+        click.echo(f"note: {explainer.odd_records} lines of an earlier results.jsonl were set aside", err=True)
     for note in dict.fromkeys(outcome.record.get("note") for outcome in outcomes if outcome.record):
         if note:
             click.echo(f"note: {note}", err=True)

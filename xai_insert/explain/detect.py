@@ -11,7 +11,7 @@ import numpy as np
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.detections import Detections, Facts, Floats
 from xai_insert.explain.draw import Image
-from xai_insert.explain.errors import UnknownLayoutError
+from xai_insert.explain.errors import RunError, UnknownLayoutError
 from xai_insert.explain.explained import Explained, Instance, Polygon, Prediction, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.layouts import detections
@@ -73,9 +73,21 @@ class Finder:
         if maps is None:
             return Explained(objects, [], saliency, view, instances=objects)
         best = found.best(maps)
-        chosen = self.selection.choose(best, list(dict.fromkeys(item.class_id for item in objects)))
-        drawn = [Prediction(number, self._label(number, facts), float(best[number])) for number in chosen]
-        return Explained(objects, drawn, saliency, view, instances=objects)
+        first = facts.first_label
+        chosen = self._chosen(best, list(dict.fromkeys(item.class_id - first for item in objects)), first)
+        drawn = [Prediction(number + first, self._label(number, facts), float(best[number])) for number in chosen]
+        return Explained(objects, drawn, saliency, view, np.arange(maps) + first, objects)
+
+    def _chosen(self, best: Floats, predicted: Sequence[int], first: int) -> Sequence[int]:
+        """Numbers of the maps to draw; classes that are asked for are labels of the model."""
+        if self.selection.kind == "listed" and first:
+            missing = [label for label in self.selection.listed if not 0 <= label - first < len(best)]
+            if missing:
+                raise RunError(
+                    f"there is no class {missing[0]}: the model has the classes {first} to {len(best) - 1 + first}"
+                )
+            return [label - first for label in self.selection.listed]
+        return self.selection.choose(best, predicted)
 
     def _objects(self, found: Detections, box_maps: Array | None, facts: Facts, view: View) -> list[Instance]:
         objects = []
@@ -85,7 +97,9 @@ class Finder:
             left, top, right, bottom = map(float, _in_image(found.boxes[index].reshape(2, 2), view).reshape(-1))
             name, score = self._label(number, facts), float(found.scores[index])
             own_map = None if box_maps is None else box_maps[index]
-            objects.append(Instance(number, name, score, (left, top, right, bottom), outline, own_map))
+            objects.append(
+                Instance(number + facts.first_label, name, score, (left, top, right, bottom), outline, own_map)
+            )
         return objects
 
     def _label(self, number: int, facts: Facts) -> str:
@@ -94,6 +108,9 @@ class Finder:
         skips_background = facts.background == 0 and facts.classes == names + 1
         if skips_background:
             return self.meaning.label(number - 1) if number else "background"
+        counts_label_0 = facts.first_label == 1 and facts.classes is not None and names > facts.classes
+        if not names or counts_label_0:
+            return self.meaning.label(number + facts.first_label)
         return self.meaning.label(number)
 
     def _without_objects(self, saliency: Array, view: View, facts: Facts, note: str) -> Explained:
@@ -102,10 +119,12 @@ class Finder:
             return Explained([], [], saliency, view, note=f"{note}; the map is drawn without boxes")
         is_asked = self.selection.kind in ("all", "listed")
         every = range(len(saliency))
-        chosen = self.selection.choose(np.zeros(len(saliency)), every) if is_asked else every
-        drawn = [Prediction(number, self._label(number, facts), 0.0) for number in chosen]
+        first = facts.first_label
+        chosen = self._chosen(np.zeros(len(saliency)), every, first) if is_asked else every
+        drawn = [Prediction(number + first, self._label(number, facts), 0.0) for number in chosen]
         told = "the maps are drawn without boxes" if is_asked else "no map is drawn, all are written; see --classes"
-        return Explained([], drawn, saliency, view, note=f"{note}; {told}", has_overlays=is_asked)
+        numbers = np.arange(len(saliency)) + first
+        return Explained([], drawn, saliency, view, numbers, note=f"{note}; {told}", has_overlays=is_asked)
 
 
 def _box_maps(outputs: Outputs, found: Detections) -> Array | None:

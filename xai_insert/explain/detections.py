@@ -30,6 +30,7 @@ class Facts:
         background: index of the background among them; None if there is none.
         boxes: how boxes are written, as the metadata of an inserted segmenter say; empty if unknown.
         overlap: intersection over union above which neighbours are the same object.
+        first_label: the label that a detector's lists give to the class of map 0.
         pastes_masks: whether masks are those of boxes, to be pasted, else of the whole image.
     """
 
@@ -39,6 +40,7 @@ class Facts:
     boxes: str = ""
     overlap: float = _MOST_OVERLAP
     pastes_masks: bool = False
+    first_label: int = 0
 
     @classmethod
     def of(cls, about: Mapping[str, str], size: tuple[int, int], maps: int | None, labels: int) -> Facts:
@@ -58,7 +60,12 @@ class Facts:
             about.get("boxes", ""),
             float(about.get("suppression_overlap", _MOST_OVERLAP)),
             about.get("form") == "masks pasted from boxes",
+            _whole(about.get("first_label", about.get("per_box_first_label", "0"))),
         )
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.removeprefix("-").isdigit() else 0
 
 
 @dataclass(frozen=True, eq=False)

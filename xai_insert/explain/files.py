@@ -6,7 +6,10 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Sequence
+import secrets
+import stat
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,9 @@ from xai_insert.explain.errors import ImageFileError, RunError
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _JPEG_QUALITY = 85
 _MOST_PIXELS = 1 << 28
+_LONGEST_NAME = 100  # of the 255 bytes that folders take, in characters: class names and scores follow
+_SCRATCH = re.compile(r"\.(\d{1,9})\.[0-9a-f]{16}\.part")
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\ufffd]")
 
 
 @dataclass(frozen=True)
@@ -44,21 +50,32 @@ def find_images(given: Sequence[Path], output: Path) -> list[Source]:
     own = output.resolve()
     for entry in given:
         if not entry.is_dir():
-            found.setdefault(entry, entry.stem)
+            found.setdefault(entry, _plain(entry, entry.stem))
             continue
         inside = [path for path in sorted(entry.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
         inside = [path for path in inside if own not in path.resolve().parents]
         if not inside:
             raise ImageFileError(f"no images in {entry}: wanted files that end in {', '.join(sorted(SUFFIXES))}")
         for path in inside:
-            found.setdefault(path, "_".join(path.relative_to(entry).with_suffix("").parts))
+            found.setdefault(path, _plain(path, "_".join(path.relative_to(entry).with_suffix("").parts)))
     names = list(found.values())
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     return [Source(path, _marked(path, name) if name in twice else name) for path, name in found.items()]
 
 
 def _marked(path: Path, name: str) -> str:
-    return f"{name}~{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:6]}"
+    return f"{name}~{hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:6]}"
+
+
+def _plain(path: Path, name: str) -> str:
+    """A name that every folder takes, with a mark where it had to be changed."""
+    plain = _UNFIT.sub("_", shown(name))[:_LONGEST_NAME]
+    return name if plain == name else _marked(path, plain)
+
+
+def shown(name: str | Path) -> str:
+    """A file name as text, bytes that are no UTF-8 replaced."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def read_image(path: Path) -> Image:
@@ -77,9 +94,11 @@ def read(path: Path) -> bytes:
         ImageFileError: it cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise ImageFileError(f"cannot read {shown(path)}: not a regular file")
         return path.read_bytes()
     except OSError as err:
-        raise ImageFileError(f"cannot read {path}: {err.strerror or err}") from err
+        raise ImageFileError(f"cannot read {shown(path)}: {err.strerror or err}") from err
 
 
 def decode(path: Path, content: bytes) -> Image:
@@ -154,17 +173,41 @@ def _encode(suffix: str, pixels: Image, how: Sequence[int]) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all; a link of its name is replaced, not followed.
 
     Raises:
         RunError: it cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.part")
+    scratch = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.part")  # nobody can have put a link there before
     try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
+        try:
+            handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+            with open(handle, "wb") as file:
+                file.write(content)
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
     except OSError as err:
         raise RunError(f"cannot write {path}: {err.strerror or err}") from err
+
+
+def tidy(folder: Path) -> None:
+    """Remove what runs that were killed have left of files half written."""
+    for path in folder.glob(".*.part"):
+        found = _SCRATCH.fullmatch(path.name)
+        if found is not None and not _is_running(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def remove(path: Path) -> None:
@@ -189,6 +232,28 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise RunError(f"cannot create the folder {path}: {err.strerror or err}") from err
+
+
+def make_own_folder(path: Path) -> None:
+    """Create a folder for results, which may not be a link to one that is elsewhere.
+
+    Raises:
+        RunError: it is a link, or cannot be created.
+    """
+    if path.is_symlink():
+        raise RunError(f"the folder {path} is a link, and results are written nowhere else: remove it")
+    make_folder(path)
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """What the content of files is told by; those that are not there count as empty."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(b"|")
+        with suppress(OSError), path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def stamp(path: Path) -> list[int]:

@@ -10,6 +10,9 @@ from typing import Any, BinaryIO
 from xai_insert.explain import files
 from xai_insert.explain.errors import RunError
 
+FOLDERS = ("images", "overlays", "maps")
+"""Where the results lie, below the output folder."""
+
 
 class Journal:
     """Records by their `name`, in a file that only grows while it is open, so that a killed run loses one line at most.
@@ -18,10 +21,11 @@ class Journal:
 
     Attributes:
         records: the last record of each name.
+        odd: how many lines were set aside: cut off, or none that a run could have written.
     """
 
     def __init__(self, path: Path) -> None:
-        self.records = _read(path)
+        self.records, self.odd = _read(path)
         self._path = path
         self._file: BinaryIO | None = None
 
@@ -58,20 +62,60 @@ class Journal:
 
 
 def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     try:
-        lines = path.read_bytes().splitlines()
+        lines = b"" if path.is_symlink() else path.read_bytes()
     except OSError:
-        return {}
-    records = {}
-    for line in lines:
+        lines = b""
+    records, odd = {}, 0
+    for line in lines.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # cut off when the run was killed
-            continue
-        if isinstance(record, dict) and isinstance(record.get("name"), str):
+        except (ValueError, RecursionError):  # cut off when the run was killed, or no work of ours
+            record = None
+        if is_sound(record):
             records[record["name"]] = record
-    return records
+        else:
+            odd += 1
+    return records, odd
+
+
+def is_sound(record: Any) -> bool:
+    """Whether a record is one that a run could have written: its files lie below the output folder, its facts fit."""
+    if not (_has(record, name=str, source=str, image=str, size=list, predictions=list, maps=list)):
+        return False
+    if not (len(record["size"]) == 2 and all(isinstance(n, int) and 0 < n < 1 << 31 for n in record["size"])):
+        return False
+    if not all(_has(item, label=str, score=(int, float)) for item in record["predictions"]):
+        return False
+    if not all(_is_map(item) for item in record["maps"]):
+        return False
+    return all(is_below(name) for name in written(record))
+
+
+def _has(item: Any, **kinds: Any) -> bool:
+    return isinstance(item, dict) and all(isinstance(item.get(key), kind) for key, kind in kinds.items())
+
+
+def _is_map(item: Any) -> bool:
+    texts = (str, type(None))
+    if not _has(item, title=str, overlay=texts, raw=texts, grid=list):
+        return False
+    is_scored = "score" not in item or isinstance(item["score"], (int, float))
+    return is_scored and len(item["grid"]) == 2 and all(isinstance(n, int) for n in item["grid"])
+
+
+def written(record: dict[str, Any]) -> list[str]:
+    """The files of a record."""
+    names = [record.get("image"), *(item[key] for item in record.get("maps", ()) for key in ("overlay", "raw"))]
+    return [name for name in names if name is not None]
+
+
+def is_below(name: str) -> bool:
+    """Whether a file lies in one of the folders that results are written to."""
+    parts = name.split("/")
+    is_plain = "\0" not in name and "\\" not in name and len(parts) == 2
+    return is_plain and parts[0] in FOLDERS and parts[1] not in ("", ".", "..")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,8 +38,20 @@ def detections(arrays: Sequence[Array], facts: Facts) -> Detections:
     for read in (rows, listed, scored, fused):
         found = read(arrays, facts)
         if found is not None:
-            return numbered(found, facts)
+            return numbered(_by_map(found, facts) if read in (rows, listed) else found, facts)
     raise UnknownLayoutError("no outputs are boxes with classes and scores of a known layout")
+
+
+def _by_map(found: Detections, facts: Facts) -> Detections:
+    """Numbers of maps for labels.
+
+    Raises:
+        UnknownLayoutError: an object has a label below that of the first map.
+    """
+    classes = found.classes - facts.first_label
+    if facts.first_label and (classes[found.scores > 0] < 0).any():
+        raise UnknownLayoutError(f"there is a label below {facts.first_label}, that of the first map")
+    return replace(found, classes=classes)
 
 
 def is_whole(array: Array) -> bool:

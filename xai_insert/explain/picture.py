@@ -14,6 +14,7 @@ from xai_insert.explain.preprocessing import View
 
 _LONGEST, _SHORTEST = 1024, 256
 _DIM = 0.35
+_FINE = 512  # cells to a side of the input, where a map lies in a part of it
 _BACKGROUND, _INK, _PALE = (24, 26, 31), (255, 255, 255), (178, 184, 196)
 
 
@@ -27,7 +28,17 @@ def canvas(image: Image) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC), np.uint8)
 
 
-def draw(image: Image, saliency_map: Image, view: View, opacity: float, colormap: ColormapName) -> Image:
+Rectangle = tuple[float, float, float, float]
+
+
+def draw(
+    image: Image,
+    saliency_map: Image,
+    view: View,
+    opacity: float,
+    colormap: ColormapName,
+    rectangle: Rectangle | None = None,
+) -> Image:
     """Draw a map over the part of the image that the model saw; what it did not see is dimmed.
 
     Args:
@@ -36,16 +47,41 @@ def draw(image: Image, saliency_map: Image, view: View, opacity: float, colormap
         view: how image and input fit together.
         opacity: see `overlay`.
         colormap: see `overlay`.
+        rectangle: where the map lies in the input, top, left, bottom and right in parts of it; None is all of it.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = _pixels(view.in_image, width, height)
     seen = np.ascontiguousarray(image[top:bottom, left:right])
+    covered = None
+    if rectangle is not None:
+        saliency_map, covered = _placed(saliency_map, rectangle)
     coloured = overlay(seen, _without_padding(saliency_map, view, right - left, bottom - top), opacity, colormap)
+    if covered is not None:
+        is_outside = _without_padding(covered, view, right - left, bottom - top) < 128
+        coloured[is_outside] = np.asarray(seen[is_outside] * _DIM, np.uint8)
     if coloured.shape == image.shape:
         return coloured
     result = np.asarray(image * _DIM, np.uint8)
     result[top:bottom, left:right] = coloured
     return result
+
+
+def _placed(saliency_map: Image, rectangle: Rectangle) -> tuple[Image, Image]:
+    """A map over the whole input of one that lies in a part of it, or beyond, and 255 where it does."""
+    rows, columns = (_cells(rectangle[axis], rectangle[2 + axis]) for axis in (0, 1))
+    large = stretch(saliency_map, columns[1] - columns[0], rows[1] - rows[0])
+    whole, covered = np.zeros((2, _FINE, _FINE), np.uint8)
+    down, across = (slice(max(low, 0), min(high, _FINE)) for low, high in (rows, columns))
+    whole[down, across] = large[
+        down.start - rows[0] : down.stop - rows[0], across.start - columns[0] : across.stop - columns[0]
+    ]
+    covered[down, across] = 255
+    return whole, covered
+
+
+def _cells(low: float, high: float) -> tuple[int, int]:
+    start = round(low * _FINE)
+    return start, max(round(high * _FINE), start + 1)
 
 
 def _without_padding(saliency_map: Image, view: View, width: int, height: int) -> Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,10 +21,10 @@ from xai_insert.explain import files, page
 from xai_insert.explain.draw import ColormapName, Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.explained import Explained, Instance
-from xai_insert.explain.journal import Journal
+from xai_insert.explain.journal import FOLDERS, Journal, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import canvas, caption, draw
+from xai_insert.explain.picture import Rectangle, canvas, caption, draw
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 from xai_insert.version import __version__
@@ -32,7 +32,6 @@ from xai_insert.version import __version__
 RawKind = Literal["png", "npy", "none"]
 
 RAW_KINDS: tuple[str, ...] = get_args(RawKind)
-_FOLDERS = ("images", "overlays", "maps")
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,12 @@ class _Scene:
     view: View
 
 
+def rectangle_of(about: Mapping[str, str]) -> Rectangle | None:
+    """Where the maps of a model lie in its input; None if they cover all of it."""
+    edges = [float(part) for part in about.get("rectangle", "").split()]
+    return (edges[0], edges[1], edges[2], edges[3]) if len(edges) == 4 else None
+
+
 class Explainer:
     """Explains images with one model and writes the results below one folder.
 
@@ -106,10 +111,16 @@ class Explainer:
 
     def __init__(self, model: Model, output: Path, options: DrawOptions, identity: Sequence[Any] = ()) -> None:
         self._model, self._output, self._options = model, output, options
+        self._rectangle = rectangle_of(model.engine.about)
         about = [*model.settings, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
         self._journal = Journal(output / "results.jsonl")
+
+    @property
+    def odd_records(self) -> int:
+        """How many lines of an earlier journal were set aside, see `Journal`."""
+        return self._journal.odd
 
     def run(self, sources: Iterable[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
         """Explain every image and write the contact sheet `index.html`.
@@ -122,8 +133,11 @@ class Explainer:
             RunError: the model cannot be run or a file cannot be written; images that cannot be read only become
                 outcomes with an error.
         """
-        for name in _FOLDERS:
-            files.make_folder(self._output / name)
+        files.make_folder(self._output)
+        files.tidy(self._output)
+        for name in FOLDERS:
+            files.make_own_folder(self._output / name)
+            files.tidy(self._output / name)
         outcomes = []
         with self._journal, _opencv_in_one_thread():
             for outcome in self._each(sources):
@@ -161,7 +175,7 @@ class Explainer:
         except ImageFileError as err:
             return Outcome(source, error=str(err))
         found = self._model.explain(image)
-        for name in _written(known or {}):  # their names hold scores, so new ones may not replace them
+        for name in written(known or {}):  # their names hold scores, so new ones may not replace them
             files.remove(self._output / name)
         height, width = image.shape[:2]
         scene = _Scene(source.name, (width, height), canvas(image), found.view)
@@ -170,7 +184,7 @@ class Explainer:
         record = {
             "name": source.name,
             "settings": self._settings,
-            "source": str(source.path),
+            "source": files.shown(source.path),
             "stamp": files.stamp(source.path),
             "size": [width, height],
             "image": self._write(f"images/{source.name}.jpg", content),
@@ -226,7 +240,7 @@ class Explainer:
         pixels = to_bytes(saliency)
         entry: dict[str, Any] = {"title": texts[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
         if has_overlay:
-            picture = draw(scene.shown, pixels, scene.view, options.opacity, options.colormap)
+            picture = draw(scene.shown, pixels, scene.view, options.opacity, options.colormap, self._rectangle)
             parts = draw_marks(picture, instances), caption(picture.shape[1], *texts)
             entry["overlay"] = self._write(f"overlays/{stem}.jpg", files.encode_jpeg(*parts))
         if options.raw == "png":
@@ -243,10 +257,10 @@ class Explainer:
 
     def _is_whole(self, source: files.Source, known: dict[str, Any]) -> bool:
         """Whether an earlier run drew this image with this model and these settings, and nothing is gone since."""
-        if known.get("settings") != self._settings or known.get("source") != str(source.path):
+        if known.get("settings") != self._settings or known.get("source") != files.shown(source.path):
             return False
         return known.get("stamp") == files.stamp(source.path) and all(
-            (self._output / name).is_file() for name in _written(known)
+            (self._output / name).is_file() for name in written(known)
         )
 
 
@@ -259,10 +273,3 @@ def _opencv_in_one_thread() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def _written(record: dict[str, Any]) -> list[str]:
-    names = [record.get("image")]
-    for item in record.get("maps", []):
-        names += [item.get("overlay"), item.get("raw")]
-    return [name for name in names if name]

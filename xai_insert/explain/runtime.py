@@ -60,6 +60,15 @@ class Engine(Protocol):
         """Run on one input; may be called from several threads."""
 
 
+def model_files(path: Path) -> list[Path]:
+    """A model and the files that hold its weights."""
+    if path.suffix.lower() != ".onnx":
+        return [path, path.with_suffix(".bin")]
+    from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
+
+    return [path, *sorted(require_safe_file(path))]
+
+
 def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> Engine:
     """Read a model, insert a saliency map if it has none, and compile it.
 

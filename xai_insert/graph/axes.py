@@ -9,7 +9,7 @@ guessed. Cell i of rows or columns lies at pixel `stride * i + offset` of the im
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 Sizes = Sequence[int | None]
@@ -145,17 +145,33 @@ def merged(digits: Sequence[Digit]) -> Axis:
     """Digits with neighbours of one origin put together where they follow one another."""
     made: list[Digit] = []
     for digit in digits:
-        last = made[-1] if made else None
-        if last is not None and last.origin is digit.origin and digit.size and last.step == digit.step * digit.size:
-            made[-1] = Digit(digit.origin, digit.step, _product((last.size, digit.size)))
-        else:
+        together = _follows(made[-1], digit) if made else None
+        if together is None:
             made.append(digit)
+        else:
+            made[-1] = together
     return tuple(made)
+
+
+def _follows(major: Digit, minor: Digit) -> Digit | None:
+    """Two digits as one, where the minor one counts on below the major one; on several paths their origins differ."""
+    origin = minor.origin
+    if not minor.size:
+        return None
+    if major.origin is origin:
+        together = Digit(origin, minor.step, _product((major.size, minor.size)))
+        return together if major.step == minor.step * minor.size else None
+    if not (origin.is_place and major.origin.kind is origin.kind and major.size):
+        return None
+    above, wanted = coarse(major), coarse(Digit(origin, minor.step * minor.size, major.size))
+    if above is None or wanted is None or not near(above, wanted):
+        return None
+    return Digit(origin, minor.step, major.size * minor.size)
 
 
 def regroup(axes: Axes, shape: Sizes) -> Axes:
     """Axes after a reshape to `shape`."""
-    shape, stream = list(shape), [digit for axis in axes for digit in axis]
+    shape, stream = list(shape), list(merged([digit for axis in axes for digit in axis]))
     result: list[Axis | None] = [None] * len(shape)
     left = _fill(stream, shape, result, range(len(shape)), from_right=False)
     if left is not None:
@@ -221,160 +237,10 @@ def _take(stream: list[Digit], size: int, end: int) -> list[Digit] | None:
     return taken
 
 
-def agree(a: Axis, b: Axis) -> bool:
-    """Whether two axes have the same cells at the same places of the image, to half a stride."""
-    return len(a) == len(b) and all(_agrees(one, two) for one, two in zip(a, b, strict=True))
-
-
-def _agrees(a: Digit, b: Digit) -> bool:
-    one, two = a.origin, b.origin
-    if one is two:
-        return a == b
-    if one.kind is not two.kind or a.size != b.size:
-        return False
-    if one.kind in (Kind.JOINT, Kind.SHUFFLED):
-        return one.order == two.order and len(one.parts) == len(two.parts) and all(map(agree, one.parts, two.parts))
-    if not one.is_place:
-        return True
-    first, second = coarse(a), coarse(b)
-    if first is None or second is None:
-        return a.step == b.step and one.size == two.size and _near(one, two)
-    return first.roll == second.roll and _near(first, second)
-
-
-def _near(a: Origin, b: Origin) -> bool:
+def near(a: Origin, b: Origin) -> bool:
+    """Whether two grids have their cells at the same places, to half a stride."""
     slack = abs(a.stride) / 2 + 1e-6
     return abs(a.stride - b.stride) <= 1e-3 * abs(a.stride) and abs(a.offset - b.offset) <= slack and a.roll == b.roll
-
-
-def join(a: Axis, b: Axis) -> Axis:
-    """One axis of what two values give together: what has no place in the image is neutral."""
-    if not a or not b:
-        return a or b
-    if has_place(a) and has_place(b):
-        if agree(a, b):
-            return a
-        return other(axis_size(a))
-    if has_place(a) or has_place(b):
-        return a if has_place(a) else b
-    return b if any(d.origin.kind is Kind.BATCH for d in b) and not any(d.origin.kind is Kind.BATCH for d in a) else a
-
-
-def join_all(values: Sequence[Axes], rank: int) -> Axes:
-    """Axes of operands that broadcast against one another."""
-    result: list[Axis] = [()] * rank
-    for axes in values:
-        for back, axis in enumerate(reversed(axes), 1):
-            if back <= rank:
-                result[rank - back] = join(result[rank - back], axis)
-    return tuple(result)
-
-
-def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
-    """What is left of an axis where `count` cells are kept, from `start` on."""
-    size = axis_size(axis)
-    if count is not None and count == size and step == 1:
-        return axis
-    parts = parts_of(axis)
-    if len(parts) > 1:
-        return _cut_parts(parts, start, count) if step == 1 else other(count)
-    if step == -1 and count is not None and count == size and start == count - 1:
-        return reversed_axis(axis)
-    origin = line(axis)
-    if count == 0:
-        return other(0)
-    if not axis or (count == 1 and (origin is None or step != 1)):
-        return () if count == 1 else other(count)
-    if origin is not None:
-        if step == 1 and start == 0 and count is None and origin.size is None:
-            return axis
-        stride, offset = origin.stride * step, origin.offset + origin.stride * start
-        whole = origin if step == 1 else None
-        return of(Origin(origin.kind, count, stride, offset, whole=whole, start=start))
-    if len(axis) > 1 and step == 1 and count is not None:
-        inner = axis_size(axis[1:])
-        if inner and start % inner == 0 and count % inner == 0:
-            return merged((*cut(axis[:1], start // inner, count // inner), *axis[1:]))
-    if len(axis) == 1 and axis[0].origin.is_place and axis[0].origin.roll and step == 1:
-        return _piece(axis[0].origin, start, count)
-    return other(count)
-
-
-def reversed_axis(axis: Axis) -> Axis:
-    """An axis read backwards."""
-    lines = [coarse(digit) for digit in axis]
-    if any(origin is None or not origin.is_place or not origin.size for origin in lines):
-        return other(axis_size(axis))
-    return tuple(digit for origin in lines if origin is not None for digit in of(turned(origin)))
-
-
-def turned(origin: Origin) -> Origin:
-    """Rows or columns from the last to the first."""
-    last = origin.offset + origin.stride * ((origin.size or 1) - 1)
-    return replace(origin, stride=-origin.stride, offset=last, roll=-origin.roll, whole=None, start=0, coarser={})
-
-
-def _piece(origin: Origin, start: int, count: int | None) -> Axis:
-    """A part of rolled rows or columns, of which only the joint with the rest is of use."""
-    return of(Origin(Kind.OTHER, count, whole=origin, start=start))
-
-
-def _cut_parts(parts: Sequence[Axis], start: int, count: int | None) -> Axis:
-    kept: list[Axis] = []
-    begin = 0
-    for index, part in enumerate(parts):
-        size = axis_size(part)
-        if size is None:
-            is_rest = count is None and start <= begin and index == len(parts) - 1
-            return joint([*kept, part]) if is_rest else other(count)
-        low = max(start - begin, 0)
-        high = size if count is None else min(start + count - begin, size)
-        if low < high:
-            kept.append(cut(part, low, high - low))
-        begin += size
-    return joint(kept)
-
-
-def joint(parts: Sequence[Axis]) -> Axis:
-    """Axes end to end, pieces that belong together put together."""
-    flat = [piece for part in parts if axis_size(part) != 0 for piece in parts_of(part)]
-    made: list[Axis] = []
-    for part in flat:
-        last = made[-1] if made else None
-        together = None if last is None else _together(last, part)
-        if together is None:
-            made.append(part)
-        else:
-            made[-1] = together
-    if len(made) < 2:
-        return made[0] if made else other(0)
-    sizes = [axis_size(part) for part in made]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
-    if not any(map(has_place, made)) and not any(d.origin.kind is Kind.BATCH for part in made for d in part):
-        return other(total)
-    return of(Origin(Kind.JOINT, total, parts=tuple(made)))
-
-
-def _together(a: Axis, b: Axis) -> Axis | None:
-    """Two neighbours as one: pieces of one whole in their order or the other way round, or both without a place."""
-    if len(a) == len(b) == 1:
-        one, two = a[0].origin, b[0].origin
-        whole = one.whole
-        if whole is not None and whole is two.whole and None not in (one.size, two.size):
-            count = (one.size or 0) + (two.size or 0)
-            if one.start + (one.size or 0) == two.start:
-                return of(whole) if count == whole.size else cut(of(whole), one.start, count)
-            if count == whole.size and two.start == 0 and one.start == two.size:
-                return of(rolled(whole, one.start))
-    if any(has_place(axis) or any(d.origin.kind is Kind.BATCH or d.origin.whole for d in axis) for axis in (a, b)):
-        return None
-    sizes = (axis_size(a), axis_size(b))
-    return None if None in sizes else other((sizes[0] or 0) + (sizes[1] or 0))
-
-
-def rolled(origin: Origin, by: int) -> Origin:
-    """An origin whose cell i holds what is at cell `i + by`."""
-    return replace(origin, roll=(origin.roll + by) % (origin.size or 1), whole=None, start=0, coarser={})
 
 
 def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axis:

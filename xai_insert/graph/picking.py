@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, cut, of, other, parts_of, rolled, turned
+from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, line, moved, of, other, parts_of
+from xai_insert.graph.cutting import cut, rolled, turned
 
 
 def picked(axis: Axis, indices: Sequence[int]) -> Axis:
@@ -27,6 +28,27 @@ def picked(axis: Axis, indices: Sequence[int]) -> Axis:
     if found is None and size == count and sorted(indices) == list(range(count)):
         return _shuffled(axis, indices)
     return found or other(count)
+
+
+def unfolded(axis: Axis, indices: Sequence[int] | None, sizes: Sequence[int | None]) -> tuple[Axis, Axis] | None:
+    """Rows or columns read window by window, as an unfold writes it: an axis of windows, and one within each.
+
+    The axis with the larger step is that of the windows.
+    """
+    origin = line(axis)
+    if indices is None or origin is None or len(sizes) != 2 or len(indices) < 2:
+        return None
+    first, second = ((size or 0) for size in sizes)
+    if first * second != len(indices) or not first or not second:
+        return None
+    down = indices[second] - indices[0] if first > 1 else 0
+    across = indices[1] - indices[0] if second > 1 else 0
+    wanted = (indices[0] + down * i + across * j for i in range(first) for j in range(second))
+    if abs(down) == abs(across) or any(a != b for a, b in zip(indices, wanted, strict=True)):
+        return None
+    if abs(down) > abs(across):
+        return moved(origin, first, down, indices[0] + across * (second - 1) / 2), other(second)
+    return other(first), moved(origin, second, across, indices[0] + down * (first - 1) / 2)
 
 
 def _reordered(axis: Axis, indices: Sequence[int]) -> Axis | None:

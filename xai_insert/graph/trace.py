@@ -7,8 +7,10 @@ from typing import Any
 
 from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
-from xai_insert.graph.axes import Axes, Axis, Kind, Origin
-from xai_insert.graph.picking import picked
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin
+from xai_insert.graph.cutting import cut, joint, rolled
+from xai_insert.graph.joining import centred, join_all
+from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.view import Graph, Node, Op, Value
 
 Traced = dict[Value, Axes]
@@ -74,7 +76,7 @@ def _lost(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
 
 
 def _pointwise(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
-    return [ax.join_all(given.traced(), len(given.shape()))]
+    return [join_all(given.traced(), len(given.shape()))]
 
 
 def _in_place(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
@@ -104,7 +106,7 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
         return ()
     origin = ax.line(axis) or ax.rolled_line(axis, stride)
     if origin is None:
-        return axis if stride == 1 and size == before else ax.other(size)
+        return axis if stride == 1 and size == before else _coarser(axis, size, stride)
     reach = (kernel - 1) * dilation
     if kind.pads_begin is not None:
         pad: float = kind.pads_begin[index]
@@ -115,6 +117,14 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
     if kind.transposed:
         return ax.moved(origin, size, 1 / stride, (pad - reach / 2) / stride)
     return ax.moved(origin, size, stride, reach / 2 - pad)
+
+
+def _coarser(axis: Axis, size: int | None, stride: int) -> Axis:
+    """A part of rows or columns, as in a window, of which only every so many cells are left."""
+    digit = axis[0] if len(axis) == 1 and axis[0].origin.is_place else None
+    if digit is None or size is None or digit.size != size * stride:
+        return ax.other(size)
+    return (Digit(digit.origin, digit.step * stride, size),)
 
 
 def _reduced(node: Node, kind: kinds.Reduction, given: _Operands) -> Sequence[Axes]:
@@ -134,7 +144,7 @@ def _product(node: Node, kind: kinds.Product, given: _Operands) -> Sequence[Axes
         return [kept] if len(kept) == rank else _lost(node, kind, given)
     rows = a[-1] if kind.transpose_a else a[-2]
     columns = b[-2] if kind.transpose_b else b[-1]
-    return [(*ax.join_all([a[:-2], b[:-2]], rank - 2), rows, columns)]
+    return [(*join_all([a[:-2], b[:-2]], rank - 2), rows, columns)]
 
 
 def _attention(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
@@ -142,7 +152,7 @@ def _attention(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     rank = len(given.shape())
     if min(len(query), len(value)) < 2:
         return _lost(node, kind, given)
-    leading = ax.join_all([query[:-2], value[:-2]], rank - 2)
+    leading = join_all([query[:-2], value[:-2]], rank - 2)
     return [(*leading, query[-2], value[-1]), *(ax.others(output.shape or ()) for output in node.outputs[1:])]
 
 
@@ -186,7 +196,7 @@ def _sliced(node: Node, kind: kinds.Slices, given: _Operands) -> Sequence[Axes]:
             continue
         index = position[part.axis]
         count = shape[index] if index < len(shape) else None
-        kept[part.axis] = ax.cut(kept[part.axis], part.start, count, part.step)
+        kept[part.axis] = cut(kept[part.axis], part.start, count, part.step)
     return [tuple(axis for index, axis in enumerate(kept) if index not in kind.dropped)]
 
 
@@ -203,7 +213,7 @@ def _split(node: Node, kind: kinds.Parts, given: _Operands) -> Sequence[Axes]:
         size = None if output.shape is None else output.shape[kind.axis]
         if size is None:
             return _lost(node, kind, given)
-        found.append((*source[: kind.axis], ax.cut(source[kind.axis], start, size), *source[kind.axis + 1 :]))
+        found.append((*source[: kind.axis], cut(source[kind.axis], start, size), *source[kind.axis + 1 :]))
         start += size
     return found
 
@@ -217,7 +227,8 @@ def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
         size = ax.axis_size(source[kind.axis]) or 0
         middle = (picked(source[kind.axis], [index + size if index < 0 else index for index in kind.indices]),)
     else:
-        middle = ax.others(shape[kind.axis : kind.axis + kind.rank])
+        sizes = shape[kind.axis : kind.axis + kind.rank]
+        middle = unfolded(source[kind.axis], kind.indices, sizes) or ax.others(sizes)
     return [(*source[: kind.axis], *middle, *source[kind.axis + 1 :])]
 
 
@@ -226,8 +237,9 @@ def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
     rank = len(given.shape())
     if any(len(axes) != rank for axes in operands):
         return _lost(node, kind, given)
-    around = ax.join_all(given.traced(), rank)
-    together = ax.joint([axes[kind.axis] for axes in operands])
+    around = join_all(given.traced(), rank)
+    around = tuple(centred(axis, [axes[index] for axes in operands]) for index, axis in enumerate(around))
+    together = joint([axes[kind.axis] for axes in operands])
     return [(*around[: kind.axis], together, *around[kind.axis + 1 :])]
 
 
@@ -252,7 +264,7 @@ def _padded(node: Node, kind: kinds.Padded, given: _Operands) -> Sequence[Axes]:
     made = []
     for axis, (old, size) in enumerate(zip(source, shape, strict=True)):
         origin = ax.line(old)
-        begin = None if kind.before is None else kind.before[axis]
+        begin = _begin(ax.axis_size(old), size) if kind.before is None else kind.before[axis]
         is_batch = bool(old) and old[0].origin.kind is Kind.BATCH
         if is_batch or (size is not None and size == ax.axis_size(old) and not begin):
             made.append(old)
@@ -261,6 +273,13 @@ def _padded(node: Node, kind: kinds.Padded, given: _Operands) -> Sequence[Axes]:
         else:
             made.append(ax.moved(origin, size, 1.0, -begin))
     return [tuple(made)]
+
+
+def _begin(before: int | None, size: int | None) -> int | None:
+    """What is added before an axis by pads that are computed, to half of what is added; None if that is a lot."""
+    if before is None or size is None or abs(size - before) * 16 > before:
+        return None
+    return (size - before) // 2
 
 
 def _resized(node: Node, kind: kinds.Resized, given: _Operands) -> Sequence[Axes]:
@@ -298,7 +317,7 @@ def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
     for axis, shift in zip(kind.axes, kind.shifts, strict=False):
         old = made[axis]
         if len(old) == 1 and old[0].origin.is_place and old[0].step == 1 and old[0].size == old[0].origin.size:
-            made[axis] = ax.of(ax.rolled(old[0].origin, -shift))
+            made[axis] = ax.of(rolled(old[0].origin, -shift))
         elif ax.has_place(old):
             made[axis] = ax.other(ax.axis_size(old))
     return [tuple(made)]
@@ -311,7 +330,7 @@ def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     if data.shape[1:] != updates.shape[1:]:
         return _lost(node, kind, given)
     rows = [axes[1:] for value in (data, updates) if (axes := given.found(value)) is not None]
-    return [(given.axes(0)[0], *ax.join_all(rows, len(data.shape) - 1))]
+    return [(given.axes(0)[0], *join_all(rows, len(data.shape) - 1))]
 
 
 _RULES: Mapping[type, _Rule] = {

@@ -82,9 +82,11 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
                     "ViT Recipro-CAM covers too; choose a layer with --target-layer"
                 )
             return Classifier(logits, target, pooled, ends, obstacle, readout)
-        if options.method == "vit-recipro-cam" or found != MEAN_QUERY:
+        reads_places = options.method == "auto" and not _attends(graph, images, ends)
+        if options.method == "vit-recipro-cam" or (found != MEAN_QUERY and not reads_places):
             raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")
-        target, streams = _default_target(graph, cuts, gone, [_without_kind(end) for end in ends], places)
+        bare = [_without_kind(end) for end in ends]
+        target, streams = _default_target(graph, cuts, gone, bare, places, others=reads_places)
     else:
         _require_grid(graph, logits.value, gone, ends)
         if any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends):
@@ -135,14 +137,20 @@ def _reading_obstacle(readout: Readout, options: Options) -> str | None:
     return "the head reads patch tokens as well" if readout.reads_patches else None
 
 
+def _attends(graph: Graph, images: Sequence[Value], ends: Sequence[GridEnd]) -> bool:
+    """Whether there is any attention before the grid ends; without one, a head reads single places of its map."""
+    before = region(graph, images, [end.source for end in ends])
+    return any(node.op in (Op.SOFTMAX, Op.ATTENTION) for node in before)
+
+
 def _without_kind(end: GridEnd) -> GridEnd:
     return replace(end, kind=Collapse.OTHER, grid_axes=())
 
 
 def _default_target(
-    graph: Graph, cuts: list[Value], gone: Value, ends: Sequence[GridEnd], places: Places
+    graph: Graph, cuts: list[Value], gone: Value, ends: Sequence[GridEnd], places: Places, *, others: bool = True
 ) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
-    """The feature map to explain and those that are masked together with it."""
+    """The feature map to explain and those that are masked together with it; `others` are tokens beside its grid."""
     if not ends:
         raise TargetNotFoundError(
             f"no feature map found before the logits {cuts[-1].describe()}: no value in which the rows and columns of "
@@ -165,7 +173,7 @@ def _default_target(
             return first, tuple(features.values())[1:]
     before = cuts[: cuts.index(gone)]
     for value in reversed(before):
-        described = places.map_of(value, others=True)
+        described = places.map_of(value, others=others)
         if described is not None and is_feature(graph, value):
             return described, ()
     if any(places.has_views(value) for value in places.traced):

@@ -34,6 +34,10 @@ class Channels:
         """The channel of a class of an anchor."""
         return self.start + (label * self.anchors + anchor if self.classes_first else anchor * self.stride + label)
 
+    def label(self, channel: int) -> int:
+        """The class of a channel; one of the anchor's other channels, where there are such, has no class."""
+        return channel // self.anchors if self.classes_first else (channel - self.start) % self.stride
+
 
 @dataclass(frozen=True)
 class ClassLevel:
@@ -43,11 +47,18 @@ class ClassLevel:
         head: the layer they come from.
         level: the grid.
         channels: which of the head's channels they are.
+        more: other heads of the same grid, with the scores of more anchors.
     """
 
     head: Head
     level: Level
     channels: Channels
+    more: tuple[ClassLevel, ...] = ()
+
+    @property
+    def parts(self) -> tuple[ClassLevel, ...]:
+        """It and its other heads."""
+        return (self, *self.more)
 
 
 @dataclass(frozen=True)

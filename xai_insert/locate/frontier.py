@@ -105,6 +105,8 @@ def _counts(weight: Value) -> bool:
 def _data_operands(node: Node, value: Value) -> list[Value]:
     if node.op in _NO_DATA or (node.op is Op.TOPK and value.index == 1):
         return []
+    if node.op is Op.QUANTIZE and value.index > 0:  # the scale and zero point of a dynamic quantisation
+        return []
     operands: Sequence[Value | None] = node.inputs
     if node.op in _FIRST_ONLY:
         operands = node.inputs[:1]
@@ -137,8 +139,27 @@ def _head(graph: Graph, layer: Node, dependent: set[Value]) -> Head | None:
     return None
 
 
-def _with_bias(layer: Node, dependent: set[Value]) -> Value:
+def _scaled(layer: Node) -> Value:
+    """The result of a layer of integers as numbers: cast, and multiplied by a scale, of each channel or of all."""
     value = layer.output
+    channels = (1, value.sizes[1 if layer.op is Op.CONV else -1]) if value.rank else ()
+    while "float" not in value.dtype or (value.producer is not None and value.producer.op is Op.CAST):
+        uses = [use for use in value.uses if use.node.op is not Op.SHAPE]
+        if len(uses) != 1:
+            break
+        node = uses[0].node
+        if node.op is Op.CAST:
+            value = node.output
+            continue
+        other = node.operand(1 - uses[0].index)
+        if node.op is Op.MUL and other is not None and other.rank is not None and volume(other.sizes) in channels:
+            value = node.output
+        break
+    return value
+
+
+def _with_bias(layer: Node, dependent: set[Value]) -> Value:
+    value = layer.output if "int" not in layer.output.dtype else _scaled(layer)
     uses = [use for use in value.uses if use.node.op is not Op.SHAPE]
     if len(uses) != 1 or uses[0].node.op is not Op.ADD:
         return value

@@ -9,9 +9,7 @@ from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap, channel_axis, grid_of_map
 from xai_insert.locate.levels import joined_tokens
-from xai_insert.locate.logits import is_softmax
-
-_BOX = 4
+from xai_insert.locate.outputs import query_boxes
 
 
 def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
@@ -34,7 +32,7 @@ def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
 
 def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
     """The last map or tokens with a grid through which every path to the boxes of queries goes."""
-    if not any(_holds_boxes(output) for output in graph.outputs):
+    if not query_boxes(graph):
         return None
     for output in graph.outputs:
         for value in reversed(cut_values(graph, list(images), output)):
@@ -42,13 +40,6 @@ def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
             if feature is not None:
                 return Regions(feature, "queries")
     return None
-
-
-def _holds_boxes(value: Value) -> bool:
-    """Whether a value is `[N, Q, 4]`, or `[N, Q, 5]` and more with scores beside the boxes; not a text's characters."""
-    if value.shape is None or len(value.shape) != 3 or "float" not in value.dtype or is_softmax(value):
-        return False
-    return (value.shape[2] or 0) >= _BOX
 
 
 def _as_map(graph: Graph, value: Value) -> FeatureMap | None:

@@ -13,9 +13,9 @@ from xai_insert.methods.shaping import reshape, scalar, size_of
 def det_class_probability_map(surgeon: Surgeon[V], detector: Detector) -> V:
     """Class probabilities on the grid of the middle level, `[B, K, h, w]` float32, 0..1.
 
-    For each level the raw class scores, maximum over anchors, resized to the middle level's grid (bilinear); mean over
-    levels; softmax over classes. With one class the softmax, which would be 1 everywhere, is left out, and the mean of
-    the raw scores stays.
+    For each level the raw class scores, maximum over anchors (of all its heads), resized to the middle level's grid
+    (bilinear); mean over levels; softmax over classes. With one class the softmax, which would be 1 everywhere, is left
+    out, and the mean of the raw scores stays.
 
     Args:
         surgeon: the model being edited.
@@ -26,6 +26,8 @@ def det_class_probability_map(surgeon: Surgeon[V], detector: Detector) -> V:
     total: V | None = None
     for item in detector.levels:
         scores = class_scores(surgeon, item)
+        for more in item.more:
+            scores = op.maximum(scores, class_scores(surgeon, more))
         if item is not detector.middle:
             scores = op.resize(scores, height, width)
         total = scores if total is None else op.add(total, scores)

@@ -74,6 +74,9 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
     size = image_size(image_inputs(graph)[0])
     if size is None or any(item.level.cells is None for item in found.levels):
         raise ShapeUnknownError(f"--per-box needs an image size that does not change; {shape_hint(graph)}")
+    heads = {head.value for head in find_heads(graph, image_inputs(graph))}
+    if any(item.more or item.head.value not in heads for item in found.levels):
+        raise UnsupportedTaskError(f"{_WANTED}; here several heads, or products with embeddings, score a location")
     try:
         return _voters(_Search(loaded, graph, found, size, {}))
     except UnsupportedTaskError:

@@ -150,10 +150,14 @@ def raw_channels(
 
 def _fused_by_width(width: int, classes: int) -> Channels | None:
     """Boxes, objectness and classes for each anchor; or classes before the bins of a box distribution."""
-    if width % (_BOX + 1 + classes) == 0:
+    has_anchors = width % (_BOX + 1 + classes) == 0
+    has_bins = width > classes and (width - classes) % _BOX == 0
+    if has_anchors and has_bins and width != _BOX + 1 + classes:
+        return None  # either reading fits
+    if has_anchors:
         stride = _BOX + 1 + classes
         return Channels(_BOX + 1, classes, width // stride, stride)
-    if width > classes and (width - classes) % _BOX == 0:
+    if has_bins:
         return Channels(0, classes, 1, width)
     return None
 

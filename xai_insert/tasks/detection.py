@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
@@ -15,6 +15,7 @@ from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, grid_of_map
+from xai_insert.locate.outputs import likely_task
 from xai_insert.locate.region_head import RegionReport
 from xai_insert.locate.regions import encoder_feature, region_feature
 from xai_insert.methods.activation_map import activation_map
@@ -24,6 +25,7 @@ from xai_insert.methods.region_maps import region_maps
 from xai_insert.options import Options
 from xai_insert.probe.boxes import find_box_voters
 from xai_insert.probe.classes import find_class_levels
+from xai_insert.probe.labels import first_label
 from xai_insert.tasks.cost import mega
 from xai_insert.tasks.per_box import OF_REGIONS, describe_regions, per_box_output, region_report, reported_sizes
 from xai_insert.tasks.plan import Branch, Plan
@@ -39,11 +41,13 @@ class ScoresPlan(Plan):
     Attributes:
         found: what was located in the model.
         voters: what a map of each reported box is made of; None if it is not wanted.
+        first_label: the label that the outputs give to class 0; None where no output holds labels.
     """
 
     task = "detection"
     found: Detector
     voters: BoxVoters | None = None
+    first_label: int | None = None
 
     @property
     def keep_float32(self) -> bool:
@@ -63,7 +67,7 @@ class ScoresPlan(Plan):
         return frozenset({"num_classes", "per_box"})
 
     def features(self) -> Sequence[FeatureMap]:
-        heads = {item.head.source: item.head for item in self.found.levels}
+        heads = {item.head.source: item.head for level in self.found.levels for item in level.parts}
         return [_source_map(head) for head in heads.values()]
 
     def describe(self) -> dict[str, Any]:
@@ -77,7 +81,8 @@ class ScoresPlan(Plan):
                     "anchors": item.channels.anchors,
                     "classes": item.channels.classes,
                 }
-                for item in found.levels
+                for level in found.levels
+                for item in level.parts
             ],
             "background": found.background,
             "per_box": self._described(),
@@ -100,11 +105,13 @@ class ScoresPlan(Plan):
     def metadata(self, options: Options) -> dict[str, str]:
         found = self.found
         entries = {
-            "target": ", ".join(dict.fromkeys(item.head.value.name for item in found.levels)),
+            "target": ", ".join(dict.fromkeys(item.head.value.name for level in found.levels for item in level.parts)),
             "levels": str(len(found.levels)),
             "classes": str(found.classes),
             "background": "none" if found.background is None else str(found.background),
         }
+        if self.first_label is not None:
+            entries["first_label"] = str(self.first_label)
         if self.voters is not None:
             entries["per_box"] = "overlap with the reported box times cosine of class scores, at every location"
             entries["per_box_first_label"] = str(self.voters.reported.first_label)
@@ -186,7 +193,10 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
         return _regions_plan(regions, reported)
     detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
     if detector is not None and options.method in ("auto", METHOD):
-        return _scores_plan(detector, find_box_voters(loaded, graph, detector) if options.per_box else None)
+        label, background = first_label(loaded, graph, detector)
+        detector = replace(detector, background=background)
+        voters = find_box_voters(loaded, graph, detector) if options.per_box else None
+        return _scores_plan(detector, voters, label)
     if options.per_box:
         raise UnsupportedTaskError(
             "--per-box is for detectors with class scores at every location, or with a head that classifies regions"
@@ -200,9 +210,10 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     regions = encoder_feature(graph, images)
     if regions is None:
         listed = ", ".join(value.describe() for value in graph.outputs)
+        likely = likely_task(graph)
         raise UnsupportedTaskError(
             "not a classifier and no detector that can be explained: wanted an output [N, classes], or boxes and class "
-            f"scores, found {listed}"
+            f"scores, found {listed}" + ("" if likely is None else f"; {likely}")
         )
     return _regions_plan(regions)
 
@@ -215,14 +226,14 @@ def _source_map(head: Head) -> FeatureMap:
     return FeatureMap(head.source, channel, axes, grid_of_map(head.source, axes) if len(axes) == 2 else (None, None))
 
 
-def _scores_plan(found: Detector, voters: BoxVoters | None = None) -> ScoresPlan:
+def _scores_plan(found: Detector, voters: BoxVoters | None, label: int | None) -> ScoresPlan:
     level = found.middle.level
     shape: Shape = (found.batch, found.classes, level.height, level.width)
     sizes = [volume((item.level.height, item.level.width, item.head.channels)) for item in found.levels]
     work = None if None in sizes else sum(size or 0 for size in sizes)
     count = len(found.levels)
     reason = f"{count} level{'s' if count > 1 else ''}; {found.evidence}"
-    return ScoresPlan(METHOD, "class scores", reason, shape, mega(work), found, voters)
+    return ScoresPlan(METHOD, "class scores", reason, shape, mega(work), found, voters, label)
 
 
 def _regions_plan(found: Regions, reported: RegionReport | None = None) -> RegionsPlan:

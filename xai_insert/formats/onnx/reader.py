@@ -148,6 +148,14 @@ def _picked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
     return kinds.Picked(integer(native, "axis", 0) % rank, numbers(indices, 1 << 20), indices.rank)
 
 
+def _picked_rows(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    """GatherND whose indices name one axis, the first."""
+    indices = _operand(inputs, 1)
+    if integer(native, "batch_dims", 0) or indices is None or not indices.shape or indices.shape[-1] != 1:
+        return kinds.Unknown()
+    return kinds.Picked(0, numbers(indices, 1 << 20), len(indices.shape) - 1)
+
+
 def _joined(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     rank = outputs[0].rank or next((value.rank for value in inputs if value is not None and value.rank), None)
     axis = integer(native, "axis", 0)
@@ -298,6 +306,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "Slice"): _slices,
     ("", "Split"): _parts,
     ("", "Gather"): _picked,
+    ("", "GatherND"): _picked_rows,
     ("", "Concat"): _joined,
     ("", "Pad"): _padded,
     ("", "Resize"): _resized,

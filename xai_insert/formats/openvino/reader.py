@@ -269,4 +269,5 @@ _READERS: Mapping[str, Reader] = {
     "DepthToSpace": _blocks,
     "ScaledDotProductAttention": _always(kinds.FusedAttention()),
     "Roll": _rolled,
+    "ShuffleChannels": _always(kinds.InPlace()),
 }

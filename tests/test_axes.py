@@ -1,0 +1,161 @@
+"""Following axes: what each operator does to the rows and columns of an image."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from xai_insert.formats.backend import load
+from xai_insert.locate.places import find_places
+
+H, W = 24, 36
+
+
+class Net:
+    """A graph written node by node; `place(name)` says what its axes hold."""
+
+    def __init__(self, batch=1):
+        self.nodes, self.stored, self.batch = [], [], batch
+
+    def const(self, elements):
+        name = f"c{len(self.stored)}"
+        self.stored.append(numpy_helper.from_array(np.asarray(elements), name))
+        return name
+
+    def ints(self, *values):
+        return self.const(np.array(values, np.int64))
+
+    def node(self, kind, *inputs, outputs=1, **attributes):
+        names = [f"v{len(self.nodes)}_{index}" for index in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def conv(self, x, channels_in=3, channels=5, kernel=4, stride=4, pads=0):
+        weight = self.const(np.ones((channels, channels_in, kernel, kernel), np.float32))
+        return self.node("Conv", x, weight, strides=[stride] * 2, pads=[pads] * 4)
+
+    def place(self, name):
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [self.batch, 3, H, W])
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "net", [image], [output], self.stored)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        view = load(onnx.shape_inference.infer_shapes(model), {}).view()
+        return find_places(view).of(view.outputs[0])
+
+
+def test_a_convolution_widens_the_stride():
+    net = Net()
+    place = net.place(net.conv("image"))
+    assert (place.axes, place.grid) == ((2, 3), (6, 9))
+    assert (place.rows.stride, place.rows.offset) == (4.0, 1.5)
+
+
+def test_padding_shifts():
+    net = Net()
+    place = net.place(net.conv("image", kernel=3, stride=2, pads=1))
+    assert (place.rows.stride, place.rows.offset) == (2.0, 0.0)
+
+
+def test_tokens_are_rows_and_columns_with_others_before():
+    net = Net()
+    x = net.node("Reshape", net.conv("image"), net.ints(1, 5, 54))
+    x = net.node("Transpose", x, perm=[0, 2, 1])
+    x = net.node("Concat", net.const(np.ones((1, 2, 5), np.float32)), x, axis=1)
+    place = net.place(x)
+    assert (place.axes, place.grid, place.prefix, place.suffix) == ((1,), (6, 9), 2, 0)
+    assert net.place(net.node("Slice", x, net.ints(2), net.ints(56), net.ints(1))).prefix == 0
+
+
+def test_equal_sizes_mean_nothing():
+    """As many tokens as channels, split into heads: the grid is where it was."""
+    net = Net()
+    x = net.node("Reshape", net.conv("image", channels=54), net.ints(1, 54, 54))
+    heads = net.node("Reshape", net.node("Transpose", x, perm=[0, 2, 1]), net.ints(1, 54, 6, 9))
+    assert (net.place(heads).axes, net.place(heads).grid) == ((1,), (6, 9))
+
+
+def test_pooled_over_one_axis_it_is_lost_on_that_axis():
+    net = Net()
+    assert net.place(net.node("ReduceMean", net.conv("image"), axes=[2], keepdims=1)) is None
+
+
+def test_members_are_no_place():
+    net = Net()
+    x = net.node("Flatten", net.node("GlobalAveragePool", net.conv("image")))
+    x = net.node("MatMul", x, net.const(np.ones((5, 54), np.float32)))
+    assert net.place(net.node("Reshape", x, net.ints(1, 6, 9))) is None
+
+
+def test_transposed_and_turned_grids_are_known_as_such():
+    net = Net()
+    x = net.node("Transpose", net.conv("image"), perm=[0, 1, 3, 2])
+    x = net.node("Slice", x, net.ints(-1), net.ints(-100), net.ints(2), net.ints(-1))
+    place = net.place(x)
+    assert place.grid == (9, 6)
+    assert (place.first.stride, place.first.offset, place.second.stride) == (-4.0, 33.5, 4.0)
+
+
+def rolled(net, x, axis, by, size):
+    """Cells moved by `by`, what falls off coming back on the other side."""
+    parts = [
+        net.node("Slice", x, net.ints(begin), net.ints(end), net.ints(axis)) for begin, end in ((by, size), (0, by))
+    ]
+    return net.node("Concat", *parts, axis=axis)
+
+
+def test_opposite_rolls_cancel():
+    net = Net()
+    x = rolled(net, net.conv("image"), 2, 2, 6)
+    assert net.place(x).rows.roll == 2
+    assert net.place(rolled(net, x, 2, 4, 6)).rows.roll == 0
+
+
+def test_windows_and_back():
+    net = Net()
+    x = net.node("Transpose", net.conv("image"), perm=[0, 2, 3, 1])
+    x = net.node("Transpose", net.node("Reshape", x, net.ints(1, 2, 3, 3, 3, 5)), perm=[0, 1, 3, 2, 4, 5])
+    windows = net.node("Reshape", x, net.ints(6, 9, 5))
+    assert net.place(windows) is None
+    x = net.node("Transpose", net.node("Reshape", windows, net.ints(1, 2, 3, 3, 3, 5)), perm=[0, 1, 3, 2, 4, 5])
+    place = net.place(net.node("Reshape", x, net.ints(1, 6, 9, 5)))
+    assert (place.axes, place.grid) == ((1, 2), (6, 9))
+
+
+def test_patches_cut_by_reshapes():
+    net = Net()
+    x = net.node("Transpose", net.node("Reshape", "image", net.ints(1, 3, 6, 4, 9, 4)), perm=[0, 2, 4, 3, 5, 1])
+    x = net.node("MatMul", net.node("Reshape", x, net.ints(1, 54, 48)), net.const(np.ones((48, 7), np.float32)))
+    place = net.place(x)
+    assert (place.axes, place.grid, place.rows.stride, place.rows.offset) == ((1,), (6, 9), 4.0, 1.5)
+
+
+def test_a_residual_carries_the_place_past_a_mixer():
+    net = Net()
+    x = net.node("Reshape", net.conv("image"), net.ints(1, 5, 54))
+    mixed = net.node("MatMul", x, net.const(np.ones((54, 54), np.float32)))
+    assert net.place(mixed) is None
+    assert net.place(net.node("Add", x, mixed)).grid == (6, 9)
+
+
+def test_grids_of_other_strides_do_not_agree():
+    net = Net()
+    fine = net.conv("image", kernel=2, stride=2)
+    fine = net.node("Slice", fine, net.ints(0, 0), net.ints(6, 9), net.ints(2, 3))
+    assert net.place(net.node("Add", net.conv("image"), fine)) is None
+
+
+def test_an_unknown_operator_loses_the_place():
+    net = Net()
+    assert net.place(net.node("CumSum", net.conv("image"), net.const(np.array(1, np.int64)))) is None
+
+
+@pytest.mark.parametrize("order", ["there and back", "there"])
+def test_shuffled_tokens(order):
+    net = Net()
+    x = net.node("Reshape", net.conv("image"), net.ints(1, 5, 54))
+    places = np.random.default_rng(0).permutation(54)
+    x = net.node("Gather", x, net.ints(*places), axis=2)
+    if order == "there":
+        assert net.place(x) is None
+    else:
+        assert net.place(net.node("Gather", x, net.ints(*np.argsort(places)), axis=2)).grid == (6, 9)

@@ -1,0 +1,82 @@
+"""What is left of places where values meet: residual additions, gates, products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xai_insert.graph.axes import (
+    Axes,
+    Axis,
+    Digit,
+    Kind,
+    axis_size,
+    coarse,
+    has_place,
+    line,
+    moved,
+    near,
+    other,
+    parts_of,
+)
+
+
+def agree(a: Axis, b: Axis) -> bool:
+    """Whether two axes have the same cells at the same places of the image, to half a stride."""
+    return len(a) == len(b) and all(_agrees(one, two) for one, two in zip(a, b, strict=True))
+
+
+def _agrees(a: Digit, b: Digit) -> bool:
+    one, two = a.origin, b.origin
+    if one is two:
+        return a == b
+    if one.kind is not two.kind or a.size != b.size:
+        return False
+    if one.kind in (Kind.JOINT, Kind.SHUFFLED):
+        return one.order == two.order and len(one.parts) == len(two.parts) and all(map(agree, one.parts, two.parts))
+    if not one.is_place:
+        return True
+    first, second = coarse(a), coarse(b)
+    if first is None or second is None:
+        return a.step == b.step and one.size == two.size and near(one, two)
+    return first.roll == second.roll and near(first, second)
+
+
+def join(a: Axis, b: Axis) -> Axis:
+    """One axis of what two values give together: what has no place in the image is neutral."""
+    if not a or not b:
+        return a or b
+    if has_place(a) and has_place(b):
+        if agree(a, b) or (_is_whole(a) and not _is_whole(b)):
+            return a
+        return b if _is_whole(b) and not _is_whole(a) else other(axis_size(a))
+    if has_place(a) or has_place(b):
+        return a if has_place(a) else b
+    return b if any(d.origin.kind is Kind.BATCH for d in b) and not any(d.origin.kind is Kind.BATCH for d in a) else a
+
+
+def _is_whole(axis: Axis) -> bool:
+    """Whether an axis is rows, columns or tokens of both; what attention to windows leaves may be a part of each."""
+    placed = [digit for part in parts_of(axis) for digit in part if digit.origin.is_place]
+    kinds = {digit.origin.kind for digit in placed}
+    return len(kinds) == len(placed) and all(coarse(digit) is not None for digit in placed)
+
+
+def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
+    """A joined axis in the middle of what it was joined from: every second pixel, and those between, as in a Focus."""
+    lines = [line(part) for part in parts]
+    offsets = {origin.offset for origin in lines if origin is not None}
+    first = line(joined)
+    if first is None or None in lines or len(offsets) < 2:
+        return joined
+    middle = sum(origin.offset for origin in lines if origin is not None) / len(lines)
+    return moved(first, first.size, 1.0, (middle - first.offset) / first.stride)
+
+
+def join_all(values: Sequence[Axes], rank: int) -> Axes:
+    """Axes of operands that broadcast against one another."""
+    result: list[Axis] = [()] * rank
+    for axes in values:
+        for back, axis in enumerate(reversed(axes), 1):
+            if back <= rank:
+                result[rank - back] = join(result[rank - back], axis)
+    return tuple(result)

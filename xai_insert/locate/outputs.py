@@ -1,0 +1,85 @@
+"""What a model's outputs may be, told from where their axes come from: boxes of queries, maps, text, key points."""
+
+from __future__ import annotations
+
+from xai_insert.graph.axes import has_place
+from xai_insert.graph.trace import Traced, trace
+from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.inputs import image_axes, image_inputs
+from xai_insert.locate.logits import is_softmax
+
+_BOX = 4
+_FEWEST_CHARACTERS = 10
+_THROUGH = (Op.IDENTITY, Op.CAST, Op.GATHER, Op.TAKE, Op.SLICE, Op.RESHAPE, Op.TRANSPOSE)
+
+
+def query_boxes(graph: Graph) -> list[Value]:
+    """Outputs that hold the boxes of queries or of chosen locations.
+
+    They are rows of four beside an output with the same rows, or rows joined of a box and more.
+    """
+    traced = _traced(graph)
+    return [value for value in graph.outputs if _holds_boxes(value, graph, traced)]
+
+
+def likely_task(graph: Graph) -> str | None:
+    """What outputs that are no detections most likely are, for people; None if nothing tells."""
+    traced = _traced(graph)
+    for value in graph.outputs:
+        if _is_map(value, traced):
+            return f"{value.describe()} is a value for every place of the image: {_kind_of_map(value)}"
+    for value in graph.outputs:
+        if value.shape is None or len(value.shape) != 3 or "float" not in value.dtype:
+            continue
+        width = value.shape[2] or 0
+        if width in (2, 3):
+            return f"{value.describe()} looks like key points: {width} coordinates of each"
+        if width >= _FEWEST_CHARACTERS:
+            return f"{value.describe()} looks like text, or features of tokens: many values for each of a row of places"
+        return f"{value.describe()} has no classes beside it that share its rows"
+    return None
+
+
+def _traced(graph: Graph) -> Traced:
+    return trace(graph, {image: image_axes(image) for image in image_inputs(graph)})
+
+
+def _kind_of_map(value: Value) -> str:
+    if "float" not in value.dtype or (value.producer is not None and _source(value, (Op.CAST,)) is Op.ARGMAX):
+        return "a semantic segmenter after its argmax"
+    if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
+        return "semantic segmentation, or heat maps of key points"
+    return "depth, a mask or a heat map"
+
+
+def _source(value: Value, through: tuple[Op, ...]) -> Op | None:
+    node = _maker(value, through)
+    return None if node is None else node.op
+
+
+def _maker(value: Value, through: tuple[Op, ...]) -> Node | None:
+    node = value.producer
+    while node is not None and node.op in through:
+        node = node.read(0).producer
+    return node
+
+
+def _is_map(value: Value, traced: Traced) -> bool:
+    """Whether two axes of a value go along the rows and the columns of the image."""
+    return sum(has_place(axis) for axis in traced.get(value, ())) > 1
+
+
+def _holds_boxes(value: Value, graph: Graph, traced: Traced) -> bool:
+    shape = value.shape
+    if shape is None or len(shape) != 3 or "float" not in value.dtype or is_softmax(value) or _is_map(value, traced):
+        return False
+    if shape[2] == _BOX:
+        others = [other for other in graph.outputs if other is not value and other.rank in (2, 3)]
+        return any(other.sizes[1] == shape[1] for other in others)
+    node = _maker(value, _THROUGH)
+    return (shape[2] or 0) > _BOX and node is not None and node.op is Op.CONCAT and _joins_columns(node)
+
+
+def _joins_columns(node: Node) -> bool:
+    axis, shape = node.attrs.get("axis"), node.output.shape
+    return axis is not None and shape is not None and len(shape) == 3 and axis % 3 in (1, 2)

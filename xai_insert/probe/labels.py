@@ -1,0 +1,119 @@
+"""Which label a detector reports for which class of its heads, watched in the model's own runtime.
+
+All class scores are held low but those of one class, everywhere: what is reported then bears its label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.view import Graph, Value
+from xai_insert.locate.detector import Detector
+from xai_insert.locate.frontier import Observed, find_heads
+from xai_insert.locate.inputs import image_inputs
+from xai_insert.probe.heads import Array, HeadProbe
+
+_SILENCE = 8.0
+_BOX = 4
+_RANKS = (1, 2, 3, 4)
+_MOSTLY = 0.5  # of the rows: some are padding
+_SCORES = {6: 4, 7: 2}  # column of the score, by width of the rows; rows of score 0 are padding
+_DETECTION_OUTPUT = 7  # image, label, score, corners
+_LABEL = 1
+
+
+def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int | None, int | None]:
+    """The label of class 0 as the heads count them, and the class that is never reported.
+
+    Args:
+        loaded: the unedited model.
+        graph: its view.
+        found: its class scores.
+
+    Returns:
+        None for the label where no output follows the class; None for the background where every class is reported.
+    """
+    images = image_inputs(graph)
+    heads = find_heads(graph, images)
+    values = {head.value: index for index, head in enumerate(heads)}
+    parts = [part for item in found.levels for part in item.parts]
+    outputs = [value for value in graph.outputs if value.rank in _RANKS]
+    if any(part.head.value not in values for part in parts) or not outputs:
+        return None, found.background
+    probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset()) for value in outputs])
+    tried = sorted({0, min(1, found.classes - 1), found.classes // 2, found.classes - 1} - {found.background})
+    runs = [probe.run(_with_class(probe, values, found, label)) for label in tried]
+    offsets: set[int] = set()
+    silent: set[int] = set()
+    for number, value in enumerate(outputs):
+        rows = {label: _rows(value, arrays[number]) for label, arrays in zip(tried, runs, strict=True)}
+        reported = {label: array for label, array in rows.items() if len(array)}
+        offsets.update(_offsets(value, reported))
+        silent.update(label for label in rows if reported and label not in reported)
+    background = found.background
+    if background is None and len(silent) == 1 and silent <= {0, found.classes - 1}:
+        background = next(iter(silent))
+    return (offsets.pop() if len(offsets) == 1 else None), background
+
+
+def _with_class(
+    probe: HeadProbe, values: Mapping[Value, int], found: Detector, raised: int | None
+) -> dict[int, npt.NDArray[np.floating]]:
+    """Results of the heads in which all classes are low but one, at every location."""
+    feeds: dict[int, npt.NDArray[np.floating]] = {}
+    for part in (part for item in found.levels for part in item.parts):
+        index = values[part.head.value]
+        array = feeds.setdefault(index, probe.fed(index))
+        at: list[slice | int] = [slice(None)] * array.ndim
+        if part.level is not part.head.levels[0]:
+            continue  # tokens of all levels share their channels
+        for anchor, label in product(range(part.channels.anchors), range(found.classes)):
+            if label == found.background != raised:
+                continue
+            at[part.head.channel_axis] = part.channels.channel(anchor, label)
+            array[tuple(at)] += _SILENCE if label == raised else -_SILENCE
+    return feeds
+
+
+def _rows(value: Value, array: Array) -> Array:
+    """What is reported, `[M, columns]`; rows of score 0 are padding."""
+    width = array.shape[-1]
+    if array.ndim == 1 or width <= _BOX or "float" not in value.dtype:
+        return array.reshape(-1, 1)
+    rows = array.reshape(-1, width)
+    return rows[rows[:, _SCORES[width]] > 0] if width in _SCORES else rows
+
+
+def _offsets(value: Value, reports: Mapping[int, Array]) -> list[int]:
+    """How much larger than the class a whole number of the reported rows is; one for each column that follows."""
+    if not reports:
+        return []
+    columns = range(next(iter(reports.values())).shape[1])
+    is_output = value.rank == _RANKS[-1] and len(columns) == _DETECTION_OUTPUT
+    return [
+        offset
+        for column in ([_LABEL] if is_output else columns)
+        for offset in _of_column(
+            [(label, array[:, column]) for label, array in reports.items()], value, is_label=is_output
+        )
+    ]
+
+
+def _of_column(columns: Sequence[tuple[int, Array]], value: Value, *, is_label: bool = False) -> list[int]:
+    """The offset of the numbers that most rows have; of one class alone only where the numbers can be nothing else."""
+    offsets = set()
+    for label, numbers in columns:
+        if not len(numbers) or not np.isfinite(numbers).all() or not np.array_equal(numbers, np.floor(numbers)):
+            return []
+        distinct, counts = np.unique(numbers, return_counts=True)
+        best = int(counts.argmax())
+        if counts[best] < _MOSTLY * len(numbers):
+            return []
+        offsets.add(int(distinct[best]) - label)
+    follows = len(offsets) == 1 and (len(columns) > 1 or is_label or "float" not in value.dtype)
+    return [*offsets] if follows and abs(next(iter(offsets))) <= 1 else []

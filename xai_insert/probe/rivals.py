@@ -1,0 +1,162 @@
+"""Which of several heads of one grid give the class scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
+from xai_insert.graph.view import Graph, Value
+from xai_insert.locate.detector import Channels
+from xai_insert.locate.frontier import Head, Observed
+from xai_insert.probe.heads import Effect, Response
+
+_SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
+_BOXES = frozenset({Effect.OTHER, Effect.RAW})
+_BOX = 4
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A head and what its sampled channels do.
+
+    Attributes:
+        index: place among the heads.
+        head: the head.
+        responses: at the first location, by channel.
+    """
+
+    index: int
+    head: Head
+    responses: Mapping[int, Response]
+
+    @property
+    def effects(self) -> set[Effect]:
+        return {response.effect for response in self.responses.values()}
+
+    @property
+    def is_class(self) -> bool:
+        return Effect.CLASS in self.effects and self.effects <= _SCORES
+
+    @property
+    def is_fused(self) -> bool:
+        return Effect.CLASS in self.effects and not self.effects <= _SCORES
+
+    @property
+    def moves_boxes(self) -> bool:
+        return bool(self.effects & _BOXES)
+
+    @property
+    def is_raw(self) -> bool:
+        return self.effects == {Effect.RAW}
+
+    @property
+    def has_tokens(self) -> bool:
+        return len(self.head.levels[0].grid_axes) == 1
+
+    def moved(self) -> set[int]:
+        """The observed values of which some element rises alone."""
+        return {index for response in self.responses.values() for index in response.elements}
+
+
+def pure(items: Sequence[Watched], layout: Callable[[Watched], Channels | None]) -> list[Watched]:
+    """Heads whose channels are all classes, if there are any; and of fused ones those with a run of classes."""
+    whole = [item for item in items if item.is_class]
+    if not whole:
+        return list(items)
+    if max(item.head.channels for item in whole) > 1:
+        return whole
+    # One channel may be an objectness beside a fused head; visibilities of key points are no run of classes.
+    return whole + [item for item in items if item.is_fused and layout(item) is not None]
+
+
+def with_classes(
+    items: Sequence[Watched], num_classes: int, layout: Callable[[Watched], Channels | None]
+) -> list[Watched]:
+    """The heads of so many classes, a background not counted or counted.
+
+    Raises:
+        TargetNotFoundError: there is none.
+    """
+    counts = {item.index: None if (found := layout(item)) is None else found.classes for item in items}
+    fits = [item for item in items if counts[item.index] in (None, num_classes)]
+    fits = fits or [item for item in items if counts[item.index] == num_classes + 1]
+    if not fits:
+        listed = ", ".join(f"{item.head.value.describe()} ({counts[item.index]} classes)" for item in items)
+        raise TargetNotFoundError(f"no class head has --num-classes {num_classes}; found {listed}")
+    return fits
+
+
+def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
+    """The error for heads that fit equally well."""
+    *others, last = (item.head.value.describe() for item in items)
+    advice = "; say which, with --num-classes" if len({item.head.channels for item in items}) > 1 else ""
+    return AmbiguousModelError(f"two heads could hold the class scores: {', '.join(others)} and {last}{advice}")
+
+
+def without_sigmoid_boxes(
+    graph: Graph, items: Sequence[Watched], every: Sequence[Watched], observed: Sequence[Observed]
+) -> list[Watched]:
+    """Heads of one grid without those that give boxes in 0..1; beside such, the scores that share their rows.
+
+    Args:
+        graph: the model.
+        items: heads of a grid whose channels look like classes.
+        every: all heads of that grid.
+        observed: what was watched.
+
+    Raises:
+        AmbiguousModelError: boxes and scores are both four wide.
+        TargetNotFoundError: there are boxes, and no head whose channels each move one score beside them.
+    """
+    kept: list[Watched] = []
+    for item in items:
+        rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
+        boxes = next((value for value in rows if value.rank == 3 and value.sizes[2] == _BOX), None)
+        beside = [] if boxes is None or item.head.channels % _BOX else _beside(graph, boxes)
+        if boxes is None or not beside or any(value in rows for value in beside):
+            kept.append(item)
+            continue
+        if all(value.sizes[2] == _BOX for value in beside):
+            if item.has_tokens and not _is_exclusive(item):
+                raise AmbiguousModelError(
+                    f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
+                    "the boxes, and nothing tells which holds the class scores"
+                )
+            kept.append(item)
+            continue
+        scored = [found for other in every if other is not item and (found := _scores(other, beside, observed))]
+        if not any(other.is_class for other in items if other is not item) and not scored:
+            raise TargetNotFoundError(
+                f"the head {item.head.value.describe()} gives boxes, and no head gives the scores "
+                f"{beside[0].describe()} beside them one by one"
+            )
+        kept += [found for found in scored if found.index not in {own.index for own in (*items, *kept)}]
+    return kept
+
+
+def _beside(graph: Graph, boxes: Value) -> list[Value]:
+    return [
+        value
+        for value in graph.outputs
+        if value is not boxes and value.rank == 3 and "float" in value.dtype and value.sizes[1] == boxes.sizes[1]
+    ]
+
+
+def _is_exclusive(item: Watched) -> bool:
+    """Whether a channel moves the other classes too, as a softmax does."""
+    return any(count > 1 for response in item.responses.values() for count in response.moved.values())
+
+
+def _scores(item: Watched, beside: Sequence[Value], observed: Sequence[Observed]) -> Watched | None:
+    """A head each of whose channels moves one column of a value beside the boxes, as that value."""
+    for index, watched in enumerate(observed):
+        value = watched.value
+        if value not in beside or value.sizes[2] != item.head.channels or value.sizes[1] != item.head.value.sizes[1]:
+            continue
+        elements = [response.elements.get(index) for response in item.responses.values()]
+        alone = all(response.moved.get(index) == 1 for response in item.responses.values())
+        columns = [None if element is None else element[2] for element in elements]
+        if alone and columns == list(item.responses) and item.has_tokens:
+            return replace(item, head=replace(item.head, value=value))
+    return None
