@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -85,3 +86,26 @@ def signals_end_cleanly() -> Iterator[None]:
     finally:
         if here:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def decoders_kept_quiet() -> Iterator[None]:
+    """Keep what native decoders print about damaged pictures off the terminal; our own lines still get there."""
+    stream = sys.stderr
+    try:
+        kept = os.dup(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # no stream of the system's
+        yield
+        return
+    try:
+        sys.stderr = os.fdopen(os.dup(kept), "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
+        _discard(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        with suppress(OSError):
+            sys.stderr.close()
+        sys.stderr = stream
+        os.dup2(kept, stream.fileno())
+        os.close(kept)
