@@ -159,7 +159,8 @@ BAD_CALLS = {
     "same file": ("good.onnx -o good.onnx", 1, "same file"),
     "no folder": ("good.onnx -o absent/o.onnx", 1, "absent"),
     "unknown suffix": ("good.onnx -o o.txt", 1, "wanted .xml"),
-    "unknown input suffix": ("model.pt -o o.onnx", 1, "wanted .xml"),
+    "unknown input suffix": ("model.mystery -o o.onnx", 1, "wanted .xml"),
+    "kind of input that is no export": ("model.pt -o o.onnx", 1, "a PyTorch file"),
     "IR to ONNX": ("good.xml -o o.onnx", 1, "cannot become ONNX"),
     "unknown input": ("good.onnx --input-shape picture:1,3,12,12 -o o.onnx", 1, "'image'"),
     "sizes that do not fit": ("good.xml --input-shape image:1,4,12,12 -o o.xml", 1, "--input-shape"),
@@ -183,6 +184,7 @@ def test_bad_calls_end_in_one_clear_line(folder, name):
     (folder / "noise.onnx").write_bytes(rng.bytes(3000))
     (folder / "empty.onnx").touch()
     (folder / "model.pt").touch()
+    (folder / "model.mystery").touch()
     text = (folder / "good.xml").read_bytes()
     for stem, xml, weights in (
         ("half", text[: len(text) // 2], (folder / "good.bin").read_bytes()),

@@ -5,12 +5,15 @@ No format library is needed for that, so that the command line can refuse before
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
+import platform
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,36 +42,51 @@ def read_with(source: Path) -> list[Path]:
     return []
 
 
+def size(source: Path) -> int:
+    """Bytes of a model, with the files that it names and no other that lies beside it."""
+    total = 0
+    for path in {source, *read_with(source)}:
+        with suppress(OSError, ValueError):  # whoever reads it says what is wrong
+            info = path.stat()
+            total += info.st_size if stat.S_ISREG(info.st_mode) else 0
+    return total
+
+
 def lost(targets: Iterable[Path], source: Path) -> tuple[Path, Path] | None:
     """The first of `targets` that is a file of the model `source`, and that file; None if writing them is safe."""
     targets = list(targets)
-    for target in targets:
-        if same(target, source):
-            return target, source
-    endangered = [target for target in targets if os.path.lexists(target)]
-    if not endangered:
-        return None  # nothing is there to be lost, and nothing need be read
-    pairs = ((target, path) for path in read_with(source) for target in endangered)
-    return next((pair for pair in pairs if same(*pair)), None)
+    return next(((targets[index], path) for index, _, path in clashes([[path] for path in targets], [source])), None)
 
 
-def same(one: Path, other: Path) -> bool:
-    """Whether two names may mean one file: by links, or by letter case, which other systems do not tell apart."""
+def clashes(targets: Sequence[Sequence[Path]], sources: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
+    """Which groups of written files meet files of which models: both indices, and the file of the model."""
+    owners: dict[tuple[object, ...], list[int]] = {}
+    for index, group in enumerate(targets):
+        for path in group:
+            for key in identities(path):
+                owners.setdefault(key, []).append(index)
+    # Where nothing is there to be lost, no source need be read.
+    endangered = any(os.path.lexists(path) for group in targets for path in group)
+    for number, source in enumerate(sources):
+        for path in (source, *(read_with(source) if endangered else ())):
+            for owner in sorted({owner for key in identities(path) for owner in owners.get(key, ())}):
+                yield owner, number, path
+
+
+def identities(path: Path) -> set[tuple[object, ...]]:
+    """What two names of one file have in common: links and letter case, which other systems do not tell apart."""
+    found: set[tuple[object, ...]] = set()
     with suppress(OSError):
-        if one.samefile(other):
-            return True
-    for left, right in ((one, other), (Path(os.path.realpath(one)), Path(os.path.realpath(other)))):
-        folders = [Path(os.path.realpath(path.parent)) for path in (left, right)]
-        if left.name.casefold() == right.name.casefold() and (folders[0] == folders[1] or _are_one(*folders)):
-            return True
-    return False
-
-
-def _are_one(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
+        info = path.stat()
+        found.add((info.st_dev, info.st_ino))
+    for name in (path, Path(os.path.realpath(path))):
+        folder = os.path.realpath(name.parent)
+        try:
+            info = os.stat(folder)
+            found.add((info.st_dev, info.st_ino, name.name.casefold()))
+        except OSError:
+            found.add((folder, name.name.casefold()))
+    return found
 
 
 def _literal(name: str) -> str:
@@ -77,8 +95,10 @@ def _literal(name: str) -> str:
 
 def _locations(model: Path) -> set[str]:
     """Names of the files that an ONNX file has its tensors in, found without taking the file apart."""
-    names = set()
+    names: set[str] = set()
     try:
+        if not stat.S_ISREG(model.stat().st_mode):  # a pipe would be waited for
+            return names
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             at = content.find(_LOCATION)
             while at >= 0:
@@ -105,7 +125,7 @@ def write_whole(path: Path, content: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(content, encoding="utf-8")
         return
-    handle, scratch = tempfile.mkstemp(prefix=".xai_insert.", suffix=".part", dir=path.parent)
+    handle, scratch = tempfile.mkstemp(prefix=_prefix(os.getpid()), suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)
@@ -133,14 +153,45 @@ def scratch_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(output: Path, process: int) -> None:
-    """Remove what a process that was ended left beside `output`."""
-    for folder in output.parent.glob(f"{_prefix(process)}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def sweep(output: Path, process: int | None = None) -> None:
+    """Remove what a process that was ended, or any of this machine that runs no more, left beside `output`."""
+    for path in output.parent.glob(f"{_SCRATCH}.*"):
+        found = _OWN.match(path.name)
+        if found is None or found[1] != _machine():
+            continue
+        if int(found[2]) != process if process is not None else is_running(int(found[2])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine runs, or may."""
+    if os.name == "nt":
+        return True  # there, asking would end it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+_SCRATCH = ".xai_insert"
+_OWN = re.compile(re.escape(_SCRATCH) + r"\.([0-9a-f]{8})\.(\d{1,9})\.")
 
 
 def _prefix(process: int) -> str:
-    return f".xai_insert.{process}."
+    return f"{_SCRATCH}.{_machine()}.{process}."
+
+
+def _machine() -> str:
+    """Tells machines apart that share a folder: their processes have the same numbers."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def printable(text: str) -> str:

@@ -21,7 +21,7 @@ from xai_insert.errors import (
     ModelFileError,
     TargetNotFoundError,
 )
-from xai_insert.files import lost, scratch_folder, written
+from xai_insert.files import lost, scratch_folder, size, sweep, written
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
@@ -115,7 +115,7 @@ def insert_file(
     loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source), passed)
     files = _write(loaded, output)
     return replace(
-        report, output=str(output), bytes_before=_size(source), bytes_after=sum(path.stat().st_size for path in files)
+        report, output=str(output), bytes_before=size(source), bytes_after=sum(path.stat().st_size for path in files)
     )
 
 
@@ -309,6 +309,7 @@ def _require_writable(source: Path, output: Path) -> None:
 
 def _write(loaded: LoadedModel, output: Path) -> list[Path]:
     """Write beside the goal and move into place, so that the goal is never half a model."""
+    sweep(output)
     try:
         with scratch_folder(output) as scratch:
             files = loaded.save(scratch, output.name)
@@ -333,8 +334,3 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)  # frees it, as a kill does
-
-
-def _size(source: Path) -> int:
-    weights = [source.with_suffix(".bin")] if source.suffix.lower() == ".xml" else [Path(f"{source}.data")]
-    return sum(path.stat().st_size for path in (source, *weights) if path.is_file())

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from xai_insert.files import printable
 from xai_insert.graph.shape import format_grid, format_shape
 
 if TYPE_CHECKING:  # the command line prints reports without planning
@@ -81,7 +82,7 @@ class Report:
     def text(self) -> str:
         """A few aligned lines."""
         if self.error is not None:
-            return f"{self.source}: {self.error}"
+            return f"{printable(self.source)}: {self.error}"
         saliency = self.saliency_map
         lines = [
             *self._found(),
@@ -92,8 +93,8 @@ class Report:
         if self.check:
             lines.append(("checked", self._checked()))
         if self.output is not None:
-            lines.append(("written", f"{self.output}{self._growth()}"))
-        return "\n".join([self.source, *(f"  {key:<8} {value}" for key, value in lines)])
+            lines.append(("written", f"{printable(self.output)}{self._growth()}"))
+        return "\n".join([printable(self.source), *(f"  {key:<8} {value}" for key, value in lines)])
 
     def _found(self) -> list[tuple[str, str]]:
         lines = []

@@ -74,3 +74,49 @@ def test_other_files_may_be_replaced(folder):
     assert invoke(main, "apart.onnx", "-o", "other.xml", obj=run_here).exit_code == 0
     assert invoke(main, "apart.onnx", "-o", "other.xml", obj=run_here).exit_code == 0
     assert invoke(main, "apart.onnx", "-o", "out/apart.onnx", obj=run_here).exit_code == 0
+
+
+REFUSED = {
+    "report over the model read": "good.onnx -o out/a.onnx --report good.onnx",
+    "report over weights": "good.xml -o out/a.xml --report good.bin",
+    "report over external weights": "apart.onnx -o out/a.onnx --report apart.bin",
+    "report over weights, dry": "apart.onnx --dry-run --report apart.bin",
+    "report over the model written": "good.xml -o out/a.xml --report out/a.xml",
+    "report over the weights written": "good.xml -o out/a.xml --report out/A.bin",
+    "report over external weights written": "apart.onnx -o out/a.onnx --report out/a.onnx.data",
+    "another source": "out/good.onnx good.onnx -o .",
+    "another source's weights": "sub/apart.onnx apart.onnx -o .",
+    "two outputs of one name": "good.xml sub/good.xml -o out",
+    "two outputs of one pair": "good.xml out/good.XML -o sub",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_one_line_before_any_work(folder, name):
+    for path in ("out/good.onnx", "sub/apart.onnx", "sub/good.xml", "out/good.XML"):
+        Path(path).write_bytes(Path("good.onnx").read_bytes())
+    Path("out/a.xml").write_bytes(b"old")
+    before = tree(folder)
+    result = invoke(main, *REFUSED[name].split(), obj=pytest.fail)
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "would" in result.stderr
+    assert tree(folder) == before
+
+
+def test_a_report_goes_where_links_and_devices_lead(folder):
+    Path("kept.json").write_text("old")
+    link("r.json", "kept.json")
+    assert invoke(main, "good.onnx", "--dry-run", "--report", "r.json", obj=run_here).exit_code == 0
+    assert Path("r.json").is_symlink()
+    assert '"models"' in Path("kept.json").read_text()
+    assert invoke(main, "good.onnx", "--dry-run", "--report", os.devnull, obj=run_here).exit_code == 0
+    assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.parametrize("path", ["absent/r.json", "out"])
+def test_a_report_without_a_place_is_said_before_any_work(folder, path):
+    result = invoke(main, "good.onnx", "-o", "out/a.onnx", "--report", path, obj=pytest.fail)
+    assert result.exit_code == 1
+    assert "cannot write the report" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

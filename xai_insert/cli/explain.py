@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from xai_insert.cli.streams import decoders_kept_quiet, open_streams, say, signals_end_cleanly
 from xai_insert.errors import XaiInsertError
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
@@ -22,6 +23,7 @@ from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine, model_files
+from xai_insert.files import printable
 from xai_insert.version import __version__
 
 EXIT_FAILED = 1
@@ -138,8 +140,10 @@ def main(
     prepare an image is read from the model's metadata (Model API's model_info) unless options say otherwise. Run again,
     it draws only what is missing.
     """
+    open_streams()
     keep_freed_memory()
     options = DrawOptions(opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
+    trouble: str | None = None
     try:
         sources = find_images(images, output)
         engine = load_engine(model, runtime, device)  # type: ignore[arg-type]  # checked by click
@@ -151,21 +155,24 @@ def main(
         if labels is not None:
             meaning = replace(meaning, labels=read_labels(labels))
         if not quiet:
-            _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
+            trouble = _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
         identity = [str(model.resolve()), digest(model_files(model)), type(engine).__name__, device]
         explainer = Explainer(_model(engine, feeder, meaning, classes, threshold), output, options, identity)
-        outcomes = _run(explainer, sources, quiet)
+        with signals_end_cleanly(), decoders_kept_quiet():
+            outcomes = _run(explainer, sources, quiet)
     except XaiInsertError as err:
-        click.echo(f"error: {' '.join(str(err).split())}", err=True)
+        say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
     if explainer.odd_records:
-        click.echo(f"note: {explainer.odd_records} lines of an earlier results.jsonl were set aside", err=True)
+        say(f"note: {explainer.odd_records} lines of an earlier results.jsonl were set aside", err=True)
     for note in dict.fromkeys(outcome.record.get("note") for outcome in outcomes if outcome.record):
         if note:
-            click.echo(f"note: {note}", err=True)
+            say(f"note: {note}", err=True)
     if not quiet:
-        click.echo(_summary(outcomes, output))
-    sys.exit(EXIT_FAILED if any(outcome.error for outcome in outcomes) else 0)
+        trouble = say(_summary(outcomes, output)) or trouble
+    if trouble is not None:
+        say(f"error: cannot write to the standard output: {trouble}", err=True)
+    sys.exit(EXIT_FAILED if trouble is not None or any(outcome.error for outcome in outcomes) else 0)
 
 
 def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selection, threshold: float | None) -> Model:
@@ -174,11 +181,12 @@ def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selec
     return Classifier(engine, feeder, meaning if threshold is None else replace(meaning, threshold=threshold), classes)
 
 
-def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> None:
+def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> str | None:
     """Say how images are prepared, since a wrong guess is the commonest reason for a strange picture."""
-    click.echo(f"{model}: input {feeder.text()}")
+    trouble = say(f"{printable(str(model))}: input {feeder.text()}")
     if not told and not PREPROCESSING_KEYS.intersection(engine.info):
-        click.echo("note: the model's metadata does not say how to prepare images; see --mean and --scale", err=True)
+        say("note: the model's metadata does not say how to prepare images; see --mean and --scale", err=True)
+    return trouble
 
 
 def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> list[Outcome]:
@@ -203,7 +211,7 @@ def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> list[O
 
 def _complain(outcome: Outcome) -> None:
     if outcome.error is not None:
-        click.echo(f"error: {outcome.error}; skipped", err=True)
+        say(f"error: {printable(outcome.error)}; skipped", err=True)
 
 
 def _summary(outcomes: Sequence[Outcome], output: Path) -> str:

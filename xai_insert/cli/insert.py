@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -11,7 +13,9 @@ import click
 from click.core import ParameterSource
 
 from xai_insert.cli.parsing import COUNT, INPUT_SHAPE, SIZE
+from xai_insert.cli.streams import Refused, open_streams, say, signals_end_cleanly
 from xai_insert.cli.worker import Job, Runner, Worker, configure_logging
+from xai_insert.files import clashes, identities, printable, write_whole, written
 from xai_insert.graph.shape import Shape
 from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
 from xai_insert.report import Report, to_json
@@ -110,6 +114,7 @@ def main(
     Reads MODEL (OpenVINO .xml or .onnx), finds backbone and head by itself, and writes a model whose single
     inference gives the untouched predictions and the output saliency_map.
     """
+    open_streams()
     configure_logging(verbose)
     options = Options(
         method=method,  # type: ignore[arg-type]  # click.Choice has checked it
@@ -129,33 +134,51 @@ def main(
         given=tuple(item.name for item in fields(Options) if _was_typed(_PARAMETERS.get(item.name, item.name))),
     )
     goals = _outputs(models, output, dry_run)
+    _require_apart(models, goals, report_path, dry_run)
     jobs = [Job(model, goal, options, dry_run) for model, goal in zip(models, goals, strict=True)]
+    troubles: dict[str, None] = {}
 
     def show(report: Report) -> None:
         if report.error is not None:
-            click.echo(f"error: {report.text()}", err=True)
+            say(f"error: {report.text()}", err=True)
         elif not quiet:
-            click.echo(report.text())
+            trouble = say(report.text())
+            if trouble is not None:
+                troubles[f"cannot write to the standard output: {trouble}"] = None
 
-    with Worker(verbose, time_limit) as worker:
-        reports = _done(jobs, run or worker, show)
-    if report_path is not None:
-        _write_report(report_path, reports)
+    def keep(reports: list[Report]) -> None:
+        if report_path is None:
+            return
+        try:
+            write_whole(report_path, to_json(reports))
+        except OSError as err:
+            troubles[f"cannot write the report {printable(str(report_path))}: {err.strerror}"] = None
+
+    with signals_end_cleanly(), Worker(verbose, time_limit) as worker:
+        reports = _done(jobs, run or worker, show, keep)
+    for text in troubles:
+        say(f"error: {text}", err=True)
     failed = sum(report.error is not None for report in reports)
     if failed and len(reports) > 1:
-        click.echo(f"{failed} of {len(reports)} models failed", err=True)
-    sys.exit(EXIT_FAILED if failed else 0)
+        say(f"{failed} of {len(reports)} models failed", err=True)
+    sys.exit(EXIT_FAILED if failed or troubles else 0)
 
 
 def _was_typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _done(jobs: Sequence[Job], run: Runner, show: Callable[[Report], None]) -> list[Report]:
-    """Do all jobs. An option that does nothing for one model is refused only if it does nothing for all others too."""
+def _done(
+    jobs: Sequence[Job], run: Runner, show: Callable[[Report], None], keep: Callable[[list[Report]], None]
+) -> list[Report]:
+    """Do all jobs, and keep the reports after each.
+
+    An option that does nothing for one model is refused only if it does nothing for all others too.
+    """
     reports: dict[int, Report] = {}
     for index, job in enumerate(jobs):
         report = reports[index] = run(job)
+        keep(list(reports.values()))
         if len(jobs) == 1 or not report.unused_options:
             show(report)
     used: set[str] = set()
@@ -169,8 +192,9 @@ def _done(jobs: Sequence[Job], run: Runner, show: Callable[[Report], None]) -> l
         if used.issuperset(unused):
             options = replace(job.options, given=tuple(sorted(job.options.on_purpose - set(unused))))
             reports[index] = run(replace(job, options=options))
+            keep(list(reports.values()))
         show(reports[index])
-    return [reports[index] for index in range(len(jobs))]
+    return list(reports.values())
 
 
 def _outputs(models: tuple[Path, ...], output: Path | None, dry_run: bool) -> list[Path | None]:
@@ -183,19 +207,48 @@ def _outputs(models: tuple[Path, ...], output: Path | None, dry_run: bool) -> li
         return [output]
     if not output.is_dir():
         raise click.UsageError(f"the output folder does not exist: {output}")
-    names = [model.name for model in models]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise click.UsageError(f"several models would be written to {output / sorted(twice)[0]}")
-    return [output / name for name in names]
+    return [output / model.name for model in models]
 
 
-def _write_report(path: Path, reports: list[Report]) -> None:
-    try:
-        path.write_text(to_json(reports), encoding="utf-8")
-    except OSError as err:
-        click.echo(f"error: cannot write the report {path}: {err.strerror}", err=True)
-        sys.exit(EXIT_FAILED)
+def _require_apart(models: tuple[Path, ...], goals: Sequence[Path | None], report: Path | None, dry_run: bool) -> None:
+    """Refuse a call in which one file is written twice, or read for one model and written for another or the report.
+
+    What is read and written for one model is that model's failure alone, see `insert_file`.
+    """
+    targets = [[] if goal is None else written(goal) for goal in goals]
+    seen: dict[tuple[object, ...], int] = {}
+    for index, group in enumerate(targets):
+        for path in group:
+            for key in identities(path):
+                if seen.setdefault(key, index) != index:
+                    raise Refused(f"several models would be written to {printable(str(path))}")
+    if report is not None:
+        _require_place(report)
+        if any(key in seen for key in identities(report)):
+            raise Refused(f"the report {printable(str(report))} would overwrite the model that is written there")
+        for _, _, path in clashes([[report]], models):
+            names = printable(str(report)), printable(str(path))
+            raise Refused("the report {} would overwrite {}, which a model is read from".format(*names))
+    for writer, reader, path in clashes([] if dry_run else targets, models):
+        if writer != reader:
+            raise Refused(
+                f"the result for {printable(str(models[writer]))} would overwrite {printable(str(path))}, which "
+                f"{printable(str(models[reader]))} is read from; choose another output"
+            )
+
+
+def _require_place(report: Path) -> None:
+    folder = Path(os.path.realpath(report)).parent
+    if report.is_dir():
+        reason = os.strerror(errno.EISDIR)
+    elif not folder.is_dir():
+        reason = os.strerror(errno.ENOENT)
+    elif not os.access(report if report.exists() else folder, os.W_OK):
+        reason = os.strerror(errno.EACCES)
+    else:
+        return
+    say(f"error: cannot write the report {printable(str(report))}: {reason}", err=True)
+    sys.exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

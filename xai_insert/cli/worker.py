@@ -24,13 +24,18 @@ from types import TracebackType
 from typing import Any
 
 from xai_insert.errors import UnusedOptionError, XaiInsertError
+from xai_insert.files import size, sweep
 from xai_insert.options import Options
 from xai_insert.report import Report
 
 logger = logging.getLogger(__name__)
 
 # The same modules as here, and never those of the current folder, which `-m` would put first.
-_START = "import sys; sys.path[:] = sys.argv[2:]; from xai_insert.cli.worker import serve; serve(int(sys.argv[1]))"
+# Ctrl-C reaches both processes; the parent ends this one.
+_START = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "sys.path[:] = sys.argv[2:]; from xai_insert.cli.worker import serve; serve(int(sys.argv[1]))"
+)
 
 
 _STEPS = ("read", "located", "run")
@@ -95,6 +100,7 @@ class Worker:
         self._verbose = verbose
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
+        self._output: Path | None = None
         self._answers: queue.Queue[str] = queue.Queue()
 
     def __enter__(self) -> Worker:
@@ -103,14 +109,19 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
+        self._stop(0 if error is not None else _GRACE)
 
     def __call__(self, job: Job) -> Report:
         """Do one job; a crash, and a model that is not read in time, become errors in the report."""
-        process = self._process or self._start()
+        try:
+            process = self._process or self._start()
+        except OSError as err:  # too many files are open, or too many processes run
+            text = f"cannot start the process that reads models: {err.strerror or err}"
+            return Report(source=str(job.model), error=text)
+        self._output = job.output
         assert process.stdin is not None
         request = asdict(job) | {"model": str(job.model), "output": None if job.output is None else str(job.output)}
-        seconds = self._seconds or _SECONDS + _size(job.model) / _BYTES_PER_SECOND
+        seconds = self._seconds or _SECONDS + size(job.model) / _BYTES_PER_SECOND
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
@@ -141,8 +152,8 @@ class Worker:
         threading.Thread(target=_forward, args=(process, self._answers), daemon=True).start()
         return process
 
-    def _stop(self) -> int:
-        """End the process; returns its exit code, negative for a signal."""
+    def _stop(self, grace: float = _GRACE) -> int:
+        """End the process, and what it has half done; returns its exit code, negative for a signal."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -150,9 +161,12 @@ class Worker:
         with contextlib.suppress(OSError):
             process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(_GRACE)
+            process.wait(grace)
         process.kill()
-        return process.wait()
+        code = process.wait()
+        if self._output is not None:
+            sweep(self._output, process.pid)
+        return code
 
 
 def _forward(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
@@ -161,15 +175,6 @@ def _forward(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
         for line in process.stdout:
             answers.put(line)
     answers.put("")
-
-
-def _size(model: Path) -> int:
-    """Bytes of a model, at most: weights of ONNX may lie beside it under any names."""
-    files = (model, model.with_suffix(".bin")) if model.suffix == ".xml" else model.parent.iterdir()
-    try:
-        return sum(path.stat().st_size for path in files if path.is_file())
-    except OSError:
-        return 0  # whoever reads it says what is wrong
 
 
 def _hold_memory(model: Path) -> Callable[[], None]:
@@ -183,7 +188,7 @@ def _hold_memory(model: Path) -> Callable[[], None]:
     if used is None:
         return lambda: None
     before = soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = int(used[1]) * 1024 + _ALLOWANCE + _PER_BYTE * _size(model)
+    most = int(used[1]) * 1024 + _ALLOWANCE + _PER_BYTE * size(model)
     resource.setrlimit(resource.RLIMIT_DATA, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
     return lambda: resource.setrlimit(resource.RLIMIT_DATA, before)
 
@@ -218,7 +223,7 @@ def serve(verbose: int) -> None:
             report = run_here(job, passed)
             release()
             send(json.dumps(report.as_dict()) + "\n")
-    except KeyboardInterrupt:  # the parent has it too, and says so
+    except BrokenPipeError:  # the parent is gone
         pass
 
 

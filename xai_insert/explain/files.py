@@ -22,7 +22,7 @@ from xai_insert.explain.errors import ImageFileError, RunError
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _JPEG_QUALITY = 85
-_MOST_PIXELS = 1 << 28
+_MOST_PIXELS = 178_000_000  # Pillow refuses more of its own accord
 _LONGEST_NAME = 100  # of the 255 bytes that folders take, in characters: class names and scores follow
 _SCRATCH = re.compile(r"\.(\d{1,9})\.[0-9a-f]{16}\.part")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ufffd]")
@@ -107,26 +107,35 @@ def decode(path: Path, content: bytes) -> Image:
     Raises:
         ImageFileError: it is no image, or too large a one.
     """
-    _require_moderate(path, content)
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    name = shown(path)
+    _require_moderate(name, content)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    except (cv2.error, MemoryError) as err:  # it reads some kinds of headers that Pillow does not
+        raise ImageFileError(f"cannot read {name}: OpenCV refuses it, too large or damaged") from err
     if image is None:
-        raise ImageFileError(f"cannot read {path}: {'not an image that OpenCV knows' if content else 'empty file'}")
+        raise ImageFileError(f"cannot read {name}: {'not an image that OpenCV knows' if content else 'empty file'}")
+    if image.shape[0] * image.shape[1] > _MOST_PIXELS:
+        raise _too_large(name, image.shape[1], image.shape[0])
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), np.uint8)
 
 
-def _require_moderate(path: Path, content: bytes) -> None:
+def _require_moderate(name: str, content: bytes) -> None:
     """Refuse a small file that says it is a huge picture, before it is unpacked."""
     try:
         with PIL.Image.open(io.BytesIO(content)) as header:
             width, height = header.size
     except PIL.Image.DecompressionBombError as err:
-        raise ImageFileError(f"cannot read {path}: {err}") from err
-    except (OSError, ValueError, SyntaxError):
-        return  # OpenCV knows kinds that Pillow does not
+        raise _too_large(name) from err
+    except Exception:  # its parsers raise whatever a damaged header leads to; OpenCV has a limit of its own
+        return
     if width * height > _MOST_PIXELS:
-        raise ImageFileError(
-            f"cannot read {path}: {width}x{height} pixels are more than {_MOST_PIXELS / 1e6:.0f} million"
-        )
+        raise _too_large(name, width, height)
+
+
+def _too_large(name: str, *sides: int) -> ImageFileError:
+    what = f"{sides[0]}x{sides[1]} is" if sides else "it has"
+    return ImageFileError(f"cannot read {name}: {what} more than {_MOST_PIXELS / 1e6:.0f} million pixels")
 
 
 def is_jpeg(content: bytes) -> bool:

@@ -138,15 +138,17 @@ class Explainer:
         for name in FOLDERS:
             files.make_own_folder(self._output / name)
             files.tidy(self._output / name)
-        outcomes = []
-        with self._journal, _opencv_in_one_thread():
-            for outcome in self._each(sources):
-                if outcome.record is not None and not outcome.skipped:
-                    self._journal.append(outcome.record)
-                done(outcome)
-                outcomes.append(outcome)
-        records = [outcome.record for outcome in outcomes if outcome.record is not None]
-        files.write(self._output / "index.html", page.build(records).encode())
+        outcomes: list[Outcome] = []
+        try:
+            with self._journal, _opencv_in_one_thread():
+                for outcome in self._each(sources):
+                    if outcome.record is not None and not outcome.skipped:
+                        self._journal.append(outcome.record)
+                    done(outcome)
+                    outcomes.append(outcome)
+        finally:  # the page is there whatever ends the run
+            records = [outcome.record for outcome in outcomes if outcome.record is not None]
+            files.write(self._output / "index.html", page.build(records).encode())
         return outcomes
 
     def _each(self, sources: Iterable[files.Source]) -> Iterator[Outcome]:

@@ -98,7 +98,7 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     if isinstance(model, (str, Path)):
         path = Path(model)
         if not path.is_file():
-            raise ModelFileError("no such file")
+            raise ModelFileError("not a plain file" if path.exists() else "no such file")
         require_model(path)
         to_ir = output is not None and output.suffix.lower() == ".xml"
         if path.suffix.lower() == ".onnx" and not to_ir:
