@@ -70,6 +70,43 @@ def test_values_for_every_place_are_no_detections(kind, said):
         insert(dense(kind))
 
 
+def maps_beside_each_other(kind):
+    """Two or three values for every place, some of them in 0..1: none has room for a box."""
+    b = small()
+    x = b.backbone()
+    depth, confidence = b.node("Relu", conv(b, x, 1)), b.node("Sigmoid", conv(b, x, 1))
+    axis = b.const(np.array([1], np.int64))
+    if kind == "confidence":
+        return b.model(*(b.node("Squeeze", value, axis) for value in (depth, confidence)))
+    if kind == "confidence_map":
+        return b.model(confidence, depth)
+    if kind == "classes":
+        return b.model(b.node("Squeeze", depth, axis), b.node("Softmax", conv(b, x, 5), axis=1))
+    if kind == "flow":
+        return b.model(confidence, conv(b, x, 2))
+    if kind == "flows":
+        coarse = b.node("Conv", x, b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2])
+        return b.model(confidence, *(conv(b, feature, 2) for feature in (x, coarse)))
+    return b.model(depth, conv(b, x, 3), confidence)
+
+
+@pytest.mark.parametrize("kind", ["confidence", "confidence_map", "classes", "flow", "flows", "normals"])
+@pytest.mark.parametrize("options", [{}, {"num_classes": 1}, {"num_classes": 5}])
+def test_scores_beside_a_depth_or_a_flow_are_no_detections(kind, options):
+    with pytest.raises(errors.UnsupportedTaskError, match="every place of the image"):
+        insert(maps_beside_each_other(kind), Options(**options))
+
+
+def test_scores_beside_sizes_and_offsets_are_detections():
+    """Objects as points (CenterNet): scores, and a box in two heads of two channels."""
+    b = small()
+    x = b.backbone()
+    classes, size, offset = (conv(b, x, width) for width in (3, 2, 2))
+    model = b.model(b.node("Sigmoid", classes), b.node("Exp", size), offset)
+    (scores,) = watched(model, [classes])
+    np.testing.assert_allclose(maps(model), detection_oracle.definition([scores], [1], 3), atol=1e-6)
+
+
 @pytest.mark.parametrize(("width", "said"), [(3, "key points"), (40, "text")])
 def test_rows_without_classes_are_no_detections(width, said):
     b = small()
@@ -151,6 +188,19 @@ def test_heads_doubled_on_a_level_are_more_anchors(order):
     np.testing.assert_allclose(maps(model), detection_oracle.definition([both], [4], 3), atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_classes": 3}])
+@pytest.mark.parametrize("anchors", [(1, 2), (2, 1), (2, 3), (2, 4)])
+def test_heads_of_a_level_may_differ_in_anchors(anchors, options):
+    b = small()
+    x = b.backbone()
+    classes, boxes = ([conv(b, x, count * width) for count in anchors] for width in (3, 4))
+    scores = b.node("Softmax", b.node("Concat", *(flat(b, head, 3) for head in classes), axis=1), axis=2)
+    model = b.model(scores, decoded(b, b.node("Concat", *(flat(b, head, 4) for head in boxes), axis=1)))
+    both = np.concatenate(watched(model, classes), axis=1)
+    wanted = detection_oracle.definition([both], [sum(anchors)], 3)
+    np.testing.assert_allclose(maps(model, **options), wanted, atol=1e-6)
+
+
 def tokens_of_boxes(classes):
     """Per token a box by sigmoid, and scores by products with normalised embeddings, scaled and moved."""
     b = small()
@@ -165,10 +215,11 @@ def tokens_of_boxes(classes):
     return b.model(scores, b.node("Sigmoid", b.node("MatMul", hidden, b.weight(6, 4)))), scores
 
 
-def test_boxes_by_sigmoid_are_no_classes():
-    model, scores = tokens_of_boxes(5)
+@pytest.mark.parametrize("classes", [1, 2, 5, 8])
+def test_boxes_by_sigmoid_are_no_classes(classes):
+    model, scores = tokens_of_boxes(classes)
     (logits,) = watched(model, [scores])
-    wanted = detection_oracle.definition([logits.transpose(0, 2, 1).reshape(1, 5, GRID, GRID)], [1], 5)
+    wanted = detection_oracle.definition([logits.transpose(0, 2, 1).reshape(1, classes, GRID, GRID)], [1], classes)
     np.testing.assert_allclose(maps(model), wanted, atol=1e-6)
 
 

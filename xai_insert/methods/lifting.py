@@ -99,7 +99,7 @@ class Lifter(Generic[V]):
             self._expand(node, main)
         elif node.op is Op.CONV:
             self._convolve(node, main)
-        elif node.op is Op.MATMUL and node.inputs[1] in self.made:
+        elif node.op is Op.MATMUL and node.operand(1) in self.made:
             self._multiply(node)
         else:
             dims = self._result_dims(node, main.dims)

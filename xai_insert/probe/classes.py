@@ -24,7 +24,7 @@ from xai_insert.probe.channels import (
     samples,
 )
 from xai_insert.probe.heads import Effect, HeadProbe, Response
-from xai_insert.probe.rivals import Watched, pure, refuse_rivals, with_classes, without_sigmoid_boxes
+from xai_insert.probe.rivals import Watched, gives_boxes, pure, refuse_rivals, with_classes, without_sigmoid_boxes
 
 _ARRANGING = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SOFTMAX, Op.SIGMOID})
 _BOX = 4
@@ -96,7 +96,7 @@ class _Search:
 
     def _are_anchors(self, items: Sequence[Watched]) -> bool:
         """Whether heads score the same classes in other rows of one value: more anchors of one level."""
-        if len({(item.head.channels, item.head.channel_axis) for item in items}) > 1 or items[0].has_tokens:
+        if len({item.head.channel_axis for item in items}) > 1 or items[0].has_tokens:
             return False
         orders = []
         for observed in (self.observed, self._arranged([item.head for item in items], self.observed[-1].value)):
@@ -107,14 +107,14 @@ class _Search:
             for index in range(len(observed)):
                 orders = [self._rows_of(probe, item, index) for item in items]
                 if all(order is not None for order in orders):
-                    columns = {order[0] for order in orders if order is not None}
+                    columns = {order[0] for order in orders if order is not None}  # first, and how many
                     rows = [order[1] for order in orders if order is not None]
                     return len(columns) == 1 and len(frozenset().union(*rows)) == sum(map(len, rows))
         return False
 
     def _rows_of(
         self, probe: HeadProbe, item: Watched, index: int
-    ) -> tuple[frozenset[int], frozenset[tuple[int, ...]]] | None:
+    ) -> tuple[tuple[int, int], frozenset[tuple[int, ...]]] | None:
         """Columns of the classes and elements that a head's channels move in one value; None if it does not tell."""
         cells = probe.cells(item.index)
         chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
@@ -124,13 +124,14 @@ class _Search:
             _moves({channel: probe.respond(item.index, channel, cell) for channel in chosen}, chosen, index)
             for cell in cells
         )
-        if len(here) < len(chosen) or len(there) < len(chosen) or resolve(here, there, item.head.channels) is None:
+        order = resolve(here, there, item.head.channels)
+        if len(here) < len(chosen) or len(there) < len(chosen) or order is None:
             return None
         free = [axis for axis in range(len(here[chosen[0]])) if all(here[c][axis] == there[c][axis] for c in chosen)]
         columns = {tuple(element[axis] for axis in free if axis) for element in here.values()}
         if len(columns) < 2 or any(len(column) != 1 for column in columns):
             return None
-        return frozenset(column[0] for column in columns), frozenset(here.values())
+        return (min(columns)[0], order.classes), frozenset(here.values())
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which does not read the feature of the boxes, as a gate does."""
@@ -212,7 +213,7 @@ class _Search:
         channels = item.head.channels
         found = resolve_fused(here, there, channels) if item.is_fused else resolve(here, there, channels)
         anchors = self._anchors(item)
-        if found is None or anchors is None or item.is_fused or found.anchors == anchors:
+        if found is None or not anchors or item.is_fused or found.anchors in anchors:
             return found
         return None
 
@@ -223,7 +224,7 @@ class _Search:
             AmbiguousModelError: the user has not given the number of classes, which alone tells.
         """
         found = None if item.is_fused else resolve(here, there, item.head.channels)
-        if found is None or found.anchors > 1 or found.classes < 2 or self._anchors(item) != found.classes:
+        if found is None or found.anchors > 1 or found.classes < 2 or self._anchors(item) != {found.classes}:
             return None
         if self.num_classes is None:
             count = found.classes
@@ -252,8 +253,8 @@ class _Search:
                 found = self._resolve(item, here, there)
                 if found is not None and (item.is_fused or _sets_background_apart(item, found)):
                     return found
-        anchors = self._anchors(item)
-        alone = Channels(0, 1, anchors, 1) if anchors == item.head.channels else None
+        channels = item.head.channels
+        alone = Channels(0, 1, channels, 1) if self._anchors(item) == {channels} else None
         return alone if alone is None or _sets_background_apart(item, alone) else None
 
     def _arranged(self, heads: Sequence[Head], end: Value) -> list[Observed]:
@@ -264,17 +265,17 @@ class _Search:
             if value.producer is not None and value.producer.op in _ARRANGING and (value.rank or 0) > 1
         ]
 
-    def _anchors(self, item: Watched) -> int | None:
-        """Boxes that are decoded at each location, if that can be seen."""
-        grid = self.probe.grid(item.index)
+    def _anchors(self, item: Watched) -> set[int]:
+        """Boxes that each head of the grid decodes at a location; none where that cannot be seen."""
+        grid, found = self.probe.grid(item.index), set()
         for box in self.watched:
             if box.is_class or box.is_raw or self.probe.grid(box.index) != grid or Effect.OTHER not in box.effects:
                 continue
             moved = self.probe.moved_by_all(box.index, self.probe.cells(box.index)[0])
             counts = [count // _BOX for count in moved.values() if count % _BOX == 0]
             if counts and box.head.channels % _BOX == 0:
-                return max(counts)
-        return None
+                found.add(max(counts))
+        return found
 
 
 def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None) -> Detector | None:
@@ -296,8 +297,7 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         return None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed, num_classes)
-    has_boxes = any(item.moves_boxes for item in search.watched)
-    if not has_boxes and not query_boxes(graph) and not _selects(graph):
+    if not gives_boxes(search.watched, search.probe.grid) and not query_boxes(graph) and not _selects(graph):
         return None  # nothing moves like a box: maps of classes or of depth alone
     scoring = search.class_heads(num_classes)
     if not scoring:

@@ -59,6 +59,26 @@ class Watched:
         return {index for response in self.responses.values() for index in response.elements}
 
 
+def gives_boxes(items: Sequence[Watched], grid_of: Callable[[int], tuple[int, int]]) -> bool:
+    """Whether the heads of some grid have room for a box: four channels of one, or pairs (size, offset) of several.
+
+    One channel beside scores is a depth, two are a flow, three are normals.
+
+    Args:
+        items: all heads.
+        grid_of: the grid of a head, by its index.
+    """
+    pairs: dict[tuple[int, int], int] = {}
+    for item in items:
+        width = item.head.channels
+        if item.moves_boxes and width >= _BOX:
+            return True
+        if item.moves_boxes and width % 2 == 0:
+            grid = grid_of(item.index)
+            pairs[grid] = pairs.get(grid, 0) + width
+    return max(pairs.values(), default=0) >= _BOX
+
+
 def pure(items: Sequence[Watched], layout: Callable[[Watched], Channels | None]) -> list[Watched]:
     """Heads whose channels are all classes, if there are any; and of fused ones those with a run of classes."""
     whole = [item for item in items if item.is_class]
@@ -131,7 +151,10 @@ def without_sigmoid_boxes(
                 f"the head {item.head.value.describe()} gives boxes, and no head gives the scores "
                 f"{beside[0].describe()} beside them one by one"
             )
-        kept += [found for found in scored if found.index not in {own.index for own in (*items, *kept)}]
+        for found in scored:  # of one class, scale and shift of the scores look like their head: all are one value
+            known = (*items, *kept)
+            if found.index not in {own.index for own in known} and found.head.value not in {h.head.value for h in kept}:
+                kept.append(found)
     return kept
 
 
