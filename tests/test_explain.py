@@ -255,7 +255,7 @@ def test_journal_survives_two_kills(tmp_path):
     path.write_bytes(json.dumps({"name": "a", **facts}).encode() + b'\n{"na')
     journal = Journal(path)
     journal.__enter__()
-    journal.append({"name": "b", **facts})
+    journal.append({"name": "b", **facts, "image": "images/b.jpg"})
     assert list(Journal(path).records) == ["a", "b"]
 
 

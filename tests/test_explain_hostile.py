@@ -149,6 +149,32 @@ def test_resuming_goes_by_the_content_of_the_model(tmp_path, images):
     assert records(output)[0]["settings"] != before
 
 
+def test_a_record_names_its_own_files_only(tmp_path, model, images):
+    shutil.copy(images / "one.jpg", images / "two.jpg")
+    output = tmp_path / "out"
+    assert explain(model, images, output=output).exit_code == 0
+    one, two = records(output)
+    one.update(image=two["image"], settings="of another model")
+    (output / "results.jsonl").write_text(json.dumps(one) + "\n" + json.dumps(two) + "\n")
+    assert explain(model, images / "one.jpg", output=output).exit_code == 0
+    assert (output / two["image"]).is_file()
+
+
+def test_a_journal_that_is_a_pipe(tmp_path, model, images):
+    output = tmp_path / "out"
+    output.mkdir()
+    os.mkfifo(output / "results.jsonl")
+    assert explain(model, images, output=output).exit_code == 0
+    assert len(records(output)) == 1
+
+
+def test_a_name_longer_than_any_folder_takes(tmp_path, model, images):
+    done = explain(model, images, tmp_path / ("x" * 300), output=tmp_path / "out")
+    assert done.exit_code == 1
+    assert "File name too long" in done.output
+    assert len(records(tmp_path / "out")) == 1
+
+
 def test_sound_records():
     good = {"name": "a", "source": "a.jpg", "image": "images/a.jpg", "size": [1, 1], "predictions": [], "maps": []}
     assert is_sound(good)

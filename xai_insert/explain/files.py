@@ -49,7 +49,7 @@ def find_images(given: Sequence[Path], output: Path) -> list[Source]:
     found: dict[Path, str] = {}
     own = output.resolve()
     for entry in given:
-        if not entry.is_dir():
+        if not os.path.isdir(entry):  # unlike a path's own question, it takes any name
             found.setdefault(entry, _plain(entry, entry.stem))
             continue
         inside = [path for path in sorted(entry.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]

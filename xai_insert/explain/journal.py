@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -67,7 +68,8 @@ def _line(record: dict[str, Any]) -> bytes:
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     try:
-        lines = b"" if path.is_symlink() else path.read_bytes()
+        is_plain = stat.S_ISREG(path.lstat().st_mode)  # a link leads elsewhere, a pipe would be waited for
+        lines = path.read_bytes() if is_plain else b""
     except OSError:
         lines = b""
     records, odd = {}, 0
@@ -84,7 +86,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 
 def is_sound(record: Any) -> bool:
-    """Whether a record is one that a run could have written: its files lie below the output folder, its facts fit."""
+    """Whether a record is one that a run could have written: its files are its own, its facts fit."""
     if not (_has(record, name=str, source=str, image=str, size=list, predictions=list, maps=list)):
         return False
     if not (len(record["size"]) == 2 and all(isinstance(n, int) and 0 < n < 1 << 31 for n in record["size"])):
@@ -93,7 +95,8 @@ def is_sound(record: Any) -> bool:
         return False
     if not all(_is_map(item) for item in record["maps"]):
         return False
-    return all(is_below(name) for name in written(record))
+    own = f"{record['name']}."
+    return all(is_below(file) and file.split("/")[1].startswith(own) for file in written(record))
 
 
 def _has(item: Any, **kinds: Any) -> bool:
