@@ -10,11 +10,13 @@ import mmap
 import os
 import platform
 import re
+import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 _LOCATION = b"\x0a\x08location\x12"
@@ -125,22 +127,32 @@ def write_whole(path: Path, content: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(content, encoding="utf-8")
         return
-    handle, scratch = tempfile.mkstemp(prefix=_prefix(os.getpid()), suffix=".part", dir=path.parent)
+    replace_whole(path, content.encode(), path.stat().st_mode & 0o777 if path.exists() else None)
+
+
+def replace_whole(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Write a file whole or not at all; a link of its name is replaced, not followed.
+
+    Args:
+        path: the file.
+        content: what is to be in it.
+        mode: its permissions; None for those that new files get.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
+    scratch = path.with_name(f"{_prefix(os.getpid())}{secrets.token_hex(8)}.part")  # no link can lie in wait there
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with open(handle, "wb") as file:
             file.write(content)
-        os.chmod(scratch, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        if mode is not None:
+            os.chmod(scratch, mode)
         os.replace(scratch, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(scratch)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
@@ -189,6 +201,7 @@ def _prefix(process: int) -> str:
     return f"{_SCRATCH}.{_machine()}.{process}."
 
 
+@cache
 def _machine() -> str:
     """Tells machines apart that share a folder: their processes have the same numbers."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]

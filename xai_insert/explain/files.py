@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -19,12 +18,12 @@ import PIL.Image
 
 from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import ImageFileError, RunError
+from xai_insert.files import replace_whole
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _JPEG_QUALITY = 85
 _MOST_PIXELS = 178_000_000  # Pillow refuses more of its own accord
 _LONGEST_NAME = 100  # of the 255 bytes that folders take, in characters: class names and scores follow
-_SCRATCH = re.compile(r"\.(\d{1,9})\.[0-9a-f]{16}\.part")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ufffd]")
 
 
@@ -187,36 +186,10 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    scratch = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.part")  # nobody can have put a link there before
     try:
-        try:
-            handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-            with open(handle, "wb") as file:
-                file.write(content)
-            os.replace(scratch, path)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
+        replace_whole(path, content)
     except OSError as err:
         raise RunError(f"cannot write {path}: {err.strerror or err}") from err
-
-
-def tidy(folder: Path) -> None:
-    """Remove what runs that were killed have left of files half written."""
-    for path in folder.glob(".*.part"):
-        found = _SCRATCH.fullmatch(path.name)
-        if found is not None and not _is_running(int(found[1])):
-            path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def remove(path: Path) -> None:

@@ -27,6 +27,7 @@ from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Rectangle, canvas, caption, draw
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
+from xai_insert.files import sweep
 from xai_insert.version import __version__
 
 RawKind = Literal["png", "npy", "none"]
@@ -134,10 +135,10 @@ class Explainer:
                 outcomes with an error.
         """
         files.make_folder(self._output)
-        files.tidy(self._output)
         for name in FOLDERS:
             files.make_own_folder(self._output / name)
-            files.tidy(self._output / name)
+        for folder in (".", *FOLDERS):  # what killed runs have left half written
+            sweep(self._output / folder / "any")
         outcomes: list[Outcome] = []
         try:
             with self._journal, _opencv_in_one_thread():
