@@ -89,6 +89,13 @@ class Op(Enum):
     """Attrs `perm`."""
 
 
+POINTWISE = frozenset(
+    {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY}
+    | {Op.SELECT, Op.COMPARE}
+)
+"""Operations that work element by element."""
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """One place where a value is read."""
@@ -252,6 +259,12 @@ def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | No
         return np.asarray(value.elements())
     except ModelFileError:  # computed from constants by an operation that cannot be run here
         return None
+
+
+def numbers(value: Value | None, limit: int = 4096) -> tuple[int, ...] | None:
+    """Elements of a small constant operand as integers; None if they are not known, see `constant_of`."""
+    elements = constant_of(value, limit)
+    return None if elements is None else tuple(int(element) for element in elements.reshape(-1))
 
 
 def slice_attrs(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], shape: Shape) -> dict[str, Any]:

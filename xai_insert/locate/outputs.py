@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from xai_insert.graph.axes import has_place
-from xai_insert.graph.trace import Traced, trace
+from xai_insert.graph.trace import Traced
 from xai_insert.graph.view import Graph, Node, Op, Value
-from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.logits import is_softmax
+from xai_insert.locate.places import find_places
 
 _BOX = 4
 _FEWEST_CHARACTERS = 10
@@ -18,13 +18,13 @@ def query_boxes(graph: Graph) -> list[Value]:
 
     They are rows of four beside an output with the same rows, or rows joined of a box and more.
     """
-    traced = _traced(graph)
+    traced = find_places(graph).traced
     return [value for value in graph.outputs if _holds_boxes(value, graph, traced)]
 
 
 def likely_task(graph: Graph) -> str | None:
     """What outputs that are no detections most likely are, for people; None if nothing tells."""
-    traced = _traced(graph)
+    traced = find_places(graph).traced
     for value in graph.outputs:
         if _is_map(value, traced):
             return f"{value.describe()} is a value for every place of the image: {_kind_of_map(value)}"
@@ -38,10 +38,6 @@ def likely_task(graph: Graph) -> str | None:
             return f"{value.describe()} looks like text, or features of tokens: many values for each of a row of places"
         return f"{value.describe()} has no classes beside it that share its rows"
     return None
-
-
-def _traced(graph: Graph) -> Traced:
-    return trace(graph, {image: image_axes(image) for image in image_inputs(graph)})
 
 
 def _kind_of_map(value: Value) -> str:

@@ -15,13 +15,10 @@ from typing import Generic
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Node, Op, Value, fixed, volume
+from xai_insert.graph.view import POINTWISE, Node, Op, Value, fixed, volume
 from xai_insert.methods.axes import BATCH, Dim, Dims, Tokens, has_tokens, plain, regroup, width
 
-_ELEMENTWISE = frozenset(
-    {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
-    | {Op.EXPAND, Op.SELECT, Op.COMPARE}
-)
+_ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
 _BROADCASTING = _ELEMENTWISE - {Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.EXPAND}
 _JOINING = frozenset({Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL})
 

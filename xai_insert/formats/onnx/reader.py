@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.operators import Cut, Operator
-from xai_insert.graph.view import Value, constant_of
+from xai_insert.graph.view import POINTWISE, Value, numbers
 
 Operands: TypeAlias = Sequence[Value | None]
 Reader: TypeAlias = Callable[[ir.Node, Operands, Sequence[Value]], Operator]
@@ -37,12 +38,6 @@ def ints(native: ir.Node, name: str) -> tuple[int, ...] | None:
 def integer(native: ir.Node, name: str, default: int) -> int:
     """An attribute of one integer."""
     return native.attributes[name].as_int() if name in native.attributes else default
-
-
-def numbers(value: Value | None, limit: int = 4096) -> tuple[int, ...] | None:
-    """Elements of a small constant operand; None if they are not known."""
-    elements = constant_of(value, limit)
-    return None if elements is None else tuple(int(element) for element in elements.reshape(-1))
 
 
 def _rank(inputs: Operands) -> int | None:
@@ -196,79 +191,6 @@ def _scattered(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> O
     return kinds.Scattered() if integer(native, "axis", 0) == 0 else kinds.Unknown()
 
 
-_POINTWISE = [
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Pow",
-    "Clip",
-    "Max",
-    "Min",
-    "Mean",
-    "Sum",
-    "Mod",
-    "Relu",
-    "Gelu",
-    "Elu",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Abs",
-    "Erf",
-    "Tanh",
-    "HardSwish",
-    "Swish",
-    "HardSigmoid",
-    "Mish",
-    "PRelu",
-    "LeakyRelu",
-    "Celu",
-    "ThresholdedRelu",
-    "Reciprocal",
-    "Softplus",
-    "Softsign",
-    "Selu",
-    "Neg",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Sign",
-    "Sin",
-    "Cos",
-    "Tan",
-    "Asin",
-    "Acos",
-    "Atan",
-    "Sinh",
-    "Cosh",
-    "Asinh",
-    "Acosh",
-    "Atanh",
-    "Sigmoid",
-    "Cast",
-    "CastLike",
-    "Identity",
-    "Dropout",
-    "Where",
-    "Not",
-    "And",
-    "Or",
-    "Xor",
-    "IsNaN",
-    "IsInf",
-    "Greater",
-    "GreaterOrEqual",
-    "Less",
-    "LessOrEqual",
-    "Equal",
-    "Shrink",
-    "BitShift",
-    "BitwiseAnd",
-    "BitwiseOr",
-    "BitwiseXor",
-    "BitwiseNot",
-]
 _IN_PLACE = [
     "BatchNormalization",
     "LayerNormalization",
@@ -287,10 +209,10 @@ _IN_PLACE = [
     "DynamicQuantizeLinear",
 ]
 _READERS: Mapping[tuple[str, str], Reader] = {
-    **{("", name): _always(kinds.Pointwise()) for name in _POINTWISE},
+    **{("", name): _always(kinds.Pointwise()) for name, op in OPS.items() if op in POINTWISE},
     **{("", name): _always(kinds.InPlace()) for name in _IN_PLACE},
     **{("com.microsoft", name): _always(kinds.InPlace()) for name in ("QuantizeLinear", "DequantizeLinear")},
-    **{("com.microsoft", name): _always(kinds.Pointwise()) for name in ("Gelu", "FastGelu", "QuickGelu", "BiasGelu")},
+    **{("com.microsoft", name): _always(kinds.Pointwise()) for name in FUSED_ELEMENTWISE},
     **{("", name): _window for name in ("Conv", "ConvTranspose", "ConvInteger", "AveragePool", "MaxPool", "LpPool")},
     **{
         ("", f"Reduce{mode}"): _reduced

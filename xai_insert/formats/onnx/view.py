@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import taking_apart
-from xai_insert.formats.onnx.reader import read
+from xai_insert.formats.onnx.reader import integer, ints, read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS
 from xai_insert.graph.operators import Regroup
@@ -248,16 +248,8 @@ def _kind(native: ir.Node, inputs: tuple[Value | None, ...]) -> Op:
     return OPS.get(native.op_type, Op.OTHER)
 
 
-def _ints(native: ir.Node, name: str) -> tuple[int, ...] | None:
-    return tuple(native.attributes[name].as_ints()) if name in native.attributes else None
-
-
-def _int(native: ir.Node, name: str, default: int) -> int:
-    return native.attributes[name].as_int() if name in native.attributes else default
-
-
 def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int, ...] | None:
-    axes = _ints(native, "axes")
+    axes = ints(native, "axes")
     if axes is None and operand is not None:
         if not operand.is_constant:
             return None
@@ -265,7 +257,7 @@ def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int
     if rank is None:
         return None
     if not axes:
-        return () if _int(native, "noop_with_empty_axes", 0) else tuple(range(rank))
+        return () if integer(native, "noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted({axis % rank for axis in axes}))
 
 
@@ -274,8 +266,8 @@ def _slice_attrs(native: ir.Node, inputs: tuple[Value | None, ...]) -> Mapping[s
     if source is None or source.shape is None:
         return {}
     if "starts" in native.attributes:
-        starts, ends = _ints(native, "starts"), _ints(native, "ends")
-        axes, steps = _ints(native, "axes"), None
+        starts, ends = ints(native, "starts"), ints(native, "ends")
+        axes, steps = ints(native, "axes"), None
     else:
         operands = [constant_of(value) for value in inputs[1:]]
         operands += [None] * (4 - len(operands))
@@ -295,28 +287,28 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
         return {"mode": mode, "axes": tuple(range(2, rank or 4)), "keepdims": True}
     if op is Op.REDUCE:
         mode = _REDUCTIONS.get(kind[6:], kind[6:].lower())
-        return {"mode": mode, "axes": _axes(native, second, rank), "keepdims": bool(_int(native, "keepdims", 1))}
+        return {"mode": mode, "axes": _axes(native, second, rank), "keepdims": bool(integer(native, "keepdims", 1))}
     if op is Op.POOL:
-        kernel = _ints(native, "kernel_shape") or ()
-        pads = _ints(native, "pads") or (0,) * (2 * len(kernel))
+        kernel = ints(native, "kernel_shape") or ()
+        pads = ints(native, "pads") or (0,) * (2 * len(kernel))
         return {"mode": "mean" if kind == "AveragePool" else "max", "kernel": kernel, "pads": pads}
     if op is Op.CONV:
         spatial = (rank or 4) - 2
         ones, zeros = (1,) * spatial, (0,) * (2 * spatial)
         return {
-            "strides": _ints(native, "strides") or ones,
-            "pads": _ints(native, "pads") or zeros,
-            "dilations": _ints(native, "dilations") or ones,
+            "strides": ints(native, "strides") or ones,
+            "pads": ints(native, "pads") or zeros,
+            "dilations": ints(native, "dilations") or ones,
         }
     if op is Op.MATMUL:
         factors = [native.attributes[key].as_float() for key in ("alpha", "beta") if key in native.attributes]
         return {
-            "transpose_a": bool(_int(native, "transA", 0)),
-            "transpose_b": bool(_int(native, "transB", 0)),
+            "transpose_a": bool(integer(native, "transA", 0)),
+            "transpose_b": bool(integer(native, "transB", 0)),
             "is_scaled": any(factor != 1.0 for factor in factors),
         }
     if op in (Op.SOFTMAX, Op.ARGMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.TOPK):
-        axis = _int(native, "axis", -1 if op in (Op.SOFTMAX, Op.TOPK) else 0)
+        axis = integer(native, "axis", -1 if op in (Op.SOFTMAX, Op.TOPK) else 0)
         axis = axis % rank if rank else axis
         index = constant_of(second, limit=1) if op is Op.GATHER else None
         if index is None or inputs[0] is None or inputs[0].shape is None:
@@ -326,11 +318,11 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
     if op is Op.ATTENTION:
         plain = len(inputs) < 5 and rank == 4 and not {"q_num_heads", "softcap"} & set(native.attributes)
         scale = native.attributes["scale"].as_float() if "scale" in native.attributes else None
-        return {"scale": scale, "causal": bool(_int(native, "is_causal", 0)), "is_plain": plain}
+        return {"scale": scale, "causal": bool(integer(native, "is_causal", 0)), "is_plain": plain}
     if op is Op.SLICE:
         return _slice_attrs(native, inputs)
     if op is Op.LAYER_NORM:
-        axis = _int(native, "axis", -1)
+        axis = integer(native, "axis", -1)
         return {"axes": tuple(range(axis % rank, rank)) if rank else None}
     if op is Op.ROI_ALIGN:
         scale = native.attributes["spatial_scale"].as_float() if "spatial_scale" in native.attributes else 1.0
@@ -338,7 +330,7 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
     if kind == "Unsqueeze":
         return {"new_axes": _axes(native, second, outputs[0].rank)}
     if op is Op.TRANSPOSE:
-        perm = _ints(native, "perm")
+        perm = ints(native, "perm")
         if perm and rank and sorted(perm) != list(range(rank)):
             raise ModelFileError(f"{kind} {native.name!r} orders {rank} axes by {perm}; is the file whole?")
         return {"perm": perm or (tuple(reversed(range(rank))) if rank else None)}

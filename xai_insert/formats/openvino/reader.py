@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 import openvino as ov
 
+from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.operators import Cut, Operator
-from xai_insert.graph.view import Value, constant_of
+from xai_insert.graph.view import POINTWISE, Value, numbers
 
 Reader: TypeAlias = Callable[[ov.Node, Sequence[Value], Sequence[Value]], Operator]
 _MANY = 1 << 16
@@ -25,12 +26,6 @@ def read(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> 
     """
     reader = _READERS.get(native.get_type_name())
     return kinds.Unknown() if reader is None else reader(native, inputs, outputs)
-
-
-def numbers(value: Value | None, limit: int = 4096) -> tuple[int, ...] | None:
-    """Elements of a small constant operand; None if they are not known."""
-    elements = constant_of(value, limit)
-    return None if elements is None else tuple(int(element) for element in elements.reshape(-1))
 
 
 def _always(operator: Operator) -> Reader:
@@ -155,71 +150,6 @@ def _scattered(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value
     return kinds.Scattered() if numbers(inputs[3]) in ((0,), (-(inputs[0].rank or 0),)) else kinds.Unknown()
 
 
-_POINTWISE = [
-    "Add",
-    "Subtract",
-    "Multiply",
-    "Divide",
-    "Power",
-    "Clamp",
-    "Maximum",
-    "Minimum",
-    "Mod",
-    "FloorMod",
-    "SquaredDifference",
-    "Relu",
-    "Gelu",
-    "Elu",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Abs",
-    "Erf",
-    "Tanh",
-    "HSwish",
-    "Swish",
-    "HSigmoid",
-    "Mish",
-    "PRelu",
-    "SoftPlus",
-    "SoftSign",
-    "Selu",
-    "HardSigmoid",
-    "Negative",
-    "Floor",
-    "Ceiling",
-    "Round",
-    "Sign",
-    "Sin",
-    "Cos",
-    "Tan",
-    "Asin",
-    "Acos",
-    "Atan",
-    "Sinh",
-    "Cosh",
-    "Asinh",
-    "Acosh",
-    "Atanh",
-    "Sigmoid",
-    "Convert",
-    "ConvertLike",
-    "Identity",
-    "Select",
-    "LogicalNot",
-    "LogicalAnd",
-    "LogicalOr",
-    "LogicalXor",
-    "IsNaN",
-    "IsInf",
-    "IsFinite",
-    "Greater",
-    "GreaterEqual",
-    "Less",
-    "LessEqual",
-    "Equal",
-    "NotEqual",
-]
 _IN_PLACE = [
     "BatchNormInference",
     "MVN",
@@ -248,7 +178,7 @@ _REDUCTIONS = (
     "AdaptiveMaxPool",
 )
 _READERS: Mapping[str, Reader] = {
-    **{name: _always(kinds.Pointwise()) for name in _POINTWISE},
+    **{name: _always(kinds.Pointwise()) for name, op in OPS.items() if op in POINTWISE},
     **{name: _always(kinds.InPlace()) for name in _IN_PLACE},
     **dict.fromkeys(_WINDOWS, _window),
     **dict.fromkeys(_REDUCTIONS, _reduced),

@@ -12,6 +12,7 @@ import openvino as ov
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.reader import read
+from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.view import (
     Graph,
@@ -25,86 +26,6 @@ from xai_insert.graph.view import (
     slice_attrs,
     volume,
 )
-
-# Every operation of one operand, or of several that broadcast, that treats each element alone; see also `_OPS`.
-# NormalizeL2, GRN, LRN, CumSum and their like are not among them: they mix the elements of an axis.
-_ELEMENTWISE = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh Ceiling Cos Cosh Elu Erf Exp Floor Gelu HSigmoid HSwish HardSigmoid Log Mish "
-    "Negative PRelu Relu Round Selu Sign Sin Sinh SoftPlus SoftSign Sqrt Swish Tan Tanh BitwiseAnd BitwiseLeftShift "
-    "BitwiseNot BitwiseOr BitwiseRightShift BitwiseXor FloorMod IsFinite IsInf IsNaN LogicalAnd LogicalNot LogicalOr "
-    "LogicalXor Mod SquaredDifference"
-)
-_OPS: Mapping[str, Op] = {
-    "Add": Op.ADD,
-    "Subtract": Op.SUB,
-    "Multiply": Op.MUL,
-    "Divide": Op.DIV,
-    "Power": Op.POW,
-    "Clamp": Op.CLIP,
-    "Maximum": Op.CLIP,
-    "Minimum": Op.CLIP,
-    "Convolution": Op.CONV,
-    "GroupConvolution": Op.CONV,
-    "MatMul": Op.MATMUL,
-    "BatchNormInference": Op.BATCH_NORM,
-    "MVN": Op.LAYER_NORM,
-    "RMS": Op.LAYER_NORM,
-    "AvgPool": Op.POOL,
-    "MaxPool": Op.POOL,
-    "ReduceMean": Op.REDUCE,
-    "ReduceMax": Op.REDUCE,
-    "ReduceMin": Op.REDUCE,
-    "ReduceSum": Op.REDUCE,
-    "ReduceProd": Op.REDUCE,
-    "ReduceL1": Op.REDUCE,
-    "ReduceL2": Op.REDUCE,
-    "Softmax": Op.SOFTMAX,
-    "LogSoftmax": Op.SOFTMAX,
-    "Sigmoid": Op.SIGMOID,
-    "TopK": Op.TOPK,
-    "Identity": Op.IDENTITY,
-    "Reshape": Op.RESHAPE,
-    "Squeeze": Op.RESHAPE,
-    "Unsqueeze": Op.RESHAPE,
-    "Transpose": Op.TRANSPOSE,
-    "Convert": Op.CAST,
-    "ConvertLike": Op.CAST,
-    "Gather": Op.GATHER,
-    "Slice": Op.SLICE,
-    "StridedSlice": Op.SLICE,
-    "Split": Op.SPLIT,
-    "VariadicSplit": Op.SPLIT,
-    "Concat": Op.CONCAT,
-    "Broadcast": Op.EXPAND,
-    "ScaledDotProductAttention": Op.ATTENTION,
-    "ShapeOf": Op.SHAPE,
-    "NonMaxSuppression": Op.NMS,
-    "NMSRotated": Op.NMS,
-    "MulticlassNms": Op.NMS,
-    "MatrixNms": Op.NMS,
-    "DetectionOutput": Op.NMS,
-    "NonZero": Op.NONZERO,
-    "ROIAlign": Op.ROI_ALIGN,
-    "ROIPooling": Op.ROI_ALIGN,
-    "PSROIPooling": Op.ROI_ALIGN,
-    "ExperimentalDetectronROIFeatureExtractor": Op.ROI_ALIGN,
-    "Interpolate": Op.RESIZE,
-    "Select": Op.SELECT,
-    "GatherND": Op.TAKE,
-    "GatherElements": Op.TAKE,
-    "ScatterNDUpdate": Op.SCATTER,
-    "ScatterElementsUpdate": Op.SCATTER,
-    "ScatterUpdate": Op.SCATTER,
-    "Greater": Op.COMPARE,
-    "GreaterEqual": Op.COMPARE,
-    "Less": Op.COMPARE,
-    "LessEqual": Op.COMPARE,
-    "Equal": Op.COMPARE,
-    "NotEqual": Op.COMPARE,
-    "FakeQuantize": Op.QUANTIZE,
-    "FakeConvert": Op.QUANTIZE,
-    **dict.fromkeys(_ELEMENTWISE.split(), Op.ELEMENTWISE),
-}
 
 
 def static_shape(shape: ov.PartialShape) -> Shape | None:
@@ -248,7 +169,7 @@ def _kind(native: ov.Node, inputs: tuple[Value, ...]) -> Op:
     if kind in ("AdaptiveAvgPool", "AdaptiveMaxPool"):
         shape = static_shape(native.output(0).get_partial_shape())
         return Op.REDUCE if shape is not None and set(shape[2:]) == {1} else Op.OTHER
-    return _OPS.get(kind, Op.OTHER)
+    return OPS.get(kind, Op.OTHER)
 
 
 def _ints(value: Value | None) -> list[int] | None:
