@@ -239,8 +239,13 @@ def _take(stream: list[Digit], size: int, end: int) -> list[Digit] | None:
 
 def near(a: Origin, b: Origin) -> bool:
     """Whether two grids have their cells at the same places, to half a stride."""
-    slack = abs(a.stride) / 2 + 1e-6
-    return abs(a.stride - b.stride) <= 1e-3 * abs(a.stride) and abs(a.offset - b.offset) <= slack and a.roll == b.roll
+    return a.roll == b.roll and is_near((a.stride, a.offset), (b.stride, b.offset))
+
+
+def is_near(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether two pairs of stride and offset put the cells at the same places, to half a stride."""
+    slack = abs(a[0]) / 2 + 1e-6
+    return abs(a[0] - b[0]) <= 1e-3 * abs(a[0]) and abs(a[1] - b[1]) <= slack
 
 
 def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axis:

@@ -167,9 +167,12 @@ def _default_target(
                     "map to explain"
                 )
             return first, ()
-        alike = {(item.grid, item.grid_axes, item.frame.transposed, item.frame.flipped) for item in features.values()}
+        share = all(
+            (item.grid, item.grid_axes) == (first.grid, first.grid_axes) and item.frame.agrees(first.frame)
+            for item in features.values()
+        )
         is_joint = any(places.map_of(value) and is_feature(graph, value) for value in cuts[: cuts.index(gone)])
-        if len(alike) == 1 and not is_joint and all(is_feature(graph, value) for value in features):
+        if share and not is_joint and all(is_feature(graph, value) for value in features):
             return first, tuple(features.values())[1:]
     before = cuts[: cuts.index(gone)]
     for value in reversed(before):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from xai_insert.graph.axes import is_near
 from xai_insert.graph.view import Node, Op, Shape, Value, volume
 
 _SAME_LAYOUT = frozenset(
@@ -23,18 +24,30 @@ class Frame:
 
     Attributes:
         transposed: whether the first axis of the grid runs along the columns of the image.
-        flipped: for the first and the second axis of the grid, whether it runs backwards.
-        rolled: likewise, by how many cells: cell i shows the place of cell `i + rolled`, modulo the size.
-        lines: for the first and the second axis of the grid, the pixels from one cell to the next and the pixel of the
-            centre of cell 0; None where they are unknown.
+        rolled: for the first and the second axis of the grid, by how many cells it is rolled: cell i shows the place of
+            cell `i + rolled`, modulo the size.
+        lines: likewise, the pixels from one cell to the next, negative where the axis runs backwards, and the pixel of
+            the centre of cell 0; None where they are unknown.
         rectangle: top, left, bottom and right of the grid in fractions of the image; None if sizes are unknown.
     """
 
     transposed: bool = False
-    flipped: tuple[bool, bool] = (False, False)
     rolled: tuple[int, int] = (0, 0)
     lines: tuple[tuple[float, float], tuple[float, float]] | None = None
     rectangle: tuple[float, float, float, float] | None = None
+
+    @property
+    def flipped(self) -> tuple[bool, bool]:
+        """For the first and the second axis of the grid, whether it runs backwards."""
+        (first, _), (second, _) = self.lines or ((1.0, 0.0), (1.0, 0.0))
+        return first < 0, second < 0
+
+    def agrees(self, other: Frame) -> bool:
+        """Whether the cells of two grids lie at the same places of the image, to half a stride."""
+        if (self.transposed, self.rolled) != (other.transposed, other.rolled) or self.lines is None or not other.lines:
+            return self == other
+        pairs = zip(self.lines, other.lines, strict=True)
+        return all(is_near(a, b) for a, b in pairs)
 
     @property
     def is_upright(self) -> bool:

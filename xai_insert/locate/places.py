@@ -118,7 +118,6 @@ class Places:
         """How a grid lies in the image."""
         return Frame(
             transposed=place.first.kind is Kind.COLUMNS,
-            flipped=(place.first.stride < 0, place.second.stride < 0),
             rolled=(place.first.roll, place.second.roll),
             lines=((place.first.stride, place.first.offset), (place.second.stride, place.second.offset)),
             rectangle=None if self.image is None else rectangle(place, self.image),
