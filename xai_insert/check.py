@@ -13,7 +13,7 @@ from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import most_bytes
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.tasks.plan import Masking
 
@@ -132,6 +132,14 @@ def relative_difference(expected: Array, actual: Array) -> float:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
 
 
+def _features(model: LoadedModel, features: Sequence[Value], feeds: dict[str, Array]) -> list[Array]:
+    """What a model makes of some of its inputs, the others at random."""
+    runner = model.between([], [value.native for value in features])
+    rng = np.random.default_rng(_SEED)
+    made = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in runner.inputs}
+    return runner.run({name: feeds.get(name, array) for name, array in made.items()})
+
+
 def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logits: Any, classes: Any = None) -> float:
     """Compare the raw map with masked runs of the model's own head, at a few positions of random features.
 
@@ -148,8 +156,14 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
     runner = model.between(definition.features, [raw_map, logits, *([] if classes is None else [classes])])
     rng = np.random.default_rng(_SEED)
     masked, others = runner.inputs[: len(definition.features)], runner.inputs[len(definition.features) :]
-    features = {name: random_array(rng, shape, dtype, batch=_BATCH, size=5) for name, dtype, shape in masked}
     rest = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in others}
+    sizes = [shape for _, _, shape in masked]
+    if others and any(None in shape[1:] for shape in sizes):  # the sizes of the grid follow what else is fed
+        sizes = [made.shape for made in _features(model, definition.features, rest)]
+    features = {
+        name: random_array(rng, shape, dtype, batch=_BATCH, size=5)
+        for (name, dtype, _), shape in zip(masked, sizes, strict=True)
+    }
     maps, scores, *chosen = runner.run({**features, **rest})
     if not np.isfinite(scores.astype(np.float64)).all():
         features = {name: np.abs(feature) for name, feature in features.items()}  # some heads want rectified features

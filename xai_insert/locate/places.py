@@ -112,7 +112,21 @@ class Places:
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
         if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or place.grid == (1, 1):
             return None
-        return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place))
+        sides: tuple[tuple[Value, int], ...] = ()
+        if len(place.axes) == 1 and None in place.grid:
+            found = [self._side_of(origin) for origin in (place.first, place.second)]
+            sides = tuple(side for side in found if side is not None)
+            if len(sides) != len(found):
+                return None
+        return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place), sides)
+
+    def _side_of(self, origin: Origin) -> tuple[Value, int] | None:
+        """A value and its axis that is an origin, whole: where its size can be read while the model runs."""
+        for value, axes in self.traced.items():
+            for index, axis in enumerate(axes):
+                if len(axis) == 1 and axis[0].origin is origin and axis[0].size == origin.size and axis[0].step == 1:
+                    return value, index
+        return None
 
     def frame_of(self, place: Place) -> Frame:
         """How a grid lies in the image."""
