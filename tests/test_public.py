@@ -41,7 +41,8 @@ INSERT_FLAGS = {
     "--version",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
-    "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap", "--raw",
+    "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
+    "--background", "--map-scale", "--raw",
     "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize", "--input-size",
     "-q", "--quiet", "--version",
 }  # fmt: skip

@@ -15,14 +15,16 @@ from xai_insert.cli.streams import decoders_kept_quiet, open_streams, say, signa
 from xai_insert.errors import XaiInsertError
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
-from xai_insert.explain.draw import COLORMAPS
+from xai_insert.explain.draw import BACKGROUNDS, COLORMAPS
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, digest, find_images, read_labels
 from xai_insert.explain.memory import keep_freed_memory
+from xai_insert.explain.picture import Look
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine, model_files
+from xai_insert.explain.scale import SCALES
 from xai_insert.files import printable
 from xai_insert.version import __version__
 
@@ -90,10 +92,18 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     "--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one a line, in order of classes."
 )
 @click.option(
-    "--opacity", type=click.FloatRange(0, 1), default=DrawOptions.opacity, show_default=True,
-    help="Weight of the map over the image.",
+    "--opacity", type=click.FloatRange(0, 1), default=Look.opacity, show_default=True,
+    help="Weight of the map over the image where it is at its highest; less where it is lower.",
 )  # fmt: skip
-@click.option("--colormap", type=click.Choice(COLORMAPS), default=DrawOptions.colormap, show_default=True)
+@click.option("--colormap", type=click.Choice(COLORMAPS), default=Look.colormap, show_default=True)
+@click.option(
+    "--background", type=click.Choice(BACKGROUNDS), default=Look.background, show_default=True,
+    help="Whether the image keeps its colours below the map.",
+)  # fmt: skip
+@click.option(
+    "--map-scale", type=click.Choice(SCALES), default=DrawOptions.scale, show_default=True,
+    help="shared: one scale for the maps of an image, weak classes stay pale; each: every map by its own range.",
+)  # fmt: skip
 @click.option(
     "--raw", type=click.Choice(RAW_KINDS), default=DrawOptions.raw, show_default=True,
     help="Also write the map as the model gave it.",
@@ -121,6 +131,8 @@ def main(
     labels: Path | None,
     opacity: float,
     colormap: str,
+    background: str,
+    map_scale: str,
     raw: str,
     overwrite: bool,
     runtime: str | None,
@@ -142,7 +154,8 @@ def main(
     """
     open_streams()
     keep_freed_memory()
-    options = DrawOptions(opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
+    look = Look(opacity, colormap, background)  # type: ignore[arg-type]  # checked by click
+    options = DrawOptions(look, map_scale, raw, overwrite)  # type: ignore[arg-type]
     trouble: str | None = None
     try:
         sources = find_images(images, output)

@@ -111,4 +111,5 @@ class Classifier:
             outputs.saliency_map[0],
             view,
             None if outputs.saliency_classes is None else outputs.saliency_classes[0],
+            ranges=None if outputs.saliency_range is None else outputs.saliency_range[0],
         )

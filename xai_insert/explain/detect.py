@@ -76,7 +76,8 @@ class Finder:
         first = facts.first_label
         chosen = self._chosen(best, list(dict.fromkeys(item.class_id - first for item in objects)), first)
         drawn = [Prediction(number + first, self._label(number, facts), float(best[number])) for number in chosen]
-        return Explained(objects, drawn, saliency, view, np.arange(maps) + first, objects)
+        ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
+        return Explained(objects, drawn, saliency, view, np.arange(maps) + first, objects, ranges=ranges)
 
     def _chosen(self, best: Floats, predicted: Sequence[int], first: int) -> Sequence[int]:
         """Numbers of the maps to draw; classes that are asked for are labels of the model."""

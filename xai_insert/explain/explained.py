@@ -14,6 +14,7 @@ from xai_insert.explain.class_names import class_names
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.preprocessing import Box, View, is_true
+from xai_insert.explain.scale import raw_values
 
 Scores = npt.NDArray[np.float64]
 Polygon = npt.NDArray[np.float64]
@@ -161,6 +162,7 @@ class Explained:
         instances: what to draw on the maps: detected objects.
         note: what could not be told about the image, one line.
         has_overlays: whether the chosen maps are drawn over the image, else only written as they are.
+        ranges: raw values behind 0 and 255 of each map, `[K, 2]`; None where the model does not say them.
     """
 
     predictions: Sequence[Prediction]
@@ -171,6 +173,7 @@ class Explained:
     instances: Sequence[Instance] = ()
     note: str | None = None
     has_overlays: bool = True
+    ranges: Array | None = None
 
     @property
     def has_scores(self) -> bool:
@@ -178,7 +181,14 @@ class Explained:
         return self.note is None
 
     def map_of(self, class_id: int) -> Array:
-        """The map `[h, w]` of a class that was chosen."""
-        index = class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])
-        found: Array = self.saliency_map[index]
+        """The map `[h, w]` of a class that was chosen, as the model gave it."""
+        found: Array = self.saliency_map[self._index(class_id)]
         return found
+
+    def values_of(self, class_id: int) -> Array:
+        """The map `[h, w]` of a class that was chosen: raw values where the model gives them, else bytes."""
+        index = self._index(class_id)
+        return raw_values(self.saliency_map[index], None if self.ranges is None else self.ranges[index])
+
+    def _index(self, class_id: int) -> int:
+        return class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])

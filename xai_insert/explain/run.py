@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -18,21 +18,23 @@ import cv2
 import numpy as np
 
 from xai_insert.explain import files, page
-from xai_insert.explain.draw import ColormapName, Image, to_bytes
+from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.explained import Explained, Instance
 from xai_insert.explain.journal import FOLDERS, Journal, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import Rectangle, canvas, caption, draw
+from xai_insert.explain.picture import Look, Rectangle, canvas, caption, draw, legend
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
+from xai_insert.explain.scale import Scaled, ScaleName, scaled
 from xai_insert.files import sweep
 from xai_insert.version import __version__
 
 RawKind = Literal["png", "npy", "none"]
 
 RAW_KINDS: tuple[str, ...] = get_args(RawKind)
+ALL_CLASSES = "all classes, where features are strong, not evidence"
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ class DrawOptions:
     """What to write.
 
     Attributes:
-        opacity: weight of the map's colours, 0..1.
-        colormap: colours of the map.
+        look: colours and opacity of the maps.
+        scale: `shared`: one scale for the maps of an image; `each`: one for each, see `scaled`.
         raw: kind of file for the raw map: `png` (8 bit), `npy` (as the model gave it) or `none`.
         overwrite: whether to draw again what exists.
     """
 
-    opacity: float = 0.5
-    colormap: ColormapName = "jet"
+    look: Look = field(default_factory=Look)
+    scale: ScaleName = "shared"
     raw: RawKind = "png"
     overwrite: bool = False
 
@@ -200,33 +202,42 @@ class Explainer:
 
     def _draw(self, scene: _Scene, found: Explained) -> list[dict[str, Any]]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
+        with_map = [item for item in found.instances if item.saliency_map is not None]
+        of_boxes = scaled(
+            [item.saliency_map for item in with_map if item.saliency_map is not None],
+            [item.score for item in with_map],
+            self._options.scale,
+        )
+        boxes = list(zip(with_map, of_boxes, strict=True))
         if found.saliency_map.ndim == 2:
-            texts = ("all classes", f"{len(found.instances)} found" if found.instances else "")
-            every = self._draw_map(scene, found.saliency_map, "all", texts, found.instances)
-            return [every, *self._draw_boxes(scene, found.instances)]
+            texts = (ALL_CLASSES, f"{len(found.instances)} found" if found.instances else "")
+            (only,) = scaled([found.saliency_map], [None], self._options.scale)
+            every = self._draw_map(scene, found.saliency_map, only, "all", texts, found.instances)
+            return [every, *self._draw_boxes(scene, boxes)]
         drawn = []
-        for item in found.chosen:
+        scores = [item.score if found.has_scores else None for item in found.chosen]
+        maps = scaled([found.values_of(item.class_id) for item in found.chosen], scores, self._options.scale)
+        for item, values in zip(found.chosen, maps, strict=True):
             score = f"{item.score:.2f}" if found.has_scores else ""
             mark = "-".join(part for part in (str(item.class_id), files.slug(item.label), score) if part)
             own = [instance for instance in found.instances if instance.class_id == item.class_id]
             saliency = found.map_of(item.class_id)
-            entry = self._draw_map(scene, saliency, mark, (item.label, score), own, found.has_overlays)
+            entry = self._draw_map(scene, saliency, values, mark, (item.label, score), own, found.has_overlays)
             about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
             drawn.append({**about, **entry})
-            drawn += self._draw_boxes(scene, own)
+            drawn += self._draw_boxes(scene, [pair for pair in boxes if pair[0].class_id == item.class_id])
         return drawn
 
-    def _draw_boxes(self, scene: _Scene, instances: Sequence[Instance]) -> list[dict[str, Any]]:
+    def _draw_boxes(self, scene: _Scene, boxes: Sequence[tuple[Instance, Scaled]]) -> list[dict[str, Any]]:
         """Draw the map of each object that has a map of its own, with its box alone; objects count within a class."""
         drawn = []
-        for index, item in enumerate(instances):
-            if item.saliency_map is None:
-                continue
-            number = 1 + sum(other.class_id == item.class_id for other in instances[:index])
+        for index, (item, values) in enumerate(boxes):
+            assert item.saliency_map is not None
+            number = 1 + sum(other.class_id == item.class_id for other, _ in boxes[:index])
             score = f"{item.score:.2f}"
             mark = f"{item.class_id}-{files.slug(item.label)}-box{number}-{score}"
             texts = (f"{item.label}, box {number}", score)
-            entry = self._draw_map(scene, item.saliency_map, mark, texts, [item])
+            entry = self._draw_map(scene, item.saliency_map, values, mark, texts, [item])
             drawn.append({**item.record(*scene.size), **entry})
         return drawn
 
@@ -234,20 +245,21 @@ class Explainer:
         self,
         scene: _Scene,
         saliency: Array,
+        values: Scaled,
         mark: str,
         texts: tuple[str, str],
         instances: Sequence[Instance],
         has_overlay: bool = True,
     ) -> dict[str, Any]:
         options, stem = self._options, f"{scene.name}.{mark}"
-        pixels = to_bytes(saliency)
         entry: dict[str, Any] = {"title": texts[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
         if has_overlay:
-            picture = draw(scene.shown, pixels, scene.view, options.opacity, options.colormap, self._rectangle)
-            parts = draw_marks(picture, instances), caption(picture.shape[1], *texts)
+            picture = draw(scene.shown, values, scene.view, options.look, self._rectangle)
+            width = picture.shape[1]
+            parts = draw_marks(picture, instances), caption(width, *texts), legend(width, values, options.look)
             entry["overlay"] = self._write(f"overlays/{stem}.jpg", files.encode_jpeg(*parts))
         if options.raw == "png":
-            entry["raw"] = self._write(f"maps/{stem}.png", files.encode_png(pixels))
+            entry["raw"] = self._write(f"maps/{stem}.png", files.encode_png(to_bytes(saliency)))
         elif options.raw == "npy":
             content = BytesIO()
             np.save(content, saliency)
