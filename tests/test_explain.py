@@ -1,13 +1,12 @@
 """`xai-explain` on the bundled classifier: what it writes, what it refuses, and runs that stop and go on."""
 
-import html.parser
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 
 import xai_insert
 from tests import models
-from tests.explaining import IMAGES, LABELS, SHAPES, call, expected, fine, records, tree
+from tests.explaining import IMAGES, LABELS, SHAPES, call, calls, expected, fine, on_page, records, tree
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.explained import ScoreMeaning
 from xai_insert.explain.feed import Feeder
@@ -54,29 +53,24 @@ def test_main_job(inserted_shapes, tmp_path, source, suffix, runtime):
         assert np.abs(overlay[: len(shown)].astype(int) - reference).mean() < 6, "JPEG loses less"
 
 
-class _Page(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.addresses = []
-
-    def handle_starttag(self, tag, attributes):
-        self.addresses += [value for key, value in attributes if key in ("src", "href")]
-
-
 def test_page_needs_nothing_else(inserted_shapes, tmp_path):
+    """It names no address outside the folder, and every file that it names is there."""
     odd = tmp_path / "in" / "a <b> & #1 ü.png"
     odd.parent.mkdir()
     odd.write_bytes(IMAGES[0].read_bytes())
-    fine(inserted_shapes / "shapes.xml", odd, IMAGES[1], "-o", tmp_path / "out", "--classes", "top2")
-    text = (tmp_path / "out" / "index.html").read_text()
-    page = _Page()
-    page.feed(text)
-    assert len(page.addresses) == 2 * 5, "image, two overlays, two raw maps"
-    assert "//" not in text.replace("<!--", ""), "an address outside the folder"
-    for address in page.addresses:
-        assert (tmp_path / "out" / unquote(address)).is_file(), address
-    assert "a &lt;b&gt; &amp; #1 ü.png" in text
-    assert "<!--" not in text
+    out = tmp_path / "out"
+    fine(inserted_shapes / "shapes.xml", odd, IMAGES[1], "-o", out, "--classes", "top2", "--raw", "none")
+    scripts = [out / "index.html", out / "run.js", out / "records.js", *(out / "data").iterdir()]
+    assert not [path for path in scripts if re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())]
+    records = on_page(out)
+    assert [record["file"] for record in records] == [odd.name, IMAGES[1].name]
+    named = [name for record in records for name in (record["image"], record["data"], record["maps"][0]["overlay"])]
+    assert len(named) == 6
+    assert all((out / name).is_file() for name in named)
+    for record in records:
+        (data,) = calls(out / record["data"])
+        grids = [[entry["w"], entry["h"]] for entry in data["maps"]]
+        assert grids == [item["grid"] for item in record["maps"]], "the maps are there without --raw"
 
 
 @pytest.mark.parametrize(("side", "is_copied"), [(300, True), (100, False), (1500, False)])
@@ -212,7 +206,7 @@ def test_names_reach_the_page(tmp_path, kind):
     runtime = ["--runtime", "openvino"] if kind == "onnx in openvino" else []
     fine(path, IMAGES[3], "-o", tmp_path / "out", *runtime)
     assert records(tmp_path / "out")[0]["maps"][0]["label"] == "star <3>"
-    assert "star &lt;3&gt;" in (tmp_path / "out" / "index.html").read_text()
+    assert on_page(tmp_path / "out")[0]["maps"][0]["title"] == "star <3>"
 
 
 # Runs that stop and go on
@@ -251,11 +245,11 @@ def test_changed_image_is_drawn_again(inserted_shapes, tmp_path):
 
 def test_journal_survives_two_kills(tmp_path):
     path = tmp_path / "results.jsonl"
-    facts = {"source": "", "image": "images/a.jpg", "size": [1, 1], "predictions": [], "maps": []}
+    facts = {"source": "", "image": "images/a.jpg", "data": "data/a.js", "size": [1, 1], "predictions": [], "maps": []}
     path.write_bytes(json.dumps({"name": "a", **facts}).encode() + b'\n{"na')
     journal = Journal(path)
     journal.__enter__()
-    journal.append({"name": "b", **facts, "image": "images/b.jpg"})
+    journal.append({"name": "b", **facts, "image": "images/b.jpg", "data": "data/b.js"})
     assert list(Journal(path).records) == ["a", "b"]
 
 

@@ -42,7 +42,7 @@ INSERT_FLAGS = {
 }  # fmt: skip
 EXPLAIN_FLAGS = {
     "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
-    "--background", "--map-scale", "--raw",
+    "--background", "--map-scale", "--raw", "--beside",
     "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize", "--input-size",
     "-q", "--quiet", "--version",
 }  # fmt: skip

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import click
 
 from xai_insert.cli.streams import decoders_kept_quiet, open_streams, say, signals_end_cleanly
 from xai_insert.errors import XaiInsertError
+from xai_insert.explain import page
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import BACKGROUNDS, COLORMAPS
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
-from xai_insert.explain.files import Source, digest, find_images, read_labels
+from xai_insert.explain.files import Source, digest, find_images, read_labels, shown
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.picture import Look
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
@@ -108,6 +111,10 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     "--raw", type=click.Choice(RAW_KINDS), default=DrawOptions.raw, show_default=True,
     help="Also write the map as the model gave it.",
 )  # fmt: skip
+@click.option(
+    "--beside", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+    help="Results of an earlier run of another model on the same images: the page shows both side by side.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Draw again what an earlier run has drawn.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), help="Default: openvino for .xml, onnxruntime for .onnx.")
 @click.option("--device", default="CPU", show_default=True, help="Device, as the runtime calls it.")
@@ -134,6 +141,7 @@ def main(
     background: str,
     map_scale: str,
     raw: str,
+    beside: Path | None,
     overwrite: bool,
     runtime: str | None,
     device: str,
@@ -148,7 +156,7 @@ def main(
     """Draw what a classifier, a detector or an instance segmenter looked at.
 
     Runs MODEL (OpenVINO .xml or .onnx, with a saliency map or without) on images and writes an overlay per
-    predicted class, with the boxes or outlines of its objects, the raw maps and a contact sheet, index.html. How to
+    predicted class, with the boxes or outlines of its objects, the raw maps and a page, index.html. How to
     prepare an image is read from the model's metadata (Model API's model_info) unless options say otherwise. Run again,
     it draws only what is missing.
     """
@@ -170,7 +178,10 @@ def main(
         if not quiet:
             trouble = _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
         identity = [str(model.resolve()), digest(model_files(model)), type(engine).__name__, device]
-        explainer = Explainer(_model(engine, feeder, meaning, classes, threshold), output, options, identity)
+        way = None if beside is None else page.beside(beside, output)
+        about = _facts(model, engine, feeder, device)
+        ready = _model(engine, feeder, meaning, classes, threshold)
+        explainer = Explainer(ready, output, options, identity, about, way)
         with signals_end_cleanly(), decoders_kept_quiet():
             outcomes = _run(explainer, sources, quiet)
     except XaiInsertError as err:
@@ -192,6 +203,23 @@ def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selec
     if engine.about.get("task") in TASKS:
         return Finder(engine, feeder, meaning, classes, THRESHOLD if threshold is None else threshold)
     return Classifier(engine, feeder, meaning if threshold is None else replace(meaning, threshold=threshold), classes)
+
+
+def _facts(model: Path, engine: Engine, feeder: Feeder, device: str) -> dict[str, str]:
+    """What the page says about the run."""
+    about = engine.about
+    method = ", ".join(about[key] for key in ("method", "form", "task") if about.get(key))
+    versions = [f"xai-insert {__version__}", f"{engine.runtime} {sys.modules[engine.runtime].__version__} on {device}"]
+    if "version" in about:
+        versions.append(f"inserted by {about['version']}")
+    return {
+        "Model": shown(model.name),
+        "Method": method,
+        "Preprocessing": feeder.text(),
+        "Command": shown(shlex.join(["xai-explain", *sys.argv[1:]])),
+        "Versions": ", ".join(versions),
+        "Date": datetime.now(timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M %z"),
+    }
 
 
 def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> str | None:

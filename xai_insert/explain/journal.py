@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from xai_insert.explain import files
 from xai_insert.explain.errors import RunError
 
-FOLDERS = ("images", "overlays", "maps")
+FOLDERS = ("images", "overlays", "maps", "data")
 """Where the results lie, below the output folder."""
 
 
@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 def is_sound(record: Any) -> bool:
     """Whether a record is one that a run could have written: its files are its own, its facts fit."""
-    if not (_has(record, name=str, source=str, image=str, size=list, predictions=list, maps=list)):
+    if not (_has(record, name=str, source=str, image=str, data=str, size=list, predictions=list, maps=list)):
         return False
     if not (len(record["size"]) == 2 and all(isinstance(n, int) and 0 < n < 1 << 31 for n in record["size"])):
         return False
@@ -113,7 +113,11 @@ def _is_map(item: Any) -> bool:
 
 def written(record: dict[str, Any]) -> list[str]:
     """The files of a record."""
-    names = [record.get("image"), *(item[key] for item in record.get("maps", ()) for key in ("overlay", "raw"))]
+    names = [
+        record.get("image"),
+        record.get("data"),
+        *(item[key] for item in record.get("maps", ()) for key in ("overlay", "raw")),
+    ]
     return [name for name in names if name is not None]
 
 

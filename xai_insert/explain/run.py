@@ -96,6 +96,16 @@ class _Scene:
     view: View
 
 
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A map that was drawn: its record, what the model gave, how it is coloured, and the objects on it."""
+
+    record: dict[str, Any]
+    saliency: Array
+    scaled: Scaled
+    own: Sequence[Instance]
+
+
 def rectangle_of(about: Mapping[str, str]) -> Rectangle | None:
     """Where the maps of a model lie in its input; None if they cover all of it."""
     edges = [float(part) for part in about.get("rectangle", "").split()]
@@ -110,10 +120,21 @@ class Explainer:
         output: folder for the results.
         options: what to write.
         identity: tells this model and its settings from others, so that results of others are not taken for its own.
+        facts: what the page says about the run, see `page.About`.
+        beside: way from `output` to the results of another run, which the page shows beside.
     """
 
-    def __init__(self, model: Model, output: Path, options: DrawOptions, identity: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        output: Path,
+        options: DrawOptions,
+        identity: Sequence[Any] = (),
+        facts: Mapping[str, str] | None = None,
+        beside: str | None = None,
+    ) -> None:
         self._model, self._output, self._options = model, output, options
+        self._about = page.About(facts or {}, options.look, options.scale, beside)
         self._rectangle = rectangle_of(model.engine.about)
         about = [*model.settings, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
@@ -126,7 +147,7 @@ class Explainer:
         return self._journal.odd
 
     def run(self, sources: Iterable[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
-        """Explain every image and write the contact sheet `index.html`.
+        """Explain every image and write the page `index.html`.
 
         Args:
             sources: the images.
@@ -151,7 +172,7 @@ class Explainer:
                     outcomes.append(outcome)
         finally:  # the page is there whatever ends the run
             records = [outcome.record for outcome in outcomes if outcome.record is not None]
-            files.write(self._output / "index.html", page.build(records).encode())
+            page.write(self._output, records, self._about)
         return outcomes
 
     def _each(self, sources: Iterable[files.Source]) -> Iterator[Outcome]:
@@ -186,6 +207,10 @@ class Explainer:
         scene = _Scene(source.name, (width, height), canvas(image), found.view)
         if scene.shown is not image or not files.is_jpeg(content):
             content = files.encode_jpeg(scene.shown)
+        maps = self._draw(scene, found)
+        script = page.maps_script(
+            [(item.saliency, item.scaled, item.own) for item in maps], found.view, self._rectangle
+        )
         record = {
             "name": source.name,
             "settings": self._settings,
@@ -194,13 +219,14 @@ class Explainer:
             "size": [width, height],
             "image": self._write(f"images/{source.name}.jpg", content),
             "predictions": [item.record(width, height) for item in found.predictions],
-            "maps": self._draw(scene, found),
+            "maps": [item.record for item in maps],
+            "data": self._write(f"data/{source.name}.js", script),
         }
         if found.note is not None:
             record["note"] = found.note
         return Outcome(source, record)
 
-    def _draw(self, scene: _Scene, found: Explained) -> list[dict[str, Any]]:
+    def _draw(self, scene: _Scene, found: Explained) -> list[_Drawn]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
         with_map = [item for item in found.instances if item.saliency_map is not None]
         of_boxes = scaled(
@@ -224,11 +250,11 @@ class Explainer:
             saliency = found.map_of(item.class_id)
             entry = self._draw_map(scene, saliency, values, mark, (item.label, score), own, found.has_overlays)
             about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
-            drawn.append({**about, **entry})
+            drawn.append(replace(entry, record={**about, **entry.record}))
             drawn += self._draw_boxes(scene, [pair for pair in boxes if pair[0].class_id == item.class_id])
         return drawn
 
-    def _draw_boxes(self, scene: _Scene, boxes: Sequence[tuple[Instance, Scaled]]) -> list[dict[str, Any]]:
+    def _draw_boxes(self, scene: _Scene, boxes: Sequence[tuple[Instance, Scaled]]) -> list[_Drawn]:
         """Draw the map of each object that has a map of its own, with its box alone; objects count within a class."""
         drawn = []
         for index, (item, values) in enumerate(boxes):
@@ -238,7 +264,7 @@ class Explainer:
             mark = f"{item.class_id}-{files.slug(item.label)}-box{number}-{score}"
             texts = (f"{item.label}, box {number}", score)
             entry = self._draw_map(scene, item.saliency_map, values, mark, texts, [item])
-            drawn.append({**item.record(*scene.size), **entry})
+            drawn.append(replace(entry, record={**item.record(*scene.size), **entry.record}))
         return drawn
 
     def _draw_map(
@@ -250,7 +276,7 @@ class Explainer:
         texts: tuple[str, str],
         instances: Sequence[Instance],
         has_overlay: bool = True,
-    ) -> dict[str, Any]:
+    ) -> _Drawn:
         options, stem = self._options, f"{scene.name}.{mark}"
         entry: dict[str, Any] = {"title": texts[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
         if has_overlay:
@@ -264,7 +290,7 @@ class Explainer:
             content = BytesIO()
             np.save(content, saliency)
             entry["raw"] = self._write(f"maps/{stem}.npy", content.getvalue())
-        return entry
+        return _Drawn(entry, saliency, values, instances)
 
     def _write(self, name: str, content: bytes) -> str:
         files.write(self._output / name, content)
@@ -274,9 +300,11 @@ class Explainer:
         """Whether an earlier run drew this image with this model and these settings, and nothing is gone since."""
         if known.get("settings") != self._settings or known.get("source") != files.shown(source.path):
             return False
-        return known.get("stamp") == files.stamp(source.path) and all(
-            (self._output / name).is_file() for name in written(known)
-        )
+        if known.get("stamp") != files.stamp(source.path):
+            return False
+        if not all((self._output / name).is_file() for name in written(known)):
+            return False
+        return page.is_maps_script(files.read(self._output / known["data"]))
 
 
 @contextmanager
