@@ -24,7 +24,7 @@ from xai_insert.explain.files import Source, find_images
 from xai_insert.explain.journal import Journal
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
-from xai_insert.explain.run import DrawOptions, Explainer
+from xai_insert.explain.run import DrawOptions, FolderRun
 from xai_insert.explain.runtime import ImageInput
 
 # The command
@@ -292,7 +292,7 @@ def test_memory_is_bounded(tmp_path):
             return Outputs({"scores": np.array([[0.1, 0.9]])}, np.zeros((1, 2, 3, 3), np.uint8))
 
     feeder = Feeder.of(ImageInput("x", (1, 3, 96, 96), "float32"), Preprocessing())
-    explainer = Explainer(Classifier(Engine(), feeder, ScoreMeaning()), tmp_path, DrawOptions(raw="none"))
+    explainer = FolderRun(Classifier(Engine(), feeder, ScoreMeaning()), tmp_path, DrawOptions(raw="none"))
     given, taken, most = 0, 0, 0
 
     def sources():

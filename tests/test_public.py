@@ -51,8 +51,8 @@ COMMON_METADATA = {"version", "task", "method", "form", "quantiser_ignored_scope
 
 def test_names():
     assert set(xai_insert.__all__) == {
-        "InsertResult", "Options", "Report", "__version__", "errors", "insert", "insert_file", "overlay",
-        "plan_insertion",
+        "Explainer", "Explanation", "InsertResult", "Options", "Report", "__version__", "errors", "insert",
+        "insert_file", "overlay", "plan_insertion",
     }  # fmt: skip
     assert all(getattr(xai_insert, name) is not None for name in xai_insert.__all__)
     assert [field.name for field in dataclasses.fields(xai_insert.InsertResult)] == ["model", "report"]

@@ -25,7 +25,7 @@ from xai_insert.explain.files import Source, digest, find_images, read_labels, s
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.picture import Look
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
-from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
+from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine, model_files
 from xai_insert.explain.scale import SCALES
 from xai_insert.files import printable
@@ -181,14 +181,14 @@ def main(
         way = None if beside is None else page.beside(beside, output)
         about = _facts(model, engine, feeder, device)
         ready = _model(engine, feeder, meaning, classes, threshold)
-        explainer = Explainer(ready, output, options, identity, about, way)
+        run = FolderRun(ready, output, options, identity, about, way)
         with signals_end_cleanly(), decoders_kept_quiet():
-            outcomes = _run(explainer, sources, quiet)
+            outcomes = _run(run, sources, quiet)
     except XaiInsertError as err:
         say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
-    if explainer.odd_records:
-        say(f"note: {explainer.odd_records} lines of an earlier results.jsonl were set aside", err=True)
+    if run.odd_records:
+        say(f"note: {run.odd_records} lines of an earlier results.jsonl were set aside", err=True)
     for note in dict.fromkeys(outcome.record.get("note") for outcome in outcomes if outcome.record):
         if note:
             say(f"note: {note}", err=True)
@@ -230,10 +230,10 @@ def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> str | None
     return trouble
 
 
-def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> list[Outcome]:
+def _run(run: FolderRun, sources: Sequence[Source], quiet: bool) -> list[Outcome]:
     """Run with a progress bar, on a terminal only."""
     if quiet or not sys.stderr.isatty():
-        return explainer.run(sources, _complain)
+        return run.run(sources, _complain)
     start, drawn = time.monotonic(), 0
 
     def rate(_: object) -> str:
@@ -247,7 +247,7 @@ def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> list[O
             _complain(outcome)
             bar.update(1, outcome)
 
-        return explainer.run(sources, done)
+        return run.run(sources, done)
 
 
 def _complain(outcome: Outcome) -> None:

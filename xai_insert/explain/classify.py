@@ -12,6 +12,7 @@ from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, Selection, ranking
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 
 _LISTED = 5
@@ -96,7 +97,15 @@ class Classifier:
             XaiInsertError: the model cannot be run, is no classifier, or lacks a class that was asked for.
         """
         feed, view = self.feeder.feed(image)
-        outputs = self.engine.infer(feed)
+        return self.read(self.engine.infer(feed), feed.shape, view)
+
+    def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
+        """Read the outputs for the first image of an input of that shape.
+
+        Raises:
+            XaiInsertError: the model is no classifier, or lacks a class that was asked for.
+        """
+        del shape
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
         scores, independent = probabilities(class_logits(outputs), self.meaning.multilabel)

@@ -56,11 +56,18 @@ class Finder:
             XaiInsertError: the model cannot be run, or lacks a class that was asked for.
         """
         feed, view = self.feeder.feed(image)
-        outputs = self.engine.infer(feed)
+        return self.read(self.engine.infer(feed), feed.shape, view)
+
+    def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
+        """Read the outputs for the first image of an input of that shape.
+
+        Raises:
+            XaiInsertError: the model lacks a class that was asked for.
+        """
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
         saliency = outputs.saliency_map[0]
-        size = (feed.shape[self.feeder.layout.index("H")], feed.shape[self.feeder.layout.index("W")])
+        size = (shape[self.feeder.layout.index("H")], shape[self.feeder.layout.index("W")])
         maps = len(saliency) if saliency.ndim == 3 else None
         facts = Facts.of(self.engine.about, size, maps, len(self.meaning.labels))
         read = instances if self.engine.about.get("task") == SEGMENTATION else detections

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
@@ -61,6 +63,12 @@ def canvas(image: Image) -> Image:
 Rectangle = tuple[float, float, float, float]
 
 
+def rectangle_of(about: Mapping[str, str]) -> Rectangle | None:
+    """Where the maps of a model lie in its input; None if they cover all of it."""
+    edges = [float(part) for part in about.get("rectangle", "").split()]
+    return (edges[0], edges[1], edges[2], edges[3]) if len(edges) == 4 else None
+
+
 def draw(image: Image, scaled: Scaled, view: View, look: Look, rectangle: Rectangle | None = None) -> Image:
     """Draw a map over the part of the image that the model saw; what it did not see is dimmed.
 
@@ -73,22 +81,41 @@ def draw(image: Image, scaled: Scaled, view: View, look: Look, rectangle: Rectan
     """
     if look.background == "gray":
         image = in_gray(image)
-    height, width = image.shape[:2]
+    pixels, is_seen = laid_out(to_bytes(scaled.values, scaled.span), image.shape[:2], view, rectangle)
+    coloured = overlay(image, pixels, look.opacity * scaled.fade, look.colormap, blend=look.blend)
+    if is_seen is not None:
+        outside = ~is_seen
+        coloured[outside] = np.asarray(image[outside] * _DIM, np.uint8)
+    return coloured
+
+
+def laid_out(
+    saliency_map: Image, size: tuple[int, ...], view: View, rectangle: Rectangle | None = None
+) -> tuple[Image, npt.NDArray[np.bool_] | None]:
+    """Enlarge a map to an image, so that it lies where the model saw what it shows.
+
+    Args:
+        saliency_map: uint8 `[h, w]` over the whole input of the model, padding included.
+        size: height and width of the image.
+        view: how image and input fit together.
+        rectangle: where the map lies in the input, see `draw`.
+
+    Returns:
+        uint8 `[H, W]`, 0 where the model did not look, and whether it did, bool `[H, W]`; None if everywhere.
+    """
+    height, width = size
     left, top, right, bottom = _pixels(view.in_image, width, height)
-    seen = np.ascontiguousarray(image[top:bottom, left:right])
-    pixels, covered = to_bytes(scaled.values, scaled.span), None
+    seen = None
     if rectangle is not None:
-        pixels, covered = _placed(pixels, rectangle)
-    pixels = _without_padding(pixels, view, right - left, bottom - top)
-    coloured = overlay(seen, pixels, look.opacity * scaled.fade, look.colormap, blend=look.blend)
-    if covered is not None:
-        is_outside = _without_padding(covered, view, right - left, bottom - top) < 128
-        coloured[is_outside] = np.asarray(seen[is_outside] * _DIM, np.uint8)
-    if coloured.shape == image.shape:
-        return coloured
-    result = np.asarray(image * _DIM, np.uint8)
-    result[top:bottom, left:right] = coloured
-    return result
+        saliency_map, covered = _placed(saliency_map, rectangle)
+        seen = _without_padding(covered, view, right - left, bottom - top) >= 128
+    inner = _without_padding(saliency_map, view, right - left, bottom - top)
+    if inner.shape == (height, width):
+        return inner, seen
+    whole, is_seen = np.zeros((height, width), np.uint8), np.zeros((height, width), np.bool_)
+    whole[top:bottom, left:right] = inner
+    is_seen[top:bottom, left:right] = True if seen is None else seen
+    return whole, is_seen
 
 
 def _placed(saliency_map: Image, rectangle: Rectangle) -> tuple[Image, Image]:

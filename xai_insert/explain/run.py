@@ -24,7 +24,7 @@ from xai_insert.explain.explained import Explained, Instance
 from xai_insert.explain.journal import FOLDERS, Journal, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import Look, Rectangle, canvas, caption, draw, legend
+from xai_insert.explain.picture import Look, canvas, caption, draw, legend, rectangle_of
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 from xai_insert.explain.scale import Scaled, ScaleName, scaled
@@ -106,13 +106,7 @@ class _Drawn:
     own: Sequence[Instance]
 
 
-def rectangle_of(about: Mapping[str, str]) -> Rectangle | None:
-    """Where the maps of a model lie in its input; None if they cover all of it."""
-    edges = [float(part) for part in about.get("rectangle", "").split()]
-    return (edges[0], edges[1], edges[2], edges[3]) if len(edges) == 4 else None
-
-
-class Explainer:
+class FolderRun:
     """Explains images with one model and writes the results below one folder.
 
     Args:
