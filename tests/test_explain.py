@@ -119,9 +119,70 @@ def test_map_without_classes_and_raw_scores(tmp_path):
 
 def test_labels_from_a_file_and_missing_labels(inserted_shapes, tmp_path):
     names = tmp_path / "names.txt"
-    names.write_text("round thing\nsquare thing\n", encoding="utf-8")
-    fine(inserted_shapes / "shapes.xml", IMAGES[0], "-o", tmp_path / "out", "--labels", names, "--classes", "0,5")
-    assert [item["label"] for item in records(tmp_path / "out")[0]["maps"]] == ["round thing", "class 5"]
+    names.write_text("\n".join(["round thing", "square, thing", *LABELS[2:]]), encoding="utf-8")
+    arguments = inserted_shapes / "shapes.xml", IMAGES[0], "-o", tmp_path / "out", "--labels", names, "--classes"
+    for classes, expected_labels in {
+        "0,5": ["round thing", "ring"],
+        "round thing,star,5": ["round thing", "star", "ring"],
+        "square, thing": ["square, thing"],
+    }.items():
+        fine(*arguments, classes)
+        assert [item["label"] for item in records(tmp_path / "out")[0]["maps"]] == expected_labels
+    plain = onnx.load(SHAPES / "shapes_cnn.onnx")
+    del plain.metadata_props[:]
+    onnx.save(plain, tmp_path / "plain.onnx")
+    fine(tmp_path / "plain.onnx", IMAGES[0], "-o", tmp_path / "out", "--classes", "0,5")
+    assert [item["label"] for item in records(tmp_path / "out")[0]["maps"]] == ["class 0", "class 5"]
+
+
+@pytest.mark.parametrize("count", [2, 7, 9, 1001])
+@pytest.mark.parametrize("model", ["shapes_cnn", "shapes_detector"])
+def test_labels_of_another_number_are_refused(tmp_path, model, count):
+    """One too many or too few would shift every name; a detector may count its labels from one."""
+    names = tmp_path / "names.txt"
+    names.write_text("x\n" * count)
+    result = call(SHAPES / f"{model}.onnx", IMAGES[0], "-o", tmp_path / "out", "--labels", names)
+    if model == "shapes_detector" and count == 9:
+        assert result.exit_code == 0
+        return
+    assert result.exit_code == 1
+    assert f"there are {count} labels, but 8 classes" in result.stderr
+
+
+def test_classes_of_one_name_are_told_apart_by_number(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("x\n" * 8)
+    arguments = SHAPES / "shapes_cnn.onnx", IMAGES[0], "-o", tmp_path / "out", "--labels", names, "--classes"
+    result = call(*arguments, "x")
+    assert result.exit_code == 1
+    assert "classes called 'x': 0, 1, 2, 3, 4, 5, 6, 7; give the number of one" in result.stderr
+    fine(*arguments, "3")
+
+
+def test_classes_of_a_detector_by_name(tmp_path):
+    fine(SHAPES / "shapes_detector.onnx", IMAGES[0], "-o", tmp_path, "--classes", "star,0")
+    assert [item["label"] for item in records(tmp_path)[0]["maps"]] == ["star", "circle"]
+
+
+def test_pictures_of_other_kinds_are_named(inserted_shapes, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "good.png").write_bytes(IMAGES[0].read_bytes())
+    for name in ("a.gif", "b.AVIF", "deep/c.jp2", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    result = fine(inserted_shapes / "shapes.xml", tmp_path / "in", "-o", tmp_path / "out")
+    folder = tmp_path / "in"
+    listed = ", ".join(str(folder / name) for name in ("a.gif", "b.AVIF", "deep/c.jp2"))
+    assert f"note: 3 pictures of kinds that are not read were left out: {listed}\n" in result.stderr
+
+
+def test_interrupted_while_the_model_is_read(monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xai_insert.cli.explain.load_engine", interrupt)
+    result = call(SHAPES / "shapes_cnn.onnx", IMAGES[0], "-o", tmp_path)
+    assert result.exit_code == 130
+    assert result.stderr == "error: interrupted\n"
 
 
 def test_folders_and_equal_names(inserted_shapes, tmp_path):

@@ -207,8 +207,14 @@ def test_probabilities(logits, multilabel, scores, independent):
 
 def test_class_selection():
     scores = np.array([0.1, 0.6, 0.2, 0.1])
-    chosen = {text: list(Selection.parse(text).choose(scores, [1])) for text in ("predictions", "all", "top2", "3,0")}
-    assert chosen == {"predictions": [1], "all": [0, 1, 2, 3], "top2": [1, 2], "3,0": [3, 0]}
+    names = ["cat", "dog", "fire, truck", "7"]
+    texts = ("predictions", "all", "top2", "3,0", "dog,0", "fire, truck", "7")
+    chosen = {text: list(Selection.parse(text, names).choose(scores, [1], names)) for text in texts}
+    assert chosen == {
+        "predictions": [1], "all": [0, 1, 2, 3], "top2": [1, 2], "3,0": [3, 0], "dog,0": [1, 0], "fire, truck": [2],
+        "7": [3],
+    }  # fmt: skip
+    assert list(Selection.parse("2").choose(scores, [1], names, first=1)) == [1], "labels that begin with 1"
     for text in ("top0", "best", "1,", ""):
         with pytest.raises(ValueError, match="is not predictions"):
             Selection.parse(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from xai_insert.cli.streams import decoders_kept_quiet, open_streams, say, signals_end_cleanly
+from xai_insert.cli.streams import Refused, decoders_kept_quiet, open_streams, say, signals_end_cleanly
 from xai_insert.errors import XaiInsertError
 from xai_insert.explain import page
 from xai_insert.explain.classify import Classifier
@@ -21,7 +21,7 @@ from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import BACKGROUNDS, COLORMAPS
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
-from xai_insert.explain.files import Source, digest, find_images, read_labels, shown
+from xai_insert.explain.files import Source, digest, find_images, left_out, read_labels, shown
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.picture import Look
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
@@ -58,13 +58,6 @@ def _scale(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return numbers
 
 
-def _selection(ctx: click.Context, param: click.Parameter, value: str) -> Selection:
-    try:
-        return Selection.parse(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err), ctx, param) from None
-
-
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
@@ -84,8 +77,8 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     help="Where to write overlays, maps and index.html.",
 )  # fmt: skip
 @click.option(
-    "--classes", default="predictions", show_default=True, callback=_selection, metavar="predictions|all|top5|3,17",
-    help="Classes to draw.",
+    "--classes", default="predictions", show_default=True, metavar="predictions|all|top5|3,17|cat,dog",
+    help="Classes to draw, by number or name.",
 )  # fmt: skip
 @click.option(
     "--threshold", type=click.FloatRange(0, 1), metavar="SCORE",
@@ -129,11 +122,12 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--input-size", callback=_size, metavar="HxW", help="Size to run at, if the model leaves it open.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.version_option(__version__, prog_name="xai-explain")
+@signals_end_cleanly()
 def main(
     model: Path,
     images: tuple[Path, ...],
     output: Path,
-    classes: Selection,
+    classes: str,
     threshold: float | None,
     labels: Path | None,
     opacity: float,
@@ -174,19 +168,26 @@ def main(
         feeder = Feeder.of(engine.image_input, how, layout, input_size)
         meaning = ScoreMeaning.from_metadata(engine.info)
         if labels is not None:
-            meaning = replace(meaning, labels=read_labels(labels))
+            meaning = replace(meaning, labels=read_labels(labels), is_told=True)
+        try:
+            selection = Selection.parse(classes, meaning.labels)
+        except ValueError as err:
+            raise Refused(f"--classes: {err}") from None
         if not quiet:
             trouble = _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
         identity = [str(model.resolve()), digest(model_files(model)), type(engine).__name__, device]
         way = None if beside is None else page.beside(beside, output)
         about = _facts(model, engine, feeder, device)
-        ready = _model(engine, feeder, meaning, classes, threshold)
+        ready = _model(engine, feeder, meaning, selection, threshold)
         run = FolderRun(ready, output, options, identity, about, way)
-        with signals_end_cleanly(), decoders_kept_quiet():
+        with decoders_kept_quiet():
             outcomes = _run(run, sources, quiet)
     except XaiInsertError as err:
         say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
+    if skipped := left_out(images, output):
+        names = ", ".join(printable(str(path)) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        say(f"note: {len(skipped)} pictures of kinds that are not read were left out: {names}", err=True)
     if run.odd_records:
         say(f"note: {run.odd_records} lines of an earlier results.jsonl were set aside", err=True)
     for note in dict.fromkeys(outcome.record.get("note") for outcome in outcomes if outcome.record):

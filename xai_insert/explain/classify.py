@@ -109,9 +109,11 @@ class Classifier:
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
         scores, independent = probabilities(class_logits(outputs), self.meaning.multilabel)
+        self.meaning.require(len(scores))
         order = ranking(scores)
         likely = int((scores >= self.meaning.threshold).sum()) if independent else 1
-        chosen = self.selection.choose(scores, order[: max(likely, 1)])
+        names = [self.meaning.label(number) for number in range(len(scores))]
+        chosen = self.selection.choose(scores, order[: max(likely, 1)], names)
         if outputs.saliency_classes is not None:
             chosen = _with_map(chosen, outputs.saliency_classes[0])
         return Explained(

@@ -160,7 +160,7 @@ class Explainer:
         feeder = Feeder.of(engine.image_input, how, self._layout, self._input_size)
         meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")
         if self._labels is not None:
-            meaning = replace(meaning, labels=self._labels)
+            meaning = replace(meaning, labels=self._labels, is_told=True)
         rectangle = rectangle_of(engine.about)
         if engine.about.get("task") in TASKS:
             threshold = THRESHOLD if self._threshold is None else self._threshold

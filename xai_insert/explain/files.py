@@ -21,6 +21,7 @@ from xai_insert.explain.errors import ImageFileError, RunError
 from xai_insert.files import replace_whole
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+_OTHER = frozenset((".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg"))
 _JPEG_QUALITY = 85
 _MOST_PIXELS = 178_000_000  # Pillow refuses more of its own accord
 _LONGEST_NAME = 100  # of the 255 bytes that folders take, in characters: class names and scores follow
@@ -60,6 +61,13 @@ def find_images(given: Sequence[Path], output: Path) -> list[Source]:
     names = list(found.values())
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     return [Source(path, _marked(path, name) if name in twice else name) for path, name in found.items()]
+
+
+def left_out(given: Sequence[Path], output: Path) -> list[Path]:
+    """Pictures in the given folders that are of a kind that is not read; results, in `output`, aside."""
+    own, folders = output.resolve(), [entry for entry in given if os.path.isdir(entry)]
+    found = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix.lower() in _OTHER]
+    return [path for path in found if own not in path.resolve().parents]
 
 
 def _marked(path: Path, name: str) -> str:
