@@ -116,6 +116,11 @@ def main(
     """
     open_streams()
     configure_logging(verbose)
+    typed = {item.name for item in fields(Options) if _was_typed(_PARAMETERS.get(item.name, item.name))}
+    if output is None and output_name is not None and Path(output_name).suffix.lower() in (".onnx", ".xml"):
+        say(f"note: --output is for an output of the model; taken as -o {printable(output_name)}", err=True)
+        output, output_name = Path(output_name), None
+        typed.discard("output")
     options = Options(
         method=method,  # type: ignore[arg-type]  # click.Choice has checked it
         target_layer=target_layer,
@@ -131,7 +136,7 @@ def main(
         per_box=per_box,
         input_shapes=dict(input_shapes),
         check=not no_check,
-        given=tuple(item.name for item in fields(Options) if _was_typed(_PARAMETERS.get(item.name, item.name))),
+        given=tuple(item.name for item in fields(Options) if item.name in typed),
     )
     goals = _outputs(models, output, dry_run)
     _require_apart(models, goals, report_path, dry_run)
