@@ -45,8 +45,8 @@ const xai = (() => {
       return found.some((item) => item.score >= least) || (label && !least && found.length);
     });
     const order = SORTS[byId("sort").value][1];
-    if (order) shown.sort(order);
     const all = runs[0].records.length;
+    if (order) shown.sort(order);
     byId("count").textContent = shown.length === all ? `${all} images` : `${shown.length} of ${all} images`;
     rebuild();
   }
@@ -54,8 +54,7 @@ const xai = (() => {
   // Which maps: of each run those of the chosen classes, or all
 
   function figures(record) {
-    const wanted = [byId("first").value, byId("second").value].filter(Boolean);
-    const found = [];
+    const wanted = [byId("first").value, byId("second").value].filter(Boolean), found = [];
     runs.forEach((run) => {
       const own = run.byName.get(record.name);
       if (!own) return;
@@ -184,8 +183,18 @@ const xai = (() => {
 
   function measure() {
     const width = document.documentElement.clientWidth, isPhone = width <= PHONE;
-    const tall = isPhone ? Math.round(Math.min(width - 24, innerHeight * 0.7)) : 186;
-    layout = { isPhone, tall, most: isPhone ? width - 24 : 340, row: tall + (isPhone ? 118 : 72) };
+    const tall = isPhone ? Math.round(Math.min(width - 24, innerHeight * 0.7)) : 186, most = isPhone ? width - 24 : 340;
+    const tops = new Float64Array(shown.length + 1);
+    shown.forEach(({ size: [w, h] }, index) => {
+      const own = isPhone ? Math.min(tall, Math.max(Math.round((most * h) / w), 24)) : tall;
+      tops[index + 1] = tops[index] + own + (isPhone ? 118 : 72);
+    });
+    layout = { isPhone, tall, most, tops };
+  }
+
+  function rowAt(height) {
+    const next = layout.tops.findIndex((top) => top > height);
+    return next < 0 ? shown.length : Math.max(next - 1, 0);
   }
 
   function rebuild() {
@@ -193,7 +202,7 @@ const xai = (() => {
     rows = new Map();
     measure();
     const list = byId("list");
-    list.style.height = `${Math.max(shown.length * layout.row, 1)}px`;
+    list.style.height = `${Math.max(layout.tops[shown.length], 1)}px`;
     document.querySelector(".none")?.remove();
     if (!shown.length) list.before(el("p", { class: "none" }, "No image fits."));
     view(true);
@@ -201,8 +210,7 @@ const xai = (() => {
 
   function view(isFirst = false) {
     const list = byId("list"), top = -list.getBoundingClientRect().top;
-    const first = Math.max(Math.floor(top / layout.row) - 1, 0);
-    const last = Math.min(Math.ceil((top + innerHeight) / layout.row) + 1, shown.length);
+    const first = Math.max(rowAt(top) - 1, 0), last = Math.min(rowAt(top + innerHeight) + 2, shown.length);
     for (const [index, { made, timer }] of rows) {
       if ((index >= first && index < last) || made.contains(document.activeElement)) continue;
       clearTimeout(timer);
@@ -237,7 +245,7 @@ const xai = (() => {
       strip.append(made);
     });
     const made = el("li", { "aria-posinset": index + 1, "aria-setsize": shown.length }, facts, strip);
-    Object.assign(made.style, { transform: `translateY(${index * layout.row}px)`, height: `${layout.row}px` });
+    Object.assign(made.style, { transform: `translateY(${layout.tops[index]}px)`, height: `${layout.tops[index + 1] - layout.tops[index]}px` });
     return made;
   }
 
@@ -268,7 +276,7 @@ const xai = (() => {
 
   function closed() {
     const { index, at } = open;
-    const { top, bottom } = { top: index * layout.row, bottom: (index + 1) * layout.row };
+    const [top, bottom] = layout.tops.subarray(index, index + 2);
     const start = byId("list").getBoundingClientRect().top + scrollY;
     if (start + top < scrollY || start + bottom > scrollY + innerHeight) scrollTo(0, start + top - 80);
     view(true);
@@ -359,11 +367,8 @@ const xai = (() => {
 
   function start() {
     const { beside } = runs[0];
-    if (!beside) {
-      ready();
-      return;
-    }
     let left = 2;
+    if (!beside) return void ready();
     for (const file of ["run.js", "records.js"]) {
       const script = el("script", { src: `${address({ folder: "" }, beside)}/${file}`, "data-run": "1" });
       script.async = false;
@@ -384,11 +389,9 @@ const xai = (() => {
       palettes = all;
     },
     records: (items) => {
-      const run = runOf();
-      for (const record of items) {
-        run.records.push(record);
-        run.byName.set(record.name, record);
-      }
+      const { records, byName } = runOf();
+      records.push(...items);
+      for (const record of items) byName.set(record.name, record);
     },
     maps: (data) => keep(document.currentScript.getAttribute("src"), data),
     start,
