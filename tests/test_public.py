@@ -43,8 +43,8 @@ INSERT_FLAGS = {
 EXPLAIN_FLAGS = {
     "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
     "--background", "--map-scale", "--raw", "--beside",
-    "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize", "--input-size",
-    "-q", "--quiet", "--version",
+    "--frames", "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize",
+    "--input-size", "-q", "--quiet", "--version",
 }  # fmt: skip
 COMMON_METADATA = {"version", "task", "method", "form", "quantiser_ignored_scope", "target", "classes"}
 

@@ -28,6 +28,7 @@ from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZE
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine, model_files
 from xai_insert.explain.scale import SCALES
+from xai_insert.explain.video import explain_video, split
 from xai_insert.files import printable
 from xai_insert.version import __version__
 
@@ -70,7 +71,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument(
-    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER..."
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_VIDEO_OR_FOLDER..."
 )  # fmt: skip
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
@@ -108,6 +109,9 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     "--beside", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
     help="Results of an earlier run of another model on the same images: the page shows both side by side.",
 )  # fmt: skip
+@click.option(
+    "--frames", type=click.IntRange(1), metavar="N", help="Most frames of a video or camera; a camera has no end."
+)
 @click.option("--overwrite", is_flag=True, help="Draw again what an earlier run has drawn.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), help="Default: openvino for .xml, onnxruntime for .onnx.")
 @click.option("--device", default="CPU", show_default=True, help="Device, as the runtime calls it.")
@@ -136,6 +140,7 @@ def main(
     map_scale: str,
     raw: str,
     beside: Path | None,
+    frames: int | None,
     overwrite: bool,
     runtime: str | None,
     device: str,
@@ -150,9 +155,9 @@ def main(
     """Draw what a classifier, a detector or an instance segmenter looked at.
 
     Runs MODEL (OpenVINO .xml or .onnx, with a saliency map or without) on images and writes an overlay per
-    predicted class, with the boxes or outlines of its objects, the raw maps and a page, index.html. How to
-    prepare an image is read from the model's metadata (Model API's model_info) unless options say otherwise. Run again,
-    it draws only what is missing.
+    predicted class, with the boxes or outlines of its objects, the raw maps and a page, index.html; of a video, or of
+    camera:0, a video. How to prepare an image is read from the model's metadata (Model API's model_info) unless
+    options say otherwise. Run again, it draws only what is missing.
     """
     open_streams()
     keep_freed_memory()
@@ -160,7 +165,8 @@ def main(
     options = DrawOptions(look, map_scale, raw, overwrite)  # type: ignore[arg-type]
     trouble: str | None = None
     try:
-        sources = find_images(images, output)
+        videos, pictures = split(images)
+        sources = find_images(pictures, output)
         engine = load_engine(model, runtime, device)  # type: ignore[arg-type]  # checked by click
         bgr = None if channels is None else channels == "bgr"
         chosen = {"mean": mean, "scale": scale, "resize": resize, "bgr": bgr}
@@ -181,11 +187,14 @@ def main(
         ready = _model(engine, feeder, meaning, selection, threshold)
         run = FolderRun(ready, output, options, identity, about, way)
         with decoders_kept_quiet():
+            for video in videos:
+                drawn = explain_video(video, output, ready, options, frames)
+                trouble = trouble if quiet else say(f"video: {drawn}") or trouble
             outcomes = _run(run, sources, quiet)
     except XaiInsertError as err:
         say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
-    if skipped := left_out(images, output):
+    if skipped := left_out(pictures, output):
         names = ", ".join(printable(str(path)) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         say(f"note: {len(skipped)} pictures of kinds that are not read were left out: {names}", err=True)
     if run.odd_records:

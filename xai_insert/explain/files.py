@@ -50,7 +50,7 @@ def find_images(given: Sequence[Path], output: Path) -> list[Source]:
     own = output.resolve()
     for entry in given:
         if not os.path.isdir(entry):  # unlike a path's own question, it takes any name
-            found.setdefault(entry, _plain(entry, entry.stem))
+            found.setdefault(entry, result_name(entry))
             continue
         inside = [path for path in sorted(entry.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
         inside = [path for path in inside if own not in path.resolve().parents]
@@ -72,6 +72,11 @@ def left_out(given: Sequence[Path], output: Path) -> list[Path]:
 
 def _marked(path: Path, name: str) -> str:
     return f"{name}~{hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:6]}"
+
+
+def result_name(path: Path) -> str:
+    """What the results of a file go by: its name without the suffix, changed where folders would not take it."""
+    return _plain(path, path.stem)
 
 
 def _plain(path: Path, name: str) -> str:

@@ -30,7 +30,6 @@ _LONGEST, _SHORTEST = 1024, 256
 _DIM = 0.35
 _FINE = 512  # cells to a side of the input, where a map lies in a part of it
 _BACKGROUND, _INK, _PALE = (24, 26, 31), (255, 255, 255), (178, 184, 196)
-_MOST_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -151,13 +150,13 @@ def _pixels(box: tuple[float, float, float, float], width: int, height: int) -> 
 
 
 @lru_cache(maxsize=256)  # the same class comes again and again
-def caption(width: int, title: str, value: str) -> Image:
+def caption(width: int, title: str, value: str, most_lines: int = 3) -> Image:
     """A strip to go below a picture of that width: the title on its left, in lines, the value on its right."""
     size = min(max(width // 20, 12), 26)
     font = font_of(size)
     pen = ImageDraw.Draw(Pillow.new("L", (1, 1)))
     margin = size // 2
-    lines = _lines(pen, title, width - 3 * margin - round(pen.textlength(value, font)), font)
+    lines = _lines(pen, title, width - 3 * margin - round(pen.textlength(value, font)), font, most_lines)
     step = round(size * 1.3)
     strip = Pillow.new("RGB", (width, size * 2 + step * (len(lines) - 1)), _BACKGROUND)
     pen = ImageDraw.Draw(strip)
@@ -167,11 +166,11 @@ def caption(width: int, title: str, value: str) -> Image:
     return np.asarray(strip, np.uint8)
 
 
-def _lines(pen: ImageDraw.ImageDraw, title: str, space: int, font: Font) -> list[str]:
+def _lines(pen: ImageDraw.ImageDraw, title: str, space: int, font: Font, most: int) -> list[str]:
     """Break a title between words; what does not fit in the end is cut off."""
     lines: list[str] = []
     words = title.split()
-    while words and len(lines) < _MOST_LINES - 1 and pen.textlength(" ".join(words), font) > space:
+    while words and len(lines) < most - 1 and pen.textlength(" ".join(words), font) > space:
         count = next((n for n in range(len(words), 0, -1) if pen.textlength(" ".join(words[:n]), font) <= space), 0)
         if not count:
             break
