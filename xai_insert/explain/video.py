@@ -26,6 +26,7 @@ SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
 _CAMERA = re.compile(r"camera:(\d+)")
 _RATE = 25.0  # of a source that does not say its own
 _FASTEST = 240.0
+_NO_UTF8 = "\ufffd"  # stands for such bytes in a name, on which OpenCV crashes
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def explain_video(video: Video, output: Path, model: Model, options: DrawOptions
     folder = output / "videos"
     files.make_own_folder(folder)
     goal, part = folder / f"{video.name}.mp4", folder / f".{video.name}.{os.getpid()}.part.mp4"
+    if _NO_UTF8 in files.shown(goal):
+        raise RunError(f"cannot write {files.shown(goal)}: OpenCV takes no such name")
     rectangle = rectangle_of(model.engine.about)
     source = _opened(video)
     rate = source.get(cv2.CAP_PROP_FPS)
@@ -100,11 +103,12 @@ def explain_video(video: Video, output: Path, model: Model, options: DrawOptions
 def _opened(video: Video) -> cv2.VideoCapture:
     if isinstance(video.source, Path) and not video.source.is_file():
         raise ImageFileError(f"cannot read {_name(video)}: no such file")
+    if _NO_UTF8 in _name(video):
+        raise ImageFileError(f"cannot read {_name(video)}: OpenCV takes no such name")
     source = cv2.VideoCapture(video.source if isinstance(video.source, int) else str(video.source))
     if not source.isOpened():
-        raise ImageFileError(
-            f"cannot read {_name(video)}: {'no such camera' if isinstance(video.source, int) else 'not a video'}"
-        )
+        reason = "no such camera" if isinstance(video.source, int) else "not a video"
+        raise ImageFileError(f"cannot read {_name(video)}: {reason}")
     return source
 
 
