@@ -17,8 +17,7 @@ from xai_insert.explain.page import is_maps_script, maps_script
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.scale import scaled
 
-AXE = os.environ.get("XAI_INSERT_AXE", "")
-"""Path of `axe.min.js` of the npm package axe-core."""
+AXE = Path(os.environ.get("XAI_INSERT_NODE_MODULES", ""), "axe-core", "axe.min.js")
 
 HOSTILE = "</script><img src=x onerror=document.title='hit'>\u2028'\"\\ $&.png"
 
@@ -234,13 +233,13 @@ def test_a_phone_uses_the_full_width(results):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_nothing(results, dark):
-    if not Path(AXE).is_file():
-        pytest.skip("set XAI_INSERT_AXE to axe.min.js of the npm package axe-core")
+    if not AXE.is_file():
+        pytest.skip("set XAI_INSERT_NODE_MODULES to a node_modules with axe-core")
     with open_browser(1440, 900, dark=dark) as browser:
         page = Page(browser, results / "one")
         page.run("document.querySelectorAll('#list button')[1].click()")
         for state in ("enlarged", "list"):
-            page.run(Path(AXE).read_text(encoding="utf-8"))
+            page.run(AXE.read_text(encoding="utf-8"))
             found = browser.execute_async_script(
                 "axe.run().then((found) => arguments[0](found.violations.map((one) => "
                 "[one.id, ...one.nodes.map((node) => node.html)].join(' | '))))"
