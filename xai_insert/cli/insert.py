@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,9 @@ from xai_insert.version import __version__
 
 EXIT_FAILED = 1
 
-_METHODS = "\n  ".join(METHODS)
+_METHODS = textwrap.fill(f"Methods: {', '.join(METHODS)}", 70, subsequent_indent="  ", break_on_hyphens=False)
 EPILOG = f"""\b
-Methods:
-  {_METHODS}
+{_METHODS}
 \b
 Exit codes: 0 done, 1 a model could not be inserted into, 2 wrong usage.
 \b
