@@ -26,7 +26,15 @@ def _permuted(step: Step[Any]) -> Gradients:
 
 
 def picked_back(step: Step[Any], gradient: Any, axis: int, indices: Sequence[int], size: int) -> Any:
-    """Sums of a derivative along an axis at the indices from which its elements came; `axis` is that of the value."""
+    """Sums of a derivative along an axis at the indices from which its elements came.
+
+    Args:
+        step: the node.
+        gradient: of the rank of the first operand.
+        axis: that of the operand.
+        indices: of the operand, one for each element of the derivative.
+        size: that of the operand.
+    """
     op, axis = step.op, axis + step.lead
     places = np.asarray(indices)
     if len(places) and (np.diff(places) == 1).all():
@@ -50,7 +58,7 @@ def picked_back(step: Step[Any], gradient: Any, axis: int, indices: Sequence[int
 def _padded(step: Step[Any], gradient: Any, axis: int, before: int, behind: int) -> Any:
     if before == behind == 0:
         return gradient
-    rank = len(step.node.output.sizes) + step.lead
+    rank = len(step.node.read(0).sizes) + step.lead
     return step.op.pad(gradient, *([count if i == axis else 0 for i in range(rank)] for count in (before, behind)))
 
 
@@ -69,17 +77,8 @@ def _sliced(step: Step[Any]) -> Gradients:
             continue
         count, size = fixed([count, size])
         places = [cut.start + cut.step * number for number in range(count)]
-        gradient = _picked_wide(step, gradient, cut.axis, places, size)
+        gradient = picked_back(step, gradient, cut.axis, places, size)
     return {0: gradient}
-
-
-def _picked_wide(step: Step[Any], gradient: Any, axis: int, places: Sequence[int], size: int) -> Any:
-    """`picked_back` for a derivative of the operand's rank."""
-    if len(step.node.output.sizes) == len(step.node.read(0).sizes) or np.any(np.diff(places) != 1):
-        return picked_back(step, gradient, axis, places, size)
-    rank, at = len(step.node.read(0).sizes) + step.lead, axis + step.lead
-    before, behind = places[0], size - 1 - places[-1]
-    return step.op.pad(gradient, *([count if i == at else 0 for i in range(rank)] for count in (before, behind)))
 
 
 def _split(step: Step[Any]) -> Gradients:
@@ -123,11 +122,7 @@ def _picked(step: Step[Any]) -> Gradients:
     if kind.rank != 1:  # one axis in place of those of the indices
         shape = (*source.sizes[: kind.axis], len(indices), *source.sizes[kind.axis + 1 :])
         gradient = step.op.reshape(gradient, [*step.sizes(source)[: step.lead], *_open(step, shape)])
-    if kind.rank == 1 or np.any(np.diff(indices) != 1):
-        return {0: picked_back(step, gradient, kind.axis, indices, size)}
-    rank, at = len(source.sizes) + step.lead, kind.axis + step.lead
-    sides = ([count if i == at else 0 for i in range(rank)] for count in (indices[0], size - 1 - indices[-1]))
-    return {0: step.op.pad(gradient, *sides)}
+    return {0: picked_back(step, gradient, kind.axis, indices, size)}
 
 
 def _open(step: Step[Any], shape: Sequence[int | None]) -> list[int]:
