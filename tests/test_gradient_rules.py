@@ -140,16 +140,10 @@ def normalised(name, *sizes, **attributes):
     return one(name, *(f32(size, low=0.5) for size in sizes), **attributes)
 
 
-def grouped_norm(b):
-    x = b.node("GroupNormalization", "image", b.const(f32(4)), b.const(f32(4)), num_groups=2)
-    return b.node("Reshape", x, b.const(np.array(MAP)))  # the checker wants to know its sizes
-
-
 NORMS = {
     "LayerNormalization": (normalised("LayerNormalization", 7, 7, axis=-1), 17),
     "over two axes": (lambda b: b.node("LayerNormalization", "image", b.const(f32(6, 7)), axis=2), 17),
     "InstanceNormalization": (normalised("InstanceNormalization", 4, 4), 17),
-    "GroupNormalization": (grouped_norm, 21),
     "BatchNormalization": (normalised("BatchNormalization", 4, 4, 4, 4), 17),
     "LpNormalization": (one("LpNormalization", axis=1, p=2), 17),
     "Softmax": (one("Softmax", axis=1), 17),
@@ -173,6 +167,24 @@ NORMS = {
 def test_norms_and_reductions(name, together, kind):
     network, opset = NORMS[name]
     assert_is_derivative(network, MAP, kind, opset=opset, together=together)
+
+
+@KINDS
+@pytest.mark.parametrize("together", [False, True])
+def test_group_norm(together, kind):
+    scale, bias = f32(4, low=0.5), f32(4)
+
+    def network(b):
+        x = b.node("GroupNormalization", "image", b.const(scale), b.const(bias), num_groups=2)
+        return b.node("Reshape", b.node("CastLike", x, "image"), b.const(np.array(MAP)))  # the checker knows no sizes
+
+    def in_parts(b):  # the evaluator rounds to 32 bits
+        x = b.node("Reshape", "image", b.const(np.array([1, 2, 84])))
+        x = b.node("LayerNormalization", x, b.const(np.ones(84, np.float32)), axis=-1)
+        x = b.node("Mul", b.node("Reshape", x, b.const(np.array(MAP))), b.const(scale.reshape(4, 1, 1)))
+        return b.node("Add", x, b.const(bias.reshape(4, 1, 1)))
+
+    assert_is_derivative(network, MAP, kind, opset=21, together=together, reference=in_parts)
 
 
 def test_old_softmax_takes_the_axes_that_follow_too():

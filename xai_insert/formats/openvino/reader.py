@@ -221,6 +221,7 @@ _FUNCTIONS = {
     "HSigmoid": "hardsigmoid",
     "Select": "where",
     "Convert": "cast",
+    "ConvertLike": "castlike",
     "PRelu": "channelprelu",
     "GreaterEqual": "greaterorequal",
     "LessEqual": "lessorequal",
