@@ -8,17 +8,15 @@ branch computes enters the second measurement.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import DefinitionError
+from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
-from xai_insert.graph.view import Value
+from xai_insert.tasks.plan import Derivative
 
 Array = npt.NDArray[Any]
 _SEED, _BATCH, _SIDE = 0, 2, 5
@@ -26,21 +24,6 @@ _SHARES = (1e-2, 1e-3, 1e-4)
 """Growth of the features: of several the best one, for a large one leaves the tangent and a small one drowns."""
 _PARTS = 3
 _FORMULA_TOLERANCE, _SLOPE_TOLERANCE = 1e-4, 2e-2
-
-
-@dataclass(frozen=True)
-class Derivative:
-    """What a branch computed from.
-
-    Attributes:
-        target: by what the derivative is taken.
-        gradient: handle of the derivatives, of the target's sizes, with an axis of classes before them if several.
-        formula: features and derivatives to the maps, `[..., B, cells]`.
-    """
-
-    target: Value
-    gradient: Any
-    formula: Callable[[Array, Array], Array]
 
 
 def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, scores: Any, classes: Any) -> float:
@@ -57,6 +40,7 @@ def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, s
         The largest difference of a slope, relative to the slope and the size of its parts.
 
     Raises:
+        CheckFailedError: every derivative is zero.
         DefinitionError: the map is not its formula, or a derivative not the slope.
     """
     runner = model.between([derivative.target], [raw_map, scores, classes, derivative.gradient])
@@ -66,6 +50,11 @@ def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, s
     rest = {other: random_array(rng, sizes, kind, batch=_BATCH) for other, kind, sizes in runner.inputs[1:]}
     maps, _, chosen, gradient = runner.run({name: feature, **rest})
     gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)
+    if not gradient.any():
+        raise CheckFailedError(
+            f"the scores do not change with {derivative.target.describe()} on random features, so a map of their "
+            "derivatives shows nothing; choose another layer with --target-layer; nothing was written"
+        )
     wanted = derivative.formula(feature.astype(np.float64), gradient)
     maps = np.moveaxis(maps.reshape(*maps.shape[:2], -1), 1, 0)
     scale = float(np.abs(gradient * feature).max()) or 1.0

@@ -85,7 +85,7 @@ def gradient_map(
     count = None if choice.count == 1 else choice.count
     (gradient,) = pullback(surgeon, graph, [feature.value], {logits: one_hot(op, logits, choice)}, count)
     raw = _combined(op, surgeon.handle(feature.value), gradient, feature, FORMULAS[method], 0 if count is None else 1)
-    sides = grid_sizes(op, surgeon.handle(feature.value), feature)
+    sides = grid_sizes(surgeon, surgeon.handle(feature.value), feature)
     if count is not None:
         return GradientMap(op.transpose(op.reshape(raw, [count, -1, *sides]), (1, 0, 2, 3)), gradient)
     return GradientMap(op.reshape(raw, [-1, 1, *sides]), gradient)
