@@ -83,5 +83,9 @@ class CannotFreeBatchError(XaiInsertError):
     """A head mixes its batch axis with others, so it cannot run once per position as rows."""
 
 
+class NoDerivativeError(XaiInsertError):
+    """An operator between the target and the scores has no rule for its derivative."""
+
+
 class MisplacedMapError(XaiInsertError):
     """The cells of a map lie elsewhere in the image than the map says."""

@@ -10,6 +10,7 @@ class Form(str, Enum):
 
     CLOSED = "closed form"
     RUNS = "masked runs"
+    DERIVATIVE = "derivative"
     CHANNEL_MEAN = "channel mean"
     SCORES = "class scores"
     PASTED = "masks pasted from boxes"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
+from xai_insert.check_derivative import check_derivative
 from xai_insert.check_place import places_of
 from xai_insert.errors import (
     AlreadyInsertedError,
@@ -188,10 +189,12 @@ def _carry_out(
         outputs = run_random(loaded.runner())
         declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
         moved = check_outputs(graph, plain.outputs, outputs, declared)
-        if branch.plan.found.placed():
+        if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
             require_varied(outputs[len(plain.outputs)])
         masking = branch.plan.masking(options)
         off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+        if branch.derivative is not None:
+            off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
         checked = CheckResult(moved, off, plain.place)
     return _report(loaded, branch.plan, options, source, checked)
 

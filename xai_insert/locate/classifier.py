@@ -15,6 +15,7 @@ from xai_insert.locate.inputs import image_inputs, shape_hint
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
+from xai_insert.locate.stages import stage, stage_number
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
@@ -225,6 +226,9 @@ def _where_lost(graph: Graph, places: Places) -> str:
 
 
 def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str) -> FeatureMap:
+    if (number := stage_number(name)) is not None:
+        features = [value for value in cuts[: cuts.index(gone)] if is_feature(graph, value)]
+        return stage(graph, features, lambda value: places.map_of(value, others=True), number)
     found = _by_name(graph, name)
     usable = [value for value in cuts[: cuts.index(gone)] if value.producer is not None]
     usable = [value for value in usable if places.map_of(value, others=True)]

@@ -31,6 +31,21 @@ class Masking:
 
 
 @dataclass(frozen=True)
+class Derivative:
+    """What a map is made of that is not class scores under masks.
+
+    Attributes:
+        target: by what the derivative is taken.
+        gradient: handle of the derivatives, of the target's sizes, with an axis of classes before them if several.
+        formula: features and derivatives to the maps, `[B, ...]` and `[k, B, ...]` to `[k, B, cells]`.
+    """
+
+    target: Value
+    gradient: Any
+    formula: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
 class Output:
     """An output to be added beside the saliency map.
 
@@ -56,6 +71,7 @@ class Branch:
         classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
         outputs: further outputs, by name.
         spread: puts scaled maps of the classes that are present where `plan.map_shape` has them; None if all are there.
+        derivative: what a map that is made of derivatives was computed from; None for others.
     """
 
     plan: Plan
@@ -64,6 +80,7 @@ class Branch:
     classes: Any = None
     outputs: Mapping[str, Output] = field(default_factory=dict)
     spread: Callable[[Any], Any] | None = None
+    derivative: Derivative | None = None
 
 
 @dataclass(frozen=True)
