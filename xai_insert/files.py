@@ -130,12 +130,12 @@ def write_whole(path: Path, content: str) -> None:
     replace_whole(path, content.encode(), path.stat().st_mode & 0o777 if path.exists() else None)
 
 
-def replace_whole(path: Path, content: bytes, mode: int | None = None) -> None:
+def replace_whole(path: Path, content: bytes | Iterable[bytes], mode: int | None = None) -> None:
     """Write a file whole or not at all; a link of its name is replaced, not followed.
 
     Args:
         path: the file.
-        content: what is to be in it.
+        content: what is to be in it, whole or in parts.
         mode: its permissions; None for those that new files get.
 
     Raises:
@@ -145,7 +145,7 @@ def replace_whole(path: Path, content: bytes, mode: int | None = None) -> None:
     try:
         handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with open(handle, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
         if mode is not None:
             os.chmod(scratch, mode)
         os.replace(scratch, path)
