@@ -24,6 +24,7 @@ RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 _PREFIXES = ("model_info ", "model_info.")
 _INSERTION = "xai_insert"
 _TRIES = 5
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
@@ -182,6 +183,7 @@ class OnnxEngine:
         options.log_severity_level = 4
         session = _session(ort, str(path), options, provider)
         if SALIENCY_MAP not in [item.name for item in session.get_outputs()]:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
             session = _session(ort, _insert(path, to_bytes=True), options, provider)
         self._session = session
         self._names = [item.name for item in session.get_outputs()]
