@@ -95,8 +95,17 @@ def _responses(runner: Runner, image: Value, feature: FeatureMap) -> list[tuple[
         top = np.unravel_index(int(difference.argmax()), difference.shape)
         median = float(np.median(difference))
         contrast = float(difference.max()) / median if median > 0 else _held(difference, top) * 2 * _SHARP
-        found.append((cell, (int(top[0]), int(top[1])), contrast))
+        peak = (int(top[0]), int(top[1]))
+        nearer = min((peak, _middle(difference)), key=lambda other: _distance(cell, other))
+        found.append((cell, nearer, contrast))
     return found
+
+
+def _middle(difference: Floats) -> Cell:
+    """The middle of the cells that change much: any of them may change most, where windows reach over several."""
+    excess = np.maximum(difference - 0.25 * difference.max(), 0)
+    rows, columns = (np.cumsum(excess.sum(axis=other)) for other in (1, 0))
+    return int(np.searchsorted(rows, rows[-1] / 2)), int(np.searchsorted(columns, columns[-1] / 2))
 
 
 def _held(difference: Floats, top: Sequence[Any]) -> float:
