@@ -101,7 +101,7 @@ def test_damaged_files_name_at_least_what_readers_find(tmp_path_factory, edits):
     except Exception:  # whatever protobuf raises
         model = onnx.ModelProto()
     entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
-    named = {entry.value for entry in entries if entry.key == "location"} - {""}
+    named = {os.fsdecode(entry.value) for entry in entries if entry.key == "location"} - {""}
     assert {name for name in named if "\0" not in name} <= locations(path), "a name with a zero names no file"
 
 
