@@ -30,6 +30,7 @@ _LONGEST_NAME, _LONGEST_LABEL = 100, 60  # of the 255 bytes that folders take fo
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ufffd\\]")
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NAME_REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+_KINDS = ("BMP", "DIB", "JPEG", "PNG", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "SUN", "AVIF")  # that OpenCV reads too
 FolderKey = tuple[int, int]
 
 
@@ -190,7 +191,8 @@ def decode(path: Path, content: bytes) -> Image:
 def _require_moderate(name: str, content: bytes) -> None:
     """Refuse a small file that says it is a huge picture, before it is unpacked."""
     try:
-        with PIL.Image.open(io.BytesIO(content)) as header:
+        PIL.Image.init()
+        with PIL.Image.open(io.BytesIO(content), formats=[kind for kind in _KINDS if kind in PIL.Image.OPEN]) as header:
             width, height = header.size
     except PIL.Image.DecompressionBombError as err:
         raise _too_large(name) from err
