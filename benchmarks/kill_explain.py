@@ -47,12 +47,15 @@ def run(runs: int, rng: random.Random) -> Counter[str]:
                 beside = _start(model, parts[1:], output)
             process = _start(model, parts[: 1 if beside else 2], output)
             _begun(process, output)
-            time.sleep(rng.random() * seconds)
+            time.sleep(rng.random() * seconds / (2 if beside else 1))
             process.send_signal(signal.SIGKILL)
-            if process.wait(_PATIENCE) != -signal.SIGKILL:
-                counts["not killed"] += 1  # it had come to its end
+            is_killed = process.wait(_PATIENCE) == -signal.SIGKILL
             if beside is not None and beside.wait(_PATIENCE):
                 counts["the other one failed"] += 1
+            if not is_killed:
+                counts["not killed"] += 1  # it had come to its end
+                shutil.rmtree(output)
+                continue
             fault = _fault(output, expected)
             if _start(model, parts, output).wait(_PATIENCE) or fault is None:
                 fault = fault or _difference(tree(output), expected)

@@ -190,6 +190,7 @@ def run(path, feed):
 
 def test_a_run_beside_an_insertion_into_its_folder(tmp_path):
     """Neither waits for the other: a run holds its folder for hours."""
+    (tmp_path / "images").mkdir()
     with Journal(tmp_path / "results.jsonl", tmp_path / "images"):
         insert_file(SHAPES / "shapes_cnn.onnx", tmp_path / "model.onnx")
     assert call(tmp_path / "model.onnx", IMAGES[0], "-o", tmp_path).exit_code == 0

@@ -99,6 +99,14 @@ def test_importing_needs_little(module, allowed):
     assert {name for name in found - known if not name.startswith("_")} <= packages | {"defusedxml"}
 
 
+def test_onnx_and_pillow_read_no_more_than_they_are_asked_for():
+    """What docs/trust.md says of faults in versions that are allowed."""
+    for path in (ROOT / "xai_insert").rglob("*.py"):
+        text = path.read_text()
+        for call in re.findall(r"onnx\.load\(.*|Image\.open\(.*", text):
+            assert "load_external_data=False" in call or "formats=" in call, f"{path}: {call}"
+
+
 # Nothing calls home: the system ends any process that asks for a socket of the internet, native code included.
 
 SYSTEM_CALLS = {"x86_64": 41, "aarch64": 198}
