@@ -61,6 +61,11 @@ class Records(Mapping[str, dict[str, Any]]):
             self._file.seek(self._places[name])
             return self._file.readline(_LONGEST)
 
+    def lines(self) -> Iterator[bytes]:
+        """All records as they stand in the file; afterwards it is closed, so that another can take its place."""
+        yield from map(self.line, self)
+        self.close()
+
     def odd_lines(self) -> Iterator[bytes]:
         """What no run can have written."""
         return (line for _, line, record in self._lines() if record is None and line.endswith(b"\n"))
@@ -164,7 +169,7 @@ class Journal:
                         file.writelines(records.odd_lines())
                 self.odd += records.odd
             if not records.is_tidy:
-                files.write(self._path, (records.line(name) for name in records))
+                files.write(self._path, records.lines())
         finally:
             records.close()
 
