@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def main(
     options = DrawOptions(opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
     trouble: str | None = None
     try:
-        sources = find_images(images, [output / name for name in FOLDERS])
+        sources = deque(find_images(images, [output / name for name in FOLDERS]))
         engine, content = load_settled(model, runtime, device)  # type: ignore[arg-type]  # checked by click
         bgr = None if channels is None else channels == "bgr"
         chosen = {"mean": mean, "scale": scale, "resize": resize, "bgr": bgr}
@@ -217,11 +218,17 @@ def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> str | None
     return trouble
 
 
-def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> _Tally:
+def _emptied(sources: deque[Source]) -> Iterator[Source]:
+    """Hand out the images and keep none: their paths grow when they are used."""
+    while sources:
+        yield sources.popleft()
+
+
+def _run(explainer: Explainer, sources: deque[Source], quiet: bool) -> _Tally:
     """Run with a progress bar, on a terminal only."""
     tally = _Tally()
     if quiet or not sys.stderr.isatty():
-        explainer.run(sources, tally.add)
+        explainer.run(_emptied(sources), tally.add)
         return tally
     start = time.monotonic()
 
@@ -234,7 +241,7 @@ def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> _Tally
             tally.add(outcome)
             bar.update(1, outcome)
 
-        explainer.run(sources, done)
+        explainer.run(_emptied(sources), done)
     return tally
 
 
