@@ -143,7 +143,11 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 def sweep(output: Path, process: int | None = None) -> None:
     """Remove what a process that was ended, or any of this machine that runs no more, left beside `output`."""
-    for path in output.parent.glob(f"{_SCRATCH}.*"):
+    try:
+        left = list(output.parent.glob(f"{_SCRATCH}.*"))
+    except OSError:  # whoever writes there says what is wrong
+        return
+    for path in left:
         found = _OWN.match(path.name)
         if found is None or found[1] != _machine():
             continue

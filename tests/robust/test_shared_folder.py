@@ -194,3 +194,19 @@ def test_a_run_beside_an_insertion_into_its_folder(tmp_path):
     with Journal(tmp_path / "results.jsonl", tmp_path / "images"):
         insert_file(SHAPES / "shapes_cnn.onnx", tmp_path / "model.onnx")
     assert call(tmp_path / "model.onnx", IMAGES[0], "-o", tmp_path).exit_code == 0
+
+
+def test_a_journal_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(record("a")) + "\nnoise\n")
+    real = os.open
+
+    def refuse(name, flags, *mode, **how):
+        if str(name) == str(path) and not flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(24, "Too many open files")
+        return real(name, flags, *mode, **how)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RunError, match="Too many open files"):
+        Journal(path, tmp_path).__enter__()
+    assert path.read_text() == json.dumps(record("a")) + "\nnoise\n"

@@ -107,7 +107,10 @@ def require_own(output: Path, folders: Iterable[str]) -> None:
     """
     if os.path.lexists(output / "results.jsonl"):  # which every run leaves
         return
-    taken = [name for name in folders if os.path.isdir(output / name) and os.listdir(output / name)]
+    try:
+        taken = [name for name in folders if os.path.isdir(output / name) and os.listdir(output / name)]
+    except OSError as err:
+        raise RunError(f"cannot read the folder {err.filename}: {err.strerror or err}") from err
     taken += ["index.html"] if os.path.lexists(output / "index.html") else []
     if taken:
         raise RunError(

@@ -56,9 +56,10 @@ class Records(Mapping[str, dict[str, Any]]):
 
     def line(self, name: str) -> bytes:
         """A record as it stands in the file."""
-        assert self._file is not None
+        at = self._places[name]
+        assert self._file is not None  # or else there are no places
         with self._turn:
-            self._file.seek(self._places[name])
+            self._file.seek(at)
             return self._file.readline(_LONGEST)
 
     def lines(self) -> Iterator[bytes]:
@@ -119,22 +120,29 @@ class Journal:
             self._handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _PLAIN, 0o666)
             if not stat.S_ISREG(os.fstat(self._handle).st_mode):
                 raise RunError(f"cannot write {self._path}: not a regular file")
-        except OSError as err:
-            raise RunError(f"cannot write {self._path}: {err.strerror or err}") from err
-        self.records = Records(self._path)
+            self.records = Records(self._path)
+        except BaseException as err:
+            self._close()
+            if isinstance(err, OSError):
+                raise RunError(f"cannot write {self._path}: {err.strerror or err}") from err
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._handle)
         self.records.close()
         try:
             if take(self._guard, alone=True, wait=False) is not False:
                 self._tidy()
         finally:
-            if self._guard >= 0:
-                os.close(self._guard)
+            self._close()
+
+    def _close(self) -> None:
+        for handle in (self._handle, self._guard):
+            if handle >= 0:
+                os.close(handle)
+        self._handle = self._guard = -1
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record.
@@ -175,15 +183,17 @@ class Journal:
 
 
 def _open(path: Path) -> BinaryIO | None:
-    """Open a plain file; None if there is none: a link leads elsewhere, a pipe would be waited for."""
-    try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | _PLAIN), "rb")
-    except OSError:
+    """Open a plain file; None if there is none: a link leads elsewhere, a pipe would be waited for.
+
+    Raises:
+        RunError: there is one, and it cannot be read.
+    """
+    if not files.is_plain(path):
         return None
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
-    return None
+    try:
+        return os.fdopen(os.open(path, os.O_RDONLY | _PLAIN), "rb")
+    except OSError as err:
+        raise RunError(f"cannot read {path}: {err.strerror or err}") from err
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
