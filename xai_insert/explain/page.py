@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as resources
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -55,7 +56,7 @@ class About:
     beside: str | None = None
 
 
-def write(folder: Path, records: Sequence[Mapping[str, Any]], about: About) -> None:
+def write(folder: Path, records: Iterable[Mapping[str, Any]], about: About) -> None:
     """Write the page and its data.
 
     Args:
@@ -73,13 +74,19 @@ def write(folder: Path, records: Sequence[Mapping[str, Any]], about: About) -> N
         "beside": about.beside,
     }
     files.write(folder / "run.js", f"xai.run({_json(facts)});\n".encode())
-    chunks = (records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK))
-    listed = (f"xai.records([{','.join(_json(_short(record)) for record in chunk)}]);\n" for chunk in chunks)
-    files.write(folder / "records.js", "".join(["xai.records([]);\n", *listed]).encode())
+    files.write(folder / "records.js", _listed(records))
     own = resources(__package__)
     scripts = [(own / name).read_text(encoding="utf-8") for name in ("page_maps.js", "page.js")]
     page = (own / "page.html").read_text(encoding="utf-8").replace("/*script*/", "\n".join(scripts))
     files.write(folder / "index.html", page.encode())
+
+
+def _listed(records: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """The calls with all records, some in each: there may be more than memory should hold."""
+    given = iter(records)
+    yield b"xai.records([]);\n"
+    while chunk := list(islice(given, _CHUNK)):
+        yield f"xai.records([{','.join(_json(_short(record)) for record in chunk)}]);\n".encode()
 
 
 def beside(folder: Path, output: Path) -> str:
