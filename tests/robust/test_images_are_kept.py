@@ -120,7 +120,7 @@ def test_odd_names_of_images(folder, name):
     for word in ("3 drawn", "3 already there"):
         assert word in fine(MODEL, "i", "-o", "o", "--labels", labels).stdout
     assert len(records(folder / "o")) == 3
-    assert len(tree(folder / "o")) == 3 * 3 + 2
+    assert len(tree(folder / "o")) == 3 * 4 + 3
 
 
 def test_a_name_that_the_drive_does_not_take_fails_alone(folder, monkeypatch):
