@@ -9,7 +9,7 @@ import numpy as np
 from tests.nets.graph import Net
 from tests.nets.pyramids import Grid, Layout, Rows, listed_constant
 
-FORMS = ("deltas", "distances", "offsets", "bins", "cell")
+FORMS = ("deltas", "distances", "offsets", "cell", "bins")
 REPORTED = ("xyxy", "xyxy", "cxcywh", "cxcywh", "xywh", "yxyx")
 BINS = 4
 

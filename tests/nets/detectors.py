@@ -86,22 +86,24 @@ SHARES = (0.4, 0.2, 0.08, 0.08, 0.04, 0.1, 0.1)
 def _design(net: Net, output: str) -> Design:
     background = net.pick(["none", "none", "none", "first", "last"])
     activation = "Softmax" if background != "none" else net.pick(["Sigmoid", "Sigmoid", "Sigmoid", "none"])
-    dropped = background != "none" and (output in SELECTING or net.chance(0.5))
+    dropped = background != "none" and output != "heads" and (output in SELECTING or net.chance(0.5))
     classes = net.pick([1, 2, 3, 3, 4, 4, 5, 6, 8])
     objectness = net.pick(["none", "none", "apart", "beside"]) if activation == "Sigmoid" else "none"
     fields: list[str] = []
     if output in ("separate", "joined", "levels") and net.chance(0.35):
-        fields.append(net.pick(["points", "visible points", "angle", "coefficients", "attributes"]))
+        kinds = ["points", "visible points", "angle", "coefficients", "attributes"]
+        fields.append(net.pick(kinds[:-1] if classes == 1 else kinds))  # one class beside several is an objectness
     fused = output in ("separate", "joined", "heads", "suppressed", "best") and net.chance(0.3)
     fused = fused and activation == "Sigmoid" and "attributes" not in fields  # which would be more classes
-    if fused and output == "joined" and objectness == "none":
-        objectness = "beside"  # what follows the box in its row is taken for one
+    form = net.pick(box_forms.FORMS if output != "heads" or not fused else box_forms.FORMS[:-1])  # bins stand behind
+    if fused and output == "joined":  # what follows four numbers of a box is taken for objectness, behind bins is not
+        objectness = "none" if form == "bins" else "beside" if objectness == "none" else objectness
     layer = "conv" if net.dynamic or net.chance(0.7) else net.pick(["last", "tokens"])
     order = net.pick(["cells", "cells", "anchors", "columns"])
     selects = output in (*SELECTING, "class boxes")
     layout = Layout(
         layer=layer,
-        classes_first=net.chance(0.2) and not fused,
+        classes_first=net.chance(0.2) and not fused and output != "heads",  # as they are, no order is told
         order="cells" if selects and order == "columns" else order,
         flat=net.dynamic or output == "class boxes" or net.chance(0.4),
     )
@@ -114,7 +116,7 @@ def _design(net: Net, output: str) -> Design:
         activation=activation,
         fields=tuple(fields),
         fused=fused,
-        form=net.pick(box_forms.FORMS),
+        form=form,
         reported=net.pick(box_forms.REPORTED) if output not in ("suppressed",) else net.pick(["xyxy", "yxyx"]),
         normalised=net.chance(0.3),
         layout=layout,

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from tests.nets.design import SELECTING, Design, Parts
-from tests.nets.detector_oracle import Reading, Sample
+from tests.nets.detector_oracle import Level, Reading, Sample
 from tests.nets.graph import Array, Net
 
 
@@ -24,9 +24,9 @@ def finished(
     output: str,
 ) -> Sample:
     """A dense detector."""
-    readings = _readings(parts.levels, [rows.grid.stride for rows in parts.rows["boxes"]])
+    readings = merged(parts.levels, [rows.grid.stride for rows in parts.rows["boxes"]])
     if design.classes == 1 and parts.gates:
-        readings += _readings(parts.gates, [rows.grid.stride for rows in parts.rows["boxes"]])
+        readings += merged(parts.gates, [rows.grid.stride for rows in parts.rows["boxes"]])
     index = design.background_index
     return sample(
         net,
@@ -44,7 +44,7 @@ def finished(
 
 def _is_ambiguous(design: Design, output: str) -> bool:
     """Whether what the graph says fits another detector, or no detector, as well."""
-    if output == "heads":
+    if output == "heads" or (output == "class boxes" and design.activation == "Sigmoid"):
         return True
     if output in SELECTING:
         return False
@@ -53,7 +53,7 @@ def _is_ambiguous(design: Design, output: str) -> bool:
     return design.activation == "none" and (design.scores == 4 or bool(design.fields))
 
 
-def _readings(levels: Sequence[tuple], strides: Sequence[int]) -> list[Reading]:
+def merged(levels: Sequence[Level], strides: Sequence[int]) -> list[Reading]:
     """One by one; and levels of one grid taken together."""
     apart = tuple(levels)
     pairs = groupby(zip(strides, apart, strict=True), key=lambda pair: pair[0])

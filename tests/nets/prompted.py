@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.nets import box_forms
 from tests.nets.detector_oracle import Part, Sample
-from tests.nets.finishing import sample
+from tests.nets.finishing import merged, sample
 from tests.nets.graph import Array, Net
 from tests.nets.pyramids import Grid, Layout, convolved, head, listed, pyramid, tower
 
@@ -65,8 +65,9 @@ def text_scores(net: Net, seed: int) -> Sample:
         boxes.append(listed(net, box_forms.replaced(rows, box), layout))
     outputs = [v[0] if len(v) == 1 else net.node("Concat", *v, axis=1) for v in (boxes, scores)]
     beside = {"text": text} if given else {}
-    readings = [tuple(levels), tuple(products)]
-    return sample(net, seed, sides, outputs, readings=readings, classes=classes, beside=beside)
+    strides = [grid.stride for grid in grids]
+    readings = merged(levels, strides) + merged(products, strides)
+    return sample(net, seed, sides, outputs, readings=readings, classes=classes, beside=beside, refusal_ok=classes == 4)
 
 
 def _cells(grid: Grid, classes: int, *, columns: bool = False, start: int = 0) -> Callable[[Array], Array]:
@@ -137,7 +138,7 @@ def first_stage(net: Net, seed: int) -> Sample:
     rows = net.node("Unsqueeze", net.nodes[-1].output[1], net.ints(2))
     chosen = net.node("GatherElements", memory, net.node("Tile", rows, net.ints(1, 1, width)), axis=1)
     outputs = _decoder(net, chosen, memory, width, classes)
-    return sample(net, seed, sides, outputs, readings=[tuple(levels)], classes=classes)
+    return sample(net, seed, sides, outputs, readings=merged(levels, [grid.stride for grid in grids]), classes=classes)
 
 
 def queries(net: Net, seed: int) -> Sample:
