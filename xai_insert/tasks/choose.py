@@ -8,7 +8,7 @@ from xai_insert.graph.view import Graph, Op
 from xai_insert.options import Options
 from xai_insert.tasks.classification import plan_classification
 from xai_insert.tasks.detection import METHOD as SCORE_MAP
-from xai_insert.tasks.detection import plan_detection, selects_rows
+from xai_insert.tasks.detection import plan_detection, reports_boxes, selects_rows
 from xai_insert.tasks.instances import METHOD as INSTANCE_MASKS
 from xai_insert.tasks.instances import plan_instances
 from xai_insert.tasks.plan import EVERY_PLAN_USES, Plan
@@ -60,7 +60,9 @@ def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
         try:
             return plan_detection(loaded, graph, options)
         except (UnsupportedTaskError, TargetNotFoundError):
-            pass  # a classifier may drop tokens by their scores
+            if reports_boxes(graph):
+                raise
+            # a classifier may drop tokens by their scores
     try:
         return plan_classification(graph, options)
     except UnsupportedTaskError:

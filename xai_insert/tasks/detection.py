@@ -163,11 +163,17 @@ class RegionsPlan(Plan):
         return entries if self.reported is None else {**entries, "per_box": OF_REGIONS}
 
 
+def reports_boxes(graph: Graph) -> bool:
+    """Whether a model suppresses boxes that overlap, or gives several rows or columns of four numbers."""
+    if any(node.op is Op.NMS for node in graph.nodes):
+        return True
+    sides = [value.sizes[1:] for value in graph.outputs if value.rank == 3]
+    return any(_BOX in pair and 1 not in pair for pair in sides)
+
+
 def selects_rows(graph: Graph) -> bool:
     """Whether a model chooses among locations: suppression, region pooling, boxes, rows where scores are best."""
-    if any(node.op in (Op.NMS, Op.ROI_ALIGN) for node in graph.nodes):
-        return True
-    if any(value.rank == 3 and value.sizes[2] == _BOX for value in graph.outputs):
+    if reports_boxes(graph) or any(node.op is Op.ROI_ALIGN for node in graph.nodes):
         return True
     chosen: set[Value] = set()
     for node in graph.nodes:
