@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from xai_insert.graph.view import Shape
 from xai_insert.locate.detector import Channels
 
 Element = tuple[int, ...]
@@ -27,14 +28,23 @@ def resolve(here: Moves, there: Moves, channels: int) -> Channels | None:
         there: the same at another location.
         channels: number of channels of the head.
     """
+    found = readings(here, there, channels)
+    return found[0] if len(found) == 1 else None
+
+
+def readings(here: Moves, there: Moves, channels: int) -> list[Channels]:
+    """The orders that fit: where anchors have an axis of their own, that could be the classes' too."""
     axes = _axes(here, there)
-    if axes is None:
-        return None
-    free, located = axes
-    varying = [axis for axis in free if len({element[axis] for element in here.values()}) > 1]
-    if len(varying) != 1 or not located:
-        return None
-    columns = {channel: element[varying[0]] for channel, element in here.items()}
+    if axes is None or not axes[1]:
+        return []
+    varying = [axis for axis in axes[0] if len({element[axis] for element in here.values()}) > 1]
+    found = [_along(axis, here, channels) for axis in varying]
+    return [order for order in found if order is not None]
+
+
+def _along(axis: int, here: Moves, channels: int) -> Channels | None:
+    """The order with which the classes lie along an axis."""
+    columns = {channel: element[axis] for channel, element in here.items()}
     low = min(columns.values())
     classes = max(columns.values()) - low + 1
     if channels % classes:
@@ -53,15 +63,20 @@ def resolve_column(here: Moves, channels: int) -> Channels | None:
     return Channels(0, 1, channels, 1) if len(apart) == len(here) else None
 
 
-def resolve_fused(here: Moves, there: Moves, channels: int) -> Channels | None:
+def resolve_fused(
+    here: Moves, there: Moves, channels: int, sizes: Shape = (), num_classes: int | None = None
+) -> Channels | None:
     """The order of a head that gives boxes and class scores: per anchor, a run of class channels.
 
-    An anchor's four box channels, where they come first, are followed by its objectness.
+    An anchor's four box channels, where they come first, are followed by its objectness, unless the value that they
+    move holds nothing but that run, or the run is as long as the user says.
 
     Args:
         here: what the class-like channels move at one location; all of them.
         there: the same at another location, for at least one of them.
         channels: number of channels of the head.
+        sizes: of the value that they move; empty where they may be anything.
+        num_classes: number of classes, where the user has given it.
     """
     axes = _axes({channel: here[channel] for channel in there}, there)
     if axes is None or not axes[1]:
@@ -79,9 +94,18 @@ def resolve_fused(here: Moves, there: Moves, channels: int) -> Channels | None:
     if first != list(range(first[0], first[0] + len(first))):
         return None
     start, classes = first[0], len(first)
-    if start + classes == stride and start <= _BOX:  # sizes may look like scores, and so does the objectness
+    is_whole = classes == num_classes or _fills(here, axes[0], sizes)
+    if start + classes == stride and start <= _BOX and not is_whole:
+        # sizes may look like scores, and so does the objectness
         start, classes = _BOX + 1, stride - _BOX - 1
     return Channels(start, classes, anchors, stride) if classes > 0 else None
+
+
+def _fills(here: Moves, free: Sequence[int], sizes: Shape) -> bool:
+    """Whether a value has one element for each of the channels and no other, but for its locations and images."""
+    sides = [axis for axis in free if axis < len(sizes)][1:]
+    filled = bool(sides) and all(sizes[axis] == len({element[axis] for element in here.values()}) for axis in sides)
+    return filled and len({*here.values()}) == len(here)
 
 
 def resolve_raw(here: Moves, there: Moves, channels: int) -> Channels | None:
@@ -151,7 +175,7 @@ def raw_channels(
 def _fused_by_width(width: int, classes: int) -> Channels | None:
     """Boxes, objectness and classes for each anchor; or classes before the bins of a box distribution."""
     has_anchors = width % (_BOX + 1 + classes) == 0
-    has_bins = width > classes and (width - classes) % _BOX == 0
+    has_bins = width - classes > _BOX and (width - classes) % _BOX == 0  # a box alone may stand before the classes
     if has_anchors and has_bins and width != _BOX + 1 + classes:
         return None  # either reading fits
     if has_anchors:

@@ -51,6 +51,11 @@ class Watched:
         return self.effects == {Effect.RAW}
 
     @property
+    def is_exclusive(self) -> bool:
+        """Whether a channel moves the other classes too, as a softmax does."""
+        return any(count > 1 for response in self.responses.values() for count in response.moved.values())
+
+    @property
     def has_tokens(self) -> bool:
         return len(self.head.levels[0].grid_axes) == 1
 
@@ -138,7 +143,7 @@ def without_sigmoid_boxes(
             kept.append(item)
             continue
         if all(value.sizes[2] == _BOX for value in beside):
-            if item.has_tokens and not _is_exclusive(item):
+            if item.has_tokens and not item.is_exclusive:
                 raise AmbiguousModelError(
                     f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
                     "the boxes, and nothing tells which holds the class scores"
@@ -164,11 +169,6 @@ def _beside(graph: Graph, boxes: Value) -> list[Value]:
         for value in graph.outputs
         if value is not boxes and value.rank == 3 and "float" in value.dtype and value.sizes[1] == boxes.sizes[1]
     ]
-
-
-def _is_exclusive(item: Watched) -> bool:
-    """Whether a channel moves the other classes too, as a softmax does."""
-    return any(count > 1 for response in item.responses.values() for count in response.moved.values())
 
 
 def _scores(item: Watched, beside: Sequence[Value], observed: Sequence[Observed]) -> Watched | None:
