@@ -43,17 +43,18 @@ def readings(here: Moves, there: Moves, channels: int) -> list[Channels]:
 
 
 def _along(axis: int, here: Moves, channels: int) -> Channels | None:
-    """The order with which the classes lie along an axis."""
+    """The order with which the classes lie along an axis, all of them or all but a background."""
     columns = {channel: element[axis] for channel, element in here.items()}
     low = min(columns.values())
-    classes = max(columns.values()) - low + 1
-    if channels % classes:
-        return None
-    anchors = channels // classes
-    if all(column - low == channel % classes for channel, column in columns.items()):
-        return Channels(0, classes, anchors, classes)
-    if all(column - low == channel // anchors for channel, column in columns.items()):
-        return Channels(0, classes, anchors, 1, classes_first=True)
+    seen = max(columns.values()) - low + 1
+    for classes, first in ((seen, 0), (seen + 1, 0), (seen + 1, 1)):
+        if channels % classes:
+            continue
+        anchors = channels // classes
+        if all(column - low + first == channel % classes for channel, column in columns.items()):
+            return Channels(0, classes, anchors, classes)
+        if all(column - low + first == channel // anchors for channel, column in columns.items()):
+            return Channels(0, classes, anchors, 1, classes_first=True)
     return None
 
 
@@ -94,6 +95,9 @@ def resolve_fused(
     if first != list(range(first[0], first[0] + len(first))):
         return None
     start, classes = first[0], len(first)
+    distinct = len({here[channel] for channel in first})
+    if distinct < classes:  # objectness and a single class, multiplied: either says where it is
+        return Channels(first[-1], 1, anchors, stride) if distinct == 1 else None
     is_whole = classes == num_classes or _fills(here, axes[0], sizes)
     if start + classes == stride and start <= _BOX and not is_whole:
         # sizes may look like scores, and so does the objectness
@@ -104,8 +108,7 @@ def resolve_fused(
 def _fills(here: Moves, free: Sequence[int], sizes: Shape) -> bool:
     """Whether a value has one element for each of the channels and no other, but for its locations and images."""
     sides = [axis for axis in free if axis < len(sizes)][1:]
-    filled = bool(sides) and all(sizes[axis] == len({element[axis] for element in here.values()}) for axis in sides)
-    return filled and len({*here.values()}) == len(here)
+    return bool(sides) and all(sizes[axis] == len({element[axis] for element in here.values()}) for axis in sides)
 
 
 def resolve_raw(here: Moves, there: Moves, channels: int) -> Channels | None:
@@ -192,6 +195,6 @@ def _by_width(width: int, others: Sequence[int]) -> Channels | None:
     if len(fits) != 1 or (width % _BOX == 0 and fits[0] % (width // _BOX) == 0):
         return None
     anchors = fits[0] // _BOX
-    if width == anchors and any(other % anchors == 0 and other > width for other in others if other != fits[0]):
-        return None  # one channel per anchor beside a wider head: objectness or centerness
+    if width == anchors:  # objectness or centerness, or no detector: a depth beside four other maps
+        return None
     return Channels(0, width // anchors, anchors, width // anchors)

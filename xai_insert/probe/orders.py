@@ -73,9 +73,10 @@ class Orders:
             return None
         chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
         others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in chosen[:12]}
-        for index in reversed(range(len(self.observed))):
+        clean = self._without_boxes(item) if item.is_fused else set()
+        for index in sorted(clean or range(len(self.observed)), reverse=True):
             here, there = moved(item.responses, chosen, index), moved(others, list(others), index)
-            if len(here) == len(chosen) and len(there) == len(others):
+            if (clean and here and there) or (len(here) == len(chosen) and len(there) == len(others)):
                 value = self.observed[index].value
                 found = self._resolve(item, here, there, value) or self._boxes_of_classes(item, here, there)
                 if found is None and item.is_class and value.sizes[-1:] == (1,):
@@ -102,6 +103,17 @@ class Orders:
     def raw_orders(self, item: Watched) -> list[Channels]:
         """The orders that fit an undecoded head, as far as a reshape sets anchors apart."""
         return next((readings(*moves, item.head.channels) for moves in self._raw_moves(item)), [])
+
+    def _without_boxes(self, item: Watched) -> set[int]:
+        """The values in which a head that gives boxes as well moves scores alone; the widest of them."""
+        boxes = {i for response in item.responses.values() if response.effect is Effect.OTHER for i in response.moved}
+        counts: dict[int, set[tuple[int, ...]]] = {}
+        for response in item.responses.values():
+            if response.effect is Effect.CLASS:
+                for index, element in response.elements.items():
+                    counts.setdefault(index, set()).add(element)
+        most = max((len(elements) for index, elements in counts.items() if index not in boxes), default=0)
+        return {index for index, elements in counts.items() if index not in boxes and len(elements) == most}
 
     def raw_layout(self, item: Watched) -> Channels | None:
         """The order of the only head of its grid, which is an output but for a reshape."""
