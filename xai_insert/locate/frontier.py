@@ -15,6 +15,7 @@ import numpy as np
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.levels import Level, token_levels
+from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
@@ -53,7 +54,8 @@ def find_heads(graph: Graph, images: Sequence[Value]) -> list[Head]:
     """Every head with a grid, in topological order."""
     dependent = activations(graph, images)
     layers = _frontier(graph, dependent)
-    heads = [head for layer in layers if (head := _head(graph, layer, dependent)) is not None]
+    places = find_places(graph)
+    heads = [head for layer in layers if (head := _head(places, layer, dependent)) is not None]
     return sorted(heads, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
 
 
@@ -119,24 +121,29 @@ def _data_operands(node: Node, value: Value) -> list[Value]:
     return [operand for operand in operands if operand is not None]
 
 
-def _head(graph: Graph, layer: Node, dependent: set[Value]) -> Head | None:
+def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
     value = _with_bias(layer, dependent)
     shape = value.shape
     if shape is None or 0 in shape:
         return None
-    if layer.op is Op.CONV:
-        if len(shape) != 4 or shape[1] is None:
-            return None
-        return Head(value, layer.read(0), 1, (Level(0, shape[2], shape[3], (2, 3)),))
-    channel = len(shape) - 1
+    channel = 1 if layer.op is Op.CONV else len(shape) - 1
     if shape[channel] is None:
         return None
+    levels: tuple[Level, ...] = ()
     if len(shape) == 4:
-        return Head(value, layer.read(0), channel, (Level(0, shape[1], shape[2], (1, 2)),))
-    if len(shape) == 3:
-        levels = token_levels(graph, layer.read(0), shape[1])
-        return None if not levels else Head(value, layer.read(0), channel, levels)
-    return None
+        levels = _level(places, value, tuple(axis for axis in (1, 2, 3) if axis != channel))
+    elif len(shape) == 3 and layer.op is not Op.CONV:
+        levels = token_levels(places, layer.read(0))
+    return Head(value, layer.read(0), channel, levels) if levels else None
+
+
+def _level(places: Places, value: Value, axes: tuple[int, ...]) -> tuple[Level, ...]:
+    """The grid in two axes of a value; none where they are not those of the image."""
+    height, width = (value.sizes[axis] for axis in axes)
+    place = places.of(value)
+    if place is not None and place.axes == axes:
+        return (Level(0, height, width, axes, places.frame_of(place)),)
+    return (Level(0, height, width, axes),) if height == width == 1 else ()
 
 
 def _scaled(layer: Node) -> Value:
