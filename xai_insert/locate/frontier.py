@@ -56,6 +56,8 @@ def find_heads(graph: Graph, images: Sequence[Value]) -> list[Head]:
     layers = _frontier(graph, dependent)
     places = find_places(graph)
     heads = [head for layer in layers if (head := _head(places, layer, dependent)) is not None]
+    if heads:  # a line of tokens alone is text; beside grids it is one of them, with one row or one column
+        heads += [head for layer in layers if (head := _strip(places, layer, dependent)) is not None]
     return sorted(heads, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
 
 
@@ -137,13 +139,21 @@ def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
     return Head(value, layer.read(0), channel, levels) if levels else None
 
 
+def _strip(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
+    """A head of tokens in one row or one column."""
+    value, tokens = _with_bias(layer, dependent), layer.read(0)
+    grid = places.strip_of(tokens, 1) if layer.op is Op.MATMUL and value.rank == 3 else None
+    return None if grid is None or value.sizes[2] is None else Head(value, tokens, 2, (Level(0, *grid, (1,)),))
+
+
 def _level(places: Places, value: Value, axes: tuple[int, ...]) -> tuple[Level, ...]:
     """The grid in two axes of a value; none where they are not those of the image."""
     height, width = (value.sizes[axis] for axis in axes)
     place = places.of(value)
     if place is not None and place.axes == axes:
         return (Level(0, height, width, axes, places.frame_of(place)),)
-    return (Level(0, height, width, axes),) if height == width == 1 else ()
+    strips = [places.strip_of(value, axis) for axis in axes if value.sizes[axis] != 1]
+    return (Level(0, height, width, axes),) if all(strip == (height, width) for strip in strips) else ()
 
 
 def _scaled(layer: Node) -> Value:
