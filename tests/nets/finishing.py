@@ -44,7 +44,7 @@ def finished(
 
 def _is_ambiguous(design: Design, output: str) -> bool:
     """Whether what the graph says fits another detector, or no detector, as well."""
-    if output == "heads" or (output == "class boxes" and design.activation == "Sigmoid"):
+    if output == "heads" or (output == "class boxes" and design.activation != "Softmax"):
         return True
     if output in SELECTING:
         return False

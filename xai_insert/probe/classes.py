@@ -10,7 +10,7 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
-from xai_insert.locate.frontier import Head, find_heads, observed_values
+from xai_insert.locate.frontier import Head, find_heads, finished, observed_values
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.probe.channels import raw_channels, resolve, samples
@@ -36,7 +36,8 @@ class _Search(Orders):
         chosen = []
         for grid, items in grids.items():
             every = [item for item in self.watched if self.probe.grid(item.index) == grid]
-            apart = pure(without_sigmoid_boxes(self.graph, items, every, self.observed), self.layout)
+            scores = without_sigmoid_boxes(self.graph, items, every, self.observed, self.is_boxed)
+            apart = pure(scores, self.layout)
             if num_classes is not None:
                 apart = with_classes(apart, num_classes, self.layout)
             chosen += self._best(apart)
@@ -103,6 +104,8 @@ class _Search(Orders):
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which does not read the feature of the boxes, as a gate does."""
+        if one.head.channels == 1 and one.responses[0].elements == other.responses[0].elements:
+            return one  # they are multiplied: either says where the class is
         boxes = {item.head.source for item in self.watched if item.moves_boxes}
         apart = [item for item in (one, other) if item.head.source not in boxes]
         if len(apart) == 1:
@@ -236,5 +239,11 @@ def _detector(
             ]
     levels += [(height * width, replace(one, more=(*more,))) for (height, width), (one, *more) in single.items()]
     levels.sort(key=lambda pair: -pair[0])
-    ordered = tuple(level for _, level in levels)
+    ordered = tuple(_finished(search.graph, level) for _, level in levels)
     return Detector(ordered, ordered[0].channels.classes, background, evidence)
+
+
+def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:
+    """A level whose scores have the shift and the scale that the model gives to each location, if it does."""
+    more = tuple(_finished(graph, other) for other in level.more)
+    return replace(level, head=finished(graph, level.head), more=more)

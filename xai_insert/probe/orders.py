@@ -132,8 +132,14 @@ class Orders:
         ]
         if len(rivals) != 1 or len(strides) != 2 or strides[0] != 1 or strides[1] < _BOX:
             return None
+        if item.head.channels == 1 and not self._is_listed(item):
+            return None  # maps of one and of four channels need not be score and box
         anchors = item.head.channels
         return Channels(0, 1, anchors, 1) if rivals[0].head.channels == anchors * strides[1] else None
+
+    def _is_listed(self, item: Watched) -> bool:
+        """Whether an output has the locations of a head in one axis, as rows of a detector are."""
+        return any(len(element) < 4 for response in item.responses.values() for element in response.elements.values())
 
     def rivals(self, item: Watched) -> list[Watched]:
         grid = self.probe.grid(item.index)
@@ -216,6 +222,10 @@ class Orders:
         found = self._boxes(item)
         return found.get(True) or found.get(False, set())  # what has four columns is no list of key points
 
+    def is_boxed(self, item: Watched) -> bool:
+        """Whether another head of the grid gives four numbers for each box that are no scores."""
+        return bool(self._boxes(item).get(True))
+
     def _boxes(self, item: Watched) -> dict[bool, set[int]]:
         """The same, by whether they lie in four columns."""
         found: dict[bool, set[int]] = {}
@@ -223,10 +233,10 @@ class Orders:
             if box.is_class or box.is_raw or Effect.OTHER not in box.effects:
                 continue
             moved = self.probe.moved_at(box.index)
-            counts = [count // _BOX for count, _ in moved if count % _BOX == 0]
-            if counts and box.head.channels % _BOX == 0:
-                is_box = any(columns == _BOX for _, columns in moved)
-                found.setdefault(is_box, set()).add(max(counts))
+            of_four = {count // _BOX for count, columns in moved if columns == _BOX}
+            of_any = {count // _BOX for count, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
+            if of_four or of_any:
+                found.setdefault(bool(of_four), set()).add(max(of_four or of_any))
         return found
 
 

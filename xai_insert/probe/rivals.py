@@ -120,7 +120,11 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
 
 
 def without_sigmoid_boxes(
-    graph: Graph, items: Sequence[Watched], every: Sequence[Watched], observed: Sequence[Observed]
+    graph: Graph,
+    items: Sequence[Watched],
+    every: Sequence[Watched],
+    observed: Sequence[Observed],
+    is_boxed: Callable[[Watched], bool],
 ) -> list[Watched]:
     """Heads of one grid without those that give boxes in 0..1; beside such, the scores that share their rows.
 
@@ -129,6 +133,7 @@ def without_sigmoid_boxes(
         items: heads of a grid whose channels look like classes.
         every: all heads of that grid.
         observed: what was watched.
+        is_boxed: whether another head is known to give the boxes where one has its channels.
 
     Raises:
         AmbiguousModelError: boxes and scores are both four wide.
@@ -139,11 +144,12 @@ def without_sigmoid_boxes(
         rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
         boxes = next((value for value in rows if value.rank == 3 and value.sizes[2] == _BOX), None)
         beside = [] if boxes is None or item.head.channels % _BOX else _beside(graph, boxes)
-        if boxes is None or not beside or any(value in rows for value in beside):
+        is_apart = item.is_exclusive or (not item.has_tokens and is_boxed(item))  # the sides of a box are no softmax
+        if boxes is None or not beside or is_apart or any(value in rows for value in beside):
             kept.append(item)
             continue
         if all(value.sizes[2] == _BOX for value in beside):
-            if item.has_tokens and not item.is_exclusive:
+            if item.has_tokens:
                 raise AmbiguousModelError(
                     f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
                     "the boxes, and nothing tells which holds the class scores"
