@@ -123,10 +123,10 @@ def _design(net: Net, output: str) -> Design:
     )
 
 
-def _anchors(net: Net, design: Design, grids: list[Grid]) -> list[Grid]:
+def _anchors(net: Net, design: Design, grids: list[Grid], output: str) -> list[Grid]:
     """Boxes of each cell; some numbers are equal on purpose."""
     count = net.pick([1, 1, 1, 2, 3, 4, 6, design.classes])
-    if design.form == "bins" and net.chance(0.7):
+    if design.form == "bins" and (output == "heads" or net.chance(0.7)):
         count = 1
     varied = count > 1 and net.chance(0.15)
     return [replace(grid, anchors=count + (varied and index % 2)) for index, grid in enumerate(grids)]
@@ -140,7 +140,7 @@ def _dense(net: Net, seed: int, output: str) -> Sample:
     count = net.pick([1, 2, 3, 3, 4])
     first = net.pick([4, 8, 8]) if count < 4 else 4
     grids = pyramid(net, rows, columns, count, net.pick([8, 12]), first)
-    grids = _anchors(net, design, grids)
+    grids = _anchors(net, design, grids, output)
     if output == "class boxes":
         grids = [replace(grid, anchors=1) for grid in grids]
     _tags(net, design, grids)

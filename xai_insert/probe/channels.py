@@ -38,8 +38,20 @@ def readings(here: Moves, there: Moves, channels: int) -> list[Channels]:
     if axes is None or not axes[1]:
         return []
     varying = [axis for axis in axes[0] if len({element[axis] for element in here.values()}) > 1]
-    found = [_along(axis, here, channels) for axis in varying]
+    found = [_along(axis, here, channels) for axis in varying] if varying else [_beside_background(here, channels)]
     return [order for order in found if order is not None]
+
+
+def _beside_background(here: Moves, channels: int) -> Channels | None:
+    """The order of two classes of which one alone arrives, each anchor's in a place of its own."""
+    anchors = channels // 2
+    if channels % 2 or len({*here.values()}) < len(here):
+        return None
+    if len({channel % 2 for channel in here}) == 1:
+        return Channels(0, 2, anchors, 2)
+    if len({channel // anchors for channel in here}) == 1:
+        return Channels(0, 2, anchors, 1, classes_first=True)
+    return None
 
 
 def _along(axis: int, here: Moves, channels: int) -> Channels | None:

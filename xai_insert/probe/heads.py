@@ -128,20 +128,24 @@ class HeadProbe:
                 return Response(Effect.OTHER if effect is Effect.CARRIED else effect, elements, moved)
         return Response(Effect.SILENT)
 
-    def moved_at(self, head: int) -> list[tuple[int, int]]:
+    def moved_at(self, head: int) -> dict[int, tuple[int, int, int]]:
         """What moves in each observed value if every channel at one location does.
 
         Returns:
-            How many elements, and how many of them differ along axes that have nothing to do with the location.
+            By index of the value: how many elements, how many of them differ along axes that have nothing to do with
+            the location, and how many along the others.
         """
         masks = [self._moved_by_all(head, cell) for cell in self.cells(head)]
-        found = []
-        for here, there in zip(masks[0], masks[-1], strict=True):
+        found = {}
+        for index, (here, there) in enumerate(zip(masks[0], masks[-1], strict=True)):
             elements, others = np.argwhere(here), np.argwhere(there)
             if not len(elements):
                 continue
-            free = [a for a in range(here.ndim) if np.array_equal(np.unique(elements[:, a]), np.unique(others[:, a]))]
-            found.append((len(elements), len(np.unique(elements[:, free], axis=0))))
+            free = np.array(
+                [np.array_equal(np.unique(a), np.unique(b)) for a, b in zip(elements.T, others.T, strict=True)]
+            )
+            columns, rows = (len({*map(tuple, elements[:, axes])}) for axes in (free, ~free))
+            found[index] = len(elements), columns, rows
         return found
 
     def _moved_by_all(self, head: int, cell: tuple[int, int]) -> list[npt.NDArray[np.bool_]]:

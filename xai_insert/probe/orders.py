@@ -222,6 +222,12 @@ class Orders:
         found = self._boxes(item)
         return found.get(True) or found.get(False, set())  # what has four columns is no list of key points
 
+    def moves_together(self, item: Watched) -> bool:
+        """Whether every channel moves all numbers of its location, as where a vector is divided by its length."""
+        moved = self.probe.moved_at(item.index)
+        counts = {(index, count) for response in item.responses.values() for index, count in response.moved.items()}
+        return bool(counts) and all(count == moved[index][1] > 2 for index, count in counts)
+
     def is_boxed(self, item: Watched) -> bool:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
         return bool(self._boxes(item).get(True))
@@ -232,9 +238,9 @@ class Orders:
         for box in self.rivals(item):
             if box.is_class or box.is_raw or Effect.OTHER not in box.effects:
                 continue
-            moved = self.probe.moved_at(box.index)
-            of_four = {count // _BOX for count, columns in moved if columns == _BOX}
-            of_any = {count // _BOX for count, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
+            moved = self.probe.moved_at(box.index).values()
+            of_four = {rows for _, columns, rows in moved if columns == _BOX}
+            of_any = {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
             if of_four or of_any:
                 found.setdefault(bool(of_four), set()).add(max(of_four or of_any))
         return found

@@ -53,7 +53,9 @@ class Watched:
     @property
     def is_exclusive(self) -> bool:
         """Whether a channel moves the other classes too, as a softmax does."""
-        return any(count > 1 for response in self.responses.values() for count in response.moved.values())
+        return Effect.FALLING in self.effects or any(
+            count > 1 for response in self.responses.values() for count in response.moved.values()
+        )
 
     @property
     def has_tokens(self) -> bool:

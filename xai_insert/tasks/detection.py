@@ -167,8 +167,9 @@ def reports_boxes(graph: Graph) -> bool:
     """Whether a model suppresses boxes that overlap, or gives several rows or columns of four numbers."""
     if any(node.op is Op.NMS for node in graph.nodes):
         return True
-    sides = [value.sizes[1:] for value in graph.outputs if value.rank == 3]
-    return any(_BOX in pair and 1 not in pair for pair in sides)
+    pairs = [value.sizes[1:] for value in graph.outputs if value.rank == 3]
+    of_classes = [value.sizes[1::2] for value in graph.outputs if value.rank == 4 and value.sizes[3] == _BOX]
+    return any(_BOX in sides and 1 not in sides for sides in pairs + of_classes)
 
 
 def selects_rows(graph: Graph) -> bool:
