@@ -53,13 +53,25 @@ class Head:
 
 def find_heads(graph: Graph, images: Sequence[Value]) -> list[Head]:
     """Every head with a grid, in topological order: learned layers, and products with embeddings."""
-    dependent = activations(graph, images)
-    layers = _frontier(graph, dependent)
-    places = find_places(graph)
-    heads = [head for layer in layers if (head := _head(places, layer, dependent)) is not None]
-    if heads:  # a line of tokens alone is text; beside grids it is one of them, with one row or one column
-        heads += [head for layer in layers if (head := _strip(places, layer, dependent)) is not None]
+    heads = [head for head in _heads(graph, images).values() if head is not None]
     return sorted(heads, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
+
+
+def without_grid(graph: Graph, images: Sequence[Value]) -> list[Value]:
+    """Results of last layers that hold something of the image's rows or columns, but no grid that can be traced."""
+    places = find_places(graph)
+    return [
+        layer.output for layer, head in _heads(graph, images).items() if head is None and places.is_placed(layer.output)
+    ]
+
+
+def _heads(graph: Graph, images: Sequence[Value]) -> dict[Node, Head | None]:
+    dependent = activations(graph, images)
+    places = find_places(graph)
+    heads = {layer: _head(places, layer, dependent) for layer in _frontier(graph, dependent)}
+    if any(heads.values()):  # a line of tokens alone is text; beside grids it is one of them, of one row or one column
+        heads = {layer: head or _strip(places, layer, dependent) for layer, head in heads.items()}
+    return heads
 
 
 def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.cuts import activations
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
-from xai_insert.locate.frontier import Head, find_heads, finished, observed_values
+from xai_insert.locate.frontier import Head, find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.probe.channels import raw_channels, resolve, samples
@@ -42,6 +43,22 @@ class _Search(Orders):
                 apart = with_classes(apart, num_classes, self.layout)
             chosen += self._best(apart)
         return chosen
+
+    def require_all_levels(self, scoring: Sequence[Watched]) -> None:
+        """Make sure that no other layer gives class scores too.
+
+        Raises:
+            AmbiguousModelError: one may, and it is not known where in the image its results lie.
+        """
+        widths = {item.head.channels for item in scoring}
+        scores = {self.observed[index].value for item in scoring for index in item.moved()}
+        for value in without_grid(self.graph, image_inputs(self.graph)):
+            channels = value.sizes[1 if value.producer is not None and value.producer.op is Op.CONV else -1]
+            if channels in widths or not scores.isdisjoint(activations(self.graph, [value])):
+                raise AmbiguousModelError(
+                    f"{value.describe()} may give class scores as well as {scoring[0].head.value.describe()}, and its "
+                    "places in the image cannot be traced"
+                )
 
     def _best(self, items: Sequence[Watched]) -> list[Watched]:
         """The only head; several that are anchors of one level; the classes beside an objectness."""
@@ -148,6 +165,7 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     scoring = search.class_heads(num_classes)
     if not scoring:
         return _raw_detector(search, num_classes)
+    search.require_all_levels(scoring)
     known = next((found for item in scoring if (found := search.layout(item)) is not None), None)
     if known is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
