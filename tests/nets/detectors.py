@@ -133,22 +133,26 @@ def _anchors(net: Net, design: Design, grids: list[Grid], output: str) -> list[G
 
 
 def _dense(net: Net, seed: int, output: str) -> Sample:
-    net.tag(f"output {output}")
     net.batch = net.pick([1, 1, "N"]) if output != "suppressed" else 1
-    rows, columns = net.pick(SIZES)
+    sides = net.pick(SIZES)
     design = _design(net, output)
     count = net.pick([1, 2, 3, 3, 4])
     first = net.pick([4, 8, 8]) if count < 4 else 4
-    grids = pyramid(net, rows, columns, count, net.pick([8, 12]), first)
-    grids = _anchors(net, design, grids, output)
+    grids = pyramid(net, *sides, count, net.pick([8, 12]), first)
+    return built(net, seed, output, design, _anchors(net, design, grids, output), sides)
+
+
+def built(net: Net, seed: int, output: str, design: Design, grids: list[Grid], sides: tuple[int, int]) -> Sample:
+    """The detector of a design, with heads on the grids."""
+    net.tag(f"output {output}")
     if output == "class boxes":
         grids = [replace(grid, anchors=1) for grid in grids]
     _tags(net, design, grids)
     parts = Parts()
     for grid in grids:
         _heads(net, design, grid, parts, output)
-    outputs, first_label = reports.report(net, design, parts, output, (rows, columns))
-    return finished(net, seed, (rows, columns), design, parts, outputs, first_label, output)
+    outputs, first_label = reports.report(net, design, parts, output, sides)
+    return finished(net, seed, sides, design, parts, outputs, first_label, output)
 
 
 def _tags(net: Net, design: Design, grids: list[Grid]) -> None:

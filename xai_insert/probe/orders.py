@@ -226,7 +226,7 @@ class Orders:
         """Whether every channel moves all numbers of its location, as where a vector is divided by its length."""
         moved = self.probe.moved_at(item.index)
         counts = {(index, count) for response in item.responses.values() for index, count in response.moved.items()}
-        return bool(counts) and all(count == moved[index][1] > 2 for index, count in counts)
+        return bool(counts) and all(index in moved and count == moved[index][1] > 2 for index, count in counts)
 
     def is_boxed(self, item: Watched) -> bool:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
