@@ -75,6 +75,7 @@ def sample(
     first_label: int | None = None,
     refusal_ok: bool = False,
     beside: dict[str, Array] | None = None,
+    task: str = "",
 ) -> Sample:
     """The model with its outputs, and what is right for it."""
     beside = beside or {}
@@ -92,6 +93,7 @@ def sample(
         batch=net.batch if isinstance(net.batch, int) else 2,
         refusal_ok=refusal_ok or not (readings or features),
         beside=beside,
+        task=task,
     )
 
 

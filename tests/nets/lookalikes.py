@@ -11,6 +11,8 @@ from tests.nets.finishing import sample
 from tests.nets.graph import Net
 from tests.nets.pyramids import Grid, convolved, pyramid
 
+SEGMENTATION = "semantic segmentation"
+
 
 def _start(net: Net, stride: int = 8) -> tuple[Grid, tuple[int, int]]:
     net.batch = net.pick([1, "N"])
@@ -64,7 +66,7 @@ def heat_maps(net: Net, seed: int) -> Sample:
     """One map for each joint, raw or not."""
     grid, sides = _start(net)
     maps = _larger(net, _map(net, grid, net.pick([4, 5, 17])))
-    return sample(net, seed, sides, [net.node("Sigmoid", maps) if net.chance(0.3) else maps])
+    return sample(net, seed, sides, [net.node("Sigmoid", maps) if net.chance(0.3) else maps], task=SEGMENTATION)
 
 
 def segmenter(net: Net, seed: int) -> Sample:
@@ -79,7 +81,7 @@ def segmenter(net: Net, seed: int) -> Sample:
     outputs = [first]
     if net.chance(0.4):
         outputs.append(_map(net, grid, net.pick([1, 4, 5])))
-    return sample(net, seed, sides, outputs)
+    return sample(net, seed, sides, outputs, task=SEGMENTATION)
 
 
 def several_maps(net: Net, seed: int) -> Sample:
@@ -90,7 +92,7 @@ def several_maps(net: Net, seed: int) -> Sample:
     outputs.append(_map(net, grid, net.pick([2, 3])))
     if net.chance(0.6):
         outputs.append(net.node("Sigmoid", _map(net, grid, net.pick([1, 3, 5]))))
-    return sample(net, seed, sides, outputs)
+    return sample(net, seed, sides, outputs, task=SEGMENTATION)
 
 
 def descriptors(net: Net, seed: int) -> Sample:

@@ -23,6 +23,7 @@ from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine, model_files
+from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 from xai_insert.files import printable
 from xai_insert.version import __version__
 
@@ -176,6 +177,8 @@ def main(
 
 
 def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selection, threshold: float | None) -> Model:
+    if engine.about.get("task") == SEMANTIC_SEGMENTATION:
+        return Painter(engine, feeder, meaning, classes)
     if engine.about.get("task") in TASKS:
         return Finder(engine, feeder, meaning, classes, THRESHOLD if threshold is None else threshold)
     return Classifier(engine, feeder, meaning if threshold is None else replace(meaning, threshold=threshold), classes)
