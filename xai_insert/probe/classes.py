@@ -208,8 +208,9 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
         return None
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
     found = _orders(raw, search.beside_boxes)
-    if num_classes is not None:
-        found = {index: order for index, order in found.items() if order.classes == num_classes}
+    if num_classes is not None or any(order.classes > 1 for order in found.values()):
+        wanted = {order.classes for order in found.values()} - {1} if num_classes is None else {num_classes}
+        found = {index: order for index, order in found.items() if order.classes in wanted}
     found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
     found = found or _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, num_classes)))
     if not found and num_classes is None:
