@@ -151,8 +151,11 @@ class Ops(Protocol[V]):
     def cumulative(self, a: V, axis: int) -> V:
         """Sums of the elements up to each along `axis`."""
 
-    def isolated(self, a: V, channels: int) -> V:
-        """`[B, channels]` unchanged, in a way that a new output of it leaves the precision of what is before alone."""
+    def isolated(self, a: V, channels: int, *, is_map: bool = False) -> V:
+        """`[B, channels]`, or the map `[B, channels, h, w]`, unchanged, as a value that no runtime takes for `a`.
+
+        A new output of it leaves the precision of what is before alone, and the names of its outputs.
+        """
 
     def numbers(self, count: V) -> V:
         """0, 1, 2, ... up to but without `count` (int64 `[1]`): int64."""

@@ -37,7 +37,8 @@ class NotMine:
     """Why a model does not do a task.
 
     Attributes:
-        reason: what was wanted and what was found; said to the user if no task knows the model.
+        reason: what was wanted and what was found; said to the user if no task knows the model and none of a higher
+            rank has a reason. Empty if other tasks' reasons say all.
         error: the class of the error to say it with.
     """
 

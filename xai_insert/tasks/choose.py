@@ -78,7 +78,7 @@ def _recognised(study: Study, asked: Method | None) -> Found:
     if not reasons:
         flags = " and ".join(flag(name) for name in sorted(decisive))
         raise UnsupportedTaskError(f"{flags} is for other models than --method {study.options.method}")
-    last = reasons[max(reasons)]
+    last = reasons[max(rank for rank, item in reasons.items() if item.reason)]
     raise last.error(last.reason)
 
 

@@ -193,8 +193,8 @@ class OnnxOps:
     def cumulative(self, a: ir.Value, axis: int) -> ir.Value:
         return self._node("CumSum", a, self.constant(np.array(axis, np.int64)))
 
-    def isolated(self, a: ir.Value, channels: int) -> ir.Value:
-        return self.reshape(a, [-1, channels])
+    def isolated(self, a: ir.Value, channels: int, *, is_map: bool = False) -> ir.Value:
+        return a if is_map else self.reshape(a, [-1, channels])
 
     def numbers(self, count: ir.Value) -> ir.Value:
         # Not by Range: RoiAlign came before it.

@@ -181,12 +181,12 @@ class OpenVINOOps:
     def cumulative(self, a: ov.Output, axis: int) -> ov.Output:
         return self._named(opset.cum_sum(a, self.constant(np.array(axis, np.int64))))
 
-    def isolated(self, a: ov.Output, channels: int) -> ov.Output:
+    def isolated(self, a: ov.Output, channels: int, *, is_map: bool = False) -> ov.Output:
         # The CPU plugin computes the tail of a graph in float32, back to the first linear layer: here is one.
         ones = self.constant(np.ones((channels, 1, 1, 1, 1), a.get_element_type().to_dtype()))
-        grid = self.reshape(a, [-1, channels, 1, 1])
+        grid = a if is_map else self.reshape(a, [-1, channels, 1, 1])
         same = self._named(opset.group_convolution(grid, ones, [1, 1], [0, 0], [0, 0], [1, 1]))
-        return self.reshape(same, [-1, channels])
+        return same if is_map else self.reshape(same, [-1, channels])
 
     def clip(self, a: ov.Output, low: float, high: float) -> ov.Output:
         """Bound from both sides."""
