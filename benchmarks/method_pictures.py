@@ -94,6 +94,20 @@ def classifier(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]
     yield "recipro_cam", picture(image, found, [first, class_panel(found, best), class_panel(found, worst)])
 
 
+def gradients(seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
+    """Each method that is made of derivatives, at the last map and a finer one."""
+    image = classification_scene(HELD_OUT_SEED + seed).image
+    model = SHAPES / "shapes_cnn.onnx"
+    for method in ("hirescam", "grad-cam", "layercam", "input-x-gradient"):
+        found = explained(model, Options(method=method), image, folder)
+        best = found.predictions[0].class_id
+        panels = [Panel(None, "scene"), class_panel(found, best)]
+        if method != "input-x-gradient":
+            finer = explained(model, Options(method=method, target_layer="-2"), image, folder)
+            panels.append(class_panel(finer, best, "one stage before"))
+        yield method.replace("-", "_"), picture(image, found, panels)
+
+
 def finder(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
     """Maps of two classes that are found and, of a detector, of one that is not, and of all at once."""
     image = multi_object_scene(HELD_OUT_SEED + seed).image
@@ -139,6 +153,7 @@ def main() -> None:
         made = [
             *classifier("cnn", 3, folder),
             *classifier("vit", 3, folder),
+            *gradients(3, folder),
             *finder("detector", 1, folder),
             *finder("segmenter", 1, folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),
