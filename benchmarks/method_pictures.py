@@ -22,18 +22,18 @@ from tests.test_per_box import reporting_detector
 from xai_insert import Options, insert_file
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.detect import TASKS, Finder
-from xai_insert.explain.draw import Image, to_bytes
+from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained, Instance, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import encode_jpeg
 from xai_insert.explain.marks import draw_marks
-from xai_insert.explain.picture import caption, draw
+from xai_insert.explain.picture import Look, caption, draw
 from xai_insert.explain.preprocessing import from_metadata
 from xai_insert.explain.runtime import load_engine
+from xai_insert.explain.scale import scaled
 
 SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
 _SIDE, _GAP, _WHITE = 232, 8, 255
-_OPACITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def picture(image: Image, found: Explained, panels: Sequence[Panel]) -> Image:
     for panel in panels:
         shown = large
         if panel.saliency is not None:
-            shown = draw(large, to_bytes(panel.saliency), found.view, _OPACITY, "jet")
+            (only,) = scaled([panel.saliency], [None], "each")
+            shown = draw(large, only, found.view, Look())
         marked = draw_marks(shown, panel.instances)
         tile = np.vstack([marked, caption(marked.shape[1], panel.title, panel.value)])
         tiles += [np.full((len(tile), _GAP, 3), _WHITE, np.uint8), tile]
