@@ -21,6 +21,7 @@ from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.storage import external_files, save
+from xai_insert.formats.onnx.stored import StoredTensor, exchange
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.upgrade import is_old, upgrade
 from xai_insert.formats.onnx.view import build_view
@@ -51,10 +52,8 @@ class OnnxModel:
             self._written_out = Decomposed(native, lambda: ranks(native))
 
     def view(self) -> Graph:
-        source = None if self._source is None or self._written_out.nodes else str(self._source)
-        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph) as found:
-            source = None if found else source
-            self._inferred = infer(self.native, source, self._input_shapes)
+        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
+            self._inferred = infer(self.native, self._input_shapes)
             return moderate(build_view(self.native, self._inferred, self._written_out.hidden))
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
@@ -83,6 +82,7 @@ class OnnxModel:
 
     def result_like(self, given: Any) -> Any:
         self._prune()
+        exchange(self.native, lambda tensor: tensor.copied() if isinstance(tensor, StoredTensor) else tensor)
         return self.native if isinstance(given, (str, Path, ir.Model)) else maps.to_proto(self.native)
 
     def read_metadata(self) -> dict[str, str]:
@@ -115,9 +115,11 @@ class OnnxModel:
 
 
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
-    """Read an ONNX file; external weights stay where they are until they are needed."""
+    """Read an ONNX file; large weights stay where they are until they are needed."""
     try:
         model = maps.read(path)
+    except ModelFileError:
+        raise
     except Exception as err:  # protobuf, onnx-ir and the file system raise unrelated kinds
         raise ModelFileError(f"not readable as ONNX: {first_line(err)}; is the file whole?") from err
     with taking_apart("the ONNX graph"):
@@ -192,19 +194,15 @@ def _open_negative_sizes(graph: ir.Graph) -> bool:
 
 
 @contextmanager
-def weights_unlisted(graph: ir.Graph) -> Iterator[bool]:
-    """Show `graph` without the weights that it lists as inputs too, for a time; whether there are any.
+def weights_unlisted(graph: ir.Graph) -> Iterator[None]:
+    """Show `graph` without the weights that it lists as inputs too, for a time.
 
     Old exporters list every weight. Nobody gives them when the model runs, so they are constants.
     """
     inputs = list(graph.inputs)
-    free = [value for value in inputs if not value.is_initializer()]
-    if len(free) == len(inputs):
-        yield False
-        return
-    graph.inputs[:] = free
+    graph.inputs[:] = [value for value in inputs if not value.is_initializer()]
     try:
-        yield True
+        yield
     finally:
         graph.inputs[:] = inputs
 
