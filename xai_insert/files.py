@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from xai_insert.formats.onnx.wire import without_content
+
 _LOCATION = b"\x0a\x08location\x12"
 """How an ONNX file writes that the content of a tensor lies in the file whose name follows, with its length before."""
 
@@ -101,7 +103,8 @@ def _locations(model: Path) -> set[str]:
     try:
         if not stat.S_ISREG(model.stat().st_mode):  # a pipe would be waited for
             return names
-        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            content = without_content(mapped)
             at = content.find(_LOCATION)
             while at >= 0:
                 at += len(_LOCATION)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from xai_insert.formats.onnx.stored import parse, written
+from xai_insert.formats.onnx.stored import StoredTensor, exchanged, parse, written
 
 if TYPE_CHECKING:
     import onnx
 
+_ADDRESS = "*/_ORT_MEM_ADDR_/*"
+"""By this name onnxruntime hands its weights to OpenVINO: the offset is an address."""
 _KEPT = "xai_insert.type"
 
 
@@ -62,6 +64,17 @@ def write(model: ir.Model, path: Path) -> None:
     with path.open("wb") as file:
         for part in written(model, lambda part: to_proto(part).SerializeToString()):
             file.write(part)
+
+
+def in_memory(model: ir.Model) -> bytes:
+    """The bytes of a model for OpenVINO, which finds stored tensors at their addresses in this process."""
+
+    def there(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return tensor.outside(_ADDRESS, tensor.address) if isinstance(tensor, StoredTensor) else tensor
+
+    with exchanged(model, there):
+        content: bytes = to_proto(model).SerializeToString()
+    return content
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.storage import external_files, save
-from xai_insert.formats.onnx.stored import StoredTensor, exchange
+from xai_insert.formats.onnx.stored import StoredTensor, exchange, stored_tensors
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.upgrade import is_old, upgrade
 from xai_insert.formats.onnx.view import build_view
@@ -116,27 +117,50 @@ class OnnxModel:
 
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
     """Read an ONNX file; large weights stay where they are until they are needed."""
+    with taking_apart("the ONNX graph"):
+        return _prepared(_read(path), path, input_shapes)
+
+
+def _read(path: Path) -> ir.Model:
     try:
         model = maps.read(path)
     except ModelFileError:
         raise
     except Exception as err:  # protobuf, onnx-ir and the file system raise unrelated kinds
         raise ModelFileError(f"not readable as ONNX: {first_line(err)}; is the file whole?") from err
-    with taking_apart("the ONNX graph"):
-        require_safe(model, path.parent)
-        return _prepared(model, path, input_shapes)
+    require_safe(model, path.parent)
+    return model
 
 
-def require_safe_file(path: Path) -> set[Path]:
+@dataclass(frozen=True)
+class SafeFile:
+    """An ONNX file that OpenVINO is to read.
+
+    Attributes:
+        name: of its graph.
+        content: the model with large weights by their addresses in this process; None where the file is to be read.
+        kept: what lies at those addresses.
+        files: those that its weights are mapped from.
+    """
+
+    name: str
+    content: bytes | None
+    kept: Sequence[ir.TensorProtocol]
+    files: set[Path]
+
+
+def require_safe_file(path: Path) -> SafeFile:
     """Refuse an ONNX file that another library is to read; see `xai_insert.formats.onnx.safety`.
-
-    Returns:
-        The files of its external weights.
 
     Raises:
         ModelFileError: not readable as ONNX, or not safe.
     """
-    return external_files(load_path(path, {}).native)
+    with taking_apart("the ONNX graph"):
+        model = _read(path)
+        files, stored = external_files(model), stored_tensors(model)
+        content = None if files or not stored else maps.in_memory(model)
+        _prepared(model, path, {})
+    return SafeFile(model.graph.name or "", content, stored, files or {path})
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:

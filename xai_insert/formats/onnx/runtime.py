@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
 from xai_insert.formats.onnx.maps import read, to_proto
-from xai_insert.formats.onnx.stored import StoredTensor, exchanged, tensors
+from xai_insert.formats.onnx.stored import StoredTensor, exchanged, stored_tensors, tensors
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
 
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 _PROTOBUF_LIMIT = 2**31 - 2**24
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_LEAST_MAPPED = 1 << 24
-"""Bytes of weights inside of a file below which the runtime reads and packs them as it is used to."""
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}
 
 
@@ -77,11 +75,9 @@ class OnnxRunner:
 
 def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> ort.InferenceSession:
     """A session that maps the large weights of `model` from where they lie, as far as they lie in files."""
-    weights = list(tensors(model))
+    weights = tensors(model)
     outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
-    stored = [tensor for tensor in weights if isinstance(tensor, StoredTensor)]
-    if sum(tensor.nbytes for tensor in stored) < _LEAST_MAPPED:
-        stored = []
+    stored = stored_tensors(model)
     file = stored[0].path if stored else None
     if file is not None and not outside:
         file = file.resolve()  # the runtime follows no link out of the folder

@@ -22,8 +22,8 @@ import onnx_ir as ir
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.onnx import wire
 
-_LEAST = 1 << 14
-"""Bytes of content below which a tensor is parsed."""
+_WORTHWHILE = 1 << 24
+"""Bytes of all content below which runtimes may read it as they are used to."""
 LARGEST = (1 << 31) - 1
 """Bytes of the largest message that protobuf reads."""
 _NAMED = {wire.FLOAT_DATA: ir.DataType.FLOAT, wire.DOUBLE_DATA: ir.DataType.DOUBLE}
@@ -52,11 +52,16 @@ class StoredTensor(ir.Tensor[npt.NDArray[Any]]):
             metadata_props=dict(given.metadata_props),
         )
 
-    def outside(self, location: str) -> ir.ExternalTensor:
-        """The same, for whoever finds the file as `location`."""
+    @property
+    def address(self) -> int:
+        """Where the content lies in this process."""
+        return self.numpy().ctypes.data
+
+    def outside(self, location: str, offset: int | None = None) -> ir.ExternalTensor:
+        """The same, for whoever finds the content in `location`, by default that of the whole file."""
         return ir.ExternalTensor(
             location,
-            self.offset,
+            self.offset if offset is None else offset,
             self.nbytes,
             self.dtype,
             shape=self.shape,
@@ -95,7 +100,9 @@ def parse(path: Path, from_proto: Callable[[bytes], ir.Model]) -> ir.Model:
         )
     marker = secrets.token_hex(16)  # no file can name it
     try:
-        parts = wire.rewritten(content, partial(_emptied, content, marker), lambda start, end: end - start >= _LEAST)
+        parts = wire.rewritten(
+            content, partial(_emptied, content, marker), lambda start, end: end - start >= wire.LARGE
+        )
     except ValueError:
         parts = [content]  # whoever parses it says what is wrong
     model = from_proto(b"".join(parts))
@@ -140,7 +147,7 @@ def _emptied(content: memoryview, marker: str, start: int, end: int) -> list[wir
         elif field.number in (wire.EXTERNAL_DATA, wire.DATA_LOCATION):
             return None
         kept.append(content[field.begin : field.end])
-    if len(found) != 1 or found[0].end - found[0].start < _LEAST or found[0].wire != 2:
+    if len(found) != 1 or found[0].end - found[0].start < wire.LARGE or found[0].wire != 2:
         return None
     if kind not in _KINDS or _NAMED.get(found[0].number, kind) != kind:
         return None
@@ -194,7 +201,7 @@ def written(model: ir.Model, serialised: Callable[[ir.Model], bytes]) -> Iterato
     files = {cast("mmap.mmap", tensor.content.obj) for tensor in tensors if hasattr(mmap, "MADV_DONTNEED")}
     for part in parts:
         yield part
-        if len(part) >= _LEAST:
+        if len(part) >= wire.LARGE:
             for file in files:  # what was read counts as memory of this process until it is dropped
                 file.madvise(mmap.MADV_DONTNEED)
 
@@ -266,3 +273,9 @@ def tensors(model: ir.Model) -> list[ir.TensorProtocol]:
 
     exchange(model, note)
     return found
+
+
+def stored_tensors(model: ir.Model) -> list[StoredTensor]:
+    """Its stored tensors; none where all of them are so small that a runtime may as well read the file."""
+    stored = [tensor for tensor in tensors(model) if isinstance(tensor, StoredTensor)]
+    return stored if sum(tensor.nbytes for tensor in stored) >= _WORTHWHILE else []

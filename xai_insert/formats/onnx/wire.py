@@ -8,6 +8,7 @@ neither parsed nor copied; https://protobuf.dev/programming-guides/encoding
 from __future__ import annotations
 
 import bisect
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ _CHILDREN: Mapping[Kind, Mapping[int, Kind]] = {
 """Which fields of onnx.proto hold messages with tensors inside."""
 DIMS, DATA_TYPE, FLOAT_DATA, RAW_DATA, DOUBLE_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 4, 9, 10, 13, 14
 """Fields of a TensorProto."""
+LARGE = 1 << 14
+"""Bytes of content below which a tensor is parsed with the rest of the model."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEEPEST = 100  # protobuf's own limit
 
@@ -126,6 +129,25 @@ def rewritten(
         return [*parts, content[done:end]] if parts else None
 
     return walk("model", 0, len(content), 0) or [content]
+
+
+def without_content(model: mmap.mmap) -> bytes:
+    """The bytes of a model but for the content of large tensors, which is not touched; all of what is no model."""
+    with memoryview(model) as content:
+
+        def small(start: int, end: int) -> list[Bytes]:
+            found = fields(content, start, end)
+            return [bytes(content[item.begin : item.end]) for item in found if item.end - item.start < LARGE]
+
+        try:
+            parts = rewritten(content, small, lambda start, end: end - start >= LARGE)
+        except ValueError:
+            parts = []
+        whole = b"".join(parts) if parts else bytes(content)
+        for part in parts:
+            if isinstance(part, memoryview):
+                part.release()
+    return whole
 
 
 def holding(content: bytes, marker: bytes) -> Callable[[int, int], bool]:
