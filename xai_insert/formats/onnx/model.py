@@ -137,13 +137,11 @@ class SafeFile:
     """An ONNX file that OpenVINO is to read.
 
     Attributes:
-        name: of its graph.
         content: the model with large weights by their addresses in this process; None where the file is to be read.
         kept: what lies at those addresses.
         files: those that its weights are mapped from.
     """
 
-    name: str
     content: bytes | None
     kept: Sequence[ir.TensorProtocol]
     files: set[Path]
@@ -160,7 +158,7 @@ def require_safe_file(path: Path) -> SafeFile:
         files, stored = external_files(model), stored_tensors(model)
         content = None if files or not stored else maps.in_memory(model)
         _prepared(model, path, {})
-    return SafeFile(model.graph.name or "", content, stored, files or {path})
+    return SafeFile(content, stored, files or {path})
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:

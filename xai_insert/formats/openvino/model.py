@@ -127,7 +127,6 @@ def _converted(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     if safe.content is not None:
         with suppress(ModelFileError), pages_dropped(safe.files):  # the file says better what is wrong
             model = _read(safe.content)
-            model.set_friendly_name(safe.name)
     converted = _reshaped(model or _read(path), input_shapes, safe.files)
     converted.kept = safe.kept
     return converted
