@@ -94,14 +94,15 @@ def test_a_target_before_pointwise_operations_keeps_the_closed_form(kind):
 
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("size", [(12, 12), (8, 20), (34, 22)])
-def test_grid_follows_a_dynamic_image(kind, size):
-    builder = models.classifier(models.CLOSED["mean"], size=("H", "W"))
+@pytest.mark.parametrize(("head", "axes"), [("mean", (2, 3)), ("tokens", (1,))])
+def test_grid_follows_a_dynamic_image(kind, size, head, axes):
+    builder = models.classifier(models.CLOSED[head], size=("H", "W"))
     model = models.as_format(builder, kind)
     result = insert(model, Options(output_dtype="f32"))
     x = image(2, size)
     got = oracle.run(result.model, x)["saliency_map"]
     parts = oracle.Parts(model, result.report.target["name"], result.report.logits["name"])
-    expected = parts.definition(x, (2, 3))
+    expected = parts.definition(x, axes)
     assert got.shape == (2, models.CLASSES, size[0] // 2, size[1] // 2)
     np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=TOLERANCE * np.abs(expected).max())
 

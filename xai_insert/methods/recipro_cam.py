@@ -70,7 +70,7 @@ def recipro_cam(
     x = read(feature.value)
     # The batch is left to be inferred wherever the grid is known, so that the model can still be reshaped to another.
     batch = -1 if feature.positions is not None else size_of(op, x, feature.value, 0)
-    sides = grid_sizes(op, x, feature)
+    sides = grid_sizes(surgeon, x, feature)
     classes = class_count(logits)
     cells = -1 if feature.positions is None else feature.positions
     by_position = reshape(op, scores, [batch, cells, classes])
