@@ -22,7 +22,7 @@ REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
     "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
     "place", "bytes_before", "bytes_after",
-    "quantiser_ignored_scope", "versions", "error", "unused_options",
+    "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options",
 }  # fmt: skip
 ERRORS = {
     "XaiInsertError": Exception, "ModelFileError": errors.XaiInsertError, "AlreadyInsertedError": errors.XaiInsertError,
@@ -37,8 +37,8 @@ ERRORS = {
 INSERT_FLAGS = {
     "models", "-o", "--output-model", "--method", "--target-layer", "--output", "--output-dtype", "--kernel", "--block",
     "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--top-k", "--per-box",
-    "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "-q", "--quiet", "-v", "--verbose",
-    "--version",
+    "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs", "-q", "--quiet", "-v",
+    "--verbose", "--version",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
     "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap", "--raw",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from click.core import ParameterSource
 
 from xai_insert.cli.parsing import COUNT, INPUT_SHAPE, SIZE
 from xai_insert.cli.streams import Refused, open_streams, say, signals_end_cleanly
-from xai_insert.cli.worker import Job, Runner, Worker, configure_logging
+from xai_insert.cli.worker import Job, Runner, configure_logging
+from xai_insert.cli.workers import Workers
 from xai_insert.files import clashes, identities, printable, write_whole, written
 from xai_insert.graph.shape import Shape
 from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
@@ -48,7 +49,7 @@ Examples:
     help="Saliency method, see below; by default that of the kind of model found.",
 )  # fmt: skip
 @click.option("--target-layer", metavar="NAME", help="Layer to explain, instead of the one found.")
-@click.option("--output", "output_name", metavar="NAME", help="Output with the class scores, where there are several.")
+@click.option("--output", "output_name", metavar="NAME", help="Output with the class scores, of several.")
 @click.option(
     "--output-dtype", type=click.Choice(OUTPUT_DTYPES), default=Options.output_dtype, show_default=True,
     help="u8: each map scaled to 0..255; f32: raw scores.",
@@ -64,7 +65,7 @@ Examples:
 @click.option("--saliency-size", type=SIZE, metavar="HxW", help="Size of the map, instead of the method's own.")
 @click.option("--num-classes", type=COUNT, metavar="K", help="Number of classes, where the model hides it.")
 @click.option("--score-threshold", type=click.FloatRange(0, 1), metavar="S", help="Instance masks: drop lower scores.")
-@click.option("--feature-vector", is_flag=True, help="Also add the pooled feature as output feature_vector.")
+@click.option("--feature-vector", is_flag=True, help="Also output feature_vector, the pooled feature.")
 @click.option(
     "--top-k", type=COUNT, metavar="K",
     help="Classifiers: only the maps of the K best classes, named by output saliency_classes.",
@@ -72,15 +73,16 @@ Examples:
 @click.option("--per-box", is_flag=True, help="Detectors: also a map of each reported box.")
 @click.option(
     "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
-    help="Fix unknown sizes of an input; ? stays dynamic. Repeatable.",
+    help="Fix sizes of an input; ? stays dynamic. Repeatable.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
 @click.option("--no-check", is_flag=True, help="Write without comparing before and after.")
 @click.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-    help="Time to read a model, at most.",
+    help="Processor time to read a model, at most.",
 )  # fmt: skip
+@click.option("--jobs", type=COUNT, default=1, metavar="N", help="Models at once.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", count=True, help="Print what happens inside; -vv: all.")
 @click.version_option(__version__, prog_name="xai-insert")
@@ -106,6 +108,7 @@ def main(
     report_path: Path | None,
     no_check: bool,
     time_limit: float | None,
+    jobs: int,
     quiet: bool,
     verbose: int,
 ) -> None:
@@ -135,7 +138,7 @@ def main(
     )
     goals = _outputs(models, output, dry_run)
     _require_apart(models, goals, report_path, dry_run)
-    jobs = [Job(model, goal, options, dry_run) for model, goal in zip(models, goals, strict=True)]
+    work = [Job(model, goal, options, dry_run) for model, goal in zip(models, goals, strict=True)]
     troubles: dict[str, None] = {}
 
     def show(report: Report) -> None:
@@ -154,8 +157,8 @@ def main(
         except OSError as err:
             troubles[f"cannot write the report {printable(str(report_path))}: {err.strerror}"] = None
 
-    with signals_end_cleanly(), Worker(verbose, time_limit) as worker:
-        reports = _done(jobs, run or worker, show, keep)
+    with signals_end_cleanly(), Workers(min(jobs, len(work)), verbose, time_limit) as workers:
+        reports = _done(work, workers if run is None else lambda jobs: map(run, jobs), show, keep)
     for text in troubles:
         say(f"error: {text}", err=True)
     failed = sum(report.error is not None for report in reports)
@@ -169,15 +172,18 @@ def _was_typed(name: str) -> bool:
 
 
 def _done(
-    jobs: Sequence[Job], run: Runner, show: Callable[[Report], None], keep: Callable[[list[Report]], None]
+    jobs: Sequence[Job],
+    run: Callable[[Sequence[Job]], Iterator[Report]],
+    show: Callable[[Report], None],
+    keep: Callable[[list[Report]], None],
 ) -> list[Report]:
     """Do all jobs, and keep the reports after each.
 
     An option that does nothing for one model is refused only if it does nothing for all others too.
     """
     reports: dict[int, Report] = {}
-    for index, job in enumerate(jobs):
-        report = reports[index] = run(job)
+    for index, report in enumerate(run(jobs)):
+        reports[index] = report
         keep(list(reports.values()))
         if len(jobs) == 1 or not report.unused_options:
             show(report)
@@ -191,7 +197,7 @@ def _done(
             continue
         if used.issuperset(unused):
             options = replace(job.options, given=tuple(sorted(job.options.on_purpose - set(unused))))
-            reports[index] = run(replace(job, options=options))
+            (reports[index],) = run([replace(job, options=options)])
             keep(list(reports.values()))
         show(reports[index])
     return list(reports.values())
