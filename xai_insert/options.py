@@ -40,6 +40,8 @@ class Options:
             `saliency_classes` names; None gives the map of every class.
         per_box: for detectors and segmenters with two stages, whether to add the output `saliency_map_per_box`
             `[B, M, h, w]`, a map of each detection that the model reports.
+        mask_batch: for masked runs, how many masks are run at once, at most; None for as many as keep the activations
+            within 256 MB.
         input_shapes: sizes to fix in the model, by input name; None stays dynamic.
         check: whether to run the plain and the inserted model and refuse a model that does not behave as promised.
         given: names of the options that were set on purpose, though perhaps to their default: a model for which one of
@@ -58,6 +60,7 @@ class Options:
     feature_vector: bool = False
     top_k: int | None = None
     per_box: bool = False
+    mask_batch: int | None = None
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     check: bool = True
     given: tuple[str, ...] | None = None
@@ -75,6 +78,8 @@ class Options:
             raise ValueError(f"num_classes must be positive, not {self.num_classes}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k counts maps, not {self.top_k}")
+        if self.mask_batch is not None and self.mask_batch < 1:
+            raise ValueError(f"mask_batch counts masks, not {self.mask_batch}")
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise ValueError(f"score_threshold must lie in 0..1, not {self.score_threshold}")
         if self.output_dtype not in OUTPUT_DTYPES:

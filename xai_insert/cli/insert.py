@@ -70,6 +70,7 @@ Examples:
     "--top-k", type=COUNT, metavar="K",
     help="Classifiers: only the maps of the K best classes, named by output saliency_classes.",
 )  # fmt: skip
+@click.option("--mask-batch", type=COUNT, metavar="M", help="Masked runs: masks at once, at most.")
 @click.option("--per-box", is_flag=True, help="Detectors: also a map of each reported box.")
 @click.option(
     "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
@@ -102,6 +103,7 @@ def main(
     score_threshold: float | None,
     feature_vector: bool,
     top_k: int | None,
+    mask_batch: int | None,
     per_box: bool,
     input_shapes: tuple[tuple[str, Shape], ...],
     dry_run: bool,
@@ -131,6 +133,7 @@ def main(
         score_threshold=score_threshold,
         feature_vector=feature_vector,
         top_k=top_k,
+        mask_batch=mask_batch,
         per_box=per_box,
         input_shapes=dict(input_shapes),
         check=not no_check,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,12 @@ class ClassificationPlan(Plan):
 
     Attributes:
         found: what was located in the model.
+        one_by_one: whether masks are run one by one because several at once turned out not to be the same.
     """
 
     task = "classification"
     found: Classifier
+    one_by_one: bool = False
 
     @property
     def keep_float32(self) -> bool:
@@ -94,16 +96,19 @@ class ClassificationPlan(Plan):
             readout = found.readout
             zeros = {} if readout is None else probe_zero_tokens(loaded, surgeon, graph, readout)
             return _closed_form(surgeon, graph, found, options, zeros, choice)
+        at_once = 1 if self.one_by_one else options.mask_batch
         if found.readout is not None:
-            maps = masked_vit_runs(surgeon, graph, _vit(found, found.readout, options))
+            maps = masked_vit_runs(surgeon, graph, _vit(found, found.readout, options), at_once)
         else:
-            maps = masked_runs(surgeon, graph, found.target, found.logits.value, found.streams)
+            maps = masked_runs(surgeon, graph, found.target, found.logits.value, found.streams, at_once)
         if choice is not None:
             maps = choose_maps(surgeon, maps, choice, (None, found.logits.classes, *found.target.grid))
         return maps
 
     def uses(self) -> frozenset[str]:
         used = {"output", "target_layer", "top_k"}
+        if self.form == "masked runs":
+            used.add("mask_batch")
         readout = self.found.readout
         if readout is not None and not readout.is_pool:  # of a pool patches are kept one by one, and it is the last
             used |= {"block"} if self.method == "activation-map" else {"block", "kernel"}
@@ -161,7 +166,9 @@ class ClassificationPlan(Plan):
         return self.found.pooled
 
     def without_closed_form(self, graph: Graph, reason: str) -> Plan | None:
-        return masked_plan(graph, self.found, self.map_shape, reason) if self.form == "closed form" else None
+        if self.form == "closed form":
+            return masked_plan(graph, self.found, self.map_shape, reason)
+        return None if self.one_by_one or self.form != "masked runs" else replace(self, one_by_one=True)
 
 
 def plan_classification(graph: Graph, options: Options) -> ClassificationPlan:
