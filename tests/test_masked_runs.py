@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import openvino as ov
+import openvino.opset13 as opset
 import pytest
 from onnx import numpy_helper
 
@@ -64,6 +65,35 @@ def test_masks_at_once_give_the_map_of_one_by_one(kind, name, batch):
     assert np.ptp(found[0]) > 0
     for maps in found[1:]:
         assert np.allclose(maps, found[0], rtol=0, atol=1e-5 * abs(found[0]).max())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_fused_attention_runs_for_many_masks_at_once(batch):
+    """OpenVINO has one operation for it, with a mask that is the same for all samples."""
+    rng = np.random.default_rng(0)
+
+    def weight(*shape):
+        return opset.constant(rng.normal(size=shape).astype(np.float32))
+
+    image = opset.parameter([batch, 3, 12, 12], np.float32, name="image")
+    grid = opset.convolution(image, weight(8, 3, 4, 4), [4, 4], [0, 0], [0, 0], [1, 1])
+    grid = opset.relu(grid, name="grid")
+    tokens = opset.transpose(opset.reshape(grid, [0, 2, 4, 9], special_zero=True), [0, 1, 3, 2])
+    parts = [opset.matmul(tokens, weight(4, 4), False, False) for _ in range(3)]
+    mask = opset.constant(np.triu(np.full((9, 9), -9, np.float32), 1))
+    mixed = opset.relu(opset.scaled_dot_product_attention(*parts, mask))
+    again = opset.reshape(opset.transpose(mixed, [0, 1, 3, 2]), [0, 8, 3, 3], special_zero=True)
+    pooled = opset.reduce_mean(again, np.array([2, 3]), keep_dims=False)
+    logits = opset.matmul(pooled, weight(8, 5), False, False)
+    model = ov.Model([logits], [image])
+    feed = rng.normal(size=(batch, 3, 12, 12)).astype(np.float32)
+    reports = [insert(model, Options(**RAW, target_layer="grid", mask_batch=at_once)) for at_once in (1, None, 4)]
+    maps = [oracle.run(report.model, feed)["saliency_map"] for report in reports]
+    assert {report.report.form for report in reports} == {"masked runs"}
+    loops = [sum(node.get_type_name() == "Loop" for node in report.model.get_ops()) for report in reports]
+    assert loops == [1, 0, 1]
+    for found in maps[1:]:
+        assert np.allclose(found, maps[0], rtol=0, atol=1e-5 * abs(maps[0]).max())
 
 
 def batch_mixed(b):
