@@ -22,7 +22,7 @@ REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
     "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
     "place", "bytes_before", "bytes_after",
-    "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options",
+    "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options", "version",
 }  # fmt: skip
 ERRORS = {
     "XaiInsertError": Exception, "ModelFileError": errors.XaiInsertError, "AlreadyInsertedError": errors.XaiInsertError,
@@ -122,4 +122,4 @@ def test_names_in_the_model():
     assert metadata == COMMON_METADATA | {"levels", "background", "first_label", "per_box", "per_box_first_label"}
     names, metadata = entries(instance_models.listed("boxes"))
     assert names == ["saliency_map"]
-    assert metadata == COMMON_METADATA | {"grid", "boxes"}
+    assert metadata == COMMON_METADATA | {"grid", "boxes", "box_format", "masks"}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
+from xai_insert.check_derivative import check_derivative
 from xai_insert.check_place import places_of
 from xai_insert.errors import (
     AlreadyInsertedError,
@@ -177,7 +178,7 @@ class Plain:
 
 
 def _place(loaded: LoadedModel, graph: Graph, plan: Plan) -> str | None:
-    features = plan.placed()
+    features = plan.found.placed()
     return places_of(features, loaded, image_inputs(graph)[0]) if features else None
 
 
@@ -210,10 +211,12 @@ def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, options: Options
     outputs = run_random(loaded.runner())
     declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
     moved = check_outputs(graph, plain.outputs, outputs, declared)
-    if branch.plan.placed():
+    if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
         require_varied(outputs[len(plain.outputs)])
     masking = branch.plan.masking(options)
     off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+    if branch.derivative is not None:
+        off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
     return CheckResult(moved, off, plain.place)
 
 
@@ -222,8 +225,8 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
     surgeon = loaded.surgeon(keep_float32=plan.keep_float32)
     branch = plan.splice(loaded, surgeon, graph, options)
     plan, saliency = branch.plan, branch.raw
-    if not plan.frame.is_upright:
-        saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.frame)
+    if not plan.found.frame.is_upright:
+        saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.found.frame)
         plan = replace(plan, map_shape=shape)
     rank = len(plan.map_shape)
     if options.saliency_size is not None and plan.map_shape[-2:] != options.saliency_size:
@@ -239,7 +242,7 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
         surgeon.add_output(output.handle, name, output.dtype, output.shape)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
-    common = {"version": __version__, "task": plan.task, "method": plan.method, "form": plan.form}
+    common = {"version": __version__, "task": plan.found.task, "method": plan.method, "form": plan.form.value}
     common["quantiser_ignored_scope"] = IGNORED_SCOPE
     loaded.annotate(common | plan.metadata(options))
     return replace(branch, plan=plan)
@@ -254,9 +257,9 @@ def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int
 
 
 def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
-    pooled = plan.pooled()
+    pooled = plan.found.pooled()
     if pooled is None:
-        _add_feature_means(surgeon, plan.features())
+        _add_feature_means(surgeon, plan.found.features())
         return
     handle = surgeon.handle(pooled)
     width = math.prod(fixed(pooled.sizes[1:]))
@@ -297,7 +300,7 @@ def _report(
         check="left out" if not options.check else "not yet" if checked is None else "done",
         output_difference=None if checked is None else checked.output_difference,
         map_difference=None if checked is None else checked.map_difference,
-        place=("unchecked" if plan.placed() else None) if checked is None else checked.place,
+        place=("unchecked" if plan.found.placed() else None) if checked is None else checked.place,
         quantiser_ignored_scope=IGNORED_SCOPE,
         versions={"xai_insert": __version__, **loaded.versions()},
         **describe_plan(plan, options.output_dtype),

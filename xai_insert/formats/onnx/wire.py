@@ -25,6 +25,8 @@ _CHILDREN: Mapping[Kind, Mapping[int, Kind]] = {
 """Which fields of onnx.proto hold messages with tensors inside."""
 DIMS, DATA_TYPE, FLOAT_DATA, RAW_DATA, DOUBLE_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 4, 9, 10, 13, 14
 """Fields of a TensorProto."""
+_CONTENT = frozenset({FLOAT_DATA, 5, 6, 7, RAW_DATA, DOUBLE_DATA, 11})
+"""Those that hold elements."""
 LARGE = 1 << 14
 """Bytes of content below which a tensor is parsed with the rest of the model."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -137,7 +139,7 @@ def without_content(model: mmap.mmap) -> bytes:
 
         def small(start: int, end: int) -> list[Bytes]:
             found = fields(content, start, end)
-            return [bytes(content[item.begin : item.end]) for item in found if item.end - item.start < LARGE]
+            return [bytes(content[item.begin : item.end]) for item in found if item.number not in _CONTENT]
 
         try:
             parts = rewritten(content, small, lambda start, end: end - start >= LARGE)
