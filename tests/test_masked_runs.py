@@ -8,8 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 from tests import deployed, oracle
-from tests.models import CHANNELS, FORMATS, as_format, attention_pooled, classifier
-from xai_insert import Options, insert
+from tests.models import CHANNELS, CLOSED, FORMATS, as_format, attention_pooled, classifier
+from xai_insert import Options, errors, insert
 
 RAW = {"output_dtype": "f32"}
 
@@ -94,6 +94,22 @@ def test_a_fused_attention_runs_for_many_masks_at_once(batch):
     assert loops == [1, 0, 1]
     for found in maps[1:]:
         assert np.allclose(found, maps[0], rtol=0, atol=1e-5 * abs(maps[0]).max())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", ["global average pool", "max", "norm of a map"])
+def test_the_definition_on_request_is_the_closed_form(kind, name):
+    model = as_format(classifier(CLOSED[name], batch=2), kind)
+    image = np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.float32)
+    closed, masked = (insert(model, Options(**RAW, form=form)) for form in ("closed", "masked"))
+    assert (closed.report.form, masked.report.form) == ("closed form", "masked runs")
+    wanted, found = (oracle.run(result.model, image)["saliency_map"] for result in (closed, masked))
+    assert np.allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+def test_a_closed_form_that_is_wanted_and_not_there_is_refused():
+    with pytest.raises(errors.CannotFreeBatchError, match=r"there is no closed form: .*; --form masked"):
+        insert(classifier(deep), Options(form="closed", target_layer="Relu_4"))
 
 
 def batch_mixed(b):

@@ -10,12 +10,14 @@ from xai_insert.graph.shape import Shape
 from xai_insert.registry import METHODS_FOLDER, names
 
 KernelName = Literal["gaussian", "point"]
+FormName = Literal["auto", "closed", "masked"]
 OutputDtype = Literal["u8", "f32"]
 Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes"]
 
 AUTO = "auto"
 METHODS: tuple[str, ...] = (AUTO, *names(METHODS_FOLDER))
 KERNELS: tuple[str, ...] = get_args(KernelName)
+FORMS: tuple[str, ...] = get_args(FormName)
 OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
 
 
@@ -64,7 +66,7 @@ class Options:
     method: str = field(
         default=AUTO,
         metadata=_about(
-            "Saliency method, see below; by default that of the kind of model found.",
+            "Saliency method, see below; auto: by the model.",
             "choice",
             metavar="NAME",
             choices=METHODS,
@@ -105,7 +107,7 @@ class Options:
     block: int = field(
         default=1,
         metadata=_about(
-            "ViT Recipro-CAM: mask the K-th block from the end.",
+            "ViT Recipro-CAM: mask the K-th last block.",
             "count",
             metavar="K",
             wrong="block counts from 1, the last, not {}",
@@ -160,6 +162,11 @@ class Options:
     )
     """For classifiers, how many maps: those of the best classes of each image, which the output `saliency_classes`
     names; None gives the map of every class."""
+    form: FormName = field(
+        default="auto", metadata=_about("masked: what defines a classifier's map.", "choice", choices=FORMS)
+    )
+    """For maps that are class scores under masks, `closed` wants the closed form and refuses a model that has none,
+    `masked` runs the definition itself; `auto` takes the closed form where there is one."""
     mask_batch: int | None = field(
         default=None,
         metadata=_about(
@@ -176,7 +183,7 @@ class Options:
     input_shapes: Mapping[str, Shape] = field(
         default_factory=dict,
         metadata=_about(
-            "Fix sizes of an input; ? stays dynamic. Repeatable.",
+            "Fix sizes of an input; ? is open. Repeatable.",
             "shapes",
             metavar="NAME:N,C,H,W",
             flag="--input-shape",

@@ -152,7 +152,7 @@ def _insert(
         return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:
         reason = str(err) if isinstance(err, CannotFreeBatchError) else "the closed form is not the definition here"
-        if plan.without_closed_form(graph, reason) is None:
+        if options.form == "closed" or plan.without_closed_form(graph, reason) is None:
             raise
         logger.info("no closed form: %s", err)
     with stages("load"):

@@ -120,7 +120,7 @@ class MaskedPlan(ClassifierPlan):
         """Add the maps in closed form; `zeros` are the zero tokens of each attention that is masked."""
 
     def uses(self) -> frozenset[str]:
-        return super().uses() | ({"top_k", "mask_batch"} if self.form is Form.RUNS else {"top_k"})
+        return super().uses() | {"top_k", "form"} | ({"mask_batch"} if self.form is Form.RUNS else set())
 
     @property
     def attentions(self) -> Sequence[Attention]:
@@ -164,8 +164,14 @@ class MaskedPlan(ClassifierPlan):
         return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops))
 
     def checked(self, study: Study) -> MaskedPlan:
-        """The plan itself if its closed form can be written, else that by masked runs."""
+        """The plan itself if its closed form can be written, else that by masked runs.
+
+        Raises:
+            CannotFreeBatchError: it cannot, and nothing else is wanted.
+        """
         graph, options, parts = study.graph, study.options, self.found.parts
+        if options.form == "masked":
+            return self.by_runs(graph, "as asked for")
         obstacle = parts.obstacle
         if obstacle is None:
             # Any tokens will do: what is told is which axes are mixed.
@@ -179,6 +185,8 @@ class MaskedPlan(ClassifierPlan):
             except CannotFreeBatchError as err:
                 logger.info("no closed form: %s", err)
                 obstacle = str(err)
+        if obstacle is not None and options.form == "closed":
+            raise CannotFreeBatchError(f"there is no closed form: {obstacle}; --form masked runs the definition")
         return self if obstacle is None else self.by_runs(graph, obstacle)
 
 
