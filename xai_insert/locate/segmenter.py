@@ -27,6 +27,8 @@ class Segmenter:
         scores: the map of the scores.
         classes: their number.
         source: what the linear layer reads that gives them; None if they come of none.
+        bias: what that layer adds, a constant; None if nothing.
+        whole: the scores behind the resize, or the scores themselves; None if they are changed before that.
         compares: whether a softmax or an argmax compares them.
         enlarged: whether a resize follows.
     """
@@ -36,6 +38,8 @@ class Segmenter:
     scores: FeatureMap
     classes: int
     source: Value | None
+    bias: Value | None
+    whole: FeatureMap | None
     compares: bool
     enlarged: bool
 
@@ -83,14 +87,14 @@ def may_segment(values: Sequence[Value]) -> bool:
 
 def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
     value, compares, chooses, enlarged = output, False, False, False
-    scores = _map_of(output, places)
+    scores, resized = _map_of(output, places), None
     while (node := value.producer) is not None and (source := node.operand(0)) is not None:
         if node.op in (Op.SOFTMAX, Op.ARGMAX, Op.TOPK):
             if _class_axis(source, places) != node.attrs["axis"] % (source.rank or 1):
                 break
             compares, chooses = True, chooses or node.op is not Op.SOFTMAX
         elif isinstance(node.kind, Resized):
-            enlarged = enlarged or _is_finer(value, source, places)
+            enlarged, resized = enlarged or _is_finer(value, source, places), value
         elif node.op not in _THROUGH:
             break
         value = source
@@ -100,7 +104,11 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
     axis = None if chooses else _class_axis(output, places)
     if axis is None and not chooses and scores.channels > 1:
         return None  # rows of places, as detectors give them
-    return Segmenter(index, axis, scores, scores.channels, _linear_source(scores.value), compares, enlarged)
+    source, bias = _linear(scores.value)
+    behind = scores.value if resized is None else resized
+    is_plain = resized is None or (resized.producer is not None and resized.producer.operand(0) is scores.value)
+    whole = _map_of(behind, places) if is_plain else None
+    return Segmenter(index, axis, scores, scores.channels, source, bias, whole, compares, enlarged)
 
 
 def _map_of(value: Value, places: Places) -> FeatureMap | None:
@@ -118,11 +126,13 @@ def _class_axis(value: Value, places: Places) -> int | None:
     return None if found is None or found.channels == 1 else found.channel_axis
 
 
-def _linear_source(value: Value) -> Value | None:
-    """What a layer with weights reads, its bias aside."""
-    node = value.producer
+def _linear(value: Value) -> tuple[Value | None, Value | None]:
+    """What a layer with weights reads, and the bias that it adds."""
+    node, bias = value.producer, None
     if node is not None and node.op is Op.ADD:
         operands = [operand for operand in node.inputs if operand is not None and not operand.is_constant]
+        bias = next((operand for operand in node.inputs if operand is not None and operand.is_constant), None)
         node = operands[0].producer if len(operands) == 1 else None
-    is_linear = node is not None and isinstance(node.kind, (Window, Product))
-    return node.operand(0) if node is not None and is_linear else None
+    if node is None or not isinstance(node.kind, (Window, Product)):
+        return None, None
+    return node.operand(0), bias or node.operand(2)
