@@ -14,7 +14,7 @@ import numpy.typing as npt
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.detector import Detector
-from xai_insert.locate.frontier import Observed, find_heads
+from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.probe.heads import Array, HeadProbe
 
@@ -42,7 +42,8 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     heads = find_heads(graph, images)
     values = {head.value: index for index, head in enumerate(heads)}
     parts = [part for item in found.levels for part in item.parts]
-    outputs = [value for value in graph.outputs if value.rank in _RANKS]
+    everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
+    outputs = [value for value in graph.outputs if value.rank in _RANKS and value not in everywhere]
     if any(part.head.value not in values for part in parts) or not outputs:
         return None, found.background
     probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset()) for value in outputs])
