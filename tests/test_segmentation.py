@@ -239,6 +239,52 @@ def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     assert [item["class_id"] for item in record["maps"]] == [n for n in np.argsort(-shares) if shares[n] >= 0.01]
 
 
+def compared(how):
+    """Values of places that are compared with each other, or of which several classes are kept."""
+    b = models.Builder(size=(SIDE, SIDE), batch=1)
+    scores = head(b, coarse(b))
+    if how == "softmax over rows":
+        return b.model(b.node("Softmax", scores, axis=2))
+    if how == "argmax over columns":
+        return b.model(b.node("ArgMax", scores, axis=3, keepdims=0))
+    if how == "several classes":
+        return b.model(b.node("TopK", scores, b.const(np.array([2])), axis=1, outputs=2)[1])
+    return b.model(b.node("Reshape", scores, b.const(np.array([1, K, -1]))))
+
+
+@pytest.mark.parametrize("how", ["softmax over rows", "argmax over columns", "several classes", "rows of places"])
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_what_is_compared_otherwise_is_no_segmenter(how, kind):
+    with pytest.raises(errors.XaiInsertError):
+        insert(models.as_format(compared(how), kind), Options(method="class-score-map"))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_an_image_of_any_size(kind):
+    b = models.Builder(size=("H", "W"))
+    scores, outputs = deeplab(b)
+    model = b.model(*outputs)
+    result = insert(models.as_format(model, kind), Options(output_dtype="f32"))
+    images = np.random.default_rng(1).standard_normal((2, 3, 48, 32)).astype(np.float32)
+    maps = oracle.run(result.model, images)["saliency_map"]
+    assert maps.shape == (2, K, 12, 8)
+    np.testing.assert_allclose(maps, raw_scores(model, "deeplab", scores, images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["class-score-map", "seg-recipro-cam"])
+def test_half_precision(method):
+    b = models.Builder(size=(SIDE, SIDE), dtype=np.float16)
+    scores = head(b, coarse(b))
+    scales = b.const(np.array([1, 1, 4, 4]))
+    b.weights[-1].CopyFrom(onnx.numpy_helper.from_array(np.array([1, 1, 4, 4], np.float32), scales))
+    whole = b.node("Resize", scores, "", scales, mode="linear", coordinate_transformation_mode="half_pixel")
+    result = insert(b.model(whole), Options(method=method, output_dtype="f32"))
+    outputs = oracle.run(result.model, image().astype(np.float16))
+    assert outputs["saliency_map"].dtype == np.float32
+    assert np.isfinite(outputs["saliency_map"]).all()
+    assert outputs[whole].dtype == np.float16
+
+
 LINEAR = ["deeplab", "softmaxed", "argmax", "logits_and_labels", "channels_last", "last_channels", "segformer", "unet"]
 
 
