@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_the_old_file(folder, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("xai_insert.formats.onnx.model.ir.save", full)
+    monkeypatch.setattr("xai_insert.formats.onnx.storage.write", full)
     result = call("good.onnx", "-o", "new.onnx")
     assert result.exit_code == 1
     assert "No space left" in result.output

@@ -36,7 +36,7 @@ from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.methods.shaping import reshape
 from xai_insert.options import Options
-from xai_insert.report import Report, describe_plan
+from xai_insert.report import Report, Stages, describe_plan
 from xai_insert.tasks.choose import make_plan
 from xai_insert.tasks.plan import Branch, Plan
 from xai_insert.version import __version__
@@ -142,9 +142,12 @@ def insert_file(
     options, source, output = options or Options(), Path(source), Path(output)
     _require_writable(source, output)
     loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source), passed)
-    files = _write(loaded, output)
+    stages = Stages(report.seconds)
+    with stages("write"):
+        files = _write(loaded, output)
+    bytes_after = sum(path.stat().st_size for path in files)
     return replace(
-        report, output=str(output), bytes_before=size(source), bytes_after=sum(path.stat().st_size for path in files)
+        report, output=str(output), bytes_before=size(source), bytes_after=bytes_after, seconds=stages.seconds
     )
 
 
@@ -157,30 +160,36 @@ def _insert(
     dry_run: bool = False,
 ) -> tuple[LoadedModel, Report]:
     """Plan, splice and check; where a closed form turns out not to be the definition, start afresh without it."""
-    loaded = fresh()
-    graph = loaded.view()
+    stages = Stages()
+    with stages("load"):
+        loaded = fresh()
+        graph = loaded.view()
     _refuse_twice(loaded, graph)
     if options.check:
         require_proportion(graph, _ADVICE)
     passed("read")
-    plan = make_plan(loaded, graph, options)
+    with stages("plan"):
+        plan = make_plan(loaded, graph, options)
     passed("located")
     plain = None
     if options.check and not dry_run:
-        plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
+        with stages("check"):
+            plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
     passed("run")
     try:
-        return loaded, _carry_out(loaded, graph, plan, options, source, plain)
+        return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:
         reason = str(err) if isinstance(err, CannotFreeBatchError) else "the closed form is not the definition here"
-        if plan.without_closed_form(graph, reason) is None:
+        if options.form == "closed" or plan.without_closed_form(graph, reason) is None:
             raise
         logger.info("no closed form: %s", err)
-    loaded = fresh()
-    graph = loaded.view()
-    other = make_plan(loaded, graph, options).without_closed_form(graph, reason)
+    with stages("load"):
+        loaded = fresh()
+        graph = loaded.view()
+    with stages("plan"):
+        other = make_plan(loaded, graph, options).without_closed_form(graph, reason)
     assert other is not None  # the same model gives the same plan
-    return loaded, _carry_out(loaded, graph, other, options, source, plain)
+    return loaded, _carry_out(loaded, graph, other, options, source, plain, stages)
 
 
 @dataclass(frozen=True)
@@ -202,29 +211,41 @@ def _place(loaded: LoadedModel, graph: Graph, plan: Plan) -> str | None:
 
 
 def _carry_out(
-    loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, source: str, plain: Plain | None
+    loaded: LoadedModel,
+    graph: Graph,
+    plan: Plan,
+    options: Options,
+    source: str,
+    plain: Plain | None,
+    stages: Stages,
 ) -> Report:
     """Splice, and check if there are outputs of the plain model to compare with."""
     require_moderate_map(plan.map_shape)
     try:
-        branch = splice(loaded, graph, plan, options)
+        with stages("emit"):
+            branch = splice(loaded, graph, plan, options)
     except RAISED as err:  # OpenVINO looks at each layer's sizes when it is made, onnxruntime when the model is loaded
         raise ModelFileError(
             f"the layers to insert do not fit the model: {last_line(err)}; is the file whole?"
         ) from err
     checked = None
     if plain is not None:
-        outputs = run_random(loaded.runner())
-        declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
-        moved = check_outputs(graph, plain.outputs, outputs, declared)
-        if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
-            require_varied(outputs[len(plain.outputs)])
-        masking = branch.plan.masking(options)
-        off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
-        if branch.derivative is not None:
-            off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
-        checked = CheckResult(moved, off, plain.place)
-    return _report(loaded, branch.plan, options, source, checked)
+        with stages("check"):
+            checked = _checked(loaded, graph, branch, options, plain)
+    return replace(_report(loaded, branch.plan, options, source, checked), seconds=stages.seconds)
+
+
+def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, options: Options, plain: Plain) -> CheckResult:
+    outputs = run_random(loaded.runner())
+    declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
+    moved = check_outputs(graph, plain.outputs, outputs, declared)
+    if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
+        require_varied(outputs[len(plain.outputs)])
+    masking = branch.plan.masking(options)
+    off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+    if branch.derivative is not None:
+        off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
+    return CheckResult(moved, off, plain.place)
 
 
 def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Branch:

@@ -75,7 +75,7 @@ def model_files(path: Path) -> list[Path]:
         return [path, path.with_suffix(".bin")]
     from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
 
-    return [path, *sorted(require_safe_file(path))]
+    return [path, *sorted(require_safe_file(path).files - {path})]
 
 
 def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> Engine:
