@@ -135,6 +135,7 @@ def defined(method: str, feature: FeatureMap) -> Callable[[Array, Array], Array]
             gradient = np.maximum(gradient, 0)
         total = (gradient * x).sum(axis=feature.channel_axis - back)
         total = total.reshape(*total.shape[: total.ndim - len(feature.grid_axes)], -1)
-        return np.maximum(total, 0) if formula.rectifies else total
+        rectified: Array = np.maximum(total, 0) if formula.rectifies else total
+        return rectified
 
     return combine
