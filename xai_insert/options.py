@@ -75,7 +75,7 @@ class Options:
     target_layer: str | None = field(
         default=None,
         metadata=_about(
-            "Layer to explain, instead of the one found; LAST or -1 to -9 count stages from the end.",
+            "Layer to explain; LAST, -1 to -9: stage from the end.",
             "name",
             metavar="NAME",
             decides=True,
