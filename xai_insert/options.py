@@ -10,12 +10,14 @@ from xai_insert.graph.shape import Shape
 from xai_insert.registry import METHODS_FOLDER, names
 
 KernelName = Literal["gaussian", "point"]
+FormName = Literal["auto", "closed", "masked"]
 OutputDtype = Literal["u8", "f32"]
 Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes"]
 
 AUTO = "auto"
 METHODS: tuple[str, ...] = (AUTO, *names(METHODS_FOLDER))
 KERNELS: tuple[str, ...] = get_args(KernelName)
+FORMS: tuple[str, ...] = get_args(FormName)
 OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
 
 
@@ -64,7 +66,7 @@ class Options:
     method: str = field(
         default=AUTO,
         metadata=_about(
-            "Saliency method, see below; by default that of the kind of model found.",
+            "Saliency method, see below; auto: by the model.",
             "choice",
             metavar="NAME",
             choices=METHODS,
@@ -83,7 +85,7 @@ class Options:
     )
     """Name of the layer to explain, instead of the one found; `LAST` or `-1` to `-9` count stages from the end."""
     output: str | None = field(
-        default=None, metadata=_about("Output with the class scores, where there are several.", "name", metavar="NAME")
+        default=None, metadata=_about("Output with the class scores, of several.", "name", metavar="NAME")
     )
     """Name of the output with the class scores, where there are several."""
     output_dtype: OutputDtype = field(
@@ -110,7 +112,7 @@ class Options:
     block: int = field(
         default=1,
         metadata=_about(
-            "ViT Recipro-CAM: mask the K-th block from the end.",
+            "ViT Recipro-CAM: mask the K-th last block.",
             "count",
             metavar="K",
             wrong="block counts from 1, the last, not {}",
@@ -150,7 +152,7 @@ class Options:
     )
     """For instance masks, instances with a lower score add nothing; None for the model's own."""
     feature_vector: bool = field(
-        default=False, metadata=_about("Also add the pooled feature as output feature_vector.", "flag", for_all=True)
+        default=False, metadata=_about("Also output feature_vector, the pooled feature.", "flag", for_all=True)
     )
     """Whether to add the pooled feature `[B, C]` as output `feature_vector`; of a detector the means of what its class
     heads (or its region head) read, the finest level first, side by side."""
@@ -165,6 +167,19 @@ class Options:
     )
     """For classifiers, how many maps: those of the best classes of each image, which the output `saliency_classes`
     names; None gives the map of every class, of methods that take derivatives that of the best one."""
+    form: FormName = field(
+        default="auto", metadata=_about("masked: what defines a classifier's map.", "choice", choices=FORMS)
+    )
+    """For maps that are class scores under masks, `closed` wants the closed form and refuses a model that has none,
+    `masked` runs the definition itself; `auto` takes the closed form where there is one."""
+    mask_batch: int | None = field(
+        default=None,
+        metadata=_about(
+            "Masked runs: masks at once, at most.", "count", metavar="M", wrong="mask_batch counts masks, not {}"
+        ),
+    )
+    """For masked runs, how many masks are run at once, at most; None for as many as keep the activations of one run
+    within 256 MB."""
     per_box: bool = field(
         default=False, metadata=_about("Detectors: also a map of each reported box.", "flag", decides=True)
     )
@@ -173,7 +188,7 @@ class Options:
     input_shapes: Mapping[str, Shape] = field(
         default_factory=dict,
         metadata=_about(
-            "Fix unknown sizes of an input; ? stays dynamic. Repeatable.",
+            "Fix sizes of an input; ? is open. Repeatable.",
             "shapes",
             metavar="NAME:N,C,H,W",
             flag="--input-shape",
