@@ -77,7 +77,7 @@ class Options:
     target_layer: str | None = field(
         default=None,
         metadata=_about(
-            "Layer to explain; LAST, -1 to -9: stage from the end.",
+            "Layer to explain; -1 to -9: stage from the end.",
             "name",
             metavar="NAME",
             decides=True,
