@@ -58,6 +58,15 @@ def test_onnx_becomes_ir(folder):
     assert outputs["saliency_map"].dtype == np.uint8
 
 
+def test_output_that_is_a_file_is_understood(folder):
+    """The short form is -o; --output is for an output of the model, none of which ends in .onnx."""
+    result = call("good.onnx", "--output", "out.onnx")
+    assert result.exit_code == 0, result.output
+    assert "note: --output is for an output of the model; taken as -o out.onnx" in result.stderr
+    call("good.onnx", "-o", "other.onnx")
+    assert (folder / "out.onnx").read_bytes() == (folder / "other.onnx").read_bytes()
+
+
 def test_dry_run_writes_nothing(folder):
     before = tree(folder)
     result = call("good.xml", "--dry-run")

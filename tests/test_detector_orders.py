@@ -81,7 +81,7 @@ def test_products_with_embeddings_are_heads(kind, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", [kind for kind in lookalikes.LOOKALIKES if kind is not lookalikes.depth_and_pose])
+@pytest.mark.parametrize("kind", lookalikes.LOOKALIKES)
 def test_what_has_no_boxes_is_no_detector(kind, seed):
     verdict = judge(kind(Net(np.random.default_rng(seed)), seed))
     assert verdict.acceptable, verdict.reason

@@ -41,17 +41,18 @@ INSERT_FLAGS = {
     "-q", "--quiet", "-v", "--verbose", "--version",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
-    "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap", "--raw",
-    "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize", "--input-size",
-    "-q", "--quiet", "--version",
+    "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
+    "--background", "--map-scale", "--raw", "--beside",
+    "--frames", "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize",
+    "--input-size", "-q", "--quiet", "--version",
 }  # fmt: skip
 COMMON_METADATA = {"version", "task", "method", "form", "quantiser_ignored_scope", "target", "classes"}
 
 
 def test_names():
     assert set(xai_insert.__all__) == {
-        "InsertResult", "Options", "Report", "__version__", "errors", "insert", "insert_file", "overlay",
-        "plan_insertion",
+        "Explainer", "Explanation", "InsertResult", "Options", "Report", "__version__", "errors", "insert",
+        "insert_file", "overlay", "plan_insertion",
     }  # fmt: skip
     assert all(getattr(xai_insert, name) is not None for name in xai_insert.__all__)
     assert [field.name for field in dataclasses.fields(xai_insert.InsertResult)] == ["model", "report"]

@@ -28,6 +28,7 @@ from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
+from xai_insert.graph.shape import format_shape
 from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap
@@ -49,7 +50,7 @@ IGNORED_SCOPE = f"{PREFIX}.*"
 _ADVICE = "--no-check inserts without running it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InsertResult:
     """A finished insertion.
 
@@ -61,6 +62,30 @@ class InsertResult:
 
     model: Any
     report: Report
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the model, whole or not at all.
+
+        Args:
+            path: `.onnx` for a model of ONNX, `.xml` for one of OpenVINO.
+
+        Returns:
+            The files that were written, the main one last.
+
+        Raises:
+            ModelFileError: the suffix is that of another format, or the files cannot be written.
+        """
+        loaded, output = load(self.model, {}), Path(path)
+        wanted = ".onnx" if loaded.format_name == "ONNX" else ".xml"
+        if output.suffix.lower() != wanted:
+            raise ModelFileError(f"this model is {loaded.format_name}: give an output that ends in {wanted}")
+        _require_folder(output.parent)
+        return _write(loaded, output)
+
+    def __repr__(self) -> str:
+        report = self.report
+        shape, kind = format_shape(report.saliency_map["shape"]), report.saliency_map["dtype"]
+        return f"InsertResult({type(self.model).__name__}, {report.method}: saliency_map {shape} {kind})"
 
 
 def _ignored(step: str) -> None:
@@ -85,19 +110,22 @@ def insert(model: Any, options: Options | None = None) -> InsertResult:
 def plan_insertion(
     model: Any,
     options: Options | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
     passed: Callable[[str], None] = _ignored,
 ) -> Report:
     """Say what `insert` would do. Arguments and errors are those of `insert` and `insert_file`.
 
     It is done, on a copy that nobody gets, but for the check: the inserted model is not run.
     """
-    options = options or Options()
-    return _insert(lambda: load(model, options.input_shapes, output), options, _name(model), passed, dry_run=True)[1]
+    options, goal = options or Options(), None if output is None else Path(output)
+    return _insert(lambda: load(model, options.input_shapes, goal), options, _name(model), passed, dry_run=True)[1]
 
 
 def insert_file(
-    source: Path, output: Path, options: Options | None = None, passed: Callable[[str], None] = _ignored
+    source: str | Path,
+    output: str | Path,
+    options: Options | None = None,
+    passed: Callable[[str], None] = _ignored,
 ) -> Report:
     """Insert into the model file `source` and write the result to `output`, whole or not at all.
 
@@ -111,7 +139,7 @@ def insert_file(
     Raises:
         XaiInsertError: one of its children; nothing was written.
     """
-    options = options or Options()
+    options, source, output = options or Options(), Path(source), Path(output)
     _require_writable(source, output)
     loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source), passed)
     stages = Stages(report.seconds)
@@ -317,11 +345,7 @@ def _require_writable(source: Path, output: Path) -> None:
         raise ModelFileError(f"unknown kind of output {output.name!r}: wanted .xml (OpenVINO IR) or .onnx")
     if source.suffix.lower() == ".xml" and output.suffix.lower() == ".onnx":
         raise ModelFileError("an OpenVINO IR cannot become ONNX: give an output that ends in .xml")
-    folder = output.parent
-    if not folder.is_dir():
-        raise ModelFileError(f"the output folder does not exist: {folder}")
-    if not os.access(folder, os.W_OK):
-        raise ModelFileError(f"the output folder cannot be written: {folder}")
+    _require_folder(output.parent)
     hit = lost(written(output), source)
     if hit is None:
         return
@@ -330,6 +354,13 @@ def _require_writable(source: Path, output: Path) -> None:
     raise ModelFileError(
         f"writing {hit[0]} would overwrite {hit[1]}, which the model is read from; choose another output"
     )
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelFileError(f"the output folder does not exist: {folder}")
+    if not os.access(folder, os.W_OK):
+        raise ModelFileError(f"the output folder cannot be written: {folder}")
 
 
 def _write(loaded: LoadedModel, output: Path) -> list[Path]:

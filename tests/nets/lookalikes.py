@@ -34,12 +34,12 @@ def _pooled(net: Net, grid: Grid) -> str:
 
 
 def depth_and_pose(net: Net, seed: int) -> Sample:
-    """A map of depth, and six numbers of the camera's pose."""
+    """A map of depth, and six numbers of the camera's pose, which may be explained like those of a classifier."""
     grid, sides = _start(net)
     pose = net.linear(_pooled(net, grid), grid.channels, net.pick([4, 6, 7]))
     depth = net.node(net.pick(["Sigmoid", "Relu", "Softplus"]), _map(net, grid, 1))
     outputs = [_larger(net, depth), net.node("Unsqueeze", pose, net.ints(1)) if net.chance(0.5) else pose]
-    return sample(net, seed, sides, outputs if net.chance(0.5) else outputs[::-1])
+    return sample(net, seed, sides, outputs if net.chance(0.5) else outputs[::-1], task="classification")
 
 
 def text(net: Net, seed: int) -> Sample:

@@ -99,7 +99,12 @@ def main(
     configure_logging(verbose)
     values: dict[str, Any] = {name: not chosen[name] if name == "check" else chosen[name] for name in OPTIONS}
     values["input_shapes"] = dict(values["input_shapes"])
-    options = Options(**values, given=tuple(name for name in OPTIONS if _was_typed(name)))
+    given = [name for name in OPTIONS if _was_typed(name)]
+    if output_model is None and Path(values["output"] or "").suffix.lower() in (".onnx", ".xml"):
+        say(f"note: --output is for an output of the model; taken as -o {printable(values['output'])}", err=True)
+        output_model, values["output"] = Path(values["output"]), None
+        given.remove("output")
+    options = Options(**values, given=tuple(given))
     goals = _outputs(models, output_model, dry_run)
     _require_apart(models, goals, report_path, dry_run)
     work = [Job(model, goal, options, dry_run) for model, goal in zip(models, goals, strict=True)]

@@ -32,8 +32,8 @@ class Level:
         return volume((self.height, self.width))
 
 
-def token_levels(places: Places, tokens: Value, axis: int = 1) -> tuple[Level, ...]:
-    """Grids of the levels that stand end to end in an axis of `tokens`, `[N, L, C]` or `[N, C, L]`.
+def token_levels(places: Places, tokens: Value, axis: int) -> tuple[Level, ...]:
+    """Grids of the levels that stand end to end in an axis of `tokens`.
 
     Empty if there is none, or anything else stands among them: the tokens are queries, say.
     """

@@ -17,7 +17,16 @@ from xai_insert.locate.outputs import query_boxes
 from xai_insert.probe.channels import raw_channels, resolve, samples
 from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
-from xai_insert.probe.rivals import Watched, gives_boxes, pure, refuse_rivals, with_classes, without_sigmoid_boxes
+from xai_insert.probe.rivals import (
+    Watched,
+    gives_boxes,
+    pure,
+    refuse_rivals,
+    silent_class,
+    undecoded,
+    with_classes,
+    without_sigmoid_boxes,
+)
 
 
 class _Search(Orders):
@@ -171,7 +180,7 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
     channels = {item.index: _like(known, item.head) for item in scoring}
-    background = _background(scoring, channels)
+    background = silent_class(scoring, channels)
     return _detector(search, scoring, channels, background, "raising a channel raises one class score")
 
 
@@ -189,27 +198,15 @@ def _like(known: Channels, head: Head) -> Channels:
     return replace(known, anchors=anchors)
 
 
-def _background(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
-    """The class whose score is never selected."""
-    silent = {
-        order.label(channel)
-        for item in scoring
-        if item.is_class
-        for order in [channels[item.index]]
-        for channel, response in item.responses.items()
-        if response.effect in (Effect.FALLING, Effect.SILENT)
-    }
-    return silent.pop() if len(silent) == 1 else None
-
-
 def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     raw = [item for item in search.watched if item.is_raw]
     if not raw:
         return None
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
     found = _orders(raw, search.beside_boxes)
-    if num_classes is not None:
-        found = {index: order for index, order in found.items() if order.classes == num_classes}
+    if num_classes is not None or any(order.classes > 1 for order in found.values()):
+        wanted = {order.classes for order in found.values()} - {1} if num_classes is None else {num_classes}
+        found = {index: order for index, order in found.items() if order.classes in wanted}
     found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
     found = found or _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, num_classes)))
     if not found and num_classes is None:
@@ -219,11 +216,7 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     alike = {item.head.channels for item in scoring}
     left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
     if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
-        listed = ", ".join(str(width) for _, width in widths.values())
-        raise AmbiguousModelError(
-            "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
-            f"({listed} channels) do not tell classes from boxes: give the number of classes, --num-classes"
-        )
+        raise undecoded(search.graph, [width for _, width in widths.values()])
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
 
 

@@ -91,12 +91,13 @@ class Orders:
         return found
 
     def beside_boxes(self, item: Watched) -> Channels | None:
-        """The order of the only undecoded head of a grid whose boxes are decoded."""
-        boxes = self._anchors(item)
-        if len(boxes) != 1 or any(other.is_raw for other in self.rivals(item)):
+        """The order of an undecoded head of a grid whose boxes are decoded; None if nothing tells it."""
+        channels, boxes = item.head.channels, self._boxes(item).get(True, set())
+        if len(boxes) != 1:
             return None
-        if boxes == {1}:
-            return Channels(0, item.head.channels, 1, item.head.channels)
+        if boxes in ({1}, {channels}):
+            (anchors,) = boxes
+            return Channels(0, channels // anchors, anchors, channels // anchors)
         found = [order for order in self.raw_orders(item) if order.anchors in boxes]
         return found[0] if len(found) == 1 else None
 

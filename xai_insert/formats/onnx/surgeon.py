@@ -188,19 +188,27 @@ class OnnxSurgeon:
         for node in reversed(list(graph)):
             if node in self._originals or any(value in kept or value.uses() for value in node.outputs):
                 continue
-            operands = [value for value in node.inputs if value is not None]
             graph.remove(node, safe=True)
-            for value in operands:
-                if value.is_initializer() and not value.uses() and (value.name or "").startswith(PREFIX):
-                    graph.initializers.pop(value.name or "", None)
+        for name, value in list(graph.initializers.items()):  # onnxruntime warns of each that nothing reads
+            if name.startswith(PREFIX) and not value.uses() and value not in kept:
+                del graph.initializers[name]
 
     def add_output(self, value: ir.Value, name: str, dtype: str, shape: Shape) -> None:
         node = ir.node("Identity", [value], name=self._names.unique(f"{name}/result"))
         output = node.outputs[0]
         output.name, output.type = name, ir.TensorType(data_type(dtype))
-        output.shape = ir.Shape([size if size is not None else f"{name}_{axis}" for axis, size in enumerate(shape)])
+        node.doc_string = output.doc_string = f"{name}, added by xai-insert"
+        sizes = [size if size is not None else f"{name}_{axis}" for axis, size in enumerate(shape)]
+        output.shape = ir.Shape([self._batch or sizes[0] if shape[0] is None else sizes[0], *sizes[1:]])
         self._model.graph.append(node)
         self._model.graph.outputs.append(output)
+
+    @property
+    def _batch(self) -> str | None:
+        """What the model calls its open batch; None if its inputs do not agree."""
+        sizes = [value.shape[0] for value in self._model.graph.inputs if value.shape and not value.is_initializer()]
+        names = {size.value if isinstance(size, ir.SymbolicDim) else None for size in sizes}
+        return names.pop() if len(names) == 1 else None
 
 
 def _is_dequantised(node: ir.Node | None) -> bool:

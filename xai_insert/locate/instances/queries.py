@@ -29,10 +29,9 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     pairs = [
         (scores, masks)
         for masks in samples
-        if len(masks.shape) == 4 and masks.is_float
+        if len(masks.shape) == 4 and masks.is_float and masks.shape[1] > 1  # one is a depth map, and a pose beside it
         for scores in samples
-        if len(scores.shape) == 3 and scores.is_float and scores.shape[:2] == masks.shape[:2]
-        if scores.shape[1] > 1 and scores.shape[2] > 1
+        if len(scores.shape) == 3 and scores.is_float and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
     ]
     pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores) and not _of_classes(scores, masks)]
     found = {sample for pair in pairs for sample in pair}
