@@ -178,8 +178,8 @@ class Options:
             "Masked runs: masks at once, at most.", "count", metavar="M", wrong="mask_batch counts masks, not {}"
         ),
     )
-    """For masked runs, how many masks are run at once, at most; None for as many as keep the activations of one run
-    within 256 MB."""
+    """For masked runs, how many masks are run at once, at most; None for 8, or fewer where their activations would take
+    more than 256 MB."""
     per_box: bool = field(
         default=False, metadata=_about("Detectors: also a map of each reported box.", "flag", decides=True)
     )
