@@ -35,7 +35,7 @@ from xai_insert.methods.vit_recipro_cam import (
 from xai_insert.options import Options
 from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.cost import flops_of, mega
-from xai_insert.tasks.plan import Branch, Masking, Output, Plan
+from xai_insert.tasks.plan import Branch, Masking, Output, Plan, described_rectangle
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,7 @@ class ClassificationPlan(Plan):
             "grid": format_grid(self.found.target.grid),
             "classes": str(self.found.logits.classes),
         }
-        rectangle = self.frame.rectangle
-        if rectangle is not None and not self.frame.within(self.found.target.grid):
-            entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
+        entries |= described_rectangle(self.frame, self.found.target.grid)
         if self.method == "vit-recipro-cam":
             entries["kernel"] = options.kernel
         if options.top_k is not None:

@@ -14,8 +14,9 @@ from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.inputs import image_inputs
-from xai_insert.locate.layout import FeatureMap, grid_of_map
+from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
 from xai_insert.locate.outputs import likely_task
+from xai_insert.locate.places import find_places
 from xai_insert.locate.region_head import RegionReport
 from xai_insert.locate.regions import encoder_feature, region_feature
 from xai_insert.methods.activation_map import activation_map
@@ -28,7 +29,7 @@ from xai_insert.probe.classes import find_class_levels
 from xai_insert.probe.labels import first_label
 from xai_insert.tasks.cost import mega
 from xai_insert.tasks.per_box import OF_REGIONS, describe_regions, per_box_output, region_report, reported_sizes
-from xai_insert.tasks.plan import Branch, Plan
+from xai_insert.tasks.plan import Branch, Plan, described_rectangle
 
 METHOD = "det-class-probability-map"
 _BOX = 4
@@ -52,6 +53,13 @@ class ScoresPlan(Plan):
     @property
     def keep_float32(self) -> bool:
         return self.voters is not None  # coordinates of boxes need more than the eight bits of bf16
+
+    @property
+    def frame(self) -> Frame:
+        return self.found.middle.level.frame
+
+    def placed(self) -> Sequence[FeatureMap]:
+        return [item.feature for level in self.found.levels for item in level.parts]
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         raw = det_class_probability_map(surgeon, self.found)
@@ -110,6 +118,7 @@ class ScoresPlan(Plan):
             "classes": str(found.classes),
             "background": "none" if found.background is None else str(found.background),
         }
+        entries |= described_rectangle(self.frame, (found.middle.level.height, found.middle.level.width))
         if self.first_label is not None:
             entries["first_label"] = str(self.first_label)
         if self.voters is not None:
@@ -134,6 +143,13 @@ class RegionsPlan(Plan):
     @property
     def keep_float32(self) -> bool:
         return self.reported is not None  # numbers of regions need more than the eight bits of bf16
+
+    @property
+    def frame(self) -> Frame:
+        return self.found.feature.frame
+
+    def placed(self) -> Sequence[FeatureMap]:
+        return [self.found.feature]
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         raw = activation_map(surgeon, self.found.feature)
@@ -160,6 +176,7 @@ class RegionsPlan(Plan):
 
     def metadata(self, options: Options) -> dict[str, str]:
         entries = {"target": self.found.value.name, "grid": format_grid(self.found.feature.grid)}
+        entries |= described_rectangle(self.frame, self.found.feature.grid)
         return entries if self.reported is None else {**entries, "per_box": OF_REGIONS}
 
 
@@ -189,10 +206,16 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     images = image_inputs(graph)
     regions = region_feature(graph, images)
     if regions is not None and options.method != METHOD:
-        reported = region_report(loaded, graph, regions) if options.per_box else None
+        reported = None
+        if options.per_box:
+            _require_upright(regions.feature.frame)
+            reported = region_report(loaded, graph, regions)
         return _regions_plan(regions, reported)
     detector = None if regions is not None else find_class_levels(loaded, graph, options.num_classes)
     if detector is not None and options.method in ("auto", METHOD):
+        _require_one_frame(detector)
+        if options.per_box:
+            _require_upright(detector.middle.level.frame)
         label, background = first_label(loaded, graph, detector)
         detector = replace(detector, background=background)
         voters = find_box_voters(loaded, graph, detector) if options.per_box else None
@@ -204,8 +227,8 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     if options.method == METHOD:
         raise TargetNotFoundError("no head gives class scores at every location; leave --method to the tool")
     if detector is not None:
-        read = _source_map(detector.middle.head)
-        if read.channel_axis == 1:
+        read = find_places(graph).map_of(detector.middle.head.source)
+        if read is not None and read.channel_axis == 1:
             return _regions_plan(Regions(read, "class head"))
     regions = encoder_feature(graph, images)
     if regions is None:
@@ -216,6 +239,24 @@ def plan_detection(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
             f"scores, found {listed}" + ("" if likely is None else f"; {likely}")
         )
     return _regions_plan(regions)
+
+
+def _require_one_frame(found: Detector) -> None:
+    """Refuse levels of which one runs along the columns, backwards or round another way than the next.
+
+    Raises:
+        UnsupportedTaskError: there are such.
+    """
+    placed = [item for item in found.levels if item.level.cells != 1]
+    kinds = {(item.level.frame.transposed, item.level.frame.flipped, item.level.frame.rolled) for item in placed}
+    if len(kinds) > 1:
+        listed = ", ".join(item.head.value.describe() for item in placed)
+        raise UnsupportedTaskError(f"the levels {listed} lie in the image in different directions")
+
+
+def _require_upright(frame: Frame) -> None:
+    if not frame.is_upright:
+        raise UnsupportedTaskError("--per-box wants class scores in the order of the image; these are turned or rolled")
 
 
 def _source_map(head: Head) -> FeatureMap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,9 @@ from xai_insert.locate.instances.kinds import (
     RowInstances,
     Sample,
 )
+from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.region_head import RegionReport
-from xai_insert.locate.regions import region_feature
+from xai_insert.locate.regions import drawn_maps, region_feature
 from xai_insert.methods.instance_masks import SUPPRESSION_SCORE, MaskTarget, instance_masks
 from xai_insert.methods.region_maps import region_maps
 from xai_insert.methods.selection import MOST_INSTANCES, MOST_OVERLAP
@@ -48,11 +50,17 @@ class InstancesPlan(Plan):
     Attributes:
         target: what was located in the model.
         reported: what a map of each reported box is made of; None if it is not wanted.
+        drawn: maps that lie in the image as the masks do.
     """
 
     task = "instance segmentation"
+    may_be_empty = True
     target: MaskTarget
     reported: RegionReport | None = None
+    drawn: Sequence[FeatureMap] = ()
+
+    def placed(self) -> Sequence[FeatureMap]:
+        return self.drawn
 
     @property
     def keep_float32(self) -> bool:
@@ -147,7 +155,8 @@ def plan_instances(loaded: LoadedModel, graph: Graph, options: Options) -> Insta
     form, reason = _form(found)
     shape = (_batch(found), classes, *grid)
     reported = _reported(loaded, graph) if options.per_box else None
-    return InstancesPlan(METHOD, form, reason, shape, mega(_flops(target)), target, reported)
+    drawn = drawn_maps(graph, [image], found.drawn.value)
+    return InstancesPlan(METHOD, form, reason, shape, mega(_flops(target)), target, reported, drawn)
 
 
 def _reported(loaded: LoadedModel, graph: Graph) -> RegionReport:

@@ -67,6 +67,13 @@ class Branch:
     spread: Callable[[Any], Any] | None = None
 
 
+def described_rectangle(frame: Frame, grid: tuple[int | None, int | None]) -> dict[str, str]:
+    """The entry of the metadata that says where in the image a grid lies; none where it covers the image."""
+    if frame.rectangle is None or frame.within(grid):
+        return {}
+    return {"rectangle": " ".join(f"{edge:.6g}" for edge in frame.rectangle)}
+
+
 @dataclass(frozen=True)
 class Plan(ABC):
     """A decision.
@@ -96,6 +103,9 @@ class Plan(ABC):
     def frame(self) -> Frame:
         """How the map that the branch gives lies in the image."""
         return Frame()
+
+    may_be_empty: ClassVar[bool] = False
+    """Whether a map may rightly have one value only, where nothing is found in an image."""
 
     def placed(self) -> Sequence[FeatureMap]:
         """The maps whose place in the image is asked of the model itself."""
