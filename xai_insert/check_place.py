@@ -33,6 +33,7 @@ _SEED = 1
 _SIZE = 224  # where the model leaves it open
 _BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.9, 0.6), (0.55, 0.5))  # rows and columns, in parts of the grid
 _CELL = 0.6  # cells from the middle of a block to its edge
+_BESIDE = 0.35  # cells from the edge of a block to the middle of a cell that answers to it
 _LEAST = 0.03  # likewise, in parts of the grid
 _FEWEST = 5  # cells along a side of a grid whose cells may be the blocks of finer ones too
 _FEWEST_BLOCKS = 4  # that lie in the image
@@ -266,12 +267,12 @@ def _answers(windows: Sequence[Window], changes: Sequence[Floats], feature: Feat
 
 
 def _cells_at(window: Window, feature: FeatureMap, grid: Sequence[int]) -> tuple[Cell, Cell]:
-    """First and last cell, along each axis of a grid, whose centre lies in a block; the nearest if there is none."""
+    """First and last cell, along each axis of a grid, whose middle lies in or beside a block; else the nearest."""
     found = []
     sides = window[::-1] if feature.frame.transposed else window
     for (stride, offset), side, size in zip(feature.frame.lines or (), sides, grid, strict=True):
         low, high = sorted((end - offset) / stride for end in side)
-        first, last = int(np.ceil(low)), int(np.floor(high))
+        first, last = int(np.ceil(low - _BESIDE)), int(np.floor(high + _BESIDE))
         if first > last:
             first = last = round((low + high) / 2)
         found.append((min(max(first, 0), size - 1), min(max(last, 0), size - 1)))

@@ -33,7 +33,7 @@ class Head:
 
     Attributes:
         value: its result with the bias: `[N, C, h, w]` of a convolution; `[N, L, C]` or `[N, h, w, C]` of a linear
-            layer.
+            layer; `[N, C, L]` of embeddings of classes times tokens.
         source: the feature that the layer reads.
         channel_axis: axis of the channels.
         levels: the grids; one for a convolution, one or more joined along `L` for tokens.
@@ -85,6 +85,9 @@ def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
 
 def is_learned(node: Node) -> bool:
     """Whether a node is a convolution or linear layer with weights that were learned."""
+    if _is_from_left(node):
+        width = node.read(0).sizes[-2 if node.attrs["transpose_a"] else -1]
+        return (width or 0) >= _FEWEST_FEATURES and not _counts(node.read(0))
     weight = node.operand(1)
     if node.op not in (Op.CONV, Op.MATMUL) or weight is None or not weight.is_constant or weight.shape is None:
         return False
@@ -96,6 +99,16 @@ def is_learned(node: Node) -> bool:
     else:
         features = shape[1] if node.attrs["transpose_b"] else shape[0]
     return features >= _FEWEST_FEATURES and not _counts(weight)
+
+
+def _is_from_left(node: Node) -> bool:
+    """Whether stored embeddings, `[K, D]` or `[1, K, D]`, stand before the tokens `[N, D, L]` that they multiply."""
+    if node.op is not Op.MATMUL:
+        return False
+    weight, tokens = node.read(0), node.read(1)
+    if not weight.is_constant or tokens.is_constant or tokens.rank != 3:
+        return False
+    return weight.rank == 2 or (weight.rank == 3 and weight.sizes[0] == 1)
 
 
 def _counts(weight: Value) -> bool:
@@ -126,15 +139,16 @@ def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
     shape = value.shape
     if shape is None or 0 in shape:
         return None
-    channel = 1 if layer.op is Op.CONV else len(shape) - 1
+    is_from_left = _is_from_left(layer)
+    channel = 1 if layer.op is Op.CONV or is_from_left else len(shape) - 1
     if shape[channel] is None:
         return None
     levels: tuple[Level, ...] = ()
     if len(shape) == 4:
         levels = _level(places, value, tuple(axis for axis in (1, 2, 3) if axis != channel))
     elif len(shape) == 3 and layer.op is not Op.CONV:
-        levels = token_levels(places, layer.read(0))
-    return Head(value, layer.read(0), channel, levels) if levels else None
+        levels = token_levels(places, value, 2 if is_from_left else 1)
+    return Head(value, layer.read(1 if is_from_left else 0), channel, levels) if levels else None
 
 
 def _level(places: Places, value: Value, axes: tuple[int, ...]) -> tuple[Level, ...]:
@@ -174,7 +188,7 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
     other = add.inputs[1 - uses[0].index]
     if other is None or other in dependent or other.rank is None:
         return value
-    channel = value.sizes[1 if layer.op is Op.CONV else -1]
+    channel = value.sizes[1 if layer.op is Op.CONV or _is_from_left(layer) else -1]
     return add.output if not other.is_constant or volume(other.sizes) in (channel, 1) else value
 
 

@@ -32,17 +32,17 @@ class Level:
         return volume((self.height, self.width))
 
 
-def token_levels(places: Places, tokens: Value) -> tuple[Level, ...]:
-    """Grids of the levels that stand end to end in `tokens` `[N, L, C]`.
+def token_levels(places: Places, tokens: Value, axis: int) -> tuple[Level, ...]:
+    """Grids of the levels that stand end to end in an axis of `tokens`.
 
     Empty if there is none, or anything else stands among them: the tokens are queries, say.
     """
     levels: list[Level] = []
-    for part in places.parts_of(tokens, 1) or []:
+    for part in places.parts_of(tokens, axis) or []:
         if part.place is None or None in part.place.grid:
             return ()
         frame, (height, width) = places.frame_of(part.place), part.place.grid
-        levels.append(Level(part.start, height, width, (1,), frame))
+        levels.append(Level(part.start, height, width, (axis,), frame))
     return tuple(levels)
 
 

@@ -24,10 +24,20 @@ from xai_insert.probe.channels import (
     samples,
 )
 from xai_insert.probe.heads import Effect, HeadProbe, Response
-from xai_insert.probe.rivals import Watched, gives_boxes, pure, refuse_rivals, with_classes, without_sigmoid_boxes
+from xai_insert.probe.rivals import (
+    Watched,
+    gives_boxes,
+    pure,
+    refuse_rivals,
+    silent_class,
+    undecoded,
+    with_classes,
+    without_sigmoid_boxes,
+)
 
 _ARRANGING = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SOFTMAX, Op.SIGMOID})
 _BOX = 4
+_EVIDENCE = "raising a channel raises one class score"
 
 
 class _Search:
@@ -307,8 +317,9 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
     channels = {item.index: _like(known, item.head) for item in scoring}
-    background = _background(scoring, channels)
-    return _detector(search, scoring, channels, background, "raising a channel raises one class score")
+    return _detector(
+        search, scoring, channels, silent_class(scoring, channels), "raising a channel raises one class score"
+    )
 
 
 def _sets_background_apart(item: Watched, order: Channels) -> bool:
@@ -339,19 +350,6 @@ def _like(known: Channels, head: Head) -> Channels:
     return replace(known, anchors=anchors)
 
 
-def _background(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
-    """The class whose score is never selected."""
-    silent = {
-        order.label(channel)
-        for item in scoring
-        if item.is_class and len(item.head.levels[0].grid_axes) == 2
-        for order in [channels[item.index]]
-        for channel, response in item.responses.items()
-        if response.effect in (Effect.FALLING, Effect.SILENT)
-    }
-    return silent.pop() if len(silent) == 1 else None
-
-
 def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     raw = [item for item in search.watched if item.is_raw]
     if not raw:
@@ -364,11 +362,7 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     scoring = [item for item in raw if item.index in found]
     grids = [search.probe.grid(item.index) for item in scoring]
     if not scoring or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
-        listed = ", ".join(str(width) for _, width in widths.values())
-        raise AmbiguousModelError(
-            "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
-            f"({listed} channels) do not tell classes from boxes: give the number of classes, --num-classes"
-        )
+        raise undecoded(search.graph, [width for _, width in widths.values()])
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
 
 

@@ -9,6 +9,7 @@ from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head, Observed
+from xai_insert.locate.outputs import likely_task
 from xai_insert.probe.heads import Effect, Response
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
@@ -112,6 +113,29 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
     *others, last = (item.head.value.describe() for item in items)
     advice = "; say which, with --num-classes" if len({item.head.channels for item in items}) > 1 else ""
     return AmbiguousModelError(f"two heads could hold the class scores: {', '.join(others)} and {last}{advice}")
+
+
+def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
+    """The class whose score is never selected."""
+    silent = {
+        order.label(channel)
+        for item in scoring
+        if item.is_class and len(item.head.levels[0].grid_axes) == 2
+        for order in [channels[item.index]]
+        for channel, response in item.responses.items()
+        if response.effect in (Effect.FALLING, Effect.SILENT)
+    }
+    return silent.pop() if len(silent) == 1 else None
+
+
+def undecoded(graph: Graph, widths: Sequence[int]) -> AmbiguousModelError:
+    """The error for heads that are outputs as they are, of so many channels each."""
+    likely = likely_task(graph) if len(widths) == 1 else None
+    return AmbiguousModelError(
+        "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
+        f"({', '.join(map(str, widths))} channels) do not tell classes from boxes: give the number of classes, "
+        "--num-classes" + ("" if likely is None else f"; else {likely}, which is no detection")
+    )
 
 
 def without_sigmoid_boxes(
