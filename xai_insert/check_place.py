@@ -38,6 +38,8 @@ _LEAST = 0.03  # likewise, in parts of the grid
 _FEWEST = 5  # cells along a side of a grid whose cells may be the blocks of finer ones too
 _FEWEST_BLOCKS = 4  # that lie in the image
 _REACH = 1.5  # cells between the block and what changes most
+_CLEAR = 2.0  # the largest change over the median one, from which on blocks count
+_SHARP = 6.0  # likewise, from which on they contradict without more
 _LITTLE = 0.5  # of the largest change
 _LEAST_CHANGE = 1e-3  # likewise: less is none
 _MARGIN = 0.05  # between the logarithms of two changes
@@ -47,7 +49,6 @@ _MOVES += [(False, (False, False), rolls) for rolls in ((True, False), (False, T
 _FLOOR = 0.3  # of the largest change, so that cells that never change are not the first
 _ENOUGH = 0.75  # of the blocks
 _HELD = 12.0  # contrast where all change lies around one cell, and most cells do not change at all
-_CLEAR = 2.0  # the largest change over the median one, from which on blocks count
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ class Answer:
 
     @property
     def is_far(self) -> bool:
-        """Whether what changed most is elsewhere, and the cells at the block changed little."""
+        """Whether what changed most is elsewhere, and stands out sharply or the cells at the block changed little."""
         rows, columns = (slice(low, high + 1) for low, high in self.block)
-        return not self.is_near and float(self.change[rows, columns].max()) < _LITTLE
+        is_clear = self.contrast >= _SHARP or float(self.change[rows, columns].max()) < _LITTLE
+        return is_clear and not self.is_near
 
     def __str__(self) -> str:
         return f"{tuple(low for low, _ in self.block)} changed {self.found}"
@@ -212,7 +214,8 @@ def answers(runner: Runner, image: Value, features: Sequence[FeatureMap], stimul
     feeds[name] = stimulus.picture(feeds[name])
     plain = _maps(runner, feeds, features)
     windows, changes = list[Window](), list[list[Floats]]()
-    for window in _windows(features, [array.shape[:2] for array in plain]):
+    sides = [feeds[name].shape[axis] for axis in image_axes(image)]
+    for window in _windows(features, [array.shape[:2] for array in plain], sides):
         pixels = feeds[name].copy()
         if not _change(pixels, image, window, stimulus, rng):
             continue
@@ -225,16 +228,21 @@ def answers(runner: Runner, image: Value, features: Sequence[FeatureMap], stimul
     ]
 
 
-def _windows(features: Sequence[FeatureMap], grids: Sequence[Sequence[int]]) -> Iterator[Window]:
+def _windows(features: Sequence[FeatureMap], grids: Sequence[Sequence[int]], image: Sequence[int]) -> Iterator[Window]:
     """Blocks of the image in pixels: each a cell of the coarsest map that has enough of them."""
     fine = [index for index, grid in enumerate(grids) if min(grid) >= _FEWEST] or range(len(features))
     anchor = max(fine, key=lambda index: max(abs(stride) for stride, _ in features[index].frame.lines or ()))
     frame = features[anchor].frame
     for fractions in _BLOCKS:
         sides = []
-        for (stride, offset), part, size in zip(frame.lines or (), fractions, grids[anchor], strict=True):
+        lengths = image[::-1] if frame.transposed else image
+        for (stride, offset), part, size, length in zip(
+            frame.lines or (), fractions, grids[anchor], lengths, strict=True
+        ):
             half = max(abs(stride) * max(_CELL, _LEAST * size), 1.0)
-            centre = stride * min(int(part * size), size - 1) + offset
+            ends = sorted((-offset / stride, (length - 1 - offset) / stride))  # cells at the edges of the image
+            first, last = max(round(ends[0]), 0), min(round(ends[1]), size - 1)
+            centre = stride * min(first + int(part * (last - first + 1)), last) + offset
             sides.append((centre - half, centre + half))
         yield (sides[1], sides[0]) if frame.transposed else (sides[0], sides[1])
 

@@ -29,7 +29,7 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     pairs = [
         (scores, masks)
         for masks in samples
-        if len(masks.shape) == 4 and masks.is_float
+        if len(masks.shape) == 4 and masks.is_float and masks.shape[1] > 1  # one is a depth map, and a pose beside it
         for scores in samples
         if len(scores.shape) == 3 and scores.is_float and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
     ]
