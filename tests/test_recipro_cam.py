@@ -34,6 +34,7 @@ def assert_is_definition(model, batch, axes, form="closed form", size=(models.SI
 def test_closed_form_is_the_definition(name, kind, batch):
     model = models.as_format(models.classifier(models.CLOSED[name]), kind)
     known = {"channels last": (1, 2), "flatten, channels last": (1, 2), "tokens": (1,), "tokens as a map": (2,)}
+    known["norm of a map"] = (1, 2)
     result, _ = assert_is_definition(model, batch, known.get(name, (2, 3)))
     assert result.report.target["grid"] == (models.SIDE // 2, models.SIDE // 2)
 
@@ -83,6 +84,13 @@ def test_masked_runs_from_a_deeper_layer(kind):
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_named_transpose_before_the_pool_keeps_the_closed_form(kind):
+    """The check cuts the model at the target, so the branch may not read what stands before it."""
+    model = models.as_format(models.classifier(models.CLOSED["norm of a map"]), kind)
+    assert_is_definition(model, 2, (2, 3), options=Options(output_dtype="f32", target_layer="Transpose_7"))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
 def test_a_target_before_pointwise_operations_keeps_the_closed_form(kind):
     def network(b):
         x = b.node("Add", b.backbone(), b.weight(models.CHANNELS, 1, 1))
@@ -94,14 +102,15 @@ def test_a_target_before_pointwise_operations_keeps_the_closed_form(kind):
 
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("size", [(12, 12), (8, 20), (34, 22)])
-def test_grid_follows_a_dynamic_image(kind, size):
-    builder = models.classifier(models.CLOSED["mean"], size=("H", "W"))
+@pytest.mark.parametrize(("head", "axes"), [("mean", (2, 3)), ("tokens", (1,))])
+def test_grid_follows_a_dynamic_image(kind, size, head, axes):
+    builder = models.classifier(models.CLOSED[head], size=("H", "W"))
     model = models.as_format(builder, kind)
     result = insert(model, Options(output_dtype="f32"))
     x = image(2, size)
     got = oracle.run(result.model, x)["saliency_map"]
     parts = oracle.Parts(model, result.report.target["name"], result.report.logits["name"])
-    expected = parts.definition(x, (2, 3))
+    expected = parts.definition(x, axes)
     assert got.shape == (2, models.CLASSES, size[0] // 2, size[1] // 2)
     np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=TOLERANCE * np.abs(expected).max())
 

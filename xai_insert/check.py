@@ -13,7 +13,7 @@ from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import most_bytes
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.tasks.plan import Masking
 
@@ -70,16 +70,17 @@ def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
     return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
 
 
-def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array]) -> float:
+def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array], declared: Sequence[Shape]) -> float:
     """Largest relative difference of the original outputs.
 
     Args:
         graph: the model before insertion.
         plain: its outputs for the random input.
         inserted: those of the inserted model, the map behind them.
+        declared: the sizes that were written for what was added, in the order of the outputs.
 
     Raises:
-        CheckFailedError: an output moved, or a map is not finite or not one per image.
+        CheckFailedError: an output moved, or a map is not finite, not one per image, or not of the size it declares.
     """
     worst = 0.0
     for name, before, after in zip(graph.output_names, plain, inserted, strict=False):
@@ -99,6 +100,12 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
             f"there are {len(inserted[len(plain)])} maps for {image.sizes[0] or 1} images, as for scores of several "
             "positions each; nothing was written"
         )
+    for sizes, extra in zip(declared, inserted[len(plain) :], strict=False):
+        if len(sizes) != extra.ndim or any(a not in (None, b) for a, b in zip(sizes, extra.shape, strict=True)):
+            wanted, found = (
+                "x".join("?" if side is None else str(side) for side in each) for each in (sizes, extra.shape)
+            )
+            raise CheckFailedError(f"an added output declares the sizes {wanted} and has {found}; nothing was written")
     return worst
 
 
@@ -132,6 +139,14 @@ def relative_difference(expected: Array, actual: Array) -> float:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
 
 
+def _features(model: LoadedModel, features: Sequence[Value], feeds: dict[str, Array]) -> list[Array]:
+    """What a model makes of some of its inputs, the others at random."""
+    runner = model.between([], [value.native for value in features])
+    rng = np.random.default_rng(_SEED)
+    made = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in runner.inputs}
+    return runner.run({name: feeds.get(name, array) for name, array in made.items()})
+
+
 def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logits: Any, classes: Any = None) -> float:
     """Compare the raw map with masked runs of the model's own head, at a few positions of random features.
 
@@ -148,8 +163,14 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
     runner = model.between(definition.features, [raw_map, logits, *([] if classes is None else [classes])])
     rng = np.random.default_rng(_SEED)
     masked, others = runner.inputs[: len(definition.features)], runner.inputs[len(definition.features) :]
-    features = {name: random_array(rng, shape, dtype, batch=_BATCH, size=5) for name, dtype, shape in masked}
     rest = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in others}
+    sizes = [shape for _, _, shape in masked]
+    if others and any(None in shape[1:] for shape in sizes):  # the sizes of the grid follow what else is fed
+        sizes = [made.shape for made in _features(model, definition.features, rest)]
+    features = {
+        name: random_array(rng, shape, dtype, batch=_BATCH, size=5)
+        for (name, dtype, _), shape in zip(masked, sizes, strict=True)
+    }
     maps, scores, *chosen = runner.run({**features, **rest})
     if not np.isfinite(scores.astype(np.float64)).all():
         features = {name: np.abs(feature) for name, feature in features.items()}  # some heads want rectified features

@@ -89,18 +89,23 @@ class Answer:
         block: first and last row, and first and last column, of the cells at the block.
         change: how much each cell changed, averaged over as many cells as a block has, `[h, w]`, 1 at most.
         found: the cell that changed most, as compared with what other blocks changed.
+        middle: the middle of the cells that changed much; in a window any of them may change most.
         contrast: by how much more than the median one.
     """
 
     block: tuple[Cell, Cell]
     change: Floats
     found: Cell
+    middle: Cell
     contrast: float
 
     @property
     def is_near(self) -> bool:
         """Whether what changed most is at the block; the fewer cells, the less it may be off."""
-        gaps = (max(low - at, at - high, 0) for at, (low, high) in zip(self.found, self.block, strict=True))
+        return self._is_at(self.found) or self._is_at(self.middle)
+
+    def _is_at(self, cell: Cell) -> bool:
+        gaps = (max(low - at, at - high, 0) for at, (low, high) in zip(cell, self.block, strict=True))
         return all(gap <= min(_REACH, size / _FEWEST) for gap, size in zip(gaps, self.change.shape, strict=True))
 
     @property
@@ -269,9 +274,9 @@ def _answers(windows: Sequence[Window], changes: Sequence[Floats], feature: Feat
         others = [other for number, other in enumerate(shares) if number != index]
         relative = share / (np.mean(others, axis=0) + _FLOOR) if others else share
         row, column = np.unravel_index(int(relative.argmax()), relative.shape)
-        found, median = (int(row), int(column)), float(np.median(relative))
-        contrast = float(relative.max()) / median if median > 0 else _held(share, found, block) * _HELD
-        yield Answer(block, share, found, contrast)
+        peak, median = (int(row), int(column)), float(np.median(relative))
+        contrast = float(relative.max()) / median if median > 0 else _held(share, peak, block) * _HELD
+        yield Answer(block, share, peak, _middle(share, peak), contrast)
 
 
 def _cells_at(window: Window, feature: FeatureMap, grid: Sequence[int]) -> tuple[Cell, Cell]:
@@ -296,6 +301,16 @@ def _averaged(change: Floats, block: tuple[Cell, Cell]) -> Floats:
     windows = np.lib.stride_tricks.sliding_window_view(padded, sizes)
     means: Floats = windows.mean(axis=(2, 3))
     return means
+
+
+def _middle(change: Floats, peak: Cell) -> Cell:
+    """The middle of the cells that changed much, if they lie together; the one that changed most if they do not."""
+    excess = np.maximum(change - 0.25 * change.max(), 0)
+    rows, columns = (np.flatnonzero(excess.any(axis=other)) for other in (1, 0))
+    if not len(rows) or np.count_nonzero(excess) < (np.ptp(rows) + 1) * (np.ptp(columns) + 1) / 2:
+        return peak
+    middle = [np.searchsorted(total, total[-1] / 2) for total in (np.cumsum(excess.sum(axis=axis)) for axis in (1, 0))]
+    return int(middle[0]), int(middle[1])
 
 
 def _held(change: Floats, top: Cell, block: tuple[Cell, Cell]) -> float:

@@ -186,7 +186,8 @@ def _carry_out(
     checked = None
     if plain is not None:
         outputs = run_random(loaded.runner())
-        moved = check_outputs(graph, plain.outputs, outputs)
+        declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
+        moved = check_outputs(graph, plain.outputs, outputs, declared)
         if branch.plan.placed() and not branch.plan.may_be_empty:
             require_varied(outputs[len(plain.outputs)])
         masking = branch.plan.masking(options)

@@ -85,6 +85,7 @@ class FeatureMap:
         grid: height and width in cells; None where they follow the input.
         prefix: number of tokens before those of the grid (class, distillation, registers).
         frame: how the grid lies in the image.
+        sides: for tokens of a grid that follows the input, the values and axes that have its height and its width.
     """
 
     value: Value
@@ -93,6 +94,7 @@ class FeatureMap:
     grid: tuple[int | None, int | None]
     prefix: int = 0
     frame: Frame = Frame()
+    sides: tuple[tuple[Value, int], ...] = ()
 
     @property
     def channels(self) -> int | None:

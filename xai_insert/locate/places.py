@@ -113,6 +113,13 @@ class Places:
         first = next(iter(self.traced.get(value, ())), ())
         return len(parts_of(first)) > 1 and any(d.origin.kind is Kind.BATCH for d in parts_of(first)[0])
 
+    def beside_images(self, value: Value) -> int | None:
+        """How many rows the first axis of a value has for each image of the batch: 1, or heads; None if unknown."""
+        axes = self.traced.get(value)
+        if not axes or not axes[0] or axes[0][0].origin.kind is not Kind.BATCH:
+            return None
+        return axis_size(axes[0][1:])
+
     def map_of(self, value: Value, *, others: bool = False) -> FeatureMap | None:
         """A value as a feature map: a batch, one grid and one axis of channels; None if it is none.
 
@@ -126,7 +133,21 @@ class Places:
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
         if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or place.grid == (1, 1):
             return None
-        return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place))
+        sides: tuple[tuple[Value, int], ...] = ()
+        if len(place.axes) == 1 and None in place.grid:
+            found = [self._side_of(origin) for origin in (place.first, place.second)]
+            sides = tuple(side for side in found if side is not None)
+            if len(sides) != len(found):
+                return None
+        return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place), sides)
+
+    def _side_of(self, origin: Origin) -> tuple[Value, int] | None:
+        """A value and its axis that is an origin, whole: where its size can be read while the model runs."""
+        for value, axes in self.traced.items():
+            for index, axis in enumerate(axes):
+                if len(axis) == 1 and axis[0].origin is origin and axis[0].size == origin.size and axis[0].step == 1:
+                    return value, index
+        return None
 
     def parts_of(self, value: Value, axis: int) -> list[Part] | None:
         """What stands end to end in an axis of a value, in order; None where it is not known how much."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
-from xai_insert.graph.view import Op, Value, volume
+from xai_insert.graph.view import Op, Value, fixed, volume
 from xai_insert.locate.layout import FeatureMap
 
 
@@ -33,11 +33,14 @@ def size_of(op: Ops[V], handle: V, value: Value, axis: int) -> Size:
     return op.size(handle, axis) if static is None else static
 
 
-def grid_sizes(op: Ops[V], handle: V, feature: FeatureMap) -> list[Size]:
-    """Height and width of the grid; for tokens those of the patch embedding."""
-    if len(feature.grid_axes) == 1:
-        return list(feature.grid)
-    return [size_of(op, handle, feature.value, axis) for axis in feature.grid_axes]
+def grid_sizes(surgeon: Surgeon[V], handle: V, feature: FeatureMap) -> list[Size]:
+    """Height and width of the grid; for tokens those of the map that they were made of."""
+    op = surgeon.ops
+    if len(feature.grid_axes) == 2:
+        return [size_of(op, handle, feature.value, axis) for axis in feature.grid_axes]
+    if feature.sides:
+        return [size_of(op, surgeon.handle(value), value, axis) for value, axis in feature.sides]
+    return list(fixed(feature.grid))
 
 
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
