@@ -36,7 +36,7 @@ _CELL = 0.6  # cells from the middle of a block to its edge
 _BESIDE = 0.35  # cells from the edge of a block to the middle of a cell that answers to it
 _LEAST = 0.03  # likewise, in parts of the grid
 _FEWEST = 5  # cells along a side of a grid whose cells may be the blocks of finer ones too
-_FEWEST_BLOCKS = 4  # that lie in the image
+_FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
 _REACH = 1.5  # cells between the block and what changes most
 _CLEAR = 2.0  # the largest change over the median one, from which on blocks count
 _SHARP = 6.0  # likewise, from which on they contradict without more
@@ -109,6 +109,11 @@ class Answer:
         return all(gap <= min(_REACH, size / _FEWEST) for gap, size in zip(gaps, self.change.shape, strict=True))
 
     @property
+    def is_sure(self) -> bool:
+        """Whether what changed most is at the block and stands out sharply."""
+        return self.contrast >= _SHARP and self._is_at(self.found)
+
+    @property
     def is_far(self) -> bool:
         """Whether what changed most is elsewhere, and stands out sharply or the cells at the block changed little."""
         rows, columns = (slice(low, high + 1) for low, high in self.block)
@@ -155,6 +160,8 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value)
 
 def _judged(feature: FeatureMap, given: Sequence[Answer]) -> bool:
     """Whether what changed is at the blocks; where nothing stands out, it is not known to be elsewhere either."""
+    if len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given):
+        return True
     clear = [answer for answer in given if answer.contrast >= _CLEAR]
     are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
     if are_clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
@@ -202,7 +209,7 @@ def _moved(answer: Answer, move: Move) -> Cell:
 
 
 def answers(runner: Runner, image: Value, features: Sequence[FeatureMap], stimulus: Stimulus) -> list[list[Answer]]:
-    """For each map what each block of the image changes in it.
+    """For each map what each block of the image changes in it; no more blocks than it takes where all is plain.
 
     Args:
         runner: gives their values, each once.
@@ -219,6 +226,7 @@ def answers(runner: Runner, image: Value, features: Sequence[FeatureMap], stimul
     feeds[name] = stimulus.picture(feeds[name])
     plain = _maps(runner, feeds, features)
     windows, changes = list[Window](), list[list[Floats]]()
+    found: list[list[Answer]] = [[] for _ in features]
     sides = [feeds[name].shape[axis] for axis in image_axes(image)]
     for window in _windows(features, [array.shape[:2] for array in plain], sides):
         pixels = feeds[name].copy()
@@ -227,10 +235,13 @@ def answers(runner: Runner, image: Value, features: Sequence[FeatureMap], stimul
         after = _maps(runner, {**feeds, name: pixels}, features)
         windows.append(window)
         changes.append([np.abs(a - b).sum(axis=2) for a, b in zip(after, plain, strict=True)])
-    return [
-        list(_answers(windows, [change[index] for change in changes], feature))
-        for index, feature in enumerate(features)
-    ]
+        found = [
+            list(_answers(windows, [change[index] for change in changes], feature))
+            for index, feature in enumerate(features)
+        ]
+        if len(windows) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for given in found for answer in given):
+            break
+    return found
 
 
 def _windows(features: Sequence[FeatureMap], grids: Sequence[Sequence[int]], image: Sequence[int]) -> Iterator[Window]:
