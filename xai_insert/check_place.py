@@ -77,8 +77,8 @@ class Stimulus:
         return np.clip(self.kept * part + self.added * 85 * np.abs(noise), 0, 255).astype(part.dtype)
 
 
-_STIMULI = (Stimulus(1, 0, 3), Stimulus(0, 0, 0.3), Stimulus(1, 1, 0.1))
-"""Loud blocks in noise; then, as a network may be saturated, quiet ones in an even image, and traces in noise."""
+_STIMULI = (Stimulus(0, 0, 0.3), Stimulus(1, 0, 3), Stimulus(1, 1, 0.1))
+"""Quiet blocks in an even image, which most networks answer sharply; then loud ones, and traces, in noise."""
 
 
 @dataclass(frozen=True)
