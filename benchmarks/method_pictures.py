@@ -22,18 +22,18 @@ from tests.test_per_box import reporting_detector
 from xai_insert import Options, insert_file
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.detect import TASKS, Finder
-from xai_insert.explain.draw import Image, to_bytes
+from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained, Instance, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import encode_jpeg
 from xai_insert.explain.marks import draw_marks
-from xai_insert.explain.picture import caption, draw
+from xai_insert.explain.picture import Look, caption, draw
 from xai_insert.explain.preprocessing import from_metadata
 from xai_insert.explain.runtime import load_engine
+from xai_insert.explain.scale import scaled
 
 SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
 _SIDE, _GAP, _WHITE = 232, 8, 255
-_OPACITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def picture(image: Image, found: Explained, panels: Sequence[Panel]) -> Image:
     for panel in panels:
         shown = large
         if panel.saliency is not None:
-            shown = draw(large, to_bytes(panel.saliency), found.view, _OPACITY, "jet")
+            (only,) = scaled([panel.saliency], [None], "each")
+            shown = draw(large, only, found.view, Look())
         marked = draw_marks(shown, panel.instances)
         tile = np.vstack([marked, caption(marked.shape[1], panel.title, panel.value)])
         tiles += [np.full((len(tile), _GAP, 3), _WHITE, np.uint8), tile]
@@ -92,6 +93,20 @@ def classifier(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]
         return
     worst = min(found.chosen, key=lambda item: item.score).class_id
     yield "recipro_cam", picture(image, found, [first, class_panel(found, best), class_panel(found, worst)])
+
+
+def gradients(seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
+    """Each method that is made of derivatives, at the last map and a finer one."""
+    image = classification_scene(HELD_OUT_SEED + seed).image
+    model = SHAPES / "shapes_cnn.onnx"
+    for method in ("hirescam", "grad-cam", "layercam", "input-x-gradient"):
+        found = explained(model, Options(method=method), image, folder)
+        best = found.predictions[0].class_id
+        panels = [Panel(None, "scene"), class_panel(found, best)]
+        if method != "input-x-gradient":
+            finer = explained(model, Options(method=method, target_layer="-2"), image, folder)
+            panels.append(class_panel(finer, best, "one stage before"))
+        yield method.replace("-", "_"), picture(image, found, panels)
 
 
 def finder(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
@@ -139,6 +154,7 @@ def main() -> None:
         made = [
             *classifier("cnn", 3, folder),
             *classifier("vit", 3, folder),
+            *gradients(3, folder),
             *finder("detector", 1, folder),
             *finder("segmenter", 1, folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),

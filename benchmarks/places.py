@@ -1,9 +1,9 @@
-"""Generated classifiers with a known place: how many maps are right, how many models refused, how many maps wrong.
+"""Generated models with a known place: how many maps are right, how many models refused, how many maps wrong.
 
-    python -m benchmarks.places [--first 0] [--count 3000] [--format onnx] [--format openvino] [--details]
+    python -m benchmarks.places [--task detectors] [--first 0] [--count 3000] [--format onnx] [--details]
     python -m benchmarks.places --zoo [--only ID-OR-TASK ...] [--details]
 
-Each is drawn from a grammar that makes numbers coincide (tokens and channels, members and cells); the builder knows
+Each is drawn from a grammar that makes numbers coincide (tokens and channels, classes and boxes); the builder knows
 what is right (tests/nets). Counts stand for each kind of part; wrong ones are named by seed. `--zoo` counts instead by
 what the place of each fixture of the model zoo is proved; exit code 1 if that is `blocks` for less than nine in ten.
 """
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ import onnx
 import openvino as ov
 
 from model_zoo_fixtures import Fixture, fixtures, materialise
-from tests.nets.classifiers import generate
-from tests.nets.oracle import Verdict, judge
+from tests.nets import classifiers, detector_oracle, detectors, oracle
 from xai_insert import Options
 from xai_insert.check_place import places_of
 from xai_insert.errors import MisplacedMapError, XaiInsertError
@@ -40,11 +39,16 @@ def converted(model: onnx.ModelProto) -> ov.Model:
 
 
 FORMATS: dict[str, Callable[[Any], Any]] = {"onnx": lambda model: model, "openvino": converted}
+Verdict = oracle.Verdict | detector_oracle.Verdict
+TASKS: dict[str, tuple[Callable[[int], Any], Callable[..., Verdict]]] = {
+    "classifiers": (classifiers.generate, oracle.judge),
+    "detectors": (detectors.generate, detector_oracle.judge),
+}
 ENOUGH = 0.9
 JUDGEMENTS = ("right", "refused", "wrong", "unjudged")
 
 
-def report(name: str, verdicts: list[Verdict], seconds: float, *, details: bool) -> None:
+def report(name: str, verdicts: Sequence[Verdict], seconds: float, *, details: bool) -> None:
     """Totals, a table by kind, and what is wrong."""
     total = Counter(verdict.judgement for verdict in verdicts)
     fine = sum(verdict.judgement == "refused" and verdict.sample.refusal_ok for verdict in verdicts)
@@ -75,7 +79,7 @@ def proof_of(fixture: Fixture, folder: Path) -> str:
             plan = make_plan(loaded, graph, Options())
         except XaiInsertError:  # undecoded heads, whose widths fit several readings
             plan = make_plan(loaded, graph, Options(num_classes=fixture.expected.get("classes")))
-        placed = plan.placed()
+        placed = plan.found.placed()
         return places_of(placed, loaded, image_inputs(graph)[0]) if placed else "not asked"
     except MisplacedMapError:
         return "misplaced"
@@ -105,6 +109,7 @@ def count_zoo(only: list[str], *, details: bool) -> int:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=list(TASKS), default="classifiers", help="what the models are")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=3000, help="how many")
     parser.add_argument("--format", action="append", choices=list(FORMATS), help="which; both if none is given")
@@ -115,6 +120,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     if arguments.zoo:
         return count_zoo(arguments.only, details=arguments.details)
+    generate, judge = TASKS[arguments.task]
     for name in arguments.format or FORMATS:
         began = time.time()
         seeds = range(arguments.first, arguments.first + arguments.count)

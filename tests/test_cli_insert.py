@@ -58,6 +58,15 @@ def test_onnx_becomes_ir(folder):
     assert outputs["saliency_map"].dtype == np.uint8
 
 
+def test_output_that_is_a_file_is_understood(folder):
+    """The short form is -o; --output is for an output of the model, none of which ends in .onnx."""
+    result = call("good.onnx", "--output", "out.onnx")
+    assert result.exit_code == 0, result.output
+    assert "note: --output is for an output of the model; taken as -o out.onnx" in result.stderr
+    call("good.onnx", "-o", "other.onnx")
+    assert (folder / "out.onnx").read_bytes() == (folder / "other.onnx").read_bytes()
+
+
 def test_dry_run_writes_nothing(folder):
     before = tree(folder)
     result = call("good.xml", "--dry-run")
@@ -150,7 +159,7 @@ BAD_CALLS = {
     "text model": ("text.onnx -o o.onnx", 1, "no image input"),
     "audio model": ("audio.onnx -o o.onnx", 1, "no image input"),
     "one cell": ("cell.onnx -o o.onnx", 1, "1x1: nothing to localise"),
-    "dense output": ("dense.onnx -o o.onnx", 1, "not a classifier"),
+    "dense output": ("dense.onnx -o o.onnx", 1, "--method class-score-map says that they are classes"),
     "two outputs": ("two.onnx -o o.onnx", 1, "--output NAME"),
     "unknown output": ("two.onnx --output gem -o o.onnx", 1, "nearest: 'gemm"),
     "unknown layer": ("good.onnx --target-layer Rel -o o.onnx", 1, "nearest: 'Relu_4'"),
@@ -227,7 +236,7 @@ def test_a_full_disk_leaves_the_old_file(folder, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("xai_insert.formats.onnx.model.ir.save", full)
+    monkeypatch.setattr("xai_insert.formats.onnx.storage.write", full)
     result = call("good.onnx", "-o", "new.onnx")
     assert result.exit_code == 1
     assert "No space left" in result.output

@@ -123,7 +123,7 @@ def test_faults_are_refused(fixture, tmp_path):
     loaded = load(materialise(fixture, tmp_path), {})
     graph = loaded.view()
     image = image_inputs(graph)[0]
-    found = [feature for feature in make_plan(loaded, graph, Options()).placed() if feature.positions != 1]
+    found = [feature for feature in make_plan(loaded, graph, Options()).found.placed() if feature.positions != 1]
     asked = Once(loaded)
     assert places_of(found, asked, image) == ("axes" if fixture.id in SILENT else "blocks")
     if fixture.id in SILENT:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
+from xai_insert.check_derivative import check_derivative
 from xai_insert.check_place import places_of
 from xai_insert.errors import (
     AlreadyInsertedError,
@@ -27,6 +28,7 @@ from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
+from xai_insert.graph.shape import format_shape
 from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap
@@ -34,7 +36,7 @@ from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.methods.shaping import reshape
 from xai_insert.options import Options
-from xai_insert.report import Report, describe_plan
+from xai_insert.report import Report, Stages, describe_plan
 from xai_insert.tasks.choose import make_plan
 from xai_insert.tasks.plan import Branch, Plan
 from xai_insert.version import __version__
@@ -48,7 +50,7 @@ IGNORED_SCOPE = f"{PREFIX}.*"
 _ADVICE = "--no-check inserts without running it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InsertResult:
     """A finished insertion.
 
@@ -60,6 +62,30 @@ class InsertResult:
 
     model: Any
     report: Report
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the model, whole or not at all.
+
+        Args:
+            path: `.onnx` for a model of ONNX, `.xml` for one of OpenVINO.
+
+        Returns:
+            The files that were written, the main one last.
+
+        Raises:
+            ModelFileError: the suffix is that of another format, or the files cannot be written.
+        """
+        loaded, output = load(self.model, {}), Path(path)
+        wanted = ".onnx" if loaded.format_name == "ONNX" else ".xml"
+        if output.suffix.lower() != wanted:
+            raise ModelFileError(f"this model is {loaded.format_name}: give an output that ends in {wanted}")
+        _require_folder(output.parent)
+        return _write(loaded, output)
+
+    def __repr__(self) -> str:
+        report = self.report
+        shape, kind = format_shape(report.saliency_map["shape"]), report.saliency_map["dtype"]
+        return f"InsertResult({type(self.model).__name__}, {report.method}: saliency_map {shape} {kind})"
 
 
 def _ignored(step: str) -> None:
@@ -84,19 +110,22 @@ def insert(model: Any, options: Options | None = None) -> InsertResult:
 def plan_insertion(
     model: Any,
     options: Options | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
     passed: Callable[[str], None] = _ignored,
 ) -> Report:
     """Say what `insert` would do. Arguments and errors are those of `insert` and `insert_file`.
 
     It is done, on a copy that nobody gets, but for the check: the inserted model is not run.
     """
-    options = options or Options()
-    return _insert(lambda: load(model, options.input_shapes, output), options, _name(model), passed, dry_run=True)[1]
+    options, goal = options or Options(), None if output is None else Path(output)
+    return _insert(lambda: load(model, options.input_shapes, goal), options, _name(model), passed, dry_run=True)[1]
 
 
 def insert_file(
-    source: Path, output: Path, options: Options | None = None, passed: Callable[[str], None] = _ignored
+    source: str | Path,
+    output: str | Path,
+    options: Options | None = None,
+    passed: Callable[[str], None] = _ignored,
 ) -> Report:
     """Insert into the model file `source` and write the result to `output`, whole or not at all.
 
@@ -110,12 +139,15 @@ def insert_file(
     Raises:
         XaiInsertError: one of its children; nothing was written.
     """
-    options = options or Options()
+    options, source, output = options or Options(), Path(source), Path(output)
     _require_writable(source, output)
     loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source), passed)
-    files = _write(loaded, output)
+    stages = Stages(report.seconds)
+    with stages("write"):
+        files = _write(loaded, output)
+    bytes_after = sum(path.stat().st_size for path in files)
     return replace(
-        report, output=str(output), bytes_before=size(source), bytes_after=sum(path.stat().st_size for path in files)
+        report, output=str(output), bytes_before=size(source), bytes_after=bytes_after, seconds=stages.seconds
     )
 
 
@@ -128,30 +160,36 @@ def _insert(
     dry_run: bool = False,
 ) -> tuple[LoadedModel, Report]:
     """Plan, splice and check; where a closed form turns out not to be the definition, start afresh without it."""
-    loaded = fresh()
-    graph = loaded.view()
+    stages = Stages()
+    with stages("load"):
+        loaded = fresh()
+        graph = loaded.view()
     _refuse_twice(loaded, graph)
     if options.check:
         require_proportion(graph, _ADVICE)
     passed("read")
-    plan = make_plan(loaded, graph, options)
+    with stages("plan"):
+        plan = make_plan(loaded, graph, options)
     passed("located")
     plain = None
     if options.check and not dry_run:
-        plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
+        with stages("check"):
+            plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
     passed("run")
     try:
-        return loaded, _carry_out(loaded, graph, plan, options, source, plain)
+        return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:
         reason = str(err) if isinstance(err, CannotFreeBatchError) else "the closed form is not the definition here"
-        if plan.without_closed_form(graph, reason) is None:
+        if options.form == "closed" or plan.without_closed_form(graph, reason) is None:
             raise
         logger.info("no closed form: %s", err)
-    loaded = fresh()
-    graph = loaded.view()
-    other = make_plan(loaded, graph, options).without_closed_form(graph, reason)
+    with stages("load"):
+        loaded = fresh()
+        graph = loaded.view()
+    with stages("plan"):
+        other = make_plan(loaded, graph, options).without_closed_form(graph, reason)
     assert other is not None  # the same model gives the same plan
-    return loaded, _carry_out(loaded, graph, other, options, source, plain)
+    return loaded, _carry_out(loaded, graph, other, options, source, plain, stages)
 
 
 @dataclass(frozen=True)
@@ -168,32 +206,47 @@ class Plain:
 
 
 def _place(loaded: LoadedModel, graph: Graph, plan: Plan) -> str | None:
-    features = plan.placed()
+    features = plan.found.placed()
     return places_of(features, loaded, image_inputs(graph)[0]) if features else None
 
 
 def _carry_out(
-    loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, source: str, plain: Plain | None
+    loaded: LoadedModel,
+    graph: Graph,
+    plan: Plan,
+    options: Options,
+    source: str,
+    plain: Plain | None,
+    stages: Stages,
 ) -> Report:
     """Splice, and check if there are outputs of the plain model to compare with."""
     require_moderate_map(plan.map_shape)
     try:
-        branch = splice(loaded, graph, plan, options)
+        with stages("emit"):
+            branch = splice(loaded, graph, plan, options)
     except RAISED as err:  # OpenVINO looks at each layer's sizes when it is made, onnxruntime when the model is loaded
         raise ModelFileError(
             f"the layers to insert do not fit the model: {last_line(err)}; is the file whole?"
         ) from err
     checked = None
     if plain is not None:
-        outputs = run_random(loaded.runner())
-        declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
-        moved = check_outputs(graph, plain.outputs, outputs, declared)
-        if branch.plan.placed() and not branch.plan.may_be_empty:
-            require_varied(outputs[len(plain.outputs)])
-        masking = branch.plan.masking(options)
-        off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
-        checked = CheckResult(moved, off, plain.place)
-    return _report(loaded, branch.plan, options, source, checked)
+        with stages("check"):
+            checked = _checked(loaded, graph, branch, options, plain)
+    return replace(_report(loaded, branch.plan, options, source, checked), seconds=stages.seconds)
+
+
+def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, options: Options, plain: Plain) -> CheckResult:
+    outputs = run_random(loaded.runner())
+    declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
+    moved = check_outputs(graph, plain.outputs, outputs, declared)
+    found = branch.plan.found
+    if found.placed() and not found.may_be_empty and branch.derivative is None:  # the negative part may be left out
+        require_varied(outputs[len(plain.outputs)])
+    masking = branch.plan.masking(options)
+    off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+    if branch.derivative is not None:
+        off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
+    return CheckResult(moved, off, plain.place)
 
 
 def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Branch:
@@ -201,8 +254,8 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
     surgeon = loaded.surgeon(keep_float32=plan.keep_float32)
     branch = plan.splice(loaded, surgeon, graph, options)
     plan, saliency = branch.plan, branch.raw
-    if not plan.frame.is_upright:
-        saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.frame)
+    if not plan.found.frame.is_upright:
+        saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.found.frame)
         plan = replace(plan, map_shape=shape)
     rank = len(plan.map_shape)
     if options.saliency_size is not None and plan.map_shape[-2:] != options.saliency_size:
@@ -218,7 +271,7 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
         surgeon.add_output(output.handle, name, output.dtype, output.shape)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
-    common = {"version": __version__, "task": plan.task, "method": plan.method, "form": plan.form}
+    common = {"version": __version__, "task": plan.found.task, "method": plan.method, "form": plan.form.value}
     common["quantiser_ignored_scope"] = IGNORED_SCOPE
     loaded.annotate(common | plan.metadata(options))
     return replace(branch, plan=plan)
@@ -233,9 +286,9 @@ def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int
 
 
 def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
-    pooled = plan.pooled()
+    pooled = plan.found.pooled()
     if pooled is None:
-        _add_feature_means(surgeon, plan.features())
+        _add_feature_means(surgeon, plan.found.features())
         return
     handle = surgeon.handle(pooled)
     width = math.prod(fixed(pooled.sizes[1:]))
@@ -276,7 +329,7 @@ def _report(
         check="left out" if not options.check else "not yet" if checked is None else "done",
         output_difference=None if checked is None else checked.output_difference,
         map_difference=None if checked is None else checked.map_difference,
-        place=("unchecked" if plan.placed() else None) if checked is None else checked.place,
+        place=("unchecked" if plan.found.placed() else None) if checked is None else checked.place,
         quantiser_ignored_scope=IGNORED_SCOPE,
         versions={"xai_insert": __version__, **loaded.versions()},
         **describe_plan(plan, options.output_dtype),
@@ -293,11 +346,7 @@ def _require_writable(source: Path, output: Path) -> None:
         raise ModelFileError(f"unknown kind of output {output.name!r}: wanted .xml (OpenVINO IR) or .onnx")
     if source.suffix.lower() == ".xml" and output.suffix.lower() == ".onnx":
         raise ModelFileError("an OpenVINO IR cannot become ONNX: give an output that ends in .xml")
-    folder = output.parent
-    if not folder.is_dir():
-        raise ModelFileError(f"the output folder does not exist: {folder}")
-    if not os.access(folder, os.W_OK):
-        raise ModelFileError(f"the output folder cannot be written: {folder}")
+    _require_folder(output.parent)
     hit = lost(written(output), source)
     if hit is None:
         return
@@ -306,6 +355,13 @@ def _require_writable(source: Path, output: Path) -> None:
     raise ModelFileError(
         f"writing {hit[0]} would overwrite {hit[1]}, which the model is read from; choose another output"
     )
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelFileError(f"the output folder does not exist: {folder}")
+    if not os.access(folder, os.W_OK):
+        raise ModelFileError(f"the output folder cannot be written: {folder}")
 
 
 def _write(loaded: LoadedModel, output: Path) -> list[Path]:

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from xai_insert.files import printable
+from xai_insert.form import Form
 from xai_insert.graph.shape import format_grid, format_shape
 
 if TYPE_CHECKING:  # the command line prints reports without planning
     from xai_insert.tasks.plan import Plan
+
+REPORT_VERSION = 1
+
+
+class Stages:
+    """Adds up how long named stages take, in seconds."""
+
+    def __init__(self, seconds: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.seconds = dict(seconds)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -46,8 +68,10 @@ class Report:
         quantiser_ignored_scope: regular expression of the names that a quantiser has to leave in float, such as NNCF's
             `IgnoredScope(patterns=[...])`, if the result is to be quantised.
         versions: of the tool and the libraries used.
+        seconds: how long each stage took: `load`, `plan`, `emit`, `check`, `write`.
         error: why nothing was inserted; None if it was.
         unused_options: names of the options that do nothing for the model, where that is the error.
+        version: of this format, which `docs/report.schema.json` describes; raised where a field goes or changes.
     """
 
     source: str
@@ -72,8 +96,10 @@ class Report:
     bytes_after: int | None = None
     quantiser_ignored_scope: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     error: str | None = None
     unused_options: Sequence[str] = ()
+    version: int = REPORT_VERSION
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -121,7 +147,9 @@ class Report:
         if self.check == "left out":
             return "left out (--no-check)"
         if self.output_difference is None:
-            instead = "; if the closed form is not the definition, masked runs" if self.form == "closed form" else ""
+            instead = (
+                "; if the closed form is not the definition, masked runs" if self.form == Form.CLOSED.value else ""
+            )
             return f"not yet, since nothing is run here{instead}"
         moved = "identical" if self.output_difference == 0 else f"moved by {self.output_difference:.1e}"
         text = f"predictions {moved}"
@@ -146,9 +174,9 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
     for size in cells:
         count *= size
     return {
-        "task": plan.task,
+        "task": plan.found.task,
         "method": plan.method,
-        "form": plan.form,
+        "form": plan.form.value,
         "reason": plan.reason,
         "saliency_map": {
             "shape": plan.map_shape,

@@ -8,12 +8,13 @@ decodes and selects.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
+from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
 from xai_insert.locate.places import Places, find_places
 
@@ -33,7 +34,7 @@ class Head:
 
     Attributes:
         value: its result with the bias: `[N, C, h, w]` of a convolution; `[N, L, C]` or `[N, h, w, C]` of a linear
-            layer; `[N, C, L]` of embeddings of classes times tokens.
+            layer.
         source: the feature that the layer reads.
         channel_axis: axis of the channels.
         levels: the grids; one for a convolution, one or more joined along `L` for tokens.
@@ -51,12 +52,26 @@ class Head:
 
 
 def find_heads(graph: Graph, images: Sequence[Value]) -> list[Head]:
-    """Every head with a grid, in topological order."""
-    dependent = activations(graph, images)
-    layers = _frontier(graph, dependent)
-    places = find_places(graph)
-    heads = [head for layer in layers if (head := _head(places, layer, dependent)) is not None]
+    """Every head with a grid, in topological order: learned layers, and products with embeddings."""
+    heads = [head for head in _heads(graph, images).values() if head is not None]
     return sorted(heads, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
+
+
+def without_grid(graph: Graph, images: Sequence[Value]) -> list[Value]:
+    """Results of last layers that hold something of the image's rows or columns, but no grid that can be traced."""
+    places = find_places(graph)
+    return [
+        layer.output for layer, head in _heads(graph, images).items() if head is None and places.is_placed(layer.output)
+    ]
+
+
+def _heads(graph: Graph, images: Sequence[Value]) -> dict[Node, Head | None]:
+    dependent = activations(graph, images)
+    places = find_places(graph)
+    heads = {layer: _head(places, layer, dependent) for layer in _frontier(graph, dependent)}
+    if any(heads.values()):  # a line of tokens alone is text; beside grids it is one of them, of one row or one column
+        heads = {layer: head or _strip(places, layer, dependent) for layer, head in heads.items()}
+    return heads
 
 
 def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
@@ -76,7 +91,7 @@ def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
         producer = value.producer
         if producer is None:
             continue
-        if is_learned(producer):
+        if is_learned(producer) or _embedded(producer, dependent) is not None:
             found[producer] = None
         else:
             stack += _data_operands(producer, value)
@@ -85,9 +100,6 @@ def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
 
 def is_learned(node: Node) -> bool:
     """Whether a node is a convolution or linear layer with weights that were learned."""
-    if _is_from_left(node):
-        width = node.read(0).sizes[-2 if node.attrs["transpose_a"] else -1]
-        return (width or 0) >= _FEWEST_FEATURES and not _counts(node.read(0))
     weight = node.operand(1)
     if node.op not in (Op.CONV, Op.MATMUL) or weight is None or not weight.is_constant or weight.shape is None:
         return False
@@ -101,14 +113,22 @@ def is_learned(node: Node) -> bool:
     return features >= _FEWEST_FEATURES and not _counts(weight)
 
 
-def _is_from_left(node: Node) -> bool:
-    """Whether stored embeddings, `[K, D]` or `[1, K, D]`, stand before the tokens `[N, D, L]` that they multiply."""
-    if node.op is not Op.MATMUL:
-        return False
-    weight, tokens = node.read(0), node.read(1)
-    if not weight.is_constant or tokens.is_constant or tokens.rank != 3:
-        return False
-    return weight.rank == 2 or (weight.rank == 3 and weight.sizes[0] == 1)
+def _embedded(node: Node, dependent: set[Value]) -> Value | None:
+    """The features of the image that a node multiplies by embeddings, stored or given; None if it does not.
+
+    Each position has its product with each embedding, `[N, L, K]` or, where the embeddings stand left, `[N, K, L]`.
+    """
+    if node.op is not Op.MATMUL or node.output.rank != 3:
+        return None
+    one, other = node.read(0), node.read(1)
+    if (one in dependent) == (other in dependent):
+        return None
+    features, embeddings = (one, other) if one in dependent else (other, one)
+    if (embeddings.rank or 0) < 2 or any(size != 1 for size in embeddings.sizes[:-2]):
+        return None
+    is_last = node.attrs["transpose_b"] if embeddings is other else not node.attrs["transpose_a"]
+    width = embeddings.sizes[-1 if is_last else -2]
+    return features if width is not None and width >= _FEWEST_FEATURES and not _counts(embeddings) else None
 
 
 def _counts(weight: Value) -> bool:
@@ -139,16 +159,33 @@ def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
     shape = value.shape
     if shape is None or 0 in shape:
         return None
-    is_from_left = _is_from_left(layer)
-    channel = 1 if layer.op is Op.CONV or is_from_left else len(shape) - 1
+    features, channel = _reading(layer, dependent)
     if shape[channel] is None:
         return None
     levels: tuple[Level, ...] = ()
     if len(shape) == 4:
         levels = _level(places, value, tuple(axis for axis in (1, 2, 3) if axis != channel))
     elif len(shape) == 3 and layer.op is not Op.CONV:
-        levels = token_levels(places, value, 2 if is_from_left else 1)
-    return Head(value, layer.read(1 if is_from_left else 0), channel, levels) if levels else None
+        levels = token_levels(places, layer.output, 3 - channel)
+    return Head(value, features, channel, levels) if levels else None
+
+
+def _strip(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
+    """A head of tokens in one row or one column."""
+    value = _with_bias(layer, dependent)
+    features, channel = _reading(layer, dependent)
+    if layer.op is not Op.MATMUL or value.rank != 3 or value.sizes[channel] is None:
+        return None
+    grid = places.strip_of(layer.output, 3 - channel)
+    return None if grid is None else Head(value, features, channel, (Level(0, *grid, (3 - channel,)),))
+
+
+def _reading(layer: Node, dependent: set[Value]) -> tuple[Value, int]:
+    """What a layer reads, and the axis of its channels."""
+    if layer.op is Op.CONV:
+        return layer.read(0), 1
+    is_left = not is_learned(layer) and _embedded(layer, dependent) is layer.read(1)
+    return layer.read(int(is_left)), 1 if is_left else len(layer.output.sizes) - 1
 
 
 def _level(places: Places, value: Value, axes: tuple[int, ...]) -> tuple[Level, ...]:
@@ -157,7 +194,8 @@ def _level(places: Places, value: Value, axes: tuple[int, ...]) -> tuple[Level, 
     place = places.of(value)
     if place is not None and place.axes == axes:
         return (Level(0, height, width, axes, places.frame_of(place)),)
-    return (Level(0, height, width, axes),) if height == width == 1 else ()
+    strips = [places.strip_of(value, axis) for axis in axes if value.sizes[axis] != 1]
+    return (Level(0, height, width, axes),) if all(strip == (height, width) for strip in strips) else ()
 
 
 def _scaled(layer: Node) -> Value:
@@ -188,8 +226,21 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
     other = add.inputs[1 - uses[0].index]
     if other is None or other in dependent or other.rank is None:
         return value
-    channel = value.sizes[1 if layer.op is Op.CONV or _is_from_left(layer) else -1]
+    channel = value.sizes[1 if layer.op is Op.CONV else -1]
     return add.output if not other.is_constant or volume(other.sizes) in (channel, 1) else value
+
+
+def finished(graph: Graph, head: Head) -> Head:
+    """A head whose value has the shifts and scales that are computed for each location, as OWL-ViT's logits."""
+    dependent = activations(graph, image_inputs(graph))
+    value = head.value
+    while len(uses := [use for use in value.uses if use.node.op is not Op.SHAPE]) == 1:
+        node, index = uses[0].node, uses[0].index
+        other = node.operand(1 - index) if index < 2 else None
+        if node.op not in (Op.ADD, Op.MUL) or other not in dependent or node.output.sizes != head.value.sizes:
+            break
+        value = node.output
+    return replace(head, value=value)
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,14 @@ class Places:
                     return value, index
         return None
 
+    def strip_of(self, value: Value, axis: int) -> tuple[int, int] | None:
+        """Height and width of a grid of one row or one column that is an axis of a value; None if it is none."""
+        axes = self.traced.get(value, ())
+        origin = _side(axes[axis]) if axis < len(axes) else None
+        if origin is None or origin.size is None or origin.roll or origin.stride < 0:
+            return None
+        return (1, origin.size) if origin.kind is Kind.COLUMNS else (origin.size, 1)
+
     def parts_of(self, value: Value, axis: int) -> list[Part] | None:
         """What stands end to end in an axis of a value, in order; None where it is not known how much."""
         axes = self.traced.get(value)

@@ -31,7 +31,8 @@ def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
         return None
     sized = [feature for feature in maps if feature.positions is not None]
     coarsest = min(sized, key=lambda feature: feature.positions or 0) if len(sized) == len(maps) else maps[-1]
-    return Regions(coarsest, f"region head over {len(maps)} level{'s' if len(maps) > 1 else ''}")
+    readers = f"region head over {len(maps)} level{'s' if len(maps) > 1 else ''}"
+    return Regions(coarsest, readers, has_region_head=True)
 
 
 def drawn_maps(graph: Graph, images: Sequence[Value], masks: Value) -> list[FeatureMap]:

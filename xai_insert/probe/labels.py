@@ -15,7 +15,7 @@ from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.detector import ClassLevel, Detector
-from xai_insert.locate.frontier import Observed, find_heads
+from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.probe.heads import Array, HeadProbe
 
@@ -45,6 +45,7 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     values = {head.value: index for index, head in enumerate(heads)}
     parts = [part for item in found.levels for part in item.parts]
     outputs = [value for value in graph.outputs if value.rank in _RANKS]
+    everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
     if any(part.head.value not in values for part in parts) or not outputs:
         return None, found.background
     probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset(values)) for value in outputs])
@@ -53,6 +54,8 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     offsets: set[int] = set()
     silent: set[int] = set()
     for number, value in enumerate(outputs):
+        if value in everywhere:
+            continue
         rows = {label: _rows(value, arrays[number]) for label, arrays in zip(tried, runs, strict=True)}
         reported = {label: array for label, array in rows.items() if len(array)}
         offsets.update(_offsets(value, reported))

@@ -1,0 +1,150 @@
+"""Detectors: class scores at every location, or features that a region head or queries read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
+from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.detector import Detector, Regions
+from xai_insert.locate.frontier import Head
+from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
+from xai_insert.locate.outputs import likely_task
+from xai_insert.locate.regions import encoder_feature, region_feature
+from xai_insert.probe.classes import find_class_levels
+from xai_insert.tasks.base import Found, NotMine, Study, Task
+from xai_insert.tasks.per_box import WANTED
+
+_BOX = 4
+
+
+@dataclass(frozen=True)
+class FoundDetector(Found):
+    """A detector.
+
+    Attributes:
+        scored: its class scores at every location; None if it has none.
+        read: what its region head, its queries or, for want of these, its class heads read; None if that is no map.
+    """
+
+    task = "detection"
+    methods = ("det-class-probability-map", "activation-map")
+    scored: Detector | None
+    read: Regions | None
+
+    @property
+    def frame(self) -> Frame:
+        if self.scored is not None:
+            return self.scored.middle.level.frame
+        return Frame() if self.read is None else self.read.feature.frame
+
+    def placed(self) -> Sequence[FeatureMap]:
+        if self.scored is not None:
+            return [item.feature for level in self.scored.levels for item in level.parts]
+        return [] if self.read is None else [self.read.feature]
+
+    def features(self) -> Sequence[FeatureMap]:
+        if self.scored is None:
+            return [] if self.read is None else [self.read.feature]
+        heads = {item.head.source: item.head for level in self.scored.levels for item in level.parts}
+        return [source_map(head) for head in heads.values()]
+
+
+class Detection(Task):
+    """Boxes with classes."""
+
+    rank = 90
+    takes = frozenset({"per_box"})
+
+    def is_likely(self, study: Study) -> bool:
+        return selects_rows(study.graph)
+
+    def recognise(self, study: Study) -> FoundDetector | NotMine:
+        found = self._recognise(study)
+        if isinstance(found, FoundDetector):
+            _require_one_frame(found)
+            if study.options.per_box and not found.frame.is_upright:
+                raise UnsupportedTaskError("--per-box wants features in the order of the image; these are turned")
+        return found
+
+    def _recognise(self, study: Study) -> FoundDetector | NotMine:
+        graph = study.graph
+        images = image_inputs(graph)
+        regions = region_feature(graph, images)
+        if regions is not None:
+            return FoundDetector(None, regions)
+        try:
+            detector = find_class_levels(study.loaded, graph, study.options.num_classes)
+        except TargetNotFoundError as err:
+            if reports_boxes(graph):
+                raise
+            # a classifier that drops tokens by their scores looks like this too
+            return NotMine(str(err), TargetNotFoundError)
+        if detector is not None:
+            read = source_map(detector.middle.head)
+            if read.channel_axis == 1:
+                return FoundDetector(detector, Regions(read, "class head"))
+        queries = encoder_feature(graph, images)
+        if detector is None and queries is None:
+            reason = WANTED if study.options.per_box else _nothing_found(graph)
+            if reports_boxes(graph):
+                raise UnsupportedTaskError(reason)
+            return NotMine(reason)
+        return FoundDetector(detector, queries)
+
+
+def _require_one_frame(found: FoundDetector) -> None:
+    """Refuse levels of which one runs along the columns, backwards or round another way than the next.
+
+    Raises:
+        UnsupportedTaskError: there are such.
+    """
+    placed = [feature for feature in found.placed() if feature.positions != 1]
+    if len({(item.frame.transposed, item.frame.flipped, item.frame.rolled) for item in placed}) > 1:
+        listed = ", ".join(item.value.describe() for item in placed)
+        raise UnsupportedTaskError(f"the levels {listed} lie in the image in different directions")
+
+
+def _nothing_found(graph: Graph) -> str:
+    listed = ", ".join(value.describe() for value in graph.outputs)
+    likely = likely_task(graph)
+    return (
+        "not a classifier and no detector that can be explained: wanted an output [N, classes], or boxes and class "
+        f"scores, found {listed}" + ("" if likely is None else f"; {likely}")
+    )
+
+
+def reports_boxes(graph: Graph) -> bool:
+    """Whether a model suppresses boxes that overlap, or gives several rows or columns of four numbers."""
+    if any(node.op is Op.NMS for node in graph.nodes):
+        return True
+    pairs = [value.sizes[1:] for value in graph.outputs if value.rank == 3]
+    of_classes = [value.sizes[1::2] for value in graph.outputs if value.rank == 4]
+    of_classes = [sides for sides in of_classes if any(sides[0] == pair[0] for pair in pairs)]
+    return any(_BOX in sides and 1 not in sides for sides in pairs + of_classes)
+
+
+def selects_rows(graph: Graph) -> bool:
+    """Whether a model chooses among locations: suppression, region pooling, boxes, rows where scores are best."""
+    if reports_boxes(graph) or any(node.op is Op.ROI_ALIGN for node in graph.nodes):
+        return True
+    chosen: set[Value] = set()
+    for node in graph.nodes:
+        if node.op is Op.TOPK:
+            chosen.update(node.outputs[1:])
+        elif node.op not in (Op.SHAPE, Op.GATHER, Op.TAKE) and any(operand in chosen for operand in node.inputs):
+            chosen.update(node.outputs)
+    return any(node.op in (Op.GATHER, Op.TAKE) and node.operand(1) in chosen for node in graph.nodes)
+
+
+def source_map(head: Head) -> FeatureMap:
+    """What a head reads; tokens are one axis."""
+    rank = len(head.source.sizes)
+    channel = head.channel_axis if head.channel_axis == 1 else rank - 1
+    axes = tuple(axis for axis in range(1, rank) if axis != channel)
+    return FeatureMap(head.source, channel, axes, grid_of_map(head.source, axes) if len(axes) == 2 else (None, None))
+
+
+TASK = Detection()
