@@ -72,6 +72,9 @@ class Found(ABC):
         """How the map that a method gives lies in the image."""
         return Frame()
 
+    may_be_empty: ClassVar[bool] = False
+    """Whether a map may rightly have one value only, where nothing is found in an image."""
+
     def placed(self) -> Sequence[FeatureMap]:
         """The maps whose place in the image is asked of the model itself."""
         return ()
