@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from xai_insert.graph.shape import Shape
 
@@ -89,3 +90,29 @@ class Options:
             return frozenset(self.given)
         default = Options()
         return frozenset(item.name for item in fields(self) if getattr(self, item.name) != getattr(default, item.name))
+
+    def written(self) -> str:
+        """What shapes the outputs and is not at its default, as JSON; empty if all is."""
+        default, chosen = Options(), {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name not in _OF_THE_CALL and value != getattr(default, item.name):
+                chosen[item.name] = value
+        return json.dumps(chosen) if chosen else ""
+
+    @classmethod
+    def read(cls, text: str) -> Options:
+        """The options of which `written` gave `text`.
+
+        Raises:
+            ValueError: it did not.
+        """
+        entries: Any = json.loads(text or "{}")
+        if not isinstance(entries, dict) or not set(entries) <= {item.name for item in fields(cls)} - _OF_THE_CALL:
+            raise ValueError(f"no options: {text[:100]!r}")
+        chosen: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()}
+        return cls(**chosen)
+
+
+_OF_THE_CALL = frozenset({"input_shapes", "check", "given"})
+"""Options of which nothing is seen in the inserted model, or which are part of its inputs."""

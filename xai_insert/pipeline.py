@@ -20,6 +20,7 @@ from xai_insert.errors import (
     DefinitionError,
     ModelFileError,
     TargetNotFoundError,
+    XaiInsertError,
 )
 from xai_insert.files import lost, scratch_folder, size, sweep, written
 from xai_insert.formats.backend import LoadedModel, load
@@ -28,7 +29,7 @@ from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.view import Graph, Shape, fixed
-from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import to_bytes
@@ -77,7 +78,7 @@ def insert(model: Any, options: Options | None = None) -> InsertResult:
         XaiInsertError: one of its children says what is wrong with the model or the options.
     """
     options = options or Options()
-    loaded, report = _insert(lambda: load(model, options.input_shapes), options, _name(model))
+    loaded, report = insert_loaded(lambda: load(model, options.input_shapes), options, _name(model))
     return InsertResult(loaded.result_like(model), report)
 
 
@@ -92,7 +93,9 @@ def plan_insertion(
     It is done, on a copy that nobody gets, but for the check: the inserted model is not run.
     """
     options = options or Options()
-    return _insert(lambda: load(model, options.input_shapes, output), options, _name(model), passed, dry_run=True)[1]
+    return insert_loaded(
+        lambda: load(model, options.input_shapes, output), options, _name(model), passed, dry_run=True
+    )[1]
 
 
 def insert_file(
@@ -111,15 +114,15 @@ def insert_file(
         XaiInsertError: one of its children; nothing was written.
     """
     options = options or Options()
-    _require_writable(source, output)
-    loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source), passed)
-    files = _write(loaded, output)
+    require_writable(source, output)
+    loaded, report = insert_loaded(lambda: load(source, options.input_shapes, output), options, str(source), passed)
+    files = write_model(loaded, output)
     return replace(
         report, output=str(output), bytes_before=size(source), bytes_after=sum(path.stat().st_size for path in files)
     )
 
 
-def _insert(
+def insert_loaded(
     fresh: Callable[[], LoadedModel],
     options: Options,
     source: str,
@@ -177,8 +180,9 @@ def _carry_out(
 ) -> Report:
     """Splice, and check if there are outputs of the plain model to compare with."""
     require_moderate_map(plan.map_shape)
+    opened = _opened(loaded, graph, plan, options)
     try:
-        branch = splice(loaded, graph, plan, options)
+        branch = splice(loaded, graph, plan, options, opened)
     except RAISED as err:  # OpenVINO looks at each layer's sizes when it is made, onnxruntime when the model is loaded
         raise ModelFileError(
             f"the layers to insert do not fit the model: {last_line(err)}; is the file whole?"
@@ -189,16 +193,52 @@ def _carry_out(
         moved = check_outputs(graph, plain.outputs, outputs)
         if branch.plan.placed():
             require_varied(outputs[len(plain.outputs)])
-        masking = branch.plan.masking(options)
+        masking = (plan if opened is None else opened.plan).masking(options)
         off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
         checked = CheckResult(moved, off, plain.place)
     return _report(loaded, branch.plan, options, source, checked)
 
 
-def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Branch:
-    """Carry out a plan on `loaded`, whose view `graph` is."""
+@dataclass(frozen=True)
+class Opened:
+    """A model whose image has an open height and width, and the plan for it.
+
+    Attributes:
+        graph: its view.
+        plan: the plan.
+    """
+
+    graph: Graph
+    plan: Plan
+
+
+def _opened(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Opened | None:
+    """Open the sides of the image for the time of the insertion, so that the map follows a later reshape.
+
+    None, and nothing is open, where the model, the format or the plan is for one size alone.
+    """
+    sides = {image: image_axes(image) for image in image_inputs(graph)}
+    is_fixed = all(None not in (image.sizes[axis] for axis in axes) for image, axes in sides.items())
+    if not (plan.may_follow and is_fixed and loaded.open_sides(sides)):
+        return None
+    try:
+        open_graph = loaded.view()
+        other = make_plan(loaded, open_graph, options)
+        if (other.method, other.form) == (plan.method, plan.form):
+            return Opened(open_graph, other)
+    except XaiInsertError as err:
+        logger.info("the map is for one size of the image: %s", err)
+    loaded.close_sides()
+    return None
+
+
+def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, opened: Opened | None = None) -> Branch:
+    """Carry out a plan on `loaded`, whose view `graph` is; with its sides open where it is `opened`."""
     surgeon = loaded.surgeon(keep_float32=plan.keep_float32)
-    branch = plan.splice(loaded, surgeon, graph, options)
+    if opened is None:
+        branch = plan.splice(loaded, surgeon, graph, options)
+    else:
+        branch = replace(opened.plan.splice(loaded, surgeon, opened.graph, options), plan=plan)
     plan, saliency = branch.plan, branch.raw
     if not plan.frame.is_upright:
         saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.frame)
@@ -212,13 +252,20 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
     if branch.spread is not None:
         saliency = branch.spread(saliency)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
+    image = image_inputs(graph)[0]
+    if opened is None:
+        saliency = surgeon.pinned(saliency, plan.map_shape, image, image_axes(image))
     surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
     for name, output in branch.outputs.items():
         surgeon.add_output(output.handle, name, output.dtype, output.shape)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
+    if opened is not None:
+        loaded.close_sides()
     common = {"version": __version__, "task": plan.task, "method": plan.method, "form": plan.form}
     common["quantiser_ignored_scope"] = IGNORED_SCOPE
+    if written := options.written():
+        common["options"] = written
     loaded.annotate(common | plan.metadata(options))
     return replace(branch, plan=plan)
 
@@ -286,7 +333,7 @@ def _name(model: Any) -> str:
     return str(model) if isinstance(model, (str, Path)) else type(model).__name__
 
 
-def _require_writable(source: Path, output: Path) -> None:
+def require_writable(source: Path, output: Path) -> None:
     """Refuse before any work what could not be written after it."""
     if output.suffix.lower() not in (".xml", ".onnx"):
         raise ModelFileError(f"unknown kind of output {output.name!r}: wanted .xml (OpenVINO IR) or .onnx")
@@ -307,7 +354,7 @@ def _require_writable(source: Path, output: Path) -> None:
     )
 
 
-def _write(loaded: LoadedModel, output: Path) -> list[Path]:
+def write_model(loaded: LoadedModel, output: Path) -> list[Path]:
     """Write beside the goal and move into place, so that the goal is never half a model."""
     sweep(output)
     try:

@@ -48,6 +48,8 @@ class Report:
         versions: of the tool and the libraries used.
         error: why nothing was inserted; None if it was.
         unused_options: names of the options that do nothing for the model, where that is the error.
+        lines: of `--verify`, `--strip` and `--layers`, what was found: a word and a text each.
+        verification: of `--verify`, what was measured, see `xai_insert.verify.Verification`.
     """
 
     source: str
@@ -74,6 +76,8 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
     unused_options: Sequence[str] = ()
+    lines: Sequence[tuple[str, str]] = ()
+    verification: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -83,6 +87,12 @@ class Report:
         """A few aligned lines."""
         if self.error is not None:
             return f"{printable(self.source)}: {self.error}"
+        lines = [*map(tuple, self.lines)] if self.lines else self._inserted()
+        if self.output is not None:
+            lines.append(("written", f"{printable(self.output)}{self._growth()}"))
+        return "\n".join([printable(self.source), *(f"  {printable(key):<8} {text}" for key, text in lines)])
+
+    def _inserted(self) -> list[tuple[str, str]]:
         saliency = self.saliency_map
         lines = [
             *self._found(),
@@ -92,9 +102,7 @@ class Report:
         ]
         if self.check:
             lines.append(("checked", self._checked()))
-        if self.output is not None:
-            lines.append(("written", f"{printable(self.output)}{self._growth()}"))
-        return "\n".join([printable(self.source), *(f"  {key:<8} {value}" for key, value in lines)])
+        return lines
 
     def _found(self) -> list[tuple[str, str]]:
         lines = []

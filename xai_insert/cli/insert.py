@@ -48,7 +48,7 @@ Examples:
     help="Saliency method, see below; by default that of the kind of model found.",
 )  # fmt: skip
 @click.option("--target-layer", metavar="NAME", help="Layer to explain, instead of the one found.")
-@click.option("--output", "output_name", metavar="NAME", help="Output with the class scores, where there are several.")
+@click.option("--output", "output_name", metavar="NAME", help="Output with the class scores, if several.")
 @click.option(
     "--output-dtype", type=click.Choice(OUTPUT_DTYPES), default=Options.output_dtype, show_default=True,
     help="u8: each map scaled to 0..255; f32: raw scores.",
@@ -59,12 +59,12 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--block", type=COUNT, default=Options.block, metavar="K",
-    help="ViT Recipro-CAM: mask the K-th block from the end.",
+    help="ViT Recipro-CAM: mask the K-th last block.",
 )  # fmt: skip
 @click.option("--saliency-size", type=SIZE, metavar="HxW", help="Size of the map, instead of the method's own.")
 @click.option("--num-classes", type=COUNT, metavar="K", help="Number of classes, where the model hides it.")
 @click.option("--score-threshold", type=click.FloatRange(0, 1), metavar="S", help="Instance masks: drop lower scores.")
-@click.option("--feature-vector", is_flag=True, help="Also add the pooled feature as output feature_vector.")
+@click.option("--feature-vector", is_flag=True, help="Also add the pooled feature_vector.")
 @click.option(
     "--top-k", type=COUNT, metavar="K",
     help="Classifiers: only the maps of the K best classes, named by output saliency_classes.",
@@ -72,9 +72,14 @@ Examples:
 @click.option("--per-box", is_flag=True, help="Detectors: also a map of each reported box.")
 @click.option(
     "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
-    help="Fix unknown sizes of an input; ? stays dynamic. Repeatable.",
+    help="Fix sizes of an input; ? stays open. Repeatable.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
+@click.option(
+    "--verify", "action", flag_value="verify", help="Instead, judge an inserted MODEL that tools have changed."
+)
+@click.option("--strip", "action", flag_value="strip", help="Instead take the map off MODEL again.")
+@click.option("--layers", "action", flag_value="layers", help="Instead list what --target-layer can name.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
 @click.option("--no-check", is_flag=True, help="Write without comparing before and after.")
 @click.option(
@@ -103,6 +108,7 @@ def main(
     per_box: bool,
     input_shapes: tuple[tuple[str, Shape], ...],
     dry_run: bool,
+    action: str | None,
     report_path: Path | None,
     no_check: bool,
     time_limit: float | None,
@@ -133,9 +139,10 @@ def main(
         check=not no_check,
         given=tuple(item.name for item in fields(Options) if _was_typed(_PARAMETERS.get(item.name, item.name))),
     )
-    goals = _outputs(models, output, dry_run)
-    _require_apart(models, goals, report_path, dry_run)
-    jobs = [Job(model, goal, options, dry_run) for model, goal in zip(models, goals, strict=True)]
+    writes_nothing = _writes_nothing(action, output, dry_run, options) or dry_run
+    goals = _outputs(models, output, writes_nothing)
+    _require_apart(models, goals, report_path, writes_nothing)
+    jobs = [Job(model, goal, options, dry_run, action or "insert") for model, goal in zip(models, goals, strict=True)]
     troubles: dict[str, None] = {}
 
     def show(report: Report) -> None:
@@ -162,6 +169,19 @@ def main(
     if failed and len(reports) > 1:
         say(f"{failed} of {len(reports)} models failed", err=True)
     sys.exit(EXIT_FAILED if failed or troubles else 0)
+
+
+def _writes_nothing(action: str | None, output: Path | None, dry_run: bool, options: Options) -> bool:
+    """Whether what is done instead of inserting writes no model; refuses what it would not go by."""
+    if action is None:
+        return False
+    used = {"layers": {"output", "input_shapes"}}.get(action, set())
+    spare = {_PARAMETERS.get(name, name) for name in options.on_purpose - used}
+    spare |= {name for name, given in (("output-model", output and action != "strip"), ("dry-run", dry_run)) if given}
+    if spare:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(spare))
+        raise click.UsageError(f"--{action} does not go by {flags}: leave it out")
+    return action != "strip"
 
 
 def _was_typed(name: str) -> bool:

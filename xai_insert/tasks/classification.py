@@ -60,6 +60,11 @@ class ClassificationPlan(Plan):
         return self.method != "activation-map" and (self.found.readout is not None or self.form == "masked runs")
 
     @property
+    def may_follow(self) -> bool:
+        is_grid = self.found.readout is None and len(self.found.target.grid_axes) == 2
+        return is_grid and self.form != "masked runs"
+
+    @property
     def frame(self) -> Frame:
         return self.found.target.frame
 

@@ -93,6 +93,11 @@ class Plan(ABC):
         return False
 
     @property
+    def may_follow(self) -> bool:
+        """Whether the same plan may serve any size of the image, if the model does."""
+        return False
+
+    @property
     def frame(self) -> Frame:
         """How the map that the branch gives lies in the image."""
         return Frame()

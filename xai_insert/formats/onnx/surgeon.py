@@ -206,17 +206,20 @@ class OnnxSurgeon:
             cells = op.concat([*before, cells, *behind], 0)
         return op.reshape(cells, list(masks.sizes))
 
+    def pinned(self, value: ir.Value, shape: Shape, image: Value, axes: Sequence[int]) -> ir.Value:
+        del shape, image, axes  # onnxruntime takes no other sizes than those of the file
+        return value
+
     def prune(self) -> None:
         graph = self._model.graph
         kept = set(graph.outputs)
         for node in reversed(list(graph)):
             if node in self._originals or any(value in kept or value.uses() for value in node.outputs):
                 continue
-            operands = [value for value in node.inputs if value is not None]
             graph.remove(node, safe=True)
-            for value in operands:
-                if value.is_initializer() and not value.uses() and (value.name or "").startswith(PREFIX):
-                    graph.initializers.pop(value.name or "", None)
+        for name, value in list(graph.initializers.items()):
+            if name.startswith(PREFIX) and not value.uses() and not value.is_graph_output():
+                graph.initializers.pop(name)
 
     def add_output(self, value: ir.Value, name: str, dtype: str, shape: Shape) -> None:
         node = ir.node("Identity", [value], name=self._names.unique(f"{name}/result"))
