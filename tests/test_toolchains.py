@@ -46,7 +46,8 @@ def run(model, image, level="ORT_ENABLE_ALL", saved=None):
 def in_openvino(model, image):
     config = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     results = ov.Core().compile_model(model, "CPU", config)(image)
-    return {key.get_any_name(): array for key, array in results.items()}
+    names = ({"boxes", "scores", "logits", "saliency_map", "saliency_classes"} & key.get_names() for key in results)
+    return dict(zip((name.pop() for name in names), results.values(), strict=True))
 
 
 def assert_same(found, wanted, tolerance=1e-5):
@@ -95,9 +96,12 @@ def test_half_precision_by_onnxruntime(case):
     assert correlation(found["saliency_map"], wanted["saliency_map"]) >= 0.99
 
 
-def test_half_precision_by_onnxconverter(case):
+def test_half_precision_by_onnxconverter():
+    """It has no right form for an output that is read inside, nor for the Casts of the plain transformer."""
     float16 = pytest.importorskip("onnxconverter_common.float16")
-    model, image, wanted = case
+    model = insert(onnx.load(deployed.SHAPES / "shapes_cnn.onnx"), Options(**RAW)).model
+    image = deployed.scenes(1)
+    wanted = run(model, image)
     twin = onnx.ModelProto.FromString(model.SerializeToString())
     found = run(float16.convert_float_to_float16(twin, keep_io_types=True), image)
     assert correlation(found["saliency_map"], wanted["saliency_map"]) >= 0.99
