@@ -103,11 +103,39 @@ def rolled(net, x, axis, by, size):
     return net.node("Concat", *parts, axis=axis)
 
 
-def test_opposite_rolls_cancel():
+@pytest.mark.parametrize("by", [1, 2, 5])
+def test_opposite_rolls_cancel(by):
+    net = Net()
+    x = rolled(net, net.conv("image"), 2, by, 6)
+    assert net.place(x).rows.roll == by
+    assert net.place(rolled(net, x, 2, 6 - by, 6)).rows.roll == 0
+
+
+def test_a_part_of_a_rolled_grid_lies_where_its_cells_came_from():
     net = Net()
     x = rolled(net, net.conv("image"), 2, 2, 6)
-    assert net.place(x).rows.roll == 2
-    assert net.place(rolled(net, x, 2, 4, 6)).rows.roll == 0
+    assert net.place(net.node("Slice", x, net.ints(1), net.ints(4), net.ints(2))).rows.offset == 1.5 + 3 * 4
+    assert net.place(net.node("Slice", x, net.ints(3), net.ints(6), net.ints(2))) is None  # both edges of the image
+
+
+@pytest.mark.parametrize("how", ["reshape", "depth", "slice"])
+@pytest.mark.parametrize("by", [8, 6])
+def test_a_rolled_image_cut_into_patches(how, by):
+    """The roll stays one where it is a whole number of patches; else a patch holds both edges."""
+    net = Net()
+    x = rolled(net, "image", 2, by, H)
+    if how == "reshape":
+        x = net.node("Transpose", net.node("Reshape", x, net.ints(1, 3, 6, 4, 9, 4)), perm=[0, 2, 4, 1, 3, 5])
+        x = net.node("MatMul", net.node("Reshape", x, net.ints(1, 54, 48)), net.const(np.ones((48, 7), np.float32)))
+    elif how == "depth":
+        x = net.node("SpaceToDepth", x, blocksize=4)
+    else:
+        x = net.node("Slice", x, net.ints(1), net.ints(H), net.ints(2), net.ints(4))
+    place = net.place(x)
+    if by % 4:
+        assert place is None
+    else:
+        assert (place.rows.roll, place.rows.stride, place.rows.offset) == (2, 4.0, 1.0 if how == "slice" else 1.5)
 
 
 def test_windows_and_back():

@@ -8,6 +8,7 @@ import pytest
 
 from tests import models
 from xai_insert import Options, insert
+from xai_insert.check import check_outputs
 from xai_insert.check_place import check_place
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.formats.backend import load
@@ -83,3 +84,14 @@ def test_constant_maps_are_refused(kind):
 
     with pytest.raises(CheckFailedError, match="every map is constant"):
         insert(models.as_format(models.classifier(negative), kind))
+
+
+@pytest.mark.parametrize(("declared", "fits"), [((None, 5, 6, 6), True), ((1, 5, 6, 6), True), ((1, 5, 3, 12), False)])
+def test_an_output_of_other_sizes_than_it_declares_is_refused(declared, fits):
+    graph = load(models.classifier(models.CLOSED["mean"]), {}).view()
+    maps = [np.zeros((1, 5, 6, 6), np.float32)]
+    if fits:
+        assert check_outputs(graph, [], maps, [declared]) == 0.0
+    else:
+        with pytest.raises(CheckFailedError, match="declares the sizes"):
+            check_outputs(graph, [], maps, [declared])

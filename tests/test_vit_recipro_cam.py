@@ -61,6 +61,21 @@ def heads_of(b, x):
     return b.node("Transpose", x, perm=[0, 2, 1, 3])
 
 
+def in_batch(b, x, tokens):
+    """Heads side by side in the batch, of which the model does not say how long it is (older exports of CLIP)."""
+    return b.node("Reshape", x, b.const(np.array([-1, tokens, DEPTH])))
+
+
+def attention_in_batch(b, x, tokens, *, key_norm):
+    q, k, v = (in_batch(b, heads_of(b, linear(b, x, WIDTH, WIDTH)), tokens) for _ in range(3))
+    if key_norm:
+        q, k = norm(b, q, DEPTH), norm(b, k, DEPTH)
+    shares = b.node("Softmax", b.node("MatMul", q, b.node("Transpose", k, perm=[0, 2, 1])), axis=-1)
+    x = b.node("Reshape", b.node("MatMul", shares, v), b.const(np.array([-1, HEADS, tokens, DEPTH])))
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 1, 3]), b.const(np.array([0, 0, WIDTH])))
+    return linear(b, x, WIDTH, WIDTH)
+
+
 def attention(
     b, x, tokens, *, fused=False, key_norm=False, key_bias=True, pair_bias=False, talking=False, class_only=False
 ):
@@ -120,6 +135,11 @@ def transformer(prefix=1, rows=1, last=block, start=embed, **kind):
         return scores
 
     return network
+
+
+def block_in_batch(b, x, tokens, *, key_norm=False):
+    x = b.node("Add", x, attention_in_batch(b, norm(b, x), tokens, key_norm=key_norm))
+    return b.node("Add", x, mlp(b, norm(b, x)))
 
 
 def parallel_block(b, x, tokens, **kind):
@@ -253,6 +273,9 @@ CLOSED = {
     "key norm": transformer(key_norm=True),
     "no key bias": transformer(key_bias=False),
     "pair bias": transformer(pair_bias=True),
+    "heads in the batch": transformer(last=block_in_batch),
+    "heads in the batch, key norm": transformer(last=block_in_batch, key_norm=True),
+    "distilled, heads in the batch": transformer(prefix=2, rows=2, last=block_in_batch),
     "talking heads": transformer(talking=True),
     "talking heads, normed": transformer(talking="normed"),
     "distilled, pair bias": transformer(prefix=2, rows=2, pair_bias=True),

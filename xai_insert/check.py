@@ -13,7 +13,7 @@ from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import most_bytes
-from xai_insert.graph.view import Graph, Value
+from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.tasks.plan import Masking
 
@@ -70,16 +70,17 @@ def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
     return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
 
 
-def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array]) -> float:
+def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array], declared: Sequence[Shape]) -> float:
     """Largest relative difference of the original outputs.
 
     Args:
         graph: the model before insertion.
         plain: its outputs for the random input.
         inserted: those of the inserted model, the map behind them.
+        declared: the sizes that were written for what was added, in the order of the outputs.
 
     Raises:
-        CheckFailedError: an output moved, or a map is not finite or not one per image.
+        CheckFailedError: an output moved, or a map is not finite, not one per image, or not of the size it declares.
     """
     worst = 0.0
     for name, before, after in zip(graph.output_names, plain, inserted, strict=False):
@@ -99,6 +100,12 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
             f"there are {len(inserted[len(plain)])} maps for {image.sizes[0] or 1} images, as for scores of several "
             "positions each; nothing was written"
         )
+    for sizes, extra in zip(declared, inserted[len(plain) :], strict=False):
+        if len(sizes) != extra.ndim or any(a not in (None, b) for a, b in zip(sizes, extra.shape, strict=True)):
+            wanted, found = (
+                "x".join("?" if side is None else str(side) for side in each) for each in (sizes, extra.shape)
+            )
+            raise CheckFailedError(f"an added output declares the sizes {wanted} and has {found}; nothing was written")
     return worst
 
 

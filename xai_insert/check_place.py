@@ -31,6 +31,7 @@ _REACH = 1.5  # cells between the block and what changes most
 _ENOUGH = 0.75
 _CLEAR = 2.0  # the largest change over the median one, from which on blocks count
 _SHARP = 6.0  # likewise, from which on they may contradict
+_OWN = 3.0  # the change of a cell over that by any other block, from which on it is that block's answer
 
 
 def check_place(loaded: LoadedModel, image: Value, feature: FeatureMap) -> Proof:
@@ -61,10 +62,10 @@ def check_place(loaded: LoadedModel, image: Value, feature: FeatureMap) -> Proof
     near = [item for item in clear if _distance(item[0], item[1]) <= _REACH]
     if clear and len(near) >= _ENOUGH * len(clear) and len(near) >= len(responses) / 2:
         return "blocks"
-    sharp = [item for item in clear if item[2] >= _SHARP]
+    sharp = [item for item in clear if item[2] >= _SHARP and item[3]]
     far = [item for item in sharp if _distance(item[0], item[1]) > _REACH]
     if len(sharp) == len(responses) and len(far) >= _ENOUGH * len(sharp):
-        told = ", ".join(f"{expected} changed {found}" for expected, found, _ in far)
+        told = ", ".join(f"{expected} changed {found}" for expected, found, *_ in far)
         raise MisplacedMapError(
             f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell {told}"
             "; choose another layer with --target-layer"
@@ -76,8 +77,11 @@ def _distance(a: Cell, b: Cell) -> float:
     return max(abs(a[0] - b[0]), abs(a[1] - b[1]))
 
 
-def _responses(runner: Runner, image: Value, feature: FeatureMap) -> list[tuple[Cell, Cell, float]]:
-    """For each block its cell, the cell that changes most, and by how much more than the median one."""
+def _responses(runner: Runner, image: Value, feature: FeatureMap) -> list[tuple[Cell, Cell, float, bool]]:
+    """For each block its cell, the cell that changes most, by how much more than the median one, and whether alone.
+
+    A cell that answers several blocks alike (a gate on the whole image) says nothing of where it lies.
+    """
     rng = np.random.default_rng(_SEED)
     feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
     alike = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
@@ -85,18 +89,29 @@ def _responses(runner: Runner, image: Value, feature: FeatureMap) -> list[tuple[
     if not name:
         return []
     plain = _cells(runner.run(feeds)[0], feature)
-    found = []
+    differences: dict[Cell, Floats] = {}
     for fractions in _BLOCKS:
         cell = (_part(fractions[0], plain.shape[0]), _part(fractions[1], plain.shape[1]))
         changed = feeds[name].copy()
-        if not _change(changed, image, feature, cell, rng):
-            continue
-        difference = np.abs(_cells(runner.run({**feeds, name: changed})[0], feature) - plain).sum(axis=2)
+        if _change(changed, image, feature, cell, rng):
+            differences[cell] = np.abs(_cells(runner.run({**feeds, name: changed})[0], feature) - plain).sum(axis=2)
+    found = []
+    for cell, difference in differences.items():
         top = np.unravel_index(int(difference.argmax()), difference.shape)
         median = float(np.median(difference))
         contrast = float(difference.max()) / median if median > 0 else _held(difference, top) * 2 * _SHARP
-        found.append((cell, (int(top[0]), int(top[1])), contrast))
+        peak = (int(top[0]), int(top[1]))
+        nearer = min((peak, _middle(difference)), key=lambda other: _distance(cell, other))
+        others = [array[peak] for other, array in differences.items() if other != cell]
+        found.append((cell, nearer, contrast, difference[peak] >= _OWN * max(others, default=0.0)))
     return found
+
+
+def _middle(difference: Floats) -> Cell:
+    """The middle of the cells that change much: any of them may change most, where windows reach over several."""
+    excess = np.maximum(difference - 0.25 * difference.max(), 0)
+    rows, columns = (np.cumsum(excess.sum(axis=other)) for other in (1, 0))
+    return int(np.searchsorted(rows, rows[-1] / 2)), int(np.searchsorted(columns, columns[-1] / 2))
 
 
 def _held(difference: Floats, top: Sequence[Any]) -> float:

@@ -190,7 +190,8 @@ def _carry_out(
     checked = None
     if plain is not None:
         outputs = run_random(loaded.runner())
-        moved = check_outputs(graph, plain.outputs, outputs)
+        declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
+        moved = check_outputs(graph, plain.outputs, outputs, declared)
         if branch.plan.placed():
             require_varied(outputs[len(plain.outputs)])
         masking = (plan if opened is None else opened.plan).masking(options)

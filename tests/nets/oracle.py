@@ -200,7 +200,7 @@ def _agrees(sample: Sample, model: Any) -> bool:
 
 def _states(report: dict[str, Any], region: Sequence[float], grid: Sequence[int]) -> bool:
     """Whether anything in the report is the rectangle, to half a cell."""
-    near = 0.5 * (region[2] - region[0]) / min(grid)
+    halves = [0.5 * (region[2 + axis] - region[axis]) / grid[axis] for axis in (0, 1)] * 2
 
     def numbers(item: Any) -> list[Any]:
         if isinstance(item, dict):
@@ -212,7 +212,7 @@ def _states(report: dict[str, Any], region: Sequence[float], grid: Sequence[int]
 
     for candidate in numbers(report):
         if len(candidate) == 4 and all(isinstance(v, (int, float)) for v in candidate):
-            for order in (region, [region[1], region[0], region[3], region[2]]):
-                if np.allclose(candidate, order, rtol=0, atol=near):
+            for order in ((0, 1, 2, 3), (1, 0, 3, 2)):
+                if all(abs(candidate[i] - region[k]) <= halves[k] + 1e-8 for i, k in enumerate(order)):
                     return True
     return False

@@ -123,9 +123,8 @@ def line(axis: Axis) -> Origin | None:
 
 def rolled_line(axis: Axis, stride: int) -> Origin | None:
     """Whole rows or columns that were rolled by a multiple of `stride`; None for others."""
-    if len(axis) != 1 or not axis[0].origin.is_place or axis[0].size != axis[0].origin.size:
-        return None
-    return None if axis[0].origin.roll % stride else axis[0].origin
+    origin = coarse(axis[0]) if len(axis) == 1 and axis[0].origin.is_place else None
+    return None if origin is None or origin.roll % stride else origin
 
 
 def coarse(digit: Digit) -> Origin | None:
@@ -133,11 +132,11 @@ def coarse(digit: Digit) -> Origin | None:
     origin, step = digit.origin, digit.step
     if step == 1 and digit.size == origin.size:
         return origin
-    if digit.size is None or origin.size is None or step * digit.size != origin.size or origin.roll:
+    if digit.size is None or origin.size is None or step * digit.size != origin.size or origin.roll % step:
         return None
     if step not in origin.coarser:
         stride, offset = origin.stride * step, origin.offset + origin.stride * (step - 1) / 2
-        origin.coarser[step] = Origin(origin.kind, digit.size, stride, offset)
+        origin.coarser[step] = Origin(origin.kind, digit.size, stride, offset, origin.roll // step)
     return origin.coarser[step]
 
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, has_place, line, merged, of, other, parts_of
+from xai_insert.graph.axes import (
+    Axis,
+    Kind,
+    Origin,
+    axis_size,
+    coarse,
+    has_place,
+    line,
+    merged,
+    of,
+    other,
+    parts_of,
+    rolled_line,
+)
 
 
 def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
@@ -21,6 +34,9 @@ def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
     origin = line(axis)
     if count == 0:
         return other(0)
+    whole = rolled_line(axis, step) if step > 0 else None
+    if origin is None and whole is not None:
+        return _piece(whole, start, count, step)
     if not axis or (count == 1 and (origin is None or step != 1)):
         return () if count == 1 else other(count)
     if origin is not None:
@@ -33,8 +49,6 @@ def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
         inner = axis_size(axis[1:])
         if inner and start % inner == 0 and count % inner == 0:
             return merged((*cut(axis[:1], start // inner, count // inner), *axis[1:]))
-    if len(axis) == 1 and axis[0].origin.is_place and axis[0].origin.roll and step == 1:
-        return _piece(axis[0].origin, start, count)
     return other(count)
 
 
@@ -52,9 +66,18 @@ def turned(origin: Origin) -> Origin:
     return replace(origin, stride=-origin.stride, offset=last, roll=-origin.roll, whole=None, start=0, coarser={})
 
 
-def _piece(origin: Origin, start: int, count: int | None) -> Axis:
-    """A part of rolled rows or columns, of which only the joint with the rest is of use."""
-    return of(Origin(Kind.OTHER, count, whole=origin, start=start))
+def _piece(origin: Origin, start: int, count: int | None, step: int) -> Axis:
+    """A part of rolled rows or columns; with the edge of the image inside, only its joint with the rest is of use."""
+    if origin.size is None or count is None:
+        return other(count)
+    stride = origin.stride * step
+    if start < step and step * count == origin.size:
+        return of(Origin(origin.kind, count, stride, origin.offset + origin.stride * start, origin.roll // step))
+    first, whole = (start + origin.roll) % origin.size, origin if step == 1 else None
+    if first + step * (count - 1) < origin.size:
+        offset = origin.offset + origin.stride * first
+        return of(Origin(origin.kind, count, stride, offset, whole=whole, start=start))
+    return of(Origin(Kind.OTHER, count, whole=whole, start=start))
 
 
 def _cut_parts(parts: Sequence[Axis], start: int, count: int | None) -> Axis:

@@ -104,7 +104,7 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
         return axis
     if size == 1 and before != 1:
         return ()
-    origin = ax.line(axis) or ax.rolled_line(axis, stride)
+    origin = ax.rolled_line(axis, stride)
     if origin is None:
         return axis if stride == 1 and size == before else _coarser(axis, size, stride)
     reach = (kernel - 1) * dilation
@@ -305,7 +305,7 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
     ratio = float(kind.side) if kind.to_depth else 1 / kind.side
     made: list[Axis] = [source[0], ax.other(shape[1])]
     for axis in (2, 3):
-        origin = ax.line(source[axis])
+        origin = ax.rolled_line(source[axis], kind.side if kind.to_depth else 1)
         made.append(ax.other(shape[axis]) if origin is None else ax.moved(origin, shape[axis], ratio, (ratio - 1) / 2))
     return [tuple(made)]
 

@@ -99,6 +99,13 @@ class Places:
         first = next(iter(self.traced.get(value, ())), ())
         return len(parts_of(first)) > 1 and any(d.origin.kind is Kind.BATCH for d in parts_of(first)[0])
 
+    def beside_images(self, value: Value) -> int | None:
+        """How many rows the first axis of a value has for each image of the batch: 1, or heads; None if unknown."""
+        axes = self.traced.get(value)
+        if not axes or not axes[0] or axes[0][0].origin.kind is not Kind.BATCH:
+            return None
+        return axis_size(axes[0][1:])
+
     def map_of(self, value: Value, *, others: bool = False) -> FeatureMap | None:
         """A value as a feature map: a batch, one grid and one axis of channels; None if it is none.
 

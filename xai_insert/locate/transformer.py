@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.view import Graph, Node, Op, Value
@@ -35,6 +35,7 @@ class Attention:
         weights: what meets `value`: `shares`, possibly mixed across heads; None if fused.
         result: `[..., Tq, d]`.
         key_axis: the axis of `key` that holds the tokens.
+        heads: of an attention of three axes, how many heads its first holds for each image; None if unknown.
     """
 
     node: Node
@@ -46,6 +47,7 @@ class Attention:
     weights: Value | None
     result: Value
     key_axis: int
+    heads: int | None = None
 
     @property
     def is_fused(self) -> bool:
@@ -135,6 +137,7 @@ def locate_readout(
     ]
     residual = entry[-1] if entry else _passing_by(graph, images, masked, logits)
     reads_patches = any(end.kind is not Collapse.TOKEN for end in ends) or rows > feature.prefix
+    attentions = tuple(replace(item, heads=places.beside_images(item.value)) for item in attentions)
     return Readout(masked, residual, attentions, feature.prefix, rows, reads_patches), feature
 
 
@@ -155,6 +158,7 @@ def locate_pool(
     feature = places.map_of(masked, others=True)
     if feature is None or None in feature.grid:
         return None
+    item = replace(item, heads=places.beside_images(item.value))
     readout = Readout((masked,), None, (item,), feature.prefix, 1, reads_patches=False, is_pool=True)
     return readout, feature
 

@@ -49,8 +49,13 @@ class Lifter(Generic[V]):
         self.made: dict[Value, Lifted[V] | None] = {}
         """Values of the longer batch; None for those that hold no read-out row."""
 
-    def run(self, nodes: Sequence[Node], result: Value) -> V:
+    def run(self, nodes: Sequence[Node], result: Value, *, heads: bool = False) -> V:
         """Copy `nodes` from the values already in `made` on; `result` as `[samples, ...]`.
+
+        Args:
+            nodes: in their order.
+            result: what the last of them gives.
+            heads: whether each sample may have several rows there, one for each head.
 
         Raises:
             CannotFreeBatchError: an operation mixes the batch, or the read-out rows with other tokens.
@@ -67,7 +72,8 @@ class Lifter(Generic[V]):
         lifted = self.made.get(result)
         if lifted is None:
             raise CannotFreeBatchError(f"{result.describe()} does not depend on the masked positions")
-        if lifted.dims[:1] != ((BATCH,),):
+        first = lifted.dims[0] if lifted.dims else ()
+        if first[:1] != (BATCH,) or (len(first) > 1 and not (heads and width(first[1:]))):
             raise CannotFreeBatchError(f"{result.describe()} does not begin with the batch")
         return lifted.handle
 

@@ -201,7 +201,9 @@ class _MaskedAttention:
     def _heads(self, leading: Sequence[int | None]) -> int:
         if len(leading) == 2:
             return fixed(leading[1:])[0]
-        return fixed([leading[0]])[0] // fixed([self.readout.batch])[0]
+        if self.attention.heads is None:
+            raise CannotFreeBatchError(f"the heads of {self.attention.node.name!r} cannot be told from its batch")
+        return self.attention.heads
 
     def _dims(self, sizes: Sequence[int | None], token_axis: int | None) -> Dims:
         if len(sizes) == 3:
@@ -228,9 +230,10 @@ class _MaskedAttention:
 
     def _by_weight(self) -> tuple[list[Any], list[Any]]:
         """Keys and values for the whole token, for each weight in between that is needed, and for the zero token."""
-        item, op = self.attention, self.surgeon.ops
-        zero_key = self._full(self.zero.key, item.key_axis)
-        zero_value = op.constant(self.zero.value.astype(np.float32))
+        item = self.attention
+        tokens_axis = len(item.value.sizes) - 2
+        zero_key = self._zeros(self.zero.key, item.key, item.key_axis, full=True)
+        zero_value = self._zeros(self.zero.value, item.value, tokens_axis, full=not self.zero.is_affine)
         keys, values = [self._read(item.key)], [self._read(item.value)]
         if not self.zero.is_affine:
             for weight in _WEIGHTS[self.kernel]:
@@ -261,7 +264,7 @@ class _MaskedAttention:
         lifter.made[item.query] = Lifted(query, self._dims(item.query.sizes, self._query_axis))
         lifter.made[item.key] = Lifted(key, self._dims(item.key.sizes, None))
         nodes = region(self.graph, [item.query, item.key], [item.scores])
-        return lifter.run(nodes, item.scores)
+        return lifter.run(nodes, item.scores, heads=True)
 
     def _fused_scores(self, query: Any, key: Any) -> Any:
         op, node = self.surgeon.ops, self.attention.node
@@ -323,7 +326,7 @@ class _MaskedAttention:
             return shares
         lifter = Lifter(self.surgeon, self.readout.batch, self.rows * self.patches)
         lifter.made[item.shares] = Lifted(shares, self._dims(item.shares.sizes, len(item.shares.sizes) - 2))
-        return lifter.run(region(self.graph, [item.shares], [item.weights]), item.weights)
+        return lifter.run(region(self.graph, [item.shares], [item.weights]), item.weights, heads=True)
 
     def _weighted_sum(self, shares: Any, values: list[Any], weights: Any) -> Any:
         op, rows, patches = self.surgeon.ops, self.rows, self.patches
@@ -340,20 +343,27 @@ class _MaskedAttention:
                 return op.add(moved, op.matmul(shares, zero))
             return op.add(moved, op.mul(op.reduce(shares, "sum", (len(self.attention.query.sizes) - 1,)), zero))
         total: Any = None
-        for value, mask in zip([*values[:-1], self._full(self.zero.value, -2)], self._selectors(tiled), strict=True):
+        for value, mask in zip(values, self._selectors(tiled), strict=True):
             part = op.matmul(op.mul(shares, mask), value)
             total = part if total is None else op.add(total, part)
         return total
 
-    def _full(self, zero: npt.NDArray[Any], axis: int) -> Any:
-        """Keys or values of zero tokens, spread to all tokens while the model runs rather than in the file."""
-        op = self.surgeon.ops
+    def _zeros(self, zero: npt.NDArray[Any], like: Value, axis: int, *, full: bool) -> Any:
+        """Keys or values of zero tokens, spread to all tokens (`full`) and to the images of the batch.
+
+        While the model runs, rather than in the file.
+        """
+        op, sizes = self.surgeon.ops, list(zero.shape)
         handle = op.constant(zero.astype(np.float32))
-        if zero.shape[axis] == self.readout.tokens:
+        if full and sizes[axis] != self.readout.tokens:
+            spread = [1] * zero.ndim
+            sizes[axis] = spread[axis] = self.readout.tokens
+            handle = op.expand(handle, spread)
+        if zero.ndim != 3 or sizes[0] == 1:
             return handle
-        sizes = [1] * zero.ndim
-        sizes[axis] = self.readout.tokens
-        return op.expand(handle, sizes)
+        nothing = op.mul(op.slice(self._read(like), axis, 0, 1), scalar(op, 0.0))
+        beside = [1 if index == axis else size for index, size in enumerate(sizes)]
+        return op.reshape(op.add(op.reshape(nothing, [-1, *beside]), handle), [-1, *sizes[1:]])
 
 
 def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget) -> V:
