@@ -58,7 +58,7 @@ class OnnxModel:
         with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph) as found:
             source = None if found else source
             self._inferred = infer(self.native, source, self._input_shapes)
-            return moderate(build_view(self.native, self._inferred, self._written_out.hidden))
+            return moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
 
     def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
         del sides
