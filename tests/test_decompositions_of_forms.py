@@ -365,3 +365,36 @@ def test_a_sequence_among_the_outputs_stays():
     assert names == [logits, "parts", "saliency_map"]
     results = dict(zip(names, session.run(None, {"x": images()}), strict=True))
     assert np.array_equal(results["parts"][0], results[logits])
+
+
+def image_and_texts(*, is_fused):
+    """Pooled image features times the embeddings of texts, as CLIP scores them."""
+    n = Net()
+    x = n("Relu", n("Conv", "x", n.const(n.draw(16, 3, 3, 3)), n.const(n.draw(16)), strides=[8, 8], pads=[1] * 4))
+    x = n("Flatten", n("GlobalAveragePool", x))
+    words, places, segments = n.const(n.draw(20, 16)), n.const(n.draw(9, 16)), n.const(n.draw(2, 16))
+    gamma, beta = n.const(1 + n.draw(16, scale=0.1)), n.const(n.draw(16))
+    if is_fused:
+        kinds = n("Sub", "ids", "ids")
+        operands = ["ids", kinds, words, places, segments, gamma, beta]
+        y = n("EmbedLayerNormalization", *operands, domain=MS, outputs=["embedded", "lengths"], epsilon=1e-5)
+    else:
+        y = n("Add", n("Gather", words, "ids"), n("Slice", places, n.const(np.array([0])), n.const(np.array([5]))))
+        y = n("Add", y, n("Gather", segments, n("Sub", "ids", "ids")))
+        y = n("LayerNormalization", y, gamma, beta, axis=-1, epsilon=1e-5)
+    text = n("ReduceMean", y, axes=[1], keepdims=0)
+    model = n.model(n("MatMul", x, n("Transpose", text, perm=[1, 0])), classes=3)
+    model.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT32, [3, 5]))
+    return model
+
+
+def test_embedded_texts():
+    results = [insert(image_and_texts(is_fused=is_fused), RAW) for is_fused in (True, False)]
+    assert results[0].report.form == results[1].report.form
+    ids = np.random.default_rng(2).integers(0, 20, (3, 5)).astype(np.int32)
+    maps = []
+    for result in results:
+        session = ort.InferenceSession(result.model.SerializeToString())
+        maps.append(session.run(["saliency_map"], {"x": images(), "ids": ids})[0])
+    assert maps[0].shape == (2, 3, 8, 8)
+    assert np.allclose(*maps, rtol=0, atol=1e-5 * np.abs(maps[1]).max())

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError
-from xai_insert.formats.others import CONVERTIBLE, require_model
+from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
 
@@ -128,8 +128,8 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     """Load a model for editing; what was given stays unchanged.
 
     Args:
-        model: path of a `.xml` or `.onnx` file, or of one that OpenVINO converts (TensorFlow, Paddle), `ov.Model`,
-            `onnx.ModelProto` or `onnx_ir.Model`.
+        model: path of a `.xml` or `.onnx` file, or of one that OpenVINO converts (TensorFlow, a saved model's folder
+            too, Paddle), `ov.Model`, `onnx.ModelProto` or `onnx_ir.Model`.
         input_shapes: sizes to fix, by input name.
         output: where the result is to be written; its suffix may ask for a conversion to IR.
 
@@ -138,10 +138,14 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     """
     if isinstance(model, (str, Path)):
         path = Path(model)
+        to_ir = output is not None and output.suffix.lower() == ".xml"
+        if (saved := saved_model(path)) is not None:
+            if output is not None and not to_ir:
+                raise ModelFileError("a TensorFlow saved model becomes OpenVINO IR: give an output that ends in .xml")
+            return _openvino().load_path(saved, input_shapes)
         if not path.is_file():
             raise ModelFileError("not a plain file" if path.exists() else "no such file")
         require_model(path)
-        to_ir = output is not None and output.suffix.lower() == ".xml"
         if path.suffix.lower() == ".onnx" and not to_ir:
             return _onnx().load_path(path, input_shapes)
         if path.suffix.lower() in (".xml", ".onnx"):
