@@ -40,7 +40,7 @@ from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.preprocessing import from_metadata
-from xai_insert.explain.run import DrawOptions, Explainer
+from xai_insert.explain.run import DrawOptions, Explainer, Outcome
 from xai_insert.explain.runtime import load_engine
 
 _WIDTH, _HEIGHT, _QUALITY = 640, 480, 90
@@ -136,7 +136,8 @@ class Explain(Way):
 
     def run(self) -> None:
         output = self._output / str(len(self.cpu))
-        outcomes = Explainer(self._model, output, DrawOptions()).run(self._sources)
+        outcomes: list[Outcome] = []
+        Explainer(self._model, output, DrawOptions()).run(self._sources, outcomes.append)
         records = [outcome.record for outcome in outcomes]
         self.best.update((index, item["predictions"][0]["class_id"]) for index, item in enumerate(records) if item)
 
@@ -154,7 +155,7 @@ def measure(path: Path, images: Path, scratch: Path, rounds: int) -> Row:
     insert_file(path, inserted)
     engine = load_engine(inserted)
     feeder = Feeder.of(engine.image_input, from_metadata(engine.info, engine.by_model_api, {}))
-    sources = find_images([images], scratch)
+    sources = find_images([images], ())
     hint = {"PERFORMANCE_HINT": "THROUGHPUT"}
     plain, with_map = (ov.Core().compile_model(model, "CPU", hint) for model in (path, inserted))
     threads = _best_threads(plain, feeder, sources)

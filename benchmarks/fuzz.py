@@ -1,9 +1,11 @@
-"""Insert into damaged model files, and see that every one ends cleanly.
+"""Insert into damaged model files, explain damaged pictures, and see that every call ends cleanly.
 
-Run from the repository root: ``python -m benchmarks.fuzz --count 20000``. Each file is a seed (a small network of
+Run from the repository root: ``python -m benchmarks.fuzz --count 30000``. Each file is a seed (a small network of
 the tests, or the bundled models) with a few mutations that follow from its number, so that `--only N` repeats one.
-A worker process does the insertions, one after the other; the parent watches its time and memory, ends it before it
-fills the machine, and starts another when it dies. Whatever was written is loaded and run by its runtime.
+Every fourth is a call of `xai-explain` with damaged pictures, labels, metadata, or results of an earlier run. A worker
+process does the calls, one after the other; the parent watches its time and memory, ends it before it fills the
+machine, and starts another when it dies. Whatever was written is loaded and run by its runtime. Files that were given,
+and those that planted links lead to, must be as they were.
 
 A worker that dies, or is busy for too long, is no failure by itself: readers of model files have faults of their own.
 It counts as one unless the command line, called on the same file and watched likewise, ends with exit code 1 and one
@@ -30,13 +32,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fuzz_runs import damaged_run
+from benchmarks.fuzz_seeds import write_models, write_runs
 from benchmarks.mutations import damage_bytes, damage_ir, damage_onnx
 
 SECONDS, MEGABYTES = 30.0, 2048
 _PATIENCE = 120.0  # for a process that sleeps, or has no turn
 _POLL = 0.1
-CLEAN = ("refused", "inserted", "like the plain model", "crash reported", "hang reported", "memory reported")
-BAD = ("traceback", "rejected", "hang", "memory", "crash")
+CLEAN = (
+    "refused", "inserted", "explained", "like the plain model", "crash reported", "hang reported", "memory reported",
+)  # fmt: skip
+BAD = ("traceback", "rejected", "hang", "memory", "crash", "lost")
 _OPTIONS: tuple[dict[str, Any], ...] = (
     {}, {}, {}, {}, {"method": "activation-map"}, {"output_dtype": "f32", "feature_vector": True},
     {"check": False}, {"method": "vit-recipro-cam"}, {"block": 2}, {"top_k": 2}, {"saliency_size": [9, 7]},
@@ -47,6 +53,8 @@ _OF_DETECTORS: tuple[dict[str, Any], ...] = (
 _WORN = 5.0, 700.0  # seconds or megabytes after which a worker is replaced: what is left over is not the next file's
 WITHOUT_THREADS = "import os; os.environ['OPENBLAS_NUM_THREADS'] = '1'; import xai_insert.cli"
 """What keeps libraries from starting threads when they are imported: a fork would lose them, and wait for them."""
+EXPLAINED = 4  # every so many calls is one of xai-explain
+GROUPS = ("onnx", "xml", "explain")
 _SAVE = 100  # files between two writings of the counts
 _ROOT = Path(__file__).parents[1]
 
@@ -60,6 +68,18 @@ class Case:
     source: Path
     output: Path
     options: dict[str, Any]
+    arguments: tuple[str, ...] | None = None
+
+    @property
+    def group(self) -> str:
+        """What is counted together."""
+        return "explain" if self.arguments is not None else self.source.suffix[1:]
+
+    def given(self) -> dict[Path, bytes]:
+        """What no call may change: everything but the output."""
+        files = (path for path in self.source.parent.rglob("*") if self.output not in (path, *path.parents))
+        own = {self.output, self.output.with_suffix(".bin")}
+        return {path: path.read_bytes() for path in files if path not in own and path.is_file()}
 
 
 @dataclass(frozen=True)
@@ -70,36 +90,6 @@ class Outcome:
     detail: str
     seconds: float
     megabytes: float
-
-
-def write_seeds(folder: Path, *, bundled: bool = True) -> list[Path]:
-    """Write the undamaged models, each in both formats."""
-    import onnx  # noqa: PLC0415 - only once
-    import openvino as ov  # noqa: PLC0415
-
-    from tests import instance_models, models, test_detection, test_per_box  # noqa: PLC0415
-    from tests.test_vit_recipro_cam import CLOSED as TRANSFORMERS  # noqa: PLC0415
-
-    made = {name: models.classifier(network) for name, network in {**models.CLOSED, **models.MASKED}.items()}
-    made |= {name: models.classifier(network, batch=1) for name, network in models.STATIC.items()}
-    for name in ("plain", "fused projection", "pair bias", "class attention", "einsum"):
-        made[f"transformer {name}"] = models.classifier(TRANSFORMERS[name], size=(8, 12))
-    boxes = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy"}
-    made["detector rows"] = test_per_box.Net(**boxes, report="rows").model
-    made["detector lists"] = test_per_box.Net(**boxes, report="lists").model
-    made["detector raw"], _ = test_detection.raw_detector()
-    made["detector with rows of one score"], *_ = test_detection.row_detector(batched=True)
-    made["detector with masks"] = instance_models.listed("boxes")
-    made["detector with prototypes"] = instance_models.yolo("rows")
-    for name, model in made.items():
-        onnx.save(model, folder / f"{name}.onnx")
-    if bundled:
-        shapes = _ROOT / "model_zoo_fixtures" / "shapes"
-        for name in ("shapes_cnn", "shapes_vit"):
-            shutil.copy(shapes / f"{name}.onnx", folder)
-    for path in sorted(folder.glob("*.onnx")):
-        ov.save_model(ov.Core().read_model(path), path.with_suffix(".xml"), compress_to_fp16=False)
-    return sorted(path for path in folder.iterdir() if path.suffix in (".onnx", ".xml"))
 
 
 def damaged(seeds: Sequence[Path], number: int, root_seed: int, folder: Path) -> Case:
@@ -188,7 +178,9 @@ class Worker:
     def run(self, case: Case) -> Outcome:
         """Insert into one file."""
         assert self._process.stdin is not None
-        request = {"source": str(case.source), "output": str(case.output), "options": case.options}
+        request = {
+            "source": str(case.source), "output": str(case.output), "options": case.options, "explain": case.arguments,
+        }  # fmt: skip
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         watch, verdict = Watch(self._child), None
@@ -239,6 +231,8 @@ def through_command_line(case: Case) -> str:
         text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
         options += [flag] if isinstance(value, bool) else [flag, text]
     command = [sys.executable, "-m", "xai_insert.cli.insert", str(case.source), "-o", str(case.output), *options]
+    if case.arguments is not None:
+        command = [sys.executable, "-m", "xai_insert.cli.explain", *case.arguments]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, cwd=_ROOT, start_new_session=True)
         watch = Watch(process.pid)
@@ -262,13 +256,20 @@ def fuzz(
     """Yield every file's outcome; those that end badly are copied to `keep`."""
     with tempfile.TemporaryDirectory(prefix="xai-insert-fuzz-") as scratch:
         (seeds_folder := Path(scratch, "seeds")).mkdir()
-        seeds = write_seeds(seeds_folder, bundled=bundled)
+        (runs_folder := Path(scratch, "runs")).mkdir()
+        seeds, runs = write_models(seeds_folder, bundled=bundled), write_runs(runs_folder)
         worker = Worker()
         try:
             for number in numbers:
                 (folder := Path(scratch, "case")).mkdir()
-                case = damaged(seeds, number, root_seed, folder)
+                if number % EXPLAINED:
+                    case = damaged(seeds, number, root_seed, folder)
+                else:
+                    case = Case(number, *damaged_run(runs, random.Random(f"{root_seed}/{number}"), folder))
+                before = case.given()
                 outcome = worker.run(case)
+                if case.given() != before and outcome.kind in CLEAN:
+                    outcome = replace(outcome, kind="lost", detail="a file that was given has changed")
                 if outcome.kind in ("crash", "hang", "memory"):
                     ending = through_command_line(case)
                     outcome = replace(outcome, kind=f"{outcome.kind} reported" if ending == "clean" else ending)
@@ -282,8 +283,8 @@ def fuzz(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line interface; returns 1 if a file ended badly."""
-    parser = argparse.ArgumentParser(description="Insert into damaged model files.")
-    parser.add_argument("--count", type=int, default=20_000)
+    parser = argparse.ArgumentParser(description="Insert into damaged model files, and explain damaged pictures.")
+    parser.add_argument("--count", type=int, default=30_000)
     parser.add_argument("--start", type=int, default=0, help="number of the first file")
     parser.add_argument("--only", type=int, action="append", help="repeat one file; repeatable")
     parser.add_argument("--seed", type=int, default=0)
@@ -302,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = {
             "first": numbers[0],
             "files": sum(counts.values()),
-            "counts": {suffix: {kind: counts[suffix, kind] for kind in (*CLEAN, *BAD)} for suffix in ("onnx", "xml")},
+            "counts": {group: {kind: counts[group, kind] for kind in (*CLEAN, *BAD)} for group in GROUPS},
             "slowest_seconds": round(slowest, 2),
             "largest_megabytes": round(largest),
             "seconds": round(time.perf_counter() - began),
@@ -310,17 +311,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return json.dumps(found, indent=2)
 
     for done, (case, outcome) in enumerate(fuzz(numbers, args.seed, args.keep), 1):
-        counts[case.source.suffix[1:], outcome.kind] += 1
+        counts[case.group, outcome.kind] += 1
         slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.megabytes)
         if outcome.kind in BAD or outcome.kind.endswith("reported") or args.only:
-            print(f"{case.number} {case.seed} {case.options} {outcome}", file=sys.stderr, flush=True)
+            print(f"{case.number} {case.seed} {case.arguments or case.options} {outcome}", file=sys.stderr, flush=True)
         stops = args.minutes and time.perf_counter() - began > 60 * args.minutes
         if args.json and (done % _SAVE == 0 or done == len(numbers) or stops):
             args.json.write_text(summary() + "\n")
         if stops:
             break
     print(summary())
-    return int(any(counts[suffix, kind] for suffix in ("onnx", "xml") for kind in BAD))
+    return int(any(counts[group, kind] for group in GROUPS for kind in BAD))
 
 
 if __name__ == "__main__":

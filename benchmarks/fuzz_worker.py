@@ -17,8 +17,11 @@ import numpy as np
 import onnxruntime as ort
 import openvino as ov
 
+from tests.commands import invoke
 from xai_insert import Options, insert_file
+from xai_insert.cli.explain import main as explain
 from xai_insert.errors import XaiInsertError
+from xai_insert.explain.journal import is_sound, written
 from xai_insert.feeds import random_array
 from xai_insert.formats.onnx import model as _onnx  # noqa: F401 - before the fork
 from xai_insert.formats.onnx.runtime import _TYPES as ONNX_TYPES
@@ -52,7 +55,10 @@ def _serve(answers: TextIO) -> None:
     for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115 - what follows the line is for the next child
         request = json.loads(line)
         Path("/proc/self/clear_refs").write_text("5")  # peak memory from here on
-        kind, detail = _insert(Path(request["source"]), Path(request["output"]), request["options"])
+        if request["explain"] is not None:
+            kind, detail = _explain(request["explain"], Path(request["output"]))
+        else:
+            kind, detail = _insert(Path(request["source"]), Path(request["output"]), request["options"])
         _say(answers, kind=kind, detail=detail, peak=_megabytes("VmHWM"), now=_megabytes("VmRSS"))
 
 
@@ -70,7 +76,7 @@ def _megabytes(what: str) -> float:
 def _insert(source: Path, output: Path, options: dict[str, Any]) -> tuple[str, str]:
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
-        insert_file(source, output, Options(**given))
+        insert_file(source, output, Options(**given, given=()))  # so that one which does nothing here is no refusal
     except XaiInsertError as err:
         text = " ".join(str(err).split())
         return "refused", f"{type(err).__name__}: {text[:300]}"
@@ -87,6 +93,26 @@ def _insert(source: Path, output: Path, options: dict[str, Any]) -> tuple[str, s
         kind = "rejected" if _works(run, source, just_load) else "like the plain model"
         return kind, f"{type(err).__name__}: {err}"[:500]
     return "inserted", ""
+
+
+def _explain(arguments: list[str], output: Path) -> tuple[str, str]:
+    result = invoke(explain, *arguments)
+    if isinstance(result.exception, MemoryError):
+        return "memory", "MemoryError"
+    if result.exc_info is None or not isinstance(result.exception, (SystemExit, type(None))):
+        return "traceback", "".join(traceback.format_exception(result.exception))[-1500:]
+    said = result.stderr.strip()
+    if result.exit_code:
+        is_told = result.exit_code in (1, 2) and any(word in said for word in ("error:", "Error:"))
+        return "refused" if is_told else "rejected", f"{result.exit_code}: {said[:300]}"
+    lines = (output / "results.jsonl").read_bytes().splitlines()
+    if not lines or not all(is_sound(json.loads(line)) for line in lines):
+        return "rejected", "the journal holds other lines than records"
+    drawn = {path.stem for path in Path(arguments[1]).iterdir()}
+    records = [record for record in map(json.loads, lines) if record["name"] in drawn]
+    if not records or not all((output / name).is_file() for record in records for name in written(record)):
+        return "rejected", "no record, or one whose file is not there"
+    return "explained", ""
 
 
 def _works(run: Any, path: Path, just_load: bool) -> bool:

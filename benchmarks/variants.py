@@ -12,10 +12,11 @@ from benchmarks.runners import Array, Runner, open_runner, random_feeds
 from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import load
 from xai_insert.graph.view import Shape
+from xai_insert.methods.of_classifier import MaskedPlan
 from xai_insert.options import Options
 from xai_insert.pipeline import insert_file, splice
 from xai_insert.report import Report
-from xai_insert.tasks.classification import masked_plan, plan_classification
+from xai_insert.tasks.choose import make_plan
 
 _SAME_FLOATS = 1e-4  # of the largest element: kernels may differ between batch sizes
 _SAME_BYTES = 1.0  # mean difference in levels
@@ -125,9 +126,10 @@ def for_batch(variants: Variants, batch: int, folder: Path) -> Variants | None:
 def _write_definition(source: Path, folder: Path, options: Options) -> Variant | None:
     loaded = load(source, options.input_shapes, None)
     graph = loaded.view()
-    plan = plan_classification(graph, options)
+    plan = make_plan(loaded, graph, options)
+    assert isinstance(plan, MaskedPlan)  # the benchmark is of classifiers
     try:
-        splice(loaded, graph, masked_plan(graph, plan.found, plan.map_shape, "benchmark"), options)
+        splice(loaded, graph, plan.by_runs(graph, "benchmark"), options)
     except XaiInsertError as err:  # an open grid has no masked runs
         print(f"{source.name}: no definition to compare with: {err}")
         return None

@@ -109,6 +109,14 @@ def channels_last(b: Builder) -> str:
     return b.linear(b.node("ReduceMean", x, axes=[1, 2], keepdims=0), CHANNELS)
 
 
+def norm_of_a_map(b: Builder) -> str:
+    """Channels put last for a norm and first again for the pool, as CoAtNet and PVT do."""
+    x = b.node("Transpose", b.backbone(), perm=[0, 2, 3, 1])
+    x = b.node("LayerNormalization", x, b.weight(CHANNELS), b.weight(CHANNELS), axis=-1)
+    x = b.node("Transpose", x, perm=[0, 3, 1, 2])
+    return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS)
+
+
 def tokens(b: Builder) -> str:
     """Mean over tokens, as MLP-Mixer does; then a norm and the classifier."""
     x = b.node("Reshape", b.backbone(), b.const(np.array([0, CHANNELS, -1])))
@@ -232,6 +240,7 @@ CLOSED: dict[str, Network] = {
     "sum": reduced("ReduceSum", keepdims=False),
     "window": window_pooled,
     "channels last": channels_last,
+    "norm of a map": norm_of_a_map,
     "tokens": tokens,
     "tokens as a map": tokens_as_map,
     "average and maximum joined": average_and_maximum(joined=True),

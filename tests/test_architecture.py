@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import xai_insert
+from xai_insert.form import Form
+from xai_insert.options import AUTO, METHODS
 
 ROOT = Path(xai_insert.__file__).parent
 MODULES = {
@@ -40,24 +42,56 @@ def test_format_libraries_stay_in_their_adapter(name):
             assert name.startswith(f"xai_insert.formats.{FORMAT_LIBRARIES[library]}"), f"{name} imports {imported}"
 
 
+MATHS = {"errors", "graph", "locate", "methods"}
+FACTS = MATHS | {"options", "form", "formats", "feeds", "probe", "tasks"}
+LAYERS = {
+    "registry": set(),
+    "form": set(),
+    "options": {"graph.shape", "registry"},
+    "graph": {"errors", "graph"},
+    "locate": {"errors", "graph", "options", "locate"},
+    "formats": {"errors", "graph", "feeds", "formats"},
+    "methods": MATHS,  # formulas, over `Ops` and `Surgeon`
+    "tasks": FACTS,
+    "methods.base": FACTS,
+    "methods.of_classifier": FACTS,
+    "methods.of_gradients": FACTS,
+    "methods.named": FACTS,
+    "tasks.choose": FACTS | {"registry"},
+}
+DECISIONS = ("methods.base", "methods.of_classifier", "methods.of_gradients", "methods.named")
+"""Rooms of `methods` that stand above the tasks, where formulas stand below them."""
+
+
+def is_in(name, room):
+    return name == room or name.startswith(f"{room}.")
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
-@pytest.mark.parametrize(
-    ("layer", "below"),
-    [
-        ("graph", {"errors"}),
-        ("locate", {"errors", "graph", "options"}),
-        ("methods", {"errors", "graph", "locate"}),
-        ("formats", {"errors", "graph", "feeds"}),
-        ("tasks", {"errors", "graph", "options", "locate", "methods", "formats", "feeds", "probe"}),
-    ],
-)
-def test_layers_import_downwards_only(name, layer, below):
-    if not name.startswith(f"xai_insert.{layer}"):
+def test_layers_import_downwards_only(name):
+    own = name.removeprefix("xai_insert.")
+    rooms = [room for room in LAYERS if is_in(own, room)]
+    if not rooms:
         return
+    room = max(rooms, key=len)
     for imported in imports(MODULES[name]):
-        parts = imported.split(".")
-        if parts[0] == "xai_insert" and len(parts) > 1:
-            assert parts[1] in below | {layer}, f"{name} imports {imported}"
+        if imported.startswith("xai_insert.") and imported not in ("xai_insert.methods", "xai_insert.tasks"):
+            other = imported.removeprefix("xai_insert.")
+            assert any(is_in(other, below) for below in LAYERS[room]), f"{name} imports {imported}"
+            if room in ("methods", "tasks"):
+                assert not any(is_in(other, decision) for decision in DECISIONS), f"{name} imports {imported}"
+            if room != "tasks.choose":
+                assert not is_in(other, "tasks.choose"), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_nobody_decides_by_the_name_of_a_method_or_a_form(name):
+    """What differs between methods stands in their own files; a name that is compared is a decision elsewhere."""
+    known = {*METHODS} - {AUTO} | {form.value for form in Form}
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Compare):
+            compared = {item.value for item in ast.walk(node) if isinstance(item, ast.Constant)}
+            assert not compared & known, f"{name}:{node.lineno}"
 
 
 def test_no_import_cycle():

@@ -150,7 +150,7 @@ BAD_CALLS = {
     "text model": ("text.onnx -o o.onnx", 1, "no image input"),
     "audio model": ("audio.onnx -o o.onnx", 1, "no image input"),
     "one cell": ("cell.onnx -o o.onnx", 1, "1x1: nothing to localise"),
-    "dense output": ("dense.onnx -o o.onnx", 1, "not a classifier"),
+    "dense output": ("dense.onnx -o o.onnx", 1, "--method class-score-map says that they are classes"),
     "two outputs": ("two.onnx -o o.onnx", 1, "--output NAME"),
     "unknown output": ("two.onnx --output gem -o o.onnx", 1, "nearest: 'gemm"),
     "unknown layer": ("good.onnx --target-layer Rel -o o.onnx", 1, "nearest: 'Relu_4'"),

@@ -22,7 +22,7 @@ from xai_insert.explain.classify import Classifier
 from xai_insert.explain.explained import ScoreMeaning
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images
-from xai_insert.explain.journal import Journal
+from xai_insert.explain.journal import FOLDERS, Journal, Records
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
 from xai_insert.explain.run import DrawOptions, Explainer
@@ -141,7 +141,8 @@ def test_folders_and_equal_names(inserted_shapes, tmp_path):
     assert names[:4] == ["a_shape_0", "a_shape_1", "b_shape_0", "b_shape_1"]
     assert len(set(names)) == 7
     sources = [tmp_path / "in", tmp_path / "other", IMAGES[0]]
-    assert [source.name for source in find_images(sources, tmp_path / "in" / "out")] == names, "results taken as images"
+    results = [tmp_path / "in" / "out" / name for name in FOLDERS]
+    assert [source.name for source in find_images(sources, results)] == names, "results taken as images"
 
 
 def test_unreadable_images_are_skipped(inserted_shapes, tmp_path):
@@ -253,10 +254,10 @@ def test_journal_survives_two_kills(tmp_path):
     path = tmp_path / "results.jsonl"
     facts = {"source": "", "image": "images/a.jpg", "size": [1, 1], "predictions": [], "maps": []}
     path.write_bytes(json.dumps({"name": "a", **facts}).encode() + b'\n{"na')
-    journal = Journal(path)
+    journal = Journal(path, tmp_path)
     journal.__enter__()
     journal.append({"name": "b", **facts, "image": "images/b.jpg"})
-    assert list(Journal(path).records) == ["a", "b"]
+    assert list(Records(path)) == ["a", "b"]
 
 
 def test_killed_run_goes_on(inserted_shapes, tmp_path):
@@ -299,20 +300,16 @@ def test_memory_is_bounded(tmp_path):
 
     feeder = Feeder.of(ImageInput("x", (1, 3, 96, 96), "float32"), Preprocessing())
     explainer = Explainer(Classifier(Engine(), feeder, ScoreMeaning()), tmp_path, DrawOptions(raw="none"))
-    given, taken, most = 0, 0, 0
+    given, taken, most = 0, [], 0
 
     def sources():
         nonlocal given, most
         for index in range(100):
             given += 1
-            most = max(most, given - taken)
+            most = max(most, given - len(taken))
             yield Source(IMAGES[0], f"copy{index}")
 
-    def done(_):
-        nonlocal taken
-        taken += 1
-
-    outcomes = explainer.run(sources(), done)
-    assert len(outcomes) == 100
-    assert [outcome.source.name for outcome in outcomes] == [f"copy{index}" for index in range(100)]
+    explainer.run(sources(), taken.append)
+    assert [outcome.source.name for outcome in taken] == [f"copy{index}" for index in range(100)]
+    assert not any(outcome.error for outcome in taken)
     assert most <= 2 * (2 + os.cpu_count()) + 1

@@ -22,7 +22,7 @@ REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
     "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
     "place", "bytes_before", "bytes_after",
-    "quantiser_ignored_scope", "versions", "error", "unused_options", "lines", "verification",
+    "quantiser_ignored_scope", "versions", "error", "unused_options", "lines", "verification", "version",
 }  # fmt: skip
 ERRORS = {
     "XaiInsertError": Exception, "ModelFileError": errors.XaiInsertError, "AlreadyInsertedError": errors.XaiInsertError,
@@ -127,4 +127,4 @@ def test_names_in_the_model():
     assert metadata == COMMON_METADATA | {"levels", "background", "options"} | reported
     names, metadata = entries(instance_models.listed("boxes"))
     assert names == ["saliency_map"]
-    assert metadata == COMMON_METADATA | {"grid", "boxes"}
+    assert metadata == COMMON_METADATA | {"grid", "boxes", "box_format", "masks"}

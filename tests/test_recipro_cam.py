@@ -34,6 +34,7 @@ def assert_is_definition(model, batch, axes, form="closed form", size=(models.SI
 def test_closed_form_is_the_definition(name, kind, batch):
     model = models.as_format(models.classifier(models.CLOSED[name]), kind)
     known = {"channels last": (1, 2), "flatten, channels last": (1, 2), "tokens": (1,), "tokens as a map": (2,)}
+    known["norm of a map"] = (1, 2)
     result, _ = assert_is_definition(model, batch, known.get(name, (2, 3)))
     assert result.report.target["grid"] == (models.SIDE // 2, models.SIDE // 2)
 
@@ -80,6 +81,13 @@ def test_masked_runs_from_a_deeper_layer(kind):
     options = Options(output_dtype="f32", target_layer="Relu_4")
     result, _ = assert_is_definition(model, 2, (2, 3), form="masked runs", options=options)
     assert result.report.target["grid"] == (6, 6)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_named_transpose_before_the_pool_keeps_the_closed_form(kind):
+    """The check cuts the model at the target, so the branch may not read what stands before it."""
+    model = models.as_format(models.classifier(models.CLOSED["norm of a map"]), kind)
+    assert_is_definition(model, 2, (2, 3), options=Options(output_dtype="f32", target_layer="Transpose_7"))
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -59,11 +59,11 @@ class UnusedOptionError(XaiInsertError):
         options: their names, as in `Options`.
     """
 
-    def __init__(self, options: Iterable[str], method: str) -> None:
-        self.options = tuple(sorted(options))
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in self.options)
+    def __init__(self, flags: Mapping[str, str], method: str) -> None:
+        self.options = tuple(sorted(flags))
+        listed = " and ".join(flags[name] for name in self.options)
         them = "it" if len(self.options) == 1 else "them"
-        super().__init__(f"{flags} would do nothing for this model, whose method is {method}; leave {them} out")
+        super().__init__(f"{listed} would do nothing for this model, whose method is {method}; leave {them} out")
 
 
 class CheckFailedError(XaiInsertError):
@@ -85,6 +85,10 @@ class DefinitionError(CheckFailedError):
 
 class CannotFreeBatchError(XaiInsertError):
     """A head mixes its batch axis with others, so it cannot run once per position as rows."""
+
+
+class NoDerivativeError(XaiInsertError):
+    """An operator between the target and the scores has no rule for its derivative."""
 
 
 class MisplacedMapError(XaiInsertError):

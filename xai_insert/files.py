@@ -6,7 +6,6 @@ No format library is needed for that, so that the command line can refuse before
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import platform
 import re
@@ -19,8 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-_LOCATION = b"\x0a\x08location\x12"
-"""How an ONNX file writes that the content of a tensor lies in the file whose name follows, with its length before."""
+from xai_insert.locations import locations
 
 
 def written(output: Path) -> list[Path]:
@@ -38,7 +36,7 @@ def read_with(source: Path) -> list[Path]:
         case ".xml":
             return [source.with_suffix(".bin")]
         case ".onnx":
-            return [source.parent / name for name in sorted(_locations(source))]
+            return [source.parent / name for name in sorted(locations(source))]
         case ".pdmodel":
             return [source.with_suffix(".pdiparams")]
         case ".pb" | ".pbtxt":
@@ -97,28 +95,6 @@ def _literal(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _locations(model: Path) -> set[str]:
-    """Names of the files that an ONNX file has its tensors in, found without taking the file apart."""
-    names: set[str] = set()
-    try:
-        if not stat.S_ISREG(model.stat().st_mode):  # a pipe would be waited for
-            return names
-        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            at = content.find(_LOCATION)
-            while at >= 0:
-                at += len(_LOCATION)
-                size, *more = content[at : at + 2]
-                if size >= 128 and more:  # seven bits a byte, the low ones first
-                    size, at = size - 128 + 128 * more[0], at + 1
-                name = content[at + 1 : at + 1 + size]
-                if b"\0" not in name:
-                    names.add(os.fsdecode(name))
-                at = content.find(_LOCATION, at)
-    except (OSError, ValueError):
-        return names  # whoever reads the model says what is wrong; an empty file cannot be mapped
-    return names - {""}
-
-
 def write_whole(path: Path, content: str) -> None:
     """Write a text file whole or not at all; a device or pipe is written to, and the file behind a link is replaced.
 
@@ -132,12 +108,12 @@ def write_whole(path: Path, content: str) -> None:
     replace_whole(path, content.encode(), path.stat().st_mode & 0o777 if path.exists() else None)
 
 
-def replace_whole(path: Path, content: bytes, mode: int | None = None) -> None:
+def replace_whole(path: Path, content: bytes | Iterable[bytes], mode: int | None = None) -> None:
     """Write a file whole or not at all; a link of its name is replaced, not followed.
 
     Args:
         path: the file.
-        content: what is to be in it.
+        content: what is to be in it, whole or in parts.
         mode: its permissions; None for those that new files get.
 
     Raises:
@@ -147,7 +123,7 @@ def replace_whole(path: Path, content: bytes, mode: int | None = None) -> None:
     try:
         handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with open(handle, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
         if mode is not None:
             os.chmod(scratch, mode)
         os.replace(scratch, path)
@@ -169,7 +145,11 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 def sweep(output: Path, process: int | None = None) -> None:
     """Remove what a process that was ended, or any of this machine that runs no more, left beside `output`."""
-    for path in output.parent.glob(f"{_SCRATCH}.*"):
+    try:
+        left = list(output.parent.glob(f"{_SCRATCH}.*"))
+    except OSError:  # whoever writes there says what is wrong
+        return
+    for path in left:
         found = _OWN.match(path.name)
         if found is None or found[1] != _machine():
             continue

@@ -1,85 +1,198 @@
-"""What a user can choose, with every default in one place."""
+"""What a user can choose: each option once, with its default, its words and its rule."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from xai_insert.graph.shape import Shape
+from xai_insert.registry import METHODS_FOLDER, names
 
-MethodName = Literal[
-    "auto", "recipro-cam", "vit-recipro-cam", "activation-map", "det-class-probability-map", "instance-masks"
-]
 KernelName = Literal["gaussian", "point"]
 OutputDtype = Literal["u8", "f32"]
+Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes"]
 
-METHODS: tuple[str, ...] = get_args(MethodName)
+AUTO = "auto"
+METHODS: tuple[str, ...] = (AUTO, *names(METHODS_FOLDER))
 KERNELS: tuple[str, ...] = get_args(KernelName)
 OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to insert.
+class Option:
+    """What the command line, the checks and the documents know of an option.
 
     Attributes:
-        method: saliency method; `auto` takes the default of the kind of model found.
-        target_layer: name of the layer to explain, instead of the one found.
-        output: name of the output with the class scores, where there are several.
-        kernel: for ViT Recipro-CAM, what a masked sample keeps: `gaussian`, a 3x3 neighbourhood; `point`, one patch.
-        block: for ViT Recipro-CAM, which block with attention to mask, counted from the end.
-        output_dtype: `u8` scales each map to 0..255 by its own minimum and maximum; `f32` gives raw scores.
-        saliency_size: height and width of the map; None keeps the grid of the feature, or a quarter of the input's size
-            for instance masks.
-        num_classes: number of classes, where the model does not tell it.
-        score_threshold: for instance masks, instances with a lower score add nothing; None for the model's own.
-        feature_vector: whether to add the pooled feature `[B, C]` as output `feature_vector`; of a detector the means
-            of what its class heads (or its region head) read, the finest level first, side by side.
-        top_k: for classifiers, how many maps: those of the best classes of each image, which the output
-            `saliency_classes` names; None gives the map of every class.
-        per_box: for detectors and segmenters with two stages, whether to add the output `saliency_map_per_box`
-            `[B, M, h, w]`, a map of each detection that the model reports.
-        input_shapes: sizes to fix in the model, by input name; None stays dynamic.
-        check: whether to run the plain and the inserted model and refuse a model that does not behave as promised.
-        given: names of the options that were set on purpose, though perhaps to their default: a model for which one of
-            them does nothing is refused. None: those that differ from their defaults.
+        help: what it does, for `--help`.
+        kind: what it holds.
+        metavar: placeholder of the value.
+        flag: its name on the command line, if that is not the field's.
+        choices: the values that it may have; empty if any.
+        show_default: whether `--help` names the default.
+        for_all: whether every method goes by it; the others are named by the plans that do.
+        decides: whether it says what kind of model is meant, so that other tasks are not asked.
+        wrong: what to say of a value that cannot be, `{}` for the value.
     """
 
-    method: MethodName = "auto"
-    target_layer: str | None = None
-    output: str | None = None
-    kernel: KernelName = "gaussian"
-    block: int = 1
-    output_dtype: OutputDtype = "u8"
-    saliency_size: tuple[int, int] | None = None
-    num_classes: int | None = None
-    score_threshold: float | None = None
-    feature_vector: bool = False
-    top_k: int | None = None
-    per_box: bool = False
-    input_shapes: Mapping[str, Shape] = field(default_factory=dict)
-    check: bool = True
+    help: str
+    kind: Kind
+    metavar: str | None = None
+    flag: str | None = None
+    choices: tuple[str, ...] = ()
+    show_default: bool = False
+    for_all: bool = False
+    decides: bool = False
+    wrong: str = ""
+
+
+_MAY_BE: Mapping[str, Callable[[Any], bool]] = {
+    "count": lambda value: bool(value >= 1),
+    "share": lambda value: bool(0 <= value <= 1),
+    "size": lambda value: bool(min(value) >= 1),
+}
+
+
+def _about(help: str, kind: Kind, **more: Any) -> dict[str, Option]:  # noqa: A002 - the word of `--help`
+    return {"option": Option(help, kind, **more)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to insert; each option's words stand below it."""
+
+    method: str = field(
+        default=AUTO,
+        metadata=_about(
+            "Saliency method, see below; by default that of the kind of model found.",
+            "choice",
+            metavar="NAME",
+            choices=METHODS,
+            for_all=True,
+        ),
+    )
+    """Saliency method; `auto` takes the default of the kind of model found."""
+    target_layer: str | None = field(
+        default=None,
+        metadata=_about("Layer to explain, instead of the one found.", "name", metavar="NAME", decides=True),
+    )
+    """Name of the layer to explain, instead of the one found."""
+    output: str | None = field(
+        default=None, metadata=_about("Output with the class scores, if several.", "name", metavar="NAME")
+    )
+    """Name of the output with the class scores, where there are several."""
+    output_dtype: OutputDtype = field(
+        default="u8",
+        metadata=_about(
+            "u8: each map scaled to 0..255; f32: raw scores.",
+            "choice",
+            choices=OUTPUT_DTYPES,
+            show_default=True,
+            for_all=True,
+        ),
+    )
+    """`u8` scales each map to 0..255 by its own minimum and maximum; `f32` gives raw scores."""
+    kernel: KernelName = field(
+        default="gaussian",
+        metadata=_about(
+            "ViT Recipro-CAM: keep a 3x3 neighbourhood, or one patch.",
+            "choice",
+            choices=KERNELS,
+            show_default=True,
+        ),
+    )
+    """For ViT Recipro-CAM, what a masked sample keeps: `gaussian`, a 3x3 neighbourhood; `point`, one patch."""
+    block: int = field(
+        default=1,
+        metadata=_about(
+            "ViT Recipro-CAM: mask the K-th last block.",
+            "count",
+            metavar="K",
+            wrong="block counts from 1, the last, not {}",
+        ),
+    )
+    """For ViT Recipro-CAM, which block with attention to mask, counted from the end."""
+    saliency_size: tuple[int, int] | None = field(
+        default=None,
+        metadata=_about(
+            "Size of the map, instead of the method's own.",
+            "size",
+            metavar="HxW",
+            for_all=True,
+            wrong="saliency_size must be positive, not {}",
+        ),
+    )
+    """Height and width of the map; None keeps the grid of the feature, or a quarter of the input's size for instance
+    masks."""
+    num_classes: int | None = field(
+        default=None,
+        metadata=_about(
+            "Number of classes, where the model hides it.",
+            "count",
+            metavar="K",
+            wrong="num_classes must be positive, not {}",
+        ),
+    )
+    """Number of classes, where the model does not tell it."""
+    score_threshold: float | None = field(
+        default=None,
+        metadata=_about(
+            "Instance masks: drop lower scores.",
+            "share",
+            metavar="S",
+            wrong="score_threshold must lie in 0..1, not {}",
+        ),
+    )
+    """For instance masks, instances with a lower score add nothing; None for the model's own."""
+    feature_vector: bool = field(
+        default=False, metadata=_about("Also add the pooled feature_vector.", "flag", for_all=True)
+    )
+    """Whether to add the pooled feature `[B, C]` as output `feature_vector`; of a detector the means of what its class
+    heads (or its region head) read, the finest level first, side by side."""
+    top_k: int | None = field(
+        default=None,
+        metadata=_about(
+            "Classifiers: only the maps of the K best classes, named by output saliency_classes.",
+            "count",
+            metavar="K",
+            wrong="top_k counts maps, not {}",
+        ),
+    )
+    """For classifiers, how many maps: those of the best classes of each image, which the output `saliency_classes`
+    names; None gives the map of every class."""
+    per_box: bool = field(
+        default=False, metadata=_about("Detectors: also a map of each reported box.", "flag", decides=True)
+    )
+    """For detectors and segmenters with two stages, whether to add the output `saliency_map_per_box` `[B, M, h, w]`, a
+    map of each detection that the model reports."""
+    input_shapes: Mapping[str, Shape] = field(
+        default_factory=dict,
+        metadata=_about(
+            "Fix sizes of an input; ? stays open. Repeatable.",
+            "shapes",
+            metavar="NAME:N,C,H,W",
+            flag="--input-shape",
+            for_all=True,
+        ),
+    )
+    """Sizes to fix in the model, by input name; None stays dynamic."""
+    check: bool = field(
+        default=True,
+        metadata=_about("Write without comparing before and after.", "flag", flag="--no-check", for_all=True),
+    )
+    """Whether to run the plain and the inserted model and refuse a model that does not behave as promised."""
     given: tuple[str, ...] | None = None
+    """Names of the options that were set on purpose, though perhaps to their default: a model for which one of them
+    does nothing is refused. None: those that differ from their defaults."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, not {self.kernel!r}")
-        if self.block < 1:
-            raise ValueError(f"block counts from 1, the last, not {self.block}")
-        if self.saliency_size is not None and min(self.saliency_size) < 1:
-            raise ValueError(f"saliency_size must be positive, not {self.saliency_size}")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes must be positive, not {self.num_classes}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k counts maps, not {self.top_k}")
-        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
-            raise ValueError(f"score_threshold must lie in 0..1, not {self.score_threshold}")
-        if self.output_dtype not in OUTPUT_DTYPES:
-            raise ValueError(f"output_dtype must be one of {', '.join(OUTPUT_DTYPES)}, not {self.output_dtype!r}")
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            if option.choices and value not in option.choices:
+                raise ValueError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}")
+            if option.wrong and value is not None and not _MAY_BE[option.kind](value):
+                raise ValueError(option.wrong.format(value))
         if unknown := set(self.given or ()) - {item.name for item in fields(self)}:
             raise ValueError(f"given names options, not {sorted(unknown)}")
 
@@ -116,3 +229,17 @@ class Options:
 
 _OF_THE_CALL = frozenset({"input_shapes", "check", "given"})
 """Options of which nothing is seen in the inserted model, or which are part of its inputs."""
+
+OPTIONS: dict[str, Option] = {
+    item.name: cast("Option", item.metadata["option"]) for item in fields(Options) if "option" in item.metadata
+}
+"""Every option, by the name of its field."""
+EVERY_METHOD = frozenset(name for name, option in OPTIONS.items() if option.for_all)
+"""Those that every method goes by."""
+DECIDING = frozenset(name for name, option in OPTIONS.items() if option.decides)
+"""Those that say what kind of model is meant."""
+
+
+def flag(name: str) -> str:
+    """What the command line calls an option, `--top-k`."""
+    return OPTIONS[name].flag or f"--{name.replace('_', '-')}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
+from xai_insert.check_derivative import check_derivative
 from xai_insert.check_place import places_of
 from xai_insert.errors import (
     AlreadyInsertedError,
@@ -171,7 +172,7 @@ class Plain:
 
 
 def _place(loaded: LoadedModel, graph: Graph, plan: Plan) -> str | None:
-    features = plan.placed()
+    features = plan.found.placed()
     return places_of(features, loaded, image_inputs(graph)[0]) if features else None
 
 
@@ -192,10 +193,12 @@ def _carry_out(
         outputs = run_random(loaded.runner())
         declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
         moved = check_outputs(graph, plain.outputs, outputs, declared)
-        if branch.plan.placed():
+        if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
             require_varied(outputs[len(plain.outputs)])
         masking = (plan if opened is None else opened.plan).masking(options)
         off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+        if branch.derivative is not None:
+            off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
         checked = CheckResult(moved, off, plain.place)
     return _report(loaded, branch.plan, options, source, checked)
 
@@ -241,8 +244,8 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, open
     else:
         branch = replace(opened.plan.splice(loaded, surgeon, opened.graph, options), plan=plan)
     plan, saliency = branch.plan, branch.raw
-    if not plan.frame.is_upright:
-        saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.frame)
+    if not plan.found.frame.is_upright:
+        saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.found.frame)
         plan = replace(plan, map_shape=shape)
     rank = len(plan.map_shape)
     if options.saliency_size is not None and plan.map_shape[-2:] != options.saliency_size:
@@ -263,7 +266,7 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, open
         _add_feature_vector(surgeon, plan)
     if opened is not None:
         loaded.close_sides()
-    common = {"version": __version__, "task": plan.task, "method": plan.method, "form": plan.form}
+    common = {"version": __version__, "task": plan.found.task, "method": plan.method, "form": plan.form.value}
     common["quantiser_ignored_scope"] = IGNORED_SCOPE
     if written := options.written():
         common["options"] = written
@@ -280,9 +283,9 @@ def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int
 
 
 def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
-    pooled = plan.pooled()
+    pooled = plan.found.pooled()
     if pooled is None:
-        _add_feature_means(surgeon, plan.features())
+        _add_feature_means(surgeon, plan.found.features())
         return
     handle = surgeon.handle(pooled)
     width = math.prod(fixed(pooled.sizes[1:]))
@@ -323,7 +326,7 @@ def _report(
         check="left out" if not options.check else "not yet" if checked is None else "done",
         output_difference=None if checked is None else checked.output_difference,
         map_difference=None if checked is None else checked.map_difference,
-        place=("unchecked" if plan.placed() else None) if checked is None else checked.place,
+        place=("unchecked" if plan.found.placed() else None) if checked is None else checked.place,
         quantiser_ignored_scope=IGNORED_SCOPE,
         versions={"xai_insert": __version__, **loaded.versions()},
         **describe_plan(plan, options.output_dtype),

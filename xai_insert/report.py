@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from xai_insert.files import printable
+from xai_insert.form import Form
 from xai_insert.graph.shape import format_grid, format_shape
 
 if TYPE_CHECKING:  # the command line prints reports without planning
     from xai_insert.tasks.plan import Plan
+
+REPORT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Report:
         unused_options: names of the options that do nothing for the model, where that is the error.
         lines: of `--verify`, `--strip` and `--layers`, what was found: a word and a text each.
         verification: of `--verify`, what was measured, see `xai_insert.verify.Verification`.
+        version: of this format, which `docs/report.schema.json` describes; raised where a field goes or changes.
     """
 
     source: str
@@ -78,6 +82,7 @@ class Report:
     unused_options: Sequence[str] = ()
     lines: Sequence[tuple[str, str]] = ()
     verification: Mapping[str, Any] = field(default_factory=dict)
+    version: int = REPORT_VERSION
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -129,7 +134,9 @@ class Report:
         if self.check == "left out":
             return "left out (--no-check)"
         if self.output_difference is None:
-            instead = "; if the closed form is not the definition, masked runs" if self.form == "closed form" else ""
+            instead = (
+                "; if the closed form is not the definition, masked runs" if self.form == Form.CLOSED.value else ""
+            )
             return f"not yet, since nothing is run here{instead}"
         moved = "identical" if self.output_difference == 0 else f"moved by {self.output_difference:.1e}"
         text = f"predictions {moved}"
@@ -154,9 +161,9 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
     for size in cells:
         count *= size
     return {
-        "task": plan.task,
+        "task": plan.found.task,
         "method": plan.method,
-        "form": plan.form,
+        "form": plan.form.value,
         "reason": plan.reason,
         "saliency_map": {
             "shape": plan.map_shape,

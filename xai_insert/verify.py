@@ -20,11 +20,11 @@ from xai_insert.check import relative_difference
 from xai_insert.errors import CheckFailedError, ModelFileError, XaiInsertError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner, load
+from xai_insert.methods.of_classifier import SALIENCY_CLASSES
 from xai_insert.options import METHODS, Options
 from xai_insert.pipeline import FEATURE_VECTOR, IGNORED_SCOPE, SALIENCY_MAP, insert_loaded
 from xai_insert.report import Report
 from xai_insert.strip import own_outputs, without_map
-from xai_insert.tasks.classification import SALIENCY_CLASSES
 from xai_insert.tasks.per_box import PER_BOX
 
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -180,7 +180,7 @@ def _options(metadata: Mapping[str, str], found: Outputs, own: Sequence[str]) ->
     except (TypeError, ValueError) as err:
         raise ModelFileError(f"the metadata name options that this version does not know: {err}") from err
     if metadata.get("method") in METHODS:
-        options = replace(options, method=metadata["method"])  # type: ignore[arg-type]
+        options = replace(options, method=metadata["method"])
     elif maps.ndim == 3:
         options = replace(options, method="activation-map")
     return replace(

@@ -1,6 +1,7 @@
 """Damaged and boundless pictures, and what else ends a run of `xai-explain` early."""
 
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -87,3 +88,47 @@ def test_signals(folder, number, code):
     assert "Traceback" not in errors
     assert Path("o/index.html").is_file()
     assert not list(Path("o").rglob("*.part"))
+
+
+def limited(kind, most):
+    def limit():
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+
+    return limit
+
+
+@pytest.mark.parametrize("size", [50, 1500, 4000])
+def test_a_file_that_may_not_grow(folder, size):
+    """As on a full disk: one line, nothing partial, and the next run finishes."""
+    process = start("images", "-q", "-o", "o", stdout=subprocess.PIPE, preexec_fn=limited(resource.RLIMIT_FSIZE, size))
+    errors = process.communicate()[1]
+    assert process.returncode == 1
+    assert [line[:19] for line in errors.splitlines() if not line.startswith("note:")] == ["error: cannot write"]
+    assert not list(Path("o").rglob("*.part"))
+    process = start("images", "-q", "-o", "o", stdout=subprocess.PIPE)
+    assert process.communicate()[1].count("error:") == process.returncode == 0
+    assert Path("o/index.html").read_text().count("<section") == 1
+
+
+@pytest.mark.parametrize("most", [6, 8, 10, 14, 20, 30])
+def test_few_open_files(folder, most):
+    process = start("images", "-q", "-o", "o", stdout=subprocess.PIPE, preexec_fn=limited(resource.RLIMIT_NOFILE, most))
+    errors = process.communicate()[1]
+    if process.returncode:
+        assert process.returncode == 1
+        assert "Traceback" not in errors
+        assert errors.splitlines()
+        assert all(line.startswith(("error: ", "note: ")) for line in errors.splitlines()), errors
+    assert not list(Path("o").rglob("*.part"))
+    process = start("images", "-q", "-o", "o", stdout=subprocess.PIPE)
+    assert process.communicate()[1].count("error:") == process.returncode == 0
+
+
+def test_few_open_files_lose_no_record(folder):
+    """A journal that cannot be read is not taken for an empty one."""
+    assert start("images", "-q", "-o", "o", stdout=subprocess.PIPE).wait() == 0
+    before = Path("o/results.jsonl").read_bytes()
+    for most in range(6, 12):
+        limit = limited(resource.RLIMIT_NOFILE, most)
+        start("images", "-q", "-o", "o", stdout=subprocess.PIPE, preexec_fn=limit).communicate()
+        assert Path("o/results.jsonl").read_bytes() == before, most

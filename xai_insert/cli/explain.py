@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
@@ -18,11 +19,13 @@ from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import COLORMAPS
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
-from xai_insert.explain.files import Source, digest, find_images, read_labels
+from xai_insert.explain.files import Source, find_images, read_labels
+from xai_insert.explain.journal import FOLDERS
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
-from xai_insert.explain.runtime import RUNTIMES, Engine, load_engine, model_files
+from xai_insert.explain.runtime import RUNTIMES, Engine, load_settled
+from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 from xai_insert.files import printable
 from xai_insert.version import __version__
 
@@ -145,8 +148,8 @@ def main(
     options = DrawOptions(opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
     trouble: str | None = None
     try:
-        sources = find_images(images, output)
-        engine = load_engine(model, runtime, device)  # type: ignore[arg-type]  # checked by click
+        sources = deque(find_images(images, [output / name for name in FOLDERS]))
+        engine, content = load_settled(model, runtime, device)  # type: ignore[arg-type]  # checked by click
         bgr = None if channels is None else channels == "bgr"
         chosen = {"mean": mean, "scale": scale, "resize": resize, "bgr": bgr}
         how = from_metadata(engine.info, engine.by_model_api, chosen)
@@ -156,26 +159,55 @@ def main(
             meaning = replace(meaning, labels=read_labels(labels))
         if not quiet:
             trouble = _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
-        identity = [str(model.resolve()), digest(model_files(model)), type(engine).__name__, device]
+        identity = [str(model.resolve()), content, type(engine).__name__, device]
         explainer = Explainer(_model(engine, feeder, meaning, classes, threshold), output, options, identity)
         with signals_end_cleanly(), decoders_kept_quiet():
-            outcomes = _run(explainer, sources, quiet)
+            tally = _run(explainer, sources, quiet)
     except XaiInsertError as err:
         say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
-    if explainer.odd_records:
-        say(f"note: {explainer.odd_records} lines of an earlier results.jsonl were set aside", err=True)
-    for note in dict.fromkeys(outcome.record.get("note") for outcome in outcomes if outcome.record):
-        if note:
-            say(f"note: {note}", err=True)
+    if explainer.journal.odd:
+        say(f"note: {explainer.journal.odd} lines of an earlier results.jsonl were set aside", err=True)
+    if not explainer.journal.is_guarded:
+        say("note: the drive of the output folder has no locks: let one run at a time write into it", err=True)
+    for note in tally.notes:
+        say(f"note: {note}", err=True)
     if not quiet:
-        trouble = say(_summary(outcomes, output)) or trouble
+        trouble = say(tally.text(output)) or trouble
     if trouble is not None:
         say(f"error: cannot write to the standard output: {trouble}", err=True)
-    sys.exit(EXIT_FAILED if trouble is not None or any(outcome.error for outcome in outcomes) else 0)
+    sys.exit(EXIT_FAILED if trouble is not None or tally.failed else 0)
+
+
+@dataclass
+class _Tally:
+    """What became of the images so far; there may be a million."""
+
+    drawn: int = 0
+    kept: int = 0
+    failed: int = 0
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            self.failed += 1
+            say(f"error: {printable(outcome.error)}; skipped", err=True)
+            return
+        self.kept += outcome.skipped
+        self.drawn += not outcome.skipped
+        if outcome.record is not None and "note" in outcome.record:
+            self.notes[outcome.record["note"]] = None
+
+    def text(self, output: Path) -> str:
+        counts = [f"{self.drawn} drawn"]
+        counts += [f"{self.kept} already there"] if self.kept else []
+        counts += [f"{self.failed} not readable"] if self.failed else []
+        return f"{', '.join(counts)}: {output / 'index.html'}"
 
 
 def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selection, threshold: float | None) -> Model:
+    if engine.about.get("task") == SEMANTIC_SEGMENTATION:
+        return Painter(engine, feeder, meaning, classes)
     if engine.about.get("task") in TASKS:
         return Finder(engine, feeder, meaning, classes, THRESHOLD if threshold is None else threshold)
     return Classifier(engine, feeder, meaning if threshold is None else replace(meaning, threshold=threshold), classes)
@@ -189,37 +221,31 @@ def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> str | None
     return trouble
 
 
-def _run(explainer: Explainer, sources: Sequence[Source], quiet: bool) -> list[Outcome]:
+def _emptied(sources: deque[Source]) -> Iterator[Source]:
+    """Hand out the images and keep none: their paths grow when they are used."""
+    while sources:
+        yield sources.popleft()
+
+
+def _run(explainer: Explainer, sources: deque[Source], quiet: bool) -> _Tally:
     """Run with a progress bar, on a terminal only."""
+    tally = _Tally()
     if quiet or not sys.stderr.isatty():
-        return explainer.run(sources, _complain)
-    start, drawn = time.monotonic(), 0
+        explainer.run(_emptied(sources), tally.add)
+        return tally
+    start = time.monotonic()
 
     def rate(_: object) -> str:
-        return f"{drawn / max(time.monotonic() - start, 1e-3):.1f} images/s"
+        return f"{(tally.drawn + tally.failed) / max(time.monotonic() - start, 1e-3):.1f} images/s"
 
     with click.progressbar(length=len(sources), file=sys.stderr, show_pos=True, item_show_func=rate) as bar:
 
         def done(outcome: Outcome) -> None:
-            nonlocal drawn
-            drawn += not outcome.skipped
-            _complain(outcome)
+            tally.add(outcome)
             bar.update(1, outcome)
 
-        return explainer.run(sources, done)
-
-
-def _complain(outcome: Outcome) -> None:
-    if outcome.error is not None:
-        say(f"error: {printable(outcome.error)}; skipped", err=True)
-
-
-def _summary(outcomes: Sequence[Outcome], output: Path) -> str:
-    failed, kept = sum(item.error is not None for item in outcomes), sum(item.skipped for item in outcomes)
-    counts = [f"{len(outcomes) - failed - kept} drawn"]
-    counts += [f"{kept} already there"] if kept else []
-    counts += [f"{failed} not readable"] if failed else []
-    return f"{', '.join(counts)}: {output / 'index.html'}"
+        explainer.run(_emptied(sources), done)
+    return tally
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -16,18 +18,15 @@ from xai_insert.cli.parsing import COUNT, INPUT_SHAPE, SIZE
 from xai_insert.cli.streams import Refused, open_streams, say, signals_end_cleanly
 from xai_insert.cli.worker import Job, Runner, Worker, configure_logging
 from xai_insert.files import clashes, identities, printable, write_whole, written
-from xai_insert.graph.shape import Shape
-from xai_insert.options import KERNELS, METHODS, OUTPUT_DTYPES, Options
+from xai_insert.options import METHODS, OPTIONS, Option, Options, flag
 from xai_insert.report import Report, to_json
 from xai_insert.version import __version__
 
 EXIT_FAILED = 1
-_PARAMETERS = {"output": "output_name", "check": "no_check"}
-"""Parameters of the command for those fields of `Options` whose names differ."""
 
-EPILOG = """\b
-Methods: auto, recipro-cam, vit-recipro-cam, activation-map,
-  det-class-probability-map, instance-masks
+_METHODS = textwrap.fill(f"Methods: {', '.join(METHODS)}", 70, subsequent_indent="  ", break_on_hyphens=False)
+EPILOG = f"""\b
+{_METHODS}
 \b
 Exit codes: 0 done, 1 a model could not be inserted into, 2 wrong usage.
 \b
@@ -37,51 +36,40 @@ Examples:
 """
 
 
+_Function = TypeVar("_Function", bound=Callable[..., None])
+_TYPES = {"count": COUNT, "share": click.FloatRange(0, 1), "size": SIZE, "shapes": INPUT_SHAPE, "name": click.STRING}
+
+
+def _choices(function: _Function) -> _Function:
+    """Give a command the options of an insertion, in their order."""
+    for name, option in reversed(OPTIONS.items()):
+        function = _as_click(name, option)(function)
+    return function
+
+
+def _as_click(name: str, option: Option) -> Callable[[_Function], _Function]:
+    if option.kind == "flag":
+        return click.option(flag(name), name, is_flag=True, help=option.help)
+    kind = click.Choice(option.choices) if option.choices else _TYPES[option.kind]
+    several = option.kind == "shapes"
+    return click.option(
+        flag(name), name, type=kind, metavar=option.metavar, help=option.help, show_default=option.show_default,
+        multiple=several, default=None if several else getattr(Options, name),
+    )  # fmt: skip
+
+
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
 @click.option(
-    "-o", "--output-model", "output", type=click.Path(path_type=Path), metavar="FILE|DIR",
+    "-o", "--output-model", type=click.Path(path_type=Path), metavar="FILE|DIR",
     help="Model to write; a folder for several models. A .onnx model with a .xml output is converted.",
 )  # fmt: skip
-@click.option(
-    "--method", type=click.Choice(METHODS), default=Options.method, metavar="NAME",
-    help="Saliency method, see below; by default that of the kind of model found.",
-)  # fmt: skip
-@click.option("--target-layer", metavar="NAME", help="Layer to explain, instead of the one found.")
-@click.option("--output", "output_name", metavar="NAME", help="Output with the class scores, if several.")
-@click.option(
-    "--output-dtype", type=click.Choice(OUTPUT_DTYPES), default=Options.output_dtype, show_default=True,
-    help="u8: each map scaled to 0..255; f32: raw scores.",
-)  # fmt: skip
-@click.option(
-    "--kernel", type=click.Choice(KERNELS), default=Options.kernel, show_default=True,
-    help="ViT Recipro-CAM: keep a 3x3 neighbourhood, or one patch.",
-)  # fmt: skip
-@click.option(
-    "--block", type=COUNT, default=Options.block, metavar="K",
-    help="ViT Recipro-CAM: mask the K-th last block.",
-)  # fmt: skip
-@click.option("--saliency-size", type=SIZE, metavar="HxW", help="Size of the map, instead of the method's own.")
-@click.option("--num-classes", type=COUNT, metavar="K", help="Number of classes, where the model hides it.")
-@click.option("--score-threshold", type=click.FloatRange(0, 1), metavar="S", help="Instance masks: drop lower scores.")
-@click.option("--feature-vector", is_flag=True, help="Also add the pooled feature_vector.")
-@click.option(
-    "--top-k", type=COUNT, metavar="K",
-    help="Classifiers: only the maps of the K best classes, named by output saliency_classes.",
-)  # fmt: skip
-@click.option("--per-box", is_flag=True, help="Detectors: also a map of each reported box.")
-@click.option(
-    "--input-shape", "input_shapes", multiple=True, type=INPUT_SHAPE, metavar="NAME:N,C,H,W",
-    help="Fix sizes of an input; ? stays open. Repeatable.",
-)  # fmt: skip
+@_choices
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
-@click.option(
-    "--verify", "action", flag_value="verify", help="Instead, judge an inserted MODEL that tools have changed."
-)
+@click.option("--verify", "action", flag_value="verify", help="Instead judge MODEL, an inserted one.")
 @click.option("--strip", "action", flag_value="strip", help="Instead take the map off MODEL again.")
 @click.option("--layers", "action", flag_value="layers", help="Instead list what --target-layer can name.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
-@click.option("--no-check", is_flag=True, help="Write without comparing before and after.")
 @click.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
     help="Time to read a model, at most.",
@@ -92,55 +80,29 @@ Examples:
 @click.pass_obj
 def main(
     run: Runner | None,
+    /,
     models: tuple[Path, ...],
-    output: Path | None,
-    method: str,
-    target_layer: str | None,
-    output_name: str | None,
-    output_dtype: str,
-    kernel: str,
-    block: int,
-    saliency_size: tuple[int, int] | None,
-    num_classes: int | None,
-    score_threshold: float | None,
-    feature_vector: bool,
-    top_k: int | None,
-    per_box: bool,
-    input_shapes: tuple[tuple[str, Shape], ...],
+    output_model: Path | None,
     dry_run: bool,
     action: str | None,
     report_path: Path | None,
-    no_check: bool,
     time_limit: float | None,
     quiet: bool,
     verbose: int,
+    **chosen: Any,
 ) -> None:
     """Put a saliency map into exported vision models.
 
-    Reads MODEL (OpenVINO .xml or .onnx), finds backbone and head by itself, and writes a model whose single
-    inference gives the untouched predictions and the output saliency_map.
+    Reads MODEL (OpenVINO .xml or .onnx), finds backbone and head, and writes a model with the untouched
+    predictions and the output saliency_map.
     """
     open_streams()
     configure_logging(verbose)
-    options = Options(
-        method=method,  # type: ignore[arg-type]  # click.Choice has checked it
-        target_layer=target_layer,
-        output=output_name,
-        output_dtype=output_dtype,  # type: ignore[arg-type]
-        kernel=kernel,  # type: ignore[arg-type]
-        block=block,
-        saliency_size=saliency_size,
-        num_classes=num_classes,
-        score_threshold=score_threshold,
-        feature_vector=feature_vector,
-        top_k=top_k,
-        per_box=per_box,
-        input_shapes=dict(input_shapes),
-        check=not no_check,
-        given=tuple(item.name for item in fields(Options) if _was_typed(_PARAMETERS.get(item.name, item.name))),
-    )
-    writes_nothing = _writes_nothing(action, output, dry_run, options) or dry_run
-    goals = _outputs(models, output, writes_nothing)
+    values: dict[str, Any] = {name: not chosen[name] if name == "check" else chosen[name] for name in OPTIONS}
+    values["input_shapes"] = dict(values["input_shapes"])
+    options = Options(**values, given=tuple(name for name in OPTIONS if _was_typed(name)))
+    writes_nothing = _writes_nothing(action, output_model, dry_run, options) or dry_run
+    goals = _outputs(models, output_model, writes_nothing)
     _require_apart(models, goals, report_path, writes_nothing)
     jobs = [Job(model, goal, options, dry_run, action or "insert") for model, goal in zip(models, goals, strict=True)]
     troubles: dict[str, None] = {}
@@ -176,11 +138,11 @@ def _writes_nothing(action: str | None, output: Path | None, dry_run: bool, opti
     if action is None:
         return False
     used = {"layers": {"output", "input_shapes"}}.get(action, set())
-    spare = {_PARAMETERS.get(name, name) for name in options.on_purpose - used}
-    spare |= {name for name, given in (("output-model", output and action != "strip"), ("dry-run", dry_run)) if given}
+    spare = [flag(name) for name in sorted(options.on_purpose - used)]
+    spare += ["--output-model"] if output is not None and action != "strip" else []
+    spare += ["--dry-run"] if dry_run else []
     if spare:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(spare))
-        raise click.UsageError(f"--{action} does not go by {flags}: leave it out")
+        raise click.UsageError(f"--{action} does not go by {', '.join(spare)}: leave it out")
     return action != "strip"
 
 

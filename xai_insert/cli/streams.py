@@ -14,6 +14,8 @@ from types import FrameType
 
 import click
 
+from xai_insert.files import printable
+
 _SIGNALLED = 128
 
 
@@ -40,13 +42,14 @@ def open_streams() -> None:
 
 
 def say(text: str, *, err: bool = False) -> str | None:
-    """Print; whoever reads may have gone.
+    """Print lines of text; whoever reads may have gone.
 
     Returns:
         Why that failed; None if it did not, or if the reader wants no more (`| head`), which is no failure of the run.
     """
+    lines = text.split("\n")  # names may hold what steers a terminal
     try:
-        click.echo(text, err=err)
+        click.echo("\n".join(map(printable, lines)), err=err)
     except OSError as failure:
         _discard(sys.stderr if err else sys.stdout)
         return None if failure.errno == errno.EPIPE else failure.strerror or str(failure)

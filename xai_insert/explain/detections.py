@@ -18,6 +18,13 @@ _MOST_KEPT = 300
 _BOX = 4
 _PAST_IMAGE = 2.0  # boxes may reach over the border; coordinates in pixels go far beyond
 _NEARLY_ALL = 0.99
+# What files hold that were written before `masks` and `box_format`.
+_PASTED_BEFORE = "masks pasted from boxes"
+_BOX_FORMATS_BEFORE = {
+    f"{points} in {unit}": f"{points}-{unit.split()[0]}"
+    for points in ("corners", "centres")
+    for unit in ("pixels", "shares of the image")
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Facts:
         size: height and width of its input.
         classes: number of class scores, a background among them; None if unknown.
         background: index of the background among them; None if there is none.
-        boxes: how boxes are written, as the metadata of an inserted segmenter say; empty if unknown.
+        boxes: how boxes are written, `corners-pixels` or the like; empty if unknown.
         overlap: intersection over union above which neighbours are the same object.
         first_label: the label that a detector's lists give to the class of map 0.
         pastes_masks: whether masks are those of boxes, to be pasted, else of the whole image.
@@ -57,9 +64,9 @@ class Facts:
             size,
             maps or labels or None,
             int(background) if background.isdigit() else None,
-            about.get("boxes", ""),
+            about.get("box_format", _BOX_FORMATS_BEFORE.get(about.get("boxes", ""), "")),
             float(about.get("suppression_overlap", _MOST_OVERLAP)),
-            about.get("form") == "masks pasted from boxes",
+            about.get("masks", about.get("form")) in ("pasted", _PASTED_BEFORE),
             _whole(about.get("first_label", about.get("per_box_first_label", "0"))),
         )
 
@@ -135,7 +142,7 @@ def corners(boxes: Array, facts: Facts, are_centres: bool | None = None) -> Floa
     if not len(values):
         return values
     if facts.boxes:
-        are_centres, is_relative = "centre" in facts.boxes, "shares" in facts.boxes
+        are_centres, is_relative = facts.boxes.startswith("centres"), facts.boxes.endswith("shares")
     else:
         is_relative = float(np.abs(values).max()) < _PAST_IMAGE
     shares = values if is_relative else values / np.array([facts.size[1], facts.size[0]] * 2)

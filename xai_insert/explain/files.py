@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,13 @@ from xai_insert.files import replace_whole
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _JPEG_QUALITY = 85
 _MOST_PIXELS = 178_000_000  # Pillow refuses more of its own accord
-_LONGEST_NAME = 100  # of the 255 bytes that folders take, in characters: class names and scores follow
-_UNFIT = re.compile(r"[\x00-\x1f\x7f\ufffd]")
+_MOST_BYTES, _MOST_OF_LABELS = 1 << 30, 1 << 26
+_LONGEST_NAME, _LONGEST_LABEL = 100, 60  # of the 255 bytes that folders take for a name
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\ufffd\\]")
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_NAME_REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+_KINDS = ("BMP", "DIB", "JPEG", "PNG", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "SUN", "AVIF")  # that OpenCV reads too
+FolderKey = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -35,31 +42,81 @@ class Source:
     name: str
 
 
-def find_images(given: Sequence[Path], output: Path) -> list[Source]:
+def find_images(given: Sequence[Path], results: Iterable[Path]) -> list[Source]:
     """List the images: files as given, folders with everything below them, in order of their names.
 
-    Results of an earlier run, which lie in `output`, are left out. Names are those of the files without the suffix,
-    with the folders below the given one in front; where two would be equal, each gets a mark that follows from its
-    path, so that it is the same in the next run.
+    What is no plain file, or a folder that cannot be listed, is among them, and fails when it is read. Names are those
+    of the files without the suffix, with the folders below the given one in front; where two would be equal, each gets
+    a mark that follows from its path, so that it is the same in the next run.
+
+    Args:
+        given: files and folders.
+        results: folders with results of an earlier run, which are left out.
 
     Raises:
         ImageFileError: a folder holds no image.
     """
     found: dict[Path, str] = {}
-    own = output.resolve()
+    own = folder_keys(results)
     for entry in given:
         if not os.path.isdir(entry):  # unlike a path's own question, it takes any name
             found.setdefault(entry, _plain(entry, entry.stem))
             continue
-        inside = [path for path in sorted(entry.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-        inside = [path for path in inside if own not in path.resolve().parents]
+        inside = sorted(_below(entry, own))
         if not inside:
             raise ImageFileError(f"no images in {entry}: wanted files that end in {', '.join(sorted(SUFFIXES))}")
         for path in inside:
             found.setdefault(path, _plain(path, "_".join(path.relative_to(entry).with_suffix("").parts)))
-    names = list(found.values())
-    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    return [Source(path, _marked(path, name) if name in twice else name) for path, name in found.items()]
+    count = Counter(found.values())
+    return [Source(path, _marked(path, name) if count[name] > 1 else name) for path, name in found.items()]
+
+
+def _below(folder: Path, own: set[FolderKey]) -> Iterator[Path]:
+    unlisted: list[Path] = []
+    for where, folders, names in os.walk(folder, onerror=lambda err: unlisted.append(Path(err.filename))):
+        folders[:] = [name for name in folders if not folder_keys([Path(where, name)]) & own]
+        yield from (Path(where, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+    yield from unlisted
+
+
+def folder_keys(paths: Iterable[Path]) -> set[FolderKey]:
+    """What folders are known by, whatever link or letter case names them; those that are not there have nothing."""
+    found = set()
+    for path in paths:
+        with suppress(OSError):
+            info = os.stat(path)
+            found.add((info.st_dev, info.st_ino))
+    return found
+
+
+def require_apart(path: Path, own: set[FolderKey]) -> None:
+    """Refuse an image that lies where results are written, which would replace or remove it.
+
+    Raises:
+        ImageFileError: it does.
+    """
+    if folder_keys([Path(os.path.realpath(path)).parent]) & own:
+        raise ImageFileError(f"cannot draw {shown(path)}: it lies among the results; give another output folder")
+
+
+def require_own(output: Path, folders: Iterable[str]) -> None:
+    """Refuse a folder in which others' files have the names of results, which would replace them.
+
+    Raises:
+        RunError: the first such name.
+    """
+    if os.path.lexists(output / "results.jsonl"):  # which every run leaves
+        return
+    try:
+        taken = [name for name in folders if os.path.isdir(output / name) and os.listdir(output / name)]
+    except OSError as err:
+        raise RunError(f"cannot read the folder {err.filename}: {err.strerror or err}") from err
+    taken += ["index.html"] if os.path.lexists(output / "index.html") else []
+    if taken:
+        raise RunError(
+            f"{shown(output)} has {taken[0]} but no results.jsonl, so it is not of an earlier run and nothing in it is "
+            "replaced; give another output folder, or move that away"
+        )
 
 
 def _marked(path: Path, name: str) -> str:
@@ -68,8 +125,13 @@ def _marked(path: Path, name: str) -> str:
 
 def _plain(path: Path, name: str) -> str:
     """A name that every folder takes, with a mark where it had to be changed."""
-    plain = _UNFIT.sub("_", shown(name))[:_LONGEST_NAME]
+    plain = _cut(_UNFIT.sub("_", shown(name)), _LONGEST_NAME)
     return name if plain == name else _marked(path, plain)
+
+
+def _cut(text: str, size: int) -> str:
+    """The beginning of a text, in at most so many bytes."""
+    return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def shown(name: str | Path) -> str:
@@ -93,11 +155,21 @@ def read(path: Path) -> bytes:
         ImageFileError: it cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise ImageFileError(f"cannot read {shown(path)}: not a regular file")
-        return path.read_bytes()
-    except OSError as err:
-        raise ImageFileError(f"cannot read {shown(path)}: {err.strerror or err}") from err
+        _require_plain(path, os.stat(path))  # before it is opened, which may change a device
+        with os.fdopen(os.open(path, os.O_RDONLY | _AT_ONCE), "rb") as file:
+            _require_plain(path, os.fstat(file.fileno()))
+            return file.read(_MOST_BYTES)
+    except (OSError, ValueError) as err:
+        raise ImageFileError(f"cannot read {shown(path)}: {getattr(err, 'strerror', None) or err}") from err
+
+
+def _require_plain(path: Path, info: os.stat_result) -> None:
+    if stat.S_ISDIR(info.st_mode):
+        os.listdir(path)  # which says why, if that is what is wrong
+    if not stat.S_ISREG(info.st_mode):  # a pipe would be waited for
+        raise ImageFileError(f"cannot read {shown(path)}: not a regular file")
+    if info.st_size > _MOST_BYTES:
+        raise ImageFileError(f"cannot read {shown(path)}: larger than {_MOST_BYTES >> 30} GB")
 
 
 def decode(path: Path, content: bytes) -> Image:
@@ -122,7 +194,8 @@ def decode(path: Path, content: bytes) -> Image:
 def _require_moderate(name: str, content: bytes) -> None:
     """Refuse a small file that says it is a huge picture, before it is unpacked."""
     try:
-        with PIL.Image.open(io.BytesIO(content)) as header:
+        PIL.Image.init()
+        with PIL.Image.open(io.BytesIO(content), formats=[kind for kind in _KINDS if kind in PIL.Image.OPEN]) as header:
             width, height = header.size
     except PIL.Image.DecompressionBombError as err:
         raise _too_large(name) from err
@@ -137,6 +210,14 @@ def _too_large(name: str, *sides: int) -> ImageFileError:
     return ImageFileError(f"cannot read {name}: {what} more than {_MOST_PIXELS / 1e6:.0f} million pixels")
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a plain file is there, rather than a link that may lead elsewhere."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
 def is_jpeg(content: bytes) -> bool:
     """Whether a file is one that every browser shows, and upright."""
     return content.startswith(b"\xff\xd8\xff")
@@ -149,9 +230,13 @@ def read_labels(path: Path) -> tuple[str, ...]:
         RunError: the file cannot be read or is empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
+        with path.open("rb") as file:
+            content = file.read(_MOST_OF_LABELS + 1)
+        lines = content.decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as err:
         raise RunError(f"cannot read the labels {path}: {getattr(err, 'strerror', None) or 'not UTF-8 text'}") from err
+    if len(content) > _MOST_OF_LABELS:
+        raise RunError(f"cannot read the labels {path}: larger than {_MOST_OF_LABELS >> 20} MB")
     labels = tuple(line.strip() for line in lines)
     while labels and not labels[-1]:
         labels = labels[:-1]
@@ -180,15 +265,18 @@ def _encode(suffix: str, pixels: Image, how: Sequence[int]) -> bytes:
     return bytes(content)
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file whole or not at all; a link of its name is replaced, not followed.
 
     Raises:
+        ImageFileError: the drive does not take such names.
         RunError: it cannot be written.
     """
     try:
         replace_whole(path, content)
     except OSError as err:
+        if err.errno in _NAME_REFUSED:
+            raise ImageFileError(f"cannot write {shown(path)}: {err.strerror}") from err
         raise RunError(f"cannot write {path}: {err.strerror or err}") from err
 
 
@@ -227,26 +315,28 @@ def make_own_folder(path: Path) -> None:
     make_folder(path)
 
 
-def digest(paths: Iterable[Path]) -> str:
-    """What the content of files is told by; those that are not there count as empty."""
-    total = hashlib.sha256()
+def digest(paths: Iterable[Path]) -> list[str]:
+    """What the content of each file is told by, empty for one that is not there.
+
+    Raises:
+        RunError: one is there and cannot be read.
+    """
+    found = []
     for path in paths:
-        total.update(b"|")
-        with suppress(OSError), path.open("rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()
-
-
-def stamp(path: Path) -> list[int]:
-    """Size and time of change of a file, to notice a new version; empty if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return []
-    return [found.st_size, found.st_mtime_ns]
+        total = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+        except FileNotFoundError:
+            found.append("")
+            continue
+        except OSError as err:
+            raise RunError(f"cannot read {path}: {err.strerror or err}") from err
+        found.append(total.hexdigest())
+    return found
 
 
 def slug(text: str) -> str:
     """A label as part of a file name."""
-    return re.sub(r"[^\w-]+", "_", text).strip("_")[:60] or "class"
+    return _cut(re.sub(r"[^\w-]+", "_", text).strip("_"), _LONGEST_LABEL) or "class"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import PurePath
@@ -14,8 +14,8 @@ _SMALLEST = 96
 _LEAST = 0.005
 
 
-def build(records: Sequence[Mapping[str, Any]], title: str = "Explained images") -> str:
-    """Write the page.
+def build(records: Collection[Mapping[str, Any]], title: str = "Explained images") -> Iterator[bytes]:
+    """Write the page, one image after the other.
 
     Args:
         records: one per image, as `Explainer` writes them; paths are relative to the page.
@@ -23,10 +23,13 @@ def build(records: Sequence[Mapping[str, Any]], title: str = "Explained images")
     """
     template = (files(__package__) / "page.html").read_text(encoding="utf-8")
     count = f"{len(records)} image{'' if len(records) == 1 else 's'}"
-    rows = "\n".join(_row(record) for record in records)
-    for key, value in {"title": escape(title), "count": count, "rows": rows}.items():
+    for key, value in {"title": escape(title), "count": count}.items():
         template = template.replace(f"<!--{key}-->", value)
-    return template
+    above, _, below = template.partition("<!--rows-->\n")
+    yield above.encode()
+    for record in records:
+        yield f"{_row(record)}\n".encode(errors="replace")
+    yield below.encode()
 
 
 def _row(record: Mapping[str, Any]) -> str:

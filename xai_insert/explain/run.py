@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
@@ -17,16 +17,18 @@ from typing import Any, Literal, Protocol, get_args
 import cv2
 import numpy as np
 
+from xai_insert.errors import XaiInsertError
 from xai_insert.explain import files, page
 from xai_insert.explain.draw import ColormapName, Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.explained import Explained, Instance
-from xai_insert.explain.journal import FOLDERS, Journal, written
+from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Rectangle, canvas, caption, draw
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
+from xai_insert.explain.sharing import alone_in
 from xai_insert.files import sweep
 from xai_insert.version import __version__
 
@@ -116,15 +118,11 @@ class Explainer:
         about = [*model.settings, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        self._journal = Journal(output / "results.jsonl")
+        self.journal = Journal(output / "results.jsonl", output / FOLDERS[0])
+        self._folders: set[files.FolderKey] = set()
 
-    @property
-    def odd_records(self) -> int:
-        """How many lines of an earlier journal were set aside, see `Journal`."""
-        return self._journal.odd
-
-    def run(self, sources: Iterable[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
-        """Explain every image and write the contact sheet `index.html`.
+    def run(self, sources: Iterable[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> None:
+        """Explain every image and write the contact sheet `index.html`; other runs may do so in the same folder.
 
         Args:
             sources: the images.
@@ -135,22 +133,30 @@ class Explainer:
                 outcomes with an error.
         """
         files.make_folder(self._output)
+        files.require_own(self._output, FOLDERS)
         for name in FOLDERS:
             files.make_own_folder(self._output / name)
         for folder in (".", *FOLDERS):  # what killed runs have left half written
             sweep(self._output / folder / "any")
-        outcomes: list[Outcome] = []
-        try:
-            with self._journal, _opencv_in_one_thread():
+        self._folders = files.folder_keys(self._output / name for name in FOLDERS)
+        with self.journal, _opencv_in_one_thread():
+            try:
                 for outcome in self._each(sources):
                     if outcome.record is not None and not outcome.skipped:
-                        self._journal.append(outcome.record)
+                        self.journal.append(outcome.record)
                     done(outcome)
-                    outcomes.append(outcome)
-        finally:  # the page is there whatever ends the run
-            records = [outcome.record for outcome in outcomes if outcome.record is not None]
-            files.write(self._output / "index.html", page.build(records).encode())
-        return outcomes
+            except BaseException:  # what has been drawn can be looked at all the same
+                with suppress(XaiInsertError):
+                    self._write_page()
+                raise
+            self._write_page()
+
+    def _write_page(self) -> None:
+        """Show the images of all runs; of those that end together, the last to write the page has seen all records."""
+        with alone_in(self._output / FOLDERS[-1]):
+            records = Records(self._output / "results.jsonl")
+            files.write(self._output / "index.html", page.build(records.values()))
+            records.close()
 
     def _each(self, sources: Iterable[files.Source]) -> Iterator[Outcome]:
         """Explain in parallel, in order, with a bounded number of images in memory."""
@@ -169,14 +175,19 @@ class Explainer:
 
     def explain(self, source: files.Source) -> Outcome:
         """Explain one image, unless an earlier run did; the caller puts the record of a new one into the journal."""
-        known = self._journal.records.get(source.name)
-        if known is not None and self._is_whole(source, known) and not self._options.overwrite:
-            return Outcome(source, known, skipped=True)
         try:
-            content = files.read(source.path)
-            image = files.decode(source.path, content)
+            return self._explained(source)
         except ImageFileError as err:
             return Outcome(source, error=str(err))
+
+    def _explained(self, source: files.Source) -> Outcome:
+        known = self.journal.records.get(source.name)
+        files.require_apart(source.path, self._folders)
+        content = files.read(source.path)
+        digest = sha256(content).hexdigest()
+        if known is not None and self._is_whole(source, digest, known) and not self._options.overwrite:
+            return Outcome(source, known, skipped=True)
+        image = files.decode(source.path, content)
         found = self._model.explain(image)
         for name in written(known or {}):  # their names hold scores, so new ones may not replace them
             files.remove(self._output / name)
@@ -188,7 +199,7 @@ class Explainer:
             "name": source.name,
             "settings": self._settings,
             "source": files.shown(source.path),
-            "stamp": files.stamp(source.path),
+            "content": digest,
             "size": [width, height],
             "image": self._write(f"images/{source.name}.jpg", content),
             "predictions": [item.record(width, height) for item in found.predictions],
@@ -258,13 +269,11 @@ class Explainer:
         files.write(self._output / name, content)
         return name
 
-    def _is_whole(self, source: files.Source, known: dict[str, Any]) -> bool:
+    def _is_whole(self, source: files.Source, digest: str, known: dict[str, Any]) -> bool:
         """Whether an earlier run drew this image with this model and these settings, and nothing is gone since."""
         if known.get("settings") != self._settings or known.get("source") != files.shown(source.path):
             return False
-        return known.get("stamp") == files.stamp(source.path) and all(
-            (self._output / name).is_file() for name in written(known)
-        )
+        return known.get("content") == digest and all(files.is_plain(self._output / name) for name in written(known))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -12,7 +13,9 @@ import numpy as np
 
 from xai_insert.errors import ModelFileError, UnsupportedTaskError, XaiInsertError
 from xai_insert.explain.errors import RunError
+from xai_insert.explain.files import digest
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs, read_outputs
+from xai_insert.files import read_with
 from xai_insert.formats.guard import last_line
 
 RuntimeName = Literal["openvino", "onnxruntime"]
@@ -20,6 +23,8 @@ RuntimeName = Literal["openvino", "onnxruntime"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 _PREFIXES = ("model_info ", "model_info.")
 _INSERTION = "xai_insert"
+_TRIES = 5
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
@@ -93,6 +98,39 @@ def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "C
     return OnnxEngine(path, device)
 
 
+def load_settled(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> tuple[Engine, list[str]]:
+    """Load a model that another program may be replacing meanwhile; see `load_engine`.
+
+    Returns:
+        The compiled model, and what the content of its files is told by.
+
+    Raises:
+        XaiInsertError: see `load_engine`; or its files were not the same before and after, several times.
+    """
+    for _ in range(_TRIES):
+        before = _stamps(path)
+        try:
+            engine = load_engine(path, runtime, device)
+            content = digest(model_files(path))
+        except XaiInsertError:
+            if _stamps(path) == before:
+                raise
+            continue  # half of it was of another model
+        if _stamps(path) == before:
+            return engine, content
+    raise RunError(f"{path} was replaced while it was read, {_TRIES} times; wait until it is finished")
+
+
+def _stamps(path: Path) -> list[tuple[int, ...]]:
+    """What changes when a model's files are replaced or written."""
+    found: list[tuple[int, ...]] = []
+    for file in (path, *read_with(path)):
+        with suppress(OSError, ValueError):
+            info = file.stat()
+            found.append((info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns))
+    return found
+
+
 class OpenVINOEngine:
     """A model in OpenVINO: each thread has a request of its own, so that more of them wait than there are streams.
 
@@ -145,6 +183,7 @@ class OnnxEngine:
         options.log_severity_level = 4
         session = _session(ort, str(path), options, provider)
         if SALIENCY_MAP not in [item.name for item in session.get_outputs()]:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
             session = _session(ort, _insert(path, to_bytes=True), options, provider)
         self._session = session
         self._names = [item.name for item in session.get_outputs()]

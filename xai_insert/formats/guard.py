@@ -9,7 +9,7 @@ from xai_insert.errors import ModelFileError, XaiInsertError
 from xai_insert.graph.view import Graph
 
 # What OpenVINO raises: the second where the name in its message is no text.
-RAISED = (RuntimeError, UnicodeDecodeError)
+RAISED = (RuntimeError, UnicodeError)
 _LARGEST = 1 << 40
 
 

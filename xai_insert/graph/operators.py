@@ -6,7 +6,9 @@ may be assumed of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,78 @@ class Unknown(Operator):
 
 @dataclass(frozen=True, slots=True)
 class Pointwise(Operator):
-    """Element by element, of operands that broadcast as NumPy's do."""
+    """Element by element, of operands that broadcast as NumPy's do.
+
+    Attributes:
+        function: what is computed, by ONNX's name for it in lower case.
+        parameters: its attributes, in ONNX's order.
+    """
+
+    function: str = ""
+    parameters: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class InPlace(Operator):
     """Mixes elements of its first operand (norms, softmax) but leaves each where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax(InPlace):
+    """Softmax over axes, or its logarithm."""
+
+    axes: tuple[int, ...] = (-1,)
+    is_log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Norm(InPlace):
+    """`(x - mean) / sqrt(variance + epsilon) * scale + bias`; scale and bias are the second and third operand, if any.
+
+    Attributes:
+        axes: those of mean and variance; None where they are not known.
+        epsilon: what is added.
+        is_centred: whether the mean is subtracted; without, the variance is the mean square.
+        is_scaled: whether it is divided at all.
+        epsilon_outside: whether epsilon is added behind the root.
+        groups: groups into which axis 1 is divided before; 0 for none.
+        by_channel: whether scale and bias hold one element for each of axis 1.
+    """
+
+    axes: tuple[int, ...] | None = None
+    epsilon: float = 0.0
+    is_centred: bool = True
+    is_scaled: bool = True
+    epsilon_outside: bool = False
+    groups: int = 0
+    by_channel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm(InPlace):
+    """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, of stored scale, bias, mean, variance by channel."""
+
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitNorm(InPlace):
+    """`x` over its Euclidean length along axes.
+
+    Attributes:
+        axes: None where they are not known.
+        epsilon: least square of the length, or what is added to it.
+        is_added: whether it is added.
+    """
+
+    axes: tuple[int, ...] | None = None
+    epsilon: float = 0.0
+    is_added: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded(InPlace):
+    """Quantisation to fewer bits, or back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +108,10 @@ class Window(Operator):
         pads_begin: cells added before the first; None where the sizes of operand and result tell (`SAME_UPPER`).
         keeps_channels: whether channel i of the result comes from channel i alone.
         transposed: whether it is a transposed convolution, whose strides widen the grid.
+        groups: of channels, of a convolution.
+        pool: `mean` or `max`, `other` for another; None for a convolution.
+        counts_pads: whether a mean counts the cells that were added.
+        is_late: of an odd number of cells added, whether one more comes first (`SAME_LOWER`).
     """
 
     kernel: tuple[int, ...] | None
@@ -48,6 +120,10 @@ class Window(Operator):
     pads_begin: tuple[int, ...] | None
     keeps_channels: bool = False
     transposed: bool = False
+    groups: int = 1
+    pool: str | None = None
+    counts_pads: bool = False
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +135,15 @@ class Reduction(Operator):
 
 @dataclass(frozen=True, slots=True)
 class Product(Operator):
-    """Matrix product of the last two axes, each operand transposed before it or not."""
+    """Matrix product of the last two axes, each operand transposed before it or not.
+
+    With `factor`, and a third operand times `bias_factor` added.
+    """
 
     transpose_a: bool = False
     transpose_b: bool = False
+    factor: float = 1.0
+    bias_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +213,13 @@ class Widened(Operator):
 
 @dataclass(frozen=True, slots=True)
 class Padded(Operator):
-    """Cells added before each axis (negative: cut off); None where they are not known."""
+    """Cells added before each axis (negative: cut off); None where they are not known.
+
+    `mode` is `constant`, or what they repeat: `reflect`, `edge`, `symmetric`, `wrap`.
+    """
 
     before: tuple[int, ...] | None
+    mode: str = "constant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +228,27 @@ class Resized(Operator):
 
     Attributes:
         corners: whether the first and last cells of both grids coincide, in place of their outer edges.
+        mode: `nearest`, `linear`; empty for another.
+        coordinates: ONNX's `coordinate_transformation_mode`.
+        rounding: ONNX's `nearest_mode`.
     """
 
     corners: bool = False
+    mode: str = ""
+    coordinates: str = "half_pixel"
+    rounding: str = "round_prefer_floor"
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks(Operator):
-    """Space to depth, or depth to space, in blocks of `side`, `[N, C, H, W]`."""
+    """Space to depth, or depth to space, in blocks of `side`, `[N, C, H, W]`.
+
+    Of the channels, the place in the block comes before the depth, unless `depth_first`.
+    """
 
     side: int
     to_depth: bool
+    depth_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +270,11 @@ class ControlFlow(Operator):
 
     That is the one thing here that is assumed; the proof of place asks the model.
     """
+
+
+Rule = TypeVar("Rule")
+
+
+def rule_for(rules: Mapping[type[Operator], Rule], kind: Operator) -> Rule | None:
+    """The rule of a record's own type, or of the nearest family above it."""
+    return next((rules[family] for family in type(kind).__mro__ if family in rules), None)

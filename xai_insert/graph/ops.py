@@ -7,6 +7,7 @@ A method is written once, as a function from values to values over `Ops`; each f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy.typing as npt
@@ -18,6 +19,26 @@ V = TypeVar("V")
 Size = Any
 """A size for `Ops.reshape`: an int, -1 for the one that is inferred, or a `V` that `Ops.size` gave."""
 Reduction = Literal["mean", "max", "min", "sum"]
+Function = Literal["exp", "log", "erf", "tanh", "sin", "cos"]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a convolution lies on its grid.
+
+    Attributes:
+        strides: steps, one for each side.
+        dilations: likewise.
+        pads_begin: cells of zeros before the first.
+        pads_end: cells of zeros behind the last.
+        groups: of channels.
+    """
+
+    strides: Sequence[int]
+    dilations: Sequence[int]
+    pads_begin: Sequence[int]
+    pads_end: Sequence[int]
+    groups: int = 1
 
 
 class Ops(Protocol[V]):
@@ -130,11 +151,39 @@ class Ops(Protocol[V]):
     def cumulative(self, a: V, axis: int) -> V:
         """Sums of the elements up to each along `axis`."""
 
-    def isolated(self, a: V, channels: int) -> V:
-        """`[B, channels]` unchanged, in a way that a new output of it leaves the precision of what is before alone."""
+    def isolated(self, a: V, channels: int, *, is_map: bool = False) -> V:
+        """`[B, channels]`, or the map `[B, channels, h, w]`, unchanged, as a value that no runtime takes for `a`.
+
+        A new output of it leaves the precision of what is before alone, and the names of its outputs.
+        """
 
     def numbers(self, count: V) -> V:
         """0, 1, 2, ... up to but without `count` (int64 `[1]`): int64."""
+
+    def function(self, name: Function, a: V) -> V:
+        """A function of each element."""
+
+    def power(self, a: V, b: V) -> V:
+        """`a ** b`."""
+
+    def convolve(self, a: V, weight: V, windows: Windows) -> V:
+        """`[B, I, ...]` and `[O, I / groups, ...]` to `[B, O, ...]`; or with the format's own layout of the weight."""
+
+    def spread(self, a: V, weight: V, windows: Windows, added: Sequence[int]) -> V:
+        """The transpose of `convolve`: `[B, O, ...]` to `[B, I, ...]`, of the same weight.
+
+        Args:
+            a: what the convolution gave.
+            weight: as for `convolve`.
+            windows: likewise; its pads are cut off the result.
+            added: cells of zeros behind the last of the result, fewer than strides.
+        """
+
+    def pad(self, a: V, before: Sequence[int], behind: Sequence[int]) -> V:
+        """Zeros around the elements, for each axis."""
+
+    def pick(self, a: V, indices: Sequence[int], axis: int) -> V:
+        """The elements at known indices along an axis."""
 
     def cast(self, a: V, dtype: str) -> V:
         """Convert to the NumPy dtype named."""
@@ -159,6 +208,9 @@ class Surgeon(Protocol[V]):
         It computes in float32 and does not round: what quantises an activation gives it back, within the range of an
         activation function that was folded into it.
         """
+
+    def stored(self, node: Node, index: int) -> V:
+        """A constant operand, float32, read so that a runtime still merges the node with what it is stored for."""
 
     def rounds(self, node: Node) -> bool:
         """Whether `node` quantises, or computes with integers, what its copy does not."""

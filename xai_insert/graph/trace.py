@@ -55,7 +55,7 @@ def trace(graph: Graph, images: Mapping[Value, tuple[int, int]]) -> Traced:
     for node in graph.nodes:
         if node.op is Op.SHAPE or not any(value in traced for value in node.inputs):
             continue
-        rule = _RULES.get(type(node.kind), _lost)
+        rule = kinds.rule_for(_RULES, node.kind) or _lost
         found = rule(node, node.kind, _Operands(node, traced))
         for output, axes in zip(node.outputs, found, strict=False):
             if output.shape is not None and len(axes) == len(output.shape):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from xai_insert.errors import TargetNotFoundError, UnknownNameError
 from xai_insert.graph.cuts import activations, cut_values, region
@@ -14,8 +15,20 @@ from xai_insert.locate.inputs import image_inputs, shape_hint
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
+from xai_insert.locate.stages import stage, stage_number
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
+
+
+class Wanted(Enum):
+    """What the method that was asked for reads."""
+
+    ANY = auto()
+    """Whatever the model has: none was asked for."""
+    MAP = auto()
+    """A feature map."""
+    TOKENS = auto()
+    """The tokens of a block."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +59,13 @@ class Classifier:
         return " + ".join(dict.fromkeys(end.kind.value for end in self.ends))
 
 
-def locate_classifier(graph: Graph, options: Options) -> Classifier:
+def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.ANY) -> Classifier:
     """Find logits, feature map and head of a classifier.
 
     Args:
         graph: the model.
         options: what the user has chosen instead of finding it.
+        wanted: what the method that was asked for reads.
 
     Raises:
         NotVisionModelError: no image input.
@@ -71,7 +85,7 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
     streams: tuple[FeatureMap, ...] = ()
     if options.target_layer is not None:
         target = _named_target(graph, cuts, gone, places, options.target_layer)
-    elif options.method == "vit-recipro-cam" or any(end.kind is Collapse.TOKEN for end in ends):
+    elif wanted is Wanted.TOKENS or any(end.kind is Collapse.TOKEN for end in ends):
         found = locate_readout(graph, images, logits.value, ends, places, options.block)
         if not isinstance(found, str):
             readout, target = found
@@ -82,8 +96,8 @@ def locate_classifier(graph: Graph, options: Options) -> Classifier:
                     "ViT Recipro-CAM covers too; choose a layer with --target-layer"
                 )
             return Classifier(logits, target, pooled, ends, obstacle, readout)
-        reads_places = options.method == "auto" and not _attends(graph, images, ends)
-        if options.method == "vit-recipro-cam" or (found != MEAN_QUERY and not reads_places):
+        reads_places = wanted is Wanted.ANY and not _attends(graph, images, ends)
+        if wanted is Wanted.TOKENS or (found != MEAN_QUERY and not reads_places):
             raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")
         bare = [_without_kind(end) for end in ends]
         target, streams = _default_target(graph, cuts, gone, bare, places, others=reads_places)
@@ -225,6 +239,9 @@ def _usable(cuts: list[Value], gone: Value, places: Places) -> list[FeatureMap]:
 
 
 def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str) -> FeatureMap:
+    if (number := stage_number(name)) is not None:
+        features = [value for value in cuts[: cuts.index(gone)] if is_feature(graph, value)]
+        return stage(graph, features, lambda value: places.map_of(value, others=True), number)
     found = _by_name(graph, name)
     usable = [feature.value for feature in _usable(cuts, gone, places)]
     names = [value.producer.name for value in usable if value.producer is not None]

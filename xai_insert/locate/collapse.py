@@ -172,8 +172,15 @@ def _varying(node: Node) -> Value | None:
 
 
 def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> tuple[Value, tuple[int, ...]]:
-    """The same grid before it was laid out otherwise: as a map of two axes, where there is one; as tokens, if not."""
+    """The same grid before it was laid out otherwise: as a map of two axes, where there is one; as tokens, if not.
+
+    Of a map whose axes were only put in another order, what stood before: a branch reads it there.
+    """
     value, grid_axes = _before_unit_axis(value, grid_axes, places)
+    node = value.producer
+    if len(grid_axes) == 2 and node is not None and node.op is Op.TRANSPOSE:
+        feature = places.map_of(node.read(0))
+        return (value, grid_axes) if feature is None else (node.read(0), feature.grid_axes)
     start, start_axes = value, grid_axes
     while len(grid_axes) == 1 and (node := value.producer) is not None and (source := node.operand(0)) is not None:
         feature = places.map_of(source)
@@ -222,7 +229,7 @@ def closed_ends(graph: Graph, ends: Sequence[GridEnd], feature: FeatureMap, plac
         if end.kind in (Collapse.TOKEN, Collapse.OTHER):
             return f"the grid ends in {end.node.type} {end.node.name!r}"
         source, axes = _before_layout(end.source, end.grid_axes, places)
-        if source is feature.value:
+        if feature.value in (source, end.source):
             continue
         if source.rank != feature.value.rank or axes != feature.grid_axes or not is_pointwise(graph, feature, source):
             return f"operations after {feature.value.name!r} mix its positions"

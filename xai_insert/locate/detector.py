@@ -94,10 +94,12 @@ class Regions:
     Attributes:
         feature: the map that they read; the coarsest where there are several.
         readers: what reads it, for people.
+        has_region_head: whether that is a region head.
     """
 
     feature: FeatureMap
     readers: str
+    has_region_head: bool = False
 
     @property
     def value(self) -> Value:

@@ -68,6 +68,26 @@ def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits
         UnsupportedTaskError: no output gives one score per class and image.
         AmbiguousModelError: several do, and none was chosen.
     """
+    candidates = scored_outputs(graph, images, output)
+    if not candidates:
+        raise UnsupportedTaskError(no_class_scores(graph))
+    normalised = [item for item in candidates if is_softmax(_output(graph, item.output_name))]
+    if len(normalised) == 1:  # boxes and marks that are regressed beside the scores are no softmax
+        candidates = normalised
+    if len(candidates) > 1:
+        listed = ", ".join(_describe(item.output_name, item.value) for item in candidates)
+        raise AmbiguousModelError(
+            f"{len(candidates)} outputs may hold the class scores: {listed}; choose with --output NAME"
+        )
+    return candidates[0]
+
+
+def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> list[Logits]:
+    """The outputs, or that named `output`, that give one score per class and image.
+
+    Raises:
+        UnknownNameError: no output has that name.
+    """
     names = list(graph.output_names)
     if output is not None and output not in names:
         raise UnknownNameError("output", output, names)
@@ -83,21 +103,17 @@ def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits
             continue
         if scores.shape is not None and is_vector(scores.shape) and (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, name, classes)
-    candidates = [item for item in found.values() if not _feeds_another(graph, item, found)]
-    if not candidates:
-        listed = ", ".join(_describe(name, value) for name, value in zip(names, graph.outputs, strict=True))
-        raise UnsupportedTaskError(
-            f"not a classifier: wanted an output [N, classes], found {listed}; only classifiers can be explained so far"
-        )
-    normalised = [item for item in candidates if is_softmax(graph.outputs[names.index(item.output_name)])]
-    if len(normalised) == 1:  # boxes and marks that are regressed beside the scores are no softmax
-        candidates = normalised
-    if len(candidates) > 1:
-        listed = ", ".join(_describe(item.output_name, item.value) for item in candidates)
-        raise AmbiguousModelError(
-            f"{len(candidates)} outputs may hold the class scores: {listed}; choose with --output NAME"
-        )
-    return candidates[0]
+    return [item for item in found.values() if not _feeds_another(graph, item, found)]
+
+
+def no_class_scores(graph: Graph) -> str:
+    """What is said of a model without an output of class scores."""
+    listed = ", ".join(_describe(name, value) for name, value in zip(graph.output_names, graph.outputs, strict=True))
+    return f"not a classifier: wanted an output [N, classes], found {listed}; only classifiers can be explained so far"
+
+
+def _output(graph: Graph, name: str) -> Value:
+    return graph.outputs[list(graph.output_names).index(name)]
 
 
 def _is_of_locations(value: Value, reached: set[Value]) -> bool:

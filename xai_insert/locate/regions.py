@@ -27,7 +27,8 @@ def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
     maps = [FeatureMap(value, 1, (2, 3), grid_of_map(value, (2, 3))) for value in found]
     sized = [feature for feature in maps if feature.positions is not None]
     coarsest = min(sized, key=lambda feature: feature.positions or 0) if len(sized) == len(maps) else maps[-1]
-    return Regions(coarsest, f"region head over {len(maps)} level{'s' if len(maps) > 1 else ''}")
+    readers = f"region head over {len(maps)} level{'s' if len(maps) > 1 else ''}"
+    return Regions(coarsest, readers, has_region_head=True)
 
 
 def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:

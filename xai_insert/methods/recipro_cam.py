@@ -155,7 +155,7 @@ def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
         return _weighted(surgeon, end, read)
     op = surgeon.ops
     source = end.source
-    kept = _rows(surgeon, source, end, read)
+    kept = _rows(surgeon, feature, end, read)
     x = read(source)
     layout = FeatureMap(source, 0, end.grid_axes, (None, None))
     rest = _elsewhere(surgeon, graph, feature, end)
@@ -170,12 +170,13 @@ def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     return op.reshape(kept, [-1, *fixed(end.result.sizes[1:])])
 
 
-def _rows(surgeon: Surgeon[V], source: Value, end: GridEnd, read: Callable[[Value], V]) -> V:
-    """`source` as one row per image and position, `[B*P, C]`."""
+def _rows(surgeon: Surgeon[V], feature: FeatureMap, end: GridEnd, read: Callable[[Value], V]) -> V:
+    """What the end reads as one row per image and position, `[B*P, C]`."""
+    source = end.source
     others = [axis for axis in range(1, len(source.sizes)) if axis not in end.grid_axes]
     perm = (0, *end.grid_axes, *others)
     width = math.prod(fixed([source.sizes[axis] for axis in others]))
-    before = source.producer
+    before = None if source is feature.value else source.producer
     if before is not None and before.op is Op.TRANSPOSE and before.attrs["perm"] is not None:
         # Read what stood before the transpose: often the rows are there already, and a runtime that merges the
         # transpose with the pool can go on doing so.

@@ -1,19 +1,16 @@
-"""Which task a model does, told from its structure."""
+"""Which task a model does and which method explains it: a walk over what is registered."""
 
 from __future__ import annotations
 
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError, UnusedOptionError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
-from xai_insert.graph.view import Graph, Op
-from xai_insert.options import Options
-from xai_insert.tasks.classification import plan_classification
-from xai_insert.tasks.detection import METHOD as SCORE_MAP
-from xai_insert.tasks.detection import plan_detection, selects_rows
-from xai_insert.tasks.instances import METHOD as INSTANCE_MASKS
-from xai_insert.tasks.instances import plan_instances
-from xai_insert.tasks.plan import EVERY_PLAN_USES, Plan
-
-_OF_CLASSIFIERS = ("recipro-cam", "vit-recipro-cam")
+from xai_insert.graph.view import Graph
+from xai_insert.locate.classifier import Wanted
+from xai_insert.methods.base import Method, Refusal
+from xai_insert.options import AUTO, DECIDING, EVERY_METHOD, Options, flag
+from xai_insert.registry import METHODS_FOLDER, TASKS_FOLDER, names, registered
+from xai_insert.tasks.base import Found, NotMine, Study, Task
+from xai_insert.tasks.plan import Plan
 
 
 def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
@@ -28,53 +25,71 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
         UnusedOptionError: the plan does not go by an option that was set on purpose.
         XaiInsertError: another of its children says what was not found.
     """
+    asked = None if options.method == AUTO else method(options.method)
     try:
-        plan = _make_plan(loaded, graph, options)
+        _require_agreeing(asked, options)
+        study = Study(loaded, graph, options, Wanted.ANY if asked is None else asked.reads)
+        plan = _chosen(study, asked, _recognised(study, asked))
     except XaiInsertError as err:
         if graph.hint:
             err.args = (f"{err}; {graph.hint}",)
         raise
-    unused = options.on_purpose - EVERY_PLAN_USES - plan.uses()
+    unused = options.on_purpose - EVERY_METHOD - plan.uses()
     if unused:
-        raise UnusedOptionError(unused, plan.method)
+        raise UnusedOptionError({name: flag(name) for name in unused}, plan.method)
     return plan
 
 
-def _make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
-    if options.method == "activation-map" and options.top_k is not None:
-        raise UnsupportedTaskError("the Activation Map is one map for all classes: leave out --top-k")
-    if options.per_box:
-        if options.method in _OF_CLASSIFIERS or options.target_layer or options.top_k:
-            raise UnsupportedTaskError("--per-box is for detectors; leave out what is for other models, or --per-box")
-        has_regions = any(node.op is Op.ROI_ALIGN for node in graph.nodes)
-        instances = _plan_instances(loaded, graph, options) if has_regions or options.method == INSTANCE_MASKS else None
-        return instances or plan_detection(loaded, graph, options)
-    if options.method in _OF_CLASSIFIERS or options.target_layer is not None:
-        return plan_classification(graph, options)
-    instances = _plan_instances(loaded, graph, options)
-    if instances is not None:
-        return instances
-    if options.method == SCORE_MAP:
-        return plan_detection(loaded, graph, options)
-    if selects_rows(graph):
-        try:
-            return plan_detection(loaded, graph, options)
-        except (UnsupportedTaskError, TargetNotFoundError):
-            pass  # a classifier may drop tokens by their scores
-    try:
-        return plan_classification(graph, options)
-    except UnsupportedTaskError:
-        return plan_detection(loaded, graph, options)
+def method(name: str) -> Method:
+    """The method of that name."""
+    found: Method = registered(METHODS_FOLDER, name, "METHOD")
+    return found
 
 
-def _plan_instances(loaded: LoadedModel, graph: Graph, options: Options) -> Plan | None:
-    """The plan for an instance segmenter; None if the model is none, or another method was asked for."""
-    if options.method not in ("auto", INSTANCE_MASKS):
-        return None
-    plan = plan_instances(loaded, graph, options)
-    if plan is None and options.method == INSTANCE_MASKS:
-        listed = ", ".join(value.describe() for value in graph.outputs)
-        raise UnsupportedTaskError(
-            f"no instances with masks among the outputs: wanted boxes, classes and masks, found {listed}"
-        )
-    return plan
+def task(name: str) -> Task:
+    """The task in the file of that name."""
+    found: Task = registered(TASKS_FOLDER, name, "TASK")
+    return found
+
+
+def _require_agreeing(asked: Method | None, options: Options) -> None:
+    """Refuse options that contradict each other or the method, whatever the model."""
+    excluded = {} if asked is None else asked.excludes
+    if options.per_box and (options.target_layer or options.top_k):
+        excluded = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
+    for name, reason in excluded.items():
+        if getattr(options, name):
+            raise UnsupportedTaskError(reason)
+
+
+def _recognised(study: Study, asked: Method | None) -> Found:
+    """What the first task that knows the model found in it; those for which a strong sign speaks are asked first."""
+    decisive = {name for name in DECIDING if getattr(study.options, name)}
+    known = {name: task(name) for name in names(TASKS_FOLDER) if asked is None or name in asked.tasks}
+    tasks = sorted((item for item in known.values() if decisive <= item.takes), key=lambda item: item.rank)
+    reasons: dict[int, NotMine] = {}
+    for item in sorted(tasks, key=lambda item: not item.is_likely(study)):
+        found = item.recognise(study)
+        if isinstance(found, Found):
+            return found
+        reasons[item.rank] = found
+    if asked is not None and asked.lacking:
+        raise TargetNotFoundError(asked.lacking)
+    if not reasons:
+        flags = " and ".join(flag(name) for name in sorted(decisive))
+        raise UnsupportedTaskError(f"{flags} is for other models than --method {study.options.method}")
+    last = reasons[max(rank for rank, item in reasons.items() if item.reason)]
+    raise last.error(last.reason)
+
+
+def _chosen(study: Study, asked: Method | None, found: Found) -> Plan:
+    """The plan of the method that was asked for, or of the first of the task's own that fits."""
+    refusal = None
+    tried = found.methods if asked is None or study.options.method in found.kin else (study.options.method,)
+    for name in tried:
+        plan = method(name).applies(study, found)
+        if isinstance(plan, Plan):
+            return plan
+        refusal = refusal or plan
+    assert isinstance(refusal, Refusal)  # every task has a method
+    raise refusal.error(refusal.reason)

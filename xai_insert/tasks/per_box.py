@@ -17,6 +17,7 @@ from xai_insert.probe.regions import find_region_report
 from xai_insert.tasks.plan import Output
 
 PER_BOX = "saliency_map_per_box"
+WANTED = "--per-box is for detectors with class scores at every location, or with a head that classifies regions"
 OF_REGIONS = "Recipro-CAM of the reported class on the feature of the box's region, where that lies"
 
 

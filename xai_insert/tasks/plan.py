@@ -5,17 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy.typing as npt
 
+from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
-from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.options import Options
-
-EVERY_PLAN_USES = frozenset({"method", "output_dtype", "saliency_size", "feature_vector", "input_shapes", "check"})
+from xai_insert.tasks.base import Found
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,21 @@ class Masking:
 
     features: Sequence[Value]
     mask: Callable[[Sequence[int], int], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """What a map is made of that is not class scores under masks.
+
+    Attributes:
+        target: by what the derivative is taken.
+        gradient: handle of the derivatives, of the target's sizes, with an axis of classes before them if several.
+        formula: features and derivatives to the maps, `[B, ...]` and `[k, B, ...]` to `[k, B, cells]`.
+    """
+
+    target: Value
+    gradient: Any
+    formula: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ class Branch:
         classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
         outputs: further outputs, by name.
         spread: puts scaled maps of the classes that are present where `plan.map_shape` has them; None if all are there.
+        derivative: what a map that is made of derivatives was computed from; None for others.
     """
 
     plan: Plan
@@ -65,6 +80,7 @@ class Branch:
     classes: Any = None
     outputs: Mapping[str, Output] = field(default_factory=dict)
     spread: Callable[[Any], Any] | None = None
+    derivative: Derivative | None = None
 
 
 @dataclass(frozen=True)
@@ -72,17 +88,18 @@ class Plan(ABC):
     """A decision.
 
     Attributes:
+        found: what the map explains.
         method: the saliency method, never `auto`.
-        form: how it is computed, for people: `closed form`, `masked runs`, ...
+        form: how it is computed.
         reason: why in this form.
-        map_shape: shape of `saliency_map`, height and width last, in the order of the feature map (see `frame`); None
-            where a size follows the input.
+        map_shape: shape of `saliency_map`, height and width last, in the order of the feature map (see `Found.frame`);
+            None where a size follows the input.
         mflops: extra work per image in millions of floating-point operations; None if a size is unknown.
     """
 
-    task: ClassVar[str]
+    found: Found
     method: str
-    form: str
+    form: Form
     reason: str
     map_shape: Shape
     mflops: float | None
@@ -97,43 +114,26 @@ class Plan(ABC):
         """Whether the same plan may serve any size of the image, if the model does."""
         return False
 
-    @property
-    def frame(self) -> Frame:
-        """How the map that the branch gives lies in the image."""
-        return Frame()
-
-    def placed(self) -> Sequence[FeatureMap]:
-        """The maps whose place in the image is asked of the model itself."""
-        return ()
-
     @abstractmethod
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         """Add the branch, without outputs."""
 
     @abstractmethod
     def uses(self) -> frozenset[str]:
-        """Names of the options that this plan goes by, beside `EVERY_PLAN_USES`."""
+        """Names of the options that this plan goes by, beside those that every plan does."""
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What was found, as fields of a `Report`."""
+        return self.found.describe()
 
     @abstractmethod
     def metadata(self, options: Options) -> dict[str, str]:
-        """What the model says about its map, beyond version, method and form."""
+        """What the model says about its map, beyond version, task, method and form."""
 
     def masking(self, options: Options) -> Masking | None:
         """What the raw map must equal; None for a method that masks nothing."""
         del options
         return None
-
-    def pooled(self) -> Value | None:
-        """The value `[B, C, ...]`, of further sizes 1, that `feature_vector` gives; None if there is none."""
-        return None
-
-    def features(self) -> Sequence[FeatureMap]:
-        """The maps whose means over their locations, side by side, `feature_vector` gives where nothing is pooled."""
-        return ()
 
     def without_closed_form(self, graph: Graph, reason: str) -> Plan | None:
         """The plan to take where the closed form turns out not to do, for `reason`; None if there is no other."""

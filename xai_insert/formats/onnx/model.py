@@ -78,7 +78,7 @@ class OnnxModel:
 
     def between(self, features: Sequence[Value], results: Sequence[ir.Value]) -> OnnxRunner:
         entries = [feature.native for feature in features]
-        inputs = [value for value in self.native.graph.inputs if not value.is_initializer()]
+        inputs = [v for v in self.native.graph.inputs if not v.is_initializer() and v not in entries]
         with self._written_out.shown():
             part = ir.convenience.extract(self.native.graph, [*entries, *inputs], results)
         for entry, feature in zip(part.inputs, features, strict=False):

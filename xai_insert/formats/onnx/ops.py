@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from xai_insert.graph.ops import Reduction, Size
+from xai_insert.graph.ops import Function, Reduction, Size, Windows
 
 _REDUCTIONS = {"mean": "ReduceMean", "max": "ReduceMax", "min": "ReduceMin", "sum": "ReduceSum"}
 
@@ -194,19 +194,46 @@ class OnnxOps:
     def cumulative(self, a: ir.Value, axis: int) -> ir.Value:
         return self._node("CumSum", a, self.constant(np.array(axis, np.int64)))
 
-    def isolated(self, a: ir.Value, channels: int) -> ir.Value:
-        return self.reshape(a, [-1, channels])
+    def isolated(self, a: ir.Value, channels: int, *, is_map: bool = False) -> ir.Value:
+        return a if is_map else self.reshape(a, [-1, channels])
 
     def numbers(self, count: ir.Value) -> ir.Value:
         # Not by Range: RoiAlign came before it.
         ones = self._node("Expand", self.constant(np.ones(1, np.float32)), count)
         return self.reshape(self._node("NonZero", ones), [-1])
 
+    def function(self, name: Function, a: ir.Value) -> ir.Value:
+        return self._node(name.capitalize(), a)
+
+    def power(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._node("Pow", a, b)
+
+    def convolve(self, a: ir.Value, weight: ir.Value, windows: Windows) -> ir.Value:
+        return self._node("Conv", a, weight, **_lying(windows))
+
+    def spread(self, a: ir.Value, weight: ir.Value, windows: Windows, added: Sequence[int]) -> ir.Value:
+        return self._node("ConvTranspose", a, weight, output_padding=list(added), **_lying(windows))
+
+    def pad(self, a: ir.Value, before: Sequence[int], behind: Sequence[int]) -> ir.Value:
+        return self._node("Pad", a, self.constant(np.array([*before, *behind], np.int64)))
+
+    def pick(self, a: ir.Value, indices: Sequence[int], axis: int) -> ir.Value:
+        return self._node("Gather", a, self.constant(np.array(indices, np.int64)), axis=axis)
+
     def cast(self, a: ir.Value, dtype: str) -> ir.Value:
         return self._node("Cast", a, to=data_type(dtype))
 
     def size(self, a: ir.Value, axis: int) -> ir.Value:
         return self._node("Gather", self._node("Shape", a), self.constant(np.array([axis], np.int64)), axis=0)
+
+
+def _lying(windows: Windows) -> dict[str, Any]:
+    return {
+        "strides": list(windows.strides),
+        "dilations": list(windows.dilations),
+        "pads": [*windows.pads_begin, *windows.pads_end],
+        "group": windows.groups,
+    }
 
 
 def data_type(dtype: str) -> ir.DataType:

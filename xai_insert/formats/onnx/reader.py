@@ -40,6 +40,15 @@ def integer(native: ir.Node, name: str, default: int) -> int:
     return native.attributes[name].as_int() if name in native.attributes else default
 
 
+def real(native: ir.Node, name: str, default: float) -> float:
+    """An attribute of one number."""
+    return native.attributes[name].as_float() if name in native.attributes else default
+
+
+def _text(native: ir.Node, name: str, default: str) -> str:
+    return native.attributes[name].as_string() if name in native.attributes else default
+
+
 def _rank(inputs: Operands) -> int | None:
     return inputs[0].rank if inputs and inputs[0] is not None else None
 
@@ -75,6 +84,10 @@ def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
         begin,
         keeps_channels=not is_conv or depthwise,
         transposed=native.op_type == "ConvTranspose",
+        groups=group,
+        pool={"AveragePool": "mean", "MaxPool": "max", "LpPool": "other"}.get(native.op_type),
+        counts_pads=bool(integer(native, "count_include_pad", 0)),
+        is_late=auto == "SAME_LOWER",
     )
 
 
@@ -97,7 +110,8 @@ def _reduced(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Ope
 
 
 def _gemm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    return kinds.Product(bool(integer(native, "transA", 0)), bool(integer(native, "transB", 0)))
+    factors = (real(native, key, 1.0) for key in ("alpha", "beta"))
+    return kinds.Product(bool(integer(native, "transA", 0)), bool(integer(native, "transB", 0)), *factors)
 
 
 def _permutation(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -166,17 +180,26 @@ def _padded(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
     before = [0] * rank
     for index, axis in enumerate(axes if axes is not None else range(len(pads) // 2)):
         before[axis % rank] = pads[index]
-    return kinds.Padded(tuple(before))
+    return kinds.Padded(tuple(before), _text(native, "mode", "constant"))
 
 
 def _resized(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    mode = native.attributes.get("coordinate_transformation_mode")
-    text = "half_pixel" if mode is None else mode.as_string()
-    return kinds.Unknown() if text == "tf_crop_and_resize" else kinds.Resized(corners=text == "align_corners")
+    text = _text(native, "coordinate_transformation_mode", "half_pixel")
+    if text == "tf_crop_and_resize":
+        return kinds.Unknown()
+    mode = _text(native, "mode", "nearest")
+    plain = mode in ("nearest", "linear") and not integer(native, "antialias", 0)
+    rounding = _text(native, "nearest_mode", "round_prefer_floor")
+    return kinds.Resized(text == "align_corners", mode if plain else "", text, rounding)
+
+
+def _upsampled(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    return kinds.Resized(False, _text(native, "mode", "nearest"), "asymmetric", "floor")
 
 
 def _blocks(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    return kinds.Blocks(integer(native, "blocksize", 1), native.op_type == "SpaceToDepth")
+    depth_first = _text(native, "mode", "DCR") == "CRD"
+    return kinds.Blocks(integer(native, "blocksize", 1), native.op_type == "SpaceToDepth", depth_first)
 
 
 def _attention(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -191,28 +214,82 @@ def _scattered(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> O
     return kinds.Scattered() if integer(native, "axis", 0) == 0 else kinds.Unknown()
 
 
-_IN_PLACE = [
-    "BatchNormalization",
+def _pointwise(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    function = native.op_type.lower()
+    if function == "gelu" and _text(native, "approximate", "none") == "tanh":
+        function = "fastgelu"
+    defaults = _PARAMETERS.get(native.op_type, {})
+    return kinds.Pointwise(function, tuple(real(native, name, default) for name, default in defaults.items()))
+
+
+def _softmax(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs) or 1
+    is_new = native.graph is None or native.graph.opset_imports.get("", 13) >= 13
+    axis = integer(native, "axis", -1 if is_new else 1) % rank
+    axes = (axis,) if is_new else tuple(range(axis, rank))
+    return kinds.Softmax(axes, is_log=native.op_type == "LogSoftmax")
+
+
+def _norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank, kind = _rank(inputs), native.op_type
+    if rank is None:
+        return kinds.Norm()
+    if kind == "InstanceNormalization":
+        return kinds.Norm(tuple(range(2, rank)), real(native, "epsilon", 1e-5), by_channel=True)
+    if kind == "GroupNormalization":
+        is_new = (
+            native.graph is None or native.graph.opset_imports.get("", 21) >= 21
+        )  # before, one scale for each group
+        groups = integer(native, "num_groups", 1)
+        axes = tuple(range(2, rank + 1)) if is_new else None
+        return kinds.Norm(axes, real(native, "epsilon", 1e-5), groups=groups, by_channel=True)
+    if kind == "MeanVarianceNormalization":
+        return kinds.Norm(ints(native, "axes") or (0, 2, 3), 1e-9, epsilon_outside=True)
+    axes = tuple(range(integer(native, "axis", -1) % rank, rank))
+    return kinds.Norm(axes, real(native, "epsilon", 1e-5), is_centred=kind == "LayerNormalization")
+
+
+def _batch_norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    return kinds.BatchNorm(real(native, "epsilon", 1e-5))
+
+
+def _unit_norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    is_euclidean = integer(native, "p", 2) == 2
+    return kinds.UnitNorm((integer(native, "axis", -1) % rank,) if rank and is_euclidean else None)
+
+
+_PARAMETERS: Mapping[str, Mapping[str, float]] = {
+    "LeakyRelu": {"alpha": 0.01},
+    "Elu": {"alpha": 1.0},
+    "Selu": {"alpha": 1.6732631921768188, "gamma": 1.0507010221481323},
+    "Celu": {"alpha": 1.0},
+    "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
+    "ThresholdedRelu": {"alpha": 1.0},
+    "Swish": {"alpha": 1.0},
+    "QuickGelu": {"alpha": 1.702},
+}
+_IN_PLACE = ["LRN", "Hardmax"]
+_ROUNDED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_NORMS = (
     "LayerNormalization",
     "SimplifiedLayerNormalization",
     "RMSNormalization",
     "GroupNormalization",
     "InstanceNormalization",
-    "LRN",
-    "LpNormalization",
     "MeanVarianceNormalization",
-    "Softmax",
-    "LogSoftmax",
-    "Hardmax",
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-]
+)
 _READERS: Mapping[tuple[str, str], Reader] = {
-    **{("", name): _always(kinds.Pointwise()) for name, op in OPS.items() if op in POINTWISE},
+    **{("", name): _pointwise for name, op in OPS.items() if op in POINTWISE},
     **{("", name): _always(kinds.InPlace()) for name in _IN_PLACE},
-    **{("com.microsoft", name): _always(kinds.InPlace()) for name in ("QuantizeLinear", "DequantizeLinear")},
-    **{("com.microsoft", name): _always(kinds.Pointwise()) for name in FUSED_ELEMENTWISE},
+    **{("", name): _always(kinds.Rounded()) for name in _ROUNDED},
+    **{("com.microsoft", name): _always(kinds.Rounded()) for name in ("QuantizeLinear", "DequantizeLinear")},
+    **{("com.microsoft", name): _pointwise for name in FUSED_ELEMENTWISE},
+    **{("", name): _norm for name in _NORMS},
+    ("", "BatchNormalization"): _batch_norm,
+    ("", "LpNormalization"): _unit_norm,
+    ("", "Softmax"): _softmax,
+    ("", "LogSoftmax"): _softmax,
     **{("", name): _window for name in ("Conv", "ConvTranspose", "ConvInteger", "AveragePool", "MaxPool", "LpPool")},
     **{
         ("", f"Reduce{mode}"): _reduced
@@ -233,7 +310,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "Concat"): _joined,
     ("", "Pad"): _padded,
     ("", "Resize"): _resized,
-    ("", "Upsample"): _always(kinds.Resized()),
+    ("", "Upsample"): _upsampled,
     ("", "SpaceToDepth"): _blocks,
     ("", "DepthToSpace"): _blocks,
     ("", "Attention"): _attention,

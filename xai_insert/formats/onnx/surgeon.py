@@ -92,6 +92,9 @@ class OnnxSurgeon:
             value = op.sub(value, op.reshape(op.cast(zero, "float32"), sizes))
         return op.mul(value, op.reshape(op.cast(scale, "float32"), sizes))
 
+    def stored(self, node: Node, index: int) -> ir.Value:
+        return self.handle(node.read(index))
+
     def rounds(self, node: Node) -> bool:
         native: ir.Node = node.native
         if native.op_type in (*_QUANTISERS, "MatMulInteger", "ConvInteger"):

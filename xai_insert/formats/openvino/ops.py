@@ -11,7 +11,7 @@ import openvino as ov
 import openvino.opset13 as opset
 from openvino import opset1
 
-from xai_insert.graph.ops import Reduction, Size
+from xai_insert.graph.ops import Function, Reduction, Size, Windows
 
 _FEW = 4
 _REDUCTIONS: dict[str, Callable[..., ov.Node]] = {
@@ -185,12 +185,12 @@ class OpenVINOOps:
     def cumulative(self, a: ov.Output, axis: int) -> ov.Output:
         return self._named(opset.cum_sum(a, self.constant(np.array(axis, np.int64))))
 
-    def isolated(self, a: ov.Output, channels: int) -> ov.Output:
+    def isolated(self, a: ov.Output, channels: int, *, is_map: bool = False) -> ov.Output:
         # The CPU plugin computes the tail of a graph in float32, back to the first linear layer: here is one.
         ones = self.constant(np.ones((channels, 1, 1, 1, 1), a.get_element_type().to_dtype()))
-        grid = self.reshape(a, [-1, channels, 1, 1])
+        grid = a if is_map else self.reshape(a, [-1, channels, 1, 1])
         same = self._named(opset.group_convolution(grid, ones, [1, 1], [0, 0], [0, 0], [1, 1]))
-        return self.reshape(same, [-1, channels])
+        return same if is_map else self.reshape(same, [-1, channels])
 
     def clip(self, a: ov.Output, low: float, high: float) -> ov.Output:
         """Bound from both sides."""
@@ -199,6 +199,42 @@ class OpenVINOOps:
     def numbers(self, count: ov.Output) -> ov.Output:
         start, step = (self.constant(np.array(number, np.int64)) for number in (0, 1))
         return self._named(opset.range(start, self.reshape(count, []), step, "i64"))
+
+    def function(self, name: Function, a: ov.Output) -> ov.Output:
+        return self._named(getattr(opset, name)(a))
+
+    def power(self, a: ov.Output, b: ov.Output) -> ov.Output:
+        return self._named(opset.power(a, b))
+
+    def convolve(self, a: ov.Output, weight: ov.Output, windows: Windows) -> ov.Output:
+        lies = (windows.strides, windows.pads_begin, windows.pads_end, windows.dilations)
+        if windows.groups == 1:
+            return self._named(opset.convolution(a, weight, *map(list, lies)))
+        return self._named(opset.group_convolution(a, self._grouped(a, weight, windows.groups), *map(list, lies)))
+
+    def spread(self, a: ov.Output, weight: ov.Output, windows: Windows, added: Sequence[int]) -> ov.Output:
+        lies = [list(part) for part in (windows.strides, windows.pads_begin, windows.pads_end, windows.dilations)]
+        if windows.groups == 1:
+            node = opset.convolution_backprop_data(a, weight, lies[0], None, *lies[1:], output_padding=list(added))
+            return self._named(node)
+        weight = self._grouped(a, weight, windows.groups)
+        node = opset.group_convolution_backprop_data(a, weight, lies[0], None, *lies[1:], output_padding=list(added))
+        return self._named(node)
+
+    def _grouped(self, a: ov.Output, weight: ov.Output, groups: int) -> ov.Output:
+        """Weights with an axis of groups first."""
+        shape = list(weight.get_shape())
+        if len(shape) > a.get_partial_shape().rank.get_length():
+            return weight
+        return self._reshape(weight, [groups, shape[0] // groups, *shape[1:]])
+
+    def pad(self, a: ov.Output, before: Sequence[int], behind: Sequence[int]) -> ov.Output:
+        sides = (self.constant(np.array(side, np.int64)) for side in (before, behind))
+        return self._named(opset.pad(a, *sides, "constant", self.constant(np.zeros((), np.float32))))
+
+    def pick(self, a: ov.Output, indices: Sequence[int], axis: int) -> ov.Output:
+        where, along = self.constant(np.array(indices, np.int64)), self.constant(np.array(axis, np.int64))
+        return self._named(opset.gather(a, where, along))
 
     def cast(self, a: ov.Output, dtype: str) -> ov.Output:
         return self._named(opset.convert(a, ov.Type(np.dtype(dtype))))

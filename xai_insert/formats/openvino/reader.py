@@ -10,7 +10,7 @@ import openvino as ov
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.operators import Cut, Operator
-from xai_insert.graph.view import POINTWISE, Value, numbers
+from xai_insert.graph.view import POINTWISE, Value, constant_of, numbers
 
 Reader: TypeAlias = Callable[[ov.Node, Sequence[Value], Sequence[Value]], Operator]
 _MANY = 1 << 16
@@ -52,6 +52,10 @@ def _window(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
         begin,
         keeps_channels=is_pool or depthwise,
         transposed="Backprop" in kind,
+        groups=weight[0] or 1 if grouped and weight is not None else 1,
+        pool={"AvgPool": "mean", "MaxPool": "max", "BinaryConvolution": "other"}.get(kind),
+        counts_pads=is_pool and not raw.get("exclude-pad", raw.get("exclude_pad", False)),
+        is_late=str(raw.get("auto_pad", "")).lower() == "same_lower",
     )
 
 
@@ -123,17 +127,22 @@ def _joined(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
 
 
 def _padded(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
-    return kinds.Padded(numbers(inputs[1]))
+    return kinds.Padded(numbers(inputs[1]), str(native.get_attributes()["pad_mode"]).lower())
 
 
 def _resized(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
-    mode = str(native.get_attributes().get("coordinate_transformation_mode", "half_pixel")).lower()
-    return kinds.Resized(corners="align_corners" in mode)
+    raw = native.get_attributes()
+    mode = str(raw.get("coordinate_transformation_mode", "half_pixel")).lower()
+    kind = {"linear": "linear", "linear_onnx": "linear", "nearest": "nearest"}.get(str(raw["mode"]).lower(), "")
+    is_plain = not raw.get("antialias", False) and not any((*raw.get("pads_begin", ()), *raw.get("pads_end", ())))
+    rounding = str(raw.get("nearest_mode", "round_prefer_floor")).lower()
+    return kinds.Resized("align_corners" in mode, kind if is_plain else "", mode, rounding)
 
 
 def _blocks(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
-    side = int(native.get_attributes()["block_size"])
-    return kinds.Blocks(side, native.get_type_name() == "SpaceToDepth")
+    raw = native.get_attributes()
+    depth_first = "depth" in str(raw["mode"]).lower()
+    return kinds.Blocks(int(raw["block_size"]), native.get_type_name() == "SpaceToDepth", depth_first)
 
 
 def _rolled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -150,19 +159,76 @@ def _scattered(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value
     return kinds.Scattered() if numbers(inputs[3]) in ((0,), (-(inputs[0].rank or 0),)) else kinds.Unknown()
 
 
-_IN_PLACE = [
-    "BatchNormInference",
-    "MVN",
-    "RMS",
-    "GroupNormalization",
-    "NormalizeL2",
-    "LRN",
-    "GRN",
-    "Softmax",
-    "LogSoftmax",
-    "FakeQuantize",
-    "FakeConvert",
-]
+def _pointwise(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    kind = native.get_type_name()
+    function = _FUNCTIONS.get(kind, kind.lower())
+    raw = native.get_attributes() if kind in _PARAMETERS else {}
+    if kind == "Gelu" and "tanh" in str(native.get_attributes().get("approximation_mode", "")).lower():
+        function = "fastgelu"
+    parameters = tuple(float(raw[name]) for name in _PARAMETERS.get(kind, ()))
+    if kind in ("HardSigmoid", "Selu", "Swish"):
+        given = [constant_of(value, 1) for value in inputs[1:]]
+        if any(value is None for value in given):
+            return kinds.Pointwise()
+        parameters = tuple(float(value.reshape(-1)[0]) for value in given if value is not None) or (1.0,)
+    return kinds.Pointwise(function, (1 / 6, 0.5) if kind == "HSigmoid" else parameters)
+
+
+def _softmax(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    axis = int(native.get_attributes()["axis"]) % (inputs[0].rank or 1)
+    return kinds.Softmax((axis,), is_log=native.get_type_name() == "LogSoftmax")
+
+
+def _norm(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw, rank, kind = native.get_attributes(), inputs[0].rank, native.get_type_name()
+    if rank is None:
+        return kinds.Norm()
+    if kind == "GroupNormalization":
+        groups = int(raw["num_groups"])
+        return kinds.Norm(tuple(range(2, rank + 1)), float(raw["epsilon"]), groups=groups, by_channel=True)
+    if kind == "RMS":
+        return kinds.Norm((rank - 1,), float(raw["epsilon"]), is_centred=False)
+    axes = numbers(inputs[1])
+    return kinds.Norm(
+        None if axes is None else tuple(sorted({axis % rank for axis in axes})),
+        float(raw["eps"]),
+        is_scaled=bool(raw["normalize_variance"]),
+        epsilon_outside="out" in str(raw["eps_mode"]).lower(),
+    )
+
+
+def _batch_norm(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    return kinds.BatchNorm(float(native.get_attributes()["epsilon"]))
+
+
+def _unit_norm(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw, rank, axes = native.get_attributes(), inputs[0].rank, numbers(inputs[1])
+    known = None if axes is None or rank is None else tuple(sorted({axis % rank for axis in axes}))
+    return kinds.UnitNorm(known, float(raw["eps"]), is_added=str(raw["eps_mode"]).lower() == "add")
+
+
+_FUNCTIONS = {
+    "Subtract": "sub",
+    "Multiply": "mul",
+    "Divide": "div",
+    "Power": "pow",
+    "Clamp": "clip",
+    "Maximum": "max",
+    "Minimum": "min",
+    "Negative": "neg",
+    "Ceiling": "ceil",
+    "HSwish": "hardswish",
+    "HSigmoid": "hardsigmoid",
+    "Select": "where",
+    "Convert": "cast",
+    "ConvertLike": "castlike",
+    "PRelu": "channelprelu",
+    "GreaterEqual": "greaterorequal",
+    "LessEqual": "lessorequal",
+}
+"""Where ONNX has another name."""
+_PARAMETERS = {"Clamp": ("min", "max"), "Elu": ("alpha",)}
+_IN_PLACE = ["LRN", "GRN"]
 _WINDOWS = [
     "Convolution",
     "GroupConvolution",
@@ -178,8 +244,14 @@ _REDUCTIONS = (
     "AdaptiveMaxPool",
 )
 _READERS: Mapping[str, Reader] = {
-    **{name: _always(kinds.Pointwise()) for name, op in OPS.items() if op in POINTWISE},
+    **{name: _pointwise for name, op in OPS.items() if op in POINTWISE},
     **{name: _always(kinds.InPlace()) for name in _IN_PLACE},
+    **{name: _always(kinds.Rounded()) for name in ("FakeQuantize", "FakeConvert")},
+    **dict.fromkeys(("MVN", "RMS", "GroupNormalization"), _norm),
+    "BatchNormInference": _batch_norm,
+    "NormalizeL2": _unit_norm,
+    "Softmax": _softmax,
+    "LogSoftmax": _softmax,
     **dict.fromkeys(_WINDOWS, _window),
     **dict.fromkeys(_REDUCTIONS, _reduced),
     **{name: _always(kinds.Regroup()) for name in ("Reshape", "Squeeze", "Unsqueeze")},

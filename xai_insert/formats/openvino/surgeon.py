@@ -49,6 +49,15 @@ class OpenVINOSurgeon:
             self._widened[key] = self.ops.cast(output, "float32")
         return self._widened[key]
 
+    def stored(self, node: Node, index: int) -> ov.Output:
+        value = node.read(index)
+        if not _is_kept_apart(value):
+            return self.handle(value)
+        if (volume(value.sizes) or 0) <= _SMALL:
+            return self.ops.constant(np.array(value.elements(), np.float32))
+        own = self._twin(node.native).input_value(index)
+        return self.ops.cast(own, "float32") if own.get_element_type() in _OTHER_FLOATS else own
+
     def rounds(self, node: Node) -> bool:
         return node.op is Op.QUANTIZE or any(v.native.get_element_type() == ov.Type.bf16 for v in node.outputs)
 

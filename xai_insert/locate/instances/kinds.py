@@ -59,6 +59,11 @@ class BoxFormat:
     is_centre: bool = False
     is_relative: bool = False
 
+    @property
+    def key(self) -> str:
+        """What metadata call it, for programs: `corners-pixels`, `centres-shares`, ..."""
+        return f"{'centres' if self.is_centre else 'corners'}-{'shares' if self.is_relative else 'pixels'}"
+
     def __str__(self) -> str:
         return (
             f"{'centres' if self.is_centre else 'corners'} in {'shares of the image' if self.is_relative else 'pixels'}"

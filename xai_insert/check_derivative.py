@@ -1,0 +1,94 @@
+"""Proof that a map made of derivatives is what its formula says of the true ones.
+
+The inserted model is cut at the target and run on random features. First the map must be the formula of features and
+derivatives. Then the derivatives must tell how the plain model's own scores change: where a random part of the
+features grows by a small share, a score grows by the sum of derivative times feature over that part. Nothing that the
+branch computes enters the second measurement.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.errors import CheckFailedError, DefinitionError
+from xai_insert.feeds import random_array
+from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.tasks.plan import Derivative
+
+Array = npt.NDArray[Any]
+_SEED, _BATCH, _SIDE = 0, 2, 5
+_SHARES = (1e-2, 1e-3, 1e-4)
+"""Growth of the features: of several the best one, for a large one leaves the tangent and a small one drowns."""
+_PARTS = 3
+_FORMULA_TOLERANCE, _SLOPE_TOLERANCE = 1e-4, 2e-2
+
+
+def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, scores: Any, classes: Any) -> float:
+    """Compare derivatives with differences of the plain model's scores, and the map with its formula.
+
+    Args:
+        model: the inserted model.
+        derivative: what the branch computed from.
+        raw_map: handle of the unscaled map `[B, k, h, w]`.
+        scores: handle of the class scores.
+        classes: handle of the numbers `[B, k]` of the classes.
+
+    Returns:
+        The largest difference of a slope, relative to the slope and the size of its parts.
+
+    Raises:
+        CheckFailedError: every derivative is zero.
+        DefinitionError: the map is not its formula, or a derivative not the slope.
+    """
+    runner = model.between([derivative.target], [raw_map, scores, classes, derivative.gradient])
+    rng = np.random.default_rng(_SEED)
+    name, dtype, shape = runner.inputs[0]
+    feature = random_array(rng, shape, dtype, batch=_BATCH, size=_SIDE)
+    rest = {other: random_array(rng, sizes, kind, batch=_BATCH) for other, kind, sizes in runner.inputs[1:]}
+    maps, _, chosen, gradient = runner.run({name: feature, **rest})
+    gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)
+    if not gradient.any():
+        raise CheckFailedError(
+            f"the scores do not change with {derivative.target.describe()} on random features, so a map of their "
+            "derivatives shows nothing; choose another layer with --target-layer; nothing was written"
+        )
+    wanted = derivative.formula(feature.astype(np.float64), gradient)
+    maps = np.moveaxis(maps.reshape(*maps.shape[:2], -1), 1, 0)
+    scale = float(np.abs(gradient * feature).max()) or 1.0
+    off = float(np.abs(maps - wanted).max()) / max(float(np.abs(wanted).max()), scale)
+    if not off <= _FORMULA_TOLERANCE:
+        raise DefinitionError(
+            f"the map differs from its formula by {off:.1e} of its largest value; nothing was written"
+        )
+    worst = 0.0
+    for _ in range(_PARTS):
+        change = feature * (rng.random(feature.shape) < 0.5)
+        parts = (gradient * change).reshape(*gradient.shape[:2], -1)
+        slopes = parts.sum(axis=-1)
+        size = np.abs(slopes) + np.sqrt((parts**2).sum(axis=-1)) + np.finfo(np.float32).tiny
+        misses = [
+            float((np.abs(_slope(runner, name, feature, change, share, rest, chosen) - slopes) / size).max())
+            for share in _SHARES
+        ]
+        worst = max(worst, min(misses))
+    if not worst <= _SLOPE_TOLERANCE:
+        raise DefinitionError(
+            f"the derivatives differ by {worst:.1e} from the slope of the model's own scores; nothing was written"
+        )
+    return worst
+
+
+def _slope(
+    runner: Runner, name: str, feature: Array, change: Array, share: float, rest: dict[str, Array], classes: Array
+) -> Array:
+    """Central difference of the scores of the chosen classes, `[k, B]`."""
+    both = []
+    for sign in (1, -1):
+        moved = (feature + sign * share * change).astype(feature.dtype)
+        scores = runner.run({name: moved, **rest})[1].astype(np.float64)
+        both.append(np.take_along_axis(scores.reshape(len(feature), -1), classes.astype(np.int64), axis=1))
+    slopes: Array = ((both[0] - both[1]) / (2 * share)).T
+    return slopes

@@ -1,0 +1,71 @@
+"""Semantic segmenters: which classes are in the image, and their maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from xai_insert.errors import UnsupportedTaskError
+from xai_insert.explain.draw import Image
+from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, Selection, ranking
+from xai_insert.explain.feed import Feeder
+from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.runtime import Engine
+
+SEMANTIC_SEGMENTATION = "semantic segmentation"
+_LEAST_SHARE = 0.01
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A semantic segmenter that is ready to run; a class's score is the share of the places that it has.
+
+    Attributes:
+        engine: the compiled model.
+        feeder: makes its input from an image.
+        meaning: names of its classes.
+        selection: which classes to draw; those that are predicted have a hundredth of the places, or the most.
+    """
+
+    engine: Engine
+    feeder: Feeder
+    meaning: ScoreMeaning
+    selection: Selection = field(default_factory=Selection)
+
+    @property
+    def settings(self) -> Sequence[object]:
+        """What its results depend on, besides the model."""
+        return self.feeder, self.meaning, self.selection
+
+    def explain(self, image: Image) -> Explained:
+        """Run on one image, uint8 RGB `[H, W, 3]`.
+
+        Raises:
+            XaiInsertError: the model cannot be run, or lacks a class that was asked for.
+        """
+        feed, view = self.feeder.feed(image)
+        outputs = self.engine.infer(feed)
+        if outputs.saliency_map is None:
+            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
+        maps = outputs.saliency_map[0]
+        shares = self._shares(outputs, len(maps))
+        order = ranking(shares)
+        likely = max(int((shares >= _LEAST_SHARE).sum()), 1)
+        return Explained(
+            [self.meaning.prediction(shares, number) for number in order[: max(likely, _LISTED)]],
+            [self.meaning.prediction(shares, number) for number in self.selection.choose(shares, order[:likely])],
+            maps,
+            view,
+        )
+
+    def _shares(self, outputs: Outputs, classes: int) -> Scores:
+        """How much of the first image each class has, `[K]`."""
+        about = self.engine.about
+        index, axis = int(about.get("classes_at", "0")), about.get("class_axis", "none")
+        found = list(outputs.predictions.values())[index]
+        labels: Array = found[0] if axis == "none" else found[0].argmax(axis=int(axis) - 1)
+        counted = np.bincount(np.asarray(labels, np.int64).reshape(-1).clip(0), minlength=classes)[:classes]
+        return np.asarray(counted / labels.size, np.float64)

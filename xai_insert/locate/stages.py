@@ -1,0 +1,72 @@
+"""Layers by their number from the end, for those who do not know the names: `LAST`, -1, -2, ...
+
+A stage of a network ends where the grid changes its size: -1 is the last map, -2 the last of twice the size, and so
+on. Where the grid keeps its size, as in most transformers, a stage is a block with attention, and the layer is what the
+block reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from xai_insert.errors import TargetNotFoundError
+from xai_insert.graph.cuts import region
+from xai_insert.graph.operators import FusedAttention, Pointwise, Softmax
+from xai_insert.graph.view import Graph, Node, Value
+from xai_insert.locate.layout import FeatureMap
+
+LAST = "LAST"
+_NUMBER = re.compile(r"-[1-9]")
+
+
+def stage_number(name: str) -> int | None:
+    """How many stages from the end a name means, 1 for the last; None if it is the name of a layer."""
+    if name == LAST:
+        return 1
+    return -int(name) if _NUMBER.fullmatch(name) else None
+
+
+def stage(graph: Graph, cuts: Sequence[Value], map_of: Callable[[Value], FeatureMap | None], number: int) -> FeatureMap:
+    """The map of a stage.
+
+    Args:
+        graph: the model.
+        cuts: values on every path from the image to the scores, the first first, made by weights.
+        map_of: a value as a feature map; None if it is none.
+        number: of the stage, 1 for the last.
+
+    Raises:
+        TargetNotFoundError: there are not as many.
+    """
+    maps = [found for value in cuts if (found := map_of(value)) is not None]
+    stages: list[FeatureMap] = []
+    for found in reversed(maps):
+        if not stages or found.grid != stages[-1].grid:
+            stages.append(found)
+    if len(stages) < 2:
+        stages = _blocks(graph, maps) or stages
+    if number > len(stages):
+        grids = ", ".join(f"-{place} {found.value.describe()}" for place, found in enumerate(stages, 1))
+        raise TargetNotFoundError(
+            f"there is no stage -{number} on every path from image to scores; found {grids or 'none'}"
+        )
+    return stages[number - 1]
+
+
+def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
+    """What each block with attention reads, the last block first."""
+    joints = [found for found in maps if found.value.producer is None or _is_sum(found.value.producer)]
+    ends = [*joints[1:], maps[-1]] if maps else []
+    return [
+        found
+        for found, end in reversed(list(zip(joints, ends, strict=False)))
+        if any(isinstance(node.kind, (Softmax, FusedAttention)) for node in region(graph, [found.value], [end.value]))
+    ]
+
+
+def _is_sum(node: Node) -> bool:
+    is_sum = isinstance(node.kind, Pointwise) and node.kind.function == "add"
+    return is_sum and all(
+        value is not None and not (value.is_constant and value.rank in (0, 1)) for value in node.inputs
+    )

@@ -1,0 +1,81 @@
+"""Reading values of the forward pass without moving it.
+
+A runtime merges operations (an attention, a norm written in parts, an activation with what it reads) where nothing
+else reads what is between them. A rule that reads such a value would take the merging away, and the predictions would
+move in their last digits. So what lies between the joints of the model is computed once more, from the joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Generic
+
+import numpy as np
+
+from xai_insert.graph.operators import InPlace, Permutation, Pointwise, Product, Reduction, Regroup, Softmax, Window
+from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.view import Node, Value
+from xai_insert.methods.shaping import scalar
+
+_LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)
+_ENDS = ("relu", "clip")
+
+
+class Forward(Generic[V]):
+    """Values of the forward pass.
+
+    Args:
+        surgeon: the model being edited.
+        sources: values that are read where they are, the target among them.
+    """
+
+    def __init__(self, surgeon: Surgeon[V], sources: Collection[Value]) -> None:
+        self._surgeon = surgeon
+        self._sources = sources
+        self._made: dict[Value, V] = {}
+
+    def read(self, value: Value) -> V:
+        """A value that is not stored, float32 where it is a float."""
+        return self._surgeon.handle(value) if self._is_joint(value) else self._again(value)
+
+    def _is_joint(self, value: Value) -> bool:
+        node = value.producer
+        if node is None or value in self._sources or value.is_constant or "float" not in value.dtype:
+            return True
+        if isinstance(node.kind, Softmax) or _is_product_of_activations(node):
+            return False
+        if not isinstance(node.kind, _LIGHT) or _joins(node):
+            return True
+        return any(use.index == 0 and isinstance(use.node.kind, (Window, Product)) for use in value.uses)
+
+    def _again(self, value: Value) -> V:
+        if value in self._made:
+            return self._made[value]
+        node = value.producer
+        if node is None or self._is_joint(value):
+            # Apart from the model's own reader, or a runtime would find the same computation in both and keep one.
+            op = self._surgeon.ops
+            handle = self._surgeon.handle(value)
+            is_float = "float" in value.dtype
+            self._made[value] = op.maximum(handle, scalar(op, float(np.finfo(np.float32).min))) if is_float else handle
+            return self._made[value]
+        operands = [self._operand(value) for value in node.inputs]
+        self._made.update(zip(node.outputs, self._surgeon.copy(node, operands), strict=True))
+        return self._made[value]
+
+    def _operand(self, value: Value | None) -> V | None:
+        if value is None:
+            return None
+        return self._surgeon.handle(value) if value.is_constant else self._again(value)
+
+
+def _is_product_of_activations(node: Node) -> bool:
+    return isinstance(node.kind, Product) and not node.read(1).is_constant and not node.read(0).is_constant
+
+
+def _joins(node: Node) -> bool:
+    """Whether a node ends what runtimes merge: a residual sum, a rectifier."""
+    if not isinstance(node.kind, Pointwise):
+        return False
+    is_sum = node.kind.function == "add" and sum(v is not None and not v.is_constant for v in node.inputs) > 1
+    return is_sum or node.kind.function in _ENDS

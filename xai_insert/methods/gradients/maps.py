@@ -1,0 +1,141 @@
+"""Saliency from the derivative of a class score by a feature map.
+
+With F the feature map and g the derivative of the score of class k by it:
+
+    HiResCAM   sum_c g_c F_c                  Draelos and Carin 2020, https://arxiv.org/abs/2011.08891
+    Grad-CAM   ReLU(sum_c mean_p(g_c) F_c)    Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391
+    LayerCAM   ReLU(sum_c ReLU(g_c) F_c)      Jiang et al. 2021, https://doi.org/10.1109/TIP.2021.3089943
+
+"Input x gradient" (Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713) is the first of them with the image as F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.graph.ops import Ops, Surgeon, V
+from xai_insert.graph.view import Graph, Value
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.methods.gradients.pullback import pullback
+from xai_insert.methods.shaping import grid_sizes, scalar
+from xai_insert.methods.top_classes import ClassChoice
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A method: what is made of derivative and feature map.
+
+    Attributes:
+        averages: whether the derivative is averaged over the grid first.
+        keeps_positive: whether its negative part is left out.
+        rectifies: whether the negative part of the map is left out.
+    """
+
+    averages: bool = False
+    keeps_positive: bool = False
+    rectifies: bool = False
+
+
+FORMULAS: Mapping[str, Formula] = {
+    "hirescam": Formula(),
+    "grad-cam": Formula(averages=True, rectifies=True),
+    "layercam": Formula(keeps_positive=True, rectifies=True),
+    "input-x-gradient": Formula(),
+}
+
+
+@dataclass(frozen=True)
+class GradientMap(Generic[V]):
+    """What was written.
+
+    Attributes:
+        raw: the maps, float32 `[B, k, h, w]`.
+        gradient: the derivatives, of the feature map's sizes; with an axis of classes before them if there are several.
+    """
+
+    raw: V
+    gradient: V
+
+
+def gradient_map(
+    surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: Value, choice: ClassChoice[V], method: str
+) -> GradientMap[V]:
+    """The maps of the chosen classes.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        feature: the target, `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
+        logits: class scores `[B, K]`, perhaps with further axes of size 1.
+        choice: the classes.
+        method: a name in `FORMULAS`.
+
+    Raises:
+        NoDerivativeError: an operator between the feature map and the scores has no rule.
+        ShapeUnknownError: a size between them follows the input.
+    """
+    op = surgeon.ops
+    count = None if choice.count == 1 else choice.count
+    (gradient,) = pullback(surgeon, graph, [feature.value], {logits: one_hot(op, logits, choice)}, count)
+    raw = _combined(op, surgeon.handle(feature.value), gradient, feature, FORMULAS[method], 0 if count is None else 1)
+    sides = grid_sizes(surgeon, surgeon.handle(feature.value), feature)
+    if count is not None:
+        return GradientMap(op.transpose(op.reshape(raw, [count, -1, *sides]), (1, 0, 2, 3)), gradient)
+    return GradientMap(op.reshape(raw, [-1, 1, *sides]), gradient)
+
+
+def one_hot(op: Ops[V], logits: Value, choice: ClassChoice[V]) -> V:
+    """1 at the chosen class, of the sizes of the logits; with an axis of classes before them if there are several."""
+    classes = max(size or 1 for size in logits.sizes[1:] or logits.sizes)
+    wanted = op.cast(op.reshape(choice.indices, [-1, choice.count, 1]), "float32")
+    rows = op.equal(wanted, op.constant(np.arange(classes, dtype=np.float32).reshape(1, 1, classes)))
+    sizes = [-1, *(size or 1 for size in logits.sizes[1:])] if len(logits.sizes) > 1 else [classes]
+    if choice.count == 1:
+        return op.reshape(rows, sizes)
+    return op.reshape(op.transpose(rows, (1, 0, 2)), [choice.count, *sizes])
+
+
+def _combined(op: Ops[V], x: V, gradient: V, feature: FeatureMap, formula: Formula, lead: int) -> V:
+    """Summed over channels, one for each cell."""
+    zero = scalar(op, 0.0)
+    if feature.positions is not None and len(feature.grid_axes) == 1:
+        (axis,) = feature.grid_axes
+        if feature.shape[axis] != feature.positions:
+            end = feature.prefix + feature.positions
+            x = op.slice(x, axis, feature.prefix, end)
+            gradient = op.slice(gradient, axis + lead, feature.prefix, end)
+    if formula.averages:
+        gradient = op.reduce(gradient, "mean", [axis + lead for axis in feature.grid_axes])
+    if formula.keeps_positive:
+        gradient = op.maximum(gradient, zero)
+    total = op.reduce(op.mul(gradient, x), "sum", [feature.channel_axis + lead])
+    return op.maximum(total, zero) if formula.rectifies else total
+
+
+def defined(method: str, feature: FeatureMap) -> Callable[[Array, Array], Array]:
+    """The method in NumPy: `[B, ...]` and `[..., B, ...]` to `[..., B, cells]`."""
+    formula = FORMULAS[method]
+
+    def combine(x: Array, gradient: Array) -> Array:
+        back = x.ndim
+        if len(feature.grid_axes) == 1 and feature.positions is not None:
+            kept = np.arange(feature.prefix, feature.prefix + feature.positions)
+            x = x.take(kept, axis=feature.grid_axes[0])
+            gradient = gradient.take(kept, axis=feature.grid_axes[0] - back)
+        if formula.averages:
+            gradient = gradient.mean(axis=tuple(axis - back for axis in feature.grid_axes), keepdims=True)
+        if formula.keeps_positive:
+            gradient = np.maximum(gradient, 0)
+        total = (gradient * x).sum(axis=feature.channel_axis - back)
+        total = total.reshape(*total.shape[: total.ndim - len(feature.grid_axes)], -1)
+        rectified: Array = np.maximum(total, 0) if formula.rectifies else total
+        return rectified
+
+    return combine

@@ -1,0 +1,189 @@
+"""Derivatives of reductions, norms and softmax: their closed forms, one or two sums each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xai_insert.graph.operators import BatchNorm, Norm, Operator, Reduction, Rounded, Softmax, UnitNorm
+from xai_insert.graph.ops import Size
+from xai_insert.graph.view import Op, fixed, volume
+from xai_insert.methods.gradients.step import Gradients, Rule, Step
+
+
+def _sum(step: Step[Any], a: Any, axes: Sequence[int]) -> Any:
+    return step.op.reduce(a, "sum", axes)
+
+
+def _softmax(step: Step[Any]) -> Gradients:
+    kind, op = step.node.kind, step.op
+    if not isinstance(kind, Softmax):
+        raise step.refusal("its axis is not known")
+    gradient, result, axes = step.gradient, step.result(), step.axes(kind.axes)
+    if kind.is_log:
+        return {0: op.sub(gradient, op.mul(op.function("exp", result), _sum(step, gradient, axes)))}
+    weighted = op.mul(gradient, result)
+    return {0: op.sub(weighted, op.mul(result, _sum(step, weighted, axes)))}
+
+
+def _reduction(step: Step[Any]) -> Gradients:
+    kind, node, op = step.node.kind, step.node, step.op
+    if node.op is Op.ARGMAX:
+        return {}
+    if not isinstance(kind, Reduction) or kind.axes is None or "mode" not in node.attrs:
+        raise step.refusal("its axes are not known")
+    source = node.read(0)
+    gradient = step.gradient
+    kept = [1 if axis in kind.axes else size for axis, size in enumerate(source.sizes)]
+    if len(node.output.sizes) != len(kept):
+        gradient = op.unsqueeze(gradient, step.axes(kind.axes))
+    factor = _factor(step, node.attrs["mode"], kind.axes, len(node.output.sizes) == len(kept))
+    if factor is None:  # a sum or mean: the same for every element
+        if node.attrs["mode"] == "mean":
+            count = volume([source.sizes[axis] for axis in kind.axes])
+            gradient = op.mul(gradient, step.number(1 / count) if count else _one_over_count(step, kind.axes))
+        return {0: _spread(step, gradient, kind.axes)}
+    return {0: op.mul(gradient, factor)}
+
+
+def _one_over_count(step: Step[Any], axes: Sequence[int]) -> Any:
+    op, handle = step.op, step.surgeon.handle(step.node.read(0))
+    total = step.number(1.0)
+    for axis in axes:
+        total = op.mul(total, op.cast(op.size(handle, axis), "float32"))
+    return op.div(step.number(1.0), total)
+
+
+def _spread(step: Step[Any], gradient: Any, axes: Sequence[int]) -> Any:
+    """Repeated along axes of size 1: of known sizes, or as the operand has them."""
+    sizes = step.node.read(0).sizes
+    if all(sizes[axis] is not None for axis in axes):
+        whole = [size or 1 if axis in axes else 1 for axis, size in enumerate(sizes)]
+        return step.op.expand(gradient, [*[1] * step.lead, *whole])
+    zeros = step.op.mul(step.surgeon.handle(step.node.read(0)), step.number(0.0))
+    return step.op.add(gradient, zeros)
+
+
+def _factor(step: Step[Any], mode: str, axes: Sequence[int], has_axes: bool) -> Any:
+    """The derivative by each element; None where it is the same for all of them."""
+    op = step.op
+    if mode in ("sum", "mean"):
+        return None
+    x = step.operand(0)
+    if mode == "sumsquare":
+        return op.mul(x, step.number(2.0))
+    if mode == "l1":
+        zero = step.number(0.0)
+        return op.sub(op.greater(x, zero), op.greater(zero, x))
+    result = step.result()
+    if not has_axes:
+        result = op.unsqueeze(result, axes)
+    if mode in ("max", "min"):  # of equals the same share to each, as PyTorch's amax
+        best = op.equal(x, result)
+        return op.div(best, _sum(step, best, axes))
+    if mode == "l2":
+        return op.div(x, result)
+    if mode == "logsumexp":
+        return op.function("exp", op.sub(x, result))
+    if mode == "prod":
+        return op.div(result, x)
+    raise step.refusal(f"no rule covers the mode {mode}")
+
+
+def _batch_norm(step: Step[Any]) -> Gradients:
+    kind = step.node.kind
+    if not isinstance(kind, BatchNorm) or step.wanted != {0}:
+        raise step.refusal("its statistics are computed")
+    scale, variance = (step.node.read(index).elements().astype(np.float64) for index in (1, 4))
+    factor = scale / np.sqrt(variance + kind.epsilon)
+    sizes = [-1, *[1] * (len(step.node.output.sizes) - 2)]
+    return {0: step.op.mul(step.gradient, step.constant(factor.reshape(sizes)))}
+
+
+def _norm(step: Step[Any]) -> Gradients:
+    """With `n` the normalised operand, `s` one over the deviation: `s (g - mean(g) - n mean(g n))`."""
+    kind, op, source = step.node.kind, step.op, step.node.read(0)
+    if not isinstance(kind, Norm) or kind.axes is None:
+        raise step.refusal("its axes are not known, or its scale is that of a group")
+    if not step.wanted <= {0} or any(item is not None for item in step.given[1:]):
+        raise step.refusal("its scale is computed, or its statistics are read")
+    x, gradient = step.operand(0), step.gradient
+    if (scale := _scale(step, kind)) is not None:
+        gradient = op.mul(gradient, scale)
+    if kind.groups:
+        sizes = _grouped(step, kind.groups)
+        x = op.reshape(x, sizes)
+        gradient = op.reshape(gradient, [*([] if step.seeds is None else [step.seeds]), *sizes])
+    if kind.is_centred:
+        x = op.sub(x, op.reduce(x, "mean", kind.axes))
+    behind = step.axes(kind.axes)
+    if not kind.is_scaled:
+        made = op.sub(gradient, op.reduce(gradient, "mean", behind))
+        return {0: step.shaped(made, source) if kind.groups else made}
+    square = op.reduce(op.mul(x, x), "mean", kind.axes)
+    if kind.epsilon_outside:
+        deviation = op.sqrt(square)
+        share = op.div(step.number(1.0), op.add(deviation, step.number(kind.epsilon)))
+        # n mean(g n) with one over the deviation without epsilon in one of its places
+        normal, along = op.div(x, deviation), op.mul(x, share)
+    else:
+        share = op.div(step.number(1.0), op.sqrt(op.add(square, step.number(kind.epsilon))))
+        normal = along = op.mul(x, share)
+    made = op.sub(gradient, op.mul(normal, op.reduce(op.mul(gradient, along), "mean", behind)))
+    if kind.is_centred:
+        made = op.sub(made, op.reduce(gradient, "mean", behind))
+    made = op.mul(made, share)
+    return {0: step.shaped(made, source) if kind.groups else made}
+
+
+def _scale(step: Step[Any], kind: Norm) -> Any:
+    if (
+        len(step.node.inputs) < 2
+        or step.node.inputs[1] is None
+        or step.node.type in ("MVN", "MeanVarianceNormalization")
+    ):
+        return None
+    value = step.node.read(1)
+    if not kind.by_channel:
+        return step.operand(1)
+    if not value.is_constant:
+        raise step.refusal("its scale is computed")
+    elements = value.elements()
+    return step.constant(elements.reshape(-1, *[1] * (len(step.node.output.sizes) - 2)))
+
+
+def _grouped(step: Step[Any], groups: int) -> list[Size]:
+    batch, *rest = step.node.read(0).sizes
+    channels, *grid = fixed(rest)
+    return [-1 if batch is None else batch, groups, channels // groups, *grid]
+
+
+def _unit(step: Step[Any]) -> Gradients:
+    """With `n = x / |x|`: `(g - n sum(g n)) / |x|`."""
+    kind, op = step.node.kind, step.op
+    if not isinstance(kind, UnitNorm) or kind.axes is None or step.wanted != {0}:
+        raise step.refusal("its axes are not known")
+    x = step.operand(0)
+    square = op.reduce(op.mul(x, x), "sum", kind.axes)
+    epsilon = step.number(kind.epsilon)
+    length = op.sqrt(op.add(square, epsilon) if kind.is_added else op.maximum(square, epsilon))
+    normal = op.div(x, length)
+    along = op.reduce(op.mul(step.gradient, normal), "sum", step.axes(kind.axes))
+    return {0: op.div(op.sub(step.gradient, op.mul(normal, along)), length)}
+
+
+def _rounded(step: Step[Any]) -> Gradients:
+    """Straight through: as if nothing had been rounded."""
+    return {0: step.gradient}
+
+
+RULES: Mapping[type[Operator], Rule] = {
+    Softmax: _softmax,
+    Reduction: _reduction,
+    BatchNorm: _batch_norm,
+    Norm: _norm,
+    UnitNorm: _unit,
+    Rounded: _rounded,
+}

@@ -1,0 +1,79 @@
+"""The derivative of an interpolation: a product with the constant matrix of each axis, transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.graph.operators import Operator, Resized
+from xai_insert.graph.view import fixed
+from xai_insert.methods.gradients.step import Gradients, Rule, Step
+
+
+def _resized(step: Step[Any]) -> Gradients:
+    kind, source, result = step.node.kind, step.node.read(0), step.node.output
+    if not isinstance(kind, Resized) or kind.mode not in ("nearest", "linear"):
+        raise step.refusal("its mode has no rule")
+    gradient, rank = step.gradient, len(source.sizes)
+    axes = [axis for axis in range(rank) if source.sizes[axis] != result.sizes[axis]]
+    if any(axis < rank - 2 for axis in axes):
+        raise step.refusal("it changes more than height and width")
+    for axis in axes:
+        size, count = fixed([source.sizes[axis], result.sizes[axis]])
+        if not _is_of_sizes(step, axis, size, count):
+            raise step.refusal("its scale is not that of its sizes")
+        matrix = step.constant(_matrix(kind, size, count))
+        if axis == rank - 1:
+            gradient = step.op.matmul(gradient, matrix)
+        else:
+            gradient = step.op.matmul(step.constant(_matrix(kind, size, count).T), gradient)
+    return {0: gradient}
+
+
+def _is_of_sizes(step: Step[Any], axis: int, size: int, count: int) -> bool:
+    """Whether the factor of an axis is that of its sizes, where the node names factors."""
+    for value in step.node.inputs[1:]:
+        if value is None or not value.is_constant or "float" not in value.dtype:
+            continue
+        factors = value.elements().reshape(-1)
+        if len(factors) == len(step.node.output.sizes) and abs(factors[axis] * size - count) > 1e-3:
+            return False
+    return True
+
+
+def _matrix(kind: Resized, size: int, count: int) -> npt.NDArray[np.float64]:
+    """`[count, size]`: of which cells each cell of the result is made."""
+    cells = np.arange(count, dtype=np.float64)
+    if kind.coordinates == "align_corners":
+        places = cells * (size - 1) / max(count - 1, 1)
+    elif kind.coordinates in ("asymmetric", "tf_half_pixel_for_nn"):
+        places = (cells + (0.0 if kind.coordinates == "asymmetric" else 0.5)) * size / count
+    elif kind.coordinates == "pytorch_half_pixel" and count == 1:
+        places = np.zeros(1)
+    else:
+        places = (cells + 0.5) * size / count - 0.5
+    matrix = np.zeros((count, size))
+    rows = np.arange(count)
+    if kind.mode == "nearest":
+        nearest = _NEAREST.get(kind.rounding, _NEAREST["round_prefer_floor"])(places)
+        matrix[rows, np.clip(nearest, 0, size - 1).astype(int)] = 1.0
+        return matrix
+    places = np.clip(places, 0, size - 1)
+    low = np.floor(places).astype(int)
+    share = places - low
+    np.add.at(matrix, (rows, low), 1 - share)
+    np.add.at(matrix, (rows, np.minimum(low + 1, size - 1)), share)
+    return matrix
+
+
+_NEAREST: Mapping[str, Any] = {
+    "round_prefer_floor": lambda places: np.ceil(places - 0.5),
+    "round_prefer_ceil": lambda places: np.floor(places + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "simple": np.floor,
+}
+RULES: Mapping[type[Operator], Rule] = {Resized: _resized}

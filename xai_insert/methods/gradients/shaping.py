@@ -1,0 +1,233 @@
+"""Derivatives of what moves elements: each is the same movement backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xai_insert.graph import operators as kinds
+from xai_insert.graph.operators import Operator
+from xai_insert.graph.view import fixed
+from xai_insert.methods.gradients.step import Gradients, Rule, Step
+
+
+def _regrouped(step: Step[Any]) -> Gradients:
+    return {0: step.shaped(step.gradient, step.node.read(0))}
+
+
+def _permuted(step: Step[Any]) -> Gradients:
+    kind = step.node.kind
+    if not isinstance(kind, kinds.Permutation) or kind.perm is None:
+        raise step.refusal("its order is not known")
+    back = np.argsort(kind.perm).tolist()
+    return {0: step.op.transpose(step.gradient, [*range(step.lead), *step.axes(back)])}
+
+
+def picked_back(step: Step[Any], gradient: Any, axis: int, indices: Sequence[int], size: int) -> Any:
+    """Sums of a derivative along an axis at the indices from which its elements came.
+
+    Args:
+        step: the node.
+        gradient: of the rank of the first operand.
+        axis: that of the operand.
+        indices: of the operand, one for each element of the derivative.
+        size: that of the operand.
+    """
+    op, axis = step.op, axis + step.lead
+    places = np.asarray(indices)
+    if len(places) and (np.diff(places) == 1).all():
+        return _padded(step, gradient, axis, int(places[0]), size - 1 - int(places[-1]))
+    rounds: list[list[int]] = []
+    for element, place in enumerate(places.tolist()):
+        inverse = next((taken for taken in rounds if taken[place] == len(places)), None)
+        if inverse is None:
+            inverse = [len(places)] * size  # the element behind the last, which is zero
+            rounds.append(inverse)
+        inverse[place] = element
+    is_full = all(len(places) not in inverse for inverse in rounds)
+    source = gradient if is_full else _padded(step, gradient, axis, 0, 1)
+    parts = [op.pick(source, inverse, axis) for inverse in rounds]
+    total = parts[0]
+    for part in parts[1:]:
+        total = op.add(total, part)
+    return total
+
+
+def _padded(step: Step[Any], gradient: Any, axis: int, before: int, behind: int) -> Any:
+    if before == behind == 0:
+        return gradient
+    rank = len(step.node.read(0).sizes) + step.lead
+    return step.op.pad(gradient, *([count if i == axis else 0 for i in range(rank)] for count in (before, behind)))
+
+
+def _sliced(step: Step[Any]) -> Gradients:
+    kind, source, result = step.node.kind, step.node.read(0), step.node.output
+    if not isinstance(kind, kinds.Slices) or kind.cuts is None:
+        raise step.refusal("what it keeps is computed")
+    kept = [axis for axis in range(len(source.sizes)) if axis not in kind.dropped]
+    gradient = step.gradient
+    if kind.dropped:
+        gradient = step.op.unsqueeze(gradient, step.axes(kind.dropped))
+    for cut in kind.cuts:
+        count = 1 if cut.axis in kind.dropped else result.sizes[kept.index(cut.axis)]
+        size = source.sizes[cut.axis]
+        if size == count and cut.step == 1:
+            continue
+        count, size = fixed([count, size])
+        places = [cut.start + cut.step * number for number in range(count)]
+        gradient = picked_back(step, gradient, cut.axis, places, size)
+    return {0: gradient}
+
+
+def _split(step: Step[Any]) -> Gradients:
+    kind, source = step.node.kind, step.node.read(0)
+    if not isinstance(kind, kinds.Parts) or kind.axis is None:
+        raise step.refusal("its axis is not known")
+    axis = kind.axis
+    counts = fixed([value.sizes[axis] for value in step.node.outputs])
+    if all(part is not None for part in step.given):
+        return {0: step.op.concat([part for part in step.given if part is not None], axis + step.lead)}
+    total, begin = None, 0
+    size = fixed([source.sizes[axis]])[0]
+    for part, count in zip(step.given, counts, strict=True):
+        if part is not None:
+            whole = _padded(step, part, axis + step.lead, begin, size - begin - count)
+            total = whole if total is None else step.op.add(total, whole)
+        begin += count
+    return {0: total}
+
+
+def _joined(step: Step[Any]) -> Gradients:
+    kind = step.node.kind
+    if not isinstance(kind, kinds.Joined):
+        raise step.refusal("its axis is not known")
+    made, begin = {}, 0
+    counts = fixed([None if value is None else value.sizes[kind.axis] for value in step.node.inputs])
+    for index, count in enumerate(counts):
+        if index in step.wanted:
+            made[index] = step.op.slice(step.gradient, kind.axis + step.lead, begin, begin + count)
+        begin += count
+    return made
+
+
+def _picked(step: Step[Any]) -> Gradients:
+    kind, source = step.node.kind, step.node.read(0)
+    if not isinstance(kind, kinds.Picked) or kind.indices is None or step.wanted != {0}:
+        raise step.refusal("what it takes is computed")
+    size = fixed([source.sizes[kind.axis]])[0]
+    gradient = step.gradient
+    indices = [index % size for index in kind.indices]
+    if kind.rank != 1:  # one axis in place of those of the indices
+        shape = (*source.sizes[: kind.axis], len(indices), *source.sizes[kind.axis + 1 :])
+        gradient = step.op.reshape(gradient, [*step.sizes(source)[: step.lead], *_open(step, shape)])
+    return {0: picked_back(step, gradient, kind.axis, indices, size)}
+
+
+def _open(step: Step[Any], shape: Sequence[int | None]) -> list[int]:
+    if list(shape).count(None) > 1:
+        raise step.refusal("several sizes follow the input")
+    return [-1 if size is None else size for size in shape]
+
+
+def _widened(step: Step[Any]) -> Gradients:
+    """Expand and Tile: the sum over the copies."""
+    source, result = step.node.read(0), step.node.output.sizes
+    own = (1,) * (len(result) - len(source.sizes)) + source.sizes
+    gradient = step.gradient
+    once = [axis for axis, (size, whole) in enumerate(zip(own, result, strict=True)) if size == 1 != whole]
+    if once:
+        gradient = step.op.reduce(gradient, "sum", step.axes(once))
+    reached = [1 if axis in once else size for axis, size in enumerate(result)]
+    repeated = [axis for axis, size in enumerate(own) if size != reached[axis] and size is not None]
+    for axis in reversed(repeated):
+        times = fixed([reached[axis]])[0] // fixed([own[axis]])[0]
+        sizes = [*reached[:axis], times, own[axis], *reached[axis + 1 :]]
+        lead = [] if step.seeds is None else [step.seeds]
+        gradient = step.op.reduce(step.op.reshape(gradient, [*lead, *_open(step, sizes)]), "sum", [axis + step.lead])
+        reached[axis] = own[axis]
+        gradient = step.op.reshape(gradient, [*lead, *_open(step, reached)])
+    return {0: step.shaped(gradient, source) if len(own) != len(source.sizes) else gradient}
+
+
+def _pad(step: Step[Any]) -> Gradients:
+    kind, source, result = step.node.kind, step.node.read(0), step.node.output
+    if not isinstance(kind, kinds.Padded) or kind.before is None:
+        raise step.refusal("its pads are computed")
+    gradient = step.gradient
+    for axis, before in enumerate(kind.before):
+        size, whole = source.sizes[axis], result.sizes[axis]
+        if before == 0 and size == whole:
+            continue
+        size, whole = fixed([size, whole])
+        cells = np.arange(whole) - before
+        if kind.mode == "constant":
+            begin, end = max(before, 0), min(before + size, whole)
+            gradient = step.op.slice(gradient, axis + step.lead, begin, end)
+            gradient = _padded(step, gradient, axis + step.lead, max(-before, 0), max(before + size - whole, 0))
+        elif kind.mode in _REPEATS:
+            gradient = picked_back(step, gradient, axis, _REPEATS[kind.mode](cells, size).tolist(), size)
+        else:
+            raise step.refusal(f"no rule covers the mode {kind.mode}")
+    return {0: gradient}
+
+
+_REPEATS: Mapping[str, Any] = {
+    "edge": lambda cells, size: np.clip(cells, 0, size - 1),
+    "reflect": lambda cells, size: size - 1 - np.abs(size - 1 - np.abs(cells)),
+    "symmetric": lambda cells, size: np.where(
+        cells < 0, -1 - cells, np.where(cells < size, cells, 2 * size - 1 - cells)
+    ),
+    "wrap": lambda cells, size: cells % size,
+}
+
+
+def _blocks(step: Step[Any]) -> Gradients:
+    kind, source, result = step.node.kind, step.node.read(0).sizes, step.node.output.sizes
+    if not isinstance(kind, kinds.Blocks):
+        raise step.refusal("its blocks are not known")
+    side, op, lead = kind.side, step.op, [] if step.seeds is None else [step.seeds]
+    wide = source if kind.to_depth else result
+    channels, height, width = fixed([wide[1], wide[2], wide[3]])
+    rows, columns = height // side, width // side
+    if kind.to_depth:
+        order = [0, 1, 4, 2, 5, 3] if kind.depth_first else [0, 3, 4, 1, 5, 2]
+        sizes = [channels, side, side] if kind.depth_first else [side, side, channels]
+        gradient = op.reshape(step.gradient, [*lead, *step_batch(step), *sizes, rows, columns])
+    else:
+        order = [0, 1, 3, 5, 2, 4] if kind.depth_first else [0, 3, 5, 1, 2, 4]
+        gradient = op.reshape(step.gradient, [*lead, *step_batch(step), channels, rows, side, columns, side])
+    gradient = op.transpose(gradient, [*range(step.lead), *step.axes(order)])
+    return {0: step.shaped(gradient, step.node.read(0))}
+
+
+def step_batch(step: Step[Any]) -> list[int]:
+    """The batch, open or known."""
+    batch = step.node.read(0).sizes[0]
+    return [-1 if batch is None else batch]
+
+
+def _rolled(step: Step[Any]) -> Gradients:
+    kind, sizes = step.node.kind, step.node.output.sizes
+    if not isinstance(kind, kinds.Rolled) or kind.axes is None or kind.shifts is None:
+        raise step.refusal("its shifts are computed")
+    gradient = step.gradient
+    for axis, shift in zip(kind.axes, kind.shifts, strict=True):
+        size = fixed([sizes[axis]])[0]
+        gradient = step.op.pick(gradient, ((np.arange(size) + shift) % size).tolist(), axis + step.lead)
+    return {0: gradient}
+
+
+RULES: Mapping[type[Operator], Rule] = {
+    kinds.Regroup: _regrouped,
+    kinds.Permutation: _permuted,
+    kinds.Slices: _sliced,
+    kinds.Parts: _split,
+    kinds.Joined: _joined,
+    kinds.Picked: _picked,
+    kinds.Widened: _widened,
+    kinds.Padded: _pad,
+    kinds.Blocks: _blocks,
+    kinds.Rolled: _rolled,
+}

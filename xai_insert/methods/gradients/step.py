@@ -1,0 +1,113 @@
+"""What a rule is given: one node, the derivative by its results, and the values of the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.errors import NoDerivativeError
+from xai_insert.graph.ops import Ops, Size, Surgeon, V
+from xai_insert.graph.view import Node, Value, fixed
+from xai_insert.methods.gradients.forward import Forward
+from xai_insert.methods.shaping import reshape, scalar
+
+
+@dataclass(frozen=True)
+class Step(Generic[V]):
+    """One node on the way back.
+
+    Attributes:
+        surgeon: the model being edited.
+        node: the node.
+        given: derivative by each of its results; None where nothing that counts reads it.
+        wanted: indices of the operands by which a derivative is wanted.
+        forward: values of the forward pass.
+        seeds: how many derivatives run together, along an axis before all others; None for one without that axis.
+    """
+
+    surgeon: Surgeon[V]
+    node: Node
+    given: Sequence[V | None]
+    wanted: frozenset[int]
+    forward: Forward[V]
+    seeds: int | None
+
+    @property
+    def op(self) -> Ops[V]:
+        return self.surgeon.ops
+
+    @property
+    def lead(self) -> int:
+        """Axes before those of the forward pass."""
+        return 0 if self.seeds is None else 1
+
+    @property
+    def gradient(self) -> V:
+        """The derivative by the first result."""
+        first = self.given[0]
+        if first is None:
+            raise self.refusal("its further results are read")
+        return first
+
+    def operand(self, index: int) -> V:
+        """An operand's value."""
+        value = self.node.read(index)
+        return self.surgeon.stored(self.node, index) if value.is_constant else self.forward.read(value)
+
+    def result(self) -> V:
+        """The first result's value."""
+        return self.forward.read(self.node.output)
+
+    def axes(self, axes: Sequence[int]) -> list[int]:
+        """Axes of a derivative for those of its value."""
+        return [axis + self.lead for axis in axes]
+
+    def number(self, value: float) -> V:
+        """A constant of shape `[]`."""
+        return scalar(self.op, value)
+
+    def constant(self, elements: npt.NDArray[Any]) -> V:
+        """A float32 constant."""
+        return self.op.constant(np.asarray(elements, np.float32))
+
+    def sizes(self, value: Value) -> list[Size]:
+        """Sizes of the derivative by `value`."""
+        sizes: list[Size] = list(value.sizes)
+        if sizes.count(None) > 1:
+            handle = self.surgeon.handle(value)
+            sizes = [self.op.size(handle, axis) if size is None else size for axis, size in enumerate(sizes)]
+        return [*([] if self.seeds is None else [self.seeds]), *(-1 if size is None else size for size in sizes)]
+
+    def shaped(self, gradient: V, value: Value) -> V:
+        """`gradient` with the sizes of the derivative by `value`."""
+        return reshape(self.op, gradient, self.sizes(value))
+
+    def flat(self, gradient: V, value: Value) -> V:
+        """`gradient`, of the sizes of `value`, with its seeds put into the batch; see `unflat`."""
+        return gradient if self.seeds is None else self.op.reshape(gradient, [-1, *fixed(value.sizes[1:])])
+
+    def unflat(self, gradient: V, value: Value) -> V:
+        """What `flat` put into the batch taken out of it."""
+        return gradient if self.seeds is None else self.shaped(gradient, value)
+
+    def fitted(self, gradient: V, index: int) -> V:
+        """`gradient`, of the result's sizes, summed over the axes along which the operand was broadcast."""
+        value, result = self.node.read(index), self.node.output.sizes
+        own = (1,) * (len(result) - len(value.sizes)) + value.sizes
+        summed = [axis for axis, (size, whole) in enumerate(zip(own, result, strict=True)) if size == 1 != whole]
+        if summed:
+            gradient = self.op.reduce(gradient, "sum", self.axes(summed))
+        return gradient if len(own) == len(value.sizes) else self.shaped(gradient, value)
+
+    def refusal(self, reason: str) -> NoDerivativeError:
+        """The error for a form that the rule does not cover."""
+        return NoDerivativeError(f"no derivative of {self.node.type} {self.node.name!r}: {reason}")
+
+
+Gradients: TypeAlias = Mapping[int, Any]
+"""The derivative by each wanted operand, by its index; one that is left out is zero."""
+Rule: TypeAlias = Callable[[Step[Any]], Gradients]

@@ -1,0 +1,144 @@
+"""Derivatives of convolutions and pools, as transposed convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.graph.operators import Operator, Window
+from xai_insert.graph.ops import Windows
+from xai_insert.graph.view import fixed, volume
+from xai_insert.methods.gradients.step import Gradients, Rule, Step
+
+
+def _window(step: Step[Any]) -> Gradients:
+    kind = step.node.kind
+    if not isinstance(kind, Window) or kind.kernel is None:
+        raise step.refusal("its kernel is not known")
+    if kind.pool is None:
+        return _convolution(step, kind)
+    if kind.pool in ("mean", "max") and not any(item is not None for item in step.given[1:]):
+        return _mean_pool(step, kind, kind.kernel) if kind.pool == "mean" else _max_pool(step, kind, kind.kernel)
+    raise step.refusal("no rule covers this kind of pool")
+
+
+def _back(step: Step[Any], kind: Window, kernel: Sequence[int]) -> tuple[Windows, list[int]]:
+    """How the transpose lies, and the cells that it adds behind the last."""
+    source, result = (fixed(value.sizes[2:]) for value in (step.node.read(0), step.node.output))
+    begin, end, added = [], [], []
+    for axis, (size, count) in enumerate(zip(source, result, strict=True)):
+        reach = (kernel[axis] - 1) * kind.dilations[axis] + 1
+        whole = (count - 1) * kind.strides[axis] + reach
+        if kind.pads_begin is None:
+            total = max(whole - size, 0)
+            before = total - total // 2 if kind.is_late else total // 2
+        else:
+            before = kind.pads_begin[axis]
+        over = whole - before - size
+        begin.append(before)
+        end.append(max(over, 0))
+        added.append(max(-over, 0))
+    return Windows(kind.strides, kind.dilations, begin, end, kind.groups), added
+
+
+def _convolution(step: Step[Any], kind: Window) -> Gradients:
+    if step.wanted != {0}:
+        raise step.refusal("its weights are computed")
+    source, result = step.node.read(0), step.node.output
+    gradient, weight = step.flat(step.gradient, result), step.operand(1)
+    if kind.transposed:
+        return {0: step.unflat(_forth(step, kind, gradient, weight), source)}
+    windows, added = _back(step, kind, kind.kernel or ())
+    return {0: step.unflat(step.op.spread(gradient, weight, windows, added), source)}
+
+
+def _forth(step: Step[Any], kind: Window, gradient: Any, weight: Any) -> Any:
+    """The convolution of which a transposed one is the transpose."""
+    source, result = (fixed(value.sizes[2:]) for value in (step.node.read(0), step.node.output))
+    begin = kind.pads_begin
+    if begin is None:
+        raise step.refusal("its pads follow from its sizes")
+    end = []
+    for axis, (size, count) in enumerate(zip(source, result, strict=True)):
+        reach = ((kind.kernel or ())[axis] - 1) * kind.dilations[axis] + 1
+        end.append((size - 1) * kind.strides[axis] + reach - begin[axis] - count)
+    cut = [min(behind, 0) for behind in end]
+    if any(cut):  # cells that no window reaches
+        kept = [count + less for count, less in zip(result, cut, strict=True)]
+        for axis, count in enumerate(kept):
+            gradient = step.op.slice(gradient, axis + 2, 0, count)
+    behind = [max(number, 0) for number in end]
+    return step.op.convolve(gradient, weight, Windows(kind.strides, kind.dilations, begin, behind, kind.groups))
+
+
+def _covered(step: Step[Any], windows: Windows, kernel: Sequence[int]) -> list[npt.NDArray[np.bool_]]:
+    """For each side, whether a cell of each window `[windows, kernel]` lies in the map."""
+    sides = []
+    source, result = (fixed(value.sizes[2:]) for value in (step.node.read(0), step.node.output))
+    for axis, (size, count) in enumerate(zip(source, result, strict=True)):
+        first = np.arange(count)[:, None] * windows.strides[axis] - windows.pads_begin[axis]
+        cell = first + np.arange(kernel[axis]) * windows.dilations[axis]
+        sides.append((cell >= 0) & (cell < size))
+    return sides
+
+
+def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
+    windows, added = _back(step, kind, kernel)
+    source, op = step.node.read(0), step.op
+    channels = fixed(source.sizes[1:2])[0]
+    gradient = step.flat(step.gradient, step.node.output)
+    counts = _counts(step, kind, windows, kernel)
+    if np.ptp(counts):
+        gradient = op.div(gradient, step.constant(counts))
+        counts = np.ones(1)
+    weight = step.constant(np.full((channels, 1, *kernel), 1 / counts.flat[0]))
+    lies = Windows(windows.strides, windows.dilations, windows.pads_begin, windows.pads_end, channels)
+    return {0: step.unflat(op.spread(gradient, weight, lies, added), source)}
+
+
+def _counts(step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[int]) -> npt.NDArray[np.float64]:
+    """By how many cells each mean is divided."""
+    sides = [side.sum(axis=1) for side in _covered(step, windows, kernel)]
+    if kind.counts_pads:  # of the cells that a window larger than the padded map would need, none counts
+        source = fixed(step.node.read(0).sizes[2:])
+        pads = step.node.attrs.get("pads") or (0,) * (2 * len(source))
+        for axis, size in enumerate(source):
+            end = size + (pads[len(source) + axis] if kind.pads_begin is not None else windows.pads_end[axis])
+            first = np.arange(len(sides[axis]))[:, None] * windows.strides[axis] - windows.pads_begin[axis]
+            sides[axis] = (first + np.arange(kernel[axis]) * windows.dilations[axis] < end).sum(axis=1)
+    total = np.ones(1)
+    for side in sides:
+        total = np.multiply.outer(total, side)
+    return total.reshape(1, 1, *(len(side) for side in sides))
+
+
+def _max_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
+    """To the cell that is the maximum, the first of equals, as PyTorch does."""
+    windows, added = _back(step, kind, kernel)
+    op, source, result = step.op, step.node.read(0), step.node.output
+    channels, *grid = fixed(result.sizes[1:])
+    cells = volume(kernel) or 1
+    one_hot = np.tile(np.eye(cells).reshape(cells, 1, *kernel), (channels, *[1] * (len(kernel) + 1)))
+    weight = step.constant(one_hot)
+    lies = Windows(windows.strides, windows.dilations, windows.pads_begin, windows.pads_end, channels)
+    found = op.convolve(step.operand(0), weight, lies)
+    apart = [-1, channels, cells, *grid]
+    same = op.equal(op.reshape(found, apart), op.unsqueeze(step.result(), [2]))
+    valid = np.ones((), bool)
+    for side in _covered(step, windows, kernel):
+        valid = np.multiply.outer(valid, side)
+    count = len(kernel)
+    order = [*range(1, 2 * count, 2), *range(0, 2 * count, 2)]
+    inside = valid.transpose(order).reshape(cells, *grid)
+    if not inside.all():
+        same = op.mul(same, step.constant(inside))
+    first = op.mul(same, op.equal(op.cumulative(same, 2), step.number(1.0)))
+    share = op.mul(op.unsqueeze(step.gradient, [2 + step.lead]), first)
+    share = op.reshape(share, [-1, channels * cells, *grid])
+    return {0: step.unflat(op.spread(share, weight, lies, added), source)}
+
+
+RULES: Mapping[type[Operator], Rule] = {Window: _window}

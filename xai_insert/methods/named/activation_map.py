@@ -1,0 +1,117 @@
+"""Activation Map: where the feature is strong, for no class in particular."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from xai_insert.errors import UnsupportedTaskError
+from xai_insert.form import Form
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.view import Graph, Shape, format_grid, volume
+from xai_insert.locate.detector import Regions
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.region_head import RegionReport
+from xai_insert.methods.activation_map import activation_map
+from xai_insert.methods.base import Method, Refusal
+from xai_insert.methods.of_classifier import Choice, ClassifierPlan
+from xai_insert.methods.region_maps import region_maps
+from xai_insert.options import Options
+from xai_insert.tasks.base import Found, Study
+from xai_insert.tasks.cost import mega
+from xai_insert.tasks.known.classification import FoundClassifier
+from xai_insert.tasks.known.detection import FoundDetector
+from xai_insert.tasks.per_box import OF_REGIONS, WANTED, describe_regions, per_box_output, region_report
+from xai_insert.tasks.plan import Branch, Plan
+
+_NAME = "activation-map"
+
+
+@dataclass(frozen=True)
+class MeanPlan(ClassifierPlan):
+    """A decision for a classifier's feature map."""
+
+    def add(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options, choice: Choice) -> Any:
+        del loaded, graph, options, choice
+        return activation_map(surgeon, self.found.parts.target)
+
+    def uses(self) -> frozenset[str]:
+        readout = self.found.parts.readout
+        return super().uses() | ({"block"} if readout is not None and not readout.is_pool else set())
+
+
+@dataclass(frozen=True)
+class RegionsPlan(Plan):
+    """A decision for a detector whose features are read by a region head or by queries.
+
+    Attributes:
+        read: those features.
+        reported: what a map of each reported box is made of; None if it is not wanted.
+    """
+
+    read: Regions
+    reported: RegionReport | None = None
+
+    @property
+    def keep_float32(self) -> bool:
+        return self.reported is not None  # numbers of regions need more than the eight bits of bf16
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        raw = activation_map(surgeon, self.read.feature)
+        if self.reported is None:
+            return Branch(self, raw)
+        grid = options.saliency_size or self.reported.grid
+        rows, columns = (self.reported.head.scale * a / b for a, b in zip(grid, self.reported.grid, strict=True))
+        maps = region_maps(surgeon, graph, self.reported, grid, (columns, rows))
+        return Branch(self, raw, outputs=per_box_output(surgeon, maps, self.reported.boxes, grid, options))
+
+    def uses(self) -> frozenset[str]:
+        return frozenset({"per_box"})
+
+    def describe(self) -> dict[str, Any]:
+        described: dict[str, Any] = {"target": self.read.feature.describe()}
+        if self.reported is not None:
+            known = zip(self.map_shape[-2:], self.reported.grid, strict=True)
+            grid = tuple(side if size is None else size for size, side in known)
+            described["per_box"] = describe_regions(self.reported, grid)
+        return described
+
+    def metadata(self, options: Options) -> dict[str, str]:
+        entries = {"target": self.read.value.name, "grid": format_grid(self.read.feature.grid)}
+        return entries if self.reported is None else {**entries, "per_box": OF_REGIONS}
+
+
+class ActivationMap(Method):
+    """Of classifiers, and of detectors without class scores at locations."""
+
+    summary = "mean over channels of the feature map; one map for all classes"
+    page = "activation-map.md"
+    tasks = frozenset({"classification", "detection"})
+    options = frozenset({"output", "target_layer", "block", "per_box"})
+    excludes: ClassVar = {"top_k": "the Activation Map is one map for all classes: leave out --top-k"}
+
+    def applies(self, study: Study, found: Found) -> Plan | Refusal:
+        if isinstance(found, FoundClassifier):
+            target = found.parts.target
+            shape, work = _size_and_work(target)
+            return MeanPlan(found, _NAME, Form.CHANNEL_MEAN, "one map for all classes", shape, work)
+        read = found.read if isinstance(found, FoundDetector) else None
+        if not isinstance(found, FoundDetector) or read is None:
+            return Refusal("no feature map that a head reads")
+        reported = None
+        if study.options.per_box:
+            if not read.has_region_head:
+                return Refusal(WANTED, UnsupportedTaskError)
+            reported = region_report(study.loaded, study.graph, read)
+        reason = f"read by the {read.readers}; no class scores at locations"
+        shape, work = _size_and_work(read.feature)
+        return RegionsPlan(found, _NAME, Form.CHANNEL_MEAN, reason, shape, work, read, reported)
+
+
+def _size_and_work(feature: FeatureMap) -> tuple[Shape, float | None]:
+    flops = volume([2 if size is None else size for size in feature.shape[1:]])
+    return (feature.shape[0], *feature.grid), mega(flops)
+
+
+METHOD = ActivationMap()

@@ -1,0 +1,133 @@
+"""DetClassProbabilityMap: what a detector's heads say of each class, at every location."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xai_insert.form import Form
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.view import Graph, volume
+from xai_insert.locate.boxes import BoxVoters
+from xai_insert.locate.detector import Detector
+from xai_insert.methods.base import Method, Refusal
+from xai_insert.methods.box_votes import box_votes
+from xai_insert.methods.det_class_probability_map import det_class_probability_map
+from xai_insert.options import Options
+from xai_insert.probe.boxes import find_box_voters
+from xai_insert.probe.labels import first_label
+from xai_insert.tasks.base import Found, Study
+from xai_insert.tasks.cost import mega
+from xai_insert.tasks.known.detection import FoundDetector
+from xai_insert.tasks.per_box import per_box_output, reported_sizes
+from xai_insert.tasks.plan import Branch, Plan
+
+
+@dataclass(frozen=True)
+class ScoresPlan(Plan):
+    """A decision for a detector with class scores at every location.
+
+    Attributes:
+        scored: those scores.
+        voters: what a map of each reported box is made of; None if it is not wanted.
+        first_label: the label that the outputs give to class 0; None where no output holds labels.
+    """
+
+    scored: Detector
+    voters: BoxVoters | None = None
+    first_label: int | None = None
+
+    @property
+    def keep_float32(self) -> bool:
+        return self.voters is not None  # coordinates of boxes need more than the eight bits of bf16
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        raw = det_class_probability_map(surgeon, self.scored)
+        if self.voters is None:
+            return Branch(self, raw)
+        votes = box_votes(surgeon, graph, self.scored, self.voters)
+        if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
+            votes = surgeon.ops.resize(votes, *options.saliency_size)
+        grid = options.saliency_size or self.map_shape[-2:]
+        return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported, grid, options))
+
+    def uses(self) -> frozenset[str]:
+        return frozenset({"num_classes", "per_box"})
+
+    def describe(self) -> dict[str, Any]:
+        found = self.scored
+        return {
+            "heads": [
+                {
+                    "name": item.head.value.name,
+                    "shape": item.head.value.shape,
+                    "grid": (item.level.height, item.level.width),
+                    "anchors": item.channels.anchors,
+                    "classes": item.channels.classes,
+                }
+                for level in found.levels
+                for item in level.parts
+            ],
+            "background": found.background,
+            "per_box": self._described(),
+        }
+
+    def _described(self) -> dict[str, Any]:
+        if self.voters is None:
+            return {}
+        reported = self.voters.reported
+        return {
+            "decoded": [level.value.name for level in self.voters.levels],
+            "decoded_format": self.voters.format,
+            "boxes": reported.value.name,
+            "boxes_format": reported.format,
+            "labels": None if reported.labels is None else reported.labels.name,
+            "first_label": reported.first_label,
+            "shape": (*reported_sizes(reported), *self.map_shape[-2:]),
+        }
+
+    def metadata(self, options: Options) -> dict[str, str]:
+        found = self.scored
+        entries = {
+            "target": ", ".join(dict.fromkeys(item.head.value.name for level in found.levels for item in level.parts)),
+            "levels": str(len(found.levels)),
+            "classes": str(found.classes),
+            "background": "none" if found.background is None else str(found.background),
+        }
+        if self.first_label is not None:
+            entries["first_label"] = str(self.first_label)
+        if self.voters is not None:
+            entries["per_box"] = "overlap with the reported box times cosine of class scores, at every location"
+            entries["per_box_first_label"] = str(self.voters.reported.first_label)
+        return entries
+
+
+class DetClassProbabilityMap(Method):
+    """Of detectors with class scores at every location."""
+
+    summary = "class scores of all levels, on the grid of the middle one"
+    paper = "OpenVINO Training Extensions, DetClassProbabilityMap"
+    page = "det-class-probability-map.md"
+    tasks = frozenset({"detection"})
+    options = frozenset({"num_classes", "per_box"})
+    lacking = "no head gives class scores at every location; leave --method to the tool"
+
+    def applies(self, study: Study, found: Found) -> Plan | Refusal:
+        detector = found.scored if isinstance(found, FoundDetector) else None
+        if not isinstance(found, FoundDetector) or detector is None:
+            return Refusal(self.lacking)
+        label, background = first_label(study.loaded, study.graph, detector)
+        detector = replace(detector, background=background)
+        voters = find_box_voters(study.loaded, study.graph, detector) if study.options.per_box else None
+        level = detector.middle.level
+        sizes = [volume((item.level.height, item.level.width, item.head.channels)) for item in detector.levels]
+        work = None if None in sizes else sum(size or 0 for size in sizes)
+        count = len(detector.levels)
+        reason = f"{count} level{'s' if count > 1 else ''}; {detector.evidence}"
+        shape = (detector.batch, detector.classes, level.height, level.width)
+        name = "det-class-probability-map"
+        return ScoresPlan(found, name, Form.SCORES, reason, shape, mega(work), detector, voters, label)
+
+
+METHOD = DetClassProbabilityMap()

@@ -1,0 +1,303 @@
+"""What the methods of classifiers share: plans whose definition masks a map or the tokens of a block."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.errors import CannotFreeBatchError
+from xai_insert.form import Form
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.cuts import region
+from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
+from xai_insert.methods.reference import unrounded
+from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
+from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps
+from xai_insert.methods.vit_recipro_cam import (
+    Kernel,
+    VitTarget,
+    ZeroTokens,
+    masked_features,
+    masked_vit_runs,
+    patch_weights,
+    vit_recipro_cam,
+)
+from xai_insert.options import Options
+from xai_insert.probe.tokens import probe_zero_tokens
+from xai_insert.tasks.base import Study
+from xai_insert.tasks.cost import flops_of, mega
+from xai_insert.tasks.known.classification import FoundClassifier
+from xai_insert.tasks.plan import Branch, Masking, Output, Plan
+
+logger = logging.getLogger(__name__)
+
+SALIENCY_CLASSES = "saliency_classes"
+NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
+Choice = ClassChoice[Any] | None
+
+
+@dataclass(frozen=True)
+class ClassifierPlan(Plan):
+    """A decision for a classifier: a map for each class, or one for all (`map_shape` of three sizes)."""
+
+    found: FoundClassifier
+
+    @property
+    def may_follow(self) -> bool:
+        is_grid = self.found.parts.readout is None and len(self.found.parts.target.grid_axes) == 2
+        return is_grid and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        logits = self.found.parts.logits
+        choice = None if options.top_k is None else best_classes(surgeon, logits.value, logits.classes, options.top_k)
+        raw = self.add(loaded, surgeon, graph, options, choice)
+        masking = self.masking(options)
+        sources = [] if masking is None else masking.features
+        scores = unrounded(surgeon, graph, sources, [logits.value])[0]
+        if choice is None:
+            return Branch(self, raw, scores)
+        output = Output(choice.indices, "int64", self.map_shape[:2])
+        return Branch(self, raw, scores, choice.indices, {SALIENCY_CLASSES: output})
+
+    @abstractmethod
+    def add(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options, choice: Choice) -> Any:
+        """Add the raw map, of `map_shape`; of the chosen classes only if there is a choice."""
+
+    def uses(self) -> frozenset[str]:
+        return frozenset({"output", "target_layer"})
+
+    def metadata(self, options: Options) -> dict[str, str]:
+        target = self.found.parts.target
+        entries = {
+            "target": target.value.name,
+            "grid": format_grid(target.grid),
+            "classes": str(self.found.parts.logits.classes),
+        }
+        rectangle = self.found.frame.rectangle
+        if rectangle is not None and not self.found.frame.within(target.grid):
+            entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
+        if options.top_k is not None:
+            entries["top_k"] = str(options.top_k)
+        return entries
+
+
+@dataclass(frozen=True)
+class MaskedPlan(ClassifierPlan):
+    """A decision for a map that is the class scores under masks."""
+
+    @abstractmethod
+    def masked(self) -> list[Value]:
+        """The values that the definition masks."""
+
+    @abstractmethod
+    def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
+        """Add the maps of all classes by the definition: the rest of the model once per position."""
+
+    @abstractmethod
+    def closed(
+        self,
+        surgeon: Surgeon[Any],
+        graph: Graph,
+        options: Options,
+        choice: Choice,
+        zeros: Mapping[Attention, ZeroTokens],
+    ) -> Any:
+        """Add the maps in closed form; `zeros` are the zero tokens of each attention that is masked."""
+
+    def uses(self) -> frozenset[str]:
+        return super().uses() | {"top_k"}
+
+    @property
+    def attentions(self) -> Sequence[Attention]:
+        """The attentions of which the closed form needs the zero tokens."""
+        return ()
+
+    @property
+    def keep_float32(self) -> bool:
+        # A map that comes from attention is a small difference on a large common part; that of a pool is not.
+        return bool(self.attentions) or self.form is Form.RUNS
+
+    def add(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options, choice: Choice) -> Any:
+        if self.form is Form.CLOSED:
+            readout = self.found.parts.readout
+            zeros = {} if readout is None else probe_zero_tokens(loaded, surgeon, graph, readout)
+            return self.closed(surgeon, graph, options, choice, zeros)
+        maps = self.runs(surgeon, graph, options)
+        if choice is None:
+            return maps
+        return choose_maps(
+            surgeon, maps, choice, (None, self.found.parts.logits.classes, *self.found.parts.target.grid)
+        )
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        masked = [value.name for value in self.masked()]
+        return described | {"target": described["target"] | {"masked": masked}}
+
+    def without_closed_form(self, graph: Graph, reason: str) -> MaskedPlan | None:
+        return self.by_runs(graph, reason) if self.form is Form.CLOSED else None
+
+    def by_runs(self, graph: Graph, reason: str) -> MaskedPlan:
+        """The plan that runs the rest of the model once per position."""
+        parts = self.found.parts
+        target = parts.target
+        rest = region(graph, [target.value, *(item.value for item in parts.streams)], [parts.logits.value])
+        batch = target.shape[0] or 1
+        flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
+        return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops))
+
+    def checked(self, study: Study) -> MaskedPlan:
+        """The plan itself if its closed form can be written, else that by masked runs."""
+        graph, options, parts = study.graph, study.options, self.found.parts
+        obstacle = parts.obstacle
+        if obstacle is None:
+            # Any tokens will do: what is told is which axes are mixed.
+            zeros = {
+                item: ZeroTokens(_any_token(item.key), _any_token(item.value), is_affine=True)
+                for item in self.attentions
+            }
+            choice = None if options.top_k is None else ClassChoice(STAND_IN, min(options.top_k, parts.logits.classes))
+            try:
+                self.closed(Rehearsal(), graph, options, choice, zeros)
+            except CannotFreeBatchError as err:
+                logger.info("no closed form: %s", err)
+                obstacle = str(err)
+        return self if obstacle is None else self.by_runs(graph, obstacle)
+
+
+@dataclass(frozen=True)
+class MapPlan(MaskedPlan):
+    """A decision for a map whose positions are masked one by one."""
+
+    def masked(self) -> list[Value]:
+        return [feature.value for feature in self.found.placed()]
+
+    def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
+        del options
+        parts = self.found.parts
+        return masked_runs(surgeon, graph, parts.target, parts.logits.value, parts.streams)
+
+    def closed(
+        self,
+        surgeon: Surgeon[Any],
+        graph: Graph,
+        options: Options,
+        choice: Choice,
+        zeros: Mapping[Attention, ZeroTokens],
+    ) -> Any:
+        del options, zeros
+        parts = self.found.parts
+        return recipro_cam(surgeon, graph, parts.target, parts.ends, parts.logits.value, choice)
+
+    def masking(self, options: Options) -> Masking | None:
+        del options
+        target = self.found.parts.target
+        return Masking(self.masked(), lambda shape, position: position_mask(shape, target, position))
+
+
+@dataclass(frozen=True)
+class TokensPlan(MaskedPlan):
+    """A decision for tokens that are masked at the entry of a block or of a pool.
+
+    Attributes:
+        readout: the block or pool.
+        kernel: what a masked sample keeps.
+    """
+
+    readout: Readout
+    kernel: Kernel
+
+    @property
+    def attentions(self) -> Sequence[Attention]:
+        return self.readout.attentions
+
+    def masked(self) -> list[Value]:
+        return masked_features(self.readout)
+
+    def _vit(self) -> VitTarget:
+        return VitTarget(self.readout, self.found.parts.target, self.found.parts.logits.value, self.kernel)
+
+    def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
+        del options
+        return masked_vit_runs(surgeon, graph, self._vit())
+
+    def closed(
+        self,
+        surgeon: Surgeon[Any],
+        graph: Graph,
+        options: Options,
+        choice: Choice,
+        zeros: Mapping[Attention, ZeroTokens],
+    ) -> Any:
+        del options
+        return vit_recipro_cam(surgeon, graph, self._vit(), zeros, choice)
+
+    def uses(self) -> frozenset[str]:
+        # Of a pool patches are kept one by one, and it is the last.
+        return super().uses() if self.readout.is_pool else super().uses() | {"block", "kernel"}
+
+    def metadata(self, options: Options) -> dict[str, str]:
+        entries = super().metadata(options)
+        return entries if self.readout.is_pool else entries | {"kernel": self.kernel}
+
+    def masking(self, options: Options) -> Masking | None:
+        del options
+        height, width = fixed(self.found.parts.target.grid)
+        weights = patch_weights((height, width), self.readout.prefix, self.kernel, self.readout.tokens)
+        return Masking(self.masked(), lambda _, position: weights[position][:, None])
+
+
+def map_shape(study: Study, found: FoundClassifier) -> Shape:
+    """`[B, K, h, w]`, of the best classes if only those are wanted."""
+    classes, wanted = found.parts.logits.classes, study.options.top_k
+    target = found.parts.target
+    return (target.shape[0], classes if wanted is None else min(classes, wanted), *target.grid)
+
+
+def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:
+    """The plan to mask the positions of a map."""
+    parts = found.parts
+    head = region(study.graph, [end.result for end in parts.ends], [parts.logits.value])
+    per_row = sum(flops_of(node, 1) for node in head)
+    weighted = sum(flops_of(end.result.producer, 1) for end in parts.ends if end.result.producer is not None)
+    cells = parts.target.positions
+    flops = None if cells is None else cells * per_row + weighted + 2 * (volume(parts.target.shape[1:]) or 0)
+    return MapPlan(found, method, Form.CLOSED, parts.collapse, map_shape(study, found), mega(flops)).checked(study)
+
+
+def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Readout, kernel: Kernel) -> MaskedPlan:
+    """The plan to mask tokens; the rest of the block runs for one row per patch, beside the masked attentions."""
+    graph, target = study.graph, found.parts.target
+    results = [attention.result for attention in readout.attentions]
+    patches, tokens = target.positions or 0, readout.tokens
+    rest = sum(flops_of(node, 1) for node in region(graph, results, [found.parts.logits.value]))
+    batch = target.shape[0] or 1
+    shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
+    flops = patches * readout.rows * rest // tokens // batch + 4 * readout.rows * shares
+    reason = "attention pool" if readout.is_pool else "class token"
+    shape = map_shape(study, found)
+    return TokensPlan(found, method, Form.CLOSED, reason, shape, mega(flops), readout, kernel).checked(study)
+
+
+def position_mask(shape: Sequence[int], target: FeatureMap, position: int) -> npt.NDArray[np.float32]:
+    """A mask that keeps one position (row-major in the grid) and other tokens, of sizes 1 on the other axes."""
+    sizes = [shape[axis] if axis in target.grid_axes else 1 for axis in range(len(shape))]
+    mask = np.zeros(int(np.prod(sizes)), np.float32)
+    if len(target.grid_axes) == 1 and target.positions is not None:
+        mask[: target.prefix] = mask[target.prefix + target.positions :] = 1.0
+    mask[target.prefix + position] = 1.0
+    return mask.reshape(sizes)
+
+
+def _any_token(value: Value) -> npt.NDArray[Any]:
+    return np.zeros([1] * len(value.sizes), np.float32)

@@ -1,0 +1,105 @@
+"""Detectors: class scores at every location, or features that a region head or queries read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xai_insert.errors import TargetNotFoundError
+from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.detector import Detector, Regions
+from xai_insert.locate.frontier import Head
+from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.layout import FeatureMap, grid_of_map
+from xai_insert.locate.outputs import likely_task
+from xai_insert.locate.regions import encoder_feature, region_feature
+from xai_insert.probe.classes import find_class_levels
+from xai_insert.tasks.base import Found, NotMine, Study, Task
+from xai_insert.tasks.per_box import WANTED
+
+_BOX = 4
+
+
+@dataclass(frozen=True)
+class FoundDetector(Found):
+    """A detector.
+
+    Attributes:
+        scored: its class scores at every location; None if it has none.
+        read: what its region head, its queries or, for want of these, its class heads read; None if that is no map.
+    """
+
+    task = "detection"
+    methods = ("det-class-probability-map", "activation-map")
+    scored: Detector | None
+    read: Regions | None
+
+    def features(self) -> Sequence[FeatureMap]:
+        if self.scored is None:
+            return [] if self.read is None else [self.read.feature]
+        heads = {item.head.source: item.head for level in self.scored.levels for item in level.parts}
+        return [source_map(head) for head in heads.values()]
+
+
+class Detection(Task):
+    """Boxes with classes."""
+
+    rank = 90
+    takes = frozenset({"per_box"})
+
+    def is_likely(self, study: Study) -> bool:
+        return selects_rows(study.graph)
+
+    def recognise(self, study: Study) -> FoundDetector | NotMine:
+        graph = study.graph
+        images = image_inputs(graph)
+        regions = region_feature(graph, images)
+        if regions is not None:
+            return FoundDetector(None, regions)
+        try:
+            detector = find_class_levels(study.loaded, graph, study.options.num_classes)
+        except TargetNotFoundError as err:  # a classifier that drops tokens by their scores looks like this too
+            return NotMine(str(err), TargetNotFoundError)
+        if detector is not None:
+            read = source_map(detector.middle.head)
+            if read.channel_axis == 1:
+                return FoundDetector(detector, Regions(read, "class head"))
+        queries = encoder_feature(graph, images)
+        if detector is None and queries is None:
+            return NotMine(WANTED if study.options.per_box else _nothing_found(graph))
+        return FoundDetector(detector, queries)
+
+
+def _nothing_found(graph: Graph) -> str:
+    listed = ", ".join(value.describe() for value in graph.outputs)
+    likely = likely_task(graph)
+    return (
+        "not a classifier and no detector that can be explained: wanted an output [N, classes], or boxes and class "
+        f"scores, found {listed}" + ("" if likely is None else f"; {likely}")
+    )
+
+
+def selects_rows(graph: Graph) -> bool:
+    """Whether a model chooses among locations: suppression, region pooling, boxes, rows where scores are best."""
+    if any(node.op in (Op.NMS, Op.ROI_ALIGN) for node in graph.nodes):
+        return True
+    if any(value.rank == 3 and value.sizes[2] == _BOX for value in graph.outputs):
+        return True
+    chosen: set[Value] = set()
+    for node in graph.nodes:
+        if node.op is Op.TOPK:
+            chosen.update(node.outputs[1:])
+        elif node.op not in (Op.SHAPE, Op.GATHER, Op.TAKE) and any(operand in chosen for operand in node.inputs):
+            chosen.update(node.outputs)
+    return any(node.op in (Op.GATHER, Op.TAKE) and node.operand(1) in chosen for node in graph.nodes)
+
+
+def source_map(head: Head) -> FeatureMap:
+    """What a head reads; tokens are one axis."""
+    rank = len(head.source.sizes)
+    channel = head.channel_axis if head.channel_axis == 1 else rank - 1
+    axes = tuple(axis for axis in range(1, rank) if axis != channel)
+    return FeatureMap(head.source, channel, axes, grid_of_map(head.source, axes) if len(axes) == 2 else (None, None))
+
+
+TASK = Detection()

@@ -1,0 +1,86 @@
+"""Semantic segmenters: class scores for every place of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xai_insert.graph.view import Graph
+from xai_insert.locate.classifier import Wanted
+from xai_insert.locate.layout import FeatureMap, Frame
+from xai_insert.locate.places import find_places
+from xai_insert.locate.segmenter import Segmenter, find_segmenter, may_segment
+from xai_insert.tasks.base import Found, NotMine, Study, Task
+
+
+@dataclass(frozen=True)
+class FoundSegmenter(Found):
+    """A semantic segmenter.
+
+    Attributes:
+        parts: its class scores.
+        name: the output that they lead to.
+        read: what the layer reads that gives them; None if that is no map.
+    """
+
+    task = "semantic segmentation"
+    methods = ("class-score-map",)
+    parts: Segmenter
+    name: str
+    read: FeatureMap | None
+
+    @property
+    def frame(self) -> Frame:
+        return self.parts.scores.frame
+
+    def placed(self) -> Sequence[FeatureMap]:
+        return [self.parts.scores]
+
+    def features(self) -> Sequence[FeatureMap]:
+        return [] if self.read is None else [self.read]
+
+    def describe(self) -> dict[str, Any]:
+        scores = self.parts.scores
+        return {
+            "logits": {
+                "output": self.name,
+                "name": scores.value.name,
+                "shape": scores.shape,
+                "classes": self.parts.classes,
+            },
+            "target": scores.describe() | {"masked": [], "rectangle": scores.frame.rectangle},
+        }
+
+
+class Segmentation(Task):
+    """Class scores for every place of the image."""
+
+    rank = 95  # behind detectors, whose heads look like this where nothing compares or resizes their scores
+
+    def is_likely(self, study: Study) -> bool:
+        found = _found(study.graph, study.options.output) if may_segment(study.graph.outputs) else None
+        return found is not None and found.is_sure and study.options.num_classes is None  # that is for raw detectors
+
+    def recognise(self, study: Study) -> FoundSegmenter | NotMine:
+        found = _found(study.graph, study.options.output)
+        if found is None:
+            return NotMine("")
+        if not found.is_sure and study.wanted is Wanted.ANY:
+            value = found.scores.value
+            if found.classes == 1:
+                return NotMine("")  # depth, a mask, a heat map
+            return NotMine(
+                f"{value.describe()} is {found.classes} values for every place of the image, which may be classes as "
+                "well as colours, normals, a flow, or boxes; --method class-score-map says that they are classes"
+            )
+        source = found.source
+        read = None if source is None else find_places(study.graph).map_of(source)
+        return FoundSegmenter(found, study.graph.output_names[found.output], read)
+
+
+def _found(graph: Graph, output: str | None) -> Segmenter | None:
+    return find_segmenter(graph, find_places(graph), output)
+
+
+TASK = Segmentation()
