@@ -104,3 +104,17 @@ def test_detectors_follow_or_are_refused(name):
         return
     with pytest.raises(RuntimeError):
         inserted.reshape([1, 3, image[2].get_length() + 32, image[3].get_length()])
+
+
+def turned(b):
+    """A grid whose rows run backwards, which the map is turned back from by a list of all rows."""
+    limits = [b.const(np.array([number])) for number in (-1, -1000, 2, -1)]
+    return b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.node("Slice", b.backbone(), *limits))), 6)
+
+
+def test_a_map_that_is_turned_back_is_for_one_size():
+    model = models.as_format(models.classifier(turned, batch=1), "openvino")
+    inserted = insert(model, Options(output_dtype="f32")).model
+    model.reshape([1, 3, 24, 12])
+    with pytest.raises(RuntimeError):
+        inserted.reshape([1, 3, 24, 12])

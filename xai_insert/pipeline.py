@@ -35,6 +35,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.methods.shaping import reshape
+from xai_insert.opening import Opened, opened_sides
 from xai_insert.options import Options
 from xai_insert.report import Report, describe_plan
 from xai_insert.tasks.choose import make_plan
@@ -144,6 +145,15 @@ def insert_loaded(
     if options.check and not dry_run:
         plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
     passed("run")
+    opened = opened_sides(loaded, graph, plan, options)
+    if opened is not None:
+        try:
+            return loaded, _carry_out(loaded, graph, plan, options, source, plain, opened)
+        except XaiInsertError as err:
+            logger.info("the map is for one size of the image: %s", err)
+            loaded = fresh()
+            graph = loaded.view()
+            plan = make_plan(loaded, graph, options)
     try:
         return loaded, _carry_out(loaded, graph, plan, options, source, plain)
     except (CannotFreeBatchError, DefinitionError) as err:
@@ -177,11 +187,16 @@ def _place(loaded: LoadedModel, graph: Graph, plan: Plan) -> str | None:
 
 
 def _carry_out(
-    loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, source: str, plain: Plain | None
+    loaded: LoadedModel,
+    graph: Graph,
+    plan: Plan,
+    options: Options,
+    source: str,
+    plain: Plain | None,
+    opened: Opened | None = None,
 ) -> Report:
     """Splice, and check if there are outputs of the plain model to compare with."""
     require_moderate_map(plan.map_shape)
-    opened = _opened(loaded, graph, plan, options)
     try:
         branch = splice(loaded, graph, plan, options, opened)
     except RAISED as err:  # OpenVINO looks at each layer's sizes when it is made, onnxruntime when the model is loaded
@@ -201,39 +216,6 @@ def _carry_out(
             off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
         checked = CheckResult(moved, off, plain.place)
     return _report(loaded, branch.plan, options, source, checked)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A model whose image has an open height and width, and the plan for it.
-
-    Attributes:
-        graph: its view.
-        plan: the plan.
-    """
-
-    graph: Graph
-    plan: Plan
-
-
-def _opened(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Opened | None:
-    """Open the sides of the image for the time of the insertion, so that the map follows a later reshape.
-
-    None, and nothing is open, where the model, the format or the plan is for one size alone.
-    """
-    sides = {image: image_axes(image) for image in image_inputs(graph)}
-    is_fixed = all(None not in (image.sizes[axis] for axis in axes) for image, axes in sides.items())
-    if not (plan.may_follow and is_fixed and loaded.open_sides(sides)):
-        return None
-    try:
-        open_graph = loaded.view()
-        other = make_plan(loaded, open_graph, options)
-        if (other.method, other.form) == (plan.method, plan.form):
-            return Opened(open_graph, other)
-    except XaiInsertError as err:
-        logger.info("the map is for one size of the image: %s", err)
-    loaded.close_sides()
-    return None
 
 
 def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, opened: Opened | None = None) -> Branch:

@@ -54,8 +54,11 @@ class ClassifierPlan(Plan):
 
     @property
     def may_follow(self) -> bool:
-        is_grid = self.found.parts.readout is None and len(self.found.parts.target.grid_axes) == 2
-        return is_grid and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
+        target, frame = self.found.parts.target, self.found.frame
+        if self.found.parts.readout is not None or len(target.grid_axes) == 1:
+            return False  # the number of tokens, and what their neighbours are, is written into the branch
+        is_whole = frame.is_upright and frame.within(target.grid)  # else order or rectangle are those of one size
+        return is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         logits = self.found.parts.logits
