@@ -239,14 +239,18 @@ def _short(err: Exception) -> str:
 
 
 def write_section(into: Path, architecture: str, cells: Sequence[Cell], setting: Setting) -> None:
-    """Put the section of one architecture into the page, in place of the one that is there."""
+    """Put rows of one architecture into the page, in place of those of the same forms."""
     text = into.read_text(encoding="utf-8") if into.is_file() else HEAD
     head, *old = re.split(r"^## ", text, flags=re.MULTILINE)
     sections = {part.split("\n", 1)[0]: part for part in old}
     columns = (
         "| form | method | difference of the map | correlation | scores shifted by the form | moved by inserting |"
     )
-    table = "\n".join([columns, "| --- | --- | --- | --- | --- | --- |", *(cell.row() for cell in cells)])
+    rows = {line.split("|")[1].strip(): line for line in sections.get(architecture, "").splitlines() if "|" in line}
+    rows |= {cell.form: cell.row() for cell in cells}
+    table = "\n".join(
+        [columns, "| --- | --- | --- | --- | --- | --- |", *(rows[name] for name in FORMS if name in rows)]
+    )
     versions = ", ".join(f"{key} {value}" for key, value in setting.versions.items())
     sections[architecture] = (
         f"{architecture}\n\nPlain export: `{ARCHITECTURES[architecture]}`. {versions}.\n\n{table}\n\n"

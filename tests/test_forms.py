@@ -23,13 +23,15 @@ def test_a_part_of_the_matrix(architecture):
             assert cell.correlation >= 0.95, cell
 
 
-def test_a_section_replaces_its_like_and_leaves_the_others(tmp_path):
+def test_a_row_replaces_its_like_and_leaves_the_others(tmp_path):
     setting = Setting("command", {}, {"onnx": "1"})
     page = tmp_path / "forms.md"
     for name, difference in (("ViT", 1.0), ("ResNet", 2.0), ("ViT", 3.0)):
         cell = forms.Cell("ONNX", "method, form", difference, 1.0, 0.0, 0.0)
         forms.write_section(page, name, [cell, forms.Cell("QDQ", "refused: why")], setting)
+    forms.write_section(page, "ViT", [forms.Cell("IR", "method, form")], setting)
     text = page.read_text()
+    assert text.count("| IR |") == 1
     assert re.findall("^## (.*)$", text, re.MULTILINE) == ["ResNet", "ViT"]
     assert "3.0e+00" in text
     assert "1.0e+00" not in text
