@@ -40,7 +40,7 @@ from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.preprocessing import from_metadata
-from xai_insert.explain.run import DrawOptions, Explainer, Outcome
+from xai_insert.explain.run import DrawOptions, FolderRun, Outcome
 from xai_insert.explain.runtime import load_engine
 
 _WIDTH, _HEIGHT, _QUALITY = 640, 480, 90
@@ -137,7 +137,7 @@ class Explain(Way):
     def run(self) -> None:
         output = self._output / str(len(self.cpu))
         outcomes: list[Outcome] = []
-        Explainer(self._model, output, DrawOptions()).run(self._sources, outcomes.append)
+        FolderRun(self._model, output, DrawOptions()).run(self._sources, outcomes.append)
         records = [outcome.record for outcome in outcomes]
         self.best.update((index, item["predictions"][0]["class_id"]) for index, item in enumerate(records) if item)
 

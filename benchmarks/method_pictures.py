@@ -17,23 +17,31 @@ import cv2
 import numpy as np
 import onnx
 
-from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, classification_scene, multi_object_scene, overlapping_scene
+from model_zoo_fixtures.shapes.dataset import (
+    CLASS_NAMES,
+    HELD_OUT_SEED,
+    classification_scene,
+    multi_object_scene,
+    overlapping_scene,
+)
+from model_zoo_fixtures.shapes.semantic import shape_segmenter
 from tests.test_per_box import reporting_detector
 from xai_insert import Options, insert_file
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.detect import TASKS, Finder
-from xai_insert.explain.draw import Image, to_bytes
+from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained, Instance, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import encode_jpeg
 from xai_insert.explain.marks import draw_marks
-from xai_insert.explain.picture import caption, draw
+from xai_insert.explain.picture import Look, caption, draw
 from xai_insert.explain.preprocessing import from_metadata
 from xai_insert.explain.runtime import load_engine
+from xai_insert.explain.scale import scaled
+from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 
 SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
 _SIDE, _GAP, _WHITE = 232, 8, 255
-_OPACITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ def explained(model: Path, options: Options, image: Image, folder: Path) -> Expl
     engine = load_engine(path)
     feeder = Feeder.of(engine.image_input, from_metadata(engine.info, engine.by_model_api, {}))
     meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")
+    if engine.about.get("task") == SEMANTIC_SEGMENTATION:
+        return Painter(engine, feeder, meaning, every).explain(image)
     kind = Finder if engine.about.get("task") in TASKS else Classifier
     return kind(engine, feeder, meaning, every).explain(image)
 
@@ -64,7 +74,8 @@ def picture(image: Image, found: Explained, panels: Sequence[Panel]) -> Image:
     for panel in panels:
         shown = large
         if panel.saliency is not None:
-            shown = draw(large, to_bytes(panel.saliency), found.view, _OPACITY, "jet")
+            (only,) = scaled([panel.saliency], [None], "each")
+            shown = draw(large, only, found.view, Look())
         marked = draw_marks(shown, panel.instances)
         tile = np.vstack([marked, caption(marked.shape[1], panel.title, panel.value)])
         tiles += [np.full((len(tile), _GAP, 3), _WHITE, np.uint8), tile]
@@ -94,6 +105,20 @@ def classifier(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]
     yield "recipro_cam", picture(image, found, [first, class_panel(found, best), class_panel(found, worst)])
 
 
+def gradients(seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
+    """Each method that is made of derivatives, at the last map and a finer one."""
+    image = classification_scene(HELD_OUT_SEED + seed).image
+    model = SHAPES / "shapes_cnn.onnx"
+    for method in ("hirescam", "grad-cam", "layercam", "input-x-gradient"):
+        found = explained(model, Options(method=method), image, folder)
+        best = found.predictions[0].class_id
+        panels = [Panel(None, "scene"), class_panel(found, best)]
+        if method != "input-x-gradient":
+            finer = explained(model, Options(method=method, target_layer="-2"), image, folder)
+            panels.append(class_panel(finer, best, "one stage before"))
+        yield method.replace("-", "_"), picture(image, found, panels)
+
+
 def finder(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
     """Maps of two classes that are found and, of a detector, of one that is not, and of all at once."""
     image = multi_object_scene(HELD_OUT_SEED + seed).image
@@ -107,6 +132,20 @@ def finder(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
         every = Panel(active.saliency_map, "Activation Map", "", active.instances)
         yield "activation_map", picture(image, found, [panels[0], every, panels[1]])
     yield ("det_class_probability_map" if name == "detector" else "instance_masks"), picture(image, found, panels)
+
+
+def semantic(folder: Path) -> Iterator[tuple[str, Image]]:
+    """What a semantic segmenter says of a class, and why it sees it."""
+    scene = multi_object_scene(HELD_OUT_SEED + 1)
+    onnx.save(shape_segmenter(), folder / "semantic.onnx")
+    said = explained(folder / "semantic.onnx", Options(), scene.image, folder)
+    why = explained(folder / "semantic.onnx", Options(method="seg-recipro-cam"), scene.image, folder)
+    panels = [Panel(None, "scene")]
+    for number in list(dict.fromkeys(item.class_id for item in scene.objects))[:2]:
+        name = CLASS_NAMES[number]
+        panels += [Panel(said.saliency_map[number], f"{name}, score"), Panel(why.saliency_map[number], f"{name}, why")]
+    yield "class_score_map", picture(scene.image, said, [panels[0], *panels[1::2]])
+    yield "seg_recipro_cam", picture(scene.image, why, [panels[0], *panels[2::2]])
 
 
 def boxes(title: str, model: Path, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
@@ -139,8 +178,10 @@ def main() -> None:
         made = [
             *classifier("cnn", 3, folder),
             *classifier("vit", 3, folder),
+            *gradients(3, folder),
             *finder("detector", 1, folder),
             *finder("segmenter", 1, folder),
+            *semantic(folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),
             *boxes("region_maps", SHAPES / "shapes_two_stage.onnx", HELD_OUT_SEED + 6, folder),
         ]

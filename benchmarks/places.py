@@ -1,8 +1,8 @@
-"""Generated classifiers with a known place: how many maps are right, how many models refused, how many maps wrong.
+"""Generated models with a known place: how many maps are right, how many models refused, how many maps wrong.
 
-    python -m benchmarks.places [--first 0] [--count 3000] [--format onnx] [--format openvino] [--details]
+    python -m benchmarks.places [--task detectors] [--first 0] [--count 3000] [--format onnx] [--details]
 
-Each is drawn from a grammar that makes numbers coincide (tokens and channels, members and cells); the builder knows
+Each is drawn from a grammar that makes numbers coincide (tokens and channels, classes and boxes); the builder knows
 what is right (tests/nets). Counts stand for each kind of part; wrong ones are named by seed.
 """
 
@@ -12,14 +12,13 @@ import argparse
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx
 import openvino as ov
 
-from tests.nets.classifiers import generate
-from tests.nets.oracle import Verdict, judge
+from tests.nets import classifiers, detector_oracle, detectors, oracle
 
 
 def converted(model: onnx.ModelProto) -> ov.Model:
@@ -28,10 +27,15 @@ def converted(model: onnx.ModelProto) -> ov.Model:
 
 
 FORMATS: dict[str, Callable[[Any], Any]] = {"onnx": lambda model: model, "openvino": converted}
+Verdict = oracle.Verdict | detector_oracle.Verdict
+TASKS: dict[str, tuple[Callable[[int], Any], Callable[..., Verdict]]] = {
+    "classifiers": (classifiers.generate, oracle.judge),
+    "detectors": (detectors.generate, detector_oracle.judge),
+}
 JUDGEMENTS = ("right", "refused", "wrong", "unjudged")
 
 
-def report(name: str, verdicts: list[Verdict], seconds: float, *, details: bool) -> None:
+def report(name: str, verdicts: Sequence[Verdict], seconds: float, *, details: bool) -> None:
     """Totals, a table by kind, and what is wrong."""
     total = Counter(verdict.judgement for verdict in verdicts)
     fine = sum(verdict.judgement == "refused" and verdict.sample.refusal_ok for verdict in verdicts)
@@ -56,12 +60,14 @@ def report(name: str, verdicts: list[Verdict], seconds: float, *, details: bool)
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=list(TASKS), default="classifiers", help="what the models are")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=3000, help="how many")
     parser.add_argument("--format", action="append", choices=list(FORMATS), help="which; both if none is given")
     parser.add_argument("--details", action="store_true", help="a line for everything that is not right")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
+    generate, judge = TASKS[arguments.task]
     for name in arguments.format or FORMATS:
         began = time.time()
         seeds = range(arguments.first, arguments.first + arguments.count)

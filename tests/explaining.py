@@ -1,6 +1,7 @@
 """Running `xai-explain` on the bundled models, and reading what it wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,21 @@ def fine(*arguments):
 
 
 def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """What is in every file but `run.js`, which holds date and command."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.js"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def calls(script):
+    """The arguments of the calls that a script of the page consists of."""
+    lines = script.read_text(encoding="ascii").splitlines()
+    matches = [re.fullmatch(r"xai\.(?:run|records|maps)\((.*)\);", line) for line in lines]
+    return [json.loads(match[1]) for match in matches]
+
+
+def on_page(folder):
+    """The records that the page shows."""
+    return [record for call in calls(folder / "records.js") for record in call]
 
 
 def records(folder):

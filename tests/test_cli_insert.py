@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import models, oracle
-from xai_insert import pipeline
+from xai_insert import pipeline, writing
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here
 
@@ -56,6 +56,15 @@ def test_onnx_becomes_ir(folder):
     assert call("good.onnx", "-o", "new.xml").exit_code == 0
     outputs = oracle.run(ov.Core().read_model("new.xml"), image())
     assert outputs["saliency_map"].dtype == np.uint8
+
+
+def test_output_that_is_a_file_is_understood(folder):
+    """The short form is -o; --output is for an output of the model, none of which ends in .onnx."""
+    result = call("good.onnx", "--output", "out.onnx")
+    assert result.exit_code == 0, result.output
+    assert "note: --output is for an output of the model; taken as -o out.onnx" in result.stderr
+    call("good.onnx", "-o", "other.onnx")
+    assert (folder / "out.onnx").read_bytes() == (folder / "other.onnx").read_bytes()
 
 
 def test_dry_run_writes_nothing(folder):
@@ -215,7 +224,7 @@ def test_already_inserted(folder):
 
 
 def test_a_folder_that_cannot_be_written(folder, monkeypatch):
-    monkeypatch.setattr(pipeline, "os", SimpleNamespace(access=lambda *_: False, W_OK=2))
+    monkeypatch.setattr(writing, "os", SimpleNamespace(access=lambda *_: False, W_OK=2))
     result = call("good.onnx", "-o", "new.onnx")
     assert result.exit_code == 1
     assert "cannot be written" in result.output
@@ -227,7 +236,7 @@ def test_a_full_disk_leaves_the_old_file(folder, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("xai_insert.formats.onnx.model.ir.save", full)
+    monkeypatch.setattr("xai_insert.formats.onnx.storage.write", full)
     result = call("good.onnx", "-o", "new.onnx")
     assert result.exit_code == 1
     assert "No space left" in result.output

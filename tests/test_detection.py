@@ -74,6 +74,8 @@ GRID = (8, 8)
         ((36, 720), None, None),
         ((80, 4, 1), None, Channels(0, 80, 1, 80)),
         ((1, 4, 80), None, None),
+        ((1, 4), None, None),
+        ((1, 4), 1, Channels(0, 1, 1, 1)),
         ((12, 12), None, None),
         ((255,), None, None),
         ((255,), 80, Channels(5, 80, 3, 85)),

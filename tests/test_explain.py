@@ -1,13 +1,12 @@
 """`xai-explain` on the bundled classifier: what it writes, what it refuses, and runs that stop and go on."""
 
-import html.parser
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 
 import xai_insert
 from tests import models
-from tests.explaining import IMAGES, LABELS, SHAPES, call, expected, fine, records, tree
+from tests.explaining import IMAGES, LABELS, SHAPES, call, calls, expected, fine, on_page, records, tree
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.explained import ScoreMeaning
 from xai_insert.explain.feed import Feeder
@@ -25,7 +24,7 @@ from xai_insert.explain.files import Source, find_images
 from xai_insert.explain.journal import FOLDERS, Journal, Records
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
-from xai_insert.explain.run import DrawOptions, Explainer
+from xai_insert.explain.run import DrawOptions, FolderRun
 from xai_insert.explain.runtime import ImageInput
 
 # The command
@@ -54,29 +53,24 @@ def test_main_job(inserted_shapes, tmp_path, source, suffix, runtime):
         assert np.abs(overlay[: len(shown)].astype(int) - reference).mean() < 6, "JPEG loses less"
 
 
-class _Page(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.addresses = []
-
-    def handle_starttag(self, tag, attributes):
-        self.addresses += [value for key, value in attributes if key in ("src", "href")]
-
-
 def test_page_needs_nothing_else(inserted_shapes, tmp_path):
+    """It names no address outside the folder, and every file that it names is there."""
     odd = tmp_path / "in" / "a <b> & #1 ü.png"
     odd.parent.mkdir()
     odd.write_bytes(IMAGES[0].read_bytes())
-    fine(inserted_shapes / "shapes.xml", odd, IMAGES[1], "-o", tmp_path / "out", "--classes", "top2")
-    text = (tmp_path / "out" / "index.html").read_text()
-    page = _Page()
-    page.feed(text)
-    assert len(page.addresses) == 2 * 5, "image, two overlays, two raw maps"
-    assert "//" not in text.replace("<!--", ""), "an address outside the folder"
-    for address in page.addresses:
-        assert (tmp_path / "out" / unquote(address)).is_file(), address
-    assert "a &lt;b&gt; &amp; #1 ü.png" in text
-    assert "<!--" not in text
+    out = tmp_path / "out"
+    fine(inserted_shapes / "shapes.xml", odd, IMAGES[1], "-o", out, "--classes", "top2", "--raw", "none")
+    scripts = [out / "index.html", out / "run.js", out / "records.js", *(out / "data").iterdir()]
+    assert not [path for path in scripts if re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())]
+    records = on_page(out)
+    assert [record["file"] for record in records] == [odd.name, IMAGES[1].name]
+    named = [name for record in records for name in (record["image"], record["data"], record["maps"][0]["overlay"])]
+    assert len(named) == 6
+    assert all((out / name).is_file() for name in named)
+    for record in records:
+        (data,) = calls(out / record["data"])
+        grids = [[entry["w"], entry["h"]] for entry in data["maps"]]
+        assert grids == [item["grid"] for item in record["maps"]], "the maps are there without --raw"
 
 
 @pytest.mark.parametrize(("side", "is_copied"), [(300, True), (100, False), (1500, False)])
@@ -125,9 +119,70 @@ def test_map_without_classes_and_raw_scores(tmp_path):
 
 def test_labels_from_a_file_and_missing_labels(inserted_shapes, tmp_path):
     names = tmp_path / "names.txt"
-    names.write_text("round thing\nsquare thing\n", encoding="utf-8")
-    fine(inserted_shapes / "shapes.xml", IMAGES[0], "-o", tmp_path / "out", "--labels", names, "--classes", "0,5")
-    assert [item["label"] for item in records(tmp_path / "out")[0]["maps"]] == ["round thing", "class 5"]
+    names.write_text("\n".join(["round thing", "square, thing", *LABELS[2:]]), encoding="utf-8")
+    arguments = inserted_shapes / "shapes.xml", IMAGES[0], "-o", tmp_path / "out", "--labels", names, "--classes"
+    for classes, expected_labels in {
+        "0,5": ["round thing", "ring"],
+        "round thing,star,5": ["round thing", "star", "ring"],
+        "square, thing": ["square, thing"],
+    }.items():
+        fine(*arguments, classes)
+        assert [item["label"] for item in records(tmp_path / "out")[0]["maps"]] == expected_labels
+    plain = onnx.load(SHAPES / "shapes_cnn.onnx")
+    del plain.metadata_props[:]
+    onnx.save(plain, tmp_path / "plain.onnx")
+    fine(tmp_path / "plain.onnx", IMAGES[0], "-o", tmp_path / "out", "--classes", "0,5")
+    assert [item["label"] for item in records(tmp_path / "out")[0]["maps"]] == ["class 0", "class 5"]
+
+
+@pytest.mark.parametrize("count", [2, 7, 9, 1001])
+@pytest.mark.parametrize("model", ["shapes_cnn", "shapes_detector"])
+def test_labels_of_another_number_are_refused(tmp_path, model, count):
+    """One too many or too few would shift every name; a detector may count its labels from one."""
+    names = tmp_path / "names.txt"
+    names.write_text("x\n" * count)
+    result = call(SHAPES / f"{model}.onnx", IMAGES[0], "-o", tmp_path / "out", "--labels", names)
+    if model == "shapes_detector" and count == 9:
+        assert result.exit_code == 0
+        return
+    assert result.exit_code == 1
+    assert f"there are {count} labels, but 8 classes" in result.stderr
+
+
+def test_classes_of_one_name_are_told_apart_by_number(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("x\n" * 8)
+    arguments = SHAPES / "shapes_cnn.onnx", IMAGES[0], "-o", tmp_path / "out", "--labels", names, "--classes"
+    result = call(*arguments, "x")
+    assert result.exit_code == 1
+    assert "classes called 'x': 0, 1, 2, 3, 4, 5, 6, 7; give the number of one" in result.stderr
+    fine(*arguments, "3")
+
+
+def test_classes_of_a_detector_by_name(tmp_path):
+    fine(SHAPES / "shapes_detector.onnx", IMAGES[0], "-o", tmp_path, "--classes", "star,0")
+    assert [item["label"] for item in records(tmp_path)[0]["maps"]] == ["star", "circle"]
+
+
+def test_pictures_of_other_kinds_are_named(inserted_shapes, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "good.png").write_bytes(IMAGES[0].read_bytes())
+    for name in ("a.gif", "b.AVIF", "deep/c.jp2", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    result = fine(inserted_shapes / "shapes.xml", tmp_path / "in", "-o", tmp_path / "out")
+    folder = tmp_path / "in"
+    listed = ", ".join(str(folder / name) for name in ("a.gif", "b.AVIF", "deep/c.jp2"))
+    assert f"note: 3 pictures of kinds that are not read were left out: {listed}\n" in result.stderr
+
+
+def test_interrupted_while_the_model_is_read(monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xai_insert.cli.explain.load_settled", interrupt)
+    result = call(SHAPES / "shapes_cnn.onnx", IMAGES[0], "-o", tmp_path)
+    assert result.exit_code == 130
+    assert result.stderr == "error: interrupted\n"
 
 
 def test_folders_and_equal_names(inserted_shapes, tmp_path):
@@ -213,7 +268,7 @@ def test_names_reach_the_page(tmp_path, kind):
     runtime = ["--runtime", "openvino"] if kind == "onnx in openvino" else []
     fine(path, IMAGES[3], "-o", tmp_path / "out", *runtime)
     assert records(tmp_path / "out")[0]["maps"][0]["label"] == "star <3>"
-    assert "star &lt;3&gt;" in (tmp_path / "out" / "index.html").read_text()
+    assert on_page(tmp_path / "out")[0]["maps"][0]["title"] == "star <3>"
 
 
 # Runs that stop and go on
@@ -252,11 +307,11 @@ def test_changed_image_is_drawn_again(inserted_shapes, tmp_path):
 
 def test_journal_survives_two_kills(tmp_path):
     path = tmp_path / "results.jsonl"
-    facts = {"source": "", "image": "images/a.jpg", "size": [1, 1], "predictions": [], "maps": []}
+    facts = {"source": "", "image": "images/a.jpg", "data": "data/a.js", "size": [1, 1], "predictions": [], "maps": []}
     path.write_bytes(json.dumps({"name": "a", **facts}).encode() + b'\n{"na')
     journal = Journal(path, tmp_path)
     journal.__enter__()
-    journal.append({"name": "b", **facts, "image": "images/b.jpg"})
+    journal.append({"name": "b", **facts, "image": "images/b.jpg", "data": "data/b.js"})
     assert list(Records(path)) == ["a", "b"]
 
 
@@ -299,7 +354,7 @@ def test_memory_is_bounded(tmp_path):
             return Outputs({"scores": np.array([[0.1, 0.9]])}, np.zeros((1, 2, 3, 3), np.uint8))
 
     feeder = Feeder.of(ImageInput("x", (1, 3, 96, 96), "float32"), Preprocessing())
-    explainer = Explainer(Classifier(Engine(), feeder, ScoreMeaning()), tmp_path, DrawOptions(raw="none"))
+    explainer = FolderRun(Classifier(Engine(), feeder, ScoreMeaning()), tmp_path, DrawOptions(raw="none"))
     given, taken, most = 0, [], 0
 
     def sources():

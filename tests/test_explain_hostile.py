@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.explaining import on_page
 from xai_insert import insert_file
 from xai_insert.cli.explain import main
 from xai_insert.explain.journal import is_below, is_sound
@@ -119,7 +120,7 @@ def test_one_bad_name_ends_no_run(tmp_path, model, images):
     assert done.exit_code == 1
     assert "not a regular file" in done.output
     assert len(records(output)) == 1 + len(odd)
-    assert (output / "index.html").read_text(encoding="utf-8").count("<section") == 1 + len(odd)
+    assert len(on_page(output)) == 1 + len(odd)
 
 
 def test_two_links_of_one_stem(tmp_path, model, images):
@@ -176,7 +177,10 @@ def test_a_name_longer_than_any_folder_takes(tmp_path, model, images):
 
 
 def test_sound_records():
-    good = {"name": "a", "source": "a.jpg", "image": "images/a.jpg", "size": [1, 1], "predictions": [], "maps": []}
+    good = {
+        "name": "a", "source": "a.jpg", "image": "images/a.jpg", "data": "data/a.js", "size": [1, 1],
+        "predictions": [], "maps": [],
+    }  # fmt: skip
     assert is_sound(good)
     assert not is_sound({**good, "predictions": [{"label": "x"}]})
     assert not is_sound({**good, "maps": [{"title": "t", "overlay": "../x", "raw": None, "grid": [1, 1]}]})

@@ -133,7 +133,7 @@ def test_its_visualizer_draws_our_overlay(files):
     best = result.top_labels[0].id
     picture = Image.fromarray(np.ascontiguousarray(IMAGES[0][..., ::-1]))
     result.top_labels = []
-    colours = xai_insert.overlay(np.asarray(picture), result.saliency_map[0, best], opacity=1)
+    colours = xai_insert.overlay(np.asarray(picture), result.saliency_map[0, best], opacity=1, blend="even")
     result.saliency_map = cv2.cvtColor(colours, cv2.COLOR_RGB2BGR)
     drawn = np.asarray(Visualizer().render(picture, result))
     expected = Image.blend(picture, Image.fromarray(colours), DEFAULT_OPACITY)

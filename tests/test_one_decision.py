@@ -22,7 +22,7 @@ MASKED = {
     ),
 }
 NETWORKS = {**models.CLOSED, **MASKED}
-MEASURED = {"check", "output_difference", "map_difference", "place"}
+MEASURED = {"check", "output_difference", "map_difference", "place", "seconds"}
 
 
 def said(report):

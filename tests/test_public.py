@@ -16,13 +16,13 @@ from xai_insert.cli.insert import main as insert_command
 OPTIONS = {
     "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": 1, "output_dtype": "u8",
     "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "top_k": None,
-    "per_box": False, "input_shapes": {}, "check": True, "given": None,
+    "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True, "given": None,
 }  # fmt: skip
 REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
     "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
     "place", "bytes_before", "bytes_after",
-    "quantiser_ignored_scope", "versions", "error", "unused_options", "lines", "verification", "version",
+    "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options", "lines", "verification", "version",
 }  # fmt: skip
 ERRORS = {
     "XaiInsertError": Exception, "ModelFileError": errors.XaiInsertError, "AlreadyInsertedError": errors.XaiInsertError,
@@ -37,22 +37,24 @@ ERRORS = {
 }  # fmt: skip
 INSERT_FLAGS = {
     "models", "-o", "--output-model", "--method", "--target-layer", "--output", "--output-dtype", "--kernel", "--block",
-    "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--top-k", "--per-box",
-    "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "-q", "--quiet", "-v", "--verbose",
-    "--version", "--verify", "--strip", "--layers",
+    "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--top-k", "--form",
+    "--mask-batch", "--per-box", "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs",
+    "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
+    "--strip", "--layers",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
-    "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap", "--raw",
-    "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize", "--input-size",
-    "-q", "--quiet", "--version",
+    "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
+    "--background", "--map-scale", "--raw", "--beside",
+    "--frames", "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize",
+    "--input-size", "-q", "--quiet", "--version",
 }  # fmt: skip
 COMMON_METADATA = {"version", "task", "method", "form", "quantiser_ignored_scope", "target", "classes"}
 
 
 def test_names():
     assert set(xai_insert.__all__) == {
-        "InsertResult", "Options", "Report", "__version__", "errors", "insert", "insert_file", "overlay",
-        "plan_insertion",
+        "Explainer", "Explanation", "InsertResult", "Options", "Report", "__version__", "errors", "insert",
+        "insert_file", "overlay", "plan_insertion",
     }  # fmt: skip
     assert all(getattr(xai_insert, name) is not None for name in xai_insert.__all__)
     assert [field.name for field in dataclasses.fields(xai_insert.InsertResult)] == ["model", "report"]

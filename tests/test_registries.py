@@ -35,6 +35,7 @@ def test_a_method_says_what_it_is(name):
     assert set(item.excludes) <= set(OPTIONS)
     assert (PAGES / item.page).exists()
     assert f"({item.page})" in (PAGES / "README.md").read_text()
+    assert name.replace("-", "") in re.sub(r"[\s-]", "", (ROOT / "README.md").read_text()).lower()
 
 
 @pytest.mark.parametrize("name", names(TASKS_FOLDER))

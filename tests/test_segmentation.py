@@ -9,6 +9,8 @@ import openvino as ov
 import pytest
 from click.testing import CliRunner
 
+from model_zoo_fixtures.shapes import semantic
+from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, multi_object_scene
 from tests import models, oracle
 from xai_insert import Options, errors, insert, plan_insertion
 from xai_insert.cli.explain import main as explain
@@ -235,3 +237,117 @@ def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     for item in record["predictions"]:
         assert item["score"] == pytest.approx(shares[item["class_id"]], abs=0.005)  # a runtime may use half precision
     assert [item["class_id"] for item in record["maps"]] == [n for n in np.argsort(-shares) if shares[n] >= 0.01]
+
+
+def compared(how):
+    """Values of places that are compared with each other, or of which several classes are kept."""
+    b = models.Builder(size=(SIDE, SIDE), batch=1)
+    scores = head(b, coarse(b))
+    if how == "softmax over rows":
+        return b.model(b.node("Softmax", scores, axis=2))
+    if how == "argmax over columns":
+        return b.model(b.node("ArgMax", scores, axis=3, keepdims=0))
+    if how == "several classes":
+        return b.model(b.node("TopK", scores, b.const(np.array([2])), axis=1, outputs=2)[1])
+    return b.model(b.node("Reshape", scores, b.const(np.array([1, K, -1]))))
+
+
+@pytest.mark.parametrize("how", ["softmax over rows", "argmax over columns", "several classes", "rows of places"])
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_what_is_compared_otherwise_is_no_segmenter(how, kind):
+    with pytest.raises(errors.XaiInsertError):
+        insert(models.as_format(compared(how), kind), Options(method="class-score-map"))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_an_image_of_any_size(kind):
+    b = models.Builder(size=("H", "W"))
+    scores, outputs = deeplab(b)
+    model = b.model(*outputs)
+    result = insert(models.as_format(model, kind), Options(output_dtype="f32"))
+    images = np.random.default_rng(1).standard_normal((2, 3, 48, 32)).astype(np.float32)
+    maps = oracle.run(result.model, images)["saliency_map"]
+    assert maps.shape == (2, K, 12, 8)
+    np.testing.assert_allclose(maps, raw_scores(model, "deeplab", scores, images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["class-score-map", "seg-recipro-cam"])
+def test_half_precision(method):
+    b = models.Builder(size=(SIDE, SIDE), dtype=np.float16)
+    scores = head(b, coarse(b))
+    scales = b.const(np.array([1, 1, 4, 4]))
+    b.weights[-1].CopyFrom(onnx.numpy_helper.from_array(np.array([1, 1, 4, 4], np.float32), scales))
+    whole = b.node("Resize", scores, "", scales, mode="linear", coordinate_transformation_mode="half_pixel")
+    result = insert(b.model(whole), Options(method=method, output_dtype="f32"))
+    outputs = oracle.run(result.model, image().astype(np.float16))
+    assert outputs["saliency_map"].dtype == np.float32
+    assert np.isfinite(outputs["saliency_map"]).all()
+    assert outputs[whole].dtype == np.float16
+
+
+LINEAR = ["deeplab", "softmaxed", "argmax", "logits_and_labels", "channels_last", "last_channels", "segformer", "unet"]
+
+
+def by_definition(model, name, images):
+    """Seg-Recipro-CAM by runs of what stands behind the feature, one for each place, in NumPy around onnxruntime."""
+    wanted = {node.output[0]: node for node in model.graph.node}
+    scored = NETWORKS[name](models.Builder(size=(SIDE, SIDE)))[0]
+    node = wanted[scored]
+    while node.op_type not in ("Conv", "MatMul"):
+        node = wanted[node.input[0]]
+    feature = node.input[0]
+    last = next((node.output[0] for node in reversed(model.graph.node) if node.op_type == "Resize"), scored)
+    parts = oracle.Parts(model, feature, last)
+    features = parts.features(images)[0] if hasattr(parts, "features") else parts._backbone(images)[0]
+    grid = (1, 2) if name in LAST else (2, 3)
+
+    def scores(kept):
+        found = parts._head(images, kept)
+        return found.transpose(0, 3, 1, 2) if name in LAST else found
+
+    regions = np.eye(K)[scores(features).argmax(axis=1)].transpose(0, 3, 1, 2)
+    sizes = [features.shape[axis] for axis in grid]
+    maps = np.zeros((len(images), K, *sizes))
+    for row in range(sizes[0]):
+        for column in range(sizes[1]):
+            mask = np.zeros(features.shape, np.float32)
+            mask[(slice(None),) * grid[0] + (row, column)] = 1
+            kept = scores(features * mask)
+            maps[:, :, row, column] = (kept * regions).sum(axis=(2, 3)) / np.maximum(regions.sum(axis=(2, 3)), 1)
+    return maps
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_reason_of_a_region_is_its_definition(name, kind):
+    model, _ = build(name)
+    images = image(2)
+    wanted = by_definition(model, name, images)
+    options = Options(method="seg-recipro-cam", output_dtype="f32")
+    result = insert(models.as_format(model, kind), options)
+    assert result.report.output_difference == 0
+    maps = oracle.run(result.model, images)["saliency_map"]
+    np.testing.assert_allclose(maps, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["softmax_then_resize", "argmax_enlarged"])
+def test_a_region_of_a_head_that_is_not_linear_is_refused(name):
+    model, _ = build(name)
+    with pytest.raises(errors.UnsupportedTaskError, match="one linear layer"):
+        insert(model, Options(method="seg-recipro-cam"))
+
+
+@pytest.mark.parametrize("method", ["class-score-map", "seg-recipro-cam"])
+def test_the_peak_lies_on_a_shape_of_the_class(method):
+    """Of a segmenter whose head was fitted to shape scenes, on scenes that it has not seen."""
+    scenes = [multi_object_scene(HELD_OUT_SEED + index) for index in range(60)]
+    result = insert(semantic.shape_segmenter(), Options(method=method))
+    outputs = oracle.run(result.model, semantic.pixels(scenes))
+    hits = []
+    for scene, maps, scores in zip(scenes, outputs["saliency_map"], outputs["classes"], strict=True):
+        truth, said = semantic.labels(scene), scores.argmax(axis=0)
+        for number in {item.class_id for item in scene.objects} & set(said.flat):
+            row, column = np.unravel_index(int(maps[number].argmax()), maps[number].shape)
+            hits.append(truth[4 * row + 2, 4 * column + 2] == number)
+    assert len(hits) > 100
+    assert np.mean(hits) >= 0.95

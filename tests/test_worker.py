@@ -1,8 +1,11 @@
 """The process in which the command line handles models: what a crash or a hang in it does to the call."""
 
 import dataclasses
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,18 @@ from tests import models
 from xai_insert import Options
 from xai_insert.cli import worker
 from xai_insert.cli.worker import Job, Worker, run_here
+from xai_insert.cli.workers import Workers
 
 CRASH = "import os, signal, sys; sys.stdin.readline(); os.kill(os.getpid(), signal.SIGSEGV)"
 KILLED = "import os, signal, sys; sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)"
 QUIT = "import sys; sys.stdin.readline(); sys.exit(3)"
 SLEEP = "import time; time.sleep(60)"
+BUSY = "import sys; sys.stdin.readline(); print('read', flush=True)\nwhile True: pass"
+NAPPING = (
+    "import json, sys, time; sys.stdin.readline(); end = time.monotonic() + 1\n"
+    "while time.monotonic() < end: time.sleep(0.01); sum(range(20000))\n"
+    "print(json.dumps({'source': 'done'}), flush=True)"
+)
 SLOW_AFTER_RUN = (
     "import json, sys, time; sys.stdin.readline(); print('read', flush=True); print('located', flush=True); "
     "print('run', flush=True); time.sleep(1); print(json.dumps({'source': 'done'}), flush=True)"
@@ -64,7 +74,65 @@ def test_a_crash_is_the_failure_of_one_file(job, monkeypatch, script, message):
 def test_a_reader_that_never_ends_is_given_up(job, monkeypatch):
     monkeypatch.setattr(worker, "_START", SLEEP)
     with Worker(0, seconds=0.2) as work:
-        assert "--time-limit" in work(job).error
+        assert "reading the model made no progress for 0 s" in (error := work(job).error)
+        assert "--time-limit" in error
+
+
+def test_a_step_that_never_ends_is_given_up_by_its_name(job, monkeypatch):
+    monkeypatch.setattr(worker, "_START", BUSY)
+    with Worker(0, seconds=1) as work:
+        assert "locating what to explain took longer than 1 s" in work(job).error
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells the time of another process")
+def test_a_process_that_must_wait_for_the_processor_has_its_time(job, monkeypatch):
+    monkeypatch.setattr(worker, "_START", NAPPING)
+    with Worker(0, seconds=0.9) as work:
+        assert work(job).source == "done"
+
+
+def several(job, tmp_path, count):
+    goals = [tmp_path / f"out{index}.onnx" for index in range(count)]
+    return [dataclasses.replace(job, output=goal) for goal in goals]
+
+
+def test_several_at_once_report_in_order(job, tmp_path):
+    jobs = several(job, tmp_path, 5)
+    jobs[2] = dataclasses.replace(jobs[2], model=tmp_path / "missing.onnx")
+    with Workers(3, 0) as work:
+        reports = list(work(jobs))
+    assert [report.error for report in reports] == [None, None, "no such file", None, None]
+    assert [report.output for report in reports[3:]] == [str(job.output) for job in jobs[3:]]
+    assert len({job.output.read_bytes() for job in (jobs[0], *jobs[3:])}) == 1
+
+
+def test_an_interruption_ends_all_that_run(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_START", SLEEP)
+    workers = Workers(2, 0)
+    start = time.monotonic()
+
+    def interrupted():
+        with workers:
+            for _ in workers(several(job, tmp_path, 4)):
+                pass
+
+    def interrupt():
+        while sum(item._process is not None for item in workers._all) < 2:
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - start < 20
+    assert all(item._process is None for item in workers._all)
+
+
+def test_the_time_of_each_stage(job):
+    report = run_here(job)
+    assert set(report.seconds) == {"load", "plan", "emit", "check", "write"}
+    assert min(report.seconds.values()) > 0
+    assert set(run_here(dataclasses.replace(job, dry_run=True)).seconds) == {"load", "plan", "emit"}
 
 
 def test_what_follows_the_plain_run_may_take_its_time(job, monkeypatch):

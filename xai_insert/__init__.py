@@ -14,9 +14,12 @@ from xai_insert.version import __version__
 
 if TYPE_CHECKING:
     from xai_insert.explain.draw import overlay
+    from xai_insert.explain.explainer import Explainer, Explanation
     from xai_insert.pipeline import InsertResult, insert, insert_file, plan_insertion
 
 __all__ = [
+    "Explainer",
+    "Explanation",
     "InsertResult",
     "Options",
     "Report",
@@ -30,6 +33,8 @@ __all__ = [
 
 
 _LATER = {
+    "Explainer": "xai_insert.explain.explainer",
+    "Explanation": "xai_insert.explain.explainer",
     "InsertResult": "xai_insert.pipeline",
     "insert": "xai_insert.pipeline",
     "insert_file": "xai_insert.pipeline",

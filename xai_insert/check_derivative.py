@@ -1,9 +1,9 @@
 """Proof that a map made of derivatives is what its formula says of the true ones.
 
-The inserted model is cut at the target and run on random features. First the map must be the formula of features and
-derivatives. Then the derivatives must tell how the plain model's own scores change: where a random part of the
-features grows by a small share, a score grows by the sum of derivative times feature over that part. Nothing that the
-branch computes enters the second measurement.
+The inserted model is cut at the target and run on the features of a random image, moved a little. First the map must be
+the formula of features and derivatives. Then the derivatives must tell how the plain model's own scores change: where a
+random part of the features grows by a small share, a score grows by the sum of derivative times feature over that part.
+Nothing that the branch computes enters the second measurement.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import numpy.typing as npt
 from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.graph.view import Value
 from xai_insert.tasks.plan import Derivative
 
 Array = npt.NDArray[Any]
-_SEED, _BATCH, _SIDE = 0, 2, 5
-_SHARES = (1e-2, 1e-3, 1e-4)
-"""Growth of the features: of several the best one, for a large one leaves the tangent and a small one drowns."""
+_SEED, _BATCH = 0, 2
+_SHARES = (3e-3, 1e-2, 1e-3, 3e-4)
+"""Growth of the features: the first that does, or the best; a large one leaves the tangent, a small one drowns."""
 _PARTS = 3
-_FORMULA_TOLERANCE, _SLOPE_TOLERANCE = 1e-4, 2e-2
+_MOVED = 0.1
+_ROUNDING = 3e-7  # of a float32 score, relative to the largest, see `xai_insert.check`
+_FORMULA_TOLERANCE, _SLOPE_TOLERANCE, _GOOD = 1e-4, 2e-2, 2e-3
 
 
 def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, scores: Any, classes: Any) -> float:
@@ -45,9 +48,9 @@ def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, s
     """
     runner = model.between([derivative.target], [raw_map, scores, classes, derivative.gradient])
     rng = np.random.default_rng(_SEED)
-    name, dtype, shape = runner.inputs[0]
-    feature = random_array(rng, shape, dtype, batch=_BATCH, size=_SIDE)
+    name = runner.inputs[0][0]
     rest = {other: random_array(rng, sizes, kind, batch=_BATCH) for other, kind, sizes in runner.inputs[1:]}
+    feature = _features(model, derivative.target, rest, rng)
     maps, _, chosen, gradient = runner.run({name: feature, **rest})
     gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)
     if not gradient.any():
@@ -63,32 +66,51 @@ def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, s
         raise DefinitionError(
             f"the map differs from its formula by {off:.1e} of its largest value; nothing was written"
         )
-    worst = 0.0
+    worst = excess = 0.0
     for _ in range(_PARTS):
         change = feature * (rng.random(feature.shape) < 0.5)
         parts = (gradient * change).reshape(*gradient.shape[:2], -1)
         slopes = parts.sum(axis=-1)
         size = np.abs(slopes) + np.sqrt((parts**2).sum(axis=-1)) + np.finfo(np.float32).tiny
-        misses = [
-            float((np.abs(_slope(runner, name, feature, change, share, rest, chosen) - slopes) / size).max())
-            for share in _SHARES
-        ]
-        worst = max(worst, min(misses))
-    if not worst <= _SLOPE_TOLERANCE:
+        best = sure = np.inf
+        for share in _SHARES:
+            slope, noise = _slope(runner, name, feature, change, share, rest, chosen)
+            miss = float((np.abs(slope - slopes) / size).max())
+            best, sure = min(best, miss), min(sure, miss - noise / float(size.min()))
+            if best <= _GOOD:
+                break
+        worst, excess = max(worst, best), max(excess, sure)
+    if not excess <= _SLOPE_TOLERANCE:
         raise DefinitionError(
             f"the derivatives differ by {worst:.1e} from the slope of the model's own scores; nothing was written"
         )
     return worst
 
 
+def _features(model: LoadedModel, target: Value, rest: dict[str, Array], rng: np.random.Generator) -> Array:
+    """What the model gives at the target; without exact zeros, at which many functions have no derivative."""
+    if target.producer is None:
+        return random_array(rng, target.sizes, target.dtype, batch=_BATCH)
+    runner = model.between([], [target.native])
+    given = {name: rest.get(name) for name, _, _ in runner.inputs}
+    feeds = {
+        name: random_array(rng, shape, dtype, batch=_BATCH) if (known := given[name]) is None else known
+        for name, dtype, shape in runner.inputs
+    }
+    (feature,) = runner.run(feeds)
+    size = float(np.sqrt((feature.astype(np.float64) ** 2).mean()))
+    moved: Array = (feature + _MOVED * size * np.abs(rng.standard_normal(feature.shape))).astype(feature.dtype)
+    return moved
+
+
 def _slope(
     runner: Runner, name: str, feature: Array, change: Array, share: float, rest: dict[str, Array], classes: Array
-) -> Array:
-    """Central difference of the scores of the chosen classes, `[k, B]`."""
+) -> tuple[Array, float]:
+    """Central difference of the scores of the chosen classes, `[k, B]`, and by how much rounding moves it."""
     both = []
     for sign in (1, -1):
         moved = (feature + sign * share * change).astype(feature.dtype)
         scores = runner.run({name: moved, **rest})[1].astype(np.float64)
         both.append(np.take_along_axis(scores.reshape(len(feature), -1), classes.astype(np.int64), axis=1))
-    slopes: Array = ((both[0] - both[1]) / (2 * share)).T
-    return slopes
+    noise = float(np.abs(both[0]).max()) * _ROUNDING / share
+    return ((both[0] - both[1]) / (2 * share)).T, noise

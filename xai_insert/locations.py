@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from xai_insert.formats.onnx.wire import without_content
+
 # https://github.com/onnx/onnx/blob/main/onnx/onnx.proto: fields by number, of those messages on the way to a tensor.
 _FIELDS: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -34,7 +36,7 @@ def locations(model: Path) -> set[str]:
         if not stat.S_ISREG(model.stat().st_mode):  # a pipe would be waited for
             return set()
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return set(_walk(content)) - {""} if content.find(_LOCATION) >= 0 else set()
+            return set(_walk(content)) - {""} if _LOCATION in without_content(content) else set()
     except (OSError, ValueError):
         return set()  # whoever reads the model says what is wrong; an empty file cannot be mapped
 

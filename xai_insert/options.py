@@ -11,12 +11,14 @@ from xai_insert.graph.shape import Shape
 from xai_insert.registry import METHODS_FOLDER, names
 
 KernelName = Literal["gaussian", "point"]
+FormName = Literal["auto", "closed", "masked"]
 OutputDtype = Literal["u8", "f32"]
 Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes"]
 
 AUTO = "auto"
 METHODS: tuple[str, ...] = (AUTO, *names(METHODS_FOLDER))
 KERNELS: tuple[str, ...] = get_args(KernelName)
+FORMS: tuple[str, ...] = get_args(FormName)
 OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
 
 
@@ -65,7 +67,7 @@ class Options:
     method: str = field(
         default=AUTO,
         metadata=_about(
-            "Saliency method, see below; by default that of the kind of model found.",
+            "Saliency method, see below; auto: by the model.",
             "choice",
             metavar="NAME",
             choices=METHODS,
@@ -79,7 +81,7 @@ class Options:
     )
     """Name of the layer to explain, instead of the one found."""
     output: str | None = field(
-        default=None, metadata=_about("Output with the class scores, if several.", "name", metavar="NAME")
+        default=None, metadata=_about("Output with the class scores, of several.", "name", metavar="NAME")
     )
     """Name of the output with the class scores, where there are several."""
     output_dtype: OutputDtype = field(
@@ -96,7 +98,7 @@ class Options:
     kernel: KernelName = field(
         default="gaussian",
         metadata=_about(
-            "ViT Recipro-CAM: keep a 3x3 neighbourhood, or one patch.",
+            "ViT Recipro-CAM: 3x3 patches, or one.",
             "choice",
             choices=KERNELS,
             show_default=True,
@@ -146,14 +148,14 @@ class Options:
     )
     """For instance masks, instances with a lower score add nothing; None for the model's own."""
     feature_vector: bool = field(
-        default=False, metadata=_about("Also add the pooled feature_vector.", "flag", for_all=True)
+        default=False, metadata=_about("Also output feature_vector, the pooled feature.", "flag", for_all=True)
     )
     """Whether to add the pooled feature `[B, C]` as output `feature_vector`; of a detector the means of what its class
     heads (or its region head) read, the finest level first, side by side."""
     top_k: int | None = field(
         default=None,
         metadata=_about(
-            "Classifiers: only the maps of the K best classes, named by output saliency_classes.",
+            "Classifiers: only the maps of the K best classes.",
             "count",
             metavar="K",
             wrong="top_k counts maps, not {}",
@@ -161,6 +163,19 @@ class Options:
     )
     """For classifiers, how many maps: those of the best classes of each image, which the output `saliency_classes`
     names; None gives the map of every class."""
+    form: FormName = field(
+        default="auto", metadata=_about("masked: what defines a classifier's map.", "choice", choices=FORMS)
+    )
+    """For maps that are class scores under masks, `closed` wants the closed form and refuses a model that has none,
+    `masked` runs the definition itself; `auto` takes the closed form where there is one."""
+    mask_batch: int | None = field(
+        default=None,
+        metadata=_about(
+            "Masked runs: masks at once, at most.", "count", metavar="M", wrong="mask_batch counts masks, not {}"
+        ),
+    )
+    """For masked runs, how many masks are run at once, at most; None for as many as keep the activations of one run
+    within 256 MB."""
     per_box: bool = field(
         default=False, metadata=_about("Detectors: also a map of each reported box.", "flag", decides=True)
     )
@@ -169,7 +184,7 @@ class Options:
     input_shapes: Mapping[str, Shape] = field(
         default_factory=dict,
         metadata=_about(
-            "Fix sizes of an input; ? stays open. Repeatable.",
+            "Fix sizes of an input; ? is open. Repeatable.",
             "shapes",
             metavar="NAME:N,C,H,W",
             flag="--input-shape",

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,13 @@ from xai_insert.errors import (
     TargetNotFoundError,
     XaiInsertError,
 )
-from xai_insert.files import lost, scratch_folder, size, sweep, written
+from xai_insert.files import size
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
+from xai_insert.graph.shape import format_shape
 from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import FeatureMap
@@ -37,10 +35,11 @@ from xai_insert.methods.scaling import to_bytes
 from xai_insert.methods.shaping import reshape
 from xai_insert.opening import Opened, opened_sides
 from xai_insert.options import Options
-from xai_insert.report import Report, describe_plan
+from xai_insert.report import Report, Stages, describe_plan
 from xai_insert.tasks.choose import make_plan
-from xai_insert.tasks.plan import Branch, Plan
+from xai_insert.tasks.plan import Branch, Masking, Plan
 from xai_insert.version import __version__
+from xai_insert.writing import require_folder, require_writable, write_model
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ IGNORED_SCOPE = f"{PREFIX}.*"
 _ADVICE = "--no-check inserts without running it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InsertResult:
     """A finished insertion.
 
@@ -63,6 +62,30 @@ class InsertResult:
 
     model: Any
     report: Report
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the model, whole or not at all.
+
+        Args:
+            path: `.onnx` for a model of ONNX, `.xml` for one of OpenVINO.
+
+        Returns:
+            The files that were written, the main one last.
+
+        Raises:
+            ModelFileError: the suffix is that of another format, or the files cannot be written.
+        """
+        loaded, output = load(self.model, {}), Path(path)
+        wanted = ".onnx" if loaded.format_name == "ONNX" else ".xml"
+        if output.suffix.lower() != wanted:
+            raise ModelFileError(f"this model is {loaded.format_name}: give an output that ends in {wanted}")
+        require_folder(output.parent)
+        return write_model(loaded, output)
+
+    def __repr__(self) -> str:
+        report = self.report
+        shape, kind = format_shape(report.saliency_map["shape"]), report.saliency_map["dtype"]
+        return f"InsertResult({type(self.model).__name__}, {report.method}: saliency_map {shape} {kind})"
 
 
 def _ignored(step: str) -> None:
@@ -87,21 +110,24 @@ def insert(model: Any, options: Options | None = None) -> InsertResult:
 def plan_insertion(
     model: Any,
     options: Options | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
     passed: Callable[[str], None] = _ignored,
 ) -> Report:
     """Say what `insert` would do. Arguments and errors are those of `insert` and `insert_file`.
 
     It is done, on a copy that nobody gets, but for the check: the inserted model is not run.
     """
-    options = options or Options()
-    return insert_loaded(
-        lambda: load(model, options.input_shapes, output), options, _name(model), passed, dry_run=True
-    )[1]
+    options, goal = options or Options(), None if output is None else Path(output)
+    return insert_loaded(lambda: load(model, options.input_shapes, goal), options, _name(model), passed, dry_run=True)[
+        1
+    ]
 
 
 def insert_file(
-    source: Path, output: Path, options: Options | None = None, passed: Callable[[str], None] = _ignored
+    source: str | Path,
+    output: str | Path,
+    options: Options | None = None,
+    passed: Callable[[str], None] = _ignored,
 ) -> Report:
     """Insert into the model file `source` and write the result to `output`, whole or not at all.
 
@@ -115,12 +141,15 @@ def insert_file(
     Raises:
         XaiInsertError: one of its children; nothing was written.
     """
-    options = options or Options()
+    options, source, output = options or Options(), Path(source), Path(output)
     require_writable(source, output)
     loaded, report = insert_loaded(lambda: load(source, options.input_shapes, output), options, str(source), passed)
-    files = write_model(loaded, output)
+    stages = Stages(report.seconds)
+    with stages("write"):
+        files = write_model(loaded, output)
+    bytes_after = sum(path.stat().st_size for path in files)
     return replace(
-        report, output=str(output), bytes_before=size(source), bytes_after=sum(path.stat().st_size for path in files)
+        report, output=str(output), bytes_before=size(source), bytes_after=bytes_after, seconds=stages.seconds
     )
 
 
@@ -133,39 +162,48 @@ def insert_loaded(
     dry_run: bool = False,
 ) -> tuple[LoadedModel, Report]:
     """Plan, splice and check; where a closed form turns out not to be the definition, start afresh without it."""
-    loaded = fresh()
-    graph = loaded.view()
+    stages = Stages()
+    with stages("load"):
+        loaded = fresh()
+        graph = loaded.view()
     _refuse_twice(loaded, graph)
     if options.check:
         require_proportion(graph, _ADVICE)
     passed("read")
-    plan = make_plan(loaded, graph, options)
+    with stages("plan"):
+        plan = make_plan(loaded, graph, options)
     passed("located")
     plain = None
     if options.check and not dry_run:
-        plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
+        with stages("check"):
+            plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
     passed("run")
-    opened = opened_sides(loaded, graph, plan, options)
+    with stages("plan"):
+        opened = opened_sides(loaded, graph, plan, options)
     if opened is not None:
         try:
-            return loaded, _carry_out(loaded, graph, plan, options, source, plain, opened)
+            return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages, opened)
         except XaiInsertError as err:
             logger.info("the map is for one size of the image: %s", err)
+        with stages("load"):
             loaded = fresh()
             graph = loaded.view()
+        with stages("plan"):
             plan = make_plan(loaded, graph, options)
     try:
-        return loaded, _carry_out(loaded, graph, plan, options, source, plain)
+        return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:
         reason = str(err) if isinstance(err, CannotFreeBatchError) else "the closed form is not the definition here"
-        if plan.without_closed_form(graph, reason) is None:
+        if options.form == "closed" or plan.without_closed_form(graph, reason) is None:
             raise
         logger.info("no closed form: %s", err)
-    loaded = fresh()
-    graph = loaded.view()
-    other = make_plan(loaded, graph, options).without_closed_form(graph, reason)
+    with stages("load"):
+        loaded = fresh()
+        graph = loaded.view()
+    with stages("plan"):
+        other = make_plan(loaded, graph, options).without_closed_form(graph, reason)
     assert other is not None  # the same model gives the same plan
-    return loaded, _carry_out(loaded, graph, other, options, source, plain)
+    return loaded, _carry_out(loaded, graph, other, options, source, plain, stages)
 
 
 @dataclass(frozen=True)
@@ -193,29 +231,36 @@ def _carry_out(
     options: Options,
     source: str,
     plain: Plain | None,
+    stages: Stages,
     opened: Opened | None = None,
 ) -> Report:
     """Splice, and check if there are outputs of the plain model to compare with."""
     require_moderate_map(plan.map_shape)
     try:
-        branch = splice(loaded, graph, plan, options, opened)
+        with stages("emit"):
+            branch = splice(loaded, graph, plan, options, opened)
     except RAISED as err:  # OpenVINO looks at each layer's sizes when it is made, onnxruntime when the model is loaded
         raise ModelFileError(
             f"the layers to insert do not fit the model: {last_line(err)}; is the file whole?"
         ) from err
     checked = None
     if plain is not None:
-        outputs = run_random(loaded.runner())
-        declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
-        moved = check_outputs(graph, plain.outputs, outputs, declared)
-        if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
-            require_varied(outputs[len(plain.outputs)])
-        masking = (plan if opened is None else opened.plan).masking(options)
-        off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
-        if branch.derivative is not None:
-            off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
-        checked = CheckResult(moved, off, plain.place)
-    return _report(loaded, branch.plan, options, source, checked)
+        with stages("check"):
+            masking = (plan if opened is None else opened.plan).masking(options)
+            checked = _checked(loaded, graph, branch, masking, plain)
+    return replace(_report(loaded, branch.plan, options, source, checked), seconds=stages.seconds)
+
+
+def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, masking: Masking | None, plain: Plain) -> CheckResult:
+    outputs = run_random(loaded.runner())
+    declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
+    moved = check_outputs(graph, plain.outputs, outputs, declared)
+    if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
+        require_varied(outputs[len(plain.outputs)])
+    off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+    if branch.derivative is not None:
+        off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
+    return CheckResult(moved, off, plain.place)
 
 
 def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, opened: Opened | None = None) -> Branch:
@@ -317,53 +362,3 @@ def _report(
 
 def _name(model: Any) -> str:
     return str(model) if isinstance(model, (str, Path)) else type(model).__name__
-
-
-def require_writable(source: Path, output: Path) -> None:
-    """Refuse before any work what could not be written after it."""
-    if output.suffix.lower() not in (".xml", ".onnx"):
-        raise ModelFileError(f"unknown kind of output {output.name!r}: wanted .xml (OpenVINO IR) or .onnx")
-    if source.suffix.lower() == ".xml" and output.suffix.lower() == ".onnx":
-        raise ModelFileError("an OpenVINO IR cannot become ONNX: give an output that ends in .xml")
-    folder = output.parent
-    if not folder.is_dir():
-        raise ModelFileError(f"the output folder does not exist: {folder}")
-    if not os.access(folder, os.W_OK):
-        raise ModelFileError(f"the output folder cannot be written: {folder}")
-    hit = lost(written(output), source)
-    if hit is None:
-        return
-    if hit == (output, source):
-        raise ModelFileError(f"input and output are the same file: {output}; choose another output")
-    raise ModelFileError(
-        f"writing {hit[0]} would overwrite {hit[1]}, which the model is read from; choose another output"
-    )
-
-
-def write_model(loaded: LoadedModel, output: Path) -> list[Path]:
-    """Write beside the goal and move into place, so that the goal is never half a model."""
-    sweep(output)
-    try:
-        with scratch_folder(output) as scratch:
-            files = loaded.save(scratch, output.name)
-            with _alone_in(output.parent):
-                return loaded.install(files, output)
-    except OSError as err:
-        raise ModelFileError(f"cannot write {output}: {err.strerror or err}") from err
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Let one process or thread at a time move its files into a folder, where the system locks folders."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl  # noqa: PLC0415 - not everywhere
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network drives lock nothing
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # frees it, as a kill does

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from xai_insert.files import printable
@@ -15,6 +18,22 @@ if TYPE_CHECKING:  # the command line prints reports without planning
     from xai_insert.tasks.plan import Plan
 
 REPORT_VERSION = 1
+
+
+class Stages:
+    """Adds up how long named stages take, in seconds."""
+
+    def __init__(self, seconds: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.seconds = dict(seconds)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,7 @@ class Report:
         quantiser_ignored_scope: regular expression of the names that a quantiser has to leave in float, such as NNCF's
             `IgnoredScope(patterns=[...])`, if the result is to be quantised.
         versions: of the tool and the libraries used.
+        seconds: how long each stage took: `load`, `plan`, `emit`, `check`, `write`.
         error: why nothing was inserted; None if it was.
         unused_options: names of the options that do nothing for the model, where that is the error.
         lines: of `--verify`, `--strip` and `--layers`, what was found: a word and a text each.
@@ -78,6 +98,7 @@ class Report:
     bytes_after: int | None = None
     quantiser_ignored_scope: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     error: str | None = None
     unused_options: Sequence[str] = ()
     lines: Sequence[tuple[str, str]] = ()

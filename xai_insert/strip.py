@@ -9,9 +9,10 @@ from xai_insert.errors import NotInsertedError
 from xai_insert.files import size
 from xai_insert.formats.backend import LoadedModel, Removed, load
 from xai_insert.methods.of_classifier import SALIENCY_CLASSES
-from xai_insert.pipeline import FEATURE_VECTOR, SALIENCY_MAP, require_writable, write_model
+from xai_insert.pipeline import FEATURE_VECTOR, SALIENCY_MAP
 from xai_insert.report import Report
 from xai_insert.tasks.per_box import PER_BOX
+from xai_insert.writing import require_writable, write_model
 
 
 def own_outputs(names: Sequence[str]) -> list[str]:

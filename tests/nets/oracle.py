@@ -55,21 +55,21 @@ class Sample:
 
     def definition(self, target: Target, score: str) -> Array:
         """`[B, K, h, w]`: the scores with the target masked to each cell in turn."""
-        session = _session(_masked(self.model, target, score))
+        run = session(_masked(self.model, target, score))
         images = self.images()
         groups = [images] if self.static else [images[i : i + 1] for i in range(len(images))]
-        return np.concatenate([self._maps(session, target, group) for group in groups])
+        return np.concatenate([self._maps(run, target, group) for group in groups])
 
-    def _maps(self, session: ort.InferenceSession, target: Target, images: Array) -> Array:
+    def _maps(self, run: ort.InferenceSession, target: Target, images: Array) -> Array:
         weights = _weights(target)
-        taken = {value.name for value in session.get_inputs()}
+        taken = {value.name for value in run.get_inputs()}
         maps = []
         for row in weights:
             feed = {"image": images}
             for index, feature in enumerate(target.features):
                 labels = feature.labels if feature.shape[0] == 1 else np.tile(feature.labels, _repeats(feature, images))
                 feed[f"mask{index}"] = row[labels]
-            maps.append(session.run(None, {k: v for k, v in feed.items() if k in taken})[0].reshape(len(images), -1))
+            maps.append(run.run(None, {k: v for k, v in feed.items() if k in taken})[0].reshape(len(images), -1))
         return np.stack(maps, -1).reshape(len(images), -1, *target.grid)
 
 
@@ -114,7 +114,7 @@ def judge(sample: Sample, convert: Callable[[onnx.ModelProto], Any] = lambda mod
         if drawn.shape[2:] != target.grid:
             continue
         for score in sample.scores:
-            difference = _difference(drawn, sample.definition(target, score))
+            difference = distance(drawn, sample.definition(target, score))
             if difference <= 1:
                 return Verdict(sample, "right", found)
             nearest = min(nearest, difference)
@@ -124,11 +124,11 @@ def judge(sample: Sample, convert: Callable[[onnx.ModelProto], Any] = lambda mod
     return Verdict(sample, "wrong", f"{found}: differs by {nearest * TOLERANCE:.1e} of its range at {drawn.shape[2:]}")
 
 
-def _difference(drawn: Array, right: Array) -> float:
+def distance(drawn: Array, right: Array) -> float:
     """In units of what is allowed."""
     if drawn.shape != right.shape or not np.isfinite(drawn).all():
         return np.inf
-    spread = float((right.max((2, 3)) - right.min((2, 3))).max())
+    spread = float((right.max((-2, -1)) - right.min((-2, -1))).max())
     allowed = max(TOLERANCE * spread, NOISE * float(np.abs(right).max()), 1e-9)
     return float(np.abs(drawn - right).max()) / allowed
 
@@ -173,7 +173,7 @@ def _masked(model: onnx.ModelProto, target: Target, score: str) -> onnx.ModelPro
     return twin
 
 
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
@@ -182,19 +182,19 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 def _saliency(model: Any, images: Array) -> Array:
     if isinstance(model, onnx.ModelProto):
-        return _session(model).run(["saliency_map"], {"image": images})[0]
-    return np.array(_compiled(model)([images])["saliency_map"])
+        return session(model).run(["saliency_map"], {"image": images})[0]
+    return np.array(compiled(model)([images])["saliency_map"])
 
 
-def _compiled(model: Any) -> Any:
+def compiled(model: Any) -> Any:
     import openvino as ov
 
     return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def _agrees(sample: Sample, model: Any) -> bool:
-    expected = _session(sample.model).run(None, {"image": sample.images()})[0]
-    given = np.array(_compiled(model)([sample.images()])[0])
+    expected = session(sample.model).run(None, {"image": sample.images()})[0]
+    given = np.array(compiled(model)([sample.images()])[0])
     return bool(np.allclose(given, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max())))
 
 

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import click
 
-from xai_insert.cli.streams import decoders_kept_quiet, open_streams, say, signals_end_cleanly
+from xai_insert.cli.streams import Refused, decoders_kept_quiet, open_streams, say, signals_end_cleanly
 from xai_insert.errors import XaiInsertError
+from xai_insert.explain import page
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
-from xai_insert.explain.draw import COLORMAPS
+from xai_insert.explain.draw import BACKGROUNDS, COLORMAPS
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
-from xai_insert.explain.files import Source, find_images, read_labels
+from xai_insert.explain.files import Source, find_images, left_out, read_labels, shown
 from xai_insert.explain.journal import FOLDERS
 from xai_insert.explain.memory import keep_freed_memory
+from xai_insert.explain.picture import Look
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
-from xai_insert.explain.run import RAW_KINDS, DrawOptions, Explainer, Model, Outcome
+from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_settled
+from xai_insert.explain.scale import SCALES
 from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
+from xai_insert.explain.video import explain_video, split
 from xai_insert.files import printable
 from xai_insert.version import __version__
 
@@ -56,13 +62,6 @@ def _scale(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return numbers
 
 
-def _selection(ctx: click.Context, param: click.Parameter, value: str) -> Selection:
-    try:
-        return Selection.parse(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err), ctx, param) from None
-
-
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
@@ -75,15 +74,15 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument(
-    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER..."
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_VIDEO_OR_FOLDER..."
 )  # fmt: skip
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
     help="Where to write overlays, maps and index.html.",
 )  # fmt: skip
 @click.option(
-    "--classes", default="predictions", show_default=True, callback=_selection, metavar="predictions|all|top5|3,17",
-    help="Classes to draw.",
+    "--classes", default="predictions", show_default=True, metavar="predictions|all|top5|3,17|cat,dog",
+    help="Classes to draw, by number or name.",
 )  # fmt: skip
 @click.option(
     "--threshold", type=click.FloatRange(0, 1), metavar="SCORE",
@@ -93,14 +92,29 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     "--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one a line, in order of classes."
 )
 @click.option(
-    "--opacity", type=click.FloatRange(0, 1), default=DrawOptions.opacity, show_default=True,
-    help="Weight of the map over the image.",
+    "--opacity", type=click.FloatRange(0, 1), default=Look.opacity, show_default=True,
+    help="Weight of the map over the image where it is at its highest; less where it is lower.",
 )  # fmt: skip
-@click.option("--colormap", type=click.Choice(COLORMAPS), default=DrawOptions.colormap, show_default=True)
+@click.option("--colormap", type=click.Choice(COLORMAPS), default=Look.colormap, show_default=True)
+@click.option(
+    "--background", type=click.Choice(BACKGROUNDS), default=Look.background, show_default=True,
+    help="Whether the image keeps its colours below the map.",
+)  # fmt: skip
+@click.option(
+    "--map-scale", type=click.Choice(SCALES), default=DrawOptions.scale, show_default=True,
+    help="shared: one scale for the maps of an image, weak classes stay pale; each: every map by its own range.",
+)  # fmt: skip
 @click.option(
     "--raw", type=click.Choice(RAW_KINDS), default=DrawOptions.raw, show_default=True,
     help="Also write the map as the model gave it.",
 )  # fmt: skip
+@click.option(
+    "--beside", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+    help="Results of an earlier run of another model on the same images: the page shows both side by side.",
+)  # fmt: skip
+@click.option(
+    "--frames", type=click.IntRange(1), metavar="N", help="Most frames of a video or camera; a camera has no end."
+)
 @click.option("--overwrite", is_flag=True, help="Draw again what an earlier run has drawn.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), help="Default: openvino for .xml, onnxruntime for .onnx.")
 @click.option("--device", default="CPU", show_default=True, help="Device, as the runtime calls it.")
@@ -115,16 +129,21 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--input-size", callback=_size, metavar="HxW", help="Size to run at, if the model leaves it open.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.version_option(__version__, prog_name="xai-explain")
+@signals_end_cleanly()
 def main(
     model: Path,
     images: tuple[Path, ...],
     output: Path,
-    classes: Selection,
+    classes: str,
     threshold: float | None,
     labels: Path | None,
     opacity: float,
     colormap: str,
+    background: str,
+    map_scale: str,
     raw: str,
+    beside: Path | None,
+    frames: int | None,
     overwrite: bool,
     runtime: str | None,
     device: str,
@@ -139,16 +158,19 @@ def main(
     """Draw what a classifier, a detector or an instance segmenter looked at.
 
     Runs MODEL (OpenVINO .xml or .onnx, with a saliency map or without) on images and writes an overlay per
-    predicted class, with the boxes or outlines of its objects, the raw maps and a contact sheet, index.html. How to
-    prepare an image is read from the model's metadata (Model API's model_info) unless options say otherwise. Run again,
-    it draws only what is missing.
+    predicted class, with the boxes or outlines of its objects, the raw maps and a page, index.html; of a video, or of
+    camera:0, a video. How to prepare an image is read from the model's metadata (Model API's model_info) unless
+    options say otherwise. Run again, it draws only what is missing.
     """
     open_streams()
     keep_freed_memory()
-    options = DrawOptions(opacity, colormap, raw, overwrite)  # type: ignore[arg-type]  # checked by click
+    look = Look(opacity, colormap, background)  # type: ignore[arg-type]  # checked by click
+    options = DrawOptions(look, map_scale, raw, overwrite)  # type: ignore[arg-type]
     trouble: str | None = None
     try:
-        sources = deque(find_images(images, [output / name for name in FOLDERS]))
+        videos, pictures = split(images)
+        results = [output / name for name in FOLDERS]
+        sources = deque(find_images(pictures, results))
         engine, content = load_settled(model, runtime, device)  # type: ignore[arg-type]  # checked by click
         bgr = None if channels is None else channels == "bgr"
         chosen = {"mean": mean, "scale": scale, "resize": resize, "bgr": bgr}
@@ -156,19 +178,32 @@ def main(
         feeder = Feeder.of(engine.image_input, how, layout, input_size)
         meaning = ScoreMeaning.from_metadata(engine.info)
         if labels is not None:
-            meaning = replace(meaning, labels=read_labels(labels))
+            meaning = replace(meaning, labels=read_labels(labels), is_told=True)
+        try:
+            selection = Selection.parse(classes, meaning.labels)
+        except ValueError as err:
+            raise Refused(f"--classes: {err}") from None
         if not quiet:
             trouble = _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
         identity = [str(model.resolve()), content, type(engine).__name__, device]
-        explainer = Explainer(_model(engine, feeder, meaning, classes, threshold), output, options, identity)
-        with signals_end_cleanly(), decoders_kept_quiet():
-            tally = _run(explainer, sources, quiet)
+        way = None if beside is None else page.beside(beside, output)
+        about = _facts(model, engine, feeder, device)
+        ready = _model(engine, feeder, meaning, selection, threshold)
+        run = FolderRun(ready, output, options, identity, about, way)
+        with decoders_kept_quiet():
+            for video in videos:
+                drawn = explain_video(video, output, ready, options, frames)
+                trouble = trouble if quiet else say(f"video: {drawn}") or trouble
+            tally = _run(run, sources, quiet)
     except XaiInsertError as err:
         say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
-    if explainer.journal.odd:
-        say(f"note: {explainer.journal.odd} lines of an earlier results.jsonl were set aside", err=True)
-    if not explainer.journal.is_guarded:
+    if skipped := left_out(pictures, results):
+        names = ", ".join(printable(str(path)) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        say(f"note: {len(skipped)} pictures of kinds that are not read were left out: {names}", err=True)
+    if run.journal.odd:
+        say(f"note: {run.journal.odd} lines of an earlier results.jsonl were set aside", err=True)
+    if not run.journal.is_guarded:
         say("note: the drive of the output folder has no locks: let one run at a time write into it", err=True)
     for note in tally.notes:
         say(f"note: {note}", err=True)
@@ -213,6 +248,23 @@ def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selec
     return Classifier(engine, feeder, meaning if threshold is None else replace(meaning, threshold=threshold), classes)
 
 
+def _facts(model: Path, engine: Engine, feeder: Feeder, device: str) -> dict[str, str]:
+    """What the page says about the run."""
+    about = engine.about
+    method = ", ".join(about[key] for key in ("method", "form", "task") if about.get(key))
+    versions = [f"xai-insert {__version__}", f"{engine.runtime} {sys.modules[engine.runtime].__version__} on {device}"]
+    if "version" in about:
+        versions.append(f"inserted by {about['version']}")
+    return {
+        "Model": shown(model.name),
+        "Method": method,
+        "Preprocessing": feeder.text(),
+        "Command": shown(shlex.join(["xai-explain", *sys.argv[1:]])),
+        "Versions": ", ".join(versions),
+        "Date": datetime.now(timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M %z"),
+    }
+
+
 def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> str | None:
     """Say how images are prepared, since a wrong guess is the commonest reason for a strange picture."""
     trouble = say(f"{printable(str(model))}: input {feeder.text()}")
@@ -227,11 +279,11 @@ def _emptied(sources: deque[Source]) -> Iterator[Source]:
         yield sources.popleft()
 
 
-def _run(explainer: Explainer, sources: deque[Source], quiet: bool) -> _Tally:
+def _run(run: FolderRun, sources: deque[Source], quiet: bool) -> _Tally:
     """Run with a progress bar, on a terminal only."""
     tally = _Tally()
     if quiet or not sys.stderr.isatty():
-        explainer.run(_emptied(sources), tally.add)
+        run.run(_emptied(sources), tally.add)
         return tally
     start = time.monotonic()
 
@@ -244,7 +296,7 @@ def _run(explainer: Explainer, sources: deque[Source], quiet: bool) -> _Tally:
             tally.add(outcome)
             bar.update(1, outcome)
 
-        explainer.run(_emptied(sources), done)
+        run.run(_emptied(sources), done)
     return tally
 
 

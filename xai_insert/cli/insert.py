@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ from click.core import ParameterSource
 
 from xai_insert.cli.parsing import COUNT, INPUT_SHAPE, SIZE
 from xai_insert.cli.streams import Refused, open_streams, say, signals_end_cleanly
-from xai_insert.cli.worker import Job, Runner, Worker, configure_logging
+from xai_insert.cli.worker import Job, Runner, configure_logging
+from xai_insert.cli.workers import Workers
 from xai_insert.files import clashes, identities, printable, write_whole, written
 from xai_insert.options import METHODS, OPTIONS, Option, Options, flag
 from xai_insert.report import Report, to_json
@@ -72,8 +73,9 @@ def _as_click(name: str, option: Option) -> Callable[[_Function], _Function]:
 @click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
 @click.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-    help="Time to read a model, at most.",
+    help="Processor time to read a model, at most.",
 )  # fmt: skip
+@click.option("--jobs", type=COUNT, default=1, metavar="N", help="Models at once.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", count=True, help="Print what happens inside; -vv: all.")
 @click.version_option(__version__, prog_name="xai-insert")
@@ -87,6 +89,7 @@ def main(
     action: str | None,
     report_path: Path | None,
     time_limit: float | None,
+    jobs: int,
     quiet: bool,
     verbose: int,
     **chosen: Any,
@@ -100,11 +103,16 @@ def main(
     configure_logging(verbose)
     values: dict[str, Any] = {name: not chosen[name] if name == "check" else chosen[name] for name in OPTIONS}
     values["input_shapes"] = dict(values["input_shapes"])
-    options = Options(**values, given=tuple(name for name in OPTIONS if _was_typed(name)))
+    given = [name for name in OPTIONS if _was_typed(name)]
+    if output_model is None and Path(values["output"] or "").suffix.lower() in (".onnx", ".xml"):
+        say(f"note: --output is for an output of the model; taken as -o {printable(values['output'])}", err=True)
+        output_model, values["output"] = Path(values["output"]), None
+        given.remove("output")
+    options = Options(**values, given=tuple(given))
     writes_nothing = _writes_nothing(action, output_model, dry_run, options) or dry_run
     goals = _outputs(models, output_model, writes_nothing)
     _require_apart(models, goals, report_path, writes_nothing)
-    jobs = [Job(model, goal, options, dry_run, action or "insert") for model, goal in zip(models, goals, strict=True)]
+    work = [Job(model, goal, options, dry_run, action or "insert") for model, goal in zip(models, goals, strict=True)]
     troubles: dict[str, None] = {}
 
     def show(report: Report) -> None:
@@ -123,8 +131,8 @@ def main(
         except OSError as err:
             troubles[f"cannot write the report {printable(str(report_path))}: {err.strerror}"] = None
 
-    with signals_end_cleanly(), Worker(verbose, time_limit) as worker:
-        reports = _done(jobs, run or worker, show, keep)
+    with signals_end_cleanly(), Workers(min(jobs, len(work)), verbose, time_limit) as workers:
+        reports = _done(work, workers if run is None else lambda jobs: map(run, jobs), show, keep)
     for text in troubles:
         say(f"error: {text}", err=True)
     failed = sum(report.error is not None for report in reports)
@@ -151,15 +159,18 @@ def _was_typed(name: str) -> bool:
 
 
 def _done(
-    jobs: Sequence[Job], run: Runner, show: Callable[[Report], None], keep: Callable[[list[Report]], None]
+    jobs: Sequence[Job],
+    run: Callable[[Sequence[Job]], Iterator[Report]],
+    show: Callable[[Report], None],
+    keep: Callable[[list[Report]], None],
 ) -> list[Report]:
     """Do all jobs, and keep the reports after each.
 
     An option that does nothing for one model is refused only if it does nothing for all others too.
     """
     reports: dict[int, Report] = {}
-    for index, job in enumerate(jobs):
-        report = reports[index] = run(job)
+    for index, report in enumerate(run(jobs)):
+        reports[index] = report
         keep(list(reports.values()))
         if len(jobs) == 1 or not report.unused_options:
             show(report)
@@ -173,7 +184,7 @@ def _done(
             continue
         if used.issuperset(unused):
             options = replace(job.options, given=tuple(sorted(job.options.on_purpose - set(unused))))
-            reports[index] = run(replace(job, options=options))
+            (reports[index],) = run([replace(job, options=options)])
             keep(list(reports.values()))
         show(reports[index])
     return list(reports.values())

@@ -38,10 +38,17 @@ _START = (
 )
 
 
-_STEPS = ("read", "located", "run")
+_STAGES = {
+    "read": "reading the model",
+    "located": "locating what to explain",
+    "run": "running the model as it came",
+    "done": "inserting the map",
+}
+"""What a process does until it says that it is past a step; see `insert_file` for these. The last is not limited."""
 _GRACE = 0.2
-# How long a file may keep its reader busy: a damaged one can do so for ever.
+# How long a file may keep a processor busy: a damaged one can do so for ever.
 _SECONDS, _BYTES_PER_SECOND = 20.0, 10e6
+_PROGRESS = 0.01  # of a processor: one that is less busy waits for something that will not come
 # What it may allocate meanwhile: readers compute constants, and a damaged one of a few bytes can make them gigabytes.
 _ALLOWANCE, _PER_BYTE = 1 << 30, 10
 _DATA = re.compile(r"VmData:\s+(\d+) kB")
@@ -99,7 +106,8 @@ class Worker:
 
     Args:
         verbose: how much the process logs to stderr.
-        seconds: how long a model may take to be read, to be located, and to run once; None goes by its size.
+        seconds: how long a processor may be busy with reading a model, locating what to explain, and running it once;
+            None goes by the model's size. The process may wait as long for what does not come.
     """
 
     def __init__(self, verbose: int, seconds: float | None = None) -> None:
@@ -128,26 +136,46 @@ class Worker:
         assert process.stdin is not None
         request = asdict(job) | {"model": str(job.model), "output": None if job.output is None else str(job.output)}
         seconds = self._seconds or _SECONDS + size(job.model) / _BYTES_PER_SECOND
-        try:
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            answer = self._answers.get(timeout=seconds)
-            while answer.strip() in _STEPS:
-                answer = self._answers.get(timeout=None if answer.strip() == _STEPS[-1] else seconds)
-        except BrokenPipeError:
-            answer = ""
-        except queue.Empty:
-            self._stop()
-            text = (
-                f"reading the model took longer than {seconds:.0f} s; is the file whole? (--time-limit gives it more)"
-            )
-            return Report(source=str(job.model), error=text)
+        for stage in _STAGES.values():
+            try:
+                answer = self._answer(process, None if stage == _STAGES["done"] else seconds)
+            except _GivenUpError as err:
+                self._stop()
+                text = f"{stage} {err}; is the file whole? (--time-limit gives it more)"
+                return Report(source=str(job.model), error=text)
+            if answer.strip() not in _STAGES:
+                break
         if not answer:
-            return Report(source=str(job.model), error=_obituary(self._stop()))
+            return Report(source=str(job.model), error=_obituary(self._stop(), stage))
         report = Report(**json.loads(answer))
         if report.error is not None and not report.unused_options:
             self._stop()  # the library may still be busy with the file
         return report
+
+    def _answer(self, process: subprocess.Popen[str], seconds: float | None) -> str:
+        """The next line; empty if the process ends.
+
+        Raises:
+            _GivenUpError: it took `seconds` of a processor, or as long without using one.
+        """
+        began = used = _processor_seconds(process.pid)
+        wait = seconds
+        while True:
+            try:
+                return self._answers.get(timeout=wait)
+            except queue.Empty:
+                assert seconds is not None
+                assert wait is not None
+            now = _processor_seconds(process.pid)
+            if now is None or used is None or began is None or now - began >= seconds:
+                raise _GivenUpError(f"took longer than {seconds:.0f} s") from None
+            if now - used < _PROGRESS * wait:
+                raise _GivenUpError(f"made no progress for {wait:.0f} s") from None
+            used, wait = now, max(seconds - (now - began), seconds / 10)
 
     def _start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", _START, str(self._verbose), *sys.path]
@@ -175,6 +203,19 @@ class Worker:
         return code
 
 
+class _GivenUpError(Exception):
+    """A process has had its time."""
+
+
+def _processor_seconds(process: int) -> float | None:
+    """How long a process has kept processors busy; None where the system does not tell."""
+    try:
+        after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _forward(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
     assert process.stdout is not None
     with process.stdout:
@@ -199,11 +240,11 @@ def _hold_memory(model: Path) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _obituary(code: int) -> str:
+def _obituary(code: int, stage: str) -> str:
     if code == -signal.SIGKILL:
-        return "the process that read the model was killed, perhaps because the machine's memory ran out"
+        return f"the process was killed while {stage}, perhaps because the machine's memory ran out"
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return f"the model crashed the library that reads or runs it ({how}); is the file whole?"
+    return f"the model crashed the library that reads or runs it ({how}) while {stage}; is the file whole?"
 
 
 def serve(verbose: int) -> None:

@@ -12,6 +12,7 @@ from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, Selection, ranking
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 
 _LISTED = 5
@@ -96,13 +97,23 @@ class Classifier:
             XaiInsertError: the model cannot be run, is no classifier, or lacks a class that was asked for.
         """
         feed, view = self.feeder.feed(image)
-        outputs = self.engine.infer(feed)
+        return self.read(self.engine.infer(feed), feed.shape, view)
+
+    def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
+        """Read the outputs for the first image of an input of that shape.
+
+        Raises:
+            XaiInsertError: the model is no classifier, or lacks a class that was asked for.
+        """
+        del shape
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
         scores, independent = probabilities(class_logits(outputs), self.meaning.multilabel)
+        self.meaning.require(len(scores))
         order = ranking(scores)
         likely = int((scores >= self.meaning.threshold).sum()) if independent else 1
-        chosen = self.selection.choose(scores, order[: max(likely, 1)])
+        names = [self.meaning.label(number) for number in range(len(scores))]
+        chosen = self.selection.choose(scores, order[: max(likely, 1)], names)
         if outputs.saliency_classes is not None:
             chosen = _with_map(chosen, outputs.saliency_classes[0])
         return Explained(
@@ -111,4 +122,5 @@ class Classifier:
             outputs.saliency_map[0],
             view,
             None if outputs.saliency_classes is None else outputs.saliency_classes[0],
+            ranges=None if outputs.saliency_range is None else outputs.saliency_range[0],
         )

@@ -11,7 +11,7 @@ import numpy as np
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.detections import Detections, Facts, Floats
 from xai_insert.explain.draw import Image
-from xai_insert.explain.errors import RunError, UnknownLayoutError
+from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.explained import Explained, Instance, Polygon, Prediction, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.layouts import detections
@@ -56,11 +56,18 @@ class Finder:
             XaiInsertError: the model cannot be run, or lacks a class that was asked for.
         """
         feed, view = self.feeder.feed(image)
-        outputs = self.engine.infer(feed)
+        return self.read(self.engine.infer(feed), feed.shape, view)
+
+    def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
+        """Read the outputs for the first image of an input of that shape.
+
+        Raises:
+            XaiInsertError: the model lacks a class that was asked for.
+        """
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
         saliency = outputs.saliency_map[0]
-        size = (feed.shape[self.feeder.layout.index("H")], feed.shape[self.feeder.layout.index("W")])
+        size = (shape[self.feeder.layout.index("H")], shape[self.feeder.layout.index("W")])
         maps = len(saliency) if saliency.ndim == 3 else None
         facts = Facts.of(self.engine.about, size, maps, len(self.meaning.labels))
         read = instances if self.engine.about.get("task") == SEGMENTATION else detections
@@ -74,20 +81,18 @@ class Finder:
             return Explained(objects, [], saliency, view, instances=objects)
         best = found.best(maps)
         first = facts.first_label
-        chosen = self._chosen(best, list(dict.fromkeys(item.class_id - first for item in objects)), first)
+        predicted = list(dict.fromkeys(item.class_id - first for item in objects))
+        chosen = self._chosen(best, predicted, facts)
         drawn = [Prediction(number + first, self._label(number, facts), float(best[number])) for number in chosen]
-        return Explained(objects, drawn, saliency, view, np.arange(maps) + first, objects)
+        ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
+        return Explained(objects, drawn, saliency, view, np.arange(maps) + first, objects, ranges=ranges)
 
-    def _chosen(self, best: Floats, predicted: Sequence[int], first: int) -> Sequence[int]:
-        """Numbers of the maps to draw; classes that are asked for are labels of the model."""
-        if self.selection.kind == "listed" and first:
-            missing = [label for label in self.selection.listed if not 0 <= label - first < len(best)]
-            if missing:
-                raise RunError(
-                    f"there is no class {missing[0]}: the model has the classes {first} to {len(best) - 1 + first}"
-                )
-            return [label - first for label in self.selection.listed]
-        return self.selection.choose(best, predicted)
+    def _chosen(self, best: Floats, predicted: Sequence[int], facts: Facts) -> Sequence[int]:
+        """Numbers of the maps to draw; classes that are asked for by number are labels of the model."""
+        maps = len(best)
+        self.meaning.require(maps, maps + 1, *([maps - 1] if facts.background == 0 else []))
+        names = [self._label(number, facts) for number in range(maps)]
+        return self.selection.choose(best, predicted, names, facts.first_label)
 
     def _objects(self, found: Detections, box_maps: Array | None, facts: Facts, view: View) -> list[Instance]:
         objects = []
@@ -120,7 +125,7 @@ class Finder:
         is_asked = self.selection.kind in ("all", "listed")
         every = range(len(saliency))
         first = facts.first_label
-        chosen = self._chosen(np.zeros(len(saliency)), every, first) if is_asked else every
+        chosen = self._chosen(np.zeros(len(saliency)), every, facts) if is_asked else every
         drawn = [Prediction(number + first, self._label(number, facts), 0.0) for number in chosen]
         told = "the maps are drawn without boxes" if is_asked else "no map is drawn, all are written; see --classes"
         numbers = np.arange(len(saliency)) + first

@@ -14,6 +14,7 @@ from xai_insert.explain.class_names import class_names
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.preprocessing import Box, View, is_true
+from xai_insert.explain.scale import raw_values
 
 Scores = npt.NDArray[np.float64]
 Polygon = npt.NDArray[np.float64]
@@ -66,16 +67,20 @@ class Selection:
     Attributes:
         kind: `predictions`, `all`, `top` or `listed`.
         count: how many for `top`.
-        listed: the classes for `listed`.
+        listed: the classes for `listed`, by number or name.
     """
 
     kind: str = "predictions"
     count: int = 0
-    listed: tuple[int, ...] = ()
+    listed: tuple[int | str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Selection:
-        """Read `predictions`, `all`, `top5` or `3,17`.
+    def parse(cls, text: str, names: Sequence[str] = ()) -> Selection:
+        """Read `predictions`, `all`, `top5`, or classes by number or name: `3,17` or `cat,fire truck`.
+
+        Args:
+            text: the selection.
+            names: what the classes are called.
 
         Raises:
             ValueError: it is none of these.
@@ -84,30 +89,45 @@ class Selection:
             return cls(text)
         if match := re.fullmatch(r"top([1-9]\d*)", text):
             return cls("top", count=int(match[1]))
-        if re.fullmatch(r"\d+(,\d+)*", text):
-            return cls("listed", listed=tuple(dict.fromkeys(int(item) for item in text.split(","))))
-        raise ValueError(f"{text!r} is not predictions, all, top5 or class numbers such as 3,17")
+        items = [item.strip() for item in ([text] if text in names else text.split(","))]
+        unknown = [item for item in items if not re.fullmatch(r"\d+", item) and item not in names]
+        if unknown:
+            example = f", or class names such as {names[0]}" if names else ""
+            raise ValueError(f"{unknown[0]!r} is not predictions, all, top5 or class numbers such as 3,17{example}")
+        found = [item if item in names else int(item) for item in items]
+        return cls("listed", listed=tuple(dict.fromkeys(found)))
 
-    def choose(self, scores: Scores, predicted: Sequence[int]) -> Sequence[int]:
-        """The classes to draw.
+    def choose(self, scores: Scores, predicted: Sequence[int], names: Sequence[str], first: int = 0) -> Sequence[int]:
+        """The numbers of the maps to draw.
 
         Args:
             scores: probabilities `[K]`.
-            predicted: the predicted classes.
+            predicted: the predicted ones.
+            names: what the classes are called, `[K]`.
+            first: the class of the first map.
 
         Raises:
-            RunError: a listed class does not exist.
+            RunError: a listed class does not exist, or a name is that of several.
         """
         if self.kind == "all":
             return range(len(scores))
         if self.kind == "top":
             return ranking(scores)[: self.count]
         if self.kind == "listed":
-            missing = [number for number in self.listed if number >= len(scores)]
-            if missing:
-                raise RunError(f"there is no class {missing[0]}: the model has the classes 0 to {len(scores) - 1}")
-            return self.listed
+            return [self._number(item, names, first) for item in self.listed]
         return predicted
+
+    @staticmethod
+    def _number(item: int | str, names: Sequence[str], first: int) -> int:
+        if isinstance(item, str):
+            fits = [number for number, name in enumerate(names) if name == item]
+            if len(fits) != 1:
+                listed = ", ".join(str(number + first) for number in fits) or "none"
+                raise RunError(f"classes called {item!r}: {listed}; give the number of one")
+            return fits[0]
+        if not 0 <= item - first < len(names):
+            raise RunError(f"there is no class {item}: the model has the classes {first} to {len(names) - 1 + first}")
+        return item - first
 
 
 def ranking(scores: Scores) -> list[int]:
@@ -124,11 +144,27 @@ class ScoreMeaning:
         labels: names of the classes; empty if unknown.
         multilabel: whether the classes are independent.
         threshold: least score of a predicted class, where they are.
+        is_told: whether the user gave the names, whose number must fit then.
     """
 
     labels: tuple[str, ...] = ()
     multilabel: bool = False
     threshold: float = 0.5
+    is_told: bool = False
+
+    def require(self, *counts: int) -> None:
+        """Refuse names that the user gave for another number of classes.
+
+        Args:
+            counts: how many names fit; the first is the number of classes.
+
+        Raises:
+            RunError: the number of names is none of them.
+        """
+        if self.is_told and len(self.labels) not in counts:
+            raise RunError(
+                f"there are {len(self.labels)} labels, but {counts[0]} classes: one name for each, in their order"
+            )
 
     @classmethod
     def from_metadata(cls, info: Mapping[str, str]) -> ScoreMeaning:
@@ -161,6 +197,7 @@ class Explained:
         instances: what to draw on the maps: detected objects.
         note: what could not be told about the image, one line.
         has_overlays: whether the chosen maps are drawn over the image, else only written as they are.
+        ranges: raw values behind 0 and 255 of each map, `[K, 2]`; None where the model does not say them.
     """
 
     predictions: Sequence[Prediction]
@@ -171,6 +208,7 @@ class Explained:
     instances: Sequence[Instance] = ()
     note: str | None = None
     has_overlays: bool = True
+    ranges: Array | None = None
 
     @property
     def has_scores(self) -> bool:
@@ -178,7 +216,14 @@ class Explained:
         return self.note is None
 
     def map_of(self, class_id: int) -> Array:
-        """The map `[h, w]` of a class that was chosen."""
-        index = class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])
-        found: Array = self.saliency_map[index]
+        """The map `[h, w]` of a class that was chosen, as the model gave it."""
+        found: Array = self.saliency_map[self._index(class_id)]
         return found
+
+    def values_of(self, class_id: int) -> Array:
+        """The map `[h, w]` of a class that was chosen: raw values where the model gives them, else bytes."""
+        index = self._index(class_id)
+        return raw_values(self.saliency_map[index], None if self.ranges is None else self.ranges[index])
+
+    def _index(self, class_id: int) -> int:
+        return class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])

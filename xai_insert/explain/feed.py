@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,12 +68,18 @@ class Feeder:
 
     def feed(self, image: Image) -> tuple[Array, View]:
         """Turn uint8 RGB `[H, W, 3]` into an input, and say which area of the image it shows."""
-        height, width = image.shape[:2]
-        pixels, view = prepare(image, self.how, self.size or (height, width), self.channels)
-        if self.layout == "NCHW":
-            pixels = pixels.transpose(2, 0, 1)
-        batch = np.broadcast_to(pixels, (self.batch, *pixels.shape))
-        return np.ascontiguousarray(batch, dtype=self.dtype), view
+        feed, (view,) = self.stack([image])
+        return feed, view
+
+    def stack(self, images: Sequence[Image]) -> tuple[Array, list[View]]:
+        """Turn images into one input; where the model's batch is larger, the last is repeated."""
+        parts, views = [], []
+        for image in images:
+            pixels, view = prepare(image, self.how, self.size or (image.shape[0], image.shape[1]), self.channels)
+            parts.append(pixels.transpose(2, 0, 1) if self.layout == "NCHW" else pixels)
+            views.append(view)
+        parts += [parts[-1]] * (self.batch - len(parts))
+        return np.ascontiguousarray(np.stack(parts), dtype=self.dtype), views
 
     def text(self) -> str:
         """One line for people."""

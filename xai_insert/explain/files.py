@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from xai_insert.explain.errors import ImageFileError, RunError
 from xai_insert.files import replace_whole
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+_OTHER = frozenset((".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg"))
 _JPEG_QUALITY = 85
 _MOST_PIXELS = 178_000_000  # Pillow refuses more of its own accord
 _MOST_BYTES, _MOST_OF_LABELS = 1 << 30, 1 << 26
@@ -60,7 +61,7 @@ def find_images(given: Sequence[Path], results: Iterable[Path]) -> list[Source]:
     own = folder_keys(results)
     for entry in given:
         if not os.path.isdir(entry):  # unlike a path's own question, it takes any name
-            found.setdefault(entry, _plain(entry, entry.stem))
+            found.setdefault(entry, result_name(entry))
             continue
         inside = sorted(_below(entry, own))
         if not inside:
@@ -71,11 +72,11 @@ def find_images(given: Sequence[Path], results: Iterable[Path]) -> list[Source]:
     return [Source(path, _marked(path, name) if count[name] > 1 else name) for path, name in found.items()]
 
 
-def _below(folder: Path, own: set[FolderKey]) -> Iterator[Path]:
+def _below(folder: Path, own: set[FolderKey], suffixes: Collection[str] = SUFFIXES) -> Iterator[Path]:
     unlisted: list[Path] = []
     for where, folders, names in os.walk(folder, onerror=lambda err: unlisted.append(Path(err.filename))):
         folders[:] = [name for name in folders if not folder_keys([Path(where, name)]) & own]
-        yield from (Path(where, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+        yield from (Path(where, name) for name in names if Path(name).suffix.lower() in suffixes)
     yield from unlisted
 
 
@@ -111,7 +112,7 @@ def require_own(output: Path, folders: Iterable[str]) -> None:
         taken = [name for name in folders if os.path.isdir(output / name) and os.listdir(output / name)]
     except OSError as err:
         raise RunError(f"cannot read the folder {err.filename}: {err.strerror or err}") from err
-    taken += ["index.html"] if os.path.lexists(output / "index.html") else []
+    taken += [name for name in ("index.html", "run.js", "records.js") if os.path.lexists(output / name)]
     if taken:
         raise RunError(
             f"{shown(output)} has {taken[0]} but no results.jsonl, so it is not of an earlier run and nothing in it is "
@@ -119,8 +120,20 @@ def require_own(output: Path, folders: Iterable[str]) -> None:
         )
 
 
+def left_out(given: Sequence[Path], results: Iterable[Path]) -> list[Path]:
+    """Pictures in the given folders that are of a kind that is not read; folders with results aside."""
+    own = folder_keys(results)
+    found = [path for entry in given if os.path.isdir(entry) for path in sorted(_below(entry, own, _OTHER))]
+    return [path for path in found if path.suffix.lower() in _OTHER]  # without folders that cannot be listed
+
+
 def _marked(path: Path, name: str) -> str:
     return f"{name}~{hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:6]}"
+
+
+def result_name(path: Path) -> str:
+    """What the results of a file go by: its name without the suffix, changed where folders would not take it."""
+    return _plain(path, path.stem)
 
 
 def _plain(path: Path, name: str) -> str:

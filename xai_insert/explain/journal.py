@@ -16,7 +16,7 @@ from xai_insert.explain import files
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.sharing import give_back, open_folder, take
 
-FOLDERS = ("images", "overlays", "maps")
+FOLDERS = ("images", "overlays", "maps", "data")
 """Where the results lie, below the output folder."""
 
 _LONGEST = 1 << 24  # bytes of a line; longer ones are none of ours
@@ -247,6 +247,7 @@ _FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_text,
     "source": _is_text,
     "image": _is_text,
+    "data": _is_text,
     "size": _are_sides,
     "predictions": _are_predictions,
     "maps": _are_maps,
@@ -255,7 +256,11 @@ _FIELDS: Mapping[str, Callable[[Any], bool]] = {
 
 def written(record: Mapping[str, Any]) -> list[str]:
     """The files of a record."""
-    names = [record.get("image"), *(item[key] for item in record.get("maps", ()) for key in ("overlay", "raw"))]
+    names = [
+        record.get("image"),
+        record.get("data"),
+        *(item[key] for item in record.get("maps", ()) for key in ("overlay", "raw")),
+    ]
     return [name for name in names if name is not None]
 
 

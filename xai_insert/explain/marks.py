@@ -31,7 +31,7 @@ def draw_marks(image: Image, instances: Sequence[Instance]) -> Image:
         return image
     height, width = image.shape[:2]
     scale = np.array([width, height])
-    line = max(1, round(min(width, height) / 250))
+    line = max(1, round(max(width, height) / 400))
     drawn = image.copy()
     boxes = [np.array(item.box).reshape(2, 2) * scale for item in instances]
     shapes: list[np.ndarray[tuple[int, ...], np.dtype[np.int32]]] = []
@@ -43,7 +43,7 @@ def draw_marks(image: Image, instances: Sequence[Instance]) -> Image:
         cv2.polylines(drawn, shapes, True, colour, thickness, cv2.LINE_AA)
     picture = Pillow.fromarray(drawn)
     pen = ImageDraw.Draw(picture)
-    size = min(max(min(width, height) // 28, 11), 20)
+    size = max(max(width, height) // 45, 12)
     font, margin = font_of(size), size // 4
     texts = [f"{item.label} {item.score:.2f}" for item in instances]
     strips: list[Box] = []

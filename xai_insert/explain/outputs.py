@@ -15,7 +15,8 @@ SALIENCY_MAP = "saliency_map"
 FEATURE_VECTOR = "feature_vector"
 SALIENCY_CLASSES = "saliency_classes"
 SALIENCY_MAP_PER_BOX = "saliency_map_per_box"
-_OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX)
+SALIENCY_RANGE = "saliency_range"
+_OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX, SALIENCY_RANGE)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Outputs:
         saliency_classes: int64 `[N, K]`, the class of each map; None if map k is that of class k.
         saliency_map_per_box: uint8 0..255 or float32, `[N, M, h, w]`, a map of each of the M boxes that the model
             reports, in the order of its report; None if the model has none.
+        saliency_range: float `[N, K, 2]`, the raw values that stand behind 0 and 255 of each uint8 map; None if the
+            model has none.
     """
 
     predictions: dict[str, Array]
@@ -36,6 +39,7 @@ class Outputs:
     feature_vector: Array | None = None
     saliency_classes: Array | None = None
     saliency_map_per_box: Array | None = None
+    saliency_range: Array | None = None
 
 
 def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:

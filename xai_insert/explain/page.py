@@ -1,74 +1,192 @@
-"""The contact sheet: one HTML page that needs no network."""
+"""The page for people: `index.html` and the scripts that hold its data, which need no network.
+
+A page that is opened as a file may not read other files, but it may run scripts. So everything it draws from comes as
+calls of functions: `run.js` holds the facts of the run, `records.js` a record for each image, and `data/NAME.js` the
+maps of one image, fetched when it comes into view. Names and labels in them are anyone's: they are written as ASCII
+JSON, and `page.js` turns them into text, never into markup.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from html import escape
-from importlib.resources import files
-from pathlib import PurePath
+import json
+import os
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files as resources
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import quote
 
-_HEIGHT, _NARROWEST, _WIDEST = 232, 120, 300
-_SMALLEST = 96
+import cv2
+import numpy as np
+
+from xai_insert.explain import files
+from xai_insert.explain.draw import COLORMAPS, palette, to_bytes
+from xai_insert.explain.errors import RunError
+from xai_insert.explain.explained import Instance
+from xai_insert.explain.outputs import Array
+from xai_insert.explain.picture import Look, Rectangle
+from xai_insert.explain.preprocessing import View
+from xai_insert.explain.scale import Scaled, ScaleName
+
 _LEAST = 0.005
+_LISTED = 100
+_CHUNK = 1000
+_FINEST = 96  # cells to a side of a map: more are not seen
+_PLACES = 5
+_MAPS, _END = "xai.maps(", ");\n"
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
-def build(records: Collection[Mapping[str, Any]], title: str = "Explained images") -> Iterator[bytes]:
-    """Write the page, one image after the other.
+@dataclass(frozen=True)
+class About:
+    """What the page says about a run.
+
+    Attributes:
+        facts: by what they are called: model, method, preprocessing, command, versions, date.
+        look: how the maps are drawn at first.
+        scale: see `scaled`.
+        beside: folder of another run, whose maps are shown beside; relative to the page.
+    """
+
+    facts: Mapping[str, str]
+    look: Look
+    scale: ScaleName
+    beside: str | None = None
+
+
+def write(folder: Path, records: Iterable[Mapping[str, Any]], about: About) -> None:
+    """Write the page and its data.
 
     Args:
-        records: one per image, as `Explainer` writes them; paths are relative to the page.
-        title: heading.
+        folder: where the results lie.
+        records: one per image, as a run writes them; paths are relative to the folder.
+        about: the run.
+
+    Raises:
+        RunError: a file cannot be written.
     """
-    template = (files(__package__) / "page.html").read_text(encoding="utf-8")
-    count = f"{len(records)} image{'' if len(records) == 1 else 's'}"
-    for key, value in {"title": escape(title), "count": count}.items():
-        template = template.replace(f"<!--{key}-->", value)
-    above, _, below = template.partition("<!--rows-->\n")
-    yield above.encode()
-    for record in records:
-        yield f"{_row(record)}\n".encode(errors="replace")
-    yield below.encode()
+    facts = {
+        "about": dict(about.facts),
+        "look": {**vars(about.look), "scale": about.scale},
+        "palettes": {name: _packed(np.stack(palette(name), 1)) for name in COLORMAPS},
+        "beside": about.beside,
+    }
+    files.write(folder / "run.js", f"xai.run({_json(facts)});\n".encode())
+    files.write(folder / "records.js", _listed(records))
+    own = resources(__package__)
+    scripts = [(own / name).read_text(encoding="utf-8") for name in ("page_maps.js", "page.js")]
+    page = (own / "page.html").read_text(encoding="utf-8").replace("/*script*/", "\n".join(scripts))
+    files.write(folder / "index.html", page.encode())
 
 
-def _row(record: Mapping[str, Any]) -> str:
-    name = PurePath(record["source"]).name
-    width, height = record["size"]
-    shown = min(max(_HEIGHT * width / height, _NARROWEST), _WIDEST)
-    raw = max(min(shown, shown * height / width) / 2, _SMALLEST)
+def _listed(records: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """The calls with all records, some in each: there may be more than memory should hold."""
+    given = iter(records)
+    yield b"xai.records([]);\n"
+    while chunk := list(islice(given, _CHUNK)):
+        yield f"xai.records([{','.join(_json(_short(record)) for record in chunk)}]);\n".encode()
+
+
+def beside(folder: Path, output: Path) -> str:
+    """The way from a page to the results of another run.
+
+    Raises:
+        RunError: there are none, or no way leads there.
+    """
+    missing = [name for name in ("run.js", "records.js") if not (folder / name).is_file()]
+    if missing:
+        raise RunError(f"--beside wants a folder of an earlier run: {files.shown(folder)} holds no {missing[0]}")
+    try:
+        return Path(os.path.relpath(folder.resolve(), output.resolve())).as_posix()
+    except ValueError as err:  # on another drive
+        raise RunError(f"no relative way leads from {output} to {folder}") from err
+
+
+def _short(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page needs of a record."""
     predictions = [item for item in record["predictions"] if item["score"] >= _LEAST] or record["predictions"][:1]
-    bars = "".join(
-        f'<li><span class="label">{escape(item["label"])}</span><span class="score">{item["score"]:.2f}</span>'
-        f'<span class="bar"><i style="width:{100 * item["score"]:.1f}%"></i></span></li>'
-        for item in predictions
-    )
-    listed = f"<ol>{bars}</ol>" if bars else f"<p>{'boxes not read' if 'note' in record else 'nothing found'}</p>"
-    pairs = []
-    for item in record["maps"]:
-        title = f"{name}: {item['title']}"
-        score = f"<b>{escape(item['title'])}</b> {item['score']:.2f}" if "score" in item else escape(item["title"])
-        pair = _picture(item["overlay"], title, score, "overlay") if item["overlay"] else ""
-        if item["raw"] and item["raw"].endswith(".png"):
-            caption = f"raw map {_times(*item['grid'])}"
-            caption = caption if pair else f"{escape(item['title'])}, {caption}"
-            pair += _picture(item["raw"], f"{title}, raw map", caption, "raw")
-        pairs.append(f'<div class="pair">{pair}</div>')
-    sizes = f"--width:{shown:.0f}px;--ratio:{width}/{height};--raw:{raw:.0f}px"
-    return (
-        f'<section style="{sizes}"><div class="facts"><h2>{escape(name)}</h2>'
-        f'<p>{_times(width, height)}</p>{listed}</div><div class="pictures">{_picture(record["image"], name, "image")}'
-        f'<div class="maps">{"".join(pairs)}</div></div></section>'
-    )
+    kept = {key: record[key] for key in ("name", "source", "size", "image", "maps", "data", "note") if key in record}
+    short = [{"label": item["label"], "score": round(item["score"], _PLACES)} for item in predictions[:_LISTED]]
+    return {**kept, "file": PurePath(record["source"]).name, "predictions": short}
 
 
-def _times(width: int, height: int) -> str:
-    return f"{width}&thinsp;&times;&thinsp;{height}"
+def maps_script(
+    maps: Iterable[tuple[Array, Scaled, Sequence[Instance]]], view: View, rectangle: Rectangle | None
+) -> bytes:
+    """The script with the maps of one image.
+
+    Args:
+        maps: for each, what the model gave, what is drawn of it, and the objects on it.
+        view: how image and input fit together.
+        rectangle: where the maps lie in the input, see `draw`.
+    """
+    objects: dict[int, Instance] = {}
+    entries = []
+    for saliency, scaled, own in maps:
+        objects |= {id(item): item for item in own}
+        pixels = to_bytes(saliency)
+        if max(pixels.shape) > _FINEST:
+            ratio = _FINEST / max(pixels.shape)
+            size = [max(1, round(side * ratio)) for side in pixels.shape[::-1]]
+            pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+        values = scaled.values
+        span = None if values.dtype == np.uint8 else [float(values.min()), float(values.max())]
+        entries.append(
+            {
+                "w": pixels.shape[1],
+                "h": pixels.shape[0],
+                "span": span,
+                "data": _packed(pixels),
+                "objects": [list(objects).index(id(item)) for item in own],
+            }
+        )
+    place = _place(view, rectangle)
+    seen = [max(low, edge) for low, edge in zip(place[:2], view.in_image[:2], strict=True)]
+    seen += [min(high, edge) for high, edge in zip(place[2:], view.in_image[2:], strict=True)]
+    hides = any(low > 0 for low in seen[:2]) or any(high < 1 for high in seen[2:])
+    data = {
+        "place": _rounded(place),
+        "seen": _rounded(seen) if hides else None,
+        "maps": entries,
+        "objects": [
+            {
+                "text": f"{item.label} {item.score:.2f}",
+                "box": _rounded(item.box),
+                "outline": [_rounded(part.reshape(-1)) for part in item.outline],
+            }
+            for item in objects.values()
+        ],
+    }
+    return f"{_MAPS}{_json(data)}{_END}".encode()
 
 
-def _picture(path: str, title: str, caption: str, kind: str = "") -> str:
-    return (
-        f'<figure class="{kind}"><button type="button" data-title="{escape(title)}">'
-        f'<img src="{quote(path)}" alt="{escape(title)}" loading="lazy"></button>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+def is_maps_script(content: bytes) -> bool:
+    """Whether a file holds maps and no other script: the page would run whatever it finds."""
+    if not (content.startswith(_MAPS.encode()) and content.endswith(_END.encode())):
+        return False
+    try:
+        return isinstance(json.loads(content[len(_MAPS) : -len(_END)]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _place(view: View, rectangle: Rectangle | None) -> list[float]:
+    """Where a map lies, left, top, right, bottom in shares of the image; it may reach beyond."""
+    top, left, bottom, right = rectangle or _WHOLE
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = view.in_input, view.in_image
+    across, down = (u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0)
+    return [u0 + (left - x0) * across, v0 + (top - y0) * down, u0 + (right - x0) * across, v0 + (bottom - y0) * down]
+
+
+def _rounded(numbers: Iterable[float]) -> list[float]:
+    return [round(float(number), _PLACES) for number in numbers]
+
+
+def _packed(values: Array) -> str:
+    return b64encode(np.ascontiguousarray(values, np.uint8).tobytes()).decode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -19,15 +19,16 @@ import numpy as np
 
 from xai_insert.errors import XaiInsertError
 from xai_insert.explain import files, page
-from xai_insert.explain.draw import ColormapName, Image, to_bytes
+from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.explained import Explained, Instance
 from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import Rectangle, canvas, caption, draw
+from xai_insert.explain.picture import Look, canvas, caption, draw, legend, rectangle_of
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
+from xai_insert.explain.scale import Scaled, ScaleName, scaled
 from xai_insert.explain.sharing import alone_in
 from xai_insert.files import sweep
 from xai_insert.version import __version__
@@ -35,6 +36,7 @@ from xai_insert.version import __version__
 RawKind = Literal["png", "npy", "none"]
 
 RAW_KINDS: tuple[str, ...] = get_args(RawKind)
+ALL_CLASSES = "all classes, where features are strong, not evidence"
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ class DrawOptions:
     """What to write.
 
     Attributes:
-        opacity: weight of the map's colours, 0..1.
-        colormap: colours of the map.
+        look: colours and opacity of the maps.
+        scale: `shared`: one scale for the maps of an image; `each`: one for each, see `scaled`.
         raw: kind of file for the raw map: `png` (8 bit), `npy` (as the model gave it) or `none`.
         overwrite: whether to draw again what exists.
     """
 
-    opacity: float = 0.5
-    colormap: ColormapName = "jet"
+    look: Look = field(default_factory=Look)
+    scale: ScaleName = "shared"
     raw: RawKind = "png"
     overwrite: bool = False
 
@@ -96,13 +98,17 @@ class _Scene:
     view: View
 
 
-def rectangle_of(about: Mapping[str, str]) -> Rectangle | None:
-    """Where the maps of a model lie in its input; None if they cover all of it."""
-    edges = [float(part) for part in about.get("rectangle", "").split()]
-    return (edges[0], edges[1], edges[2], edges[3]) if len(edges) == 4 else None
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A map that was drawn: its record, what the model gave, how it is coloured, and the objects on it."""
+
+    record: dict[str, Any]
+    saliency: Array
+    scaled: Scaled
+    own: Sequence[Instance]
 
 
-class Explainer:
+class FolderRun:
     """Explains images with one model and writes the results below one folder.
 
     Args:
@@ -110,10 +116,21 @@ class Explainer:
         output: folder for the results.
         options: what to write.
         identity: tells this model and its settings from others, so that results of others are not taken for its own.
+        facts: what the page says about the run, see `page.About`.
+        beside: way from `output` to the results of another run, which the page shows beside.
     """
 
-    def __init__(self, model: Model, output: Path, options: DrawOptions, identity: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        output: Path,
+        options: DrawOptions,
+        identity: Sequence[Any] = (),
+        facts: Mapping[str, str] | None = None,
+        beside: str | None = None,
+    ) -> None:
         self._model, self._output, self._options = model, output, options
+        self._about = page.About(facts or {}, options.look, options.scale, beside)
         self._rectangle = rectangle_of(model.engine.about)
         about = [*model.settings, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
@@ -122,7 +139,7 @@ class Explainer:
         self._folders: set[files.FolderKey] = set()
 
     def run(self, sources: Iterable[files.Source], done: Callable[[Outcome], None] = lambda _: None) -> None:
-        """Explain every image and write the contact sheet `index.html`; other runs may do so in the same folder.
+        """Explain every image and write the page `index.html`; other runs may do so in the same folder.
 
         Args:
             sources: the images.
@@ -155,7 +172,7 @@ class Explainer:
         """Show the images of all runs; of those that end together, the last to write the page has seen all records."""
         with alone_in(self._output / FOLDERS[-1]):
             records = Records(self._output / "results.jsonl")
-            files.write(self._output / "index.html", page.build(records.values()))
+            page.write(self._output, records.values(), self._about)
             records.close()
 
     def _each(self, sources: Iterable[files.Source]) -> Iterator[Outcome]:
@@ -195,6 +212,10 @@ class Explainer:
         scene = _Scene(source.name, (width, height), canvas(image), found.view)
         if scene.shown is not image or not files.is_jpeg(content):
             content = files.encode_jpeg(scene.shown)
+        maps = self._draw(scene, found)
+        script = page.maps_script(
+            [(item.saliency, item.scaled, item.own) for item in maps], found.view, self._rectangle
+        )
         record = {
             "name": source.name,
             "settings": self._settings,
@@ -203,67 +224,78 @@ class Explainer:
             "size": [width, height],
             "image": self._write(f"images/{source.name}.jpg", content),
             "predictions": [item.record(width, height) for item in found.predictions],
-            "maps": self._draw(scene, found),
+            "maps": [item.record for item in maps],
+            "data": self._write(f"data/{source.name}.js", script),
         }
         if found.note is not None:
             record["note"] = found.note
         return Outcome(source, record)
 
-    def _draw(self, scene: _Scene, found: Explained) -> list[dict[str, Any]]:
+    def _draw(self, scene: _Scene, found: Explained) -> list[_Drawn]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
+        with_map = [item for item in found.instances if item.saliency_map is not None]
+        of_boxes = scaled(
+            [item.saliency_map for item in with_map if item.saliency_map is not None],
+            [item.score for item in with_map],
+            self._options.scale,
+        )
+        boxes = list(zip(with_map, of_boxes, strict=True))
         if found.saliency_map.ndim == 2:
-            texts = ("all classes", f"{len(found.instances)} found" if found.instances else "")
-            every = self._draw_map(scene, found.saliency_map, "all", texts, found.instances)
-            return [every, *self._draw_boxes(scene, found.instances)]
+            texts = (ALL_CLASSES, f"{len(found.instances)} found" if found.instances else "")
+            (only,) = scaled([found.saliency_map], [None], self._options.scale)
+            every = self._draw_map(scene, found.saliency_map, only, "all", texts, found.instances)
+            return [every, *self._draw_boxes(scene, boxes)]
         drawn = []
-        for item in found.chosen:
+        scores = [item.score if found.has_scores else None for item in found.chosen]
+        maps = scaled([found.values_of(item.class_id) for item in found.chosen], scores, self._options.scale)
+        for item, values in zip(found.chosen, maps, strict=True):
             score = f"{item.score:.2f}" if found.has_scores else ""
             mark = "-".join(part for part in (str(item.class_id), files.slug(item.label), score) if part)
             own = [instance for instance in found.instances if instance.class_id == item.class_id]
             saliency = found.map_of(item.class_id)
-            entry = self._draw_map(scene, saliency, mark, (item.label, score), own, found.has_overlays)
+            entry = self._draw_map(scene, saliency, values, mark, (item.label, score), own, found.has_overlays)
             about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
-            drawn.append({**about, **entry})
-            drawn += self._draw_boxes(scene, own)
+            drawn.append(replace(entry, record={**about, **entry.record}))
+            drawn += self._draw_boxes(scene, [pair for pair in boxes if pair[0].class_id == item.class_id])
         return drawn
 
-    def _draw_boxes(self, scene: _Scene, instances: Sequence[Instance]) -> list[dict[str, Any]]:
+    def _draw_boxes(self, scene: _Scene, boxes: Sequence[tuple[Instance, Scaled]]) -> list[_Drawn]:
         """Draw the map of each object that has a map of its own, with its box alone; objects count within a class."""
         drawn = []
-        for index, item in enumerate(instances):
-            if item.saliency_map is None:
-                continue
-            number = 1 + sum(other.class_id == item.class_id for other in instances[:index])
+        for index, (item, values) in enumerate(boxes):
+            assert item.saliency_map is not None
+            number = 1 + sum(other.class_id == item.class_id for other, _ in boxes[:index])
             score = f"{item.score:.2f}"
             mark = f"{item.class_id}-{files.slug(item.label)}-box{number}-{score}"
             texts = (f"{item.label}, box {number}", score)
-            entry = self._draw_map(scene, item.saliency_map, mark, texts, [item])
-            drawn.append({**item.record(*scene.size), **entry})
+            entry = self._draw_map(scene, item.saliency_map, values, mark, texts, [item])
+            drawn.append(replace(entry, record={**item.record(*scene.size), **entry.record}))
         return drawn
 
     def _draw_map(
         self,
         scene: _Scene,
         saliency: Array,
+        values: Scaled,
         mark: str,
         texts: tuple[str, str],
         instances: Sequence[Instance],
         has_overlay: bool = True,
-    ) -> dict[str, Any]:
+    ) -> _Drawn:
         options, stem = self._options, f"{scene.name}.{mark}"
-        pixels = to_bytes(saliency)
         entry: dict[str, Any] = {"title": texts[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
         if has_overlay:
-            picture = draw(scene.shown, pixels, scene.view, options.opacity, options.colormap, self._rectangle)
-            parts = draw_marks(picture, instances), caption(picture.shape[1], *texts)
+            picture = draw(scene.shown, values, scene.view, options.look, self._rectangle)
+            width = picture.shape[1]
+            parts = draw_marks(picture, instances), caption(width, *texts), legend(width, values, options.look)
             entry["overlay"] = self._write(f"overlays/{stem}.jpg", files.encode_jpeg(*parts))
         if options.raw == "png":
-            entry["raw"] = self._write(f"maps/{stem}.png", files.encode_png(pixels))
+            entry["raw"] = self._write(f"maps/{stem}.png", files.encode_png(to_bytes(saliency)))
         elif options.raw == "npy":
             content = BytesIO()
             np.save(content, saliency)
             entry["raw"] = self._write(f"maps/{stem}.npy", content.getvalue())
-        return entry
+        return _Drawn(entry, saliency, values, instances)
 
     def _write(self, name: str, content: bytes) -> str:
         files.write(self._output / name, content)
@@ -273,7 +305,9 @@ class Explainer:
         """Whether an earlier run drew this image with this model and these settings, and nothing is gone since."""
         if known.get("settings") != self._settings or known.get("source") != files.shown(source.path):
             return False
-        return known.get("content") == digest and all(files.is_plain(self._output / name) for name in written(known))
+        if known.get("content") != digest or not all(files.is_plain(self._output / name) for name in written(known)):
+            return False
+        return page.is_maps_script(files.read(self._output / known["data"]))
 
 
 @contextmanager

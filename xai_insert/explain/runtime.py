@@ -58,6 +58,10 @@ class Engine(Protocol):
         """Whether the metadata is Model API's own."""
 
     @property
+    def runtime(self) -> RuntimeName:
+        """What runs it."""
+
+    @property
     def parallel(self) -> int:
         """How many inferences run at once at best."""
 
@@ -71,7 +75,7 @@ def model_files(path: Path) -> list[Path]:
         return [path, path.with_suffix(".bin")]
     from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
 
-    return [path, *sorted(require_safe_file(path))]
+    return [path, *sorted(require_safe_file(path).files - {path})]
 
 
 def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> Engine:
@@ -137,6 +141,8 @@ class OpenVINOEngine:
     No callback of Python's is needed so, which would hold a stream up until it gets the interpreter's lock.
     """
 
+    runtime: RuntimeName = "openvino"
+
     def __init__(self, path: Path, device: str) -> None:
         import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
 
@@ -169,6 +175,7 @@ class OpenVINOEngine:
 class OnnxEngine:
     """A model in onnxruntime, whose sessions may be run from several threads."""
 
+    runtime: RuntimeName = "onnxruntime"
     by_model_api: bool
     parallel = 1
 

@@ -12,6 +12,7 @@ from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, Selection, ranking
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 
 SEMANTIC_SEGMENTATION = "semantic segmentation"
@@ -47,18 +48,30 @@ class Painter:
             XaiInsertError: the model cannot be run, or lacks a class that was asked for.
         """
         feed, view = self.feeder.feed(image)
-        outputs = self.engine.infer(feed)
+        return self.read(self.engine.infer(feed), feed.shape, view)
+
+    def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
+        """Read the outputs for the first image of an input of that shape.
+
+        Raises:
+            XaiInsertError: the model lacks a class that was asked for.
+        """
+        del shape
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
         maps = outputs.saliency_map[0]
         shares = self._shares(outputs, len(maps))
+        self.meaning.require(len(maps))
+        names = [self.meaning.label(number) for number in range(len(maps))]
         order = ranking(shares)
         likely = max(int((shares >= _LEAST_SHARE).sum()), 1)
+        chosen = self.selection.choose(shares, order[:likely], names)
         return Explained(
             [self.meaning.prediction(shares, number) for number in order[: max(likely, _LISTED)]],
-            [self.meaning.prediction(shares, number) for number in self.selection.choose(shares, order[:likely])],
+            [self.meaning.prediction(shares, number) for number in chosen],
             maps,
             view,
+            ranges=None if outputs.saliency_range is None else outputs.saliency_range[0],
         )
 
     def _shares(self, outputs: Outputs, classes: int) -> Scores:

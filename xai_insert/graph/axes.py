@@ -38,6 +38,7 @@ class Origin:
         stride: for rows and columns, pixels from one cell to the next; negative where they run backwards.
         offset: pixel of the centre of cell 0.
         roll: cell i holds what is at cell `i + roll`, modulo the size.
+        grain: pixels between the cells of the coarser grid that these were interpolated from; 0 where they were not.
         parts: of a joint one, the axes that stand end to end; of a shuffled one, the axis in its order.
         order: of a shuffled one, where each cell stood.
         whole: of what it was cut out, and `start` where from.
@@ -49,6 +50,7 @@ class Origin:
     stride: float = 1.0
     offset: float = 0.0
     roll: int = 0
+    grain: float = 0.0
     parts: tuple[Axis, ...] = ()
     order: tuple[int, ...] = ()
     whole: Origin | None = None
@@ -237,20 +239,21 @@ def _take(stream: list[Digit], size: int, end: int) -> list[Digit] | None:
 
 
 def near(a: Origin, b: Origin) -> bool:
-    """Whether two grids have their cells at the same places, to half a stride."""
-    return a.roll == b.roll and is_near((a.stride, a.offset), (b.stride, b.offset))
+    """Whether two grids have their cells at the same places, to half a stride, or half a cell they were made from."""
+    return a.roll == b.roll and is_near((a.stride, a.offset), (b.stride, b.offset), max(a.grain, b.grain))
 
 
-def is_near(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """Whether two pairs of stride and offset put the cells at the same places, to half a stride."""
-    slack = abs(a[0]) / 2 + 1e-6
+def is_near(a: tuple[float, float], b: tuple[float, float], grain: float = 0.0) -> bool:
+    """Whether two pairs of stride and offset put the cells at the same places, to half a stride or half a `grain`."""
+    slack = max(abs(a[0]), grain) / 2 + 1e-6
     return abs(a[0] - b[0]) <= 1e-3 * abs(a[0]) and abs(a[1] - b[1]) <= slack
 
 
 def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axis:
     """Rows or columns on another grid: `stride` and `offset` in cells of the one before."""
     roll = round(origin.roll / stride) if size else 0
-    return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset, roll))
+    grain = max(origin.grain, abs(origin.stride)) if stride < 1 else origin.grain
+    return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset, roll, grain))
 
 
 def resized(origin: Origin, size: int, *, corners: bool) -> Axis:

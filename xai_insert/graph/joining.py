@@ -46,12 +46,18 @@ def join(a: Axis, b: Axis) -> Axis:
     if not a or not b:
         return a or b
     if has_place(a) and has_place(b):
-        if agree(a, b) or (_is_whole(a) and not _is_whole(b)):
+        if agree(a, b):
+            return b if _grain(b) < _grain(a) else a  # a pyramid adds interpolated cells to finer ones
+        if _is_whole(a) and not _is_whole(b):
             return a
         return b if _is_whole(b) and not _is_whole(a) else other(axis_size(a))
     if has_place(a) or has_place(b):
         return a if has_place(a) else b
     return b if any(d.origin.kind is Kind.BATCH for d in b) and not any(d.origin.kind is Kind.BATCH for d in a) else a
+
+
+def _grain(axis: Axis) -> float:
+    return max((digit.origin.grain for digit in axis), default=0.0)
 
 
 def _is_whole(axis: Axis) -> bool:
@@ -63,7 +69,7 @@ def _is_whole(axis: Axis) -> bool:
 
 def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
     """A joined axis in the middle of what it was joined from: every second pixel, and those between, as in a Focus."""
-    lines = [line(part) for part in parts]
+    lines = [line(part) for part in parts if not _grain(part)]
     offsets = {origin.offset for origin in lines if origin is not None}
     first = line(joined)
     if first is None or None in lines or len(offsets) < 2:

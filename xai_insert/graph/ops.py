@@ -6,13 +6,12 @@ A method is written once, as a function from values to values over `Ops`; each f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from xai_insert.graph.masks import Masks
 from xai_insert.graph.view import Node, Shape, Value
 
 V = TypeVar("V")
@@ -215,17 +214,17 @@ class Surgeon(Protocol[V]):
     def rounds(self, node: Node) -> bool:
         """Whether `node` quantises, or computes with integers, what its copy does not."""
 
-    def map_positions(self, masks: Masks, features: Sequence[Value], region: Sequence[Node], result: Value) -> V:
-        """Run `region` once per mask, with `feature * masks[p]` in place of each feature, one after another.
+    def repeat(self, runs: int, body: Callable[[V], V], width: int) -> V:
+        """Run what `body` writes several times, one after another.
 
         Args:
-            masks: each broadcasts against every feature.
-            features: the masked values, of one shape.
-            region: the nodes from the features to `result`, in topological order.
-            result: the value that is kept of each run.
+            runs: how often.
+            body: writes one run by `ops`, `handle` and `copy`, which are those of the loop meanwhile. Its argument is
+                the number of the run, an int64 scalar, its result float32 `[N, width]`.
+            width: see `body`.
 
         Returns:
-            `[P, ...]`, the results stacked along a new first axis.
+            float32 `[runs, N, width]`.
         """
 
     def pinned(self, value: V, shape: Shape, image: Value, axes: Sequence[int]) -> V:

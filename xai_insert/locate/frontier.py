@@ -8,13 +8,15 @@ decodes and selects.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
+from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
+from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
@@ -50,11 +52,26 @@ class Head:
 
 
 def find_heads(graph: Graph, images: Sequence[Value]) -> list[Head]:
-    """Every head with a grid, in topological order."""
-    dependent = activations(graph, images)
-    layers = _frontier(graph, dependent)
-    heads = [head for layer in layers if (head := _head(graph, layer, dependent)) is not None]
+    """Every head with a grid, in topological order: learned layers, and products with embeddings."""
+    heads = [head for head in _heads(graph, images).values() if head is not None]
     return sorted(heads, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
+
+
+def without_grid(graph: Graph, images: Sequence[Value]) -> list[Value]:
+    """Results of last layers that hold something of the image's rows or columns, but no grid that can be traced."""
+    places = find_places(graph)
+    return [
+        layer.output for layer, head in _heads(graph, images).items() if head is None and places.is_placed(layer.output)
+    ]
+
+
+def _heads(graph: Graph, images: Sequence[Value]) -> dict[Node, Head | None]:
+    dependent = activations(graph, images)
+    places = find_places(graph)
+    heads = {layer: _head(places, layer, dependent) for layer in _frontier(graph, dependent)}
+    if any(heads.values()):  # a line of tokens alone is text; beside grids it is one of them, of one row or one column
+        heads = {layer: head or _strip(places, layer, dependent) for layer, head in heads.items()}
+    return heads
 
 
 def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
@@ -74,7 +91,7 @@ def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
         producer = value.producer
         if producer is None:
             continue
-        if is_learned(producer):
+        if is_learned(producer) or _embedded(producer, dependent) is not None:
             found[producer] = None
         else:
             stack += _data_operands(producer, value)
@@ -94,6 +111,24 @@ def is_learned(node: Node) -> bool:
     else:
         features = shape[1] if node.attrs["transpose_b"] else shape[0]
     return features >= _FEWEST_FEATURES and not _counts(weight)
+
+
+def _embedded(node: Node, dependent: set[Value]) -> Value | None:
+    """The features of the image that a node multiplies by embeddings, stored or given; None if it does not.
+
+    Each position has its product with each embedding, `[N, L, K]` or, where the embeddings stand left, `[N, K, L]`.
+    """
+    if node.op is not Op.MATMUL or node.output.rank != 3:
+        return None
+    one, other = node.read(0), node.read(1)
+    if (one in dependent) == (other in dependent):
+        return None
+    features, embeddings = (one, other) if one in dependent else (other, one)
+    if (embeddings.rank or 0) < 2 or any(size != 1 for size in embeddings.sizes[:-2]):
+        return None
+    is_last = node.attrs["transpose_b"] if embeddings is other else not node.attrs["transpose_a"]
+    width = embeddings.sizes[-1 if is_last else -2]
+    return features if width is not None and width >= _FEWEST_FEATURES and not _counts(embeddings) else None
 
 
 def _counts(weight: Value) -> bool:
@@ -119,24 +154,48 @@ def _data_operands(node: Node, value: Value) -> list[Value]:
     return [operand for operand in operands if operand is not None]
 
 
-def _head(graph: Graph, layer: Node, dependent: set[Value]) -> Head | None:
+def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
     value = _with_bias(layer, dependent)
     shape = value.shape
     if shape is None or 0 in shape:
         return None
-    if layer.op is Op.CONV:
-        if len(shape) != 4 or shape[1] is None:
-            return None
-        return Head(value, layer.read(0), 1, (Level(0, shape[2], shape[3], (2, 3)),))
-    channel = len(shape) - 1
+    features, channel = _reading(layer, dependent)
     if shape[channel] is None:
         return None
+    levels: tuple[Level, ...] = ()
     if len(shape) == 4:
-        return Head(value, layer.read(0), channel, (Level(0, shape[1], shape[2], (1, 2)),))
-    if len(shape) == 3:
-        levels = token_levels(graph, layer.read(0), shape[1])
-        return None if not levels else Head(value, layer.read(0), channel, levels)
-    return None
+        levels = _level(places, value, tuple(axis for axis in (1, 2, 3) if axis != channel))
+    elif len(shape) == 3 and layer.op is not Op.CONV:
+        levels = token_levels(places, layer.output, 3 - channel)
+    return Head(value, features, channel, levels) if levels else None
+
+
+def _strip(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
+    """A head of tokens in one row or one column."""
+    value = _with_bias(layer, dependent)
+    features, channel = _reading(layer, dependent)
+    if layer.op is not Op.MATMUL or value.rank != 3 or value.sizes[channel] is None:
+        return None
+    grid = places.strip_of(layer.output, 3 - channel)
+    return None if grid is None else Head(value, features, channel, (Level(0, *grid, (3 - channel,)),))
+
+
+def _reading(layer: Node, dependent: set[Value]) -> tuple[Value, int]:
+    """What a layer reads, and the axis of its channels."""
+    if layer.op is Op.CONV:
+        return layer.read(0), 1
+    is_left = not is_learned(layer) and _embedded(layer, dependent) is layer.read(1)
+    return layer.read(int(is_left)), 1 if is_left else len(layer.output.sizes) - 1
+
+
+def _level(places: Places, value: Value, axes: tuple[int, ...]) -> tuple[Level, ...]:
+    """The grid in two axes of a value; none where they are not those of the image."""
+    height, width = (value.sizes[axis] for axis in axes)
+    place = places.of(value)
+    if place is not None and place.axes == axes:
+        return (Level(0, height, width, axes, places.frame_of(place)),)
+    strips = [places.strip_of(value, axis) for axis in axes if value.sizes[axis] != 1]
+    return (Level(0, height, width, axes),) if all(strip == (height, width) for strip in strips) else ()
 
 
 def _scaled(layer: Node) -> Value:
@@ -169,6 +228,19 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
         return value
     channel = value.sizes[1 if layer.op is Op.CONV else -1]
     return add.output if not other.is_constant or volume(other.sizes) in (channel, 1) else value
+
+
+def finished(graph: Graph, head: Head) -> Head:
+    """A head whose value has the shifts and scales that are computed for each location, as OWL-ViT's logits."""
+    dependent = activations(graph, image_inputs(graph))
+    value = head.value
+    while len(uses := [use for use in value.uses if use.node.op is not Op.SHAPE]) == 1:
+        node, index = uses[0].node, uses[0].index
+        other = node.operand(1 - index) if index < 2 else None
+        if node.op not in (Op.ADD, Op.MUL) or other not in dependent or node.output.sizes != head.value.sizes:
+            break
+        value = node.output
+    return replace(head, value=value)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xai_insert.graph.axes import has_place
+from xai_insert.graph.axes import Axes, has_place
 from xai_insert.graph.trace import Traced
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.logits import is_softmax
@@ -70,10 +70,19 @@ def _holds_boxes(value: Value, graph: Graph, traced: Traced) -> bool:
     if shape is None or len(shape) != 3 or "float" not in value.dtype or is_softmax(value) or _is_map(value, traced):
         return False
     if shape[2] == _BOX:
+        if _is_one_vector(traced.get(value, ())):
+            return False  # numbers of a fixed list: coordinates of key points, and how sure they are
         others = [other for other in graph.outputs if other is not value and other.rank in (2, 3)]
         return any(other.sizes[1] == shape[1] for other in others)
     node = _maker(value, _THROUGH)
     return (shape[2] or 0) > _BOX and node is not None and node.op is Op.CONCAT and _joins_columns(node)
+
+
+def _is_one_vector(axes: Axes) -> bool:
+    """Whether rows and columns are the channels of one layer, divided."""
+    if len(axes) != 3 or not axes[1]:
+        return False
+    return all(any(digit.origin is other.origin for other in axes[2]) for digit in axes[1])
 
 
 def _joins_columns(node: Node) -> bool:

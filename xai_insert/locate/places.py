@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_place, parts_of
 from xai_insert.graph.trace import Traced, trace
@@ -62,6 +63,19 @@ def grid_of(axes: Axes) -> Place | None:
     elif lines:
         return None
     return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the lists of tokens that stand end to end in an axis.
+
+    Attributes:
+        start: its first token.
+        place: the grid that it is; None for tokens without one.
+    """
+
+    start: int
+    place: Place | None
 
 
 @dataclass(frozen=True)
@@ -135,6 +149,28 @@ class Places:
                     return value, index
         return None
 
+    def strip_of(self, value: Value, axis: int) -> tuple[int, int] | None:
+        """Height and width of a grid of one row or one column that is an axis of a value; None if it is none."""
+        axes = self.traced.get(value, ())
+        origin = _side(axes[axis]) if axis < len(axes) else None
+        if origin is None or origin.size is None or origin.roll or origin.stride < 0:
+            return None
+        return (1, origin.size) if origin.kind is Kind.COLUMNS else (origin.size, 1)
+
+    def parts_of(self, value: Value, axis: int) -> list[Part] | None:
+        """What stands end to end in an axis of a value, in order; None where it is not known how much."""
+        axes = self.traced.get(value)
+        if axes is None or axis >= len(axes):
+            return None
+        found, start = list[Part](), 0
+        for part in parts_of(axes[axis]):
+            size, pair = axis_size(part), _pair(part)
+            if size is None or (pair is None and has_place(part)):
+                return None
+            found.append(Part(start, None if pair is None else Place((axis,), *pair)))
+            start += size
+        return found
+
     def frame_of(self, place: Place) -> Frame:
         """How a grid lies in the image."""
         return Frame(
@@ -145,10 +181,15 @@ class Places:
         )
 
 
+_KNOWN: WeakKeyDictionary[Graph, Places] = WeakKeyDictionary()
+
+
 def find_places(graph: Graph) -> Places:
-    """Follow the axes of a model's images."""
-    images = image_inputs(graph)
-    return Places(trace(graph, {image: image_axes(image) for image in images}), images[0])
+    """Follow the axes of a model's images, once for each graph."""
+    if graph not in _KNOWN:
+        images = image_inputs(graph)
+        _KNOWN[graph] = Places(trace(graph, {image: image_axes(image) for image in images}), images[0])
+    return _KNOWN[graph]
 
 
 def _side(axis: Axis) -> Origin | None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from xai_insert.graph.cuts import activations, cut_values
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Regions
-from xai_insert.locate.layout import FeatureMap, channel_axis, grid_of_map
-from xai_insert.locate.levels import joined_tokens
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.levels import coarsest_map
 from xai_insert.locate.outputs import query_boxes
+from xai_insert.locate.places import Places, find_places
 
 
 def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
@@ -24,7 +25,10 @@ def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
                     found[value] = None
     if not found:
         return None
-    maps = [FeatureMap(value, 1, (2, 3), grid_of_map(value, (2, 3))) for value in found]
+    places = find_places(graph)
+    maps = [feature for value in found if (feature := places.map_of(value)) is not None and feature.channel_axis == 1]
+    if not maps:
+        return None
     sized = [feature for feature in maps if feature.positions is not None]
     coarsest = min(sized, key=lambda feature: feature.positions or 0) if len(sized) == len(maps) else maps[-1]
     readers = f"region head over {len(maps)} level{'s' if len(maps) > 1 else ''}"
@@ -35,26 +39,17 @@ def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
     """The last map or tokens with a grid through which every path to the boxes of queries goes."""
     if not query_boxes(graph):
         return None
+    places = find_places(graph)
     for output in graph.outputs:
         for value in reversed(cut_values(graph, list(images), output)):
-            feature = _as_map(graph, value)
+            feature = _as_map(places, value)
             if feature is not None:
                 return Regions(feature, "queries")
     return None
 
 
-def _as_map(graph: Graph, value: Value) -> FeatureMap | None:
+def _as_map(places: Places, value: Value) -> FeatureMap | None:
     if value.producer is None or "float" not in value.dtype:
         return None
-    channel = channel_axis(value)
-    if value.rank == 4 and channel is not None:
-        axes = tuple(axis for axis in (1, 2, 3) if axis != channel)
-        height, width = grid_of_map(value, axes)
-        if (height or 2) > 1 and (width or 2) > 1:
-            return FeatureMap(value, channel, axes, (height, width))
-    if value.rank == 3 and channel == 2:
-        found = joined_tokens(graph, value, value.sizes[1])
-        if found is not None:
-            start, height, width = found
-            return FeatureMap(value, 2, (1,), (height, width), prefix=start)
-    return None
+    feature = coarsest_map(places, value)
+    return feature if feature is not None and min(size or 2 for size in feature.grid) > 1 else None

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from xai_insert.errors import UnknownNameError
 from xai_insert.graph.operators import Product, Resized, Window
-from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
-_THROUGH = (Op.IDENTITY, Op.CAST, Op.QUANTIZE, Op.TRANSPOSE, Op.RESHAPE, Op.SIGMOID)
+_CHOOSES = (Op.ARGMAX, Op.TOPK)
+_COMPARES = (Op.SOFTMAX, *_CHOOSES)
+_THROUGH = (Op.IDENTITY, Op.CAST, Op.QUANTIZE, Op.TRANSPOSE, Op.RESHAPE, Op.SIGMOID, *_COMPARES)
 _FEWEST = 4
 _COARSEST = 4.0
 """Pixels from one cell of class scores to the next, at most, where no resize follows: heads of boxes are coarser."""
@@ -27,6 +29,8 @@ class Segmenter:
         scores: the map of the scores.
         classes: their number.
         source: what the linear layer reads that gives them; None if they come of none.
+        bias: what that layer adds, a constant; None if nothing.
+        whole: the scores behind the resize, or the scores themselves; None if they are changed before that.
         compares: whether a softmax or an argmax compares them.
         enlarged: whether a resize follows.
     """
@@ -36,6 +40,8 @@ class Segmenter:
     scores: FeatureMap
     classes: int
     source: Value | None
+    bias: Value | None
+    whole: FeatureMap | None
     compares: bool
     enlarged: bool
 
@@ -82,25 +88,51 @@ def may_segment(values: Sequence[Value]) -> bool:
 
 
 def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
-    value, compares, chooses, enlarged = output, False, False, False
-    scores = _map_of(output, places)
+    value, scores = output, _map_of(output, places)
+    behind: list[Node] = []
+    passed: list[Node] = []
     while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        if node.op in (Op.SOFTMAX, Op.ARGMAX, Op.TOPK):
-            if _class_axis(source, places) != node.attrs["axis"] % (source.rank or 1):
-                break
-            compares, chooses = True, chooses or node.op is not Op.SOFTMAX
-        elif isinstance(node.kind, Resized):
-            enlarged = enlarged or _is_finer(value, source, places)
-        elif node.op not in _THROUGH:
+        if node.op not in _THROUGH and not isinstance(node.kind, Resized):
             break
-        value = source
-        scores = _map_of(value, places) or scores
+        passed.append(node)
+        value, found = source, _map_of(source, places)
+        if found is not None:
+            scores, behind = found, list(passed)
     if scores is None or scores.channels is None or "float" not in scores.value.dtype:
         return None
-    axis = None if chooses else _class_axis(output, places)
-    if axis is None and not chooses and scores.channels > 1:
-        return None  # rows of places, as detectors give them
-    return Segmenter(index, axis, scores, scores.channels, _linear_source(scores.value), compares, enlarged)
+    axis: int | None = scores.channel_axis
+    for node in reversed(behind):
+        if axis is None or (node.op in _COMPARES and node.attrs["axis"] % (node.read(0).rank or 1) != axis):
+            return None  # rows of places, as detectors give them, or a comparison of places
+        if node.op in _CHOOSES:
+            if node.outputs[-1].rank == node.read(0).rank and node.outputs[-1].sizes[axis] != 1:
+                return None  # the best of several
+            axis = None
+            break
+        axis = _moved(node, axis, places)
+    else:
+        if axis is None:
+            return None
+    resizes = [node for node in behind if isinstance(node.kind, Resized)]
+    is_plain = not resizes or resizes[0].operand(0) is scores.value
+    source, bias = _linear(scores.value)
+    return Segmenter(
+        index, axis, scores, scores.channels, source, bias,
+        whole=_map_of(resizes[0].output if resizes else scores.value, places) if is_plain else None,
+        compares=any(node.op in _COMPARES for node in behind),
+        enlarged=any(_enlarges(node, places) for node in resizes),
+    )  # fmt: skip
+
+
+def _moved(node: Node, axis: int, places: Places) -> int | None:
+    """The axis of the classes behind a node; None where it is lost."""
+    if node.op is Op.TRANSPOSE:
+        perm = node.attrs["perm"]
+        return None if perm is None else tuple(perm).index(axis)
+    if node.op is Op.RESHAPE:
+        found = _map_of(node.output, places)
+        return None if found is None else found.channel_axis
+    return axis
 
 
 def _map_of(value: Value, places: Places) -> FeatureMap | None:
@@ -108,21 +140,19 @@ def _map_of(value: Value, places: Places) -> FeatureMap | None:
     return found if found is not None and len(found.grid_axes) == 2 else None
 
 
-def _is_finer(value: Value, source: Value, places: Places) -> bool:
-    after, before = places.of(value), places.of(source)
-    return after is not None and before is not None and abs(after.rows.stride) < abs(before.rows.stride)
+def _enlarges(node: Node, places: Places) -> bool:
+    """Whether a resize makes more cells; of unknown sizes it is taken to, as last ones do."""
+    after, before = places.of(node.output), places.of(node.read(0))
+    return after is None or before is None or abs(after.rows.stride) < abs(before.rows.stride)
 
 
-def _class_axis(value: Value, places: Places) -> int | None:
-    found = _map_of(value, places)
-    return None if found is None or found.channels == 1 else found.channel_axis
-
-
-def _linear_source(value: Value) -> Value | None:
-    """What a layer with weights reads, its bias aside."""
-    node = value.producer
+def _linear(value: Value) -> tuple[Value | None, Value | None]:
+    """What a layer with weights reads, and the bias that it adds."""
+    node, bias = value.producer, None
     if node is not None and node.op is Op.ADD:
         operands = [operand for operand in node.inputs if operand is not None and not operand.is_constant]
+        bias = next((operand for operand in node.inputs if operand is not None and operand.is_constant), None)
         node = operands[0].producer if len(operands) == 1 else None
-    is_linear = node is not None and isinstance(node.kind, (Window, Product))
-    return node.operand(0) if node is not None and is_linear else None
+    if node is None or not isinstance(node.kind, (Window, Product)):
+        return None, None
+    return node.operand(0), bias or node.operand(2)

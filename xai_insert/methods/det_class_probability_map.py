@@ -65,9 +65,10 @@ def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:
     height, width = grid_of_level(surgeon, item)
     batch = size_of(op, x, value, 0)
     if len(item.level.grid_axes) == 1:
-        if item.level.cells != value.sizes[1]:
-            x = op.slice(x, 1, item.level.start, item.level.start + (item.level.cells or 0))
-        x = reshape(op, op.transpose(x, [0, 2, 1]), [batch, item.head.channels, height, width])
+        (axis,) = item.level.grid_axes
+        if item.level.cells != value.sizes[axis]:
+            x = op.slice(x, axis, item.level.start, item.level.start + (item.level.cells or 0))
+        x = reshape(op, op.transpose(x, [0, 2, 1]) if axis == 1 else x, [batch, item.head.channels, height, width])
     elif item.head.channel_axis == len(value.sizes) - 1:
         x = op.transpose(x, [0, 3, 1, 2])
     if order.anchors == 1 and order.classes < item.head.channels:

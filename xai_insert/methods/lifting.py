@@ -20,7 +20,7 @@ from xai_insert.methods.axes import BATCH, Dim, Dims, Tokens, has_tokens, plain,
 
 _ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
 _BROADCASTING = _ELEMENTWISE - {Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.EXPAND}
-_JOINING = frozenset({Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL})
+_JOINING = frozenset({Op.ATTENTION, Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL})
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ class Lifter(Generic[V]):
             self._convolve(node, main)
         elif node.op is Op.MATMUL and node.operand(1) in self.made:
             self._multiply(node)
+        elif node.op is Op.ATTENTION:
+            self._attend(node)
         else:
             dims = self._result_dims(node, main.dims)
             self._copy(node, main, dims)
@@ -236,6 +238,25 @@ class Lifter(Generic[V]):
         else:
             handle, columns = self._surgeon.ops.matmul(a.handle, b.handle), b.dims[-1]
         self.made[node.output] = Lifted(handle, (*a.dims[:-1], columns))
+
+    def _attend(self, node: Node) -> None:
+        """A fused attention within each sample, under a mask that is the same for all."""
+        parts = [self.made.get(node.read(index)) for index in range(3)]
+        query, key, value = parts
+        if query is None or key is None or value is None or not node.attrs.get("is_plain"):
+            raise self._refusal(node)
+        if len({part.dims[:-2] for part in (query, key, value)}) > 1 or any(
+            width(dim) is None for part in (query, key, value) for dim in part.dims[-2:]
+        ):
+            raise self._refusal(node)
+        for other in node.inputs[3:]:
+            sizes = () if other is None else other.sizes
+            aligned = zip(reversed(sizes), reversed(query.dims), strict=False)
+            if other is not None and (
+                not other.is_constant or any(BATCH in dim and size != 1 for size, dim in aligned)
+            ):
+                raise self._refusal(node)
+        self._copy(node, query, (*query.dims[:-1], value.dims[-1]))
 
     def _select(self, node: Node, main: Lifted[V], axis: int) -> None:
         dim = main.dims[axis]

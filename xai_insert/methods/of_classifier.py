@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,17 @@ class ClassifierPlan(Plan):
 
 @dataclass(frozen=True)
 class MaskedPlan(ClassifierPlan):
-    """A decision for a map that is the class scores under masks."""
+    """A decision for a map that is the class scores under masks.
+
+    Attributes:
+        one_by_one: whether masks are run one by one because several at once turned out not to be the same.
+    """
+
+    one_by_one: bool = field(default=False, kw_only=True)
+
+    def at_once(self, options: Options) -> int | None:
+        """How many masks are run at once, at most; None for as many as fit."""
+        return 1 if self.one_by_one else options.mask_batch
 
     @abstractmethod
     def masked(self) -> list[Value]:
@@ -118,7 +128,7 @@ class MaskedPlan(ClassifierPlan):
         """Add the maps in closed form; `zeros` are the zero tokens of each attention that is masked."""
 
     def uses(self) -> frozenset[str]:
-        return super().uses() | {"top_k"}
+        return super().uses() | {"top_k", "form"} | ({"mask_batch"} if self.form is Form.RUNS else set())
 
     @property
     def attentions(self) -> Sequence[Attention]:
@@ -148,7 +158,9 @@ class MaskedPlan(ClassifierPlan):
         return described | {"target": described["target"] | {"masked": masked}}
 
     def without_closed_form(self, graph: Graph, reason: str) -> MaskedPlan | None:
-        return self.by_runs(graph, reason) if self.form is Form.CLOSED else None
+        if self.form is Form.CLOSED:
+            return self.by_runs(graph, reason)
+        return None if self.one_by_one else replace(self, one_by_one=True)
 
     def by_runs(self, graph: Graph, reason: str) -> MaskedPlan:
         """The plan that runs the rest of the model once per position."""
@@ -160,8 +172,14 @@ class MaskedPlan(ClassifierPlan):
         return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops))
 
     def checked(self, study: Study) -> MaskedPlan:
-        """The plan itself if its closed form can be written, else that by masked runs."""
+        """The plan itself if its closed form can be written, else that by masked runs.
+
+        Raises:
+            CannotFreeBatchError: it cannot, and nothing else is wanted.
+        """
         graph, options, parts = study.graph, study.options, self.found.parts
+        if options.form == "masked":
+            return self.by_runs(graph, "as asked for")
         obstacle = parts.obstacle
         if obstacle is None:
             # Any tokens will do: what is told is which axes are mixed.
@@ -175,6 +193,8 @@ class MaskedPlan(ClassifierPlan):
             except CannotFreeBatchError as err:
                 logger.info("no closed form: %s", err)
                 obstacle = str(err)
+        if obstacle is not None and options.form == "closed":
+            raise CannotFreeBatchError(f"there is no closed form: {obstacle}; --form masked runs the definition")
         return self if obstacle is None else self.by_runs(graph, obstacle)
 
 
@@ -186,9 +206,8 @@ class MapPlan(MaskedPlan):
         return [feature.value for feature in self.found.placed()]
 
     def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
-        del options
         parts = self.found.parts
-        return masked_runs(surgeon, graph, parts.target, parts.logits.value, parts.streams)
+        return masked_runs(surgeon, graph, parts.target, parts.logits.value, parts.streams, self.at_once(options))
 
     def closed(
         self,
@@ -231,8 +250,7 @@ class TokensPlan(MaskedPlan):
         return VitTarget(self.readout, self.found.parts.target, self.found.parts.logits.value, self.kernel)
 
     def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
-        del options
-        return masked_vit_runs(surgeon, graph, self._vit())
+        return masked_vit_runs(surgeon, graph, self._vit(), self.at_once(options))
 
     def closed(
         self,

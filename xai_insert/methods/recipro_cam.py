@@ -22,12 +22,12 @@ from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.locate.logits import vector_size
 from xai_insert.methods.lifting import lift_rows
+from xai_insert.methods.masked_runs import class_count, run_masks
 from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
-_MOST_RUNS = 8192  # of the rest of the model, one after another
+_MOST_RUNS = 8192  # of the rest of the model
 
 
 def recipro_cam(
@@ -79,11 +79,16 @@ def recipro_cam(
 
 
 def masked_runs(
-    surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: Value, beside: Sequence[FeatureMap] = ()
+    surgeon: Surgeon[V],
+    graph: Graph,
+    feature: FeatureMap,
+    logits: Value,
+    beside: Sequence[FeatureMap] = (),
+    at_once: int | None = None,
 ) -> V:
-    """Recipro-CAM by its definition: the rest of the model runs once per position, one after another.
+    """Recipro-CAM by its definition: the rest of the model runs once per position.
 
-    Serves any head and any target; its memory is that of one run.
+    Serves any head and any target.
 
     Args:
         surgeon: the model being edited.
@@ -91,6 +96,7 @@ def masked_runs(
         feature: the target, a cut value; its grid must be known.
         beside: maps of the same grid that are masked with it, where only all together lie on every path.
         logits: class scores `[B, K]`.
+        at_once: see `run_masks`.
 
     Returns:
         float32 `[B, K, h, w]`, raw scores.
@@ -119,34 +125,7 @@ def masked_runs(
         sizes[axis] = side
     masks = Masks(np.eye(height, dtype=np.float32), np.eye(width, dtype=np.float32), sizes, feature.prefix)
     features = [feature.value, *(item.value for item in beside)]
-    return run_masks(surgeon, graph, features, masks, logits)
-
-
-def run_masks(surgeon: Surgeon[V], graph: Graph, features: Sequence[Value], masks: Masks, logits: Value) -> V:
-    """The class scores for each mask on `features`, laid out as maps.
-
-    Args:
-        surgeon: the model being edited.
-        graph: its view.
-        features: the masked values.
-        masks: a mask for each position; each broadcasts against every feature.
-        logits: class scores `[B, K]`.
-
-    Returns:
-        float32 `[B, K, h, w]`, raw scores.
-    """
-    op = surgeon.ops
-    height, width = masks.grid
-    count, classes = len(masks), class_count(logits)
-    nodes = region(graph, features, [logits])
-    scores = surgeon.map_positions(masks, features, nodes, logits)
-    by_class = op.transpose(op.reshape(scores, [count, -1, classes]), (1, 2, 0))
-    return op.reshape(by_class, [-1, classes, height, width])
-
-
-def class_count(logits: Value) -> int:
-    """K of `[B, K]`, whatever axes of size 1 stand around."""
-    return fixed([vector_size(logits.sizes)])[0]
+    return run_masks(surgeon, graph, features, masks, logits, at_once)
 
 
 def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: GridEnd, read: Callable[[Value], V]) -> V:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from xai_insert.graph.masks import Masks
 from xai_insert.graph.view import Node, Shape, Value
 
 STAND_IN = object()
@@ -49,9 +48,9 @@ class Rehearsal:
         del node
         return False
 
-    def map_positions(self, masks: Masks, features: Sequence[Value], region: Sequence[Node], result: Value) -> object:
-        del masks, features, region, result
-        return STAND_IN
+    def repeat(self, runs: int, body: Callable[[object], object], width: int) -> object:
+        del runs, width
+        return body(STAND_IN)
 
     def prune(self) -> None:
         pass

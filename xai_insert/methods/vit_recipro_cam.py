@@ -33,7 +33,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.axes import BATCH, Dims, Tokens, plain
 from xai_insert.methods.lifting import Lifted, Lifter
-from xai_insert.methods.recipro_cam import class_count, run_masks
+from xai_insert.methods.masked_runs import class_count, run_masks
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.shaping import scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
@@ -366,15 +366,15 @@ class _MaskedAttention:
         return op.reshape(op.add(op.reshape(nothing, [-1, *beside]), handle), [-1, *sizes[1:]])
 
 
-def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget) -> V:
-    """ViT Recipro-CAM by its definition: the rest of the model once per patch, one after another.
+def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, at_once: int | None = None) -> V:
+    """ViT Recipro-CAM by its definition: the rest of the model once per patch.
 
-    Arguments and result are those of `vit_recipro_cam`; the head may read patches.
+    Arguments and result are those of `vit_recipro_cam` and `run_masks`; the head may read patches.
     """
     height, width = fixed(vit.target.grid)
     rows, columns = (kernel_factor(side, vit.kernel) for side in (height, width))
     masks = Masks(rows, columns, (vit.readout.tokens, 1), vit.readout.prefix)
-    return run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits)
+    return run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits, at_once)
 
 
 def masked_features(readout: Readout) -> list[Value]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from xai_insert.graph.view import Shape
 from xai_insert.locate.detector import Channels
 
 Element = tuple[int, ...]
@@ -27,23 +28,45 @@ def resolve(here: Moves, there: Moves, channels: int) -> Channels | None:
         there: the same at another location.
         channels: number of channels of the head.
     """
+    found = readings(here, there, channels)
+    return found[0] if len(found) == 1 else None
+
+
+def readings(here: Moves, there: Moves, channels: int) -> list[Channels]:
+    """The orders that fit: where anchors have an axis of their own, that could be the classes' too."""
     axes = _axes(here, there)
-    if axes is None:
+    if axes is None or not axes[1]:
+        return []
+    varying = [axis for axis in axes[0] if len({element[axis] for element in here.values()}) > 1]
+    found = [_along(axis, here, channels) for axis in varying] if varying else [_beside_background(here, channels)]
+    return [order for order in found if order is not None]
+
+
+def _beside_background(here: Moves, channels: int) -> Channels | None:
+    """The order of two classes of which one alone arrives, each anchor's in a place of its own."""
+    anchors = channels // 2
+    if channels % 2 or len({*here.values()}) < len(here):
         return None
-    free, located = axes
-    varying = [axis for axis in free if len({element[axis] for element in here.values()}) > 1]
-    if len(varying) != 1 or not located:
-        return None
-    columns = {channel: element[varying[0]] for channel, element in here.items()}
+    if len({channel % 2 for channel in here}) == 1:
+        return Channels(0, 2, anchors, 2)
+    if len({channel // anchors for channel in here}) == 1:
+        return Channels(0, 2, anchors, 1, classes_first=True)
+    return None
+
+
+def _along(axis: int, here: Moves, channels: int) -> Channels | None:
+    """The order with which the classes lie along an axis, all of them or all but a background."""
+    columns = {channel: element[axis] for channel, element in here.items()}
     low = min(columns.values())
-    classes = max(columns.values()) - low + 1
-    if channels % classes:
-        return None
-    anchors = channels // classes
-    if all(column - low == channel % classes for channel, column in columns.items()):
-        return Channels(0, classes, anchors, classes)
-    if all(column - low == channel // anchors for channel, column in columns.items()):
-        return Channels(0, classes, anchors, 1, classes_first=True)
+    seen = max(columns.values()) - low + 1
+    for classes, first in ((seen, 0), (seen + 1, 0), (seen + 1, 1)):
+        if channels % classes:
+            continue
+        anchors = channels // classes
+        if all(column - low + first == channel % classes for channel, column in columns.items()):
+            return Channels(0, classes, anchors, classes)
+        if all(column - low + first == channel // anchors for channel, column in columns.items()):
+            return Channels(0, classes, anchors, 1, classes_first=True)
     return None
 
 
@@ -53,15 +76,20 @@ def resolve_column(here: Moves, channels: int) -> Channels | None:
     return Channels(0, 1, channels, 1) if len(apart) == len(here) else None
 
 
-def resolve_fused(here: Moves, there: Moves, channels: int) -> Channels | None:
+def resolve_fused(
+    here: Moves, there: Moves, channels: int, sizes: Shape = (), num_classes: int | None = None
+) -> Channels | None:
     """The order of a head that gives boxes and class scores: per anchor, a run of class channels.
 
-    An anchor's four box channels, where they come first, are followed by its objectness.
+    An anchor's four box channels, where they come first, are followed by its objectness, unless the value that they
+    move holds nothing but that run, or the run is as long as the user says.
 
     Args:
         here: what the class-like channels move at one location; all of them.
         there: the same at another location, for at least one of them.
         channels: number of channels of the head.
+        sizes: of the value that they move; empty where they may be anything.
+        num_classes: number of classes, where the user has given it.
     """
     axes = _axes({channel: here[channel] for channel in there}, there)
     if axes is None or not axes[1]:
@@ -79,9 +107,20 @@ def resolve_fused(here: Moves, there: Moves, channels: int) -> Channels | None:
     if first != list(range(first[0], first[0] + len(first))):
         return None
     start, classes = first[0], len(first)
-    if start + classes == stride and start <= _BOX:  # sizes may look like scores, and so does the objectness
+    distinct = len({here[channel] for channel in first})
+    if distinct < classes:  # objectness and a single class, multiplied: either says where it is
+        return Channels(first[-1], 1, anchors, stride) if distinct == 1 else None
+    is_whole = classes == num_classes or _fills(here, axes[0], sizes)
+    if start + classes == stride and start <= _BOX and not is_whole:
+        # sizes may look like scores, and so does the objectness
         start, classes = _BOX + 1, stride - _BOX - 1
     return Channels(start, classes, anchors, stride) if classes > 0 else None
+
+
+def _fills(here: Moves, free: Sequence[int], sizes: Shape) -> bool:
+    """Whether a value has one element for each of the channels and no other, but for its locations and images."""
+    sides = [axis for axis in free if axis < len(sizes)][1:]
+    return bool(sides) and all(sizes[axis] == len({element[axis] for element in here.values()}) for axis in sides)
 
 
 def resolve_raw(here: Moves, there: Moves, channels: int) -> Channels | None:
@@ -151,7 +190,7 @@ def raw_channels(
 def _fused_by_width(width: int, classes: int) -> Channels | None:
     """Boxes, objectness and classes for each anchor; or classes before the bins of a box distribution."""
     has_anchors = width % (_BOX + 1 + classes) == 0
-    has_bins = width > classes and (width - classes) % _BOX == 0
+    has_bins = width - classes > _BOX and (width - classes) % _BOX == 0  # a box alone may stand before the classes
     if has_anchors and has_bins and width != _BOX + 1 + classes:
         return None  # either reading fits
     if has_anchors:
@@ -168,6 +207,6 @@ def _by_width(width: int, others: Sequence[int]) -> Channels | None:
     if len(fits) != 1 or (width % _BOX == 0 and fits[0] % (width // _BOX) == 0):
         return None
     anchors = fits[0] // _BOX
-    if width == anchors and any(other % anchors == 0 and other > width for other in others if other != fits[0]):
-        return None  # one channel per anchor beside a wider head: objectness or centerness
+    if width == anchors:  # objectness or centerness, or no detector: a depth beside four other maps
+        return None
     return Channels(0, width // anchors, anchors, width // anchors)

@@ -2,62 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.cuts import activations
 from xai_insert.graph.proportion import require_proportion
-from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
-from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values, reshapes_between
+from xai_insert.locate.frontier import Head, find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.outputs import query_boxes
-from xai_insert.probe.channels import (
-    Moves,
-    anchor_stride,
-    raw_channels,
-    resolve,
-    resolve_column,
-    resolve_fused,
-    resolve_raw,
-    samples,
+from xai_insert.probe.channels import raw_channels, resolve, samples
+from xai_insert.probe.heads import Effect, HeadProbe
+from xai_insert.probe.orders import Orders, moved
+from xai_insert.probe.rivals import (
+    Watched,
+    gives_boxes,
+    pure,
+    refuse_rivals,
+    silent_class,
+    undecoded,
+    with_classes,
+    without_sigmoid_boxes,
 )
-from xai_insert.probe.heads import Effect, HeadProbe, Response
-from xai_insert.probe.rivals import Watched, gives_boxes, pure, refuse_rivals, with_classes, without_sigmoid_boxes
-
-_ARRANGING = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SOFTMAX, Op.SIGMOID})
-_BOX = 4
 
 
-class _Search:
+class _Search(Orders):
     """The search for class scores in one model."""
-
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        graph: Graph,
-        heads: Sequence[Head],
-        observed: Sequence[Observed],
-        num_classes: int | None,
-    ) -> None:
-        self.num_classes = num_classes
-        self.loaded = loaded
-        self.graph = graph
-        self.heads = heads
-        self.observed = observed
-        self.probe = HeadProbe(loaded, heads, observed)
-        self.watched = [self._watch(index, head) for index, head in enumerate(heads)]
-
-    def _watch(self, index: int, head: Head) -> Watched:
-        cell = self.probe.cells(index)[0]
-        chosen = samples(head.channels)
-        responses = {channel: self.probe.respond(index, channel, cell) for channel in chosen}
-        item = Watched(index, head, responses)
-        if item.is_fused:
-            rest = [channel for channel in range(head.channels) if channel not in responses]
-            responses |= {channel: self.probe.respond(index, channel, cell) for channel in rest}
-        return item
 
     def class_heads(self, num_classes: int | None) -> list[Watched]:
         """The heads with class scores, one for each grid, or several that are more anchors of it.
@@ -73,18 +46,36 @@ class _Search:
         chosen = []
         for grid, items in grids.items():
             every = [item for item in self.watched if self.probe.grid(item.index) == grid]
-            apart = pure(without_sigmoid_boxes(self.graph, items, every, self.observed), self.layout)
+            scores = without_sigmoid_boxes(self.graph, items, every, self.observed, self.is_boxed)
+            apart = pure(scores, self.layout)
             if num_classes is not None:
                 apart = with_classes(apart, num_classes, self.layout)
             chosen += self._best(apart)
         return chosen
+
+    def require_all_levels(self, scoring: Sequence[Watched]) -> None:
+        """Make sure that no other layer gives class scores too.
+
+        Raises:
+            AmbiguousModelError: one may, and it is not known where in the image its results lie.
+        """
+        widths = {item.head.channels for item in scoring}
+        scores = {self.observed[index].value for item in scoring for index in item.moved()}
+        for value in without_grid(self.graph, image_inputs(self.graph)):
+            channels = value.sizes[1 if value.producer is not None and value.producer.op is Op.CONV else -1]
+            if channels in widths or not scores.isdisjoint(activations(self.graph, [value])):
+                raise AmbiguousModelError(
+                    f"{value.describe()} may give class scores as well as {scoring[0].head.value.describe()}, and its "
+                    "places in the image cannot be traced"
+                )
 
     def _best(self, items: Sequence[Watched]) -> list[Watched]:
         """The only head; several that are anchors of one level; the classes beside an objectness."""
         if len(items) > 1:
             counts = {item.index: None if (order := self.layout(item)) is None else order.classes for item in items}
             several = [item for item in items if counts[item.index] != 1]
-            items = several or items  # one class for each anchor beside more of them is an objectness
+            whole = [item for item in items if item.is_class]
+            items = several or whole or items  # one class for each anchor beside more of them is an objectness
         if len(items) < 2 or self._are_anchors(items):
             return list(items)
         if several or len({item.head.channels for item in items}) > 1:
@@ -96,10 +87,11 @@ class _Search:
 
     def _are_anchors(self, items: Sequence[Watched]) -> bool:
         """Whether heads score the same classes in other rows of one value: more anchors of one level."""
-        if len({item.head.channel_axis for item in items}) > 1 or items[0].has_tokens:
+        ends = {index for item in items for index in item.moved()}
+        if len({item.head.channel_axis for item in items}) > 1 or not ends:
             return False
         orders = []
-        for observed in (self.observed, self._arranged([item.head for item in items], self.observed[-1].value)):
+        for observed in (self.observed, self.arranged([item.head for item in items], self.observed[min(ends)].value)):
             probe = self.probe if observed is self.observed else None
             if not observed:
                 continue
@@ -117,24 +109,29 @@ class _Search:
     ) -> tuple[tuple[int, int], frozenset[tuple[int, ...]]] | None:
         """Columns of the classes and elements that a head's channels move in one value; None if it does not tell."""
         cells = probe.cells(item.index)
-        chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
+        chosen = samples(item.head.channels)
+        if probe is self.probe:
+            chosen = [channel for channel in chosen if item.responses[channel].effect is Effect.CLASS]
         if len(cells) == 1 or not chosen:
             return None
         here, there = (
-            _moves({channel: probe.respond(item.index, channel, cell) for channel in chosen}, chosen, index)
+            moved({channel: probe.respond(item.index, channel, cell) for channel in chosen}, chosen, index)
             for cell in cells
         )
-        order = resolve(here, there, item.head.channels)
+        channels = item.head.channels
+        order = Channels(0, 1, 1, 1) if channels == 1 else resolve(here, there, channels)
         if len(here) < len(chosen) or len(there) < len(chosen) or order is None:
             return None
         free = [axis for axis in range(len(here[chosen[0]])) if all(here[c][axis] == there[c][axis] for c in chosen)]
         columns = {tuple(element[axis] for axis in free if axis) for element in here.values()}
-        if len(columns) < 2 or any(len(column) != 1 for column in columns):
+        if len(columns) < min(2, channels) or any(len(column) != 1 for column in columns):
             return None
         return (min(columns)[0], order.classes), frozenset(here.values())
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which does not read the feature of the boxes, as a gate does."""
+        if one.head.channels == 1 and one.responses[0].elements == other.responses[0].elements:
+            return one  # they are multiplied: either says where the class is
         boxes = {item.head.source for item in self.watched if item.moves_boxes}
         apart = [item for item in (one, other) if item.head.source not in boxes]
         if len(apart) == 1:
@@ -150,132 +147,6 @@ class _Search:
         return next(
             (place for place, value in enumerate(self.graph.outputs) if value in moved), len(self.graph.outputs)
         )
-
-    def layout(self, item: Watched) -> Channels | None:
-        """The order of one head's channels; None if it has one location only or nothing tells."""
-        channels = item.head.channels
-        if channels == 1 or len(item.head.levels[0].grid_axes) == 1:  # tokens have no anchors
-            return Channels(0, channels, 1, channels)
-        cells = self.probe.cells(item.index)
-        if len(cells) == 1:
-            return None
-        chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
-        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in chosen[:12]}
-        for index in reversed(range(len(self.observed))):
-            here, there = _moves(item.responses, chosen, index), _moves(others, list(others), index)
-            if len(here) == len(chosen) and len(there) == len(others):
-                found = self._resolve(item, here, there) or self._boxes_of_classes(item, here, there)
-                if found is None and item.is_class and self.observed[index].value.sizes[-1:] == (1,):
-                    found = resolve_column(here, item.head.channels)
-                if found is not None and item.is_class and not _sets_background_apart(item, found):
-                    found = None
-                if found is not None:
-                    return found
-        return self._layout_on_the_way(item, chosen)
-
-    def raw_layout(self, item: Watched) -> Channels | None:
-        """The order of the only head of its grid, which is an output but for a reshape."""
-        if self._rivals(item):
-            return None
-        return next((resolve_raw(*moves, item.head.channels) for moves in self._raw_moves(item)), None)
-
-    def single_class(self, item: Watched) -> Channels | None:
-        """The order of a head with one channel for each anchor, beside a single other one with a box and more."""
-        rivals = self._rivals(item)
-        strides = [
-            stride
-            for head in (item, *rivals)
-            for moves in self._raw_moves(head)
-            if (stride := anchor_stride(*moves, head.head.channels)) is not None
-        ]
-        if len(rivals) != 1 or len(strides) != 2 or strides[0] != 1 or strides[1] < _BOX:
-            return None
-        anchors = item.head.channels
-        return Channels(0, 1, anchors, 1) if rivals[0].head.channels == anchors * strides[1] else None
-
-    def _rivals(self, item: Watched) -> list[Watched]:
-        grid = self.probe.grid(item.index)
-        return [other for other in self.watched if other is not item and self.probe.grid(other.index) == grid]
-
-    def _raw_moves(self, item: Watched) -> Iterator[tuple[Moves, Moves]]:
-        """What the channels move at two locations, in the first value that they all move; nothing if there is none."""
-        cells = self.probe.cells(item.index)
-        if len(cells) == 1:
-            return
-        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in item.responses}
-        for index in range(len(self.observed)):
-            here, there = _moves(item.responses, list(others), index), _moves(others, list(others), index)
-            if len(here) == len(there) == len(others):
-                yield here, there
-                return
-
-    def _resolve(self, item: Watched, here: Moves, there: Moves) -> Channels | None:
-        channels = item.head.channels
-        found = resolve_fused(here, there, channels) if item.is_fused else resolve(here, there, channels)
-        anchors = self._anchors(item)
-        if found is None or not anchors or item.is_fused or found.anchors in anchors:
-            return found
-        return None
-
-    def _boxes_of_classes(self, item: Watched, here: Moves, there: Moves) -> Channels | None:
-        """The order where each location has as many boxes as scores: boxes of classes, or one class and anchors.
-
-        Raises:
-            AmbiguousModelError: the user has not given the number of classes, which alone tells.
-        """
-        found = None if item.is_fused else resolve(here, there, item.head.channels)
-        if found is None or found.anchors > 1 or found.classes < 2 or self._anchors(item) != {found.classes}:
-            return None
-        if self.num_classes is None:
-            count = found.classes
-            raise AmbiguousModelError(
-                f"{item.head.value.describe()} scores {count} boxes of each location: one for each of {count} classes, "
-                f"or {count} anchors of one class; say which: --num-classes"
-            )
-        return found if self.num_classes == found.classes else Channels(0, 1, found.classes, 1)
-
-    def _layout_on_the_way(self, item: Watched, chosen: Sequence[int]) -> Channels | None:
-        """The same, watched where classes and locations have axes of their own, before they are flattened."""
-        ends = {index for response in item.responses.values() for index in response.elements}
-        if not ends:
-            return None
-        way = self._arranged([item.head], self.observed[min(ends)].value)
-        if not way:
-            return None
-        probe = HeadProbe(self.loaded, self.heads, way)  # all heads, or the backbone would have to run
-        first, second = probe.cells(item.index)
-        everywhere = chosen if item.is_fused else samples(item.head.channels)  # a background shows here
-        here_all = {channel: probe.respond(item.index, channel, first) for channel in everywhere}
-        there_all = {channel: probe.respond(item.index, channel, second) for channel in everywhere[:12]}
-        for index in reversed(range(len(way))):
-            here, there = _moves(here_all, everywhere, index), _moves(there_all, list(there_all), index)
-            if len(here) == len(everywhere) and len(there) == len(there_all):
-                found = self._resolve(item, here, there)
-                if found is not None and (item.is_fused or _sets_background_apart(item, found)):
-                    return found
-        channels = item.head.channels
-        alone = Channels(0, 1, channels, 1) if self._anchors(item) == {channels} else None
-        return alone if alone is None or _sets_background_apart(item, alone) else None
-
-    def _arranged(self, heads: Sequence[Head], end: Value) -> list[Observed]:
-        """Values on the way from heads to `end` that reshapes, joins and activations make."""
-        return [
-            Observed(value, by_magnitude=True, is_output=False, heads=frozenset(head.value for head in heads))
-            for value in reshapes_between(self.graph, heads, end)
-            if value.producer is not None and value.producer.op in _ARRANGING and (value.rank or 0) > 1
-        ]
-
-    def _anchors(self, item: Watched) -> set[int]:
-        """Boxes that each head of the grid decodes at a location; none where that cannot be seen."""
-        grid, found = self.probe.grid(item.index), set()
-        for box in self.watched:
-            if box.is_class or box.is_raw or self.probe.grid(box.index) != grid or Effect.OTHER not in box.effects:
-                continue
-            moved = self.probe.moved_by_all(box.index, self.probe.cells(box.index)[0])
-            counts = [count // _BOX for count in moved.values() if count % _BOX == 0]
-            if counts and box.head.channels % _BOX == 0:
-                found.add(max(counts))
-        return found
 
 
 def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None) -> Detector | None:
@@ -297,36 +168,24 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         return None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed, num_classes)
-    if not gives_boxes(search.watched, search.probe.grid) and not query_boxes(graph) and not _selects(graph):
+    loose = [item for item in search.watched if not search.moves_together(item)]
+    if not gives_boxes(loose, search.probe.grid) and not query_boxes(graph) and not _selects(graph):
         return None  # nothing moves like a box: maps of classes or of depth alone
     scoring = search.class_heads(num_classes)
     if not scoring:
         return _raw_detector(search, num_classes)
+    search.require_all_levels(scoring)
     known = next((found for item in scoring if (found := search.layout(item)) is not None), None)
     if known is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
     channels = {item.index: _like(known, item.head) for item in scoring}
-    background = _background(scoring, channels)
+    background = silent_class(scoring, channels)
     return _detector(search, scoring, channels, background, "raising a channel raises one class score")
-
-
-def _sets_background_apart(item: Watched, order: Channels) -> bool:
-    """Whether no class has channels that raise a score and others that only lower some, as a background does."""
-    by_effect = [
-        {order.label(channel) for channel, response in item.responses.items() if response.effect is effect}
-        for effect in (Effect.CLASS, Effect.FALLING)
-    ]
-    return not set.intersection(*by_effect)
 
 
 def _selects(graph: Graph) -> bool:
     return any(node.op is Op.NMS for node in graph.nodes)
-
-
-def _moves(responses: Mapping[int, Response], chosen: Sequence[int], index: int) -> dict[int, tuple[int, ...]]:
-    found = {channel: responses[channel].elements.get(index) for channel in chosen}
-    return {channel: element for channel, element in found.items() if element is not None}
 
 
 def _like(known: Channels, head: Head) -> Channels:
@@ -339,37 +198,34 @@ def _like(known: Channels, head: Head) -> Channels:
     return replace(known, anchors=anchors)
 
 
-def _background(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
-    """The class whose score is never selected."""
-    silent = {
-        order.label(channel)
-        for item in scoring
-        if item.is_class and len(item.head.levels[0].grid_axes) == 2
-        for order in [channels[item.index]]
-        for channel, response in item.responses.items()
-        if response.effect in (Effect.FALLING, Effect.SILENT)
-    }
-    return silent.pop() if len(silent) == 1 else None
-
-
 def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     raw = [item for item in search.watched if item.is_raw]
     if not raw:
         return None
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
-    found = _orders(raw, search.single_class) if num_classes in (None, 1) else {}
-    found = found or _orders(raw, lambda item: raw_channels(widths, item.index, num_classes))
+    found = _orders(raw, search.beside_boxes)
+    if num_classes is not None or any(order.classes > 1 for order in found.values()):
+        wanted = {order.classes for order in found.values()} - {1} if num_classes is None else {num_classes}
+        found = {index: order for index, order in found.items() if order.classes in wanted}
+    found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
+    found = found or _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, num_classes)))
     if not found and num_classes is None:
         found = _orders(raw, search.raw_layout)
     scoring = [item for item in raw if item.index in found]
     grids = [search.probe.grid(item.index) for item in scoring]
-    if not scoring or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
-        listed = ", ".join(str(width) for _, width in widths.values())
-        raise AmbiguousModelError(
-            "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
-            f"({listed} channels) do not tell classes from boxes: give the number of classes, --num-classes"
-        )
+    alike = {item.head.channels for item in scoring}
+    left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
+    if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
+        raise undecoded(search.graph, [width for _, width in widths.values()])
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
+
+
+def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
+    """An order told by widths, corrected by how anchors are set apart; None if that contradicts it."""
+    seen = [found for found in search.raw_orders(item) if found.anchors > 1]
+    if order is None or not seen or order.classes < order.stride:  # boxes and scores in one head
+        return order
+    return next((found for found in seen if (found.classes, found.anchors) == (order.classes, order.anchors)), None)
 
 
 def _orders(heads: Sequence[Watched], order_of: Callable[[Watched], Channels | None]) -> dict[int, Channels]:
@@ -395,5 +251,11 @@ def _detector(
             ]
     levels += [(height * width, replace(one, more=(*more,))) for (height, width), (one, *more) in single.items()]
     levels.sort(key=lambda pair: -pair[0])
-    ordered = tuple(level for _, level in levels)
+    ordered = tuple(_finished(search.graph, level) for _, level in levels)
     return Detector(ordered, ordered[0].channels.classes, background, evidence)
+
+
+def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:
+    """A level whose scores have the shift and the scale that the model gives to each location, if it does."""
+    more = tuple(_finished(graph, other) for other in level.more)
+    return replace(level, head=finished(graph, level.head), more=more)

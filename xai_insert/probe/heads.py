@@ -42,6 +42,8 @@ class Effect(Enum):
     """Nothing that is selected or returned moves."""
     RAW = auto()
     """An output moves by what was added: it is not decoded."""
+    CARRIED = auto()
+    """A value inside the model moves by what was added."""
     OTHER = auto()
     """Coordinates or coefficients move."""
 
@@ -119,18 +121,37 @@ class HeadProbe:
                 moved[index] = count
             if element is not None:
                 elements[index] = element
-        for effect in (Effect.OTHER, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING):
+        if Effect.CLASS in effects:
+            effects.discard(Effect.CARRIED)  # raw scores on their way to where the best are looked up
+        for effect in (Effect.OTHER, Effect.CARRIED, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING):
             if effect in effects:
-                return Response(effect, elements, moved)
+                return Response(Effect.OTHER if effect is Effect.CARRIED else effect, elements, moved)
         return Response(Effect.SILENT)
 
-    def moved_by_all(self, head: int, cell: tuple[int, int]) -> dict[int, int]:
-        """How many elements move if every channel at one location does, by index of the observed value."""
+    def moved_at(self, head: int) -> dict[int, tuple[int, int, int]]:
+        """What moves in each observed value if every channel at one location does.
+
+        Returns:
+            By index of the value: how many elements, how many of them differ along axes that have nothing to do with
+            the location, and how many along the others.
+        """
+        masks = [self._moved_by_all(head, cell) for cell in self.cells(head)]
+        found = {}
+        for index, (here, there) in enumerate(zip(masks[0], masks[-1], strict=True)):
+            elements, others = np.argwhere(here), np.argwhere(there)
+            if not len(elements):
+                continue
+            free = np.array(
+                [np.array_equal(np.unique(a), np.unique(b)) for a, b in zip(elements.T, others.T, strict=True)]
+            )
+            columns, rows = (len({*map(tuple, elements[:, axes])}) for axes in (free, ~free))
+            found[index] = len(elements), columns, rows
+        return found
+
+    def _moved_by_all(self, head: int, cell: tuple[int, int]) -> list[npt.NDArray[np.bool_]]:
         changed = self.fed(head)
         stir(changed, self.place(head, slice(None), cell))
-        after = self.run({head: changed})
-        counts = {i: int(np.sum(differs(a, b))) for i, (a, b) in enumerate(zip(self._base, after, strict=True))}
-        return {index: count for index, count in counts.items() if count}
+        return [differs(a, b) for a, b in zip(self._base, self.run({head: changed}), strict=True)]
 
     def place(self, head: int, channel: int | slice, cell: tuple[int, int], level: Level | None = None) -> Place:
         """Index of a channel at a location in the first image; of the first of the head's levels if none is given."""
@@ -170,7 +191,7 @@ def _effect(observed: Observed, base: Array, high: Array, low: Array) -> tuple[E
     if element is not None and count == 1:
         steps = np.array([high[element] - base[element], base[element] - low[element]])
         if np.allclose(steps, _PUSH, rtol=1e-2):
-            raw = Effect.RAW if observed.is_output else Effect.OTHER
+            raw = Effect.RAW if observed.is_output else Effect.CARRIED
             return (Effect.CLASS if observed.by_magnitude else raw), element, count
     if bounded and len(ups) == 0:
         return Effect.FALLING, None, count

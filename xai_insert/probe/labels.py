@@ -11,10 +11,11 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
-from xai_insert.locate.detector import Detector
-from xai_insert.locate.frontier import Observed, find_heads
+from xai_insert.locate.detector import ClassLevel, Detector
+from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.probe.heads import Array, HeadProbe
 
@@ -23,6 +24,7 @@ _BOX = 4
 _RANKS = (1, 2, 3, 4)
 _MOSTLY = 0.5  # of the rows: some are padding
 _SCORES = {6: 4, 7: 2}  # column of the score, by width of the rows; rows of score 0 are padding
+_MOST = 0.9  # of the places, and of the score
 _DETECTION_OUTPUT = 7  # image, label, score, corners
 _LABEL = 1
 
@@ -43,14 +45,17 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     values = {head.value: index for index, head in enumerate(heads)}
     parts = [part for item in found.levels for part in item.parts]
     outputs = [value for value in graph.outputs if value.rank in _RANKS]
+    everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
     if any(part.head.value not in values for part in parts) or not outputs:
         return None, found.background
-    probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset()) for value in outputs])
+    probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset(values)) for value in outputs])
     tried = sorted({0, min(1, found.classes - 1), found.classes // 2, found.classes - 1} - {found.background})
     runs = [probe.run(_with_class(probe, values, found, label)) for label in tried]
     offsets: set[int] = set()
     silent: set[int] = set()
     for number, value in enumerate(outputs):
+        if value in everywhere:
+            continue
         rows = {label: _rows(value, arrays[number]) for label, arrays in zip(tried, runs, strict=True)}
         reported = {label: array for label, array in rows.items() if len(array)}
         offsets.update(_offsets(value, reported))
@@ -58,7 +63,50 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     background = found.background
     if background is None and len(silent) == 1 and silent <= {0, found.classes - 1}:
         background = next(iter(silent))
+    if background is None and _is_exclusive(probe, values, found):
+        background = _of_nothing(loaded, images[0], found)
     return (offsets.pop() if len(offsets) == 1 else None), background
+
+
+def _is_exclusive(probe: HeadProbe, values: Mapping[Value, int], found: Detector) -> bool:
+    """Whether an output gives all classes, of which the others fall where one rises, as after a softmax."""
+    part = found.middle
+    head = values[part.head.value]
+    response = probe.respond(head, part.channels.channel(0, 0), probe.cells(head)[0])
+    return found.classes > 1 and found.classes in response.moved.values()
+
+
+def _of_nothing(loaded: LoadedModel, image: Value, found: Detector) -> int | None:
+    """The first or the last class, where it has nearly all of the score of an image of nothing; None else.
+
+    One of the classes that exclude one another stands for places with nothing; a trained model tells which.
+    """
+    parts = [part for item in found.levels for part in item.parts]
+    values = list(dict.fromkeys(part.head.value for part in parts))
+    runner = loaded.between([], [value.native for value in values])
+    feeds = {name: random_array(np.random.default_rng(0), shape, dtype) for name, dtype, shape in runner.inputs}
+    images = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
+    even = {name: np.full_like(feeds[name], 0 if "float" in image.dtype else 127) for name in images}
+    votes: set[int | None] = set()
+    for given in (even, feeds):
+        arrays = dict(zip(values, runner.run({**feeds, **given}), strict=True))
+        votes |= {_winner(arrays[part.head.value], part, found.classes) for part in parts}
+    return votes.pop() if len(votes) == 1 else None
+
+
+def _winner(array: npt.NDArray[np.floating], part: ClassLevel, classes: int) -> int | None:
+    """The first or the last class, if it has nearly all of the score at nearly every place."""
+    scores = np.moveaxis(array.astype(np.float64), part.head.channel_axis, -1)
+    order = part.channels
+    for background in (0, classes - 1):
+        for anchor in range(order.anchors):
+            logits = scores[..., [order.channel(anchor, label) for label in range(classes)]]
+            powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            if np.quantile(powers[..., background] / powers.sum(axis=-1), 1 - _MOST) < _MOST:
+                break
+        else:
+            return background
+    return None
 
 
 def _with_class(

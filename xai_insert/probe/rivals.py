@@ -9,6 +9,7 @@ from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head, Observed
+from xai_insert.locate.outputs import likely_task
 from xai_insert.probe.heads import Effect, Response
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
@@ -49,6 +50,13 @@ class Watched:
     @property
     def is_raw(self) -> bool:
         return self.effects == {Effect.RAW}
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether a channel moves the other classes too, as a softmax does."""
+        return Effect.FALLING in self.effects or any(
+            count > 1 for response in self.responses.values() for count in response.moved.values()
+        )
 
     @property
     def has_tokens(self) -> bool:
@@ -114,8 +122,35 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
     return AmbiguousModelError(f"two heads could hold the class scores: {', '.join(others)} and {last}{advice}")
 
 
+def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
+    """The class whose score is never selected."""
+    silent = {
+        order.label(channel)
+        for item in scoring
+        if item.is_class
+        for order in [channels[item.index]]
+        for channel, response in item.responses.items()
+        if response.effect in (Effect.FALLING, Effect.SILENT)
+    }
+    return silent.pop() if len(silent) == 1 else None
+
+
+def undecoded(graph: Graph, widths: Sequence[int]) -> AmbiguousModelError:
+    """The error for heads that are outputs as they are, of so many channels each."""
+    likely = likely_task(graph) if len(widths) == 1 else None
+    return AmbiguousModelError(
+        "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
+        f"({', '.join(map(str, widths))} channels) do not tell classes from boxes: give the number of classes, "
+        "--num-classes" + ("" if likely is None else f"; else {likely}, which is no detection")
+    )
+
+
 def without_sigmoid_boxes(
-    graph: Graph, items: Sequence[Watched], every: Sequence[Watched], observed: Sequence[Observed]
+    graph: Graph,
+    items: Sequence[Watched],
+    every: Sequence[Watched],
+    observed: Sequence[Observed],
+    is_boxed: Callable[[Watched], bool],
 ) -> list[Watched]:
     """Heads of one grid without those that give boxes in 0..1; beside such, the scores that share their rows.
 
@@ -124,6 +159,7 @@ def without_sigmoid_boxes(
         items: heads of a grid whose channels look like classes.
         every: all heads of that grid.
         observed: what was watched.
+        is_boxed: whether another head is known to give the boxes where one has its channels.
 
     Raises:
         AmbiguousModelError: boxes and scores are both four wide.
@@ -134,11 +170,12 @@ def without_sigmoid_boxes(
         rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
         boxes = next((value for value in rows if value.rank == 3 and value.sizes[2] == _BOX), None)
         beside = [] if boxes is None or item.head.channels % _BOX else _beside(graph, boxes)
-        if boxes is None or not beside or any(value in rows for value in beside):
+        is_apart = item.is_exclusive or (not item.has_tokens and is_boxed(item))  # the sides of a box are no softmax
+        if boxes is None or not beside or is_apart or any(value in rows for value in beside):
             kept.append(item)
             continue
         if all(value.sizes[2] == _BOX for value in beside):
-            if item.has_tokens and not _is_exclusive(item):
+            if item.has_tokens:
                 raise AmbiguousModelError(
                     f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
                     "the boxes, and nothing tells which holds the class scores"
@@ -164,11 +201,6 @@ def _beside(graph: Graph, boxes: Value) -> list[Value]:
         for value in graph.outputs
         if value is not boxes and value.rank == 3 and "float" in value.dtype and value.sizes[1] == boxes.sizes[1]
     ]
-
-
-def _is_exclusive(item: Watched) -> bool:
-    """Whether a channel moves the other classes too, as a softmax does."""
-    return any(count > 1 for response in item.responses.values() for count in response.moved.values())
 
 
 def _scores(item: Watched, beside: Sequence[Value], observed: Sequence[Observed]) -> Watched | None:

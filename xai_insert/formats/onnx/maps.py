@@ -12,25 +12,21 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.stored import StoredTensor, exchanged, parse, written
+
 if TYPE_CHECKING:
     import onnx
 
+_ADDRESS = "*/_ORT_MEM_ADDR_/*"
+"""By this name onnxruntime hands its weights to OpenVINO: the offset is an address."""
 _KEPT = "xai_insert.type"
 
 
 def read(path: Path) -> ir.Model:
-    """Read a file; external weights stay where they are."""
-    try:
-        return ir.load(path)
-    except ir.serde.SerdeError:
-        import onnx  # noqa: PLC0415 - only for models that need it
+    """Read a file; large weights, and those in other files, stay where they are."""
+    import onnx  # noqa: PLC0415 - the parser
 
-        proto = onnx.load(path, load_external_data=False)
-        if not _has_maps(proto):
-            raise
-        model = from_proto(proto)
-        ir.external_data.set_base_dir(model.graph, path.parent)
-        return model
+    return parse(path, lambda content: from_proto(onnx.ModelProto.FromString(content)))
 
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
@@ -65,10 +61,20 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def write(model: ir.Model, path: Path) -> None:
     """Write a model whose external weights are where they are to be."""
-    if any(_KEPT in value.meta for value in model.graph.outputs):
-        path.write_bytes(to_proto(model).SerializeToString())
-    else:
-        ir.save(model, path)
+    with path.open("wb") as file:
+        for part in written(model, lambda part: to_proto(part).SerializeToString()):
+            file.write(part)
+
+
+def in_memory(model: ir.Model) -> bytes:
+    """The bytes of a model for OpenVINO, which finds stored tensors at their addresses in this process."""
+
+    def there(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return tensor.outside(_ADDRESS, tensor.address) if isinstance(tensor, StoredTensor) else tensor
+
+    with exchanged(model, there):
+        content: bytes = to_proto(model).SerializeToString()
+    return content
 
 
 @contextmanager

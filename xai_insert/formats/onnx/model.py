@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.storage import external_files, save
+from xai_insert.formats.onnx.stored import StoredTensor, exchange, stored_tensors
 from xai_insert.formats.onnx.strip import strip
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.upgrade import is_old, upgrade
@@ -54,10 +56,8 @@ class OnnxModel:
             self._written_out = Decomposed(native, lambda: ranks(native))
 
     def view(self) -> Graph:
-        source = None if self._source is None or self._written_out.nodes else str(self._source)
-        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph) as found:
-            source = None if found else source
-            self._inferred = infer(self.native, source, self._input_shapes)
+        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
+            self._inferred = infer(self.native, self._input_shapes)
             return moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
 
     def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
@@ -93,6 +93,7 @@ class OnnxModel:
 
     def result_like(self, given: Any) -> Any:
         self._prune()
+        exchange(self.native, lambda tensor: tensor.copied() if isinstance(tensor, StoredTensor) else tensor)
         return self.native if isinstance(given, (str, Path, ir.Model)) else maps.to_proto(self.native)
 
     def read_metadata(self) -> dict[str, str]:
@@ -103,7 +104,7 @@ class OnnxModel:
         self.native.metadata_props.update({_PREFIX + key: text for key, text in entries.items()})
 
     def strip(self, outputs: Sequence[str]) -> tuple[OnnxModel, Removed]:
-        kinds = dict(self._inferred.types or infer(self.native, None, self._input_shapes).types)
+        kinds = dict(self._inferred.types or infer(self.native, self._input_shapes).types)
         self.surgeon().prune()  # what was only shown
         removed = strip(self.native, outputs, kinds)
         for key in [key for key in self.native.metadata_props if key.startswith(_PREFIX)]:
@@ -133,26 +134,49 @@ class OnnxModel:
 
 
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OnnxModel:
-    """Read an ONNX file; external weights stay where they are until they are needed."""
+    """Read an ONNX file; large weights stay where they are until they are needed."""
+    with taking_apart("the ONNX graph"):
+        return _prepared(_read(path), path, input_shapes)
+
+
+def _read(path: Path) -> ir.Model:
     try:
         model = maps.read(path)
+    except ModelFileError:
+        raise
     except Exception as err:  # protobuf, onnx-ir and the file system raise unrelated kinds
         raise ModelFileError(f"not readable as ONNX: {first_line(err)}; is the file whole?") from err
-    with taking_apart("the ONNX graph"):
-        require_safe(model, path.parent)
-        return _prepared(model, path, input_shapes)
+    require_safe(model, path.parent)
+    return model
 
 
-def require_safe_file(path: Path) -> set[Path]:
+@dataclass(frozen=True)
+class SafeFile:
+    """An ONNX file that OpenVINO is to read.
+
+    Attributes:
+        content: the model with large weights by their addresses in this process; None where the file is to be read.
+        kept: what lies at those addresses.
+        files: those that its weights are mapped from.
+    """
+
+    content: bytes | None
+    kept: Sequence[ir.TensorProtocol]
+    files: set[Path]
+
+
+def require_safe_file(path: Path) -> SafeFile:
     """Refuse an ONNX file that another library is to read; see `xai_insert.formats.onnx.safety`.
-
-    Returns:
-        The files of its external weights.
 
     Raises:
         ModelFileError: not readable as ONNX, or not safe.
     """
-    return external_files(load_path(path, {}).native)
+    with taking_apart("the ONNX graph"):
+        model = _read(path)
+        files, stored = external_files(model), stored_tensors(model)
+        content = None if files or not stored else maps.in_memory(model)
+        _prepared(model, path, {})
+    return SafeFile(content, stored, files or {path})
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OnnxModel:
@@ -210,19 +234,15 @@ def _open_negative_sizes(graph: ir.Graph) -> bool:
 
 
 @contextmanager
-def weights_unlisted(graph: ir.Graph) -> Iterator[bool]:
-    """Show `graph` without the weights that it lists as inputs too, for a time; whether there are any.
+def weights_unlisted(graph: ir.Graph) -> Iterator[None]:
+    """Show `graph` without the weights that it lists as inputs too, for a time.
 
     Old exporters list every weight. Nobody gives them when the model runs, so they are constants.
     """
     inputs = list(graph.inputs)
-    free = [value for value in inputs if not value.is_initializer()]
-    if len(free) == len(inputs):
-        yield False
-        return
-    graph.inputs[:] = free
+    graph.inputs[:] = [value for value in inputs if not value.is_initializer()]
     try:
-        yield True
+        yield
     finally:
         graph.inputs[:] = inputs
 

@@ -34,7 +34,8 @@ class OnnxOps:
         return node.outputs
 
     def append(self, node: ir.Node) -> None:
-        """Add a node behind those that are there."""
+        """Add a node behind those that are there; viewers show its text."""
+        node.doc_string = "added by xai-insert"
         self._graph.append(node)
 
     def same(self, a: ir.Value) -> ir.Value:

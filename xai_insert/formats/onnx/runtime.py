@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
 from xai_insert.formats.onnx.maps import read, to_proto
+from xai_insert.formats.onnx.stored import StoredTensor, exchanged, stored_tensors, tensors
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
 
@@ -39,23 +40,8 @@ class OnnxRunner:
         options.log_severity_level = 4
         if holds_bfloat16(model):
             model, source = widen_bfloat16(model), None
-        weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
-        outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
-        inside = sum(tensor.nbytes for tensor in weights) - sum(tensor.nbytes for tensor in outside)
-        if outside:
-            # Weights in files are mapped; packing them for speed would hold all of them in memory a second time.
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.add_session_config_entry(_WEIGHTS_FOLDER, str(outside[0].base_dir or "."))
         try:
-            if source is not None:
-                self._session = _session(str(source), options)
-            elif inside < _PROTOBUF_LIMIT:
-                self._session = _session(to_proto(model).SerializeToString(), options)
-            else:
-                with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
-                    path = Path(folder, "model.onnx")
-                    ir.save(model, path, external_data="model.onnx.data")
-                    self._session = _session(str(path), options)
+            self._session = _opened(model, source, options)
         except Exception as err:  # onnxruntime's exceptions have no common base
             raise CheckFailedError(f"onnxruntime cannot load the model: {first_line(err)}") from err
 
@@ -87,6 +73,36 @@ class OnnxRunner:
                 timer.cancel()
 
 
+def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session that maps the large weights of `model` from where they lie, as far as they lie in files."""
+    weights = tensors(model)
+    outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
+    stored = stored_tensors(model)
+    file = stored[0].path if stored else None
+    if file is not None and not outside:
+        file = file.resolve()  # the runtime follows no link out of the folder
+    if outside or stored:
+        # Packing the weights for speed would hold all of them in memory a second time.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        folder = outside[0].base_dir if file is None or outside else file.parent
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder or "."))
+    if file is None and source is not None:
+        return _session(str(source), options)
+
+    def mapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return tensor if file is None or not isinstance(tensor, StoredTensor) else tensor.outside(file.name)
+
+    inside = sum(tensor.nbytes for tensor in weights) - sum(tensor.nbytes for tensor in (*outside, *stored))
+    if inside < _PROTOBUF_LIMIT:
+        with exchanged(model, mapped):
+            content = to_proto(model).SerializeToString()
+        return _session(content, options)
+    with tempfile.TemporaryDirectory(prefix="xai-insert-") as scratch:
+        path = Path(scratch, "model.onnx")
+        ir.save(model, path, external_data="model.onnx.data")
+        return _session(str(path), options)
+
+
 def _array(result: Any) -> npt.NDArray[Any]:
     """A result as an array; of a map for each image its numbers as its keys stand, of a sequence all its elements."""
     if isinstance(result, list) and result and all(isinstance(item, dict) for item in result):
@@ -96,11 +112,11 @@ def _array(result: Any) -> npt.NDArray[Any]:
     return np.asarray(result)
 
 
-def folded(source: str | bytes) -> ir.Model | None:
+def folded(content: bytes) -> ir.Model | None:
     """A model after onnxruntime has computed what depends on no input; None if it cannot read the model.
 
     Args:
-        source: path or content of the model.
+        content: the bytes of the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -109,7 +125,7 @@ def folded(source: str | bytes) -> ir.Model | None:
         path = Path(folder, "model.onnx")
         options.optimized_model_filepath = str(path)
         try:
-            _session(source, options)
+            _session(content, options)
         except Exception as err:  # see OnnxRunner
             logger.debug("onnxruntime cannot read the model for its shapes: %s", first_line(err))
             return None

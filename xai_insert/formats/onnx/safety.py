@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
+from xai_insert.formats.onnx.stored import tensors
 from xai_insert.graph.view import format_shape
 
 _MOST_PACKED = 8  # a small int64 is stored in one byte at best
@@ -29,7 +29,7 @@ def require_safe(model: ir.Model, folder: Path) -> None:
     Raises:
         ModelFileError: naming the tensor, or what else is wrong.
     """
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             _require_inside(tensor, folder)
         elif isinstance(tensor, ir.TensorProtoTensor):
@@ -43,26 +43,6 @@ def require_safe(model: ir.Model, folder: Path) -> None:
             raise ModelFileError(
                 f"input {value.name!r} declares a negative size; give its sizes: --input-shape {value.name}:1,3,224,224"
             )
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Every tensor of the model: initializers and attributes, in subgraphs and functions as well."""
-    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    while graphs:
-        graph = graphs.pop()
-        if isinstance(graph, ir.Graph):
-            yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
-        for node in graph:
-            for attribute in node.attributes.values():
-                match attribute.type:
-                    case ir.AttributeType.TENSOR:
-                        yield attribute.as_tensor()
-                    case ir.AttributeType.TENSORS:
-                        yield from attribute.as_tensors()
-                    case ir.AttributeType.GRAPH:
-                        graphs.append(attribute.as_graph())
-                    case ir.AttributeType.GRAPHS:
-                        graphs.extend(attribute.as_graphs())
 
 
 def _require_inside(tensor: ir.ExternalTensor, folder: Path) -> None:

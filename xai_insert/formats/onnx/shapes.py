@@ -18,6 +18,8 @@ import onnx_ir.passes.common as passes
 from xai_insert.formats.onnx.maps import to_proto, untyped
 from xai_insert.graph.view import Shape
 
+_LARGE = 1 << 16
+"""Bytes of a weight that is not handed to another library."""
 ML_DOMAIN = "ai.onnx.ml"
 """Classical learners and what names classes: they come behind the scores, and have shapes that nobody asks for."""
 
@@ -34,12 +36,11 @@ class Inferred:
         return value.dtype or self.types.get(value.name or "")
 
 
-def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]) -> Inferred:
+def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
     """Sizes and element types; `model` is unchanged.
 
     Args:
         model: the model to study.
-        source: path of the file it was read from; None to serialise `model` if that is needed.
         input_shapes: sizes of graph inputs that are to be taken instead of the stored ones.
     """
     values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
@@ -52,7 +53,7 @@ def infer(model: ir.Model, source: str | None, input_shapes: Mapping[str, Shape]
         for value, shape, type_ in before:
             value.shape, value.type = shape, type_
     if _is_incomplete(model, shapes):
-        content = source or to_proto(model).SerializeToString()
+        content = _without_weights(model)
         known, kinds = _read_shapes(content, input_shapes)
         shapes.update(known or _folded_shapes(content, input_shapes))
         types = {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()} | types
@@ -69,13 +70,44 @@ def _infer_alone(model: ir.Model, input_shapes: Mapping[str, Shape]) -> None:
         passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
+def _without_weights(model: ir.Model) -> bytes:
+    """The model as bytes with its large floats as inputs: no size depends on their content."""
+    twin = model.clone()
+    graph = twin.graph
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is not None and _is_large(tensor):
+            value.const_value, value.type, value.shape = (
+                None,
+                ir.TensorType(tensor.dtype),
+                ir.Shape(tensor.shape.numpy()),
+            )
+            graph.initializers.pop(value.name or "")
+            if not value.is_graph_input():
+                graph.inputs.append(value)
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=value.name)
+    for node in [node for node in graph if node.op_type == "Constant" and "value" in node.attributes]:
+        tensor, value = node.attributes["value"].as_tensor(), node.outputs[0]
+        if _is_large(tensor) and not value.is_graph_output():
+            name, value.name = value.name, None
+            weight = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))
+            ir.convenience.replace_all_uses_with(value, weight)
+            graph.inputs.append(weight)
+            graph.remove(node, safe=True)
+    content: bytes = to_proto(twin).SerializeToString()
+    return content
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    return tensor.nbytes >= _LARGE and tensor.dtype.is_floating_point()
+
+
 def _shapes(values: Iterable[ir.Value]) -> dict[str, Shape]:
     return {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
 
 
-def _read_shapes(
-    content: str | bytes, input_shapes: Mapping[str, Shape]
-) -> tuple[Mapping[str, Shape], Mapping[str, str]]:
+def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> tuple[Mapping[str, Shape], Mapping[str, str]]:
     """Sizes and element types by OpenVINO; empty if it cannot read the model or is not installed."""
     if importlib.util.find_spec("openvino") is None:
         return {}, {}
@@ -84,7 +116,7 @@ def _read_shapes(
     return read_shapes(content, input_shapes)
 
 
-def _folded_shapes(content: str | bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def _folded_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Sizes after onnxruntime has folded constants; empty if it cannot read the model."""
     from xai_insert.formats.onnx.runtime import folded  # noqa: PLC0415 - only for models that need it
 

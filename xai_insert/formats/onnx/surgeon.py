@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +13,6 @@ from xai_insert.formats.onnx.ops import OnnxOps, data_type
 from xai_insert.formats.onnx.shapes import Inferred
 from xai_insert.formats.onnx.view import IntegerWeight
 from xai_insert.formats.onnx.widening import HALF, widen_attribute
-from xai_insert.graph.masks import Masks
 from xai_insert.graph.names import PREFIX, Names
 from xai_insert.graph.rounding import folded_range
 from xai_insert.graph.view import Node, Shape, Value, constant_of
@@ -157,57 +156,31 @@ class OnnxSurgeon:
         self.ops.append(twin)
         return twin.outputs
 
-    def map_positions(self, masks: Masks, features: Sequence[Value], region: Sequence[Node], result: Value) -> ir.Value:
+    def repeat(self, runs: int, body: Callable[[ir.Value], ir.Value], width: int) -> ir.Value:
         # A Loop, since OpenVINO's reader knows no Scan whose body reads values from outside of it.
-        step, more = self._scalar("position", ir.DataType.INT64), self._scalar("more", ir.DataType.BOOL)
+        run, more = self._scalar("run", ir.DataType.INT64), self._scalar("more", ir.DataType.BOOL)
         imports = self._model.opset_imports
-        body = ir.Graph([step, more], [], nodes=[], name=self._names.unique("positions"), opset_imports=imports)
+        inner = ir.Graph([run, more], [], nodes=[], name=self._names.unique("positions"), opset_imports=imports)
         outer = self.ops
-        whole = {feature: self.handle(feature) for feature in features}
-        self.ops = OnnxOps(body, self._names.unique)
+        self.ops = OnnxOps(inner, self._names.unique)
         try:
-            mask = self._mask(masks, step)
-            made = {feature: self.ops.mul(value, mask) for feature, value in whole.items()}
-            for node in region:
-                operands = [v if v is None else made[v] if v in made else self.handle(v) for v in node.inputs]
-                made.update(zip(node.outputs, self.copy(node, operands), strict=True))
-            again = self.ops.constant(np.array(True))
+            last, again = body(run), self.ops.constant(np.array(True))
         finally:
             self.ops = outer
-        last = made[result]
-        last.type = ir.TensorType(ir.DataType.FLOAT)
-        if result.shape is not None:  # onnxruntime wants to know the rank
-            last.shape = ir.Shape(result.shape)
+        last.type, last.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, width])  # onnxruntime wants the rank
         going = ir.node("Identity", [again], name=self._names.unique("again"))
         going.outputs[0].name = self._names.unique("again/out")
         going.outputs[0].type, going.outputs[0].shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
-        body.append(going)
-        body.outputs.extend([going.outputs[0], last])
-        runs, start = (self.ops.constant(np.array(value)) for value in (np.int64(len(masks)), True))
-        loop = ir.node("Loop", [runs, start], {"body": body}, name=self._names.unique("positions"))
+        inner.append(going)
+        inner.outputs.extend([going.outputs[0], last])
+        count, start = (self.ops.constant(np.array(value)) for value in (np.int64(runs), True))
+        loop = ir.node("Loop", [count, start], {"body": inner}, name=self._names.unique("positions"))
         loop.outputs[0].name = self._names.unique("positions/out")
         self.ops.append(loop)
         return loop.outputs[0]
 
     def _scalar(self, name: str, kind: ir.DataType) -> ir.Value:
         return ir.Value(name=self._names.unique(name), type=ir.TensorType(kind), shape=ir.Shape([]))
-
-    def _mask(self, masks: Masks, step: ir.Value) -> ir.Value:
-        """The mask of one position."""
-        op = self.ops
-        height, width = masks.grid
-        wide = op.constant(np.array(width, np.int64))
-        row = op.div(step, wide)
-        column = op.sub(step, op.mul(row, wide))
-        down = op.reshape(op.gather(op.constant(masks.rows), row), [height, 1])
-        across = op.gather(op.constant(masks.columns), column)
-        cells = op.reshape(op.mul(down, across), [height * width])
-        before, behind = (
-            [op.constant(np.ones(count, np.float32))] if count else [] for count in (masks.prefix, masks.suffix)
-        )
-        if before or behind:
-            cells = op.concat([*before, cells, *behind], 0)
-        return op.reshape(cells, list(masks.sizes))
 
     def pinned(self, value: ir.Value, shape: Shape, image: Value, axes: Sequence[int]) -> ir.Value:
         del shape, image, axes  # onnxruntime takes no other sizes than those of the file
@@ -220,17 +193,26 @@ class OnnxSurgeon:
             if node in self._originals or any(value in kept or value.uses() for value in node.outputs):
                 continue
             graph.remove(node, safe=True)
-        for name, value in list(graph.initializers.items()):
-            if name.startswith(PREFIX) and not value.uses() and not value.is_graph_output():
-                graph.initializers.pop(name)
+        for name, value in list(graph.initializers.items()):  # onnxruntime warns of each that nothing reads
+            if name.startswith(PREFIX) and not value.uses() and value not in kept:
+                del graph.initializers[name]
 
     def add_output(self, value: ir.Value, name: str, dtype: str, shape: Shape) -> None:
         node = ir.node("Identity", [value], name=self._names.unique(f"{name}/result"))
         output = node.outputs[0]
         output.name, output.type = name, ir.TensorType(data_type(dtype))
-        output.shape = ir.Shape([size if size is not None else f"{name}_{axis}" for axis, size in enumerate(shape)])
+        node.doc_string = output.doc_string = f"{name}, added by xai-insert"
+        sizes = [size if size is not None else f"{name}_{axis}" for axis, size in enumerate(shape)]
+        output.shape = ir.Shape([self._batch or sizes[0] if shape[0] is None else sizes[0], *sizes[1:]])
         self._model.graph.append(node)
         self._model.graph.outputs.append(output)
+
+    @property
+    def _batch(self) -> str | None:
+        """What the model calls its open batch; None if its inputs do not agree."""
+        sizes = [value.shape[0] for value in self._model.graph.inputs if value.shape and not value.is_initializer()]
+        names = {size.value if isinstance(size, ir.SymbolicDim) else None for size in sizes}
+        return names.pop() if len(names) == 1 else None
 
 
 def _is_dequantised(node: ir.Node | None) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LEAST_BYTES = 1 << 28  # smaller files are not worth a thread
+_LEAST_BYTES = 1 << 25  # smaller files are not worth a thread
 _INTERVAL = 0.02
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
 from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
 from xai_insert.formats.openvino.einsum import WrittenOut
+from xai_insert.formats.openvino.mapped import pages_dropped
 from xai_insert.formats.openvino.precision import mark_branch, marked
 from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner
@@ -38,6 +40,7 @@ class OpenVINOModel:
         self._weights = weights
         self.keeps_float32 = False
         self._closed: list[tuple[ov.Node, ov.PartialShape]] = []
+        self.kept: object = None  # what constants may lie in
         _write_as_newest(native)
         with taking_apart("the OpenVINO graph"):
             self._products = WrittenOut(native)
@@ -151,20 +154,32 @@ class OpenVINOModel:
 
 def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
     """Read an IR, or convert what OpenVINO's readers know."""
+    if path.suffix.lower() == ".onnx":
+        return _converted(path, input_shapes)
     if path.suffix.lower() == ".xml":
         require_safe(path)
-        weights: Collection[Path] = [path.with_suffix(".bin")]
-    elif path.suffix.lower() != ".onnx":
-        weights = []
-    else:
-        from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
+        return _reshaped(_read(path), input_shapes, [path.with_suffix(".bin")])
+    return _reshaped(_read(path), input_shapes, [])
 
-        weights = require_safe_file(path)
+
+def _converted(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
+    from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
+
+    safe = require_safe_file(path)
+    model = None
+    if safe.content is not None:
+        with suppress(ModelFileError), pages_dropped(safe.files):  # the file says better what is wrong
+            model = _read(safe.content)
+    converted = _reshaped(model or _read(path), input_shapes, safe.files)
+    converted.kept = safe.kept
+    return converted
+
+
+def _read(source: Path | bytes) -> ov.Model:
     try:
-        model = ov.Core().read_model(path)
+        return ov.Core().read_model(source)
     except RAISED as err:
         raise ModelFileError(f"OpenVINO cannot read the file: {last_line(err)}; is it whole?") from err
-    return _reshaped(model, input_shapes, weights)
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:

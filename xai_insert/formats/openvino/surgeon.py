@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import openvino as ov
@@ -12,7 +12,6 @@ from openvino.op import loop as ov_loop
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.ops import OpenVINOOps
-from xai_insert.graph.masks import Masks
 from xai_insert.graph.names import Names
 from xai_insert.graph.rounding import folded_range
 from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, volume
@@ -20,6 +19,22 @@ from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, volume
 _SMALL = 1 << 16
 _DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape", "FakeQuantize")
 _OTHER_FLOATS = (ov.Type.f16, ov.Type.bf16, ov.Type.f64)
+
+
+class _Body:
+    """The body of a loop while it is written.
+
+    Attributes:
+        parameters: what it reads of the model.
+    """
+
+    def __init__(self, originals: Sequence[int], pristine: ov.Model) -> None:
+        self.parameters: dict[Value, ov.op.Parameter] = {}
+        self._twins = dict(zip(originals, pristine.clone().get_ordered_ops(), strict=True))
+
+    def stored(self, output: ov.Output) -> ov.Output:
+        """A stored constant of the model; its memory is shared."""
+        return self._twins[output.get_node().get_instance_id()].output(output.get_index())
 
 
 class OpenVINOSurgeon:
@@ -39,8 +54,11 @@ class OpenVINOSurgeon:
         self.ops = OpenVINOOps(self._names.unique)
         self._runtime_zero: ov.Output | None = None
         self._widened: dict[tuple[int, int], ov.Output] = {}
+        self._body: _Body | None = None
 
     def handle(self, value: Value) -> ov.Output:
+        if self._body is not None:
+            return self._inside(self._body, value)
         output: ov.Output = value.native
         if output.get_element_type() not in _OTHER_FLOATS:
             return output
@@ -73,7 +91,7 @@ class OpenVINOSurgeon:
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too;
             # so does a layer scale.
             # Quantised weights with two readers keep it from making the model's own layer one of integers.
-            keeps_own = original is not None and operand is original.native and _is_kept_apart(original)
+            keeps_own = original is not None and self._keeps_own(operand, original)
             if not keeps_own:
                 twin.set_argument(index, operand)
                 if self._keep_float32 and node.op is Op.MUL and _is_made_by(Op.SUB, original):
@@ -90,6 +108,12 @@ class OpenVINOSurgeon:
         except RAISED as err:
             raise CannotFreeBatchError(f"{node.type} {node.name!r} does not take operands of other sizes") from err
         return [twin.output(port) for port in range(twin.get_output_size())]
+
+    def _keeps_own(self, operand: ov.Output | None, original: Value) -> bool:
+        """Whether a twin is to read a constant that was copied with it."""
+        if self._body is not None:
+            return _is_stored(original)
+        return operand is original.native and _is_kept_apart(original)
 
     def _folded(self, weight: ov.Output) -> ov.Output:
         """Decompressed weights in a form that OpenVINO folds to float32 when it compiles.
@@ -147,69 +171,42 @@ class OpenVINOSurgeon:
         for output in twin.outputs():
             output.set_names(set())
 
-    def map_positions(
-        self, masks: Masks, features: Sequence[Value], region: Sequence[Node], result: Value
-    ) -> ov.Output:
-        sources = [self._apart(self.handle(feature)) for feature in features]
-        step = opset.parameter([], ov.Type.i64)
-        entries = [opset.parameter(source.get_partial_shape(), ov.Type.f32) for source in sources]
-        single = self._mask(masks, step)
-        made: dict[Value, ov.Output] = {
-            feature: opset.multiply(entry, single).output(0) for feature, entry in zip(features, entries, strict=True)
-        }
-        captured: dict[Value, ov.op.Parameter] = {}
-        twins = dict(zip(self._originals, self._pristine.clone().get_ordered_ops(), strict=True))
-        for node in region:
-            first = node.operand(0)
-            if first in made and (same := self._unrounded(node, made[first])) is not None:
-                made[node.output] = same
-                continue
-            twin = twins[node.native.get_instance_id()]
-            for index, operand in enumerate(node.inputs):
-                if operand is None or _is_stored(operand):
-                    continue
-                if operand.is_constant:
-                    made[operand] = opset.constant(np.array(operand.elements())).output(0)
-                elif operand not in made:
-                    outer = self.handle(operand)
-                    captured[operand] = opset.parameter(outer.get_partial_shape(), outer.get_element_type())
-                    made[operand] = captured[operand].output(0)
-                twin.set_argument(index, made[operand])
-            for index, port in enumerate(twin.input_values()):
-                if port.get_element_type() in _OTHER_FLOATS:
-                    twin.set_argument(index, self.ops.cast(port, "float32"))
-            self._own(twin, node.name)
-            made.update(zip(node.outputs, twin.outputs(), strict=True))
-        stacked = opset.unsqueeze(made[result], np.array([0], np.int64))
+    def repeat(self, runs: int, body: Callable[[ov.Output], ov.Output], width: int) -> ov.Output:
+        del width
+        run = opset.parameter([], ov.Type.i64)
+        twins, keeps = self._twins, self._keep_float32
+        self._body = inner = _Body(self._originals, self._pristine)
+        self._twins, self._keep_float32 = {}, False  # what is marked is the loop
+        try:
+            stacked = opset.unsqueeze(body(run.output(0)), np.array([0], np.int64))
+        finally:
+            self._body, self._twins, self._keep_float32 = None, twins, keeps
         yes = opset.constant(np.array(True))
-        body = ov.Model([opset.result(yes), opset.result(stacked)], [step, *entries, *captured.values()], "positions")
-        loop = ov_loop(self.ops.constant(np.array(len(masks), np.int64)), self.ops.constant(np.array(True)))
-        loop.set_function(body)
+        read = list(inner.parameters.items())
+        model = ov.Model([opset.result(yes), opset.result(stacked)], [run, *inner.parameters.values()], "positions")
+        loop = ov_loop(self.ops.constant(np.array(runs, np.int64)), self.ops.constant(np.array(True)))
+        loop.set_function(model)
         loop.set_special_body_ports([0, 0])
-        for entry, source in zip(entries, sources, strict=True):
-            loop.set_invariant_input(entry, source)
-        for value, parameter in captured.items():
+        for value, parameter in read:
             loop.set_invariant_input(parameter, self._apart(self.handle(value)))
-        scores = loop.get_concatenated_slices(body.get_results()[1].output(0), 0, 1, 1, -1, 0)
+        scores = loop.get_concatenated_slices(model.get_results()[1].output(0), 0, 1, 1, -1, 0)
         loop.validate_and_infer_types()
         loop.set_friendly_name(self._names.unique("positions"))
         return scores
 
-    def _mask(self, masks: Masks, step: ov.Node) -> ov.Node:
-        """The mask of one position."""
-        height, width = masks.grid
-        wide, axis = np.array(width, np.int64), np.array(0, np.int64)
-        row = opset.divide(step, wide)
-        column = opset.subtract(step, opset.multiply(row, wide))
-        down = opset.reshape(opset.gather(masks.rows, row, axis), np.array([height, 1]), special_zero=False)
-        cells = opset.multiply(down, opset.gather(masks.columns, column, axis))
-        flat = opset.reshape(cells, np.array([height * width]), special_zero=False)
-        before, behind = (
-            [opset.constant(np.ones(count, np.float32))] if count else [] for count in (masks.prefix, masks.suffix)
-        )
-        if before or behind:
-            flat = opset.concat([*before, flat, *behind], 0)
-        return opset.reshape(flat, np.array(masks.sizes, np.int64), special_zero=False)
+    def _inside(self, body: _Body, value: Value) -> ov.Output:
+        """A value of the model, in the body of a loop."""
+        if _is_stored(value):
+            stored = body.stored(value.native)
+            return self.ops.cast(stored, "float32") if stored.get_element_type() in _OTHER_FLOATS else stored
+        if value.is_constant:
+            return opset.constant(np.array(value.elements())).output(0)
+        if value not in body.parameters:
+            self._body = None
+            outer = self.handle(value)
+            self._body = body
+            body.parameters[value] = opset.parameter(outer.get_partial_shape(), outer.get_element_type())
+        return body.parameters[value].output(0)
 
     def _apart(self, value: ov.Output) -> ov.Output:
         """`value`, read in a way that leaves the precision of what is before it alone, see `Ops.isolated`."""

@@ -29,11 +29,11 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     pairs = [
         (scores, masks)
         for masks in samples
-        if len(masks.shape) == 4 and masks.is_float
+        if len(masks.shape) == 4 and masks.is_float and masks.shape[1] > 1  # one is a depth map, and a pose beside it
         for scores in samples
         if len(scores.shape) == 3 and scores.is_float and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
     ]
-    pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores)]
+    pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores) and not _of_classes(scores, masks)]
     found = {sample for pair in pairs for sample in pair}
     inner = [sample for sample in found if _leads_to_another(graph, sample, found)]
     pairs = [pair for pair in pairs if pair[0] not in inner and pair[1] not in inner]
@@ -78,3 +78,9 @@ def _source(value: Value) -> Value:
 
 def _are_boxes(sample: Sample) -> bool:
     return sample.shape[2] == 4 and are_shares(sample.array)
+
+
+def _of_classes(scores: Sample, boxes: Sample) -> bool:
+    """Whether what could be masks are boxes: one for each class, the background's left out or not."""
+    classes, columns = boxes.shape[2:]
+    return columns == 4 and classes in (scores.shape[2], scores.shape[2] - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xai_insert.errors import TargetNotFoundError
+from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.frontier import Head
@@ -58,7 +58,10 @@ class Detection(Task):
             return FoundDetector(None, regions)
         try:
             detector = find_class_levels(study.loaded, graph, study.options.num_classes)
-        except TargetNotFoundError as err:  # a classifier that drops tokens by their scores looks like this too
+        except TargetNotFoundError as err:
+            if reports_boxes(graph):
+                raise
+            # a classifier that drops tokens by their scores looks like this too
             return NotMine(str(err), TargetNotFoundError)
         if detector is not None:
             read = source_map(detector.middle.head)
@@ -66,7 +69,10 @@ class Detection(Task):
                 return FoundDetector(detector, Regions(read, "class head"))
         queries = encoder_feature(graph, images)
         if detector is None and queries is None:
-            return NotMine(WANTED if study.options.per_box else _nothing_found(graph))
+            reason = WANTED if study.options.per_box else _nothing_found(graph)
+            if reports_boxes(graph):
+                raise UnsupportedTaskError(reason)
+            return NotMine(reason)
         return FoundDetector(detector, queries)
 
 
@@ -79,11 +85,19 @@ def _nothing_found(graph: Graph) -> str:
     )
 
 
+def reports_boxes(graph: Graph) -> bool:
+    """Whether a model suppresses boxes that overlap, or gives several rows or columns of four numbers."""
+    if any(node.op is Op.NMS for node in graph.nodes):
+        return True
+    pairs = [value.sizes[1:] for value in graph.outputs if value.rank == 3]
+    of_classes = [value.sizes[1::2] for value in graph.outputs if value.rank == 4]
+    of_classes = [sides for sides in of_classes if any(sides[0] == pair[0] for pair in pairs)]
+    return any(_BOX in sides and 1 not in sides for sides in pairs + of_classes)
+
+
 def selects_rows(graph: Graph) -> bool:
     """Whether a model chooses among locations: suppression, region pooling, boxes, rows where scores are best."""
-    if any(node.op in (Op.NMS, Op.ROI_ALIGN) for node in graph.nodes):
-        return True
-    if any(value.rank == 3 and value.sizes[2] == _BOX for value in graph.outputs):
+    if reports_boxes(graph) or any(node.op is Op.ROI_ALIGN for node in graph.nodes):
         return True
     chosen: set[Value] = set()
     for node in graph.nodes:

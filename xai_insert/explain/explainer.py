@@ -1,0 +1,362 @@
+"""Explaining images from Python: `Explainer` runs a model, `Explanation` is what it says about one image."""
+
+from __future__ import annotations
+
+import threading
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pillow
+from PIL import ImageOps
+
+from xai_insert.errors import ModelFileError
+from xai_insert.explain.classify import Classifier
+from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
+from xai_insert.explain.draw import Image, to_bytes
+from xai_insert.explain.errors import RunError
+from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Selection
+from xai_insert.explain.feed import Feeder
+from xai_insert.explain.files import encode_jpeg, read_image
+from xai_insert.explain.marks import draw_marks
+from xai_insert.explain.outputs import Array, Outputs
+from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out, rectangle_of
+from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, Resize, View, from_metadata
+from xai_insert.explain.runtime import RUNTIMES, RuntimeName, load_engine
+from xai_insert.explain.scale import SCALES, ScaleName, scaled
+from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
+
+_CHANNELS = ("rgb", "bgr")
+_SHOWN = 5
+
+Which = int | str | Prediction | None
+
+
+class Explainer:
+    """A model that is run on images. It can be pickled: the runtime is opened in the process that first needs it.
+
+    Args:
+        model: path of a `.xml` or `.onnx` file, with a saliency map or without.
+        device: OpenVINO's name of a device; onnxruntime knows `CPU` and `GPU`.
+        runtime: `openvino` or `onnxruntime`; None takes OpenVINO for `.xml`, onnxruntime for `.onnx`.
+        batch_size: most images in one inference, where the model leaves its batch open and is a classifier.
+        threshold: least score of a found object (0.3), or of a class among independent ones (the model's own).
+        labels: class names in order; None takes those of the model.
+        mean: subtracted from the image's 0..255, one value or one for each channel of the model; None, as `scale`,
+            `channels` and `resize`, takes what the model's metadata say.
+        scale: divides after that.
+        channels: `rgb` or `bgr`.
+        layout: `NCHW` or `NHWC`; None finds it.
+        resize: `fit`, `letterbox`, `corner` or `crop`, see `Preprocessing`.
+        input_size: height and width to run at, where the model leaves them open.
+
+    Raises:
+        ValueError: an option is not one of its values, or out of its range.
+        ModelFileError: there is no such file.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        device: str = "CPU",
+        runtime: RuntimeName | None = None,
+        *,
+        batch_size: int = 8,
+        threshold: float | None = None,
+        labels: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        scale: Sequence[float] | None = None,
+        channels: str | None = None,
+        layout: str | None = None,
+        resize: Resize | None = None,
+        input_size: tuple[int, int] | None = None,
+    ) -> None:
+        if not isinstance(model, (str, Path)):
+            raise ValueError(f"model must be a path, not a {type(model).__name__}: write it first, InsertResult.save")
+        self._path = Path(model)
+        if not self._path.is_file():
+            raise ModelFileError(f"no such file: {self._path}")
+        choices = {
+            "runtime": (runtime, RUNTIMES),
+            "channels": (channels, _CHANNELS),
+            "layout": (layout, LAYOUTS),
+            "resize": (resize, RESIZES),
+        }
+        for name, (value, known) in choices.items():
+            if value is not None and value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if runtime == "onnxruntime" and self._path.suffix.lower() == ".xml":
+            raise ValueError("runtime onnxruntime cannot run an OpenVINO IR: give the .onnx file or runtime='openvino'")
+        if batch_size < 1:
+            raise ValueError(f"batch_size counts images, not {batch_size}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie in 0..1, not {threshold}")
+        if isinstance(labels, str):
+            raise ValueError("labels must be a sequence of names, not one string")
+        if scale is not None and 0 in scale:
+            raise ValueError("images are divided by scale, so it cannot be 0")
+        if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
+            raise ValueError(f"input_size must be height and width, not {input_size}")
+        self._runtime, self._device, self._batch_size, self._threshold = runtime, device, batch_size, threshold
+        self._labels = None if labels is None else tuple(labels)
+        self._prepared = {
+            "mean": None if mean is None else tuple(mean),
+            "scale": None if scale is None else tuple(scale),
+            "resize": resize,
+            "bgr": None if channels is None else channels == "bgr",
+        }
+        self._layout, self._input_size = layout, input_size
+        self._lock = threading.Lock()
+        self._ready: _Ready | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_lock", "_ready")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock(), _ready=None)
+
+    def __repr__(self) -> str:
+        return f"Explainer({str(self._path)!r}, device={self._device!r}, runtime={self._runtime!r})"
+
+    def explain(self, images: Iterable[Any]) -> list[Explanation]:
+        """Explain images, several in one inference where the model allows it, else several side by side.
+
+        Args:
+            images: uint8 RGB `[H, W, 3]` arrays, paths of image files, or images of Pillow; of any size.
+
+        Returns:
+            One explanation for each, in order.
+
+        Raises:
+            ValueError: an image is none of these.
+            XaiInsertError: a file cannot be read, or the model cannot be run.
+        """
+        if isinstance(images, (str, Path, Pillow.Image)) or getattr(images, "ndim", 4) == 3:
+            raise ValueError("explain takes several images: put a single one into a list")
+        ready, found = self._open(), list[Explanation]()
+        given = iter(images)
+        with ThreadPoolExecutor(ready.workers, thread_name_prefix="xai-insert") as pool:
+            while group := [_pixels(item) for item in islice(given, ready.at_once)]:
+                parts = [group[start : start + ready.batch] for start in range(0, len(group), ready.batch)]
+                for part in pool.map(ready.explain, parts):
+                    found += part
+        return found
+
+    def _open(self) -> _Ready:
+        with self._lock:
+            if self._ready is None:
+                self._ready = self._opened()
+            return self._ready
+
+    def _opened(self) -> _Ready:
+        engine = load_engine(self._path, self._runtime, self._device)
+        how = from_metadata(engine.info, engine.by_model_api, self._prepared)
+        feeder = Feeder.of(engine.image_input, how, self._layout, self._input_size)
+        meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")
+        if self._labels is not None:
+            meaning = replace(meaning, labels=self._labels, is_told=True)
+        rectangle = rectangle_of(engine.about)
+        if engine.about.get("task") == SEMANTIC_SEGMENTATION:
+            return _Ready(Painter(engine, feeder, meaning, every), 1, rectangle)
+        if engine.about.get("task") in TASKS:
+            threshold = THRESHOLD if self._threshold is None else self._threshold
+            return _Ready(Finder(engine, feeder, meaning, every, threshold), 1, rectangle)
+        if self._threshold is not None:
+            meaning = replace(meaning, threshold=self._threshold)
+        is_open = engine.image_input.shape[feeder.layout.index("N")] is None
+        batch = self._batch_size if is_open else feeder.batch
+        return _Ready(Classifier(engine, feeder, meaning, every), batch if feeder.size else 1, rectangle)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A model that is open: how many images it takes at once, and where its maps lie in the input."""
+
+    model: Classifier | Finder | Painter
+    batch: int
+    rectangle: Rectangle | None
+
+    @property
+    def workers(self) -> int:
+        return self.model.engine.parallel
+
+    @property
+    def at_once(self) -> int:
+        """How many images are in memory as the model's input."""
+        return 2 * self.workers * self.batch
+
+    def explain(self, images: Sequence[Image]) -> list[Explanation]:
+        feed, views = self.model.feeder.stack(images)
+        outputs = self.model.engine.infer(feed)
+        found = [
+            self.model.read(_part(outputs, index, len(feed)), feed.shape, view) for index, view in enumerate(views)
+        ]
+        return [Explanation(image, explained, self.rectangle) for image, explained in zip(images, found, strict=True)]
+
+
+def _part(outputs: Outputs, index: int, batch: int) -> Outputs:
+    """The outputs of one image; those that are not of the batch stay whole."""
+    if batch == 1:
+        return outputs
+    if outputs.saliency_map is not None and len(outputs.saliency_map) != batch:
+        raise RunError(f"{len(outputs.saliency_map)} maps came for {batch} images: try batch_size=1")
+
+    def own(array: Array | None) -> Any:
+        return array[index : index + 1] if array is not None and array.shape[:1] == (batch,) else array
+
+    predictions = {name: own(array) for name, array in outputs.predictions.items()}
+    rest = {name: own(array) for name, array in vars(outputs).items() if name != "predictions"}
+    return Outputs(predictions, **rest)
+
+
+def _pixels(given: Any) -> Image:
+    if isinstance(given, (str, Path)):
+        return read_image(Path(given))
+    if isinstance(given, Pillow.Image):
+        return np.asarray(ImageOps.exif_transpose(given).convert("RGB"), np.uint8)
+    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim == 3 and given.shape[2] == 3:
+        return given
+    what = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else type(given).__name__
+    raise ValueError(f"an image must be uint8 RGB [H, W, 3], a path or an image of Pillow, not {what}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """What a model says about one image, and why.
+
+    Attributes:
+        image: uint8 RGB `[H, W, 3]`.
+        found: predictions and maps as they were read.
+        rectangle: where the maps lie in the model's input; None if they cover all of it.
+    """
+
+    image: Image
+    found: Explained
+    rectangle: Rectangle | None = None
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """The likeliest classes, best first; of a detector or segmenter the found objects, `Instance`."""
+        return list(self.found.predictions)
+
+    @property
+    def view(self) -> View:
+        """How image and input fit together."""
+        return self.found.view
+
+    def raw_map(self, which: Which = None) -> Array:
+        """The map `[h, w]` over the model's input as the model gave it: uint8 0..255, or float raw scores.
+
+        Args:
+            which: number or name of a class, a prediction, or a found object, which has a map of its own where the
+                model was inserted with `per_box`; None is the best prediction. A map for all classes is taken for all.
+
+        Raises:
+            ValueError: there is no such class, or several have that name.
+        """
+        if isinstance(which, Instance) and which.saliency_map is not None:
+            return which.saliency_map
+        if self.found.saliency_map.ndim == 2:
+            return self.found.saliency_map
+        return self.found.map_of(self._class(which).class_id)
+
+    def heatmap(self, which: Which = None) -> npt.NDArray[np.float32]:
+        """The map laid out over the image: float32 `[H, W]` in 0..1 by its own range, 0 where the model did not look.
+
+        Args:
+            which: see `raw_map`.
+
+        Raises:
+            ValueError: see `raw_map`.
+        """
+        pixels, _ = laid_out(to_bytes(self.raw_map(which)), self.image.shape[:2], self.view, self.rectangle)
+        return np.asarray(pixels / np.float32(255), np.float32)
+
+    def overlay(self, which: Which = None, look: Look | None = None, scale: ScaleName = "shared") -> Image:
+        """Draw the map over the image, with the found objects of its class.
+
+        Args:
+            which: see `raw_map`.
+            look: opacity, colours and background.
+            scale: `shared` draws the map on one scale with that of the best prediction, so that a weak class is pale;
+                `each` by its own range.
+
+        Returns:
+            uint8 RGB `[H, W, 3]`.
+
+        Raises:
+            ValueError: see `raw_map`, or an unknown scale.
+        """
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {scale!r}")
+        return self._drawn(self.image, which, look or Look(), scale)
+
+    def _drawn(self, image: Image, which: Which, look: Look, scale: ScaleName) -> Image:
+        found = self.found
+        if (isinstance(which, Instance) and which.saliency_map is not None) or found.saliency_map.ndim == 2:
+            own = [which] if isinstance(which, Instance) else list(found.instances)
+            (first,) = scaled([self.raw_map(which)], [None], scale)
+        else:
+            item = self._class(which)
+            both = [item, max(found.chosen, key=lambda other: other.score)]
+            scores = [other.score if found.has_scores else None for other in both]
+            first, _ = scaled([found.values_of(other.class_id) for other in both], scores, scale)
+            own = [instance for instance in found.instances if instance.class_id == item.class_id]
+        return draw_marks(draw(image, first, self.view, look, self.rectangle), own)
+
+    def _class(self, which: Which) -> Prediction:
+        chosen = self.found.chosen
+        if which is None:
+            best = self.found.predictions[0] if self.found.predictions else max(chosen, key=lambda item: item.score)
+            which = best.class_id
+        if isinstance(which, Prediction):
+            which = which.class_id
+        key = "label" if isinstance(which, str) else "class_id"
+        fits = [item for item in chosen if getattr(item, key) == which]
+        if len(fits) == 1:
+            return fits[0]
+        if fits:
+            numbers = ", ".join(str(item.class_id) for item in fits)
+            raise ValueError(f"several classes are called {which!r}: {numbers}; give the number")
+        raise ValueError(f"no map of class {which!r}: there are those of {_listed(chosen)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What can be written as JSON: size, predictions with boxes in pixels, and the sizes of the maps."""
+        height, width = self.image.shape[:2]
+        found: dict[str, Any] = {
+            "size": [width, height],
+            "predictions": [item.record(width, height) for item in self.predictions],
+            "map": {
+                "shape": list(self.found.saliency_map.shape),
+                "dtype": self.found.saliency_map.dtype.name,
+                "classes": [item.class_id for item in self.found.chosen],
+            },
+        }
+        return found if self.found.note is None else {**found, "note": self.found.note}
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{item.label} {item.score:.2f}" for item in self.predictions[:_SHOWN])
+        shape = list(self.found.saliency_map.shape)
+        return f"Explanation({listed or 'nothing found'}; maps {shape} {self.found.saliency_map.dtype})"
+
+    def _repr_html_(self) -> str:
+        """Image and overlay of the best prediction beside a list, for notebooks."""
+        small = canvas(self.image)
+        whole = np.hstack([small, self._drawn(small, None, Look(), "shared")])
+        source = f"data:image/jpeg;base64,{b64encode(encode_jpeg(whole)).decode()}"
+        rows = "".join(
+            f"<tr><td>{escape(item.label)}</td><td>{item.score:.2f}</td></tr>" for item in self.predictions[:_SHOWN]
+        )
+        return f'<img src="{source}" alt="image and overlay" style="max-width:100%"><table>{rows}</table>'
+
+
+def _listed(chosen: Sequence[Prediction]) -> str:
+    names = [f"{item.class_id} ({item.label})" for item in chosen[:_SHOWN]]
+    return ", ".join(names) + (f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else "")

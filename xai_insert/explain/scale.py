@@ -1,0 +1,86 @@
+"""Which values of the maps of one image get the first and the last colour, so that its classes can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from xai_insert.explain.draw import Span
+from xai_insert.explain.outputs import Array
+
+ScaleName = Literal["shared", "each"]
+
+SCALES: tuple[str, ...] = get_args(ScaleName)
+FAINTEST = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """One map and how it is coloured.
+
+    Attributes:
+        values: raw values `[h, w]`, or uint8 0..255 where the model scaled each map by itself.
+        span: the values that get the first and the last colour.
+        fade: weight on the opacity, 0..1.
+        is_shared: whether the same colours mean the same differences in the other maps of the image.
+    """
+
+    values: Array
+    span: Span
+    fade: float = 1.0
+    is_shared: bool = False
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What to write at the ends of the colour bar."""
+        if self.values.dtype == np.uint8:
+            return "least", "most"
+        return f"{self.span[0]:.3g}", f"{self.span[1]:.3g}"
+
+    @property
+    def text(self) -> str:
+        """What the scale is, for people."""
+        return f"{'one scale' if self.is_shared else 'own scale'}{'' if self.fade == 1 else ', fainter by score'}"
+
+
+def scaled(maps: Sequence[Array], scores: Sequence[float | None], scale: ScaleName) -> list[Scaled]:
+    """Scale the maps of one image.
+
+    Each map begins at its own minimum. With `shared`, one step of colour is the same difference in all maps, and a map
+    is the fainter the lower its score is beside the best one: a class that nothing speaks for may still have a wide
+    range, such as one that every place but the object supports. Of bytes, the model has stretched each by itself, so
+    that only their scores can tell them apart.
+
+    Args:
+        maps: `[h, w]` each, raw values or uint8.
+        scores: of the class or object of each map; None if unknown.
+        scale: `shared` or `each`.
+    """
+    known = [score for score in scores if score is not None]
+    best = max(known, default=0.0)
+    lows = [0.0 if values.dtype == np.uint8 else float(values.min()) for values in maps]
+    reaches = [
+        255.0 if values.dtype == np.uint8 else float(values.max()) - low for values, low in zip(maps, lows, strict=True)
+    ]
+    widest = max(reaches, default=0.0)
+    found = []
+    for values, score, low, reach in zip(maps, scores, lows, reaches, strict=True):
+        if scale == "each":
+            found.append(Scaled(values, (low, low + reach)))
+            continue
+        fade = 1.0 if score is None or best <= 0 else max(score / best, FAINTEST)
+        is_raw = values.dtype != np.uint8
+        found.append(Scaled(values, (low, low + (widest if is_raw else reach)), fade, is_raw and len(maps) > 1))
+    return found
+
+
+def raw_values(saliency: Array, ranges: Array | None) -> Array:
+    """Undo a model's scaling of its maps `[..., h, w]`, where it says the range `[..., 2]` of each; float32 then."""
+    if ranges is None or saliency.dtype != np.uint8:
+        return saliency
+    low, high = (ranges[..., index, None, None].astype(np.float32) for index in (0, 1))
+    found: Array = low + saliency.astype(np.float32) * ((high - low) / 255)
+    return found

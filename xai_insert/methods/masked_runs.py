@@ -1,0 +1,147 @@
+"""Running the rest of a network once per mask: many masks at once where its batch can be lengthened.
+
+The masks of one run are samples of a longer batch, see `xai_insert.methods.lifting`. As many are run at once as keep
+the activations within a bound, and the runs follow one another in a loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from xai_insert.errors import CannotFreeBatchError
+from xai_insert.graph.cuts import region
+from xai_insert.graph.masks import Masks
+from xai_insert.graph.ops import Ops, Surgeon, V
+from xai_insert.graph.view import Graph, Node, Value, fixed, volume
+from xai_insert.locate.logits import vector_size
+from xai_insert.methods.axes import BATCH, plain
+from xai_insert.methods.lifting import Lifted, Lifter
+from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
+
+logger = logging.getLogger(__name__)
+
+_MOST_BYTES = 1 << 28
+
+
+def run_masks(
+    surgeon: Surgeon[V],
+    graph: Graph,
+    features: Sequence[Value],
+    masks: Masks,
+    logits: Value,
+    at_once: int | None = None,
+) -> V:
+    """The class scores for each mask on `features`, laid out as maps.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        features: the masked values.
+        masks: a mask for each position; each broadcasts against every feature.
+        logits: class scores `[B, K]`.
+        at_once: how many masks are run at once, at most; None for as many as keep activations within 256 MB.
+
+    Returns:
+        float32 `[B, K, h, w]`, raw scores.
+    """
+    op = surgeon.ops
+    count, classes = len(masks), class_count(logits)
+    nodes = region(graph, features, [logits])
+    many = min(count, at_once or max(1, _MOST_BYTES // _bytes(nodes)))
+    if many > 1 and (obstacle := _obstacle(features, nodes, masks, logits)) is not None:
+        logger.info("masks run one by one: %s", obstacle)
+        many = 1
+    runs = math.ceil(count / many)
+    many = math.ceil(count / runs)  # of one size; those beyond the last are of no cell
+    rank = len(features[0].sizes)
+
+    def body(run: V | None) -> V:
+        mask = _masks(surgeon.ops, masks, runs, many, run, rank)
+        if many == 1:
+            scores = _scores_of_one(surgeon, features, nodes, mask, logits)
+        else:
+            scores = _scores_of_many(surgeon, features, nodes, mask, many, logits)
+        return surgeon.ops.reshape(scores, [-1, classes])
+
+    scores = body(None) if runs == 1 else surgeon.repeat(runs, body, classes)
+    by_class = op.transpose(op.reshape(scores, [runs, -1, many, classes]), (1, 3, 0, 2))
+    flat = op.reshape(by_class, [-1, classes, runs * many])
+    if runs * many > count:
+        flat = op.slice(flat, 2, 0, count)
+    return op.reshape(flat, [-1, classes, *masks.grid])
+
+
+def class_count(logits: Value) -> int:
+    """K of `[B, K]`, whatever axes of size 1 stand around."""
+    return fixed([vector_size(logits.sizes)])[0]
+
+
+def _bytes(nodes: Sequence[Node]) -> int:
+    """What the largest of these operations reads and writes, for the batch of one run."""
+
+    def size(value: Value | None) -> int:
+        return 0 if value is None or value.is_constant else 4 * (volume([n or 1 for n in value.shape or ()]) or 1)
+
+    return max(sum(map(size, (*node.inputs, *node.outputs))) for node in nodes)
+
+
+def _obstacle(features: Sequence[Value], nodes: Sequence[Node], masks: Masks, logits: Value) -> str | None:
+    """Why the rest of the network cannot run on many masks at once; None if it can."""
+    rank, batch = len(features[0].sizes), features[0].sizes[0]
+    if any(len(value.sizes) != rank or value.sizes[0] != batch or None in value.sizes[1:] for value in features):
+        return "the masked values differ in rank or batch, or have sizes that follow the image"
+    if len(masks.sizes) == rank and masks.sizes[0] != 1:
+        return "the masked values do not begin with the batch"
+    try:
+        _scores_of_many(Rehearsal(), features, nodes, STAND_IN, 2, logits)
+    except CannotFreeBatchError as err:
+        return str(err)
+    return None
+
+
+def _scores_of_one(surgeon: Surgeon[V], features: Sequence[Value], nodes: Sequence[Node], mask: V, logits: Value) -> V:
+    made = {feature: surgeon.ops.mul(surgeon.handle(feature), mask) for feature in features}
+    for node in nodes:
+        operands = [v if v is None else made[v] if v in made else surgeon.handle(v) for v in node.inputs]
+        made.update(zip(node.outputs, surgeon.copy(node, operands), strict=True))
+    return made[logits]
+
+
+def _scores_of_many(
+    surgeon: Surgeon[V], features: Sequence[Value], nodes: Sequence[Node], masks: V, many: int, logits: Value
+) -> V:
+    """Scores of every image with every mask, the masks of an image side by side."""
+    op = surgeon.ops
+    lifter = Lifter(surgeon, features[0].sizes[0], copies=many)
+    for feature in features:
+        sizes = fixed(feature.sizes[1:])
+        alone = op.reshape(surgeon.handle(feature), [-1, 1, *sizes])
+        masked = op.reshape(op.mul(alone, op.unsqueeze(masks, [0])), [-1, *sizes])
+        lifter.made[feature] = Lifted(masked, ((BATCH,), *map(plain, sizes)))
+    return lifter.run(nodes, logits)
+
+
+def _masks(op: Ops[V], masks: Masks, runs: int, many: int, run: V | None, rank: int) -> V:
+    """The masks of one run, one behind the other, of `rank` axes each; None stands for the only run."""
+    height, width = masks.grid
+    beyond = np.zeros((math.ceil(runs * many / width) - height, height), np.float32)
+    positions = op.constant(np.arange(many, dtype=np.int64))
+    if run is not None:
+        positions = op.add(op.mul(run, op.constant(np.array(many, np.int64))), positions)
+    wide = op.constant(np.array(width, np.int64))
+    row = op.div(positions, wide)
+    column = op.sub(positions, op.mul(row, wide))
+    down = op.gather(op.constant(np.concatenate([masks.rows, beyond])), row)
+    across = op.gather(op.constant(masks.columns), column)
+    cells = op.mul(op.reshape(down, [many, height, 1]), op.reshape(across, [many, 1, width]))
+    cells = op.reshape(cells, [many, height * width])
+    ends = [np.ones((many, length), np.float32) for length in (masks.prefix, masks.suffix)]
+    before, behind = ([op.constant(end)] if end.size else [] for end in ends)
+    if before or behind:
+        cells = op.concat([*before, cells, *behind], 1)
+    sizes = [*([1] * (rank - len(masks.sizes))), *masks.sizes]
+    return op.reshape(cells, [many, *sizes[1:]] if sizes[0] == 1 else sizes)

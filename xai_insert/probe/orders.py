@@ -1,0 +1,262 @@
+"""The order of a head's channels, watched in the model's own runtime: where each of them arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from xai_insert.errors import AmbiguousModelError
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.detector import Channels
+from xai_insert.locate.frontier import Head, Observed, reshapes_between
+from xai_insert.probe.channels import (
+    Moves,
+    anchor_stride,
+    readings,
+    resolve,
+    resolve_column,
+    resolve_fused,
+    resolve_raw,
+    samples,
+)
+from xai_insert.probe.heads import Effect, HeadProbe, Response
+from xai_insert.probe.rivals import Watched
+
+_ARRANGING = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SOFTMAX, Op.SIGMOID})
+_BOX = 4
+
+
+class Orders:
+    """Heads of one model, what their channels do, and in which order these are.
+
+    Args:
+        loaded: the unedited model.
+        graph: its view.
+        heads: where it is cut.
+        observed: what is watched behind them.
+        num_classes: number of classes, where the user has given it.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        graph: Graph,
+        heads: Sequence[Head],
+        observed: Sequence[Observed],
+        num_classes: int | None,
+    ) -> None:
+        self.num_classes = num_classes
+        self.loaded = loaded
+        self.graph = graph
+        self.heads = heads
+        self.observed = observed
+        self.probe = HeadProbe(loaded, heads, observed)
+        self.watched = [self._watch(index, head) for index, head in enumerate(heads)]
+
+    def _watch(self, index: int, head: Head) -> Watched:
+        cell = self.probe.cells(index)[0]
+        chosen = samples(head.channels)
+        responses = {channel: self.probe.respond(index, channel, cell) for channel in chosen}
+        item = Watched(index, head, responses)
+        if item.is_fused:
+            rest = [channel for channel in range(head.channels) if channel not in responses]
+            responses |= {channel: self.probe.respond(index, channel, cell) for channel in rest}
+        return item
+
+    def layout(self, item: Watched) -> Channels | None:
+        """The order of one head's channels; None if it has one location only or nothing tells."""
+        channels = item.head.channels
+        if channels == 1:
+            return Channels(0, channels, 1, channels)
+        cells = self.probe.cells(item.index)
+        if len(cells) == 1:
+            return None
+        chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
+        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in chosen[:12]}
+        clean = self._without_boxes(item) if item.is_fused else set()
+        for index in sorted(clean or range(len(self.observed)), reverse=True):
+            here, there = moved(item.responses, chosen, index), moved(others, list(others), index)
+            if (clean and here and there) or (len(here) == len(chosen) and len(there) == len(others)):
+                value = self.observed[index].value
+                found = self._resolve(item, here, there, value) or self._boxes_of_classes(item, here, there)
+                if found is None and item.is_class and value.sizes[-1:] == (1,):
+                    found = resolve_column(here, item.head.channels)
+                if found is not None and item.is_class and not _sets_background_apart(item, found):
+                    found = None
+                if found is not None:
+                    return found
+        found = self._layout_on_the_way(item, chosen)
+        if found is None and item.has_tokens and not item.is_fused and self._boxes(item).get(True, {1}) == {1}:
+            return Channels(0, channels, 1, channels)
+        return found
+
+    def beside_boxes(self, item: Watched) -> Channels | None:
+        """The order of an undecoded head of a grid whose boxes are decoded; None if nothing tells it."""
+        channels, boxes = item.head.channels, self._boxes(item).get(True, set())
+        if len(boxes) != 1:
+            return None
+        if boxes in ({1}, {channels}):
+            (anchors,) = boxes
+            return Channels(0, channels // anchors, anchors, channels // anchors)
+        found = [order for order in self.raw_orders(item) if order.anchors in boxes]
+        return found[0] if len(found) == 1 else None
+
+    def raw_orders(self, item: Watched) -> list[Channels]:
+        """The orders that fit an undecoded head, as far as a reshape sets anchors apart."""
+        return next((readings(*moves, item.head.channels) for moves in self._raw_moves(item)), [])
+
+    def _without_boxes(self, item: Watched) -> set[int]:
+        """The values in which a head that gives boxes as well moves scores alone; the widest of them."""
+        boxes = {i for response in item.responses.values() if response.effect is Effect.OTHER for i in response.moved}
+        counts: dict[int, set[tuple[int, ...]]] = {}
+        for response in item.responses.values():
+            if response.effect is Effect.CLASS:
+                for index, element in response.elements.items():
+                    counts.setdefault(index, set()).add(element)
+        most = max((len(elements) for index, elements in counts.items() if index not in boxes), default=0)
+        return {index for index, elements in counts.items() if index not in boxes and len(elements) == most}
+
+    def raw_layout(self, item: Watched) -> Channels | None:
+        """The order of the only head of its grid, which is an output but for a reshape."""
+        if self.rivals(item):
+            return None
+        return next((resolve_raw(*moves, item.head.channels) for moves in self._raw_moves(item)), None)
+
+    def single_class(self, item: Watched) -> Channels | None:
+        """The order of a head with one channel for each anchor, beside a single other one with a box and more."""
+        rivals = self.rivals(item)
+        strides = [
+            stride
+            for head in (item, *rivals)
+            for moves in self._raw_moves(head)
+            if (stride := anchor_stride(*moves, head.head.channels)) is not None
+        ]
+        if len(rivals) != 1 or len(strides) != 2 or strides[0] != 1 or strides[1] < _BOX:
+            return None
+        if item.head.channels == 1 and not self._is_listed(item):
+            return None  # maps of one and of four channels need not be score and box
+        anchors = item.head.channels
+        return Channels(0, 1, anchors, 1) if rivals[0].head.channels == anchors * strides[1] else None
+
+    def _is_listed(self, item: Watched) -> bool:
+        """Whether an output has the locations of a head in one axis, as rows of a detector are."""
+        return any(len(element) < 4 for response in item.responses.values() for element in response.elements.values())
+
+    def rivals(self, item: Watched) -> list[Watched]:
+        grid = self.probe.grid(item.index)
+        return [other for other in self.watched if other is not item and self.probe.grid(other.index) == grid]
+
+    def _raw_moves(self, item: Watched) -> Iterator[tuple[Moves, Moves]]:
+        """What the channels move at two locations, in the first value that they all move; nothing if there is none."""
+        cells = self.probe.cells(item.index)
+        if len(cells) == 1:
+            return
+        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in item.responses}
+        for index in range(len(self.observed)):
+            here, there = moved(item.responses, list(others), index), moved(others, list(others), index)
+            if len(here) == len(there) == len(others):
+                yield here, there
+                return
+
+    def _resolve(self, item: Watched, here: Moves, there: Moves, value: Value) -> Channels | None:
+        channels = item.head.channels
+        if item.is_fused:
+            return resolve_fused(here, there, channels, value.sizes, self.num_classes)
+        found, boxes = readings(here, there, channels), self._anchors(item)
+        if boxes:
+            each = (
+                item.is_exclusive
+            )  # no softmax runs over anchors: what it runs over are classes, which may have boxes
+            found = [o for o in found if o.anchors in boxes or (each and o.anchors * o.classes in boxes)]
+        return found[0] if len(found) == 1 else None
+
+    def _boxes_of_classes(self, item: Watched, here: Moves, there: Moves) -> Channels | None:
+        """The order where each location has as many boxes as scores: boxes of classes, or one class and anchors.
+
+        Raises:
+            AmbiguousModelError: the user has not given the number of classes, which alone tells.
+        """
+        found = None if item.is_fused else resolve(here, there, item.head.channels)
+        if found is None or found.anchors > 1 or found.classes < 2 or self._anchors(item) != {found.classes}:
+            return None
+        if self.num_classes is None:
+            count = found.classes
+            raise AmbiguousModelError(
+                f"{item.head.value.describe()} scores {count} boxes of each location: one for each of {count} classes, "
+                f"or {count} anchors of one class; say which: --num-classes"
+            )
+        return found if self.num_classes == found.classes else Channels(0, 1, found.classes, 1)
+
+    def _layout_on_the_way(self, item: Watched, chosen: Sequence[int]) -> Channels | None:
+        """The same, watched where classes and locations have axes of their own, before they are flattened."""
+        ends = {index for response in item.responses.values() for index in response.elements}
+        if not ends:
+            return None
+        way = self.arranged([item.head], self.observed[min(ends)].value)
+        if not way:
+            return None
+        probe = HeadProbe(self.loaded, self.heads, way)  # all heads, or the backbone would have to run
+        first, second = probe.cells(item.index)
+        everywhere = chosen if item.is_fused else samples(item.head.channels)  # a background shows here
+        here_all = {channel: probe.respond(item.index, channel, first) for channel in everywhere}
+        there_all = {channel: probe.respond(item.index, channel, second) for channel in everywhere[:12]}
+        for index in reversed(range(len(way))):
+            here, there = moved(here_all, everywhere, index), moved(there_all, list(there_all), index)
+            if len(here) == len(everywhere) and len(there) == len(there_all):
+                found = self._resolve(item, here, there, way[index].value)
+                if found is not None and (item.is_fused or _sets_background_apart(item, found)):
+                    return found
+        channels = item.head.channels
+        alone = Channels(0, 1, channels, 1) if self._anchors(item) == {channels} else None
+        return alone if alone is None or _sets_background_apart(item, alone) else None
+
+    def arranged(self, heads: Sequence[Head], end: Value) -> list[Observed]:
+        """Values on the way from heads to `end` that reshapes, joins and activations make."""
+        return [
+            Observed(value, by_magnitude=True, is_output=False, heads=frozenset(head.value for head in heads))
+            for value in reshapes_between(self.graph, heads, end)
+            if value.producer is not None and value.producer.op in _ARRANGING and (value.rank or 0) > 1
+        ]
+
+    def _anchors(self, item: Watched) -> set[int]:
+        """Boxes that each head of the grid decodes at a location; none where that cannot be seen."""
+        found = self._boxes(item)
+        return found.get(True) or found.get(False, set())  # what has four columns is no list of key points
+
+    def moves_together(self, item: Watched) -> bool:
+        """Whether every channel moves all numbers of its location, as where a vector is divided by its length."""
+        moved = self.probe.moved_at(item.index)
+        counts = {(index, count) for response in item.responses.values() for index, count in response.moved.items()}
+        return bool(counts) and all(index in moved and count == moved[index][1] > 2 for index, count in counts)
+
+    def is_boxed(self, item: Watched) -> bool:
+        """Whether another head of the grid gives four numbers for each box that are no scores."""
+        return bool(self._boxes(item).get(True))
+
+    def _boxes(self, item: Watched) -> dict[bool, set[int]]:
+        """The same, by whether they lie in four columns."""
+        found: dict[bool, set[int]] = {}
+        for box in self.rivals(item):
+            if box.is_class or box.is_raw or Effect.OTHER not in box.effects:
+                continue
+            moved = self.probe.moved_at(box.index).values()
+            of_four = {rows for _, columns, rows in moved if columns == _BOX}
+            of_any = {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
+            if of_four or of_any:
+                found.setdefault(bool(of_four), set()).add(max(of_four or of_any))
+        return found
+
+
+def _sets_background_apart(item: Watched, order: Channels) -> bool:
+    """Whether no class has channels that raise a score and others that only lower some, as a background does."""
+    by_effect = [
+        {order.label(channel) for channel, response in item.responses.items() if response.effect is effect}
+        for effect in (Effect.CLASS, Effect.FALLING)
+    ]
+    return not set.intersection(*by_effect)
+
+
+def moved(responses: Mapping[int, Response], chosen: Sequence[int], index: int) -> dict[int, tuple[int, ...]]:
+    """The one element that each channel moves in a value, if it does."""
+    found = {channel: responses[channel].elements.get(index) for channel in chosen}
+    return {channel: element for channel, element in found.items() if element is not None}
