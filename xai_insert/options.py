@@ -155,7 +155,7 @@ class Options:
     top_k: int | None = field(
         default=None,
         metadata=_about(
-            "Classifiers: only the maps of the K best classes.",
+            "Classifiers: maps of the K best classes only.",
             "count",
             metavar="K",
             wrong="top_k counts maps, not {}",

@@ -63,7 +63,7 @@ def _as_click(name: str, option: Option) -> Callable[[_Function], _Function]:
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
 @click.option(
     "-o", "--output-model", type=click.Path(path_type=Path), metavar="FILE|DIR",
-    help="Model to write; a folder for several models. A .onnx model with a .xml output is converted.",
+    help="File or folder to write; .onnx may become .xml.",
 )  # fmt: skip
 @_choices
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
