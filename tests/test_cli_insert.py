@@ -176,7 +176,7 @@ BAD_CALLS = {
     "malformed sizes": ("good.onnx --input-shape image -o o.onnx", 2, "image:1,3,224,224"),
     "no output": ("good.onnx", 2, "-o"),
     "no model": ("-o o.onnx", 2, "MODEL"),
-    "unknown method": ("good.onnx --method grad-cam -o o.onnx", 2, "recipro-cam"),
+    "unknown method": ("good.onnx --method ablation-cam -o o.onnx", 2, "recipro-cam"),
     "several models into one file": ("good.onnx good.xml -o o.xml", 2, "folder does not exist"),
 }
 

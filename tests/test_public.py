@@ -33,6 +33,7 @@ ERRORS = {
     "CheckFailedError": errors.XaiInsertError, "TimeLimitError": errors.CheckFailedError,
     "MisplacedMapError": errors.XaiInsertError,
     "DefinitionError": errors.CheckFailedError, "CannotFreeBatchError": errors.XaiInsertError,
+    "NoDerivativeError": errors.XaiInsertError,
     "UnusedOptionError": errors.XaiInsertError,
 }  # fmt: skip
 INSERT_FLAGS = {

@@ -77,9 +77,14 @@ class Options:
     """Saliency method; `auto` takes the default of the kind of model found."""
     target_layer: str | None = field(
         default=None,
-        metadata=_about("Layer to explain, instead of the one found.", "name", metavar="NAME", decides=True),
+        metadata=_about(
+            "Layer to explain; -1 to -9: stage from the end.",
+            "name",
+            metavar="NAME",
+            decides=True,
+        ),
     )
-    """Name of the layer to explain, instead of the one found."""
+    """Name of the layer to explain, instead of the one found; `LAST` or `-1` to `-9` count stages from the end."""
     output: str | None = field(
         default=None, metadata=_about("Output with the class scores, of several.", "name", metavar="NAME")
     )
@@ -162,7 +167,7 @@ class Options:
         ),
     )
     """For classifiers, how many maps: those of the best classes of each image, which the output `saliency_classes`
-    names; None gives the map of every class."""
+    names; None gives the map of every class, of methods that take derivatives that of the best one."""
     form: FormName = field(
         default="auto", metadata=_about("masked: what defines a classifier's map.", "choice", choices=FORMS)
     )
@@ -174,8 +179,8 @@ class Options:
             "Masked runs: masks at once, at most.", "count", metavar="M", wrong="mask_batch counts masks, not {}"
         ),
     )
-    """For masked runs, how many masks are run at once, at most; None for as many as keep the activations of one run
-    within 256 MB."""
+    """For masked runs, how many masks are run at once, at most; None for 8, or fewer where their activations would take
+    more than 256 MB."""
     per_box: bool = field(
         default=False, metadata=_about("Detectors: also a map of each reported box.", "flag", decides=True)
     )

@@ -255,7 +255,8 @@ def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, masking: Masking
     outputs = run_random(loaded.runner())
     declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
     moved = check_outputs(graph, plain.outputs, outputs, declared)
-    if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
+    found = branch.plan.found
+    if found.placed() and not found.may_be_empty and branch.derivative is None:  # the negative part may be left out
         require_varied(outputs[len(plain.outputs)])
     off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
     if branch.derivative is not None:

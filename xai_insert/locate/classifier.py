@@ -15,7 +15,7 @@ from xai_insert.locate.inputs import image_inputs, shape_hint
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
-from xai_insert.locate.stages import stage, stage_number
+from xai_insert.locate.stages import LAST, stage, stage_number
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
@@ -29,6 +29,8 @@ class Wanted(Enum):
     """A feature map."""
     TOKENS = auto()
     """The tokens of a block."""
+    DERIVATIVE = auto()
+    """A feature map by which a derivative is taken; of tokens too."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,12 @@ def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.AN
     pooled = _pooled(cuts, gone)
     ends = tuple(grid_ends(gone, activations(graph, images), places))
     streams: tuple[FeatureMap, ...] = ()
+    reads_token = any(end.kind is Collapse.TOKEN for end in ends)
     if options.target_layer is not None:
-        target = _named_target(graph, cuts, gone, places, options.target_layer)
-    elif wanted is Wanted.TOKENS or any(end.kind is Collapse.TOKEN for end in ends):
+        target = _chosen_target(graph, cuts, gone, places, options.target_layer, reads_token=reads_token)
+    elif wanted is Wanted.DERIVATIVE and reads_token:
+        target = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
+    elif wanted is Wanted.TOKENS or reads_token:
         found = locate_readout(graph, images, logits.value, ends, places, options.block)
         if not isinstance(found, str):
             readout, target = found
@@ -225,6 +230,15 @@ def _where_lost(graph: Graph, places: Places) -> str:
     return ""
 
 
+def _chosen_target(
+    graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str, *, reads_token: bool
+) -> FeatureMap:
+    if (number := stage_number(name)) is None:
+        return _named_target(graph, cuts, gone, places, name)
+    features = [value for value in cuts[: cuts.index(gone)] if is_feature(graph, value)]
+    return stage(graph, features, lambda value: places.map_of(value, others=True), number, reads_token=reads_token)
+
+
 def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:
     """What `options.target_layer` can name, from the image on; raises what `locate_classifier` does."""
     images = image_inputs(graph)
@@ -239,9 +253,6 @@ def _usable(cuts: list[Value], gone: Value, places: Places) -> list[FeatureMap]:
 
 
 def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str) -> FeatureMap:
-    if (number := stage_number(name)) is not None:
-        features = [value for value in cuts[: cuts.index(gone)] if is_feature(graph, value)]
-        return stage(graph, features, lambda value: places.map_of(value, others=True), number)
     found = _by_name(graph, name)
     usable = [feature.value for feature in _usable(cuts, gone, places)]
     names = [value.producer.name for value in usable if value.producer is not None]
