@@ -52,6 +52,11 @@ KINDS = {
         replace(PLAIN, objectness="apart", fields=("points",), layout=Layout("conv", False, "anchors", False)),
         4,
     ),
+    "key points behind objectness and classes": (
+        "joined",
+        replace(PLAIN, fused=True, objectness="beside", fields=("points",)),
+        1,
+    ),
     "four sides and four classes": ("separate", replace(PLAIN, classes=4, objectness="beside"), 1),
 }
 

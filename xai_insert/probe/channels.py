@@ -111,9 +111,9 @@ def resolve_fused(
     if distinct < classes:  # objectness and a single class, multiplied: either says where it is
         return Channels(first[-1], 1, anchors, stride) if distinct == 1 else None
     is_whole = classes == num_classes or _fills(here, axes[0], sizes)
-    if start + classes == stride and start <= _BOX and not is_whole:
+    if not is_whole and (0 < start <= _BOX or (start == 0 and classes == stride)):
         # sizes may look like scores, and so does the objectness
-        start, classes = _BOX + 1, stride - _BOX - 1
+        start, classes = _BOX + 1, start + classes - _BOX - 1
     return Channels(start, classes, anchors, stride) if classes > 0 else None
 
 

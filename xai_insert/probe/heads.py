@@ -43,7 +43,7 @@ class Effect(Enum):
     RAW = auto()
     """An output moves by what was added: it is not decoded."""
     CARRIED = auto()
-    """A value inside the model moves by what was added."""
+    """A value inside the model moves by what was added: no box is decoded."""
     OTHER = auto()
     """Coordinates or coefficients move."""
 
@@ -125,7 +125,7 @@ class HeadProbe:
             effects.discard(Effect.CARRIED)  # raw scores on their way to where the best are looked up
         for effect in (Effect.OTHER, Effect.CARRIED, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING):
             if effect in effects:
-                return Response(Effect.OTHER if effect is Effect.CARRIED else effect, elements, moved)
+                return Response(effect, elements, moved)
         return Response(Effect.SILENT)
 
     def moved_at(self, head: int) -> dict[int, tuple[int, int, int]]:
