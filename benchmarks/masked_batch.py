@@ -3,7 +3,7 @@
     python -m benchmarks.masked_batch MODEL[@LAYER] ... [--seconds 5] [--batches 0 32] [--json FILE]
 
 MODEL is a plain `.xml` or `.onnx` or the id of a fixture, LAYER a `--target-layer`. For each number of masks at once
-(0: as many as 256 MB of activations allow) prints the time of one inference of one image, how many times faster it is
+(0: the default) prints the time of one inference of one image, how many times faster it is
 than one by one, measured in turn, the peak memory of a process that runs each, and the largest difference of the maps.
 """
 
@@ -44,7 +44,7 @@ def measure(model: str, batches: list[int], seconds: float, folder: Path) -> lis
         {
             "model": model,
             "form": form,
-            "at once": str(batch or "256 MB"),
+            "at once": str(batch or "default"),
             "one by one ms": f"{np.median(times[:, 0]) * 1e3:.0f}",
             "ms": f"{np.median(times[:, index]) * 1e3:.0f}",
             "faster": str(paired_ratio(times[:, 0], times[:, index])),

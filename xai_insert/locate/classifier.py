@@ -239,10 +239,22 @@ def _chosen_target(
     return stage(graph, features, lambda value: places.map_of(value, others=True), number, reads_token=reads_token)
 
 
+def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:
+    """What `options.target_layer` can name, from the image on; raises what `locate_classifier` does."""
+    images = image_inputs(graph)
+    cuts = cut_values(graph, images, find_logits(graph, images, options.output).value)
+    places = find_places(graph)
+    return _usable(cuts, first_without_place(cuts, places), places)
+
+
+def _usable(cuts: list[Value], gone: Value, places: Places) -> list[FeatureMap]:
+    made = [value for value in cuts[: cuts.index(gone)] if value.producer is not None]
+    return [feature for value in made if (feature := places.map_of(value, others=True)) is not None]
+
+
 def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str) -> FeatureMap:
     found = _by_name(graph, name)
-    usable = [value for value in cuts[: cuts.index(gone)] if value.producer is not None]
-    usable = [value for value in usable if places.map_of(value, others=True)]
+    usable = [feature.value for feature in _usable(cuts, gone, places)]
     names = [value.producer.name for value in usable if value.producer is not None]
     hint = "" if not names else f"; the last layers that can be explained: {', '.join(map(repr, names[-4:]))}"
     if found is None:
