@@ -24,7 +24,10 @@ _OPTIONS: tuple[tuple[str, ...], ...] = (
 _ODD = (
     None, True, "", [], {}, [[]], {"a": 1}, *SIZES, *FLOATS, *WORDS, "../victim", "images/../../victim", "\ud800",
 )  # fmt: skip
-_RESULTS = ("index.html", "results.jsonl", "images", "overlays", "maps", "images/png.jpg", ".results.jsonl.part")
+_RESULTS = (
+    "index.html", "run.js", "records.js", "results.jsonl", "images", "overlays", "maps", "data", "images/png.jpg",
+    ".results.jsonl.part",
+)  # fmt: skip
 
 
 def damaged_run(

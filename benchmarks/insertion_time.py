@@ -4,7 +4,8 @@
 
 MODEL is the path of a plain `.xml` or `.onnx`, or the id of a fixture of the model zoo. Both sides are run in turn,
 after a run of each that is not counted. The time of `insert_file` is split into the calls that it makes: `compile` is
-the plain and the inserted model, `run` one run of each, `definition` the map against masked runs of the model's head.
+the plain and the inserted model, `run` one run of each, `definition` the map against masked runs of the model's head,
+`place` the proof of the map's place; `+place` is what insertion takes with it over without, in the same rounds.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ _FUNCTIONS = {
     "splice": "splice",
     "run_random": "run",
     "check_definition": "definition",
+    "places_of": "place",
 }
 _METHODS = {"view": "view", "runner": "compile", "save": "write"}
-STAGES = ("read", "view", "locate", "splice", "compile", "run", "definition", "write", "other")
+STAGES = ("read", "view", "locate", "splice", "compile", "run", "definition", "place", "write", "other")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Result:
         insertion: the whole of `insert_file`.
         reference: reading, compiling and writing.
         ratio: insertion/reference.
+        placing: insertion/insertion without the proof of place.
         stages: parts of `insertion`.
         reference_stages: parts of `reference`.
         error: why there are no figures.
@@ -64,6 +67,7 @@ class Result:
     insertion: float = 0.0
     reference: float = 0.0
     ratio: Ratio | None = None
+    placing: Ratio | None = None
     stages: dict[str, float] | None = None
     reference_stages: dict[str, float] | None = None
     error: str = ""
@@ -78,6 +82,7 @@ class Result:
             "insert ms": f"{self.insertion * 1e3:.0f}",
             "reference ms": f"{self.reference * 1e3:.0f}",
             "ratio": str(self.ratio),
+            "+place": str(self.placing),
             **{stage: f"{self.stages[stage] * 1e3:.0f}" for stage in STAGES},
             **{f"ref. {stage}": f"{seconds * 1e3:.0f}" for stage, seconds in self.reference_stages.items()},
         }
@@ -175,12 +180,14 @@ def measure_model(model: str, rounds: int) -> Result:
         size = sum(path.stat().st_size for path in files if path.is_file())
     ours = np.array([seconds["total"] for seconds in insertions])
     theirs = np.array([seconds["total"] for seconds in references])
+    without = ours - np.array([seconds.get("place", 0.0) for seconds in insertions])
     return Result(
         model=name,
         bytes=size,
         insertion=float(np.median(ours)),
         reference=float(np.median(theirs)),
         ratio=paired_ratio(ours, theirs),
+        placing=paired_ratio(ours, without),
         stages=_medians(insertions, STAGES),
         reference_stages=_medians(references, ("read", "compile", "write")),
     )

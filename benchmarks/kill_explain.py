@@ -90,9 +90,10 @@ def _begun(process: subprocess.Popen[bytes], output: Path) -> float:
 
 
 def tree(output: Path) -> dict[str, bytes]:
-    """The results: every file but the journal and the page, and the lines of these in any order."""
+    """The results: every file but the journal and the page's list, their lines in any order, without `run.js`."""
     found = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    for name in ("results.jsonl", "index.html"):
+    found.pop("run.js", None)  # it holds the date
+    for name in ("results.jsonl", "records.js"):
         found[name] = b"\n".join(sorted(found.get(name, b"").splitlines()))
     return found
 

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         seen = watch(process, output / "results.jsonl")
         seconds = time.perf_counter() - began
         names = [json.loads(line)["name"] for line in (output / "results.jsonl").open("rb")]
-        page = sum(line.startswith(b"<section") for line in (output / "index.html").open("rb"))
+        page = sum(line.startswith(b"xai.record(") for line in (output / "records.js").open("rb"))
     before = max((size for count, size in seen if count <= _WARM), default=0.0)
     after = max((size for count, size in seen if count > _WARM), default=before)
     growth = after / before - 1 if before else 0.0

@@ -35,13 +35,14 @@ def tree(folder):
 def calls(script):
     """The arguments of the calls that a script of the page consists of."""
     lines = script.read_text(encoding="ascii").splitlines()
-    matches = [re.fullmatch(r"xai\.(?:run|records|maps)\((.*)\);", line) for line in lines]
+    matches = [re.fullmatch(r"xai\.(?:run|record|maps)\((.*)\);", line) for line in lines]
     return [json.loads(match[1]) for match in matches]
 
 
 def on_page(folder):
     """The records that the page shows."""
-    return [record for call in calls(folder / "records.js") for record in call]
+    assert (folder / "index.html").read_bytes().endswith(b"</html>\n")
+    return calls(folder / "records.js")
 
 
 def records(folder):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import models, oracle
-from xai_insert import pipeline
+from xai_insert import pipeline, writing
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here
 
@@ -176,7 +176,7 @@ BAD_CALLS = {
     "malformed sizes": ("good.onnx --input-shape image -o o.onnx", 2, "image:1,3,224,224"),
     "no output": ("good.onnx", 2, "-o"),
     "no model": ("-o o.onnx", 2, "MODEL"),
-    "unknown method": ("good.onnx --method grad-cam -o o.onnx", 2, "recipro-cam"),
+    "unknown method": ("good.onnx --method ablation-cam -o o.onnx", 2, "recipro-cam"),
     "several models into one file": ("good.onnx good.xml -o o.xml", 2, "folder does not exist"),
 }
 
@@ -224,7 +224,7 @@ def test_already_inserted(folder):
 
 
 def test_a_folder_that_cannot_be_written(folder, monkeypatch):
-    monkeypatch.setattr(pipeline, "os", SimpleNamespace(access=lambda *_: False, W_OK=2))
+    monkeypatch.setattr(writing, "os", SimpleNamespace(access=lambda *_: False, W_OK=2))
     result = call("good.onnx", "-o", "new.onnx")
     assert result.exit_code == 1
     assert "cannot be written" in result.output

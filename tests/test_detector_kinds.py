@@ -349,3 +349,94 @@ def test_classes_before_bins_of_boxes(classes):
         (scores,) = watched(model, [head])
         wanted = detection_oracle.definition([scores[:, :5]], [1], 5)
         np.testing.assert_allclose(maps(model, num_classes=5), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("classes", "nothing"), [(2, 0), (2, 1), (4, 0), (4, 3), (4, 1), (2, None)])
+def test_background_is_named_where_all_columns_are_given(classes, nothing):
+    """Two levels and a softmax whose every column is an output: an image of nothing tells which class stands back."""
+    b = small()
+    fine = b.backbone()
+    coarse = b.node("Relu", b.node("Conv", fine, b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2]))
+    heads = [conv(b, x, 3 * classes) for x in (fine, coarse)]
+    boxes = b.node("Concat", *(flat(b, conv(b, x, 12), 4) for x in (fine, coarse)), axis=1)
+    rows = [flat(b, head, classes) for head in heads]
+    scores = b.node("Softmax", b.node("Concat", *rows, axis=1), axis=2)
+    model = b.model(scores, decoded(b, boxes))
+    biases = {node.output[0]: node.input[2] for node in model.graph.node if node.op_type == "Conv" and node.input[2:]}
+    for tensor in model.graph.initializer:
+        if nothing is not None and tensor.name in {biases[head] for head in heads}:
+            raised = onnx.numpy_helper.to_array(tensor).reshape(3, classes) + 100 * np.eye(classes)[nothing]
+            tensor.CopyFrom(onnx.numpy_helper.from_array(raised.reshape(-1).astype(np.float32), tensor.name))
+    result = insert(model, Options(output_dtype="f32"))
+    assert result.report.background == (nothing if nothing in (0, classes - 1) else None)
+    wanted = detection_oracle.definition(watched(model, heads), [3, 3], classes)
+    np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("classes", [1, 5])
+def test_embeddings_of_classes_may_stand_before_the_tokens(classes, levels):
+    """Scores by products `[K, D] x [D, L]` of stored texts with an embedding layer, which is no class head itself."""
+    b = small()
+    features = [b.backbone()]
+    if levels == 2:
+        down = b.node("Conv", features[0], b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2])
+        features.append(b.node("Relu", down))
+    scores, rows = [], []
+    for index, x in enumerate(features):
+        cells = (GRID >> index) ** 2
+        tokens = b.node("Reshape", conv(b, x, 8), b.const(np.array([1, 8, cells], np.int64)))
+        scores.append(b.node("MatMul", b.weight(1, classes, 8), tokens))
+        scaled = b.node("Sigmoid", b.node("Mul", scores[-1], b.const(np.float32(1.3))))
+        boxes = b.node("Reshape", decoded(b, conv(b, x, 4)), b.const(np.array([1, 4, cells], np.int64)))
+        rows.append(b.node("Concat", boxes, scaled, axis=1))
+    model = b.model(b.node("Concat", *rows, axis=2) if levels == 2 else rows[0])
+    found = [array.reshape(1, classes, GRID >> index, -1) for index, array in enumerate(watched(model, scores))]
+    wanted = detection_oracle.definition(found, [1] * levels, classes)
+    np.testing.assert_allclose(maps(model), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_pose_beside_a_depth_map_is_no_detection(first, rank):
+    b = small()
+    x = b.backbone()
+    depth = b.node("Sigmoid", conv(b, x, 1))
+    pose = b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), 6, 6)
+    if rank == 3:
+        pose = b.node("Reshape", pose, b.const(np.array([1, 1, 6], np.int64)))
+    report = insert(b.model(pose, depth) if first else b.model(depth, pose)).report
+    assert (report.task, report.logits["classes"], report.target["grid"]) == ("classification", 6, (8, 8))
+
+
+def test_raw_scores_of_every_place_are_semantic_segmentation():
+    b = small()
+    model = b.model(conv(b, b.backbone(), 21))
+    assert insert(model).report.task == "semantic segmentation"
+    with pytest.raises(errors.XaiInsertError, match="semantic segmentation"):
+        insert(model, Options(num_classes=21))
+
+
+def turned_detector(kind):
+    """One level whose features are mirrored, or turned by a transpose, before the heads."""
+    b = small()
+    x = b.backbone()
+    if kind == "transposed":
+        x = b.node("Transpose", x, perm=[0, 1, 3, 2])
+    else:
+        ends = [b.const(np.array([value], np.int64)) for value in (-1, -GRID - 1, 3, -1)]
+        x = b.node("Slice", x, *ends)
+    classes, boxes = conv(b, x, 3), conv(b, x, 4)
+    joined = b.node("Concat", decoded(b, boxes), b.node("Sigmoid", classes), axis=1)
+    return b.model(b.node("Reshape", joined, b.const(np.array([1, 7, GRID * GRID], np.int64)))), classes
+
+
+@pytest.mark.parametrize("kind", ["transposed", "mirrored"])
+def test_maps_of_turned_levels_stand_as_the_image_does(kind):
+    model, classes = turned_detector(kind)
+    result = insert(model, Options(output_dtype="f32"))
+    assert result.report.place == "blocks"
+    (scores,) = watched(model, [classes])
+    upright = scores.swapaxes(2, 3) if kind == "transposed" else scores[..., ::-1]
+    wanted = detection_oracle.definition([upright], [1], 3)
+    np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-6)

@@ -108,3 +108,73 @@ def test_the_command_says_it_in_one_line(tmp_path):
     assert result.exit_code in (1, 2)
     assert "torch.onnx.export" in result.output
     assert "Traceback" not in result.output
+
+
+def field(number, content):
+    """A field of a protocol buffer: bytes, text or a number."""
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    content = content.encode() if isinstance(content, str) else content
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(number):
+    low, rest = number & 127, number >> 7
+    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+
+def saved(rng):
+    """A TensorFlow saved model with its weights in the graph: convolution, mean over the grid, linear layer."""
+
+    def attributes(**found):
+        return b"".join(field(5, field(1, name) + field(2, content)) for name, content in found.items())
+
+    def shape(*sizes):
+        return b"".join(field(2, field(1, size)) for size in sizes)
+
+    def node(name, op, inputs, found):
+        return field(1, field(1, name) + field(2, op) + b"".join(field(3, part) for part in inputs) + found)
+
+    def const(name, array):
+        kind = 1 if array.dtype == np.float32 else 3
+        tensor = field(1, kind) + field(2, shape(*array.shape)) + field(4, array.tobytes())
+        return node(name, "Const", [], attributes(dtype=field(6, kind), value=field(8, tensor)))
+
+    def signature(name, sizes):
+        info = field(1, f"{name}:0") + field(2, 1) + field(3, shape(*sizes))
+        return field(1, name) + field(2, info)
+
+    floats = attributes(T=field(6, 1))
+    strides = field(1, field(3, b"".join(map(varint, (1, 2, 2, 1)))))
+    graph = [
+        node("image", "Placeholder", [], attributes(dtype=field(6, 1), shape=field(7, shape(1, 16, 16, 3)))),
+        const("w", rng.standard_normal((3, 3, 3, 8)).astype(np.float32)),
+        node("conv", "Conv2D", ["image", "w"], floats + attributes(strides=strides, padding=field(2, "SAME"))),
+        node("relu", "Relu", ["conv"], floats),
+        const("axes", np.array([1, 2], np.int32)),
+        node("pool", "Mean", ["relu", "axes"], floats + attributes(Tidx=field(6, 3))),
+        const("l", rng.standard_normal((8, 5)).astype(np.float32)),
+        node("logits", "MatMul", ["pool", "l"], floats),
+    ]
+    ends = field(1, signature("image", (1, 16, 16, 3))) + field(2, signature("logits", (1, 5)))
+    signatures = field(1, "serving_default") + field(2, ends + field(3, "tensorflow/serving/predict"))
+    meta = field(1, field(4, "serve")) + field(2, b"".join(graph)) + field(5, signatures)
+    return field(1, 1) + field(2, meta)
+
+
+@pytest.mark.parametrize("given", ["saved", "saved/saved_model.pb"])
+def test_the_folder_of_a_saved_model_becomes_an_ir(given, tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(saved(np.random.default_rng(0)))
+    report = insert_file(tmp_path / given, tmp_path / "out.xml", Options(output_dtype="f32"))
+    assert (report.output_difference, report.form) == (0, "closed form")
+    image = np.random.default_rng(1).standard_normal((1, 16, 16, 3)).astype(np.float32)
+    found = oracle.run(ov.Core().read_model(tmp_path / "out.xml"), image)
+    assert found["saliency_map"].shape == (1, 5, 8, 8)
+    with pytest.raises(errors.ModelFileError, match=r"ends in \.xml"):
+        insert_file(tmp_path / given, tmp_path / "out.onnx")
+    result = CliRunner().invoke(main, [str(tmp_path / given), "-o", str(tmp_path / "again.xml")])
+    assert result.exit_code == 0, result.output
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.ModelFileError, match="not a plain file"):
+        insert_file(tmp_path / "empty", tmp_path / "out.xml")

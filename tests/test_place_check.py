@@ -9,7 +9,7 @@ import pytest
 from tests import models
 from xai_insert import Options, insert
 from xai_insert.check import check_outputs
-from xai_insert.check_place import check_place
+from xai_insert.check_place import places_of
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.formats.backend import load
 from xai_insert.locate.classifier import locate_classifier
@@ -50,7 +50,7 @@ FAULTS = {"transposed": transposed, "flipped": flipped, "turned": turned, "rolle
 @pytest.mark.parametrize("name", TRAINED)
 def test_blocks_prove_the_place(name):
     loaded, image, feature = located(name)
-    assert check_place(loaded, image, feature) == "blocks"
+    assert places_of([feature], loaded, image) == "blocks"
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -58,7 +58,7 @@ def test_blocks_prove_the_place(name):
 def test_planted_faults_are_refused(name, fault):
     loaded, image, feature = located(name)
     with pytest.raises(MisplacedMapError, match="do not lie where its axes say"):
-        check_place(loaded, image, replace(feature, frame=FAULTS[fault](feature)))
+        places_of([replace(feature, frame=FAULTS[fault](feature))], loaded, image)
 
 
 @pytest.mark.parametrize("name", ["shapes_vit.onnx", "shapes_vit.xml"])
@@ -68,7 +68,7 @@ def test_widened_grids_are_refused(name):
     lines = ((down[0] * 4, down[1]), (right[0] / 4, right[1]))
     frame = replace(feature.frame, lines=lines)
     with pytest.raises(MisplacedMapError):
-        check_place(loaded, image, replace(feature, grid=(rows // 4, columns * 4), frame=frame))
+        places_of([replace(feature, grid=(rows // 4, columns * 4), frame=frame)], loaded, image)
 
 
 def test_the_report_says_how():

@@ -22,23 +22,26 @@ REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
     "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
     "place", "bytes_before", "bytes_after",
-    "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options", "version",
+    "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options", "lines", "verification", "version",
 }  # fmt: skip
 ERRORS = {
     "XaiInsertError": Exception, "ModelFileError": errors.XaiInsertError, "AlreadyInsertedError": errors.XaiInsertError,
+    "NotInsertedError": errors.XaiInsertError,
     "NotVisionModelError": errors.XaiInsertError, "UnsupportedTaskError": errors.XaiInsertError,
     "AmbiguousModelError": errors.XaiInsertError, "TargetNotFoundError": errors.XaiInsertError,
     "UnknownNameError": errors.XaiInsertError, "ShapeUnknownError": errors.XaiInsertError,
     "CheckFailedError": errors.XaiInsertError, "TimeLimitError": errors.CheckFailedError,
     "MisplacedMapError": errors.XaiInsertError,
     "DefinitionError": errors.CheckFailedError, "CannotFreeBatchError": errors.XaiInsertError,
+    "NoDerivativeError": errors.XaiInsertError,
     "UnusedOptionError": errors.XaiInsertError,
 }  # fmt: skip
 INSERT_FLAGS = {
     "models", "-o", "--output-model", "--method", "--target-layer", "--output", "--output-dtype", "--kernel", "--block",
     "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--top-k", "--form",
     "--mask-batch", "--per-box", "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs",
-    "-q", "--quiet", "-v", "--verbose", "--version",
+    "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
+    "--strip", "--layers",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
     "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
@@ -110,17 +113,21 @@ def test_names_in_the_model():
     classifier = models.classifier(models.CLOSED["mean"])
     assert entries(classifier, feature_vector=True) == (
         ["saliency_map", "feature_vector"],
-        COMMON_METADATA | {"grid"},
+        COMMON_METADATA | {"grid", "options"},
     )
-    assert entries(classifier, top_k=2) == (["saliency_map", "saliency_classes"], COMMON_METADATA | {"grid", "top_k"})
+    assert entries(classifier, top_k=2) == (
+        ["saliency_map", "saliency_classes"],
+        COMMON_METADATA | {"grid", "top_k", "options"},
+    )
     detector, _ = test_detection.raw_detector()
     names, metadata = entries(detector, num_classes=4)
     assert names == ["saliency_map"]
-    assert metadata == COMMON_METADATA | {"levels", "background"}
+    assert metadata == COMMON_METADATA | {"levels", "background", "options"}
     boxes = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy", "report": "rows"}
     names, metadata = entries(test_per_box.Net(**boxes).model, per_box=True)
     assert names == ["saliency_map", "saliency_map_per_box"]
-    assert metadata == COMMON_METADATA | {"levels", "background", "first_label", "per_box", "per_box_first_label"}
+    reported = {"first_label", "per_box", "per_box_first_label"}
+    assert metadata == COMMON_METADATA | {"levels", "background", "options"} | reported
     names, metadata = entries(instance_models.listed("boxes"))
     assert names == ["saliency_map"]
     assert metadata == COMMON_METADATA | {"grid", "boxes", "box_format", "masks"}

@@ -53,10 +53,10 @@ def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, s
     feature = _features(model, derivative.target, rest, rng)
     maps, _, chosen, gradient = runner.run({name: feature, **rest})
     gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)
-    if not gradient.any():
+    if not derivative.formula(np.abs(feature), np.abs(gradient)).any():
         raise CheckFailedError(
-            f"the scores do not change with {derivative.target.describe()} on random features, so a map of their "
-            "derivatives shows nothing; choose another layer with --target-layer; nothing was written"
+            f"the scores do not change with the grid of {derivative.target.describe()}, so a map of their derivatives "
+            "shows nothing; choose another layer with --target-layer; nothing was written"
         )
     wanted = derivative.formula(feature.astype(np.float64), gradient)
     maps = np.moveaxis(maps.reshape(*maps.shape[:2], -1), 1, 0)

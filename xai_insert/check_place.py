@@ -1,13 +1,16 @@
 """Proof, before anything is written, that the cells of a map lie where in the image the map says.
 
 The axes say which pixels a cell stands for. Here the plain model is asked: blocks of the image are changed one after
-another, and the cells of the feature map that change most must be those at that block. Blocks at places that no
-transpose, turn or mirror maps onto one another tell rows from columns and forwards from backwards.
+another, and the cells of each feature map, or of the class scores of each level, that change most must be those at that
+block. What changes with every block alike, as behind a pool that scales the whole map, is divided out. Blocks at places
+that no transpose, turn or mirror maps onto one another tell rows from columns and forwards from backwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -23,140 +26,324 @@ from xai_insert.locate.layout import FeatureMap
 Proof = Literal["blocks", "axes"]
 Floats = npt.NDArray[np.float64]
 Cell = tuple[int, int]
+Move = tuple[bool, tuple[bool, bool], tuple[bool, bool]]
+Window = tuple[tuple[float, float], tuple[float, float]]
 
 _SEED = 1
 _SIZE = 224  # where the model leaves it open
-_BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.9, 0.6))  # rows and columns, in parts of the grid
+_BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.9, 0.6), (0.55, 0.5))  # rows and columns, in parts of the grid
+_CELL = 0.6  # cells from the middle of a block to its edge
+_BESIDE = 0.35  # cells from the edge of a block to the middle of a cell that answers to it
+_LEAST = 0.03  # likewise, in parts of the grid
+_FEWEST = 5  # cells along a side of a grid whose cells may be the blocks of finer ones too
+_FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
 _REACH = 1.5  # cells between the block and what changes most
-_ENOUGH = 0.75
 _CLEAR = 2.0  # the largest change over the median one, from which on blocks count
-_SHARP = 6.0  # likewise, from which on they may contradict
-_OWN = 3.0  # the change of a cell over that by any other block, from which on it is that block's answer
+_SHARP = 6.0  # likewise, from which on they contradict without more
+_LITTLE = 0.5  # of the largest change
+_LEAST_CHANGE = 1e-3  # likewise: less is none
+_MARGIN = 0.05  # between the logarithms of two changes
+_AS_SAID: Move = (False, (False, False), (False, False))
+_MOVES: list[Move] = [(turn, (down, right), (False, False)) for turn, down, right in product((False, True), repeat=3)]
+_MOVES += [(False, (False, False), rolls) for rolls in ((True, False), (False, True), (True, True))]
+_FLOOR = 0.3  # of the largest change, so that cells that never change are not the first
+_ENOUGH = 0.75  # of the blocks
+_HELD = 12.0  # contrast where all change lies around one cell, and most cells do not change at all
 
 
-def check_place(loaded: LoadedModel, image: Value, feature: FeatureMap) -> Proof:
-    """Ask the plain model where the cells of a feature map lie in the image.
+@dataclass(frozen=True)
+class Stimulus:
+    """An image, and how a block of it is changed.
+
+    Attributes:
+        base: how strong the noise of the image is.
+        kept: how much of it stays in the block.
+        added: how strong the noise is that is added there.
+    """
+
+    base: float
+    kept: float
+    added: float
+
+    def picture(self, noise: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The image, of noise of its shape and type."""
+        return noise if self.base == 1 else (noise * self.base).astype(noise.dtype)
+
+    def changed(self, part: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
+        """Other pixels for a part of the image."""
+        noise = rng.standard_normal(part.shape)
+        if "float" in part.dtype.name:
+            return (self.kept * part + self.added * noise).astype(part.dtype)
+        return np.clip(self.kept * part + self.added * 85 * np.abs(noise), 0, 255).astype(part.dtype)
+
+
+_STIMULI = (Stimulus(0, 0, 0.3), Stimulus(1, 0, 3), Stimulus(1, 1, 0.1))
+"""Quiet blocks in an even image, which most networks answer sharply; then loud ones, and traces, in noise."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one block of the image changed in one map.
+
+    Attributes:
+        block: first and last row, and first and last column, of the cells at the block.
+        change: how much each cell changed, averaged over as many cells as a block has, `[h, w]`, 1 at most.
+        found: the cell that changed most, as compared with what other blocks changed.
+        middle: the middle of the cells that changed much; in a window any of them may change most.
+        contrast: by how much more than the median one.
+    """
+
+    block: tuple[Cell, Cell]
+    change: Floats
+    found: Cell
+    middle: Cell
+    contrast: float
+
+    @property
+    def is_near(self) -> bool:
+        """Whether what changed most is at the block; the fewer cells, the less it may be off."""
+        return self._is_at(self.found) or self._is_at(self.middle)
+
+    def _is_at(self, cell: Cell) -> bool:
+        gaps = (max(low - at, at - high, 0) for at, (low, high) in zip(cell, self.block, strict=True))
+        return all(gap <= min(_REACH, size / _FEWEST) for gap, size in zip(gaps, self.change.shape, strict=True))
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether what changed most is at the block and stands out sharply."""
+        return self.contrast >= _SHARP and self._is_at(self.found)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether what changed most is elsewhere, and stands out sharply or the cells at the block changed little."""
+        rows, columns = (slice(low, high + 1) for low, high in self.block)
+        is_clear = self.contrast >= _SHARP or float(self.change[rows, columns].max()) < _LITTLE
+        return is_clear and not self.is_near
+
+    def __str__(self) -> str:
+        return f"{tuple(low for low, _ in self.block)} changed {self.found}"
+
+
+def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value) -> Proof:
+    """Ask the plain model where the cells of feature maps lie in the image.
 
     Args:
+        features: the maps that are explained, or class scores of several levels.
         loaded: the model before insertion.
         image: its image input.
-        feature: the map that is explained.
 
     Returns:
-        `blocks` where the changed cells are those of the changed blocks; `axes` where none stands out, as behind
-        attention to the whole image, so that the axes alone say where the map lies.
+        `blocks` where the changed cells of every map are those of the changed blocks; `axes` where none stands out, as
+        behind attention to the whole image, so that the axes alone say where a map lies.
 
     Raises:
-        MisplacedMapError: the changed cells are clearly others.
+        MisplacedMapError: the changed cells of a map are clearly others.
     """
-    if feature.frame.lines is None:
+    placed = [feature for feature in features if feature.positions != 1]  # a single cell can lie nowhere else
+    asked = [feature for feature in placed if feature.frame.lines is not None]
+    proofs = [False] * len(asked)
+    if not asked:
         return "axes"
     try:
-        runner = loaded.between([], [feature.value.native])
-        responses = _responses(runner, image, feature)
-    except CheckFailedError:  # the value cannot be run to by itself
+        runner = loaded.between([], [value.native for value in dict.fromkeys(item.value for item in asked)])
+        for stimulus in _STIMULI:
+            found = answers(runner, image, asked, stimulus)
+            proofs = [
+                proof or _judged(feature, given) for proof, feature, given in zip(proofs, asked, found, strict=True)
+            ]
+            if all(proofs):
+                break
+    except CheckFailedError:  # the values cannot be run to by themselves
         return "axes"
-    if not responses:
-        return "axes"
-    clear = [item for item in responses if item[2] >= _CLEAR]
-    near = [item for item in clear if _distance(item[0], item[1]) <= _REACH]
-    if clear and len(near) >= _ENOUGH * len(clear) and len(near) >= len(responses) / 2:
-        return "blocks"
-    sharp = [item for item in clear if item[2] >= _SHARP and item[3]]
-    far = [item for item in sharp if _distance(item[0], item[1]) > _REACH]
-    if len(sharp) == len(responses) and len(far) >= _ENOUGH * len(sharp):
-        told = ", ".join(f"{expected} changed {found}" for expected, found, *_ in far)
+    return "blocks" if len(asked) == len(placed) and all(proofs) else "axes"
+
+
+def _judged(feature: FeatureMap, given: Sequence[Answer]) -> bool:
+    """Whether what changed is at the blocks; where nothing stands out, it is not known to be elsewhere either."""
+    if len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given):
+        return True
+    clear = [answer for answer in given if answer.contrast >= _CLEAR]
+    are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
+    if are_clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
+        return True
+    if _match(given, _AS_SAID):
+        return True
+    far = [answer for answer in clear if answer.is_far]
+    are_far = are_clear and len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
+    if are_far or any(_match(given, move) for move in _MOVES if move != _AS_SAID):
+        told = ", ".join(str(answer) for answer in given if not answer.is_near)
         raise MisplacedMapError(
             f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell {told}"
             "; choose another layer with --target-layer"
         )
-    return "axes"
+    return False
 
 
-def _distance(a: Cell, b: Cell) -> float:
-    return max(abs(a[0] - b[0]), abs(a[1] - b[1]))
+def _match(given: Sequence[Answer], move: Move) -> bool:
+    """Whether each block changes the cells at it, moved, more than other blocks do, and than it changes other cells.
+
+    That is asked of the cells at blocks alone, each change as compared with all of its cell and of its block: behind
+    a wide view of the image all cells change, and those in the middle, or the strongest ones, always most.
+    """
+    cells = [_moved(answer, move) for answer in given]
+    kept = [index for index, cell in enumerate(cells) if cell not in cells[:index]]
+    if len(kept) < _FEWEST_BLOCKS:
+        return False
+    changes = np.log([[given[block].change[cells[cell]] + _LEAST_CHANGE for cell in kept] for block in kept])
+    changes -= changes.mean(axis=0)
+    changes -= changes.mean(axis=1, keepdims=True)
+    own = np.diagonal(changes)
+    rest = np.where(np.eye(len(kept), dtype=bool), -np.inf, changes)
+    return bool((own > rest.max(axis=0) + _MARGIN).all() and (own > rest.max(axis=1) + _MARGIN).all())
 
 
-def _responses(runner: Runner, image: Value, feature: FeatureMap) -> list[tuple[Cell, Cell, float, bool]]:
-    """For each block its cell, the cell that changes most, by how much more than the median one, and whether alone.
+def _moved(answer: Answer, move: Move) -> Cell:
+    """The cell in the middle of a block, or the one that a transpose, a mirror, a turn or half a roll puts there."""
+    is_transposed, flips, rolls = move
+    grid = answer.change.shape
+    parts = [((low + high) / 2 + 0.5) / size for (low, high), size in zip(answer.block, grid, strict=True)]
+    parts = parts[::-1] if is_transposed else parts
+    parts = [1 - part if flip else part for part, flip in zip(parts, flips, strict=True)]
+    row, column = (int((part + roll / 2) % 1 * size) for part, roll, size in zip(parts, rolls, grid, strict=True))
+    return row, column
 
-    A cell that answers several blocks alike (a gate on the whole image) says nothing of where it lies.
+
+def answers(runner: Runner, image: Value, features: Sequence[FeatureMap], stimulus: Stimulus) -> list[list[Answer]]:
+    """For each map what each block of the image changes in it; no more blocks than it takes where all is plain.
+
+    Args:
+        runner: gives their values, each once.
+        image: the image input.
+        features: the maps.
+        stimulus: the image and how a block of it is changed.
     """
     rng = np.random.default_rng(_SEED)
     feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
     alike = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
     name = image.name if image.name in feeds else next(iter(alike), "")
     if not name:
-        return []
-    plain = _cells(runner.run(feeds)[0], feature)
-    differences: dict[Cell, Floats] = {}
-    for fractions in _BLOCKS:
-        cell = (_part(fractions[0], plain.shape[0]), _part(fractions[1], plain.shape[1]))
-        changed = feeds[name].copy()
-        if _change(changed, image, feature, cell, rng):
-            differences[cell] = np.abs(_cells(runner.run({**feeds, name: changed})[0], feature) - plain).sum(axis=2)
-    found = []
-    for cell, difference in differences.items():
-        top = np.unravel_index(int(difference.argmax()), difference.shape)
-        median = float(np.median(difference))
-        contrast = float(difference.max()) / median if median > 0 else _held(difference, top) * 2 * _SHARP
-        peak = (int(top[0]), int(top[1]))
-        nearer = min((peak, _middle(difference)), key=lambda other: _distance(cell, other))
-        others = [array[peak] for other, array in differences.items() if other != cell]
-        found.append((cell, nearer, contrast, difference[peak] >= _OWN * max(others, default=0.0)))
+        return [[] for _ in features]
+    feeds[name] = stimulus.picture(feeds[name])
+    plain = _maps(runner, feeds, features)
+    windows, changes = list[Window](), list[list[Floats]]()
+    found: list[list[Answer]] = [[] for _ in features]
+    sides = [feeds[name].shape[axis] for axis in image_axes(image)]
+    for window in _windows(features, [array.shape[:2] for array in plain], sides):
+        pixels = feeds[name].copy()
+        if not _change(pixels, image, window, stimulus, rng):
+            continue
+        after = _maps(runner, {**feeds, name: pixels}, features)
+        windows.append(window)
+        changes.append([np.abs(a - b).sum(axis=2) for a, b in zip(after, plain, strict=True)])
+        found = [
+            list(_answers(windows, [change[index] for change in changes], feature))
+            for index, feature in enumerate(features)
+        ]
+        if len(windows) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for given in found for answer in given):
+            break
     return found
 
 
-def _middle(difference: Floats) -> Cell:
-    """The middle of the cells that change much: any of them may change most, where windows reach over several."""
-    excess = np.maximum(difference - 0.25 * difference.max(), 0)
-    rows, columns = (np.cumsum(excess.sum(axis=other)) for other in (1, 0))
-    return int(np.searchsorted(rows, rows[-1] / 2)), int(np.searchsorted(columns, columns[-1] / 2))
+def _windows(features: Sequence[FeatureMap], grids: Sequence[Sequence[int]], image: Sequence[int]) -> Iterator[Window]:
+    """Blocks of the image in pixels: each a cell of the coarsest map that has enough of them."""
+    fine = [index for index, grid in enumerate(grids) if min(grid) >= _FEWEST] or range(len(features))
+    anchor = max(fine, key=lambda index: max(abs(stride) for stride, _ in features[index].frame.lines or ()))
+    frame = features[anchor].frame
+    for fractions in _BLOCKS:
+        sides = []
+        lengths = image[::-1] if frame.transposed else image
+        for (stride, offset), part, size, length in zip(
+            frame.lines or (), fractions, grids[anchor], lengths, strict=True
+        ):
+            half = max(abs(stride) * max(_CELL, _LEAST * size), 1.0)
+            ends = sorted((-offset / stride, (length - 1 - offset) / stride))  # cells at the edges of the image
+            first, last = max(round(ends[0]), 0), min(round(ends[1]), size - 1)
+            centre = stride * min(first + int(part * (last - first + 1)), last) + offset
+            sides.append((centre - half, centre + half))
+        yield (sides[1], sides[0]) if frame.transposed else (sides[0], sides[1])
 
 
-def _held(difference: Floats, top: Sequence[Any]) -> float:
-    """How much of all change lies around the cell that changes most, in 0..1; where most cells do not change at all."""
-    rows, columns = (slice(max(int(index) - 2, 0), int(index) + 3) for index in top)
-    total = float(difference.sum())
-    return float(difference[rows, columns].sum()) / total if total > 0 else 0.0
-
-
-def _part(fraction: float, size: int) -> int:
-    return min(int(fraction * size), size - 1)
-
-
-def _change(pixels: npt.NDArray[Any], image: Value, feature: FeatureMap, cell: Cell, rng: np.random.Generator) -> bool:
-    """Write other pixels where a cell of the grid lies; whether it lies in the image."""
-    axes = image_axes(image)[:: -1 if feature.frame.transposed else 1]
-    window = [slice(None)] * pixels.ndim
-    for index, (axis, (stride, offset)) in enumerate(zip(axes, feature.frame.lines or (), strict=True)):
-        roll, size = feature.frame.rolled[index], feature.grid[index]
-        place = cell[index] if not roll or size is None else (cell[index] + roll) % size
-        centre, half = stride * place + offset, max(abs(stride) * 0.6, 1.0)
-        low, high = max(int(np.ceil(centre - half)), 0), min(int(np.floor(centre + half)) + 1, pixels.shape[axis])
+def _change(
+    pixels: npt.NDArray[Any], image: Value, window: Window, stimulus: Stimulus, rng: np.random.Generator
+) -> bool:
+    """Write other pixels into a block; whether it lies in the image."""
+    place = [slice(None)] * pixels.ndim
+    for axis, (first, last) in zip(image_axes(image), window, strict=True):
+        low, high = max(int(np.ceil(first)), 0), min(int(np.floor(last)) + 1, pixels.shape[axis])
         if low >= high:
             return False
-        window[axis] = slice(low, high)
-    part = pixels[tuple(window)]
-    if "float" in pixels.dtype.name:
-        pixels[tuple(window)] = (3.0 * rng.standard_normal(part.shape)).astype(pixels.dtype)
-    else:
-        pixels[tuple(window)] = 255 - part
+        place[axis] = slice(low, high)
+    pixels[tuple(place)] = stimulus.changed(pixels[tuple(place)], rng)
     return True
 
 
+def _answers(windows: Sequence[Window], changes: Sequence[Floats], feature: FeatureMap) -> Iterator[Answer]:
+    blocks = [_cells_at(window, feature, changes[0].shape) for window in windows]
+    means = [_averaged(change, block) for change, block in zip(changes, blocks, strict=True)]
+    shares = [mean / (mean.max() or 1.0) for mean in means]
+    for index, (block, share) in enumerate(zip(blocks, shares, strict=True)):
+        others = [other for number, other in enumerate(shares) if number != index]
+        relative = share / (np.mean(others, axis=0) + _FLOOR) if others else share
+        row, column = np.unravel_index(int(relative.argmax()), relative.shape)
+        peak, median = (int(row), int(column)), float(np.median(relative))
+        contrast = float(relative.max()) / median if median > 0 else _held(share, peak, block) * _HELD
+        yield Answer(block, share, peak, _middle(share, peak), contrast)
+
+
+def _cells_at(window: Window, feature: FeatureMap, grid: Sequence[int]) -> tuple[Cell, Cell]:
+    """First and last cell, along each axis of a grid, whose middle lies in or beside a block; else the nearest."""
+    found = []
+    sides = window[::-1] if feature.frame.transposed else window
+    for (stride, offset), side, size in zip(feature.frame.lines or (), sides, grid, strict=True):
+        low, high = sorted((end - offset) / stride for end in side)
+        first, last = int(np.ceil(low - _BESIDE)), int(np.floor(high + _BESIDE))
+        if first > last:
+            first = last = round((low + high) / 2)
+        found.append((min(max(first, 0), size - 1), min(max(last, 0), size - 1)))
+    return found[0], found[1]
+
+
+def _averaged(change: Floats, block: tuple[Cell, Cell]) -> Floats:
+    """Means over windows as large as a block."""
+    sizes = [high - low + 1 for low, high in block]
+    if sizes == [1, 1]:
+        return change
+    padded = np.pad(change, [((size - 1) // 2, size // 2) for size in sizes], mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, sizes)
+    means: Floats = windows.mean(axis=(2, 3))
+    return means
+
+
+def _middle(change: Floats, peak: Cell) -> Cell:
+    """The middle of the cells that changed much, if they lie together; the one that changed most if they do not."""
+    excess = np.maximum(change - 0.25 * change.max(), 0)
+    rows, columns = (np.flatnonzero(excess.any(axis=other)) for other in (1, 0))
+    if not len(rows) or np.count_nonzero(excess) < (np.ptp(rows) + 1) * (np.ptp(columns) + 1) / 2:
+        return peak
+    middle = [np.searchsorted(total, total[-1] / 2) for total in (np.cumsum(excess.sum(axis=axis)) for axis in (1, 0))]
+    return int(middle[0]), int(middle[1])
+
+
+def _held(change: Floats, top: Cell, block: tuple[Cell, Cell]) -> float:
+    """How much of all change lies around the cell that changes most, in 0..1; where most cells do not change at all."""
+    reach = [high - low + 2 for low, high in block]
+    rows, columns = (slice(max(at - far, 0), at + far + 1) for at, far in zip(top, reach, strict=True))
+    total = float(change.sum())
+    return float(change[rows, columns].sum()) / total if total > 0 else 0.0
+
+
+def _maps(runner: Runner, feeds: dict[str, npt.NDArray[Any]], features: Sequence[FeatureMap]) -> list[Floats]:
+    """Feature maps of the first image as `[h, w, C]`, in the order in which their cells lie in the image."""
+    values = dict.fromkeys(feature.value for feature in features)
+    arrays = dict(zip(values, runner.run(feeds), strict=True))
+    return [_cells(arrays[feature.value], feature) for feature in features]
+
+
 def _cells(value: npt.NDArray[Any], feature: FeatureMap) -> Floats:
-    """A feature map of the first image as `[h, w, C]`."""
     first: Floats = value[0].astype(np.float64)
     axes = [axis - 1 for axis in feature.grid_axes]
     first = np.moveaxis(first, axes, range(len(axes)))
     if len(axes) == 1:
         height, width = (size or 1 for size in feature.grid)
         first = first[feature.prefix : feature.prefix + height * width].reshape(height, width, -1)
-    return first.reshape(*first.shape[:2], -1)
-
-
-def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value) -> Proof:
-    """The weakest proof of several maps."""
-    proofs = [check_place(loaded, image, feature) for feature in features]
-    return "axes" if "axes" in proofs else "blocks"
+    return np.roll(first.reshape(*first.shape[:2], -1), feature.frame.rolled, axis=(0, 1))

@@ -18,6 +18,10 @@ class AlreadyInsertedError(XaiInsertError):
     """The model already carries a saliency map."""
 
 
+class NotInsertedError(XaiInsertError):
+    """The model carries no saliency map that could be verified or taken off."""
+
+
 class NotVisionModelError(XaiInsertError):
     """The model has no image input that its outputs depend on."""
 

@@ -29,7 +29,9 @@ def written(output: Path) -> list[Path]:
 
 
 def read_with(source: Path) -> list[Path]:
-    """The files beside `source` that its content is read from as well."""
+    """The files beside `source`, or in it, that its content is read from as well."""
+    if source.is_dir():  # a saved model
+        return [source / "saved_model.pb", *sorted((source / "variables").glob("*"))]
     match source.suffix.lower():
         case ".xml":
             return [source.with_suffix(".bin")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
@@ -76,9 +77,14 @@ class Options:
     """Saliency method; `auto` takes the default of the kind of model found."""
     target_layer: str | None = field(
         default=None,
-        metadata=_about("Layer to explain, instead of the one found.", "name", metavar="NAME", decides=True),
+        metadata=_about(
+            "Layer to explain; -1 to -9: stage from the end.",
+            "name",
+            metavar="NAME",
+            decides=True,
+        ),
     )
-    """Name of the layer to explain, instead of the one found."""
+    """Name of the layer to explain, instead of the one found; `LAST` or `-1` to `-9` count stages from the end."""
     output: str | None = field(
         default=None, metadata=_about("Output with the class scores, of several.", "name", metavar="NAME")
     )
@@ -97,7 +103,7 @@ class Options:
     kernel: KernelName = field(
         default="gaussian",
         metadata=_about(
-            "ViT Recipro-CAM: keep a 3x3 neighbourhood, or one patch.",
+            "ViT Recipro-CAM: 3x3 patches, or one.",
             "choice",
             choices=KERNELS,
             show_default=True,
@@ -154,14 +160,14 @@ class Options:
     top_k: int | None = field(
         default=None,
         metadata=_about(
-            "Classifiers: only the maps of the K best classes, named by output saliency_classes.",
+            "Classifiers: maps of the K best classes only.",
             "count",
             metavar="K",
             wrong="top_k counts maps, not {}",
         ),
     )
     """For classifiers, how many maps: those of the best classes of each image, which the output `saliency_classes`
-    names; None gives the map of every class."""
+    names; None gives the map of every class, of methods that take derivatives that of the best one."""
     form: FormName = field(
         default="auto", metadata=_about("masked: what defines a classifier's map.", "choice", choices=FORMS)
     )
@@ -218,6 +224,31 @@ class Options:
         default = Options()
         return frozenset(item.name for item in fields(self) if getattr(self, item.name) != getattr(default, item.name))
 
+    def written(self) -> str:
+        """What shapes the outputs and is not at its default, as JSON; empty if all is."""
+        default, chosen = Options(), {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name not in _OF_THE_CALL and value != getattr(default, item.name):
+                chosen[item.name] = value
+        return json.dumps(chosen) if chosen else ""
+
+    @classmethod
+    def read(cls, text: str) -> Options:
+        """The options of which `written` gave `text`.
+
+        Raises:
+            ValueError: it did not.
+        """
+        entries: Any = json.loads(text or "{}")
+        if not isinstance(entries, dict) or not set(entries) <= {item.name for item in fields(cls)} - _OF_THE_CALL:
+            raise ValueError(f"no options: {text[:100]!r}")
+        chosen: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()}
+        return cls(**chosen)
+
+
+_OF_THE_CALL = frozenset({"input_shapes", "check", "given"})
+"""Options of which nothing is seen in the inserted model, or which are part of its inputs."""
 
 OPTIONS: dict[str, Option] = {
     item.name: cast("Option", item.metadata["option"]) for item in fields(Options) if "option" in item.metadata

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,9 @@ from xai_insert.errors import (
     DefinitionError,
     ModelFileError,
     TargetNotFoundError,
+    XaiInsertError,
 )
-from xai_insert.files import lost, scratch_folder, size, sweep, written
+from xai_insert.files import size
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
@@ -30,16 +28,18 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.shape import format_shape
 from xai_insert.graph.view import Graph, Shape, fixed
-from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.methods.shaping import reshape
+from xai_insert.opening import Opened, opened_sides
 from xai_insert.options import Options
 from xai_insert.report import Report, Stages, describe_plan
 from xai_insert.tasks.choose import make_plan
-from xai_insert.tasks.plan import Branch, Plan
+from xai_insert.tasks.plan import Branch, Masking, Plan
 from xai_insert.version import __version__
+from xai_insert.writing import require_folder, require_writable, write_model
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ class InsertResult:
         wanted = ".onnx" if loaded.format_name == "ONNX" else ".xml"
         if output.suffix.lower() != wanted:
             raise ModelFileError(f"this model is {loaded.format_name}: give an output that ends in {wanted}")
-        _require_folder(output.parent)
-        return _write(loaded, output)
+        require_folder(output.parent)
+        return write_model(loaded, output)
 
     def __repr__(self) -> str:
         report = self.report
@@ -103,7 +103,7 @@ def insert(model: Any, options: Options | None = None) -> InsertResult:
         XaiInsertError: one of its children says what is wrong with the model or the options.
     """
     options = options or Options()
-    loaded, report = _insert(lambda: load(model, options.input_shapes), options, _name(model))
+    loaded, report = insert_loaded(lambda: load(model, options.input_shapes), options, _name(model))
     return InsertResult(loaded.result_like(model), report)
 
 
@@ -118,7 +118,9 @@ def plan_insertion(
     It is done, on a copy that nobody gets, but for the check: the inserted model is not run.
     """
     options, goal = options or Options(), None if output is None else Path(output)
-    return _insert(lambda: load(model, options.input_shapes, goal), options, _name(model), passed, dry_run=True)[1]
+    return insert_loaded(lambda: load(model, options.input_shapes, goal), options, _name(model), passed, dry_run=True)[
+        1
+    ]
 
 
 def insert_file(
@@ -140,18 +142,18 @@ def insert_file(
         XaiInsertError: one of its children; nothing was written.
     """
     options, source, output = options or Options(), Path(source), Path(output)
-    _require_writable(source, output)
-    loaded, report = _insert(lambda: load(source, options.input_shapes, output), options, str(source), passed)
+    require_writable(source, output)
+    loaded, report = insert_loaded(lambda: load(source, options.input_shapes, output), options, str(source), passed)
     stages = Stages(report.seconds)
     with stages("write"):
-        files = _write(loaded, output)
+        files = write_model(loaded, output)
     bytes_after = sum(path.stat().st_size for path in files)
     return replace(
         report, output=str(output), bytes_before=size(source), bytes_after=bytes_after, seconds=stages.seconds
     )
 
 
-def _insert(
+def insert_loaded(
     fresh: Callable[[], LoadedModel],
     options: Options,
     source: str,
@@ -176,6 +178,18 @@ def _insert(
         with stages("check"):
             plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
     passed("run")
+    with stages("plan"):
+        opened = opened_sides(loaded, graph, plan, options)
+    if opened is not None:
+        try:
+            return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages, opened)
+        except XaiInsertError as err:
+            logger.info("the map is for one size of the image: %s", err)
+        with stages("load"):
+            loaded = fresh()
+            graph = loaded.view()
+        with stages("plan"):
+            plan = make_plan(loaded, graph, options)
     try:
         return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:
@@ -218,12 +232,13 @@ def _carry_out(
     source: str,
     plain: Plain | None,
     stages: Stages,
+    opened: Opened | None = None,
 ) -> Report:
     """Splice, and check if there are outputs of the plain model to compare with."""
     require_moderate_map(plan.map_shape)
     try:
         with stages("emit"):
-            branch = splice(loaded, graph, plan, options)
+            branch = splice(loaded, graph, plan, options, opened)
     except RAISED as err:  # OpenVINO looks at each layer's sizes when it is made, onnxruntime when the model is loaded
         raise ModelFileError(
             f"the layers to insert do not fit the model: {last_line(err)}; is the file whole?"
@@ -231,27 +246,31 @@ def _carry_out(
     checked = None
     if plain is not None:
         with stages("check"):
-            checked = _checked(loaded, graph, branch, options, plain)
+            masking = (plan if opened is None else opened.plan).masking(options)
+            checked = _checked(loaded, graph, branch, masking, plain)
     return replace(_report(loaded, branch.plan, options, source, checked), seconds=stages.seconds)
 
 
-def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, options: Options, plain: Plain) -> CheckResult:
+def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, masking: Masking | None, plain: Plain) -> CheckResult:
     outputs = run_random(loaded.runner())
     declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
     moved = check_outputs(graph, plain.outputs, outputs, declared)
-    if branch.plan.found.placed() and branch.derivative is None:  # of those the negative part may be left out
+    found = branch.plan.found
+    if found.placed() and not found.may_be_empty and branch.derivative is None:  # the negative part may be left out
         require_varied(outputs[len(plain.outputs)])
-    masking = branch.plan.masking(options)
     off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
     if branch.derivative is not None:
         off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
     return CheckResult(moved, off, plain.place)
 
 
-def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Branch:
-    """Carry out a plan on `loaded`, whose view `graph` is."""
+def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, opened: Opened | None = None) -> Branch:
+    """Carry out a plan on `loaded`, whose view `graph` is; with its sides open where it is `opened`."""
     surgeon = loaded.surgeon(keep_float32=plan.keep_float32)
-    branch = plan.splice(loaded, surgeon, graph, options)
+    if opened is None:
+        branch = plan.splice(loaded, surgeon, graph, options)
+    else:
+        branch = replace(opened.plan.splice(loaded, surgeon, opened.graph, options), plan=plan)
     plan, saliency = branch.plan, branch.raw
     if not plan.found.frame.is_upright:
         saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.found.frame)
@@ -265,13 +284,20 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> B
     if branch.spread is not None:
         saliency = branch.spread(saliency)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
+    image = image_inputs(graph)[0]
+    if opened is None:
+        saliency = surgeon.pinned(saliency, plan.map_shape, image, image_axes(image))
     surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
     for name, output in branch.outputs.items():
         surgeon.add_output(output.handle, name, output.dtype, output.shape)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
+    if opened is not None:
+        loaded.close_sides()
     common = {"version": __version__, "task": plan.found.task, "method": plan.method, "form": plan.form.value}
     common["quantiser_ignored_scope"] = IGNORED_SCOPE
+    if written := options.written():
+        common["options"] = written
     loaded.annotate(common | plan.metadata(options))
     return replace(branch, plan=plan)
 
@@ -337,56 +363,3 @@ def _report(
 
 def _name(model: Any) -> str:
     return str(model) if isinstance(model, (str, Path)) else type(model).__name__
-
-
-def _require_writable(source: Path, output: Path) -> None:
-    """Refuse before any work what could not be written after it."""
-    if output.suffix.lower() not in (".xml", ".onnx"):
-        raise ModelFileError(f"unknown kind of output {output.name!r}: wanted .xml (OpenVINO IR) or .onnx")
-    if source.suffix.lower() == ".xml" and output.suffix.lower() == ".onnx":
-        raise ModelFileError("an OpenVINO IR cannot become ONNX: give an output that ends in .xml")
-    _require_folder(output.parent)
-    hit = lost(written(output), source)
-    if hit is None:
-        return
-    if hit == (output, source):
-        raise ModelFileError(f"input and output are the same file: {output}; choose another output")
-    raise ModelFileError(
-        f"writing {hit[0]} would overwrite {hit[1]}, which the model is read from; choose another output"
-    )
-
-
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ModelFileError(f"the output folder does not exist: {folder}")
-    if not os.access(folder, os.W_OK):
-        raise ModelFileError(f"the output folder cannot be written: {folder}")
-
-
-def _write(loaded: LoadedModel, output: Path) -> list[Path]:
-    """Write beside the goal and move into place, so that the goal is never half a model."""
-    sweep(output)
-    try:
-        with scratch_folder(output) as scratch:
-            files = loaded.save(scratch, output.name)
-            with _alone_in(output.parent):
-                return loaded.install(files, output)
-    except OSError as err:
-        raise ModelFileError(f"cannot write {output}: {err.strerror or err}") from err
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Let one process or thread at a time move its files into a folder, where the system locks folders."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl  # noqa: PLC0415 - not everywhere
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network drives lock nothing
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # frees it, as a kill does

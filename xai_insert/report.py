@@ -71,6 +71,8 @@ class Report:
         seconds: how long each stage took: `load`, `plan`, `emit`, `check`, `write`.
         error: why nothing was inserted; None if it was.
         unused_options: names of the options that do nothing for the model, where that is the error.
+        lines: of `--verify`, `--strip` and `--layers`, what was found: a word and a text each.
+        verification: of `--verify`, what was measured, see `xai_insert.verify.Verification`.
         version: of this format, which `docs/report.schema.json` describes; raised where a field goes or changes.
     """
 
@@ -99,6 +101,8 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     error: str | None = None
     unused_options: Sequence[str] = ()
+    lines: Sequence[tuple[str, str]] = ()
+    verification: Mapping[str, Any] = field(default_factory=dict)
     version: int = REPORT_VERSION
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,6 +113,12 @@ class Report:
         """A few aligned lines."""
         if self.error is not None:
             return f"{printable(self.source)}: {self.error}"
+        lines = [*map(tuple, self.lines)] if self.lines else self._inserted()
+        if self.output is not None:
+            lines.append(("written", f"{printable(self.output)}{self._growth()}"))
+        return "\n".join([printable(self.source), *(f"  {printable(key):<8} {text}" for key, text in lines)])
+
+    def _inserted(self) -> list[tuple[str, str]]:
         saliency = self.saliency_map
         lines = [
             *self._found(),
@@ -118,9 +128,7 @@ class Report:
         ]
         if self.check:
             lines.append(("checked", self._checked()))
-        if self.output is not None:
-            lines.append(("written", f"{printable(self.output)}{self._growth()}"))
-        return "\n".join([printable(self.source), *(f"  {key:<8} {value}" for key, value in lines)])
+        return lines
 
     def _found(self) -> list[tuple[str, str]]:
         lines = []

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from tests import models
-from tests.explaining import IMAGES, SHAPES, call, fine, records
+from tests.explaining import IMAGES, SHAPES, call, fine, on_page, records
 from xai_insert import insert_file
 from xai_insert.errors import ModelFileError
 from xai_insert.explain import runtime, sharing
@@ -31,11 +31,11 @@ def start(*arguments):
 
 
 def record(name):
-    return {"name": name, "image": f"images/{name}.jpg", **FACTS}
+    return {"name": name, "image": f"images/{name}.jpg", "data": f"data/{name}.js", **FACTS}
 
 
 def sections(output):
-    return (output / "index.html").read_text(encoding="utf-8").count("<section")
+    return len(on_page(output))
 
 
 def test_two_runs_at_once_keep_every_record(tmp_path):

@@ -63,10 +63,13 @@ def _as_click(name: str, option: Option) -> Callable[[_Function], _Function]:
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
 @click.option(
     "-o", "--output-model", type=click.Path(path_type=Path), metavar="FILE|DIR",
-    help="Model to write; a folder for several models. A .onnx model with a .xml output is converted.",
+    help="File or folder to write; .onnx may become .xml.",
 )  # fmt: skip
 @_choices
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
+@click.option("--verify", "action", flag_value="verify", help="Instead judge MODEL, an inserted one.")
+@click.option("--strip", "action", flag_value="strip", help="Instead take the map off MODEL again.")
+@click.option("--layers", "action", flag_value="layers", help="Instead list what --target-layer can name.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE.json", help="Write a report.")
 @click.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
@@ -83,6 +86,7 @@ def main(
     models: tuple[Path, ...],
     output_model: Path | None,
     dry_run: bool,
+    action: str | None,
     report_path: Path | None,
     time_limit: float | None,
     jobs: int,
@@ -92,8 +96,8 @@ def main(
 ) -> None:
     """Put a saliency map into exported vision models.
 
-    Reads MODEL (OpenVINO .xml or .onnx), finds backbone and head by itself, and writes a model whose single
-    inference gives the untouched predictions and the output saliency_map.
+    Reads MODEL (OpenVINO .xml or .onnx), finds backbone and head, and writes a model with the untouched
+    predictions and the output saliency_map.
     """
     open_streams()
     configure_logging(verbose)
@@ -105,9 +109,10 @@ def main(
         output_model, values["output"] = Path(values["output"]), None
         given.remove("output")
     options = Options(**values, given=tuple(given))
-    goals = _outputs(models, output_model, dry_run)
-    _require_apart(models, goals, report_path, dry_run)
-    work = [Job(model, goal, options, dry_run) for model, goal in zip(models, goals, strict=True)]
+    writes_nothing = _writes_nothing(action, output_model, dry_run, options) or dry_run
+    goals = _outputs(models, output_model, writes_nothing)
+    _require_apart(models, goals, report_path, writes_nothing)
+    work = [Job(model, goal, options, dry_run, action or "insert") for model, goal in zip(models, goals, strict=True)]
     troubles: dict[str, None] = {}
 
     def show(report: Report) -> None:
@@ -134,6 +139,19 @@ def main(
     if failed and len(reports) > 1:
         say(f"{failed} of {len(reports)} models failed", err=True)
     sys.exit(EXIT_FAILED if failed or troubles else 0)
+
+
+def _writes_nothing(action: str | None, output: Path | None, dry_run: bool, options: Options) -> bool:
+    """Whether what is done instead of inserting writes no model; refuses what it would not go by."""
+    if action is None:
+        return False
+    used = {"layers": {"output", "input_shapes"}}.get(action, set())
+    spare = [flag(name) for name in sorted(options.on_purpose - used)]
+    spare += ["--output-model"] if output is not None and action != "strip" else []
+    spare += ["--dry-run"] if dry_run else []
+    if spare:
+        raise click.UsageError(f"--{action} does not go by {', '.join(spare)}: leave it out")
+    return action != "strip"
 
 
 def _was_typed(name: str) -> bool:

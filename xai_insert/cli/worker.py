@@ -63,12 +63,14 @@ class Job:
         output: the file to write; None writes nothing and reports what would be done.
         options: what to insert.
         dry_run: whether to write nothing although `output` is given.
+        action: what to do instead of an insertion, see `xai_insert.cli.actions`.
     """
 
     model: Path
     output: Path | None
     options: Options
     dry_run: bool
+    action: str = "insert"
 
 
 Runner = Callable[[Job], Report]
@@ -76,9 +78,13 @@ Runner = Callable[[Job], Report]
 
 def run_here(job: Job, passed: Callable[[str], None] = lambda _: None) -> Report:
     """Do a job in this process; errors become part of the report. See `insert_file` for `passed`."""
-    from xai_insert.pipeline import insert_file, plan_insertion  # noqa: PLC0415 - the parent does not pay for it
+    from xai_insert.cli.actions import ACTIONS  # noqa: PLC0415 - the parent does not pay for it
+    from xai_insert.pipeline import insert_file, plan_insertion  # noqa: PLC0415 - nor for that
 
     try:
+        if job.action in ACTIONS:
+            passed("run")  # these take their time, as an insertion does behind its first run
+            return ACTIONS[job.action](job.model, job.output, job.options)
         if job.dry_run or job.output is None:
             return plan_insertion(job.model, job.options, job.output, passed)
         return insert_file(job.model, job.output, job.options, passed)
@@ -275,7 +281,11 @@ def _job(request: dict[str, Any]) -> Job:
     options["input_shapes"] = {name: tuple(sizes) for name, sizes in options["input_shapes"].items()}
     output = request["output"]
     return Job(
-        Path(request["model"]), None if output is None else Path(output), Options(**options), bool(request["dry_run"])
+        Path(request["model"]),
+        None if output is None else Path(output),
+        Options(**options),
+        bool(request["dry_run"]),
+        request["action"],
     )
 
 

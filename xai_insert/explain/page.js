@@ -388,10 +388,10 @@ const xai = (() => {
       Object.assign(run, { about: facts, look, beside: run === runs[0] ? beside : null });
       palettes = all;
     },
-    records: (items) => {
+    record: (record) => {
       const { records, byName } = runOf();
-      records.push(...items);
-      for (const record of items) byName.set(record.name, record);
+      records.push(record);
+      byName.set(record.name, record);
     },
     maps: (data) => keep(document.currentScript.getAttribute("src"), data),
     start,

@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as resources
-from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -32,7 +31,6 @@ from xai_insert.explain.scale import Scaled, ScaleName
 
 _LEAST = 0.005
 _LISTED = 100
-_CHUNK = 1000
 _FINEST = 96  # cells to a side of a map: more are not seen
 _PLACES = 5
 _MAPS, _END = "xai.maps(", ");\n"
@@ -74,19 +72,11 @@ def write(folder: Path, records: Iterable[Mapping[str, Any]], about: About) -> N
         "beside": about.beside,
     }
     files.write(folder / "run.js", f"xai.run({_json(facts)});\n".encode())
-    files.write(folder / "records.js", _listed(records))
+    files.write(folder / "records.js", (f"xai.record({_json(_short(record))});\n".encode() for record in records))
     own = resources(__package__)
     scripts = [(own / name).read_text(encoding="utf-8") for name in ("page_maps.js", "page.js")]
     page = (own / "page.html").read_text(encoding="utf-8").replace("/*script*/", "\n".join(scripts))
     files.write(folder / "index.html", page.encode())
-
-
-def _listed(records: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """The calls with all records, some in each: there may be more than memory should hold."""
-    given = iter(records)
-    yield b"xai.records([]);\n"
-    while chunk := list(islice(given, _CHUNK)):
-        yield f"xai.records([{','.join(_json(_short(record)) for record in chunk)}]);\n".encode()
 
 
 def beside(folder: Path, output: Path) -> str:

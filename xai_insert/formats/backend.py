@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError
-from xai_insert.formats.others import CONVERTIBLE, require_model
+from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
 
@@ -34,6 +35,23 @@ class Runner(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Removed:
+    """What was taken off a model.
+
+    Attributes:
+        operations: how many, those inside of others not counted.
+        floats: NumPy names of the floating-point types in which they computed.
+        rounding: how many of them rounded what the model computes to integers.
+        is_marked: whether they were kept in float32 where the runtime computes in half precision.
+    """
+
+    operations: int
+    floats: frozenset[str]
+    rounding: int
+    is_marked: bool = False
+
+
 class LoadedModel(Protocol):
     """A private copy of a model, in its own format."""
 
@@ -45,8 +63,24 @@ class LoadedModel(Protocol):
     def format_name(self) -> str:
         """`OpenVINO IR` or `ONNX`."""
 
+    @property
+    def keeps_float32(self) -> bool:
+        """Whether what was added is kept in float32 where the runtime computes in half precision."""
+
     def view(self) -> Graph:
         """Read-only view; taken once, before the first edit."""
+
+    def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
+        """Leave sizes of inputs open until `close_sides`, if the format lets a user change them and the model can.
+
+        What is inserted meanwhile follows them. `view()` is to be taken anew.
+
+        Args:
+            sides: axes, by input.
+        """
+
+    def close_sides(self) -> None:
+        """Give the inputs the sizes that they had before `open_sides`."""
 
     def surgeon(self, *, keep_float32: bool = False) -> Surgeon[Any]:
         """The editor of this model.
@@ -73,6 +107,13 @@ class LoadedModel(Protocol):
     def annotate(self, entries: Mapping[str, str]) -> None:
         """Write metadata about the insertion."""
 
+    def strip(self, outputs: Sequence[str]) -> tuple[LoadedModel, Removed]:
+        """The model without some outputs, what feeds them alone and the metadata; this one is used up.
+
+        Args:
+            outputs: names as those of `view()`; it has them all, and others.
+        """
+
     def save(self, folder: Path, name: str) -> list[Path]:
         """Write the model as `name` into `folder`; returns its files, the main one last."""
 
@@ -87,8 +128,8 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     """Load a model for editing; what was given stays unchanged.
 
     Args:
-        model: path of a `.xml` or `.onnx` file, or of one that OpenVINO converts (TensorFlow, Paddle), `ov.Model`,
-            `onnx.ModelProto` or `onnx_ir.Model`.
+        model: path of a `.xml` or `.onnx` file, or of one that OpenVINO converts (TensorFlow, a saved model's folder
+            too, Paddle), `ov.Model`, `onnx.ModelProto` or `onnx_ir.Model`.
         input_shapes: sizes to fix, by input name.
         output: where the result is to be written; its suffix may ask for a conversion to IR.
 
@@ -97,10 +138,14 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     """
     if isinstance(model, (str, Path)):
         path = Path(model)
+        to_ir = output is not None and output.suffix.lower() == ".xml"
+        if (saved := saved_model(path)) is not None:
+            if output is not None and not to_ir:
+                raise ModelFileError("a TensorFlow saved model becomes OpenVINO IR: give an output that ends in .xml")
+            return _openvino().load_path(saved, input_shapes)
         if not path.is_file():
             raise ModelFileError("not a plain file" if path.exists() else "no such file")
         require_model(path)
-        to_ir = output is not None and output.suffix.lower() == ".xml"
         if path.suffix.lower() == ".onnx" and not to_ir:
             return _onnx().load_path(path, input_shapes)
         if path.suffix.lower() in (".xml", ".onnx"):

@@ -9,6 +9,7 @@ from xai_insert.errors import ModelFileError
 CONVERTIBLE = frozenset({".tflite", ".pb", ".pbtxt", ".pdmodel"})
 """What OpenVINO's own readers convert to IR on the way."""
 
+_SAVED = "saved_model.pb"
 _TORCH = "a PyTorch file holds code or weights alone: export it, torch.onnx.export(model, image, 'model.onnx')"
 _KERAS = "a Keras file: export it, keras.saving.load_model(file).export('model.onnx', format='onnx'), or use tf2onnx"
 _EXPORT = {
@@ -37,6 +38,12 @@ _STARTS = {
     b"<!DOCTYPE html": "a web page in place of the model: was the download a redirect?",
     b"<html": "a web page in place of the model: was the download a redirect?",
 }
+
+
+def saved_model(path: Path) -> Path | None:
+    """The folder of a TensorFlow saved model, of which `path` is the folder or the graph; None if it is neither."""
+    folder = path.parent if path.name == _SAVED else path
+    return folder if (folder / _SAVED).is_file() else None
 
 
 def require_model(path: Path) -> None:

@@ -227,6 +227,16 @@ class Surgeon(Protocol[V]):
             float32 `[runs, N, width]`.
         """
 
+    def pinned(self, value: V, shape: Shape, image: Value, axes: Sequence[int]) -> V:
+        """`value`, of `shape`, in a way that the model cannot be reshaped to another height or width of `image`.
+
+        Args:
+            value: what fits these sizes of the image alone.
+            shape: its sizes, the batch first.
+            image: an input of the model.
+            axes: those of its height and width.
+        """
+
     def prune(self) -> None:
         """Remove what was added and is read by nothing."""
 

@@ -20,9 +20,10 @@ _Rule = Callable[[Node, Any, "_Operands"], Sequence[Axes]]
 class _Operands:
     """The operands of a node with their axes; those that do not come from the image have none of it."""
 
-    def __init__(self, node: Node, traced: Mapping[Value, Axes]) -> None:
+    def __init__(self, node: Node, traced: Mapping[Value, Axes], born: Mapping[Value, int]) -> None:
         self.node = node
         self._traced = traced
+        self._born = born
 
     def axes(self, index: int) -> Axes:
         value = self.node.operand(index)
@@ -34,7 +35,9 @@ class _Operands:
         return self._traced.get(value)
 
     def traced(self) -> list[Axes]:
-        return [self._traced[value] for value in self.node.inputs if value is not None and value in self._traced]
+        """Those from the image, the earliest first: what a block adds to its operand lies where the operand does."""
+        found = [value for value in self.node.inputs if value is not None and value in self._traced]
+        return [self._traced[value] for value in sorted(found, key=lambda value: self._born[value])]
 
     def shape(self, index: int = 0) -> Sequence[int | None]:
         return self.node.outputs[index].shape or ()
@@ -48,15 +51,18 @@ def trace(graph: Graph, images: Mapping[Value, tuple[int, int]]) -> Traced:
         images: its image inputs, each with the axes of its rows and columns.
     """
     traced: Traced = {}
+    born: dict[Value, int] = {}
     for image, (rows, columns) in images.items():
         known = {0: Kind.BATCH, rows: Kind.ROWS, columns: Kind.COLUMNS}
         shape = image.shape or ()
         traced[image] = tuple(ax.of(Origin(known.get(axis, Kind.OTHER), size)) for axis, size in enumerate(shape))
-    for node in graph.nodes:
+        born[image] = -1
+    for number, node in enumerate(graph.nodes):
         if node.op is Op.SHAPE or not any(value in traced for value in node.inputs):
             continue
         rule = kinds.rule_for(_RULES, node.kind) or _lost
-        found = rule(node, node.kind, _Operands(node, traced))
+        found = rule(node, node.kind, _Operands(node, traced, born))
+        born.update(dict.fromkeys(node.outputs, number))
         for output, axes in zip(node.outputs, found, strict=False):
             if output.shape is not None and len(axes) == len(output.shape):
                 traced[output] = tuple(map(_fitted, axes, output.shape))

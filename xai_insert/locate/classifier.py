@@ -15,7 +15,7 @@ from xai_insert.locate.inputs import image_inputs, shape_hint
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
-from xai_insert.locate.stages import stage, stage_number
+from xai_insert.locate.stages import LAST, stage, stage_number
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
@@ -29,6 +29,8 @@ class Wanted(Enum):
     """A feature map."""
     TOKENS = auto()
     """The tokens of a block."""
+    DERIVATIVE = auto()
+    """A feature map by which a derivative is taken; of tokens too."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,12 @@ def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.AN
     pooled = _pooled(cuts, gone)
     ends = tuple(grid_ends(gone, activations(graph, images), places))
     streams: tuple[FeatureMap, ...] = ()
+    reads_token = any(end.kind is Collapse.TOKEN for end in ends)
     if options.target_layer is not None:
-        target = _named_target(graph, cuts, gone, places, options.target_layer)
-    elif wanted is Wanted.TOKENS or any(end.kind is Collapse.TOKEN for end in ends):
+        target = _chosen_target(graph, cuts, gone, places, options.target_layer, reads_token=reads_token)
+    elif wanted is Wanted.DERIVATIVE and reads_token:
+        target = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
+    elif wanted is Wanted.TOKENS or reads_token:
         found = locate_readout(graph, images, logits.value, ends, places, options.block)
         if not isinstance(found, str):
             readout, target = found
@@ -225,13 +230,31 @@ def _where_lost(graph: Graph, places: Places) -> str:
     return ""
 
 
+def _chosen_target(
+    graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str, *, reads_token: bool
+) -> FeatureMap:
+    if (number := stage_number(name)) is None:
+        return _named_target(graph, cuts, gone, places, name)
+    features = [value for value in cuts[: cuts.index(gone)] if is_feature(graph, value)]
+    return stage(graph, features, lambda value: places.map_of(value, others=True), number, reads_token=reads_token)
+
+
+def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:
+    """What `options.target_layer` can name, from the image on; raises what `locate_classifier` does."""
+    images = image_inputs(graph)
+    cuts = cut_values(graph, images, find_logits(graph, images, options.output).value)
+    places = find_places(graph)
+    return _usable(cuts, first_without_place(cuts, places), places)
+
+
+def _usable(cuts: list[Value], gone: Value, places: Places) -> list[FeatureMap]:
+    made = [value for value in cuts[: cuts.index(gone)] if value.producer is not None]
+    return [feature for value in made if (feature := places.map_of(value, others=True)) is not None]
+
+
 def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str) -> FeatureMap:
-    if (number := stage_number(name)) is not None:
-        features = [value for value in cuts[: cuts.index(gone)] if is_feature(graph, value)]
-        return stage(graph, features, lambda value: places.map_of(value, others=True), number)
     found = _by_name(graph, name)
-    usable = [value for value in cuts[: cuts.index(gone)] if value.producer is not None]
-    usable = [value for value in usable if places.map_of(value, others=True)]
+    usable = [feature.value for feature in _usable(cuts, gone, places)]
     names = [value.producer.name for value in usable if value.producer is not None]
     hint = "" if not names else f"; the last layers that can be explained: {', '.join(map(repr, names[-4:]))}"
     if found is None:

@@ -56,6 +56,13 @@ class ClassLevel:
     more: tuple[ClassLevel, ...] = ()
 
     @property
+    def feature(self) -> FeatureMap:
+        """The scores as a map."""
+        level, head = self.level, self.head
+        grid = (level.height, level.width)
+        return FeatureMap(head.value, head.channel_axis, level.grid_axes, grid, level.start, level.frame)
+
+    @property
     def parts(self) -> tuple[ClassLevel, ...]:
         """It and its other heads."""
         return (self, *self.more)

@@ -39,6 +39,9 @@ def token_levels(places: Places, tokens: Value, axis: int) -> tuple[Level, ...]:
     """
     levels: list[Level] = []
     for part in places.parts_of(tokens, axis) or []:
+        if part.strip is not None:
+            levels.append(Level(part.start, *part.strip, (axis,)))
+            continue
         if part.place is None or None in part.place.grid:
             return ()
         frame, (height, width) = places.frame_of(part.place), part.place.grid

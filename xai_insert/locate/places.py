@@ -72,10 +72,12 @@ class Part:
     Attributes:
         start: its first token.
         place: the grid that it is; None for tokens without one.
+        strip: height and width of a grid of one row or one column that it is.
     """
 
     start: int
     place: Place | None
+    strip: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,7 @@ class Places:
     def strip_of(self, value: Value, axis: int) -> tuple[int, int] | None:
         """Height and width of a grid of one row or one column that is an axis of a value; None if it is none."""
         axes = self.traced.get(value, ())
-        origin = _side(axes[axis]) if axis < len(axes) else None
-        if origin is None or origin.size is None or origin.roll or origin.stride < 0:
-            return None
-        return (1, origin.size) if origin.kind is Kind.COLUMNS else (origin.size, 1)
+        return _strip(axes[axis]) if axis < len(axes) else None
 
     def parts_of(self, value: Value, axis: int) -> list[Part] | None:
         """What stands end to end in an axis of a value, in order; None where it is not known how much."""
@@ -165,11 +164,12 @@ class Places:
         found, start = list[Part](), 0
         for part in parts_of(axes[axis]):
             size, pair = axis_size(part), _pair(part)
-            if size is None or (pair is None and has_place(part)):
+            strip = _strip(part) if pair is None else None
+            if size is None or (pair is None and strip is None and has_place(part)):
                 return None
-            found.append(Part(start, None if pair is None else Place((axis,), *pair)))
+            found.append(Part(start, None if pair is None else Place((axis,), *pair), strip))
             start += size
-        return found
+        return found if all(part.strip is None for part in found) or any(part.place for part in found) else None
 
     def frame_of(self, place: Place) -> Frame:
         """How a grid lies in the image."""
@@ -196,6 +196,14 @@ def _side(axis: Axis) -> Origin | None:
     """An axis as rows or columns, rolled ones too; None for one row that was cut out, and for all else."""
     origin = coarse(axis[0]) if len(axis) == 1 and axis[0].origin.is_place else None
     return None if origin is not None and origin.size == 1 and origin.whole is not None else origin
+
+
+def _strip(axis: Axis) -> tuple[int, int] | None:
+    """Height and width of a grid of one row or one column."""
+    origin = _side(axis)
+    if origin is None or origin.size is None or origin.roll or origin.stride < 0:
+        return None
+    return (1, origin.size) if origin.kind is Kind.COLUMNS else (origin.size, 1)
 
 
 def _tokens(axis: Axis) -> tuple[Origin, Origin, int | None, int | None] | None:

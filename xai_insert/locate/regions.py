@@ -35,6 +35,15 @@ def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
     return Regions(coarsest, readers, has_region_head=True)
 
 
+def drawn_maps(graph: Graph, images: Sequence[Value], masks: Value) -> list[FeatureMap]:
+    """What lies in the image as masks do: they themselves, or what their regions are pooled from."""
+    found = find_places(graph).map_of(masks)
+    if found is not None:
+        return [found]
+    regions = region_feature(graph, images)
+    return [] if regions is None else [regions.feature]
+
+
 def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
     """The last map or tokens with a grid through which every path to the boxes of queries goes."""
     if not query_boxes(graph):

@@ -27,7 +27,14 @@ def stage_number(name: str) -> int | None:
     return -int(name) if _NUMBER.fullmatch(name) else None
 
 
-def stage(graph: Graph, cuts: Sequence[Value], map_of: Callable[[Value], FeatureMap | None], number: int) -> FeatureMap:
+def stage(
+    graph: Graph,
+    cuts: Sequence[Value],
+    map_of: Callable[[Value], FeatureMap | None],
+    number: int,
+    *,
+    reads_token: bool,
+) -> FeatureMap:
     """The map of a stage.
 
     Args:
@@ -35,6 +42,7 @@ def stage(graph: Graph, cuts: Sequence[Value], map_of: Callable[[Value], Feature
         cuts: values on every path from the image to the scores, the first first, made by weights.
         map_of: a value as a feature map; None if it is none.
         number: of the stage, 1 for the last.
+        reads_token: whether the head takes a class token.
 
     Raises:
         TargetNotFoundError: there are not as many.
@@ -44,8 +52,13 @@ def stage(graph: Graph, cuts: Sequence[Value], map_of: Callable[[Value], Feature
     for found in reversed(maps):
         if not stages or found.grid != stages[-1].grid:
             stages.append(found)
-    if len(stages) < 2:
-        stages = _blocks(graph, maps) or stages
+    last = [found for found in maps if found.grid == stages[0].grid]
+    blocks = _blocks(graph, last)
+    if blocks and not _blocks(graph, maps[: -len(last)]):  # all of its attention is on one grid
+        others = stages[1:]
+        stages = [*([] if reads_token else stages[:1]), *(found for found in blocks if found not in stages), *others]
+    elif blocks and reads_token:
+        stages[0] = blocks[0]
     if number > len(stages):
         grids = ", ".join(f"-{place} {found.value.describe()}" for place, found in enumerate(stages, 1))
         raise TargetNotFoundError(

@@ -52,6 +52,14 @@ class ClassifierPlan(Plan):
 
     found: FoundClassifier
 
+    @property
+    def may_follow(self) -> bool:
+        target, frame = self.found.parts.target, self.found.frame
+        if self.found.parts.readout is not None or len(target.grid_axes) == 1:
+            return False  # the number of tokens, and what their neighbours are, is written into the branch
+        is_whole = frame.is_upright and frame.within(target.grid)  # else order or rectangle are those of one size
+        return is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
+
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         logits = self.found.parts.logits
         choice = None if options.top_k is None else best_classes(surgeon, logits.value, logits.classes, options.top_k)

@@ -11,6 +11,7 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph
+from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.places import find_places
 from xai_insert.methods.base import Method, Refusal
@@ -70,6 +71,7 @@ class GradientMethod(Method):
     tasks = frozenset({"classification"})
     options = frozenset({"output", "target_layer", "top_k"})
     excludes = NO_BOXES
+    reads = Wanted.DERIVATIVE
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundClassifier):

@@ -24,7 +24,7 @@ from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.lifting import lift_rows
 from xai_insert.methods.masked_runs import class_count, run_masks
-from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar, size_of
+from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 _MOST_RUNS = 8192  # of the rest of the model
@@ -68,8 +68,8 @@ def recipro_cam(
             return op.reshape(chosen, [-1, choice.count, *fixed(feature.grid)])
     scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
     x = read(feature.value)
-    # The batch is left to be inferred wherever the grid is known, so that the model can still be reshaped to another.
-    batch = -1 if feature.positions is not None else size_of(op, x, feature.value, 0)
+    # The batch is never written down, so that the model can still be reshaped to another.
+    batch = -1 if feature.positions is not None else op.size(x, 0)
     sides = grid_sizes(surgeon, x, feature)
     classes = class_count(logits)
     cells = -1 if feature.positions is None else feature.positions

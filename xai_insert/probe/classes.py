@@ -130,7 +130,8 @@ class _Search(Orders):
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which does not read the feature of the boxes, as a gate does."""
-        if one.head.channels == 1 and one.responses[0].elements == other.responses[0].elements:
+        moves = [{channel: item.elements for channel, item in head.responses.items()} for head in (one, other)]
+        if moves[0] == moves[1] and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         boxes = {item.head.source for item in self.watched if item.moves_boxes}
         apart = [item for item in (one, other) if item.head.source not in boxes]
@@ -209,6 +210,9 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
         found = {index: order for index, order in found.items() if order.classes in wanted}
     found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
     found = found or _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, num_classes)))
+    is_map = not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
+    if num_classes is None and is_map and [order.anchors for order in found.values()] == [1]:
+        found = {}  # two maps of one size, one of them of four channels: not only detectors have them
     if not found and num_classes is None:
         found = _orders(raw, search.raw_layout)
     scoring = [item for item in raw if item.index in found]

@@ -133,12 +133,12 @@ class Orders:
         ]
         if len(rivals) != 1 or len(strides) != 2 or strides[0] != 1 or strides[1] < _BOX:
             return None
-        if item.head.channels == 1 and not self._is_listed(item):
+        if item.head.channels == 1 and not self.is_listed(item):
             return None  # maps of one and of four channels need not be score and box
         anchors = item.head.channels
         return Channels(0, 1, anchors, 1) if rivals[0].head.channels == anchors * strides[1] else None
 
-    def _is_listed(self, item: Watched) -> bool:
+    def is_listed(self, item: Watched) -> bool:
         """Whether an output has the locations of a head in one axis, as rows of a detector are."""
         return any(len(element) < 4 for response in item.responses.values() for element in response.elements.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from xai_insert.errors import UnsupportedTaskError, XaiInsertError
@@ -12,6 +13,7 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.layout import FeatureMap, Frame
+from xai_insert.locate.places import Places, find_places
 from xai_insert.options import Options
 
 
@@ -30,6 +32,11 @@ class Study:
     graph: Graph
     options: Options
     wanted: Wanted = Wanted.ANY
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the model's values lie in its image; followed once for all tasks."""
+        return find_places(self.graph)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,9 @@ class Found(ABC):
     def frame(self) -> Frame:
         """How the map that a method gives lies in the image."""
         return Frame()
+
+    may_be_empty: ClassVar[bool] = False
+    """Whether a map may rightly have one value only, where nothing is found in an image."""
 
     def placed(self) -> Sequence[FeatureMap]:
         """The maps whose place in the image is asked of the model itself."""

@@ -109,6 +109,11 @@ class Plan(ABC):
         """Whether the branch drowns in rounding where the runtime computes in half precision."""
         return False
 
+    @property
+    def may_follow(self) -> bool:
+        """Whether the same plan may serve any size of the image, if the model does."""
+        return False
+
     @abstractmethod
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         """Add the branch, without outputs."""

@@ -17,17 +17,31 @@ _GELU_FACTOR = math.sqrt(2 / math.pi)
 def attention(w: Writer) -> Written:
     """`com.microsoft` Attention: projections of query, key and value in one weight, then attention."""
     x, weight, bias, mask, past, added = (w.operand(index) for index in range(6))
-    heads = int(w.number("num_heads", 0))
-    if x is None or weight is None or mask is not None or past is not None or not heads or len(w.node.inputs) > 6:
+    if x is None or weight is None or past is not None or len(w.node.inputs) > 6:
         return None
+    if mask is not None:
+        added = _padding(w, mask, added)
+        if added is None:
+            return None
     sizes = w.node.attributes.get("qkv_hidden_sizes")
-    is_uneven = sizes is not None and len(set(sizes.as_ints())) > 1
-    if is_uneven or w.has("unidirectional", "do_rotary", "past_present_share_buffer") or _others(w):
+    if sizes is not None and len(set(sizes.as_ints())) > 1:
+        return None
+    return self_attention(w, x, weight, bias, added)
+
+
+def self_attention(
+    w: Writer, x: ir.Value, weight: ir.Value, bias: ir.Value | None, added: ir.Value | None = None
+) -> Written:
+    """Attention of what one product makes of `x`: query, key and value side by side."""
+    heads, kernel = int(w.number("num_heads", 0)), w.operand(1)
+    if not heads or kernel is None or _others(w):
+        return None
+    if w.has("unidirectional", "do_rotary", "past_present_share_buffer"):
         return None
     joint = w("MatMul", x, weight)
     if bias is not None:
         joint = w("Add", joint, bias)
-    width = weight.shape[-1] if weight.shape is not None else None
+    width = kernel.shape[-1] if kernel.shape is not None else None
     each = width // 3 // heads if isinstance(width, int) else -1
     whole = w.transpose(w.reshape(joint, [0, 0, 3, heads, each]), (2, 0, 3, 1, 4))
     return [_attended(w, [w("Gather", whole, w.constant(np.array(index)), axis=0) for index in range(3)], added)]
@@ -37,8 +51,12 @@ def multi_head_attention(w: Writer) -> Written:
     """`com.microsoft` MultiHeadAttention: attention of projections that are there."""
     query, key, value, bias, padding, added = (w.operand(index) for index in range(6))
     heads = int(w.number("num_heads", 0))
-    if query is None or key is None or value is None or padding is not None or not heads:
+    if query is None or key is None or value is None or not heads:
         return None  # the packed form, all three in one, has no kernel on a CPU
+    if padding is not None:
+        added = _padding(w, padding, added)
+        if added is None:
+            return None
     if len(w.node.inputs) > 6 or _others(w) or w.has("unidirectional"):
         return None
     if any(w.rank(part) not in (3, None) for part in (query, key, value)):
@@ -75,7 +93,17 @@ def standard_attention(w: Writer) -> Written:
 def rotary(w: Writer) -> Written:
     """RotaryEmbedding of ONNX 23, each half of the width turned against the other."""
     x, cosine, sine, places = (w.operand(index) for index in range(4))
-    heads = int(w.number("num_heads", 0))
+    return _turned(w, x, cosine, sine, places, int(w.number("num_heads", 0)))
+
+
+def _turned(
+    w: Writer,
+    x: ir.Value | None,
+    cosine: ir.Value | None,
+    sine: ir.Value | None,
+    places: ir.Value | None,
+    heads: int,
+) -> Written:
     half = None if cosine is None or cosine.shape is None else cosine.shape[-1]
     if x is None or cosine is None or sine is None or not isinstance(half, int):
         return None
@@ -92,6 +120,50 @@ def rotary(w: Writer) -> Written:
     other = w("Add", w("Mul", first, sine), w("Mul", second, cosine))
     made = w("Concat", turned, other, axis=3)
     return [w.reshape(w.transpose(made, (0, 2, 1, 3)), [0, 0, -1]) if heads else made]
+
+
+def _padding(w: Writer, mask: ir.Value, added: ir.Value | None) -> ir.Value | None:
+    """What is added to the scores for a mask `[B, T]` of the tokens that count; None for a mask of another kind."""
+    if w.rank(mask) != 2:
+        return None  # the lengths of texts, say
+    kept = w.unsqueeze(w.unsqueeze(w("Cast", mask, to=ir.DataType.FLOAT), 1), 1)
+    hidden = w("Mul", w("Sub", w.constant(1.0), kept), w.constant(w.number("mask_filter_value", -10000.0)))
+    return hidden if added is None else w("Add", added, hidden)
+
+
+def embedding(w: Writer) -> Written:
+    """EmbedLayerNormalization: rows of tables for words, places and segments, summed and normed."""
+    words, segments, table, places_table, segment_table, gamma, beta, mask, places = map(w.operand, range(9))
+    if words is None or table is None or places_table is None or gamma is None or mask is not None:
+        return None
+    if places is None:
+        length = w("Slice", w("Shape", words), w.constant([1]), w.constant([2]), w.constant([0]))
+        position = w("Slice", places_table, w.constant([0]), length, w.constant([0]))
+    else:
+        position = w("Gather", places_table, places, axis=0)
+    total = w("Add", w("Gather", table, words, axis=0), position)
+    if segments is not None and segment_table is not None:
+        total = w("Add", total, w("Gather", segment_table, segments, axis=0))
+    return [_norm(w, total, gamma, beta, is_centred=True), None, total][: len(w.node.outputs)]
+
+
+def ms_rotary(w: Writer) -> Written:
+    """`com.microsoft` RotaryEmbedding: one place for all, the first, or one for each token."""
+    x, places, cosine, sine = (w.operand(index) for index in range(4))
+    if x is None or places is None or w.has("is_packed_batching") or w.number("scale", 1) != 1:
+        return None
+    rank, each = w.rank(places), w.rank(x)
+    width = None if cosine is None or cosine.shape is None else cosine.shape[-1]
+    heads = int(w.number("num_heads", 0))
+    if rank == 1 and each is not None:
+        axis = 1 if each == 3 else 2
+        length = w("Gather", w("Shape", x), w.constant(np.array(axis)), axis=0)
+        counted = w("Range", w.constant(np.array(0)), length, w.constant(np.array(1)))
+        places = w.unsqueeze(w("Add", counted, places), 0)
+    if each == 3 and not heads and isinstance(width, int):
+        size = x.shape[-1] if x.shape is not None else None
+        heads = size // (2 * width) if isinstance(size, int) else 0
+    return _turned(w, x, cosine, sine, places, heads)
 
 
 def _others(w: Writer) -> bool:

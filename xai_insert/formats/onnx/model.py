@@ -14,6 +14,7 @@ import onnx_ir.passes.common as passes
 import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
+from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import moderate, taking_apart
 from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
@@ -23,6 +24,7 @@ from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.storage import external_files, save
 from xai_insert.formats.onnx.stored import StoredTensor, exchange, stored_tensors
+from xai_insert.formats.onnx.strip import strip
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.upgrade import is_old, upgrade
 from xai_insert.formats.onnx.view import build_view
@@ -35,6 +37,7 @@ class OnnxModel:
     """An `onnx_ir.Model` of our own."""
 
     format_name = "ONNX"
+    keeps_float32 = False  # onnxruntime computes in the types that the model names
 
     def __init__(
         self,
@@ -55,10 +58,17 @@ class OnnxModel:
     def view(self) -> Graph:
         with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
             self._inferred = infer(self.native, self._input_shapes)
-            return moderate(build_view(self.native, self._inferred, self._written_out.hidden))
+            return moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
+
+    def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
+        del sides
+        return False
+
+    def close_sides(self) -> None:
+        pass
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
-        del keep_float32  # onnxruntime computes in the types that the model names
+        del keep_float32
         self._source = self._given = None  # from here on the file is another model
         self._surgeon = OnnxSurgeon(self.native, self._inferred, self._written_out.nodes, self._written_out.fused)
         return self._surgeon
@@ -92,6 +102,14 @@ class OnnxModel:
 
     def annotate(self, entries: Mapping[str, str]) -> None:
         self.native.metadata_props.update({_PREFIX + key: text for key, text in entries.items()})
+
+    def strip(self, outputs: Sequence[str]) -> tuple[OnnxModel, Removed]:
+        kinds = dict(self._inferred.types or infer(self.native, self._input_shapes).types)
+        self.surgeon().prune()  # what was only shown
+        removed = strip(self.native, outputs, kinds)
+        for key in [key for key in self.native.metadata_props if key.startswith(_PREFIX)]:
+            del self.native.metadata_props[key]
+        return OnnxModel(self.native, None, {}), removed
 
     def save(self, folder: Path, name: str) -> list[Path]:
         self._prune()

@@ -150,7 +150,8 @@ class OnnxOps:
         outer = self._node("Gather", self._node("Shape", a), self.constant(np.array([0, 1], np.int64)), axis=0)
         sides = [self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (height, width)]
         sizes = self._node("Concat", outer, *sides, axis=0)
-        unused = self.constant(np.zeros(0, np.float32))
+        # An empty tensor where the operator set demands one; converters to half precision take it for scales.
+        unused = None if self._version >= 13 else self.constant(np.zeros(0, np.float32))
         modes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
         return self._node("Resize", a, unused, unused, sizes, **modes)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from xai_insert.formats.onnx import fused
 from xai_insert.formats.onnx.writer import Writer, Written
 
 
@@ -117,11 +118,61 @@ def dynamic_matmul(w: Writer) -> Written:
     a, b, scale, zero, bias = (w.operand(index) for index in range(5))
     if a is None or b is None or scale is None or b.const_value is None:
         return None
-    weight = w("Cast", b, to=ir.DataType.FLOAT)
+    return _product(w, a, _stored_weight(w, b, scale, zero), bias)
+
+
+def matmul_to_float(w: Writer) -> Written:
+    """MatMulIntegerToFloat: the same with the rounding of the other factor in a layer of its own."""
+    a, b, own, scale, own_zero, zero, bias = (w.operand(index) for index in range(7))
+    if a is None or b is None or own is None or scale is None or b.const_value is None:
+        return None
+    return _product(w, w.dequantised(_present([a, own, own_zero])), _stored_weight(w, b, scale, zero), bias)
+
+
+def _stored_weight(w: Writer, elements: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
+    weight = w("Cast", elements, to=ir.DataType.FLOAT)
     if zero is not None:
         weight = w("Sub", weight, w("Cast", zero, to=ir.DataType.FLOAT))
-    made = w("MatMul", a, w("Mul", weight, scale))
+    return w("Mul", weight, scale)
+
+
+def _product(w: Writer, a: ir.Value, b: ir.Value, bias: ir.Value | None) -> Written:
+    made = w("MatMul", a, b)
     return [made if bias is None else w("Add", made, bias)]
+
+
+def attention(w: Writer) -> Written:
+    """QAttention: the projections of query, key and value in one integer weight."""
+    x, weight, bias, scale, factor, mask, zero, weight_zero, past = map(w.operand, range(9))
+    if x is None or weight is None or scale is None or factor is None or mask is not None or past is not None:
+        return None
+    source = w.dequantised(_present([x, scale, zero]))
+    return fused.self_attention(w, source, _stored_weight(w, weight, factor, weight_zero), bias)
+
+
+_NORMAL_FLOATS = [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+]  # fmt: skip
+"""What the sixteen codes of NF4 stand for; Dettmers et al., "QLoRA", 2023, https://arxiv.org/abs/2305.14314, app. E."""
+_SMALL_FLOATS = [0.0, 5.208333333e-03, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
+"""Likewise of FP4, without the sign, which is the highest bit."""
+
+
+def normal_floats_matmul(w: Writer) -> Written:
+    """MatMulBnb4: a weight `[N, K]` in NF4 or FP4, in blocks of the flat matrix, the upper half of a byte first."""
+    a, packed, largest = (w.operand(index) for index in range(3))
+    block, kind = int(w.number("block_size", 0)), int(w.number("quant_type", 1))
+    rows, columns = int(w.number("K", 0)), int(w.number("N", 0))
+    if a is None or packed is None or largest is None or not block or (rows * columns) % block or kind not in (0, 1):
+        return None
+    table = _NORMAL_FLOATS if kind else [*_SMALL_FLOATS, *(-number for number in _SMALL_FLOATS)]
+    codes = w("Cast", _unpacked(w, packed, 4, [-1, 2]), to=ir.DataType.INT64)
+    codes = w("Gather", codes, w.constant([1, 0]), axis=1)
+    numbers = w("Gather", w.constant(np.array(table, np.float32)), w.reshape(codes, [-1, block]), axis=0)
+    weight = w.reshape(w("Mul", numbers, w.reshape(largest, [-1, 1])), [columns, rows])
+    return [w("MatMul", a, w.transpose(weight, (1, 0)))]
 
 
 def packed_matmul(w: Writer) -> Written:
@@ -145,8 +196,7 @@ def packed_matmul(w: Writer) -> Written:
     weight = w.reshape(w("Mul", w("Sub", numbers, shift), factor), [columns, count * block])
     if count * block != rows:
         weight = w("Slice", weight, w.constant([0]), w.constant([rows]), w.constant([1]))
-    made = w("MatMul", a, w.transpose(weight, (1, 0)))
-    return [made if bias is None else w("Add", made, bias)]
+    return _product(w, a, w.transpose(weight, (1, 0)), bias)
 
 
 def _unpacked(w: Writer, packed: ir.Value, bits: int, sizes: list[int]) -> ir.Value:

@@ -104,9 +104,11 @@ def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -
 
 
 def _array(result: Any) -> npt.NDArray[Any]:
-    """A result as an array; of a map for each image, its numbers in the order of the keys."""
+    """A result as an array; of a map for each image its numbers as its keys stand, of a sequence all its elements."""
     if isinstance(result, list) and result and all(isinstance(item, dict) for item in result):
         return np.array([list(item.values()) for item in result])
+    if isinstance(result, list) and result and all(isinstance(item, np.ndarray) for item in result):
+        return np.concatenate([item.ravel() for item in result])
     return np.asarray(result)
 
 

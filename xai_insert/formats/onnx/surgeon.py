@@ -182,6 +182,10 @@ class OnnxSurgeon:
     def _scalar(self, name: str, kind: ir.DataType) -> ir.Value:
         return ir.Value(name=self._names.unique(name), type=ir.TensorType(kind), shape=ir.Shape([]))
 
+    def pinned(self, value: ir.Value, shape: Shape, image: Value, axes: Sequence[int]) -> ir.Value:
+        del shape, image, axes  # onnxruntime takes no other sizes than those of the file
+        return value
+
     def prune(self) -> None:
         graph = self._model.graph
         kept = set(graph.outputs)

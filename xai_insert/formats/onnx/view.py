@@ -21,6 +21,8 @@ from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_o
 
 _REDUCTIONS = {"LogSumExp": "logsumexp", "SumSquare": "sumsquare"}
 _ONNX_DOMAINS = ("", "ai.onnx")
+_JOINT_SOFTMAX = 13
+"""From this operator set on, a softmax is over one axis."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,12 @@ def _stored(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
-def build_view(model: ir.Model, inferred: Inferred, hidden: Collection[ir.Node] = ()) -> Graph:
+def build_view(
+    model: ir.Model,
+    inferred: Inferred,
+    hidden: Collection[ir.Node] = (),
+    fused: Mapping[ir.Value, ir.Value] | None = None,
+) -> Graph:
     """View of `model`.
 
     Constant subgraphs (dequantised weights, folded shapes) appear as constants. Floats of any width are float32, and
@@ -66,8 +73,10 @@ def build_view(model: ir.Model, inferred: Inferred, hidden: Collection[ir.Node] 
         model: the model; its values must have unique names, as the format demands.
         inferred: sizes and element types, better informed than those stored in the model.
         hidden: nodes that are written out beside, and stay out of the view.
+        fused: their results, by what stands for them in the view, and goes by the names that the model gives them.
     """
     graph = model.graph
+    known_as = {new: old for new, old in (fused or {}).items() if not new.is_graph_output()}
     values: dict[ir.Value, Value] = {}
 
     def view_of(native: ir.Value) -> Value:
@@ -75,13 +84,15 @@ def build_view(model: ir.Model, inferred: Inferred, hidden: Collection[ir.Node] 
             name = native.name or ""
             shape = inferred.shapes.get(name, _shape(native))
             dtype = _dtype(inferred.type_of(native))
-            values[native] = value = Value(name, shape, dtype, native, index=native.index() or 0)
+            shown_as = known_as.get(native, native).name or ""
+            values[native] = value = Value(shown_as, shape, dtype, native, index=native.index() or 0)
             if native.const_value is not None and native.producer() is None and not native.is_graph_input():
                 value.load = _reader(native.const_value)
                 value.shape = _tensor_shape(native.const_value)
         return values[native]
 
     nodes: list[Node] = []
+    version = graph.opset_imports.get("", _JOINT_SOFTMAX)
     for native in graph:
         if native in hidden:
             continue
@@ -91,11 +102,13 @@ def build_view(model: ir.Model, inferred: Inferred, hidden: Collection[ir.Node] 
             continue
         if native.op_type in INTEGER:
             inputs = _float_operands(native, inputs)
-        op = _kind(native, inputs)
+        op = _kind(native, inputs, version)
         captured = _captured(native)
         inputs += tuple(view_of(value) for value in captured)
-        name = native.name or outputs[0].name
-        node = Node(name, op, native.op_type, inputs, outputs, _attrs(native, op, inputs, outputs), native)
+        whole = (fused or {}).get(native.outputs[0])
+        maker = None if whole is None or whole.index() != 0 else whole.producer()
+        name = (native if maker is None else maker).name or outputs[0].name
+        node = Node(name, op, native.op_type, inputs, outputs, _attrs(native, op, inputs, outputs, version), native)
         node.kind = Regroup() if op is Op.RESHAPE else read(native, inputs, outputs)
         for value in outputs:
             value.producer = node
@@ -116,12 +129,22 @@ def _named_scores(output: ir.Value) -> ir.Value:
     return node.inputs[0]
 
 
+_WITHOUT_KERNEL = frozenset(
+    {"PackedAttention", "PackedMultiHeadAttention", "RemovePadding", "RestorePadding", "GatedRelativePositionBias"}
+    | {"BiasAdd", "BiasSplitGelu", "GroupNorm", "SkipGroupNorm", "NhwcConv", "QOrderedAttention", "QOrderedMatMul"}
+)
+"""Of `com.microsoft`, what has no implementation for CPUs."""
+
+
 def _hint(nodes: list[Node]) -> str:
     if any(node.native.domain == "com.microsoft.nchwc" for node in nodes):
         return (
             "onnxruntime has written its layers for one kind of processor (the NCHWc layout of ORT_ENABLE_ALL): give "
             "the model that it read, or let it write at ORT_ENABLE_EXTENDED"
         )
+    packed = next((node.type for node in nodes if node.type in _WITHOUT_KERNEL), None)
+    if packed is not None:
+        return f"onnxruntime runs {packed} on GPUs alone: give the model from which its optimizer has made that"
     fused = next((node.type for node in nodes if node.type.startswith("QLinear") or node.type == "QGemm"), None)
     if fused is None:
         return ""
@@ -234,7 +257,7 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[]
     return evaluate
 
 
-def _kind(native: ir.Node, inputs: tuple[Value | None, ...]) -> Op:
+def _kind(native: ir.Node, inputs: tuple[Value | None, ...], version: int) -> Op:
     if native.domain == "com.microsoft" and native.op_type in ("QuantizeLinear", "DequantizeLinear"):
         return Op.QUANTIZE
     if native.domain == "com.microsoft" and native.op_type in FUSED_ELEMENTWISE:
@@ -245,7 +268,16 @@ def _kind(native: ir.Node, inputs: tuple[Value | None, ...]) -> Op:
         return Op.REDUCE
     if native.op_type == "Gather" and is_identity_gather(*inputs[:2]):
         return Op.RESHAPE
-    return OPS.get(native.op_type, Op.OTHER)
+    op = OPS.get(native.op_type, Op.OTHER)
+    return Op.OTHER if op is Op.SOFTMAX and version < _JOINT_SOFTMAX and _is_joint(native, inputs[0]) else op
+
+
+def _is_joint(native: ir.Node, source: Value | None) -> bool:
+    """Whether an old softmax is one over several axes: it takes its axis and all that follow for one."""
+    if source is None or source.shape is None:
+        return True
+    axis = integer(native, "axis", 1) % len(source.shape)
+    return any(size != 1 for size in source.shape[axis + 1 :])
 
 
 def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int, ...] | None:
@@ -278,7 +310,9 @@ def _slice_attrs(native: ir.Node, inputs: tuple[Value | None, ...]) -> Mapping[s
     return slice_attrs([axis % rank for axis in axes or range(len(starts))], starts, ends, source.shape)
 
 
-def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]) -> Mapping[str, Any]:
+def _attrs(
+    native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...], version: int
+) -> Mapping[str, Any]:
     kind = native.op_type
     rank = inputs[0].rank if inputs and inputs[0] is not None else outputs[0].rank
     second = inputs[1] if len(inputs) > 1 else None
@@ -308,7 +342,10 @@ def _attrs(native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: t
             "is_scaled": any(factor != 1.0 for factor in factors),
         }
     if op in (Op.SOFTMAX, Op.ARGMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.TOPK):
-        axis = integer(native, "axis", -1 if op in (Op.SOFTMAX, Op.TOPK) else 0)
+        default = -1 if op is Op.TOPK else 0
+        if op is Op.SOFTMAX:
+            default = 1 if version < _JOINT_SOFTMAX else -1
+        axis = integer(native, "axis", default)
         axis = axis % rank if rank else axis
         index = constant_of(second, limit=1) if op is Op.GATHER else None
         if index is None or inputs[0] is None or inputs[0].shape is None:

@@ -11,6 +11,7 @@ import openvino as ov
 import openvino.opset13 as opset
 
 from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
+from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
 from xai_insert.formats.openvino.einsum import WrittenOut
 from xai_insert.formats.openvino.mapped import pages_dropped
@@ -18,11 +19,14 @@ from xai_insert.formats.openvino.precision import mark_branch, marked
 from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner
 from xai_insert.formats.openvino.safety import require_safe
+from xai_insert.formats.openvino.strip import strip
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
 from xai_insert.formats.openvino.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
 
 _METADATA = "xai_insert"
+_SECTIONS = (("framework", f"{_METADATA}."), (_METADATA, ""))
+"""Where metadata stand, and how their names begin: the first is for what an ONNX file says about itself."""
 _VERSION = "version"
 
 
@@ -34,7 +38,8 @@ class OpenVINOModel:
     def __init__(self, native: ov.Model, weights: Collection[Path]) -> None:
         self.native = native
         self._weights = weights
-        self._keep_float32 = False
+        self.keeps_float32 = False
+        self._closed: list[tuple[ov.Node, ov.PartialShape]] = []
         self.kept: object = None  # what constants may lie in
         _write_as_newest(native)
         with taking_apart("the OpenVINO graph"):
@@ -44,8 +49,34 @@ class OpenVINOModel:
         with taking_apart("the OpenVINO graph"), self._products.shown():
             return moderate(build_view(self.native))
 
+    def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
+        axes_of = {value.native.get_node().get_instance_id(): axes for value, axes in sides.items()}
+        self._closed = [(node, node.get_partial_shape()) for node in self.native.get_parameters()]
+        opened = []
+        for node, closed in self._closed:
+            shape = ov.PartialShape(closed)
+            for axis in axes_of.get(node.get_instance_id(), ()):
+                shape[axis] = ov.Dimension.dynamic()
+            opened.append((node, shape))
+        try:
+            with self._products.shown():
+                self._set_shapes(opened)
+        except RAISED:
+            self.close_sides()
+            return False
+        return True
+
+    def close_sides(self) -> None:
+        self._set_shapes(self._closed)
+
+    def _set_shapes(self, shapes: Sequence[tuple[ov.Node, ov.PartialShape]]) -> None:
+        # Not by `reshape`, which rewrites layers of the model, by names that differ from run to run.
+        for node, shape in shapes:
+            node.set_partial_shape(shape)
+        self.native.validate_nodes_and_infer_types()
+
     def surgeon(self, *, keep_float32: bool = False) -> OpenVINOSurgeon:
-        self._keep_float32 = keep_float32
+        self.keeps_float32 = keep_float32
         with self._products.shown():
             return OpenVINOSurgeon(self.native, keep_float32=keep_float32)
 
@@ -78,23 +109,35 @@ class OpenVINOModel:
 
     def result_like(self, given: Any) -> ov.Model:
         del given
-        return marked(self.native) if self._keep_float32 else self.native
+        return marked(self.native) if self.keeps_float32 else self.native
 
     def read_metadata(self) -> dict[str, str]:
-        if not self.native.has_rt_info([_METADATA]):
-            return {}
-        entries = self.native.get_rt_info([_METADATA]).value
+        entries = [(key, text, prefix) for path, prefix in _SECTIONS for key, text in self._entries(path).items()]
+        return {key.removeprefix(prefix): text for key, text, prefix in entries if key.startswith(prefix)}
+
+    def _entries(self, section: str) -> dict[str, str]:
+        entries = self.native.get_rt_info([section]).value if self.native.has_rt_info([section]) else {}
         return {str(key): str(getattr(item, "value", item)) for key, item in entries.items()}
 
     def annotate(self, entries: Mapping[str, str]) -> None:
         for key, text in entries.items():
             self.native.set_rt_info(text, [_METADATA, key])
 
+    def strip(self, outputs: Sequence[str]) -> tuple[OpenVINOModel, Removed]:
+        removed = strip(self.native, outputs)
+        for path, prefix in _SECTIONS:
+            others = {key: text for key, text in self._entries(path).items() if not key.startswith(prefix)}
+            if path in self.native.rt_info:
+                del self.native.rt_info[path]
+            for key, text in others.items():
+                self.native.set_rt_info(text, [path, key])
+        return OpenVINOModel(self.native, self._weights), removed
+
     def save(self, folder: Path, name: str) -> list[Path]:
         path = (folder / name).with_suffix(".xml")  # the writer takes no other letter case
         try:
             ov.save_model(self.native, path, compress_to_fp16=False)
-            if self._keep_float32:
+            if self.keeps_float32:
                 mark_branch(path)
             require_safe(path)  # the writer does not say of each write that it failed
         except (*RAISED, ModelFileError) as err:

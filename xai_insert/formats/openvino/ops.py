@@ -95,6 +95,10 @@ class OpenVINOOps:
         else:
             parts = [self.constant(np.array([s], np.int64)) if isinstance(s, int) else s for s in sizes]
             target = self._named(opset.concat(parts, 0))
+        return self.shaped(a, target)
+
+    def shaped(self, a: ov.Output, target: ov.Output) -> ov.Output:
+        """The same elements in the shape that `target`, int64, holds; -1 for one size that is inferred."""
         return self._named(opset.reshape(a, target, special_zero=False))
 
     def unsqueeze(self, a: ov.Output, axes: Sequence[int]) -> ov.Output:

@@ -214,7 +214,22 @@ class OpenVINOSurgeon:
         if not sizes or not value.get_element_type().is_real() or sizes[-1] < 1 or sizes.count(-1) > 1:
             return value
         op = self.ops
+        if -1 not in sizes:
+            sizes[0] = -1  # the batch may be changed yet
         return op.reshape(op.isolated(op.reshape(value, [-1, sizes[-1]]), sizes[-1]), sizes)
+
+    def pinned(self, value: ov.Output, shape: Shape, image: Value, axes: Sequence[int]) -> ov.Output:
+        sizes = [-1, *(-1 if size is None else size for size in shape[1:])]
+        if sizes.count(-1) > 1:
+            return value
+        op = self.ops
+        target = op.constant(np.array(sizes, np.int64))
+        for axis in axes:
+            if (side := image.sizes[axis]) is not None:
+                # A reshape that no other size of the image takes, not even while the model is loaded.
+                ones = op.reshape(op.constant(np.ones(side, np.int64)), [op.size(image.native, axis)])
+                target = op.mul(target, op.reduce(ones, "min", [0]))
+        return op.shaped(value, target)
 
     def prune(self) -> None:
         pass  # what leads to no result is not part of an `ov.Model`

@@ -81,6 +81,6 @@ def _are_boxes(sample: Sample) -> bool:
 
 
 def _of_classes(scores: Sample, boxes: Sample) -> bool:
-    """Whether what could be masks are boxes: one for each class, the background's left out or not."""
+    """Whether what could be masks are boxes: one for each class, that of the background there or not."""
     classes, columns = boxes.shape[2:]
-    return columns == 4 and classes in (scores.shape[2], scores.shape[2] - 1)
+    return columns == 4 and abs(classes - scores.shape[2]) <= 1

@@ -12,7 +12,17 @@ from typing import Generic
 
 import numpy as np
 
-from xai_insert.graph.operators import InPlace, Permutation, Pointwise, Product, Reduction, Regroup, Softmax, Window
+from xai_insert.graph.operators import (
+    InPlace,
+    Norm,
+    Permutation,
+    Pointwise,
+    Product,
+    Reduction,
+    Regroup,
+    Softmax,
+    Window,
+)
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Node, Value
 from xai_insert.methods.shaping import scalar
@@ -42,7 +52,7 @@ class Forward(Generic[V]):
         node = value.producer
         if node is None or value in self._sources or value.is_constant or "float" not in value.dtype:
             return True
-        if isinstance(node.kind, Softmax) or _is_product_of_activations(node):
+        if isinstance(node.kind, Softmax) or _is_product_of_activations(node) or _is_normalised_alone(value):
             return False
         if not isinstance(node.kind, _LIGHT) or _joins(node):
             return True
@@ -73,9 +83,19 @@ def _is_product_of_activations(node: Node) -> bool:
     return isinstance(node.kind, Product) and not node.read(1).is_constant and not node.read(0).is_constant
 
 
+def _is_normalised_alone(value: Value) -> bool:
+    """Whether nothing but a norm reads a sum, which onnxruntime merges with it."""
+    node = value.producer
+    is_sum = node is not None and isinstance(node.kind, Pointwise) and node.kind.function == "add"
+    return is_sum and len(value.uses) == 1 and isinstance(value.uses[0].node.kind, Norm)
+
+
 def _joins(node: Node) -> bool:
-    """Whether a node ends what runtimes merge: a residual sum, a rectifier."""
-    if not isinstance(node.kind, Pointwise):
-        return False
-    is_sum = node.kind.function == "add" and sum(v is not None and not v.is_constant for v in node.inputs) > 1
-    return is_sum or node.kind.function in _ENDS
+    """Whether a node ends what runtimes merge: a residual sum, the bias of a layer, a rectifier."""
+    if not isinstance(node.kind, Pointwise) or node.kind.function != "add":
+        return isinstance(node.kind, Pointwise) and node.kind.function in _ENDS
+    given = [value.producer for value in node.inputs if value is not None and not value.is_constant]
+    return len(given) > 1 or any(
+        before is not None and isinstance(before.kind, (Window, Product)) and not _is_product_of_activations(before)
+        for before in given
+    )

@@ -10,7 +10,7 @@ from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.inputs import image_inputs
-from xai_insert.locate.layout import FeatureMap, grid_of_map
+from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
 from xai_insert.locate.outputs import likely_task
 from xai_insert.locate.regions import encoder_feature, region_feature
 from xai_insert.probe.classes import find_class_levels
@@ -34,6 +34,17 @@ class FoundDetector(Found):
     scored: Detector | None
     read: Regions | None
 
+    @property
+    def frame(self) -> Frame:
+        if self.scored is not None:
+            return self.scored.middle.level.frame
+        return Frame() if self.read is None else self.read.feature.frame
+
+    def placed(self) -> Sequence[FeatureMap]:
+        if self.scored is not None:
+            return [item.feature for level in self.scored.levels for item in level.parts]
+        return [] if self.read is None else [self.read.feature]
+
     def features(self) -> Sequence[FeatureMap]:
         if self.scored is None:
             return [] if self.read is None else [self.read.feature]
@@ -51,6 +62,14 @@ class Detection(Task):
         return selects_rows(study.graph)
 
     def recognise(self, study: Study) -> FoundDetector | NotMine:
+        found = self._recognise(study)
+        if isinstance(found, FoundDetector):
+            _require_one_frame(found)
+            if study.options.per_box and not found.frame.is_upright:
+                raise UnsupportedTaskError("--per-box wants features in the order of the image; these are turned")
+        return found
+
+    def _recognise(self, study: Study) -> FoundDetector | NotMine:
         graph = study.graph
         images = image_inputs(graph)
         regions = region_feature(graph, images)
@@ -74,6 +93,18 @@ class Detection(Task):
                 raise UnsupportedTaskError(reason)
             return NotMine(reason)
         return FoundDetector(detector, queries)
+
+
+def _require_one_frame(found: FoundDetector) -> None:
+    """Refuse levels of which one runs along the columns, backwards or round another way than the next.
+
+    Raises:
+        UnsupportedTaskError: there are such.
+    """
+    placed = [feature for feature in found.placed() if feature.positions != 1]
+    if len({(item.frame.transposed, item.frame.flipped, item.frame.rolled) for item in placed}) > 1:
+        listed = ", ".join(item.value.describe() for item in placed)
+        raise UnsupportedTaskError(f"the levels {listed} lie in the image in different directions")
 
 
 def _nothing_found(graph: Graph) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from xai_insert.locate.instances.kinds import (
     QueryInstances,
     Sample,
 )
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.regions import drawn_maps
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -41,14 +44,20 @@ class FoundInstances(Found):
         classes: their number.
         image: its input.
         axes: those of the input's height and width.
+        drawn: maps that lie in the image as the masks do.
     """
 
     task = "instance segmentation"
     methods = ("instance-masks",)
+    may_be_empty = True
     layout: Layout
     classes: int
     image: Value
     axes: tuple[int, int]
+    drawn: Sequence[FeatureMap] = ()
+
+    def placed(self) -> Sequence[FeatureMap]:
+        return self.drawn
 
     def describe(self) -> dict[str, Any]:
         scores = self.layout.scored
@@ -100,7 +109,7 @@ class Instances(Task):
         if layout is None:
             return none
         classes = study.options.num_classes or _classes(loaded, layout, feeds)
-        return FoundInstances(layout, classes, image, axes)
+        return FoundInstances(layout, classes, image, axes, drawn_maps(graph, [image], layout.drawn.value))
 
 
 def _look(runner: Runner) -> tuple[Feeds, list[npt.NDArray[Any]]]:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xai_insert.graph.view import Graph
 from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.layout import FeatureMap, Frame
-from xai_insert.locate.places import find_places
 from xai_insert.locate.segmenter import Segmenter, find_segmenter, may_segment
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
@@ -59,11 +57,13 @@ class Segmentation(Task):
     rank = 95  # behind detectors, whose heads look like this where nothing compares or resizes their scores
 
     def is_likely(self, study: Study) -> bool:
-        found = _found(study.graph, study.options.output) if may_segment(study.graph.outputs) else None
-        return found is not None and found.is_sure and study.options.num_classes is None  # that is for raw detectors
+        if study.options.num_classes is not None or not may_segment(study.graph.outputs):
+            return False  # a number of classes is for detectors that return their heads undecoded
+        found = find_segmenter(study.graph, study.places, study.options.output)
+        return found is not None and found.is_sure
 
     def recognise(self, study: Study) -> FoundSegmenter | NotMine:
-        found = _found(study.graph, study.options.output)
+        found = find_segmenter(study.graph, study.places, study.options.output)
         if found is None:
             return NotMine("")
         if not found.is_sure and study.wanted is Wanted.ANY:
@@ -75,12 +75,8 @@ class Segmentation(Task):
                 "well as colours, normals, a flow, or boxes; --method class-score-map says that they are classes"
             )
         source = found.source
-        read = None if source is None else find_places(study.graph).map_of(source)
+        read = None if source is None else study.places.map_of(source)
         return FoundSegmenter(found, study.graph.output_names[found.output], read)
-
-
-def _found(graph: Graph, output: str | None) -> Segmenter | None:
-    return find_segmenter(graph, find_places(graph), output)
 
 
 TASK = Segmentation()

@@ -1,0 +1,80 @@
+"""Taking outputs off an `onnx_ir.Model`, with all that feeds them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import onnx_ir as ir
+
+from xai_insert.formats.backend import Removed
+
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) -> Removed:
+    """Remove the outputs called `names` from `model`, in place.
+
+    Args:
+        model: the model.
+        names: outputs that it has.
+        kinds: element types of its values, by name.
+    """
+    graph = model.graph
+    gone = [value for value in graph.outputs if value.name in names]
+    kept = [value for value in graph.outputs if value.name not in names]
+    alone = _makers(gone) - _makers(kept)
+    own = [node for node in graph if node in alone]
+    inner = [node for top in own for node in (top, *_inner_nodes(top))]
+    made = [value for node in inner for value in node.outputs]
+    types = {kinds.get(value.name or "", value.dtype) for value in made}
+    removed = Removed(
+        operations=len(own),
+        floats=frozenset(kind.numpy().name for kind in types if kind in _FLOATS and kind is not None),
+        rounding=sum(node.op_type in _ROUNDING and _is_computed(node.inputs[0]) for node in inner),
+    )
+    for value in gone:
+        graph.outputs.remove(value)
+    operands = {value for node in inner for value in node.inputs if value is not None}
+    for node in inner:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+    graph.remove(list(reversed(own)), safe=True)
+    for value in operands:
+        if value.is_initializer() and not value.uses() and not value.is_graph_output():
+            graph.initializers.pop(value.name or "", None)
+    return removed
+
+
+def _makers(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """The nodes that values are computed by, those that their subgraphs read from outside too."""
+    found: set[ir.Node] = set()
+    stack = [value.producer() for value in values]
+    while stack:
+        node = stack.pop()
+        if node is None or node in found:
+            continue
+        found.add(node)
+        stack += [value.producer() for value in node.inputs if value is not None]
+        for inner in _inner_nodes(node):
+            stack += [value.producer() for value in inner.inputs if value is not None]
+        for body in _bodies(node):
+            stack += [value.producer() for value in body.outputs]
+    return found
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    for body in _bodies(node):
+        yield from ir.traversal.RecursiveGraphIterator(body)
+
+
+def _is_computed(value: ir.Value | None) -> bool:
+    return value is not None and ir.convenience.get_const_tensor(value) is None

@@ -1,0 +1,54 @@
+"""Taking outputs off an `ov.Model`, with all that feeds them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import openvino as ov
+
+from xai_insert.formats.backend import Removed
+from xai_insert.formats.openvino.view import dtype_name
+
+_ROUNDING = ("FakeQuantize", "FakeConvert")
+_MARK = "DisablePrecisionConversion_0"
+
+
+def strip(model: ov.Model, names: Sequence[str]) -> Removed:
+    """Remove the outputs called `names` from `model`, in place."""
+    gone = [result for result in model.get_results() if result.input_value(0).get_names() & set(names)]
+    before = {node.get_instance_id() for node in model.get_ordered_ops()}
+    for result in gone:
+        model.remove_result(result)
+    after = {node.get_instance_id() for node in model.get_ordered_ops()}
+    own = [node for node in _makers(gone) if node.get_instance_id() in before - after]
+    for output in (result.input_value(0) for result in gone):
+        output.set_names(output.get_names() - set(names))  # where an output of the model is the map itself
+    inner = [*own, *(part for node in own if node.get_type_name() == "Loop" for part in node.get_function().get_ops())]
+    types = {output.get_element_type() for node in inner for output in node.outputs()}
+    return Removed(
+        operations=len(own),
+        floats=frozenset(dtype_name(kind) for kind in types if kind.is_real()),
+        rounding=sum(node.get_type_name() in _ROUNDING and _is_computed(node) for node in inner),
+        is_marked=any(_MARK in node.get_rt_info() for node in own),
+    )
+
+
+def _makers(results: Iterable[ov.Node]) -> Iterator[ov.Node]:
+    """The operations that results are computed by, stored constants apart."""
+    seen: set[int] = set()
+    stack = [result.input_value(0).get_node() for result in results]
+    while stack:
+        node = stack.pop()
+        if node.get_instance_id() in seen or node.get_type_name() in ("Constant", "Parameter"):
+            continue
+        seen.add(node.get_instance_id())
+        yield node
+        stack += [port.get_node() for port in node.input_values()]
+
+
+def _is_computed(node: ov.Node) -> bool:
+    """Whether what a node rounds is no stored weight."""
+    source = node.input_value(0).get_node()
+    while source.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape"):
+        source = source.input_value(0).get_node()
+    return str(source.get_type_name()) != "Constant"

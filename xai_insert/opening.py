@@ -1,0 +1,49 @@
+"""Inserting into a model of one size in a way that its map follows, should it be reshaped to another."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from xai_insert.errors import XaiInsertError
+from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.view import Graph
+from xai_insert.locate.inputs import image_axes, image_inputs
+from xai_insert.options import Options
+from xai_insert.tasks.choose import make_plan
+from xai_insert.tasks.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model whose image has an open height and width, and the plan for it.
+
+    Attributes:
+        graph: its view.
+        plan: the plan.
+    """
+
+    graph: Graph
+    plan: Plan
+
+
+def opened_sides(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Opened | None:
+    """Open the sides of the image for the time of the insertion, so that the map follows a later reshape.
+
+    None, and nothing is open, where the model, the format or the plan is for one size alone.
+    """
+    sides = {image: image_axes(image) for image in image_inputs(graph)}
+    is_fixed = all(None not in (image.sizes[axis] for axis in axes) for image, axes in sides.items())
+    if not (plan.may_follow and is_fixed and loaded.open_sides(sides)):
+        return None
+    try:
+        open_graph = loaded.view()
+        other = make_plan(loaded, open_graph, options)
+        if (other.method, other.form) == (plan.method, plan.form):
+            return Opened(open_graph, other)
+    except XaiInsertError as err:
+        logger.info("the map is for one size of the image: %s", err)
+    loaded.close_sides()
+    return None

@@ -1,0 +1,244 @@
+"""What became of an inserted model in the hands of other tools: its predictions, its map, its precision.
+
+A quantiser, a simplifier or a converter may drop metadata and names. What is judged is the output `saliency_map` and
+what feeds it alone: that is cut off, and a map is inserted afresh into what is left and checked against its definition
+as ever; the map of the file is to be that map.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.check import relative_difference
+from xai_insert.errors import CheckFailedError, ModelFileError, XaiInsertError
+from xai_insert.feeds import random_array
+from xai_insert.formats.backend import LoadedModel, Runner, load
+from xai_insert.methods.of_classifier import SALIENCY_CLASSES
+from xai_insert.options import METHODS, Options
+from xai_insert.pipeline import FEATURE_VECTOR, IGNORED_SCOPE, SALIENCY_MAP, insert_loaded
+from xai_insert.report import Report
+from xai_insert.strip import own_outputs, without_map
+from xai_insert.tasks.per_box import PER_BOX
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+_SEED = 0
+_SCALES = (1.0, 64.0)  # of the random images: models take pixels in units of their own
+_LEAST_CORRELATION, _LEAST_BETWEEN_RUNTIMES, _SAME_PREDICTIONS = 0.99, 0.999, 1e-3
+_MOST_MOVED = {"float16": 1e-2, "bfloat16": 5e-2}  # half precision rounds at 1e-3, and anew where kernels are merged
+_DEFAULT_MOST_MOVED = 1e-5
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured on random images.
+
+    Attributes:
+        outputs_moved: largest difference of another output from the model without the branch, relative to its largest
+            element.
+        correlation: mean, over the maps that vary, of the correlation with a map inserted afresh; None without one.
+        map_difference: largest difference from it, relative to its largest element; None likewise.
+        openvino_correlation: of an ONNX file, that of OpenVINO's map with onnxruntime's; None where OpenVINO is not
+            installed, does not read the model or predicts something else.
+        operations: how many feed the map alone.
+        precision: the floating-point types in which they compute.
+        rounding: how many of them round to integers.
+        is_marked: whether an IR keeps them in float32 on devices that compute in half precision; None where that is not
+            needed.
+        has_metadata: whether the model still says what was inserted.
+        off: what is wrong, a sentence each; empty if all is well.
+    """
+
+    outputs_moved: float
+    correlation: float | None
+    map_difference: float | None
+    openvino_correlation: float | None
+    operations: int
+    precision: Sequence[str]
+    rounding: int
+    is_marked: bool | None
+    has_metadata: bool
+    off: Sequence[str] = ()
+
+    def lines(self) -> list[tuple[str, str]]:
+        """A few lines for people, a word and a text each."""
+        moved = f"moved by {self.outputs_moved:.1e}" if self.outputs_moved else "identical"
+        branch = f"{self.operations} operations that feed the map alone, in {' and '.join(self.precision)}"
+        lines = [
+            ("checked", f"predictions {moved} without the branch"),
+            ("branch", branch + (f", {self.rounding} of which round" if self.rounding else "")),
+        ]
+        if self.correlation is not None:
+            off = f"differs by {self.map_difference:.1e} of its largest element"
+            lines.append(("map", f"correlation {self.correlation:.6f} with a fresh insertion, {off}"))
+        if self.openvino_correlation is not None:
+            lines.append(("openvino", f"correlation {self.openvino_correlation:.6f} with the map of onnxruntime"))
+        if not self.has_metadata:
+            lines.append(("metadata", f"gone; went by the output {SALIENCY_MAP} and what feeds it alone"))
+        return lines
+
+
+def verify_file(source: Path) -> Report:
+    """Judge an inserted model file; what is off becomes the report's error.
+
+    Raises:
+        XaiInsertError: one of its children: the file carries no map, or does not run.
+    """
+    found = verify(source)
+    error = "; ".join(found.off) or None
+    return Report(source=str(source), error=error, lines=found.lines(), verification=asdict(found))
+
+
+def verify(model: Any) -> Verification:
+    """Judge an inserted model.
+
+    Args:
+        model: a path or a model in memory, see `xai_insert.insert`; unchanged.
+
+    Raises:
+        NotInsertedError: no output is called `saliency_map`.
+        XaiInsertError: another of its children: the model cannot be read or does not run.
+    """
+    whole = load(model, {})
+    names = whole.view().output_names
+    own = own_outputs(names)
+    others = [name for name in names if name not in own]
+    runner = whole.runner()
+    feeds = [_images(runner, scale) for scale in _SCALES]
+    outputs = [_named(names, runner.run(feed)) for feed in feeds]
+
+    def plain() -> LoadedModel:
+        return without_map(load(model, {}), names)[0]
+
+    stripped, removed = without_map(load(model, {}), names)
+    without = [_named(others, stripped.runner().run(feed)) for feed in feeds]
+    moved = max(
+        (relative_difference(a[name], b[name]) for a, b in zip(without, outputs, strict=True) for name in others),
+        default=0.0,
+    )
+    off: list[str] = []
+    most = max((_MOST_MOVED.get(kind, 0.0) for kind in removed.floats), default=0.0) or _DEFAULT_MOST_MOVED
+    if moved > most:
+        off.append(f"the branch moves the predictions by {moved:.1e} of the largest")
+    metadata = whole.read_metadata()
+    correlation = difference = marked = None
+    try:
+        fresh = _afresh(plain, _options(metadata, outputs[0], own), outputs[0][SALIENCY_MAP])
+    except XaiInsertError as err:
+        off.append(f"the map cannot be compared with its definition, for none can be inserted afresh: {err}")
+    else:
+        again = fresh.runner()
+        maps = [_named([*others, *own], again.run(feed))[SALIENCY_MAP] for feed in feeds]
+        correlation, difference = compared(maps, [found[SALIENCY_MAP] for found in outputs])
+        marked = removed.is_marked if fresh.keeps_float32 else None
+    if correlation is not None and correlation < _LEAST_CORRELATION:
+        why = f": {removed.rounding} operations of the branch round to integers, leave {IGNORED_SCOPE!r} alone"
+        text = f"the map is not that of its definition, correlation {correlation:.3f} on random images"
+        off.append(text + (why if removed.rounding else ""))
+    if marked is False:
+        off.append("the branch has lost the mark that keeps it in float32 where a device computes in half precision")
+    between = _in_openvino(model, names, feeds, outputs) if whole.format_name == "ONNX" else None
+    if between is not None and between < _LEAST_BETWEEN_RUNTIMES:
+        off.append(f"OpenVINO gives another map than onnxruntime, correlation {between:.4f}")
+    found = Verification(
+        moved,
+        correlation,
+        difference,
+        between,
+        removed.operations,
+        sorted(removed.floats),
+        removed.rounding,
+        marked,
+        bool(metadata),
+    )
+    return replace(found, off=off)
+
+
+def _named(names: Sequence[str], arrays: Sequence[npt.NDArray[Any]]) -> Outputs:
+    return dict(zip(names, arrays, strict=False))
+
+
+def _images(runner: Runner, scale: float) -> dict[str, npt.NDArray[Any]]:
+    rng = np.random.default_rng(_SEED)
+    made = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+    return {
+        name: array * array.dtype.type(scale) if "float" in str(array.dtype) else array for name, array in made.items()
+    }
+
+
+def _options(metadata: Mapping[str, str], found: Outputs, own: Sequence[str]) -> Options:
+    """The options of the insertion, as far as the model tells them."""
+    maps = found[SALIENCY_MAP]
+    try:
+        options = Options.read(metadata.get("options", ""))
+    except (TypeError, ValueError) as err:
+        raise ModelFileError(f"the metadata name options that this version does not know: {err}") from err
+    if metadata.get("method") in METHODS:
+        options = replace(options, method=metadata["method"])
+    elif maps.ndim == 3:
+        options = replace(options, method="activation-map")
+    return replace(
+        options,
+        output_dtype="u8" if maps.dtype == np.uint8 else "f32",
+        top_k=maps.shape[1] if SALIENCY_CLASSES in own else None,
+        feature_vector=FEATURE_VECTOR in own,
+        per_box=PER_BOX in own,
+        given=(),
+    )
+
+
+def _afresh(plain: Any, options: Options, maps: npt.NDArray[Any]) -> LoadedModel:
+    """A model with a map inserted afresh, of the size of `maps`."""
+    loaded, report = insert_loaded(plain, options, "")
+    sides, wanted = tuple(report.saliency_map["shape"][-2:]), maps.shape[-2:]
+    if None in sides or sides == wanted or options.saliency_size is not None:
+        return loaded
+    return insert_loaded(plain, replace(options, saliency_size=(wanted[0], wanted[1])), "")[0]
+
+
+def compared(wanted: Sequence[npt.NDArray[Any]], found: Sequence[npt.NDArray[Any]]) -> tuple[float, float]:
+    """Mean correlation of the maps that vary, and the largest difference relative to the largest element.
+
+    Args:
+        wanted: arrays `[..., h, w]`.
+        found: those to compare; of other shapes they correlate by 0 and differ without bound.
+    """
+    correlations: list[float] = []
+    difference = 0.0
+    for right, given in zip(wanted, found, strict=True):
+        if right.shape != given.shape:
+            return 0.0, float("inf")
+        a, b = (np.asarray(item, np.float64).reshape(-1, *item.shape[-2:]) for item in (right, given))
+        difference = max(difference, relative_difference(a, b))
+        for x, y in zip(a, b, strict=True):
+            if np.ptp(x) or np.ptp(y):
+                is_flat = not (np.ptp(x) and np.ptp(y))
+                correlations.append(0.0 if is_flat else float(np.corrcoef(x.ravel(), y.ravel())[0, 1]))
+    return float(np.mean(correlations)) if correlations else 1.0, difference
+
+
+def _in_openvino(
+    model: Any, names: Sequence[str], feeds: Sequence[Mapping[str, npt.NDArray[Any]]], outputs: Sequence[Outputs]
+) -> float | None:
+    """How far OpenVINO, which reads ONNX too, gives the same maps; None if it predicts something else, or nothing."""
+    if not isinstance(model, (str, Path)) or importlib.util.find_spec("openvino") is None:
+        return None
+    try:
+        runner = load(model, {}, Path("converted.xml")).runner()
+        found = [
+            _named(names, runner.run(dict(zip(map(str, range(len(feed))), feed.values(), strict=True))))
+            for feed in feeds
+        ]
+    except (CheckFailedError, ModelFileError):
+        return None
+    pairs = list(zip(outputs, found, strict=True))
+    others = [name for name in names if name not in own_outputs(names)]
+    if any(relative_difference(a[name], b[name]) > _SAME_PREDICTIONS for a, b in pairs for name in others):
+        return None
+    return compared(*([item[SALIENCY_MAP] for item in side] for side in (outputs, found)))[0]
