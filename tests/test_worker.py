@@ -80,8 +80,8 @@ def test_a_reader_that_never_ends_is_given_up(job, monkeypatch):
 
 def test_a_step_that_never_ends_is_given_up_by_its_name(job, monkeypatch):
     monkeypatch.setattr(worker, "_START", BUSY)
-    with Worker(0, seconds=1) as work:
-        assert "locating what to explain took longer than 1 s" in work(job).error
+    with Worker(0, seconds=2) as work:
+        assert "locating what to explain took longer than 2 s" in work(job).error
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells the time of another process")
