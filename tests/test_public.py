@@ -15,7 +15,7 @@ from xai_insert.cli.insert import main as insert_command
 
 OPTIONS = {
     "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": 1, "output_dtype": "u8",
-    "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "top_k": None,
+    "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "range": False, "top_k": None,
     "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True, "given": None,
 }  # fmt: skip
 REPORT = {
@@ -38,7 +38,7 @@ ERRORS = {
 }  # fmt: skip
 INSERT_FLAGS = {
     "models", "-o", "--output-model", "--method", "--target-layer", "--output", "--output-dtype", "--kernel", "--block",
-    "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--top-k", "--form",
+    "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--range", "--top-k", "--form",
     "--mask-batch", "--per-box", "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs",
     "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
     "--strip", "--layers",

@@ -157,6 +157,12 @@ class Options:
     )
     """Whether to add the pooled feature `[B, C]` as output `feature_vector`; of a detector the means of what its class
     heads (or its region head) read, the finest level first, side by side."""
+    range: bool = field(
+        default=False,
+        metadata=_about("Also output saliency_range, each map's least and greatest raw value.", "flag", for_all=True),
+    )
+    """Whether to add the least and the greatest raw value of each map as output `saliency_range`, float32 `[B, K, 2]`
+    (`[B, 2]` of one map for all classes): with them maps of bytes can be compared with one another."""
     top_k: int | None = field(
         default=None,
         metadata=_about(

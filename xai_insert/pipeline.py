@@ -31,7 +31,7 @@ from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.framing import straightened
-from xai_insert.methods.scaling import to_bytes
+from xai_insert.methods.scaling import least_and_greatest, to_bytes
 from xai_insert.methods.shaping import reshape
 from xai_insert.opening import Opened, opened_sides
 from xai_insert.options import Options
@@ -44,6 +44,7 @@ from xai_insert.writing import require_folder, require_writable, write_model
 logger = logging.getLogger(__name__)
 
 SALIENCY_MAP = "saliency_map"
+SALIENCY_RANGE = "saliency_range"
 FEATURE_VECTOR = "feature_vector"
 IGNORED_SCOPE = f"{PREFIX}.*"
 """The names that a quantiser must leave alone in an inserted model, as a regular expression."""
@@ -279,10 +280,12 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, open
     if options.saliency_size is not None and plan.map_shape[-2:] != options.saliency_size:
         saliency = _resized(surgeon, saliency, plan.map_shape, options.saliency_size)
         plan = replace(plan, map_shape=(*plan.map_shape[:-2], *options.saliency_size))
+    ends = least_and_greatest(surgeon.ops, saliency, rank) if options.range else None
     if options.output_dtype == "u8":
         saliency = to_bytes(surgeon.ops, saliency, (rank - 2, rank - 1))
     if branch.spread is not None:
         saliency = branch.spread(saliency)
+        ends = None if ends is None else branch.spread(ends)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     image = image_inputs(graph)[0]
     if opened is None:
@@ -290,6 +293,10 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, open
     surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
     for name, output in branch.outputs.items():
         surgeon.add_output(output.handle, name, output.dtype, output.shape)
+    if ends is not None:
+        sizes = (*plan.map_shape[:-2], 2)
+        flat = surgeon.ops.reshape(ends, [-1, *fixed(sizes[1:])])
+        surgeon.add_output(flat, SALIENCY_RANGE, "float32", sizes)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
     if opened is not None:

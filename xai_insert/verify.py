@@ -22,7 +22,7 @@ from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner, load
 from xai_insert.methods.of_classifier import SALIENCY_CLASSES
 from xai_insert.options import METHODS, Options
-from xai_insert.pipeline import FEATURE_VECTOR, IGNORED_SCOPE, SALIENCY_MAP, insert_loaded
+from xai_insert.pipeline import FEATURE_VECTOR, IGNORED_SCOPE, SALIENCY_MAP, SALIENCY_RANGE, insert_loaded
 from xai_insert.report import Report
 from xai_insert.strip import own_outputs, without_map
 from xai_insert.tasks.per_box import PER_BOX
@@ -188,6 +188,7 @@ def _options(metadata: Mapping[str, str], found: Outputs, own: Sequence[str]) ->
         output_dtype="u8" if maps.dtype == np.uint8 else "f32",
         top_k=maps.shape[1] if SALIENCY_CLASSES in own else None,
         feature_vector=FEATURE_VECTOR in own,
+        range=SALIENCY_RANGE in own,
         per_box=PER_BOX in own,
         given=(),
     )

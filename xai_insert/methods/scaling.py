@@ -1,4 +1,4 @@
-"""Per-map scaling of raw saliency to bytes."""
+"""Per-map scaling of raw saliency to bytes, and the values that it scales."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
     # Dividing by 1 where the span is 0 needs no small epsilon, which would vanish in half precision.
     share = op.div(op.sub(saliency, low), op.nonzero_or(span, scalar(op, 1.0)))
     return op.cast(op.floor(op.mul(share, scalar(op, 255.0))), "uint8")
+
+
+def least_and_greatest(op: Ops[V], saliency: V, rank: int) -> V:
+    """The least and the greatest value of each map, `[..., 1, 2]`, of raw maps `[..., h, w]` of `rank` axes."""
+    axes = (rank - 2, rank - 1)
+    return op.concat([op.reduce(saliency, "min", axes), op.reduce(saliency, "max", axes)], rank - 1)
