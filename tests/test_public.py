@@ -15,7 +15,8 @@ from xai_insert.cli.insert import main as insert_command
 
 OPTIONS = {
     "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": 1, "output_dtype": "u8",
-    "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "range": False, "top_k": None,
+    "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "range": False,
+    "top_k": None,
     "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True, "given": None,
 }  # fmt: skip
 REPORT = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from typing import Any, Literal
 
 import numpy as np
@@ -105,8 +105,11 @@ class Answer:
         return self._is_at(self.found) or self._is_at(self.middle)
 
     def _is_at(self, cell: Cell) -> bool:
-        gaps = (max(low - at, at - high, 0) for at, (low, high) in zip(cell, self.block, strict=True))
+        gaps = self._gaps(cell)
         return all(gap <= min(_REACH, size / _FEWEST) for gap, size in zip(gaps, self.change.shape, strict=True))
+
+    def _gaps(self, cell: Cell) -> list[int]:
+        return [max(low - at, at - high, 0) for at, (low, high) in zip(cell, self.block, strict=True)]
 
     @property
     def is_sure(self) -> bool:
@@ -118,7 +121,7 @@ class Answer:
         """Whether what changed most is elsewhere, and stands out sharply or the cells at the block changed little."""
         rows, columns = (slice(low, high + 1) for low, high in self.block)
         is_clear = self.contrast >= _SHARP or float(self.change[rows, columns].max()) < _LITTLE
-        return is_clear and not self.is_near
+        return is_clear and all(max(self._gaps(cell)) > _REACH for cell in (self.found, self.middle))
 
     def __str__(self) -> str:
         return f"{tuple(low for low, _ in self.block)} changed {self.found}"
@@ -137,46 +140,60 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value)
         behind attention to the whole image, so that the axes alone say where a map lies.
 
     Raises:
-        MisplacedMapError: the changed cells of a map are clearly others.
+        MisplacedMapError: the changed cells of a map are clearly others, and the same ones whatever is changed.
     """
     placed = [feature for feature in features if feature.positions != 1]  # a single cell can lie nowhere else
     asked = [feature for feature in placed if feature.frame.lines is not None]
     proofs = [False] * len(asked)
+    doubts: list[list[Sequence[Answer]]] = [[] for _ in asked]
     if not asked:
         return "axes"
     try:
         runner = loaded.between([], [value.native for value in dict.fromkeys(item.value for item in asked)])
         for stimulus in _STIMULI:
-            found = answers(runner, image, asked, stimulus)
-            proofs = [
-                proof or _judged(feature, given) for proof, feature, given in zip(proofs, asked, found, strict=True)
-            ]
+            for index, given in enumerate(answers(runner, image, asked, stimulus)):
+                if not proofs[index]:
+                    proofs[index] = _is_proof(given)
+                    doubts[index] += [] if proofs[index] or not _is_doubt(given) else [given]
             if all(proofs):
                 break
     except CheckFailedError:  # the values cannot be run to by themselves
         return "axes"
+    for proof, feature, told in zip(proofs, asked, doubts, strict=True):
+        if not proof and any(_agree(a, b) for a, b in combinations(told, 2)):
+            found = ", ".join(str(answer) for answer in told[0] if not answer.is_near)
+            raise MisplacedMapError(
+                f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell "
+                f"{found}; choose another layer with --target-layer"
+            )
     return "blocks" if len(asked) == len(placed) and all(proofs) else "axes"
 
 
-def _judged(feature: FeatureMap, given: Sequence[Answer]) -> bool:
-    """Whether what changed is at the blocks; where nothing stands out, it is not known to be elsewhere either."""
+def _is_proof(given: Sequence[Answer]) -> bool:
+    """Whether what changed is at the blocks."""
     if len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given):
         return True
     clear = [answer for answer in given if answer.contrast >= _CLEAR]
     are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
     if are_clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
         return True
-    if _match(given, _AS_SAID):
-        return True
+    return _match(given, _AS_SAID)
+
+
+def _is_doubt(given: Sequence[Answer]) -> bool:
+    """Whether what changed is clearly elsewhere; rounding to a few levels alone can look so, another time otherwise."""
+    clear = [answer for answer in given if answer.contrast >= _CLEAR]
     far = [answer for answer in clear if answer.is_far]
+    are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
     are_far = are_clear and len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
-    if are_far or any(_match(given, move) for move in _MOVES if move != _AS_SAID):
-        told = ", ".join(str(answer) for answer in given if not answer.is_near)
-        raise MisplacedMapError(
-            f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell {told}"
-            "; choose another layer with --target-layer"
-        )
-    return False
+    return are_far or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+
+
+def _agree(a: Sequence[Answer], b: Sequence[Answer]) -> bool:
+    """Whether two ways of changing the same blocks changed the same cells."""
+    pairs = [(one.found, two.found) for one, two in zip(a, b, strict=False) if one.block == two.block]
+    same = [max(abs(x - y) for x, y in zip(one, two, strict=True)) <= _REACH for one, two in pairs]
+    return len(same) >= _FEWEST_BLOCKS - 1 and sum(same) >= _ENOUGH * len(same)
 
 
 def _match(given: Sequence[Answer], move: Move) -> bool:
