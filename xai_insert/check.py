@@ -116,6 +116,11 @@ def require_varied(maps: Array) -> None:
         CheckFailedError: all are constant.
     """
     flat = maps.reshape(*maps.shape[:-2], -1)
+    if flat.shape[-1] == 1:
+        raise CheckFailedError(
+            "the map has a single cell, so it shows nothing: a pool has taken all of the grid; choose an earlier layer "
+            "with --target-layer; nothing was written"
+        )
     if flat.shape[-1] > 1 and (flat.max(axis=-1) == flat.min(axis=-1)).all():
         raise CheckFailedError(
             "every map is constant on a random input, so it shows nothing (a maximum over values that are never above "

@@ -41,9 +41,14 @@ def opened_sides(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options
     try:
         open_graph = loaded.view()
         other = make_plan(loaded, open_graph, options)
-        if (other.method, other.form) == (plan.method, plan.form):
-            return Opened(open_graph, other)
+        if _choice(other) == _choice(plan):
+            return Opened(open_graph, other.following(plan, graph, open_graph))
     except XaiInsertError as err:
         logger.info("the map is for one size of the image: %s", err)
     loaded.close_sides()
     return None
+
+
+def _choice(plan: Plan) -> tuple[object, ...]:
+    """What a plan explains and how: with open sides, a pool of one window may look as if it kept a grid."""
+    return plan.method, plan.form, plan.reason, [feature.value.name for feature in plan.found.placed()]

@@ -75,6 +75,16 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Side:
+    """Where a size of a grid is read while the model runs: that of an axis of a value, times a ratio, rounded down."""
+
+    value: Value
+    axis: int
+    times: int = 1
+    over: int = 1
+
+
+@dataclass(frozen=True)
 class FeatureMap:
     """A value with a spatial grid.
 
@@ -85,7 +95,7 @@ class FeatureMap:
         grid: height and width in cells; None where they follow the input.
         prefix: number of tokens before those of the grid (class, distillation, registers).
         frame: how the grid lies in the image.
-        sides: for tokens of a grid that follows the input, the values and axes that have its height and its width.
+        sides: of a grid that follows the input, where its height and its width are read, if not in the value itself.
     """
 
     value: Value
@@ -94,7 +104,7 @@ class FeatureMap:
     grid: tuple[int | None, int | None]
     prefix: int = 0
     frame: Frame = Frame()
-    sides: tuple[tuple[Value, int], ...] = ()
+    sides: tuple[Side, ...] = ()
 
     @property
     def channels(self) -> int | None:

@@ -9,7 +9,7 @@ from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, co
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.inputs import image_axes, image_inputs
-from xai_insert.locate.layout import FeatureMap, Frame
+from xai_insert.locate.layout import FeatureMap, Frame, Side
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Places:
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
         if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or place.grid == (1, 1):
             return None
-        sides: tuple[tuple[Value, int], ...] = ()
+        sides: tuple[Side, ...] = ()
         if len(place.axes) == 1 and None in place.grid:
             found = [self._side_of(origin) for origin in (place.first, place.second)]
             sides = tuple(side for side in found if side is not None)
@@ -143,12 +143,12 @@ class Places:
                 return None
         return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place), sides)
 
-    def _side_of(self, origin: Origin) -> tuple[Value, int] | None:
+    def _side_of(self, origin: Origin) -> Side | None:
         """A value and its axis that is an origin, whole: where its size can be read while the model runs."""
         for value, axes in self.traced.items():
             for index, axis in enumerate(axes):
                 if len(axis) == 1 and axis[0].origin is origin and axis[0].size == origin.size and axis[0].step == 1:
-                    return value, index
+                    return Side(value, index)
         return None
 
     def strip_of(self, value: Value, axis: int) -> tuple[int, int] | None:

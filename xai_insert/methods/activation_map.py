@@ -7,7 +7,7 @@ import numpy as np
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import fixed
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.methods.shaping import grid_sizes, reshape
+from xai_insert.methods.shaping import batch_size, grid_sizes, reshape
 
 
 def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
@@ -25,7 +25,7 @@ def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
     value = feature.value
     x = surgeon.handle(value)
     channels = fixed([feature.channels])[0]
-    sizes = [-1 if feature.positions is not None else op.size(x, 0), *grid_sizes(surgeon, x, feature)]
+    sizes = [batch_size(surgeon, x, feature), *grid_sizes(surgeon, x, feature)]
     if feature.channel_axis == len(feature.shape) - 1:
         weight = np.full((channels, 1), 1.0 / channels, np.float32)
         mean = op.matmul(x, op.constant(weight))

@@ -17,7 +17,8 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
-from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.inputs import image_axes, image_inputs
+from xai_insert.locate.layout import FeatureMap, Side
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
@@ -59,6 +60,17 @@ class ClassifierPlan(Plan):
             return False  # the number of tokens, and what their neighbours are, is written into the branch
         is_whole = frame.is_upright and frame.within(target.grid)  # else order or rectangle are those of one size
         return is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
+
+    def following(self, closed: Plan, graph: Graph, open_graph: Graph) -> Plan:
+        # Sizes read off the feature map itself would join the model's own layers to the branch, of which OpenVINO
+        # computes the end in float32 although the rest runs in bf16: the predictions would move.
+        image, target = image_inputs(open_graph)[0], self.found.parts.target
+        axes = image_axes(image)
+        pixels = fixed([image_inputs(graph)[0].sizes[axis] for axis in axes])
+        cells = fixed(closed.found.placed()[0].grid)
+        read = [Side(image, *item) for item in zip(axes, cells, pixels, strict=True)]
+        parts = replace(self.found.parts, target=replace(target, sides=tuple(read)))
+        return replace(self, found=replace(self.found, parts=parts))
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         logits = self.found.parts.logits

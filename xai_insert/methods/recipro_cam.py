@@ -24,7 +24,7 @@ from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.lifting import lift_rows
 from xai_insert.methods.masked_runs import class_count, run_masks
-from xai_insert.methods.shaping import grid_sizes, positions, reshape, scalar
+from xai_insert.methods.shaping import batch_size, grid_sizes, positions, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 _MOST_RUNS = 8192  # of the rest of the model
@@ -68,8 +68,7 @@ def recipro_cam(
             return op.reshape(chosen, [-1, choice.count, *fixed(feature.grid)])
     scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
     x = read(feature.value)
-    # The batch is never written down, so that the model can still be reshaped to another.
-    batch = -1 if feature.positions is not None else op.size(x, 0)
+    batch = batch_size(surgeon, x, feature)
     sides = grid_sizes(surgeon, x, feature)
     classes = class_count(logits)
     cells = -1 if feature.positions is None else feature.positions
@@ -136,15 +135,15 @@ def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     source = end.source
     kept = _rows(surgeon, feature, end, read)
     x = read(source)
-    layout = FeatureMap(source, 0, end.grid_axes, (None, None))
+    layout = FeatureMap(source, 0, end.grid_axes, (None, None), sides=feature.sides)
     rest = _elsewhere(surgeon, graph, feature, end)
     if end.kind is Collapse.MEAN:
-        count = positions(op, x, layout)
+        count = positions(surgeon, x, layout)
         kept = op.div(kept, count) if rest is None else op.add(op.div(op.sub(kept, rest), count), rest)
     elif end.kind is Collapse.MAX:
         kept = op.maximum(kept, scalar(op, 0.0) if rest is None else rest)
     elif rest is not None:
-        others = op.sub(positions(op, x, layout), scalar(op, 1.0))
+        others = op.sub(positions(surgeon, x, layout), scalar(op, 1.0))
         kept = op.add(kept, op.mul(rest, others))
     return op.reshape(kept, [-1, *fixed(end.result.sizes[1:])])
 

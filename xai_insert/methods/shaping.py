@@ -8,7 +8,7 @@ import numpy as np
 
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
 from xai_insert.graph.view import Op, Value, fixed, volume
-from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.layout import FeatureMap, Side
 
 
 def scalar(op: Ops[V], value: float, dtype: str = "float32") -> V:
@@ -33,14 +33,32 @@ def size_of(op: Ops[V], handle: V, value: Value, axis: int) -> Size:
     return op.size(handle, axis) if static is None else static
 
 
+def batch_size(surgeon: Surgeon[V], handle: V, feature: FeatureMap) -> Size:
+    """The batch, left to be inferred where the grid is known, so that the model can still be reshaped to another."""
+    if feature.positions is not None:
+        return -1
+    images = [side.value for side in feature.sides if side.value.producer is None]
+    return surgeon.ops.size(surgeon.handle(images[0]) if images else handle, 0)
+
+
 def grid_sizes(surgeon: Surgeon[V], handle: V, feature: FeatureMap) -> list[Size]:
     """Height and width of the grid; for tokens those of the map that they were made of."""
-    op = surgeon.ops
-    if len(feature.grid_axes) == 2:
-        return [size_of(op, handle, feature.value, axis) for axis in feature.grid_axes]
     if feature.sides:
-        return [size_of(op, surgeon.handle(value), value, axis) for value, axis in feature.sides]
+        return [_side(surgeon, side) for side in feature.sides]
+    if len(feature.grid_axes) == 2:
+        return [size_of(surgeon.ops, handle, feature.value, axis) for axis in feature.grid_axes]
     return list(fixed(feature.grid))
+
+
+def _side(surgeon: Surgeon[V], side: Side) -> Size:
+    op = surgeon.ops
+    size = size_of(op, surgeon.handle(side.value), side.value, side.axis)
+    if isinstance(size, int):
+        return size * side.times // side.over
+    if side.times == side.over:
+        return size
+    times, over = (op.constant(np.array([number], np.int64)) for number in (side.times, side.over))
+    return op.div(op.mul(size, times), over)
 
 
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
@@ -51,14 +69,17 @@ def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
     return op.reshape(x, sizes)
 
 
-def positions(op: Ops[V], feature: V, layout: FeatureMap) -> V:
+def positions(surgeon: Surgeon[V], feature: V, layout: FeatureMap) -> V:
     """Number of grid cells as a float32 scalar."""
+    op = surgeon.ops
     count = volume([layout.shape[axis] for axis in layout.grid_axes])
     if count is not None:
         return scalar(op, float(count))
     total: V | None = None
-    for axis in layout.grid_axes:
-        side = op.cast(op.size(feature, axis), "float32")
+    read = len(layout.grid_axes) == len(layout.sides)
+    for index, axis in enumerate(layout.grid_axes):
+        size = _side(surgeon, layout.sides[index]) if read else op.size(feature, axis)
+        side = scalar(op, float(size)) if isinstance(size, int) else op.cast(size, "float32")
         total = side if total is None else op.mul(total, side)
     if total is None:
         raise ValueError("a feature map has a grid")

@@ -114,6 +114,17 @@ class Plan(ABC):
         """Whether the same plan may serve any size of the image, if the model does."""
         return False
 
+    def following(self, closed: Plan, graph: Graph, open_graph: Graph) -> Plan:
+        """This plan, made for open sides, with the sizes of its grid taken from those of the image.
+
+        Args:
+            closed: the plan for the one size that the model has.
+            graph: the model of that size.
+            open_graph: the model with open sides.
+        """
+        del closed, graph, open_graph
+        return self
+
     @abstractmethod
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         """Add the branch, without outputs."""
