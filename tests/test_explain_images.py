@@ -93,6 +93,7 @@ def test_shared_scale_of_bytes_goes_by_the_score():
     maps = [np.array([[0, 255]], np.uint8)] * 3
     assert [item.fade for item in scaled(maps, [0.9, 0.45, 0.0], "shared")] == [1, 0.5, 0.2]
     assert [item.fade for item in scaled(maps, [None] * 3, "shared")] == [1, 1, 1]
+    assert [item.fade for item in scaled(maps, [float("nan"), 0.9, float("inf")], "shared")] == [0.2, 1, 0.2]
     assert {item.ends for item in scaled(maps, [0.9, 0.45, 0.0], "shared")} == {("least", "most")}
 
 

@@ -51,15 +51,15 @@ def scaled(maps: Sequence[Array], scores: Sequence[float | None], scale: ScaleNa
 
     Each map begins at its own minimum. With `shared`, one step of colour is the same difference in all maps, and a map
     is the fainter the lower its score is beside the best one: a class that nothing speaks for may still have a wide
-    range, such as one that every place but the object supports. Of bytes, the model has stretched each by itself, so
-    that only their scores can tell them apart.
+    range, such as one that every place but the object supports. A score that is no number counts as the lowest. Of
+    bytes, the model has stretched each map by itself, so that only their scores can tell them apart.
 
     Args:
         maps: `[h, w]` each, raw values or uint8.
         scores: of the class or object of each map; None if unknown.
         scale: `shared` or `each`.
     """
-    known = [score for score in scores if score is not None]
+    known = [score for score in scores if score is not None and np.isfinite(score)]
     best = max(known, default=0.0)
     lows = [0.0 if values.dtype == np.uint8 else float(values.min()) for values in maps]
     reaches = [
@@ -71,7 +71,9 @@ def scaled(maps: Sequence[Array], scores: Sequence[float | None], scale: ScaleNa
         if scale == "each":
             found.append(Scaled(values, (low, low + reach)))
             continue
-        fade = 1.0 if score is None or best <= 0 else max(score / best, FAINTEST)
+        fade = 1.0 if score is None or best <= 0 else FAINTEST
+        if score is not None and best > 0 and np.isfinite(score):
+            fade = max(score / best, FAINTEST)
         is_raw = values.dtype != np.uint8
         found.append(Scaled(values, (low, low + (widest if is_raw else reach)), fade, is_raw and len(maps) > 1))
     return found
