@@ -74,7 +74,7 @@ def find_segmenter(graph: Graph, places: Places, output: str | None) -> Segmente
     chosen = [(index, value) for index, value in enumerate(graph.outputs) if output in (None, names[index])]
     read = [_peeled(index, value, places) for index, value in chosen]
     found = [item for item in read if item is not None]
-    if len(found) < len(read) or len({item.scores.value for item in found}) > 1:
+    if not found or len(found) < len(read) or len({item.scores.value for item in found}) > 1:
         return None
     with_classes = [item for item in found if item.class_axis is not None]
     first = (with_classes or found)[0]
