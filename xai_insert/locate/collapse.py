@@ -177,10 +177,6 @@ def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> 
     Of a map whose axes were only put in another order, what stood before: a branch reads it there.
     """
     value, grid_axes = _before_unit_axis(value, grid_axes, places)
-    node = value.producer
-    if len(grid_axes) == 2 and node is not None and node.op is Op.TRANSPOSE:
-        feature = places.map_of(node.read(0))
-        return (value, grid_axes) if feature is None else (node.read(0), feature.grid_axes)
     start, start_axes = value, grid_axes
     while len(grid_axes) == 1 and (node := value.producer) is not None and (source := node.operand(0)) is not None:
         feature = places.map_of(source)
@@ -189,7 +185,9 @@ def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> 
         value, grid_axes = source, feature.grid_axes
         if len(grid_axes) == 2:
             return value, grid_axes
-    return start, start_axes
+    node = start.producer
+    feature = None if node is None or node.op is not Op.TRANSPOSE else places.map_of(node.read(0))
+    return (start, start_axes) if node is None or feature is None else (node.read(0), feature.grid_axes)
 
 
 def _before_unit_axis(value: Value, grid_axes: tuple[int, ...], places: Places) -> tuple[Value, tuple[int, ...]]:
