@@ -64,7 +64,18 @@ class Orders:
         return item
 
     def layout(self, item: Watched) -> Channels | None:
-        """The order of one head's channels; None if it has one location only or nothing tells."""
+        """The order of one head's channels; None if it has one location only or nothing tells.
+
+        A token is one location with one box, unless the head of boxes gives it as many as there would be anchors: what
+        is best over all tokens moves with them in ways that look like any order.
+        """
+        found = self._told(item)
+        if found is None or found.anchors == 1 or not item.has_tokens or item.is_fused:
+            return found
+        is_said = found.anchors in self._boxes(item).get(True, set())
+        return found if is_said else Channels(0, item.head.channels, 1, item.head.channels)
+
+    def _told(self, item: Watched) -> Channels | None:
         channels = item.head.channels
         if channels == 1:
             return Channels(0, channels, 1, channels)
