@@ -170,7 +170,8 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed, num_classes)
     loose = [item for item in search.watched if not search.moves_together(item)]
-    if not gives_boxes(loose, search.probe.grid) and not query_boxes(graph) and not _selects(graph):
+    has_boxes = gives_boxes(loose, search.probe.grid) or any(map(search.carries_boxes, loose))
+    if not has_boxes and not query_boxes(graph) and not _selects(graph):
         return None  # nothing moves like a box: maps of classes or of depth alone
     scoring = search.class_heads(num_classes)
     if not scoring:

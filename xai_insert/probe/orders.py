@@ -240,6 +240,11 @@ class Orders:
         counts = {(index, count) for response in item.responses.values() for index, count in response.moved.items()}
         return bool(counts) and all(index in moved and count == moved[index][1] > 2 for index, count in counts)
 
+    def carries_boxes(self, item: Watched) -> bool:
+        """Whether a head's numbers go, four to a row, to where those of the best locations are looked up."""
+        rows = self.probe.moved_at(item.index).values()
+        return item.effects == {Effect.CARRIED} and any(columns == _BOX for _, columns, _ in rows)
+
     def is_boxed(self, item: Watched) -> bool:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
         return bool(self._boxes(item).get(True))
