@@ -103,10 +103,9 @@ class Options:
     kernel: KernelName = field(
         default="gaussian",
         metadata=_about(
-            "ViT Recipro-CAM: 3x3 patches, or one.",
+            "ViT Recipro-CAM: 3x3 (default) or one patch.",
             "choice",
             choices=KERNELS,
-            show_default=True,
         ),
     )
     """For ViT Recipro-CAM, what a masked sample keeps: `gaussian`, a 3x3 neighbourhood; `point`, one patch."""
@@ -159,7 +158,7 @@ class Options:
     heads (or its region head) read, the finest level first, side by side."""
     range: bool = field(
         default=False,
-        metadata=_about("Also output saliency_range, each map's least and greatest raw value.", "flag", for_all=True),
+        metadata=_about("Also output saliency_range, raw extremes.", "flag", for_all=True),
     )
     """Whether to add the least and the greatest raw value of each map as output `saliency_range`, float32 `[B, K, 2]`
     (`[B, 2]` of one map for all classes): with them maps of bytes can be compared with one another."""

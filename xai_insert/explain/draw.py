@@ -88,7 +88,7 @@ def to_bytes(saliency_map: npt.NDArray[Any], span: Span | None = None) -> Image:
     if not high > low:
         return np.zeros(saliency_map.shape, np.uint8)
     scaled = (saliency_map.astype(np.float64) - low) * (255 / (high - low))
-    return np.asarray(scaled.clip(0, 255), np.uint8)
+    return np.asarray((scaled + 1e-6).clip(0, 255), np.uint8)  # the greatest value is 255, however it is rounded
 
 
 def _require(image: Image, saliency_map: npt.NDArray[Any]) -> None:
