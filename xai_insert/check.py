@@ -113,7 +113,7 @@ def require_varied(maps: Array) -> None:
     """Refuse maps `[..., h, w]` of which each has one value only.
 
     Raises:
-        CheckFailedError: all are constant.
+        CheckFailedError: all are constant, or have a single cell.
     """
     flat = maps.reshape(*maps.shape[:-2], -1)
     if flat.shape[-1] == 1:
@@ -121,7 +121,7 @@ def require_varied(maps: Array) -> None:
             "the map has a single cell, so it shows nothing: a pool has taken all of the grid; choose an earlier layer "
             "with --target-layer; nothing was written"
         )
-    if flat.shape[-1] > 1 and (flat.max(axis=-1) == flat.min(axis=-1)).all():
+    if (flat.max(axis=-1) == flat.min(axis=-1)).all():
         raise CheckFailedError(
             "every map is constant on a random input, so it shows nothing (a maximum over values that are never above "
             "zero, or an untrained head of zeros); choose another layer with --target-layer; nothing was written"

@@ -12,7 +12,7 @@ from onnx import helper
 
 from tests.detection_oracle import definition
 from tests.nets.graph import Array
-from tests.nets.oracle import TOLERANCE, Judgement, compiled, distance, session
+from tests.nets.oracle import TOLERANCE, Verdict, compiled, distance, session
 from xai_insert import Options, insert
 from xai_insert.errors import XaiInsertError
 
@@ -93,19 +93,6 @@ class Sample:
                 levels.append(scores.reshape(len(scores), -1, *scores.shape[3:]))
             right.append(definition(levels, anchors, self.classes))
         return right + [part.read(known[part.value]) for part in self.features]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of an insertion, and why it counts so."""
-
-    sample: Sample
-    judgement: Judgement
-    reason: str = ""
-
-    @property
-    def acceptable(self) -> bool:
-        return self.judgement == "right" or (self.judgement == "refused" and self.sample.refusal_ok)
 
 
 def judge(sample: Sample, convert: Callable[[onnx.ModelProto], Any] = lambda model: model) -> Verdict:
