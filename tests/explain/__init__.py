@@ -1,0 +1,1 @@
+"""`xai-explain`: pictures, page, journal, Python classes."""

@@ -1,0 +1,1 @@
+"""Numbers of maps against definitions computed outside the tool."""

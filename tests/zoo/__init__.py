@@ -1,0 +1,1 @@
+"""The real exports of `model_zoo_fixtures`; most run with `--zoo`."""
