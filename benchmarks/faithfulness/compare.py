@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from benchmarks.faithfulness import metrics
 from benchmarks.faithfulness.metrics import Array
+from benchmarks.lib.photos import FREE_PHOTOS
 from benchmarks.lib.tables import Setting, markdown_table
 from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, Scene, classification_scene
 from testbed.oracle import Parts
@@ -28,8 +29,6 @@ from xai_insert import Options, insert, overlay
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "model_zoo_fixtures" / "shapes"
-# scikit-image says of each: CC0 by the photographer, or released into the public domain.
-FREE_PHOTOS = ("chelsea", "coffee", "rocket", "astronaut")
 _STEP = 1e-2  # of central differences, relative to the feature's largest element
 _TITLES = {
     "recipro-cam": "Recipro-CAM",

@@ -8,8 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import xai_insert
-from testbed import instance_models, models
-from tests.oracles import test_detection, test_per_box
+from testbed import detector_models, instance_models, models
 from xai_insert import Options, Report, errors, insert
 from xai_insert.cli.explain import main as explain_command
 from xai_insert.cli.insert import main as insert_command
@@ -121,12 +120,12 @@ def test_names_in_the_model():
         ["saliency_map", "saliency_classes"],
         COMMON_METADATA | {"grid", "top_k", "options"},
     )
-    detector, _ = test_detection.raw_detector()
+    detector, _ = detector_models.raw_detector()
     names, metadata = entries(detector, num_classes=4)
     assert names == ["saliency_map"]
     assert metadata == COMMON_METADATA | {"levels", "background", "options"}
     boxes = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy", "report": "rows"}
-    names, metadata = entries(test_per_box.Net(**boxes).model, per_box=True)
+    names, metadata = entries(detector_models.Net(**boxes).model, per_box=True)
     assert names == ["saliency_map", "saliency_map_per_box"]
     reported = {"first_label", "per_box", "per_box_first_label"}
     assert metadata == COMMON_METADATA | {"levels", "background", "options"} | reported
