@@ -44,7 +44,7 @@ def test_commands_and_files_of_this_repository_are_there(page):
     for module in re.findall(r"python -m ((?:benchmarks|tests|testbed|model_zoo_fixtures)[\w.]*)", text_of(page)):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
-    for path in re.findall(r"\b(?:tests|testbed|benchmarks|xai_insert|scripts)/[\w/]+(?:\.py)?", text_of(page)):
+    for path in re.findall(r"\b(?:tests|testbed|benchmarks|xai_insert|scripts)/[\w/]+(?:\.\w+)?", text_of(page)):
         assert (ROOT / path).exists(), path
 
 
