@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from testbed.detection_oracle import resized
 from testbed.models import Builder
 
-DETECTOR = Path(__file__).parents[2] / "model_zoo_fixtures" / "shapes" / "shapes_detector.onnx"
+DETECTOR = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes" / "shapes_detector.onnx"
 
 
 SIDE, CLASSES, ANCHORS, MOST = 32, 5, 3, 7

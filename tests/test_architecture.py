@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import runpy
 from pathlib import Path
 
@@ -195,6 +196,12 @@ def test_tests_stand_in_their_rooms_by_themselves(path):
     assert {i for i in imports(HOUSE / path) if i.count(".") > 1 and i.startswith("tests.")} <= shared
     if path.name.startswith("test_") and path.name != "test_architecture.py":
         assert len(path.parts) == 3
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=str)
+def test_files_find_the_repository_where_it_is(path):
+    for count in re.findall(r"Path\(__file__\)(?:\.resolve\(\))?\.parents\[(\d)\]", (HOUSE / path).read_text()):
+        assert int(count) == len(path.parts) - 1
 
 
 def test_every_room_is_one_of_these():
