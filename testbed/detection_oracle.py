@@ -15,7 +15,7 @@ import onnx
 import openvino as ov
 import openvino.opset13 as opset
 
-from tests import oracle
+from testbed import oracle
 
 Array = np.ndarray
 
