@@ -29,13 +29,12 @@ _ROUNDING = 3e-7  # of a float32 score, relative to the largest, see `xai_insert
 _FORMULA_TOLERANCE, _SLOPE_TOLERANCE, _GOOD = 1e-4, 2e-2, 2e-3
 
 
-def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, scores: Any, classes: Any) -> float:
+def check_derivative(model: LoadedModel, derivative: Derivative, scores: Any, classes: Any) -> float:
     """Compare derivatives with differences of the plain model's scores, and the map with its formula.
 
     Args:
         model: the inserted model.
         derivative: what the branch computed from.
-        raw_map: handle of the unscaled map `[B, k, h, w]`.
         scores: handle of the class scores.
         classes: handle of the numbers `[B, k]` of the classes.
 
@@ -46,7 +45,7 @@ def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, s
         CheckFailedError: every derivative is zero.
         DefinitionError: the map is not its formula, or a derivative not the slope.
     """
-    runner = model.between([derivative.target], [raw_map, scores, classes, derivative.gradient])
+    runner = model.between([derivative.target], [derivative.raw, scores, classes, derivative.gradient])
     rng = np.random.default_rng(_SEED)
     name = runner.inputs[0][0]
     rest = {other: random_array(rng, sizes, kind, batch=_BATCH) for other, kind, sizes in runner.inputs[1:]}
