@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests import models, oracle
+from testbed import models, oracle
 from xai_insert import Options, errors, insert, plan_insertion
 
 KINDS = pytest.mark.parametrize("kind", models.FORMATS)
