@@ -113,16 +113,17 @@ class Options:
         ),
     )
     """For ViT Recipro-CAM, what a masked sample keeps: `gaussian`, a 3x3 neighbourhood; `point`, one patch."""
-    block: int = field(
-        default=1,
+    block: int | None = field(
+        default=None,
         metadata=_about(
-            "ViT Recipro-CAM: mask the K-th last block.",
+            "ViT Recipro-CAM: the K-th last block; LeGrad: the last K.",
             "count",
             metavar="K",
             wrong="block counts from 1, the last, not {}",
         ),
     )
-    """For ViT Recipro-CAM, which block with attention to mask, counted from the end."""
+    """For ViT Recipro-CAM, which block with attention to mask, counted from the end, None for the last; for LeGrad, how
+    many of the last blocks to sum over, None for four."""
     saliency_size: tuple[int, int] | None = field(
         default=None,
         metadata=_about(

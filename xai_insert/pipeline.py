@@ -261,7 +261,7 @@ def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, masking: Masking
         require_varied(outputs[len(plain.outputs)])
     off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
     if branch.derivatives:
-        off = max(check_derivative(loaded, item, branch.scores, branch.classes) for item in branch.derivatives)
+        off = max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
     return CheckResult(moved, off, plain.place)
 
 

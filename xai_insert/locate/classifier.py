@@ -92,7 +92,7 @@ def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.AN
     elif wanted is Wanted.DERIVATIVE:
         target, streams = _last_maps(graph, images, logits.value, cuts, gone, ends, places, reads_token=reads_token)
     elif wanted is Wanted.TOKENS or reads_token:
-        found = locate_readout(graph, images, logits.value, ends, places, options.block)
+        found = locate_readout(graph, images, logits.value, ends, places, options.block or 1)
         if not isinstance(found, str):
             readout, target = found
             obstacle = _reading_obstacle(readout, options)
@@ -152,7 +152,7 @@ def _require_grid(graph: Graph, logits: Value, gone: Value, ends: tuple[GridEnd,
 
 
 def _reading_obstacle(readout: Readout, options: Options) -> str | None:
-    if options.block > 1:
+    if (options.block or 1) > 1:
         return f"blocks follow block {options.block} from the end"
     return "the head reads patch tokens as well" if readout.reads_patches else None
 

@@ -50,10 +50,11 @@ class GradientPlan(ClassifierPlan):
         made = self._made(surgeon, graph, choice)
         raw = fused(surgeon, made) if self.fuses else summed(surgeon, made)
         output = Output(choice.indices, "int64", self.map_shape[:2])
-        derivatives = [
-            Derivative(item.feature.value, item.raw, item.gradient, defined(self.method, item.feature)) for item in made
-        ]
         scores = surgeon.handle(logits.value)
+        derivatives = [
+            Derivative(item.feature.value, item.raw, item.gradient, defined(self.method, item.feature), scores)
+            for item in made
+        ]
         return Branch(self, raw, scores, choice.indices, {SALIENCY_CLASSES: output}, derivatives=derivatives)
 
     def _made(self, surgeon: Surgeon[Any], graph: Graph, choice: ClassChoice[Any]) -> list[GradientMap[Any]]:

@@ -39,12 +39,16 @@ class Derivative:
         raw: handle of the unscaled map `[B, k, h, w]`.
         gradient: handle of the derivatives, of the target's sizes, with an axis of classes before them if several.
         formula: features and derivatives to the maps, `[B, ...]` and `[k, B, ...]` to `[k, B, cells]`.
+        scores: handle of the scores `[B, K]` whose derivatives they are.
+        beside: handles of what else the formula is given.
     """
 
     target: Value
     raw: Any
     gradient: Any
-    formula: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]
+    formula: Callable[..., npt.NDArray[Any]]
+    scores: Any
+    beside: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
