@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from xai_insert.cli import explain, insert
+from xai_insert.cli import evaluate, explain, insert
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
-COMMANDS = {"xai-insert": insert.main, "xai-explain": explain.main}
+COMMANDS = {"xai-insert": insert.main, "xai-explain": explain.main, "xai-evaluate": evaluate.main}
 MOST_BYTES = 60_000
 
 
