@@ -7,15 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.faithfulness import Model, shape_samples
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, classification_scene
-from tests.commands import invoke
-from tests.explaining import IMAGES, SHAPES
-from xai_insert import Explainer, Options, insert_file
+from testbed.commands import invoke
+from testbed.explaining import IMAGES, SHAPES
+from xai_insert import Explainer, insert_file
 from xai_insert.cli.evaluate import main
 from xai_insert.evaluate import metrics
 from xai_insert.evaluate.evaluation import Evaluation
-from xai_insert.evaluate.measure import faithfulness
 from xai_insert.evaluate.shuffled import write_shuffled
 from xai_insert.evaluate.subject import Subject
 from xai_insert.evaluate.summary import Spread
@@ -66,26 +64,6 @@ def test_figures_of_shapes(scenes, tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4
     assert "<script" not in page
-
-
-def test_the_figures_are_those_of_the_benchmark(tmp_path):
-    """Of the same map and image, whichever way the model is run."""
-    path = tmp_path / "m.onnx"
-    insert_file(SHAPES / "shapes_cnn.onnx", path, Options(output_dtype="f32"))
-    sample = shape_samples(1)[0]
-    cv2.imwrite(str(tmp_path / "0.png"), sample.picture[..., ::-1])
-    found = Evaluation(Subject(Explainer(path)), steps=8).measure(Source(tmp_path / "0.png", "0"))
-    model = Model(SHAPES / "shapes_cnn.onnx")
-    class_id = int(model.probabilities(sample.image)[0].argmax())
-
-    def explain(image):
-        return metrics.scaled(model.raw_map("recipro-cam", image, class_id), (96, 96))
-
-    def score(images):
-        return model.probabilities(images)[:, class_id]
-
-    expected = faithfulness(sample.image, explain(sample.image), score, explain, 0.0, 8)
-    assert found["maps"]["recipro-cam"] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["shapes_vit.onnx", "shapes_detector.xml", "shapes_segmenter.onnx"])

@@ -2,14 +2,20 @@
 
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from benchmarks.faithfulness import SHAPES, Model, shape_samples
+from benchmarks.faithfulness.compare import SHAPES, Model, shape_samples
+from xai_insert import Explainer, Options, insert_file
 from xai_insert.evaluate import metrics
+from xai_insert.evaluate.evaluation import Evaluation
 from xai_insert.evaluate.imputation import imputed
+from xai_insert.evaluate.measure import faithfulness
+from xai_insert.evaluate.subject import Subject
+from xai_insert.explain.files import Source
 
 SIDE = 20
 
@@ -216,3 +222,23 @@ def test_distance_and_correlation_of_two_maps():
     assert metrics.peak_distance(one, other) == pytest.approx(np.hypot(3, 2) / 5)
     assert metrics.correlation(one, one) == pytest.approx(1)
     assert metrics.correlation(one, np.ones_like(one)) is None
+
+
+def test_the_figures_are_those_of_the_benchmark(tmp_path):
+    """Of the same map and image, whichever way the model is run."""
+    path = tmp_path / "m.onnx"
+    insert_file(SHAPES / "shapes_cnn.onnx", path, Options(output_dtype="f32"))
+    sample = shape_samples(1)[0]
+    cv2.imwrite(str(tmp_path / "0.png"), sample.picture[..., ::-1])
+    found = Evaluation(Subject(Explainer(path)), steps=8).measure(Source(tmp_path / "0.png", "0"))
+    model = Model(SHAPES / "shapes_cnn.onnx")
+    class_id = int(model.probabilities(sample.image)[0].argmax())
+
+    def explain(image):
+        return metrics.scaled(model.raw_map("recipro-cam", image, class_id), (96, 96))
+
+    def score(images):
+        return model.probabilities(images)[:, class_id]
+
+    expected = faithfulness(sample.image, explain(sample.image), score, explain, 0.0, 8)
+    assert found["maps"]["recipro-cam"] == pytest.approx(expected, abs=1e-4)
