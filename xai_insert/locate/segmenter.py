@@ -88,16 +88,7 @@ def may_segment(values: Sequence[Value]) -> bool:
 
 
 def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
-    value, scores = output, _map_of(output, places)
-    behind: list[Node] = []
-    passed: list[Node] = []
-    while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        if node.op not in _THROUGH and not isinstance(node.kind, Resized):
-            break
-        passed.append(node)
-        value, found = source, _map_of(source, places)
-        if found is not None:
-            scores, behind = found, list(passed)
+    scores, behind = _first_map(output, places)
     if scores is None or scores.channels is None or "float" not in scores.value.dtype:
         return None
     axis: int | None = scores.channel_axis
@@ -122,6 +113,21 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         compares=any(node.op in _COMPARES for node in behind),
         enlarged=any(_enlarges(node, places) for node in resizes),
     )  # fmt: skip
+
+
+def _first_map(output: Value, places: Places) -> tuple[FeatureMap | None, list[Node]]:
+    """The first map from which an output comes, and what lies between, the last first."""
+    value, scores = output, _map_of(output, places)
+    behind: list[Node] = []
+    passed: list[Node] = []
+    while (node := value.producer) is not None and (source := node.operand(0)) is not None:
+        if node.op not in _THROUGH and not isinstance(node.kind, Resized):
+            break
+        passed.append(node)
+        value, found = source, _map_of(source, places)
+        if found is not None:
+            scores, behind = found, list(passed)
+    return scores, behind
 
 
 def _moved(node: Node, axis: int, places: Places) -> int | None:
