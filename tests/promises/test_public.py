@@ -14,7 +14,7 @@ from xai_insert.cli.explain import main as explain_command
 from xai_insert.cli.insert import main as insert_command
 
 OPTIONS = {
-    "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": 1, "output_dtype": "u8",
+    "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": None, "classes": None, "fuse": False, "output_dtype": "u8",
     "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "range": False,
     "top_k": None,
     "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True, "given": None,
@@ -42,7 +42,7 @@ INSERT_FLAGS = {
     "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--range", "--top-k", "--form",
     "--mask-batch", "--per-box", "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs",
     "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
-    "--strip", "--layers",
+    "--strip", "--layers", "--classes", "--fuse",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
     "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
