@@ -14,7 +14,8 @@ from xai_insert.cli.explain import main as explain_command
 from xai_insert.cli.insert import main as insert_command
 
 OPTIONS = {
-    "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": None, "classes": None, "fuse": False, "output_dtype": "u8",
+    "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": None, "output_dtype": "u8",
+    "classes": None, "fuse": False,
     "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "range": False,
     "top_k": None,
     "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True, "given": None,
