@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from xai_insert.errors import UnknownNameError
 from xai_insert.graph.operators import Product, Resized, Window
+from xai_insert.graph.traits import ARRANGES, RANKS, SQUASHES, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
-_CHOOSES = (Op.ARGMAX, Op.TOPK)
-_COMPARES = (Op.SOFTMAX, *_CHOOSES)
-_THROUGH = (Op.IDENTITY, Op.CAST, Op.QUANTIZE, Op.TRANSPOSE, Op.RESHAPE, Op.SIGMOID, *_COMPARES)
+_COMPARES = RANKS | {Op.SOFTMAX}
+_THROUGH = UNCHANGED | ARRANGES | SQUASHES | RANKS
 _FEWEST = 4
 _COARSEST = 4.0
 """Pixels from one cell of class scores to the next, at most, where no resize follows: heads of boxes are coarser."""
@@ -95,7 +95,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
     for node in reversed(behind):
         if axis is None or (node.op in _COMPARES and node.attrs["axis"] % (node.read(0).rank or 1) != axis):
             return None  # rows of places, as detectors give them, or a comparison of places
-        if node.op in _CHOOSES:
+        if node.op in RANKS:
             if node.outputs[-1].rank == node.read(0).rank and node.outputs[-1].sizes[axis] != 1:
                 return None  # the best of several
             axis = None

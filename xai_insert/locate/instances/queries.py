@@ -8,11 +8,12 @@ import numpy as np
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.traits import ARRANGES, SQUASHES, UNCHANGED
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.instances.classes import has_weights
 from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
 
-_AFTER_LINEAR = (Op.ADD, Op.CAST, Op.IDENTITY, Op.RESHAPE, Op.SIGMOID, Op.SLICE, Op.GATHER, Op.SOFTMAX, Op.TRANSPOSE)
+_AFTER_LINEAR = (UNCHANGED - {Op.QUANTIZE}) | ARRANGES | SQUASHES | {Op.ADD, Op.SLICE, Op.GATHER}
 
 
 def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | None) -> QueryInstances | None:
