@@ -22,6 +22,7 @@ from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
+from xai_insert.formats.onnx.shuffled import shuffle
 from xai_insert.formats.onnx.storage import external_files, save
 from xai_insert.formats.onnx.stored import StoredTensor, exchange, stored_tensors, tensors
 from xai_insert.formats.onnx.strip import strip
@@ -110,6 +111,10 @@ class OnnxModel:
         for key in [key for key in self.native.metadata_props if key.startswith(_PREFIX)]:
             del self.native.metadata_props[key]
         return OnnxModel(self.native, None, {}), removed
+
+    def shuffle(self, seed: int) -> int:
+        self._source = self._given = None  # from here on the file is another model
+        return shuffle(self.native, seed)
 
     def save(self, folder: Path, name: str) -> list[Path]:
         self._prune()
