@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from xai_insert.formats import batches
 from xai_insert.formats.onnx.maps import to_proto, untyped
 from xai_insert.graph.view import Shape
 
@@ -53,9 +54,9 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
         for value, shape, type_ in before:
             value.shape, value.type = shape, type_
     if _is_incomplete(model, shapes):
-        content = _without_weights(model)
-        known, kinds = _read_shapes(content, input_shapes)
-        shapes.update(known or _folded_shapes(content, input_shapes))
+        twin = _without_weights(model)
+        known, kinds = _read_shapes(_content(twin), input_shapes)
+        shapes.update(known or _folded_shapes(twin, input_shapes))
         types = {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()} | types
         _fill_in_transposes(model, shapes)
     return Inferred(shapes, types)
@@ -70,8 +71,8 @@ def _infer_alone(model: ir.Model, input_shapes: Mapping[str, Shape]) -> None:
         passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
-def _without_weights(model: ir.Model) -> bytes:
-    """The model as bytes with its large floats as inputs: no size depends on their content."""
+def _without_weights(model: ir.Model) -> ir.Model:
+    """A copy with its large floats as inputs: no size depends on their content."""
     twin = model.clone()
     graph = twin.graph
     for value in list(graph.initializers.values()):
@@ -95,7 +96,11 @@ def _without_weights(model: ir.Model) -> bytes:
             ir.convenience.replace_all_uses_with(value, weight)
             graph.inputs.append(weight)
             graph.remove(node, safe=True)
-    content: bytes = to_proto(twin).SerializeToString()
+    return twin
+
+
+def _content(model: ir.Model) -> bytes:
+    content: bytes = to_proto(model).SerializeToString()
     return content
 
 
@@ -116,15 +121,37 @@ def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> tuple[Map
     return read_shapes(content, input_shapes)
 
 
-def _folded_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Sizes after onnxruntime has folded constants; empty if it cannot read the model."""
+def _folded_shapes(twin: ir.Model, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Sizes after onnxruntime has folded constants; empty if it cannot read the model. Changes the inputs of `twin`.
+
+    Where the batch is all that is open, for two batches: what differs between them follows the batch.
+    """
+    shapes = {
+        value: input_shapes.get(value.name or "", _sizes(value.shape)) for value in twin.graph.inputs if value.shape
+    }
+    free = [value for value, sizes in shapes.items() if None in sizes]
+    if free and all(None not in shapes[value][1:] for value in free):
+        known = []
+        for batch in batches.TRIED:
+            for value in free:
+                value.shape = ir.Shape([batch, *shapes[value][1:]])
+            known.append(_folded(twin, {}))
+        if all(known):
+            return {name: batches.common(sizes, known[1].get(name)) for name, sizes in known[0].items()}
+        for value in free:
+            value.shape = ir.Shape(shapes[value])
+    return _folded(twin, input_shapes)
+
+
+def _folded(twin: ir.Model, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     from xai_insert.formats.onnx.runtime import folded  # noqa: PLC0415 - only for models that need it
 
-    model = folded(content)
+    model = folded(_content(twin))
     if model is None:
         return {}
     _infer_alone(model, input_shapes)
-    return _shapes(value for node in model.graph for value in node.outputs)
+    computed = [value for node in model.graph for value in node.outputs]
+    return _shapes([*computed, *model.graph.initializers.values()])
 
 
 def ranks(model: ir.Model) -> Mapping[str, int]:
