@@ -57,6 +57,11 @@ class OnnxSurgeon:
                 self._widened[native] = self._dequantised(native.producer())
             return self._widened[native]
         kind = self._inferred.type_of(native)
+        if self.ops.version >= 21 and _is_signed(native.producer()):
+            # onnxruntime repeats the quantiser behind a transpose, with the integers as signed in one place alone.
+            if native not in self._widened:
+                self._widened[native] = OnnxOps(self._model.graph, self._names.unique).same(native)
+            return self._widened[native]
         if kind not in HALF and kind is not ir.DataType.DOUBLE:
             return cast("ir.Value", native)
         if native not in self._widened:
@@ -213,6 +218,16 @@ class OnnxSurgeon:
         sizes = [value.shape[0] for value in self._model.graph.inputs if value.shape and not value.is_initializer()]
         names = {size.value if isinstance(size, ir.SymbolicDim) else None for size in sizes}
         return names.pop() if len(names) == 1 else None
+
+
+def _is_signed(node: ir.Node | None) -> bool:
+    """Whether a node dequantises signed integers that the model computes."""
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return False
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    return (
+        node.inputs[0].const_value is None and zero is not None and zero.dtype in (ir.DataType.INT8, ir.DataType.INT16)
+    )
 
 
 def _is_dequantised(node: ir.Node | None) -> bool:
