@@ -197,7 +197,8 @@ HEAD = """# Forms of deployment
 Each form of each architecture: what is inserted, and whether the map is that of the plain export. Written by
 `python -m benchmarks.exactness.forms --into docs/forms.md`; `test_forms.py` measures a part of it. The models are
 exports of the zoo with stand-ins for their weights, on a smooth random image. Differences are relative to the largest
-score; a form that rounds has the map of its own, rounded weights, so that its column "scores shifted" is to be read beside it.
+score; a form that rounds has the map of its own, rounded weights, so that its column "scores shifted" is to be read
+beside it.
 
 """
 
