@@ -32,6 +32,7 @@ _OUTSIDE = "xai_insert.weight"
 """Where such a weight is said to lie."""
 ML_DOMAIN = "ai.onnx.ml"
 """Classical learners and what names classes: they come behind the scores, and have shapes that nobody asks for."""
+_SAME_SIZES = ("Normalizer", "Scaler", "Imputer", "Binarizer")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
     """
     values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
     light = _without_weights(model)
+    _describe_learners(light.graph)
     shapes = {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
     types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
     more_shapes, more_types = _inferred(light)
@@ -148,6 +150,27 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
                 node.op_type, node.input[:] = "Identity", [f"{node.output[0]}{_OUTSIDE}"]
                 del node.attribute[:]
     return proto
+
+
+def _describe_learners(graph: onnx.GraphProto) -> None:
+    """Say what classical learners give, of which no inference tells anything: labels, scores `[N, classes]`."""
+    known = {value.name for value in (*graph.value_info, *graph.output)}
+    widths: dict[str, int] = {}
+    for node in graph.node:
+        if node.domain != ML_DOMAIN:
+            continue
+        labels = [a for a in node.attribute if a.name.startswith("classlabels_") and (a.ints or a.strings)]
+        if node.op_type.endswith("Classifier") and labels and len(node.output) == 2:
+            widths[node.output[1]] = len(labels[0].ints or labels[0].strings)
+        elif node.op_type in _SAME_SIZES and node.input[0] in widths:
+            widths[node.output[0]] = widths[node.input[0]]
+        else:
+            continue
+        if node.output[-1] not in known:
+            kind = graph.value_info.add(name=node.output[-1]).type.tensor_type
+            kind.elem_type = ir.DataType.FLOAT
+            kind.shape.dim.add()
+            kind.shape.dim.add(dim_value=widths[node.output[-1]])
 
 
 def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> tuple[Mapping[str, Shape], Mapping[str, str]]:
