@@ -136,9 +136,9 @@ def _counts(weight: Value) -> bool:
     elements = constant_of(weight, limit=256)
     if elements is None or elements.size < 2 or elements.reshape(-1)[-1] <= 0:
         return False
-    last = elements.size - 1  # integers that stand for them are a multiple, and rounded to seven bits at least
+    last = elements.size - 1  # what stands for them is a multiple, of seven bits at least or an FP8 of three
     counted = elements.reshape(-1).astype(np.float64) * last / float(elements.reshape(-1)[-1])
-    return bool(np.all(np.abs(counted - np.arange(last + 1)) <= last / 125))
+    return bool(np.all(np.abs(counted - np.arange(last + 1)) <= last / 125 + np.arange(last + 1) / 16))
 
 
 def _data_operands(node: Node, value: Value) -> list[Value]:

@@ -15,7 +15,7 @@ from xai_insert.formats.onnx.view import IntegerWeight
 from xai_insert.formats.onnx.widening import HALF, widen_attribute
 from xai_insert.graph.names import PREFIX, Names
 from xai_insert.graph.rounding import folded_range
-from xai_insert.graph.view import Node, Shape, Value, constant_of
+from xai_insert.graph.view import Node, Shape, Value, constant_of, fixed
 
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -188,8 +188,16 @@ class OnnxSurgeon:
         return ir.Value(name=self._names.unique(name), type=ir.TensorType(kind), shape=ir.Shape([]))
 
     def pinned(self, value: ir.Value, shape: Shape, image: Value, axes: Sequence[int]) -> ir.Value:
-        del shape, image, axes  # onnxruntime takes no other sizes than those of the file
-        return value
+        # onnxruntime takes no other sizes than those of the file, but OpenVINO reads the file and can be given others.
+        sides = [(axis, side) for axis in axes if (side := image.sizes[axis]) is not None]
+        if not sides or any(size is None for size in shape[1:]):
+            return value
+        op = self.ops
+        target = op.constant(np.array([-1, *fixed(shape[1:])], np.int64))
+        for axis, side in sides:
+            ones = op.reshape(op.constant(np.ones(side, np.int64)), [op.size(image.native, axis)])
+            target = op.mul(target, op.slice(ones, 0, 0, 1))
+        return op.reshape(value, [target])
 
     def prune(self) -> None:
         graph = self._model.graph
