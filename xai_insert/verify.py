@@ -194,7 +194,7 @@ def options_of(metadata: Mapping[str, str], maps: npt.NDArray[Any], own: Sequenc
     return replace(
         options,
         output_dtype="u8" if maps.dtype == np.uint8 else "f32",
-        top_k=maps.shape[1] if SALIENCY_CLASSES in own else None,
+        top_k=maps.shape[1] if SALIENCY_CLASSES in own and options.classes is None else None,
         feature_vector=FEATURE_VECTOR in own,
         range=SALIENCY_RANGE in own,
         per_box=PER_BOX in own,
