@@ -20,22 +20,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.lib.many_images import SHAPES, link_images
 from benchmarks.lib.tables import Setting
 from xai_insert.explain.columns import sources_in
-
-SHAPES = Path(__file__).parents[2] / "model_zoo_fixtures" / "shapes"
-
-
-def link_images(folder: Path, count: int) -> None:
-    """Give the bundled images that many names."""
-    images = sorted((SHAPES / "images").glob("*.png"))
-    for number in range(count):
-        goal = folder / f"{number // 1000:03}" / f"{number:07}.png"
-        goal.parent.mkdir(exist_ok=True)
-        try:
-            os.link(images[number % len(images)], goal)
-        except OSError:  # on another drive
-            goal.write_bytes(images[number % len(images)].read_bytes())
 
 
 def workers(raylet: int) -> list[int]:
