@@ -47,6 +47,24 @@ def test_batches_give_what_single_images_give(inserted_shapes, suffix, batch_siz
         np.testing.assert_array_equal(explanation.image, image)
 
 
+def test_a_stream_takes_images_as_it_gives_them(onnx_model):
+    taken = []
+
+    def images():
+        for number in range(200):
+            taken.append(number)
+            yield IMAGES[number % len(IMAGES)]
+
+    explainer = Explainer(onnx_model, batch_size=2)
+    stream = explainer.stream(images())
+    first = next(stream)
+    assert len(taken) < 100
+    assert first.to_dict() == explainer.explain(IMAGES[:1])[0].to_dict()
+    assert sum(1 for _ in stream) == 199
+    with pytest.raises(ValueError, match="put a single one into a list"):
+        explainer.stream(IMAGES[0])
+
+
 def test_all_kinds_of_images(onnx_model):
     given = [PICTURES[0], IMAGES[0], str(IMAGES[0]), PIL.Image.fromarray(PICTURES[0])]
     found = Explainer(str(onnx_model)).explain(iter(given))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from html import escape
@@ -138,16 +138,29 @@ class Explainer:
             ValueError: an image is none of these.
             XaiInsertError: a file cannot be read, or the model cannot be run.
         """
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[Any]) -> Iterator[Explanation]:
+        """Explain any number of images: `explain`, one after another, a few in memory at a time.
+
+        Args:
+            images: see `explain`.
+
+        Raises:
+            ValueError: see `explain`; of a single image at once, of one among them when it is reached.
+            XaiInsertError: see `explain`.
+        """
         if isinstance(images, (str, Path, Pillow.Image)) or getattr(images, "ndim", 4) == 3:
             raise ValueError("explain takes several images: put a single one into a list")
-        ready, found = self.opened(), list[Explanation]()
-        given = iter(images)
+        return self._each(iter(images))
+
+    def _each(self, images: Iterator[Any]) -> Iterator[Explanation]:
+        ready = self.opened()
         with ThreadPoolExecutor(ready.workers, thread_name_prefix="xai-insert") as pool:
-            while group := [_pixels(item) for item in islice(given, ready.at_once)]:
+            while group := [_pixels(item) for item in islice(images, ready.at_once)]:
                 parts = [group[start : start + ready.batch] for start in range(0, len(group), ready.batch)]
                 for part in pool.map(ready.explain, parts):
-                    found += part
-        return found
+                    yield from part
 
     def opened(self) -> Ready:
         """The compiled model and what is done with it, made when it is first asked for.
