@@ -121,7 +121,8 @@ def engines(model: Path, count: int, scratch: Path, extra: list[str]) -> list[Ro
     for turn in range(2):
         for name, options in (("none", []), ("ray", ["--engine", "ray"])):
             output = scratch / f"{name}{turn}"
-            subprocess.run([*_command(model, images, output), "-q", *options, *extra], check=True)
+            command = [*_command(model, images, output), "-q", *options, *extra]
+            subprocess.run(command, check=True, start_new_session=True)  # Ray's processes have sessions of their own
             parts = sorted(output.glob("part-*"), key=lambda part: part.stat().st_mtime_ns)
             sizes = [sum(1 for _ in sources_in(part)) for part in parts]
             seconds = (parts[-1].stat().st_mtime_ns - parts[0].stat().st_mtime_ns) / 1e9

@@ -16,7 +16,7 @@ from xai_insert.explain.files import shown
 from xai_insert.explain.listing import Shard, stream_images
 from xai_insert.explain.on_ray import Task, explain_on_ray
 from xai_insert.explain.preprocessing import PREPROCESSING_KEYS
-from xai_insert.explain.setup import Ready, Setup
+from xai_insert.explain.setup import ReadyModel, Setup
 from xai_insert.explain.stream import Parts, explain_all, settings_of
 from xai_insert.files import printable
 from xai_insert.version import __version__
@@ -25,7 +25,7 @@ _INTERVAL = 1.0  # seconds between two lines of progress
 _MOST_NOTES = 20
 
 
-def opened(setup: Setup) -> tuple[Ready, Sequence[str]]:
+def opened(setup: Setup) -> tuple[ReadyModel, Sequence[str]]:
     """See `Setup.open`; classes that are none are wrong usage."""
     try:
         return setup.open()
@@ -33,7 +33,7 @@ def opened(setup: Setup) -> tuple[Ready, Sequence[str]]:
         raise Refused(f"--classes: {err}") from None
 
 
-def tell(setup: Setup, model: Ready) -> str | None:
+def tell(setup: Setup, model: ReadyModel) -> str | None:
     """Say how images are prepared, since a wrong guess is the commonest reason for a strange picture."""
     trouble = say(f"{printable(str(setup.path))}: input {model.feeder.text()}")
     is_told = any(value is not None for value in setup.prepared.values())
@@ -42,7 +42,7 @@ def tell(setup: Setup, model: Ready) -> str | None:
     return trouble
 
 
-def facts(setup: Setup, model: Ready) -> dict[str, str]:
+def facts(setup: Setup, model: ReadyModel) -> dict[str, str]:
     """What the results say about the run."""
     engine, about = model.engine, model.engine.about
     method = ", ".join(about[key] for key in ("method", "form", "task") if about.get(key))

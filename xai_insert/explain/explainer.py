@@ -19,7 +19,6 @@ from PIL import ImageOps
 
 from xai_insert.errors import ModelFileError
 from xai_insert.explain.classify import Classifier
-from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Selection
@@ -31,7 +30,7 @@ from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out, 
 from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, Resize, View, from_metadata
 from xai_insert.explain.runtime import RUNTIMES, RuntimeName, load_engine
 from xai_insert.explain.scale import SCALES, ScaleName, scaled
-from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
+from xai_insert.explain.setup import ReadyModel, model_of
 
 _CHANNELS = ("rgb", "bgr")
 _SHOWN = 5
@@ -181,16 +180,12 @@ class Explainer:
         if self._labels is not None:
             meaning = replace(meaning, labels=self._labels, is_told=True)
         rectangle = rectangle_of(engine.about)
-        if engine.about.get("task") == SEMANTIC_SEGMENTATION:
-            return Ready(Painter(engine, feeder, meaning, every), 1, rectangle)
-        if engine.about.get("task") in TASKS:
-            threshold = THRESHOLD if self._threshold is None else self._threshold
-            return Ready(Finder(engine, feeder, meaning, every, threshold), 1, rectangle)
-        if self._threshold is not None:
-            meaning = replace(meaning, threshold=self._threshold)
+        model = model_of(engine, feeder, meaning, every, self._threshold)
+        if not isinstance(model, Classifier):
+            return Ready(model, 1, rectangle)
         is_open = engine.image_input.shape[feeder.layout.index("N")] is None
         batch = self._batch_size if is_open else feeder.batch
-        return Ready(Classifier(engine, feeder, meaning, every), batch if feeder.size else 1, rectangle)
+        return Ready(model, batch if feeder.size else 1, rectangle)
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,7 @@ class Ready:
         rectangle: where its maps lie in the input; None if they cover all of it.
     """
 
-    model: Classifier | Finder | Painter
+    model: ReadyModel
     batch: int
     rectangle: Rectangle | None
 

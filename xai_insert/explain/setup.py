@@ -12,10 +12,10 @@ from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.preprocessing import from_metadata
-from xai_insert.explain.runtime import RuntimeName, load_settled
+from xai_insert.explain.runtime import Engine, RuntimeName, load_settled
 from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 
-Ready = Classifier | Finder | Painter
+ReadyModel = Classifier | Finder | Painter
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Setup:
     layout: str | None = None
     input_size: tuple[int, int] | None = None
 
-    def open(self) -> tuple[Ready, Sequence[str]]:
+    def open(self) -> tuple[ReadyModel, Sequence[str]]:
         """The model, ready to run, and what the content of its files is told by.
 
         Raises:
@@ -58,12 +58,26 @@ class Setup:
         if self.labels is not None:
             meaning = replace(meaning, labels=self.labels, is_told=True)
         selection = Selection.parse(self.classes, meaning.labels)
-        task = engine.about.get("task")
-        if task == SEMANTIC_SEGMENTATION:
-            return Painter(engine, feeder, meaning, selection), content
-        if task in TASKS:
-            threshold = THRESHOLD if self.threshold is None else self.threshold
-            return Finder(engine, feeder, meaning, selection, threshold), content
-        if self.threshold is not None:
-            meaning = replace(meaning, threshold=self.threshold)
-        return Classifier(engine, feeder, meaning, selection), content
+        return model_of(engine, feeder, meaning, selection, self.threshold), content
+
+
+def model_of(
+    engine: Engine, feeder: Feeder, meaning: ScoreMeaning, selection: Selection, threshold: float | None = None
+) -> ReadyModel:
+    """What reads the outputs of a model of that task, as its metadata name it.
+
+    Args:
+        engine: the compiled model.
+        feeder: makes its input from an image.
+        meaning: what its scores mean.
+        selection: which maps are wanted.
+        threshold: least score; None takes the usual one of the task.
+    """
+    task = engine.about.get("task")
+    if task == SEMANTIC_SEGMENTATION:
+        return Painter(engine, feeder, meaning, selection)
+    if task in TASKS:
+        return Finder(engine, feeder, meaning, selection, THRESHOLD if threshold is None else threshold)
+    if threshold is not None:
+        meaning = replace(meaning, threshold=threshold)
+    return Classifier(engine, feeder, meaning, selection)

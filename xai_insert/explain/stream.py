@@ -24,7 +24,7 @@ from xai_insert.explain.columns import FormatName, failed_row, packed, row, sour
 from xai_insert.explain.errors import ImageFileError, RunError
 from xai_insert.explain.files import Source, shown
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
-from xai_insert.explain.setup import Ready, Setup
+from xai_insert.explain.setup import ReadyModel, Setup
 from xai_insert.files import sweep
 from xai_insert.version import __version__
 
@@ -101,13 +101,13 @@ class Parts:
         files.write(self._folder / f"part-{name.hexdigest()}.{self._kind}", packed(rows, self._kind))
 
 
-def settings_of(setup: Setup, model: Ready, content: Sequence[str]) -> str:
+def settings_of(setup: Setup, model: ReadyModel, content: Sequence[str]) -> str:
     """Tells a model and its settings from others."""
     facts = [__version__, *content, model.engine.runtime, setup.device, *map(repr, model.settings)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def explained_row(model: Ready, source: Source) -> dict[str, Any]:
+def explained_row(model: ReadyModel, source: Source) -> dict[str, Any]:
     """The row of an image; one that cannot be read has a row that says so.
 
     Raises:
@@ -121,7 +121,10 @@ def explained_row(model: Ready, source: Source) -> dict[str, Any]:
 
 
 def explain_all(
-    model: Ready, parts: Parts, sources: Iterable[Source], done: Callable[[Mapping[str, Any]], None] = lambda _: None
+    model: ReadyModel,
+    parts: Parts,
+    sources: Iterable[Source],
+    done: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> Counts:
     """Explain every image that has no row yet.
 
