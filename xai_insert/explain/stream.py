@@ -74,8 +74,8 @@ class Parts:
         packed([], kind)  # says if a package is missing, before any work
         files.make_folder(folder)
         own = {"format": kind, "settings": settings}
+        parts = sorted(folder.glob("part-*.*"))  # first: whoever wrote one had written the other before
         found = _read_run(folder / _RUN)
-        parts = sorted(folder.glob("part-*.*"))
         if found is None:
             if parts or (folder / "results.jsonl").exists():
                 raise RunError(f"{shown(folder)} holds results of another kind of run; give another folder")
