@@ -316,6 +316,13 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
     return [tuple(made)]
 
 
+def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    source, points = given.axes(0), given.axes(1)
+    if len(source) != 4 or len(points) != 4:
+        return _lost(node, kind, given)
+    return [(source[0], source[1], points[1], points[2])]
+
+
 def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
     made = list(given.axes(0))
     if kind.axes is None or kind.shifts is None:
@@ -366,6 +373,7 @@ _RULES: Mapping[type, _Rule] = {
     kinds.Resized: _resized,
     kinds.Blocks: _blocked,
     kinds.Rolled: _rolled,
+    kinds.Sampled: _sampled,
     kinds.Scattered: _scattered,
     kinds.ControlFlow: _controlled,
 }

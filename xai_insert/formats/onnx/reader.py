@@ -314,4 +314,5 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "SpaceToDepth"): _blocks,
     ("", "DepthToSpace"): _blocks,
     ("", "Attention"): _attention,
+    ("", "GridSample"): _always(kinds.Sampled()),
 }
