@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 SALIENCY_CLASSES = "saliency_classes"
 NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
+NO_CLIPS = "clips are explained by Recipro-CAM and ViT Recipro-CAM alone; leave --method to the tool"
 Choice = ClassChoice[Any] | None
 
 
@@ -56,7 +57,7 @@ class ClassifierPlan(Plan):
     @property
     def may_follow(self) -> bool:
         target, frame = self.found.parts.target, self.found.frame
-        if self.found.parts.readout is not None or len(target.grid_axes) == 1:
+        if self.found.parts.readout is not None or len(target.grid_axes) != 2:
             return False  # the number of tokens, and what their neighbours are, is written into the branch
         is_whole = frame.is_upright and frame.within(target.grid)  # else order or rectangle are those of one size
         return is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
@@ -101,6 +102,8 @@ class ClassifierPlan(Plan):
         rectangle = self.found.frame.rectangle
         if rectangle is not None and not self.found.frame.within(target.grid):
             entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
+        if self.found.frame.times is not None:
+            entries["frames"] = " ".join(f"{number:.6g}" for number in self.found.frame.times)
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         return entries
@@ -285,8 +288,9 @@ class TokensPlan(MaskedPlan):
 
     def masking(self, options: Options) -> Masking | None:
         del options
-        height, width = fixed(self.found.parts.target.grid)
-        weights = patch_weights((height, width), self.readout.prefix, self.kernel, self.readout.tokens)
+        weights = patch_weights(
+            fixed(self.found.parts.target.grid), self.readout.prefix, self.kernel, self.readout.tokens
+        )
         return Masking(self.masked(), lambda _, position: weights[position][:, None])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xai_insert.errors import NoDerivativeError, TargetNotFoundError
+from xai_insert.errors import NoDerivativeError, TargetNotFoundError, UnsupportedTaskError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
@@ -16,7 +16,7 @@ from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.places import find_places
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.gradients.maps import FORMULAS, GradientMap, defined, gradient_map
-from xai_insert.methods.of_classifier import NO_BOXES, SALIENCY_CLASSES, Choice, ClassifierPlan
+from xai_insert.methods.of_classifier import NO_BOXES, NO_CLIPS, SALIENCY_CLASSES, Choice, ClassifierPlan
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.top_classes import ClassChoice, best_classes
 from xai_insert.options import Options
@@ -76,6 +76,8 @@ class GradientMethod(Method):
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundClassifier):
             return Refusal("derivatives of class scores are for classifiers")
+        if found.frame.times is not None:
+            return Refusal(NO_CLIPS, UnsupportedTaskError)
         if found.parts.streams:
             return Refusal(f"{1 + len(found.parts.streams)} maps feed the scores; choose a layer with --target-layer")
         return self.planned(study, found)

@@ -17,6 +17,7 @@ through the projection once for each of the few weights that occur. The o_i go t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,9 +70,19 @@ def kernel_factor(side: int, kernel: Kernel) -> Floats:
     return factor
 
 
-def patch_weights(grid: tuple[int, int], prefix: int, kernel: Kernel, tokens: int | None = None) -> Floats:
+def kernel_factors(grid: Sequence[int], kernel: Kernel) -> tuple[Floats, Floats]:
+    """The kernel's factors of rows and of columns; of a clip, the rows of one time behind those of another.
+
+    A masked sample keeps patches of one time alone: the kernel is that of images, in the plane of rows and columns.
+    """
+    *times, height, width = grid
+    rows = np.kron(np.eye(math.prod(times), dtype=np.float32), kernel_factor(height, kernel))
+    return rows, kernel_factor(width, kernel)
+
+
+def patch_weights(grid: Sequence[int], prefix: int, kernel: Kernel, tokens: int | None = None) -> Floats:
     """Mask `[N, T]`: 1 for the tokens before and behind, the kernel around patch i for the patches, row-major."""
-    patches = np.kron(kernel_factor(grid[0], kernel), kernel_factor(grid[1], kernel))
+    patches = np.kron(*kernel_factors(grid, kernel))
     behind = 0 if tokens is None else tokens - prefix - len(patches)
     parts = [np.ones((len(patches), prefix), np.float32), patches, np.ones((len(patches), behind), np.float32)]
     return np.concatenate(parts, axis=1)
@@ -118,9 +129,9 @@ def vit_recipro_cam(
     """
     op = surgeon.ops
     readout, logits = vit.readout, vit.logits
-    height, width = fixed(vit.target.grid)
-    patches = height * width
-    weights = _weights(surgeon, (height, width), readout, vit.kernel)
+    sides = fixed(vit.target.grid)
+    patches = math.prod(sides)
+    weights = _weights(surgeon, sides, readout, vit.kernel)
     rest = Lifter(surgeon, readout.batch, readout.rows, patches)
     projected = [value for item in readout.attentions for value in (item.query, item.key, item.value)]
     entries = list(dict.fromkeys(readout.masked))
@@ -136,18 +147,18 @@ def vit_recipro_cam(
     layer = None if choice is None else last_layer(surgeon, logits, classes)
     if choice is not None and layer is not None and (before := region(graph, results, [layer.source])):
         chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), patches, classes)
-        return op.reshape(chosen, [-1, choice.count, height, width])
+        return op.reshape(chosen, [-1, choice.count, *sides])
     scores = rest.run(region(graph, results, [logits]), logits)
     by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
-    maps = op.reshape(by_class, [-1, classes, height, width])
-    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, height, width))
+    maps = op.reshape(by_class, [-1, classes, *sides])
+    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *sides))
 
 
-def _weights(surgeon: Surgeon[V], grid: tuple[int, int], readout: Readout, kernel: Kernel) -> V:
+def _weights(surgeon: Surgeon[V], grid: Sequence[int], readout: Readout, kernel: Kernel) -> V:
     """`patch_weights` from its two small factors, so that the model file stores no N x T table."""
     op = surgeon.ops
-    h, w = grid
-    rows, columns = (kernel_factor(side, kernel) for side in grid)
+    rows, columns = kernel_factors(grid, kernel)
+    h, w = len(rows), len(columns)
     product = op.mul(op.constant(rows.reshape(h, 1, h, 1)), op.constant(columns.reshape(1, w, 1, w)))
     patches = op.reshape(product, [h * w, h * w])
     ones = op.expand(op.constant(np.ones((1, 1), np.float32)), [h * w, readout.prefix])
@@ -372,10 +383,10 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, at_once: 
 
     Arguments and result are those of `vit_recipro_cam` and `run_masks`; the head may read patches.
     """
-    height, width = fixed(vit.target.grid)
-    rows, columns = (kernel_factor(side, vit.kernel) for side in (height, width))
+    rows, columns = kernel_factors(fixed(vit.target.grid), vit.kernel)
     masks = Masks(rows, columns, (vit.readout.tokens, 1), vit.readout.prefix)
-    return run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits, at_once)
+    maps = run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits, at_once)
+    return surgeon.ops.reshape(maps, [-1, class_count(vit.logits), *fixed(vit.target.grid)])
 
 
 def masked_features(readout: Readout) -> list[Value]:

@@ -16,7 +16,7 @@ from xai_insert.locate.query_attention import WANTED, QueryReport
 from xai_insert.locate.region_head import RegionReport
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.base import Method, Refusal
-from xai_insert.methods.of_classifier import Choice, ClassifierPlan
+from xai_insert.methods.of_classifier import NO_CLIPS, Choice, ClassifierPlan
 from xai_insert.methods.query_attention import query_maps
 from xai_insert.methods.region_maps import region_maps
 from xai_insert.options import Options
@@ -112,6 +112,8 @@ class ActivationMap(Method):
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if isinstance(found, FoundClassifier):
+            if found.frame.times is not None:
+                return Refusal(NO_CLIPS, UnsupportedTaskError)
             target = found.parts.target
             shape, work = _size_and_work(target)
             return MeanPlan(found, _NAME, Form.CHANNEL_MEAN, "one map for all classes", shape, work)
