@@ -71,4 +71,5 @@ def _by_time(value: npt.NDArray[Any], feature: FeatureMap) -> npt.NDArray[np.flo
     first = np.moveaxis(value[0].astype(np.float64), feature.grid_axes[0] - 1, 0)
     if len(feature.grid_axes) == 1:
         first = first[feature.prefix : feature.prefix + (feature.positions or 0)]
-    return first.reshape(feature.grid[0] or 1, -1)
+    found: npt.NDArray[np.float64] = first.reshape(feature.grid[0] or 1, -1)
+    return found

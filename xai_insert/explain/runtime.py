@@ -237,10 +237,10 @@ def _insert(model: Any, to_bytes: bool = False) -> Any:
 
 
 def _only_input(inputs: Sequence[ImageInput]) -> ImageInput:
-    if len(inputs) == 1 and len(inputs[0].shape) == 4:
+    if len(inputs) == 1 and len(inputs[0].shape) in (4, 5):
         return inputs[0]
     found = ", ".join(f"{item.name} {['?' if size is None else size for size in item.shape]}" for item in inputs)
-    raise UnsupportedTaskError(f"wanted a model with one image input of four dimensions, found {found or 'none'}")
+    raise UnsupportedTaskError(f"wanted a model with one input of images, or of clips, found {found or 'none'}")
 
 
 def _openvino_input(port: Any) -> ImageInput:
