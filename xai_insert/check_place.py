@@ -374,5 +374,5 @@ def _cells(value: npt.NDArray[Any], feature: FeatureMap) -> Floats:
         sides = [size or 1 for size in feature.grid]
         first = first[feature.prefix : feature.prefix + math.prod(sides)].reshape(*sides, -1)
     if len(feature.grid) > 2:  # what a block changes at any time
-        first = np.moveaxis(first, 0, 2)
+        first = first if feature.frame.times_last else np.moveaxis(first, 0, 2)
     return np.roll(first.reshape(*first.shape[:2], -1), feature.frame.rolled, axis=(0, 1))

@@ -32,7 +32,7 @@ def require_times(features: Sequence[FeatureMap], loaded: LoadedModel, image: Va
     """
     axis = time_axis(image)
     for feature in features:
-        if axis is None or feature.frame.times is None or (feature.grid[0] or 1) < 2:
+        if axis is None or feature.frame.times is None or _count(feature) < 2:
             continue
         try:
             first, last = _changes(feature, feature.frame.times, loaded, image, axis)
@@ -53,7 +53,7 @@ def _changes(
     rng = np.random.default_rng(_SEED)
     feeds = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
     name = image.name if image.name in feeds else next(iter(feeds))
-    plain, count, (stride, offset) = _by_time(runner.run(feeds)[0], feature), feature.grid[0] or 1, times
+    plain, count, (stride, offset) = _by_time(runner.run(feeds)[0], feature), _count(feature), times
     found = []
     for cell in (0, count - 1):
         low = offset + stride * (cell - 0.5)
@@ -68,8 +68,16 @@ def _changes(
 
 def _by_time(value: npt.NDArray[Any], feature: FeatureMap) -> npt.NDArray[np.float64]:
     """Of the first clip, the elements of each time, `[t, ...]`."""
-    first = np.moveaxis(value[0].astype(np.float64), feature.grid_axes[0] - 1, 0)
+    first = np.moveaxis(
+        value[0].astype(np.float64), [axis - 1 for axis in feature.grid_axes], range(len(feature.grid_axes))
+    )
     if len(feature.grid_axes) == 1:
         first = first[feature.prefix : feature.prefix + (feature.positions or 0)]
-    found: npt.NDArray[np.float64] = first.reshape(feature.grid[0] or 1, -1)
-    return found
+    sides = first.reshape(*(size or 1 for size in feature.grid), -1)
+    found: npt.NDArray[np.float64] = np.moveaxis(sides, 2 if feature.frame.times_last else 0, 0)
+    return found.reshape(_count(feature), -1)
+
+
+def _count(feature: FeatureMap) -> int:
+    """How many times a map has."""
+    return feature.grid[2 if feature.frame.times_last else 0] or 1

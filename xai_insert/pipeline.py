@@ -276,7 +276,7 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, open
         branch = plan.splice(loaded, surgeon, graph, options)
     else:
         branch = replace(opened.plan.splice(loaded, surgeon, opened.graph, options), plan=plan)
-    plan, saliency = branch.plan, branch.raw
+    plan, saliency = branch.plan, branch.raw if branch.arranged is None else branch.arranged(branch.raw)
     if not plan.found.frame.is_upright:
         saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.found.frame)
         plan = replace(plan, map_shape=shape)

@@ -29,7 +29,7 @@ class Net:
         b = self.b = Builder()
         x = "clip" if layout == "NCTHW" else b.node("Transpose", "clip", perm=TO_NCTHW[layout])
         shape = [batch if size == "N" else size for size in SHAPES[layout]]
-        scores = self.tokens(x, end) if end in ("class token", "mean of tokens") else self.pooled(x, end)
+        scores = self.tokens(x, end) if "token" in end else self.pooled(x, end)
         self.logits = scores
         clip = helper.make_tensor_value_info("clip", TensorProto.FLOAT, shape)
         self.model = b.model(scores, inputs=[clip])
@@ -52,8 +52,9 @@ class Net:
     def tokens(self, x, end):
         b, count = self.b, 16
         x = b.node("Conv", x, b.weight(WIDTH, 3, 2, 8, 8, scale=0.1), strides=[2, 8, 8])
-        x = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, WIDTH, count]))), perm=[0, 2, 1])
-        if end == "class token":
+        order = [0, 3, 4, 2, 1] if end.endswith("time last") else [0, 2, 3, 4, 1]
+        x = b.node("Reshape", b.node("Transpose", x, perm=order), b.const(np.array([0, count, WIDTH])))
+        if end.startswith("class token"):
             first = b.node("Add", b.node("Mul", b.node("Slice", x, b.const([0]), b.const([1]), b.const([1])),
                            b.const(np.float32(0))), b.weight(1, 1, WIDTH))  # fmt: skip
             x, count = b.node("Concat", first, x, axis=1), count + 1
@@ -62,7 +63,7 @@ class Net:
         query, key, value = (b.node("Add", b.node("MatMul", y, b.weight(WIDTH, WIDTH)), b.weight(WIDTH)) for _ in "qkv")
         shares = b.node("Softmax", b.node("MatMul", query, b.node("Transpose", key, perm=[0, 2, 1])), axis=-1)
         x = b.node("Add", x, b.node("MatMul", b.node("MatMul", shares, value), b.weight(WIDTH, WIDTH)))
-        if end == "class token":
+        if end.startswith("class token"):
             return b.linear(b.node("Gather", x, b.const(np.array(0)), axis=1), WIDTH)
         self.feature = x
         return b.linear(b.node("ReduceMean", x, axes=[1], keepdims=0), WIDTH)
@@ -125,9 +126,10 @@ def test_masked_runs_are_the_same(kind):
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("end", ["class token", "class token, time last"])
 @pytest.mark.parametrize(("kernel", "form"), [("gaussian", "auto"), ("point", "auto"), ("gaussian", "masked")])
-def test_vit_recipro_cam_keeps_the_kernel_of_one_time(kind, kernel, form):
-    net, images = Net("class token"), clips("NCTHW")
+def test_vit_recipro_cam_keeps_the_kernel_of_one_time(kind, kernel, form, end):
+    net, images = Net(end), clips("NCTHW")
     model = models.as_format(net.model, kind)
     parts = oracle.Parts(net.model, [net.feature, net.residual], net.logits)
     features = parts.features(images)
@@ -139,6 +141,7 @@ def test_vit_recipro_cam_keeps_the_kernel_of_one_time(kind, kernel, form):
         if kernel == "gaussian":
             for a, b in product(range(2), range(2)):
                 mask[t, a, b] = weights[1 + a - i, 1 + b - j]
+        mask = mask.transpose(1, 2, 0) if end.endswith("time last") else mask
         mask = np.concatenate([[1], mask.reshape(-1)])[None, :, None].astype(np.float32)
         wanted[:, :, t, i, j] = parts.head(images, *(feature * mask for feature in features))
     result = insert(model, Options(output_dtype="f32", kernel=kernel, form=form))
@@ -207,3 +210,50 @@ def test_an_ir_stays_one(tmp_path):
     onnx.save(Net("GlobalAveragePool", batch=2).model, tmp_path / "net.onnx")
     result = insert(ov.Core().read_model(tmp_path / "net.onnx"))
     assert oracle.run(result.model, clips("NCTHW"))["saliency_map"].shape == (2, CLASSES, *GRID)
+
+
+class Frames:
+    """A network of images that sees the frames of a clip in its batch, and the mean of their scores."""
+
+    def __init__(self, batch, end="mean"):
+        b = Builder()
+        x = b.node("Reshape", "clip", b.const(np.array([-1, 3, SIDE, SIDE])))
+        x = b.node("Relu", b.node("Conv", x, b.weight(CHANNELS, 3, 3, 3), pads=[1] * 4, strides=[2, 2]))
+        self.feature = b.node("Relu", b.node("Conv", x, b.weight(CHANNELS, CHANNELS, 3, 3), pads=[1] * 4))
+        x = b.node("Relu", b.linear(b.node("Flatten", b.node("GlobalAveragePool", self.feature)), CHANNELS, 7))
+        x = b.node("Reshape", b.linear(x, 7), b.const(np.array([-1, FRAMES, CLASSES])))
+        mode = {"mean": "ReduceMean", "max": "ReduceMax"}[end]
+        self.logits = b.node(mode, x, axes=[1], keepdims=0)
+        clip = helper.make_tensor_value_info("clip", TensorProto.FLOAT, [batch, FRAMES, 3, SIDE, SIDE])
+        self.model = b.model(self.logits, inputs=[clip])
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("batch", ["N", 2])
+@pytest.mark.parametrize("form", ["closed", "masked"])
+def test_consensus_of_frames(kind, batch, form):
+    net, images = Frames(batch), clips("NTCHW")
+    model = models.as_format(net.model, kind)
+    parts = oracle.Parts(net.model, net.feature, net.logits)
+    feature = parts.feature(images).reshape(2, FRAMES, CHANNELS, 8, 8)
+    wanted = np.zeros((2, CLASSES, FRAMES, 8, 8))
+    for t, i, j in product(range(FRAMES), range(8), range(8)):
+        kept = np.zeros_like(feature)
+        kept[:, t, :, i, j] = feature[:, t, :, i, j]
+        wanted[:, :, t, i, j] = parts.head(images, kept.reshape(-1, CHANNELS, 8, 8))
+    result = insert(model, Options(output_dtype="f32", form=form))
+    assert result.report.form == ("closed form" if form == "closed" else "masked runs")
+    outputs = oracle.run(result.model, images)
+    np.testing.assert_allclose(outputs.pop("saliency_map"), wanted, atol=1e-5 * np.abs(wanted).max())
+    for name, array in oracle.run(model, images).items():
+        np.testing.assert_array_equal(outputs[name], array)
+    low, high = (end(axis=(2, 3, 4), keepdims=True) for end in (wanted.min, wanted.max))
+    maps = oracle.run(insert(model, Options(form=form)).model, images)["saliency_map"]
+    assert np.mean(np.abs(maps - np.floor(255 * (wanted - low) / (high - low))) <= 1) > 0.999
+
+
+def test_frames_whose_scores_are_joined_otherwise_are_refused_in_words():
+    with pytest.raises(errors.TargetNotFoundError, match="frames of a clip stand in the batch"):
+        insert(Frames("N", "max").model)
+    with pytest.raises(errors.UnusedOptionError, match="--top-k"):
+        insert(Frames("N").model, Options(top_k=2))

@@ -22,7 +22,7 @@ class Place:
         first: the origin that comes first in the value, and `second`: rows and columns or columns and rows.
         prefix: number of tokens before those of the grid; None if it is unknown.
         suffix: number of tokens behind them.
-        times: of a clip, the origin that comes before both.
+        times: of a clip, the origin that comes before both, or behind both if `times_last`.
     """
 
     axes: tuple[int, ...]
@@ -31,6 +31,7 @@ class Place:
     prefix: int | None = 0
     suffix: int | None = 0
     times: Origin | None = None
+    times_last: bool = False
 
     @property
     def rows(self) -> Origin:
@@ -44,7 +45,9 @@ class Place:
     def grid(self) -> Shape:
         """Sizes in the order of the value."""
         sides = (self.first.size, self.second.size)
-        return sides if self.times is None else (self.times.size, *sides)
+        if self.times is None:
+            return sides
+        return (*sides, self.times.size) if self.times_last else (self.times.size, *sides)
 
 
 def grid_of(axes: Axes) -> Place | None:
@@ -70,15 +73,17 @@ def grid_of(axes: Axes) -> Place | None:
 
 
 def _is_grid(sides: Sequence[Origin]) -> bool:
-    """Whether origins are rows and columns in either order, or these behind the frames of a clip, in their order."""
-    kinds = [origin.kind for origin in sides]
-    if kinds[:1] == [Kind.TIME]:
-        kinds = kinds[1:] if sides[0].stride > 0 and not sides[0].roll else []
-    return len(kinds) == 2 and set(kinds) == {Kind.ROWS, Kind.COLUMNS}
+    """Whether origins are rows and columns in either order, or these before or behind the frames of a clip."""
+    times = [origin for origin in sides if origin.kind is Kind.TIME]
+    if times and (len(sides) != 3 or sides[1] in times or times[0].stride < 0 or times[0].roll):
+        return False
+    return sorted(origin.kind.value for origin in sides if origin not in times) == ["columns", "rows"]
 
 
 def _placed(axes: tuple[int, ...], sides: Sequence[Origin], before: int | None = 0, behind: int | None = 0) -> Place:
-    return Place(axes, sides[-2], sides[-1], before, behind, sides[0] if len(sides) == 3 else None)
+    times = next((origin for origin in sides if origin.kind is Kind.TIME), None)
+    first, second = (origin for origin in sides if origin is not times)
+    return Place(axes, first, second, before, behind, times, times is not None and sides[-1] is times)
 
 
 @dataclass(frozen=True)
@@ -103,19 +108,26 @@ class Places:
     Attributes:
         traced: the axes of every value that depends on the image.
         image: the image input that rectangles are fractions of; None for regions of images.
+        folded: the frames of clips that count as images, in the batch behind these.
     """
 
     traced: Traced
     image: Value | None = None
+    folded: Origin | None = None
 
     def of(self, value: Value) -> Place | None:
         """The grid that a value holds, with whatever other axes; None if it has none, or more than one."""
         axes = self.traced.get(value)
-        return None if axes is None else grid_of(axes)
+        return None if axes is None else grid_of((self._images(axes[0]), *axes[1:]) if axes else axes)
+
+    def _images(self, axis: Axis) -> Axis:
+        """The first axis without the frames that count as images."""
+        return tuple(digit for digit in axis if self.folded is None or coarse(digit) is not self.folded)
 
     def is_placed(self, value: Value) -> bool:
         """Whether a value holds anything of the image's rows or columns."""
-        return any(map(has_place, self.traced.get(value, ())))
+        axes = self.traced.get(value, ())
+        return any(map(has_place, (self._images(axes[0]), *axes[1:]) if axes else ()))
 
     def of_images(self, value: Value) -> bool:
         """Whether the first axis of a value stands for the images of a batch and nothing else."""
@@ -124,7 +136,7 @@ class Places:
             return False
         if self.image is None:  # regions, which may be chosen and put in another order
             return not has_place(axes[0])
-        return all(digit.origin.kind is Kind.BATCH for digit in axes[0])
+        return all(digit.origin.kind is Kind.BATCH for digit in self._images(axes[0]))
 
     def has_views(self, value: Value) -> bool:
         """Whether several batches stand end to end in the first axis of a value."""
@@ -197,6 +209,7 @@ class Places:
             lines=((place.first.stride, place.first.offset), (place.second.stride, place.second.offset)),
             rectangle=None if self.image is None else rectangle(place, self.image),
             times=None if place.times is None else (place.times.stride, place.times.offset),
+            times_last=place.times_last,
         )
 
 

@@ -21,17 +21,16 @@ from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import FeatureMap, Side
 from xai_insert.locate.logits import Logits
 from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.methods.kernels import Kernel, patch_weights
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps, named_classes
 from xai_insert.methods.vit_recipro_cam import (
-    Kernel,
     VitTarget,
     ZeroTokens,
     masked_features,
     masked_vit_runs,
-    patch_weights,
     vit_recipro_cam,
 )
 from xai_insert.options import Options
@@ -292,8 +291,9 @@ class TokensPlan(MaskedPlan):
 
     def masking(self, options: Options) -> Masking | None:
         del options
+        target, readout = self.found.parts.target, self.readout
         weights = patch_weights(
-            fixed(self.found.parts.target.grid), self.readout.prefix, self.kernel, self.readout.tokens
+            fixed(target.grid), readout.prefix, self.kernel, readout.tokens, times_last=target.frame.times_last
         )
         return Masking(self.masked(), lambda _, position: weights[position][:, None])
 

@@ -94,7 +94,7 @@ class GradientMethod(Method):
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundClassifier):
             return Refusal("derivatives of class scores are for classifiers")
-        if found.frame.times is not None:
+        if found.frame.times is not None or found.parts.consensus is not None:
             return Refusal(NO_CLIPS, UnsupportedTaskError)
         if found.parts.streams and FORMULAS[self.name] != Formula():
             number = 1 + len(found.parts.streams)

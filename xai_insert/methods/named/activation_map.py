@@ -115,7 +115,7 @@ class ActivationMap(Method):
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if isinstance(found, FoundClassifier):
-            if found.frame.times is not None:
+            if found.frame.times is not None or found.parts.consensus is not None:
                 return Refusal(NO_CLIPS, UnsupportedTaskError)
             target = found.parts.target
             shape, work = _size_and_work(target)
