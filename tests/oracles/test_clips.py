@@ -173,10 +173,22 @@ def test_best_classes_and_another_size():
     assert larger.shape == (2, CLASSES, 4, 12, 14)
 
 
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_derivatives(kind):
+    net, images = Net("GlobalAveragePool"), clips("NCTHW")
+    result = insert(models.as_format(net.model, kind), Options(output_dtype="f32", method="hirescam", top_k=CLASSES))
+    outputs = oracle.run(result.model, images)
+    parts = oracle.Parts(net.model, net.feature, net.logits)
+    nothing = parts.head(images, np.zeros_like(parts.feature(images)))
+    wanted = definition(net, images) - nothing[..., None, None, None]  # a linear head has no more than its bias beside
+    for maps, classes, all_ in zip(outputs["saliency_map"], outputs["saliency_classes"], wanted, strict=True):
+        np.testing.assert_allclose(maps, all_[classes], atol=1e-5)
+
+
 def test_other_methods_are_refused_in_words():
-    for method in ("activation-map", "grad-cam"):
-        with pytest.raises(errors.XaiInsertError, match="clips are explained by Recipro-CAM"):
-            insert(Net("GlobalAveragePool").model, Options(method=method))
+    for net, method in ((Net("GlobalAveragePool"), "activation-map"), (Frames("N"), "grad-cam")):
+        with pytest.raises(errors.XaiInsertError, match="not for clips, or not for frames"):
+            insert(net.model, Options(method=method))
 
 
 def test_what_are_frames_and_what_channels_must_be_told():

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 SALIENCY_CLASSES = "saliency_classes"
 NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
-NO_CLIPS = "clips are explained by Recipro-CAM and ViT Recipro-CAM alone; leave --method to the tool"
+NO_CLIPS = "this method is not for clips, or not for frames in the batch; leave --method to the tool"
 Choice = ClassChoice[Any] | None
 
 

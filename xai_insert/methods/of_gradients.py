@@ -94,7 +94,7 @@ class GradientMethod(Method):
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundClassifier):
             return Refusal("derivatives of class scores are for classifiers")
-        if found.frame.times is not None or found.parts.consensus is not None:
+        if found.parts.consensus is not None:
             return Refusal(NO_CLIPS, UnsupportedTaskError)
         if found.parts.streams and FORMULAS[self.name] != Formula():
             number = 1 + len(found.parts.streams)
@@ -106,6 +106,8 @@ class GradientMethod(Method):
         logits, target = found.parts.logits, found.parts.target
         count = chosen_count(study.options, logits) or 1
         maps = [target, *found.parts.streams]
+        if len(maps) > 1 and target.frame.times is not None:
+            return Refusal(NO_CLIPS, UnsupportedTaskError)
         if not all(_share(target, item) for item in found.parts.streams):
             reason = f"{len(maps)} maps feed the scores that do not show the same part of the image the same way round"
             return Refusal(f"{found.instead or reason}; choose a layer with --target-layer")
