@@ -154,7 +154,7 @@ class OpenVINOEngine:
         self.info, self.by_model_api = _openvino_info(model)
         self.about = _openvino_about(model)
         self.image_input = _only_input([_openvino_input(port) for port in model.inputs])
-        self._names = [min(output.get_names(), default="") for output in model.outputs]
+        self._names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
         try:
             self._compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
         except RuntimeError as err:

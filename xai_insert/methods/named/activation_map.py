@@ -98,7 +98,11 @@ class RegionsPlan(Plan):
         entries = {"target": self.read.value.name, "grid": format_grid(self.read.feature.grid)}
         if self.reported is None:
             return entries
-        return {**entries, "per_box": OF_QUERIES if isinstance(self.reported, QueryReport) else OF_REGIONS}
+        if not isinstance(self.reported, QueryReport):
+            return {**entries, "per_box": OF_REGIONS}
+        if self.reported.scores is not None and self.reported.scores.value.rank == 3:
+            entries["classes"] = str(self.reported.scores.classes)
+        return {**entries, "per_box": OF_QUERIES}
 
 
 class ActivationMap(Method):
