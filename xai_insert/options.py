@@ -205,7 +205,7 @@ class Options:
     per_box: bool = field(
         default=False, metadata=_about("Detectors: also a map of each reported box.", "flag", decides=True)
     )
-    """For detectors and segmenters with two stages, whether to add the output `saliency_map_per_box` `[B, M, h, w]`, a
+    """For detectors, and segmenters with two stages, whether to add the output `saliency_map_per_box` `[B, M, h, w]`, a
     map of each detection that the model reports."""
     input_shapes: Mapping[str, Shape] = field(
         default_factory=dict,
