@@ -64,9 +64,14 @@ class Parts:
         self._backbone = lambda x: [np.array(v) for v in backbone([x]).values()]
         self._head = lambda x, *f: np.array(head([x, *f])[0])
 
+    def values(self, image: Array) -> tuple[list[Array], Array]:
+        """What stands at the targets, and `[B, K]` of the whole model."""
+        *features, logits = self._backbone(image)
+        return features, logits.reshape(len(image), -1)
+
     def features(self, image: Array) -> list[Array]:
         """What stands at the targets."""
-        return self._backbone(image)[:-1]
+        return self.values(image)[0]
 
     def feature(self, image: Array) -> Array:
         """The feature map, which is the first target."""
@@ -74,7 +79,7 @@ class Parts:
 
     def logits(self, image: Array) -> Array:
         """`[B, K]` of the whole model."""
-        return self._backbone(image)[-1].reshape(len(image), -1)
+        return self.values(image)[1]
 
     def head(self, image: Array, *features: Array) -> Array:
         """`[B, K]` of the head alone, fed with values for the targets."""

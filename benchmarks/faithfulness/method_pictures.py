@@ -171,6 +171,23 @@ def boxes(title: str, model: Path, seed: int, folder: Path) -> Iterator[tuple[st
     yield title, picture(image, found, [Panel(None, "scene"), whole, *of_boxes])
 
 
+def sampled_points(seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
+    """A drawing of deformable attention: made-up points of one box's query, and the map that they give."""
+    image = overlapping_scene(seed).image.copy()
+    found = explained(folder / "reporting.onnx", Options(per_box=True), image, folder)
+    item, side, rng = found.instances[0], 16, np.random.default_rng(seed)
+    low, high = np.array(item.box[:2]), np.array(item.box[2:])
+    points = low + (high - low) * rng.uniform(-0.1, 1.1, (10, 2))
+    weights = rng.dirichlet(np.ones(len(points)))
+    cells = np.arange(side)
+    near = [np.maximum(0, 1 - np.abs(points[:, axis, None] * side - 0.5 - cells)) for axis in (0, 1)]
+    map_ = np.einsum("p,pi,pj->ij", weights, near[1], near[0])
+    for (x, y), weight in zip(points * image.shape[0], weights, strict=True):
+        cv2.circle(image, (int(x), int(y)), 1 + int(weight * 12), (255, 255, 255), -1)
+    panels = [Panel(None, "ten points of a query", "", [item]), Panel(map_ / map_.max(), "their map", "", [item])]
+    yield "query_attention", picture(image, found, panels)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,6 +205,7 @@ def main() -> None:
             *finder("segmenter", 1, folder),
             *semantic(folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),
+            *sampled_points(56, folder),
             *boxes("region_maps", SHAPES / "shapes_two_stage.onnx", HELD_OUT_SEED + 6, folder),
         ]
     for title, image in made:

@@ -84,11 +84,11 @@ def test_fixture(fixture, tmp_path, record_property):
         np.testing.assert_allclose(after[name], value, rtol=0, atol=moved * np.abs(value).max())
 
     parts = oracle.Parts(plain, report.target["masked"], report.logits["name"])
-    features = parts.features(image)
+    features, logits = parts.values(image)
     chosen, masks = masks_of(report, features[0].shape)
     raw = after["saliency_map"].reshape(*after["saliency_map"].shape[:2], -1)
     scores = np.stack([parts.head(image, *(feature * mask for feature in features)) for mask in masks], axis=-1)
-    scale = max(np.abs(scores).max(), np.abs(parts.logits(image)).max())
+    scale = max(np.abs(scores).max(), np.abs(logits).max())
     difference = float(np.abs(raw[..., chosen] - scores).max() / scale)
     zoo_table.record(record_property, fixture, report, difference)
     assert difference <= ROUNDED.get(fixture.arch, TOLERANCE)

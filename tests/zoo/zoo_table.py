@@ -23,6 +23,7 @@ _TITLES = {
     "classification": "Classifiers",
     "detection": "Detectors",
     "instance-segmentation": "Instance segmenters",
+    "video-classification": "Classifiers of clips",
 }
 _EXPORTERS = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 _HEAD = """# Supported models
@@ -62,11 +63,16 @@ def record(
     if report is not None:
         row |= {
             "method": f"{report.method}, {report.form}",
-            "grid": format_grid(report.saliency_map["shape"][-2:]),
+            "grid": format_grid(_sides(report.saliency_map["shape"])),
             "mflops": report.mflops,
             "difference": difference,
         }
     record_property(PROPERTY, json.dumps(row))
+
+
+def _sides(shape: Sequence[int | None]) -> tuple[int | None, ...]:
+    """Rows and columns of a map, of clips time before them."""
+    return tuple(shape[2:] if len(shape) == 5 else shape[-2:])
 
 
 class Writer:

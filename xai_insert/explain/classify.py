@@ -25,7 +25,7 @@ def class_logits(outputs: Outputs) -> Array:
         UnsupportedTaskError: there is none.
     """
     saliency = outputs.saliency_map
-    is_whole = saliency is not None and saliency.ndim == 4 and outputs.saliency_classes is None
+    is_whole = saliency is not None and saliency.ndim in (4, 5) and outputs.saliency_classes is None
     classes = saliency.shape[1] if saliency is not None and is_whole else None
     for array in outputs.predictions.values():
         flat = array.ndim == 2 or (array.ndim > 2 and array.shape[2:] == (1,) * (array.ndim - 2))

@@ -21,6 +21,8 @@ class Kind(Enum):
     BATCH = "batch"
     ROWS = "rows"
     COLUMNS = "columns"
+    TIME = "time"
+    """The frames of a clip; what is said of rows and columns of the image holds for them too."""
     OTHER = "other"
     JOINT = "joint"
     """Several axes end to end: tokens before, of, and behind a grid; views of one batch."""
@@ -59,7 +61,7 @@ class Origin:
 
     @property
     def is_place(self) -> bool:
-        return self.kind in (Kind.ROWS, Kind.COLUMNS)
+        return self.kind in (Kind.ROWS, Kind.COLUMNS, Kind.TIME)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> 
         if node.op not in (Op.TRANSPOSE, Op.RESHAPE) or feature is None:
             break
         value, grid_axes = source, feature.grid_axes
-        if len(grid_axes) == 2:
+        if len(grid_axes) > 1:
             return value, grid_axes
     node = start.producer
     feature = None if node is None or node.op is not Op.TRANSPOSE else places.map_of(node.read(0))

@@ -27,7 +27,12 @@ def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
     return op.cast((share * 255.0).floor().handle, "uint8")
 
 
+def map_axes(rank: int) -> tuple[int, ...]:
+    """The axes of one map among those of `saliency_map`: rows and columns, before them time in `[B, K, t, h, w]`."""
+    return tuple(range(2 if rank == 5 else rank - 2, rank))
+
+
 def least_and_greatest(op: Ops[V], saliency: V, rank: int) -> V:
     """The least and the greatest value of each map, `[..., 1, 2]`, of raw maps `[..., h, w]` of `rank` axes."""
-    axes = (rank - 2, rank - 1)
+    axes = map_axes(rank)
     return op.concat([op.reduce(saliency, "min", axes), op.reduce(saliency, "max", axes)], rank - 1)

@@ -145,14 +145,14 @@ def choose_maps(surgeon: Surgeon[V], maps: V, choice: ClassChoice[V], shape: Sha
         shape: `[B, classes, h, w]`, sizes of `maps`.
     """
     op = surgeon.ops
-    classes, height, width = shape[1:]
+    classes, *sides = shape[1:]
     if classes is None:
         raise ValueError("the number of classes is known")
-    if height is None or width is None:
-        batch, *sides = (op.size(maps, axis) for axis in (0, 2, 3))
-        flat, result = [batch, classes, -1], [batch, choice.count, *sides]
+    if None in sides:
+        batch, *open_sides = (op.size(maps, axis) for axis in (0, *range(2, len(shape))))
+        flat, result = [batch, classes, -1], [batch, choice.count, *open_sides]
     else:
-        flat, result = [-1, classes, height * width], [-1, choice.count, height, width]
+        flat, result = [-1, classes, volume(sides)], [-1, choice.count, *sides]
     wanted = op.cast(op.reshape(choice.indices, [-1, choice.count, 1]), "float32")
     selectors = op.equal(wanted, op.constant(np.arange(classes, dtype=np.float32).reshape(1, 1, classes)))
     return op.reshape(op.matmul(selectors, op.reshape(maps, flat)), result)

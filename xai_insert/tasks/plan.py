@@ -78,6 +78,7 @@ class Branch:
         outputs: further outputs, by name.
         spread: puts scaled maps of the classes that are present where `plan.map_shape` has them; None if all are there.
         derivatives: what a map that is made of derivatives was computed from; empty for others.
+        arranged: makes maps of `plan.map_shape` of `raw`, where that is of another; None if it is not.
     """
 
     plan: Plan
@@ -87,6 +88,7 @@ class Branch:
     outputs: Mapping[str, Output] = field(default_factory=dict)
     spread: Callable[[Any], Any] | None = None
     derivatives: Sequence[Derivative] = ()
+    arranged: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -288,6 +288,7 @@ _READERS: Mapping[str, Reader] = {
     "DepthToSpace": _blocks,
     "ScaledDotProductAttention": _always(kinds.FusedAttention()),
     "Roll": _rolled,
+    "GridSample": _always(kinds.Sampled()),
     **{name: _always(kinds.ControlFlow()) for name in ("If", "Loop", "TensorIterator")},
     "ShuffleChannels": _always(kinds.InPlace()),
 }

@@ -25,6 +25,13 @@ from xai_insert.graph.view import (
     is_identity_gather,
 )
 
+_PACKED = {
+    getattr(ov.Type, name): np.float32 if "f" in name else np.int32
+    for name in ("u1", "u2", "u3", "u4", "u6", "i4", "nf4", "f4e2m1", "f8e4m3", "f8e5m2", "f8e8m0")
+    if hasattr(ov.Type, name)
+}
+"""Element types that NumPy does not have, and one that holds their numbers."""
+
 
 def static_shape(shape: ov.PartialShape) -> Shape | None:
     """Sizes with None where they are dynamic; None if the rank is."""
@@ -127,13 +134,17 @@ def _takes_known_sizes(native: ov.Node, inputs: tuple[Value, ...]) -> bool:
 def _elements(value: Value) -> npt.NDArray[Any]:
     """Elements of a constant, or those of a shape, open sizes as -1."""
     if value.is_constant or value.producer is None:
-        return np.array(value.elements(), order="C")
+        elements = np.array(value.elements(), order="C")
+        return elements.astype(np.float32) if elements.dtype == np.float16 else elements  # see `_evaluated`
     sizes = [-1 if size is None else size for size in value.producer.read(0).sizes]
     return np.array(sizes, value.native.get_element_type().to_dtype())
 
 
 def _reader(native: Any) -> Callable[[], npt.NDArray[Any]]:
-    if native.get_element_type() != ov.Type.bf16:
+    kind = native.get_element_type()
+    if kind in _PACKED:  # OpenVINO shows their bits as bytes
+        return lambda: native.get_data(dtype=_PACKED[kind])
+    if kind != ov.Type.bf16:
         return lambda: np.asarray(native.data)
     # NumPy has no bfloat16: OpenVINO shows the bits as another type. They are the upper half of a float32.
     return lambda: (np.asarray(native.data).view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -160,8 +171,8 @@ def _evaluator(native: ov.Node, inputs: tuple[Value, ...], port: int) -> Callabl
 
 
 def _evaluated(output: ov.Output) -> ov.Type:
-    """Element type in which a constant is folded: see `_reader`."""
-    return ov.Type.f32 if output.get_element_type() == ov.Type.bf16 else output.get_element_type()
+    """Element type in which a constant is folded, see `_reader`; narrow floats in float32, as OpenVINO's CPU does."""
+    return ov.Type.f32 if output.get_element_type() in (ov.Type.bf16, ov.Type.f16) else output.get_element_type()
 
 
 def _kind(native: ov.Node, inputs: tuple[Value, ...]) -> Op:
