@@ -18,6 +18,7 @@ from xai_insert.cli.streams import Refused, decoders_kept_quiet, open_streams, s
 from xai_insert.errors import XaiInsertError
 from xai_insert.explain import page
 from xai_insert.explain.classify import Classifier
+from xai_insert.explain.dense import READERS
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import BACKGROUNDS, COLORMAPS
 from xai_insert.explain.explained import ScoreMeaning, Selection
@@ -30,7 +31,6 @@ from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZE
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Model, Outcome
 from xai_insert.explain.runtime import RUNTIMES, Engine, load_settled
 from xai_insert.explain.scale import SCALES
-from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 from xai_insert.explain.video import explain_video, split
 from xai_insert.files import printable
 from xai_insert.version import __version__
@@ -241,8 +241,8 @@ class _Tally:
 
 
 def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selection, threshold: float | None) -> Model:
-    if engine.about.get("task") == SEMANTIC_SEGMENTATION:
-        return Painter(engine, feeder, meaning, classes)
+    if (reader := READERS.get(engine.about.get("task", ""))) is not None:
+        return reader(engine, feeder, meaning, classes)
     if engine.about.get("task") in TASKS:
         return Finder(engine, feeder, meaning, classes, THRESHOLD if threshold is None else threshold)
     return Classifier(engine, feeder, meaning if threshold is None else replace(meaning, threshold=threshold), classes)

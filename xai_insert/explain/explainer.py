@@ -19,6 +19,7 @@ from PIL import ImageOps
 
 from xai_insert.errors import ModelFileError
 from xai_insert.explain.classify import Classifier
+from xai_insert.explain.dense import READERS, Reader
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import RunError
@@ -31,7 +32,6 @@ from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out, 
 from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, Resize, View, from_metadata
 from xai_insert.explain.runtime import RUNTIMES, RuntimeName, load_engine
 from xai_insert.explain.scale import SCALES, ScaleName, scaled
-from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 
 _CHANNELS = ("rgb", "bgr")
 _SHOWN = 5
@@ -163,8 +163,8 @@ class Explainer:
         if self._labels is not None:
             meaning = replace(meaning, labels=self._labels, is_told=True)
         rectangle = rectangle_of(engine.about)
-        if engine.about.get("task") == SEMANTIC_SEGMENTATION:
-            return _Ready(Painter(engine, feeder, meaning, every), 1, rectangle)
+        if (reader := READERS.get(engine.about.get("task", ""))) is not None:
+            return _Ready(reader(engine, feeder, meaning, every), 1, rectangle)
         if engine.about.get("task") in TASKS:
             threshold = THRESHOLD if self._threshold is None else self._threshold
             return _Ready(Finder(engine, feeder, meaning, every, threshold), 1, rectangle)
@@ -179,7 +179,7 @@ class Explainer:
 class _Ready:
     """A model that is open: how many images it takes at once, and where its maps lie in the input."""
 
-    model: Classifier | Finder | Painter
+    model: Classifier | Finder | Reader
     batch: int
     rectangle: Rectangle | None
 

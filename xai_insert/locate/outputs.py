@@ -45,7 +45,7 @@ def _kind_of_map(value: Value) -> str:
         return "a semantic segmenter after its argmax"
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
         return "semantic segmentation, or heat maps of key points"
-    return "depth, a mask or a heat map"
+    return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
 
 
 def _source(value: Value, through: tuple[Op, ...]) -> Op | None:

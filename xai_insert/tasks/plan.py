@@ -72,6 +72,8 @@ class Branch:
         outputs: further outputs, by name.
         spread: puts scaled maps of the classes that are present where `plan.map_shape` has them; None if all are there.
         derivative: what a map that is made of derivatives was computed from; None for others.
+        in_bytes: scales the raw map to bytes by what the model itself says of its values; None scales each map by its
+            own minimum and maximum.
     """
 
     plan: Plan
@@ -81,6 +83,7 @@ class Branch:
     outputs: Mapping[str, Output] = field(default_factory=dict)
     spread: Callable[[Any], Any] | None = None
     derivative: Derivative | None = None
+    in_bytes: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
