@@ -25,6 +25,7 @@ from model_zoo_fixtures.shapes.dataset import (
     multi_object_scene,
     overlapping_scene,
 )
+from model_zoo_fixtures.shapes.keypoints import shape_keypoints
 from model_zoo_fixtures.shapes.semantic import shape_segmenter
 from tests.oracles.test_per_box import reporting_detector
 from xai_insert import Options, insert_file
@@ -157,6 +158,19 @@ def anomalies(folder: Path) -> Iterator[tuple[str, Image]]:
     yield "anomaly_map", picture(scene.image, found, panels)
 
 
+def keypoints(folder: Path) -> Iterator[tuple[str, Image]]:
+    """Where a model of key points puts the middle of each shape."""
+    scene = multi_object_scene(HELD_OUT_SEED + 1)
+    onnx.save(shape_keypoints(), folder / "keypoints.onnx")
+    found = explained(
+        folder / "keypoints.onnx", Options(method="keypoint-map", output_dtype="f32"), scene.image, folder
+    )
+    shown = list(dict.fromkeys(item.class_id for item in scene.objects))[:2]
+    absent = min((item for item in found.chosen if item.class_id not in shown), key=lambda item: item.score)
+    panels = [Panel(None, "scene"), *(class_panel(found, number) for number in shown)]
+    yield "keypoint_map", picture(scene.image, found, [*panels, class_panel(found, absent.class_id)])
+
+
 def boxes(title: str, model: Path, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
     """The map of a class with two objects, or of all classes at once, and of each of them."""
     image = overlapping_scene(seed).image
@@ -192,6 +206,7 @@ def main() -> None:
             *finder("segmenter", 1, folder),
             *semantic(folder),
             *anomalies(folder),
+            *keypoints(folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),
             *boxes("region_maps", SHAPES / "shapes_two_stage.onnx", HELD_OUT_SEED + 6, folder),
         ]

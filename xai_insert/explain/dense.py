@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from xai_insert.explain.anomaly import ANOMALY_DETECTION, Inspector
+from xai_insert.explain.keypoints import KEYPOINTS, Joints
 from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 
-Reader = Painter | Inspector
-READERS: dict[str, type[Reader]] = {SEMANTIC_SEGMENTATION: Painter, ANOMALY_DETECTION: Inspector}
+Reader = Painter | Inspector | Joints
+READERS: dict[str, type[Reader]] = {
+    SEMANTIC_SEGMENTATION: Painter,
+    ANOMALY_DETECTION: Inspector,
+    KEYPOINTS: Joints,
+}

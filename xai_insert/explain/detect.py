@@ -99,7 +99,7 @@ class Finder:
         for index in found.found(self.threshold, facts.overlap):
             number = int(found.classes[index])
             around = () if found.mask is None else outline(found.mask(index), facts.size, view)
-            left, top, right, bottom = map(float, _in_image(found.boxes[index].reshape(2, 2), view).reshape(-1))
+            left, top, right, bottom = map(float, in_image(found.boxes[index].reshape(2, 2), view).reshape(-1))
             name, score = self._label(number, facts), float(found.scores[index])
             own_map = None if box_maps is None else box_maps[index]
             objects.append(
@@ -151,7 +151,7 @@ def _note(outputs: Outputs, err: UnknownLayoutError) -> str:
     return f"no boxes can be read from the outputs {listed}: {err}"
 
 
-def _in_image(points: Floats, view: View) -> Polygon:
+def in_image(points: Floats, view: View) -> Polygon:
     """Points `[P, 2]` in shares of the input, in shares of the image; those in the padding move to its border."""
     source, goal = (np.array(box).reshape(2, 2) for box in (view.in_input, view.in_image))
     shares = (points - source[0]) / (source[1] - source[0])
@@ -167,7 +167,5 @@ def outline(mask: Floats, size: tuple[int, int], view: View) -> tuple[Polygon, .
     contours, _ = cv2.findContours(inner, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     sides = np.array([width, height])
     return tuple(
-        _in_image((contour.reshape(-1, 2) - 0.5) / sides, view)
-        for contour in contours
-        if len(contour) >= _LEAST_OUTLINE
+        in_image((contour.reshape(-1, 2) - 0.5) / sides, view) for contour in contours if len(contour) >= _LEAST_OUTLINE
     )

@@ -44,7 +44,7 @@ def _kind_of_map(value: Value) -> str:
     if "float" not in value.dtype or (value.producer is not None and _source(value, (Op.CAST,)) is Op.ARGMAX):
         return "a semantic segmenter after its argmax"
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
-        return "semantic segmentation, or heat maps of key points"
+        return "semantic segmentation, or heat maps of key points: --method keypoint-map says the latter"
     return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
 
 
