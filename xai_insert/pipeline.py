@@ -258,11 +258,11 @@ def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, masking: Masking
     declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
     moved = check_outputs(graph, plain.outputs, outputs, declared)
     found = branch.plan.found
-    if found.placed() and not found.may_be_empty and branch.derivative is None:  # the negative part may be left out
+    if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
         require_varied(outputs[len(plain.outputs)])
     off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
-    if branch.derivative is not None:
-        off = check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
+    if branch.derivatives:
+        off = max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
     return CheckResult(moved, off, plain.place)
 
 
