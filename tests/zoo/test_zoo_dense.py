@@ -4,8 +4,8 @@ import numpy as np
 
 from model_zoo_fixtures import fixtures, materialise
 from testbed import oracle
+from testbed.oracle import load
 from tests.zoo import zoo_table
-from tests.zoo.test_zoo import load
 from xai_insert import insert_file
 
 QUICK = ["hf_vitpose", "rtmpose_cspnext_tiny", "padim_resnet18"]
