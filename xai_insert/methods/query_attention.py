@@ -218,8 +218,7 @@ def _scattered(op: Ops[V], across: V, down: V, weights: V, look: SampledLook) ->
     """Points laid on the grid, `[B, M, h, w]`."""
 
     def near(places: V, count: int) -> V:
-        apart = op.sub(op.unsqueeze(places, [3]), op.constant(np.arange(count, dtype=np.float32)))
-        return Tensor(op, apart).tent().handle
+        return (Tensor(op, places).unsqueeze([3]) - np.arange(count)).tent().handle
 
     rows = op.mul(near(down, look.height), op.unsqueeze(weights, [3]))
     maps = op.matmul(op.transpose(rows, (0, 1, 3, 2)), near(across, look.width))
