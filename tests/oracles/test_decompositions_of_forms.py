@@ -11,7 +11,7 @@ from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
 from testbed import oracle
-from tests.oracles.test_decompositions import (
+from testbed.fused_models import (
     HEADS,
     MS,
     RAW,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
@@ -20,11 +21,6 @@ from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
-_NO_DATA = frozenset({Op.SHAPE, Op.NONZERO, Op.COMPARE, Op.ARGMAX})
-_FIRST_ONLY = frozenset(
-    {Op.GATHER, Op.TAKE, Op.RESHAPE, Op.EXPAND, Op.SLICE, Op.SPLIT, Op.TRANSPOSE, Op.CAST, Op.REDUCE, Op.RESIZE}
-    | {Op.IDENTITY, Op.QUANTIZE, Op.POOL, Op.CLIP, Op.SOFTMAX, Op.TOPK}
-)
 _WITH_BODIES = frozenset({"Loop", "If", "Scan", "TensorIterator"})
 
 
@@ -142,12 +138,12 @@ def _counts(weight: Value) -> bool:
 
 
 def _data_operands(node: Node, value: Value) -> list[Value]:
-    if node.op in _NO_DATA or (node.op is Op.TOPK and value.index == 1):
+    if node.op in WITHOUT_DATA or (node.op is Op.TOPK and value.index == 1):
         return []
     if node.op is Op.QUANTIZE and value.index > 0:  # the scale and zero point of a dynamic quantisation
         return []
     operands: Sequence[Value | None] = node.inputs
-    if node.op in _FIRST_ONLY:
+    if node.op in FIRST_IS_DATA:
         operands = node.inputs[:1]
     elif node.op is Op.NMS:
         operands = node.inputs[:2]
@@ -323,7 +319,7 @@ def reshapes_between(graph: Graph, heads: Sequence[Head], end: Value) -> list[Va
 
 def selects(node: Node, dependent: set[Value]) -> bool:
     """Whether a node mixes locations or chooses among them, so that what follows it is not of one location."""
-    if node.op in (Op.TOPK, Op.NMS, Op.NONZERO, Op.ARGMAX, Op.COMPARE, Op.ROI_ALIGN, Op.POOL, Op.ATTENTION, Op.RESIZE):
+    if node.op in MIXES_PLACES:
         return True
     if node.op is Op.REDUCE:
         return node.attrs["mode"] in ("max", "min")
