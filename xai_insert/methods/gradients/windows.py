@@ -48,7 +48,8 @@ def _convolution(step: Step[Any], kind: Window) -> Gradients:
     if step.wanted != {0}:
         raise step.refusal("its weights are computed")
     source, result = step.node.read(0), step.node.output
-    gradient, weight = step.flat(step.gradient, result), step.operand(1)
+    ends = [value.sizes[1] for value in (source, result)]
+    weight, gradient = step.turned(1, step.flat(step.gradient, result), is_square=ends[0] == ends[1])
     if kind.transposed:
         return {0: step.unflat(_forth(step, kind, gradient, weight), source)}
     windows, added = _back(step, kind, kind.kernel or ())
