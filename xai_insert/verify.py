@@ -129,7 +129,7 @@ def verify(model: Any) -> Verification:
     metadata = whole.read_metadata()
     correlation = difference = marked = None
     try:
-        fresh = _afresh(plain, _options(metadata, outputs[0], own), outputs[0][SALIENCY_MAP])
+        fresh = afresh(plain, options_of(metadata, outputs[0][SALIENCY_MAP], own), outputs[0][SALIENCY_MAP])
     except XaiInsertError as err:
         off.append(f"the map cannot be compared with its definition, for none can be inserted afresh: {err}")
     else:
@@ -172,9 +172,17 @@ def _images(runner: Runner, scale: float) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _options(metadata: Mapping[str, str], found: Outputs, own: Sequence[str]) -> Options:
-    """The options of the insertion, as far as the model tells them."""
-    maps = found[SALIENCY_MAP]
+def options_of(metadata: Mapping[str, str], maps: npt.NDArray[Any], own: Sequence[str]) -> Options:
+    """The options of the insertion, as far as the model tells them.
+
+    Args:
+        metadata: what the insertion wrote; may be empty.
+        maps: the output `saliency_map` of some image.
+        own: names of the outputs that were inserted.
+
+    Raises:
+        ModelFileError: they are those of another version.
+    """
     try:
         options = Options.read(metadata.get("options", ""))
     except (TypeError, ValueError) as err:
@@ -194,7 +202,7 @@ def _options(metadata: Mapping[str, str], found: Outputs, own: Sequence[str]) ->
     )
 
 
-def _afresh(plain: Any, options: Options, maps: npt.NDArray[Any]) -> LoadedModel:
+def afresh(plain: Any, options: Options, maps: npt.NDArray[Any]) -> LoadedModel:
     """A model with a map inserted afresh, of the size of `maps`."""
     loaded, report = insert_loaded(plain, options, "")
     sides, wanted = tuple(report.saliency_map["shape"][-2:]), maps.shape[-2:]

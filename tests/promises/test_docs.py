@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xai_insert.cli import explain, insert
+from xai_insert.cli import evaluate, explain, insert
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "tests", "benchmarks")
@@ -14,7 +14,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path
     for path in (*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md"))))
 }
-COMMANDS = {"xai-insert": insert.main, "xai-explain": explain.main}
+COMMANDS = {"xai-insert": insert.main, "xai-explain": explain.main, "xai-evaluate": evaluate.main}
 MOST_BYTES = 60_000
 
 
