@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,9 +39,23 @@ _TITLES = {
     "point": "ViT Recipro-CAM, one patch",
     "activation-map": "Activation Map",
     "grad-cam": "Grad-CAM",
+    "hirescam": "HiResCAM",
+    "layercam-2": "LayerCAM, one stage before",
+    "layercam-3": "LayerCAM, two stages before",
+    "fused": "LayerCAM, three stages fused",
+    "legrad": "LeGrad",
     "gaussian": GAUSSIAN,
     "random": RANDOM,
 }
+
+_DERIVATIVES: dict[str, dict[str, Any]] = {
+    "hirescam": {"method": "hirescam"},
+    "layercam-2": {"method": "layercam", "target_layer": "-2"},
+    "layercam-3": {"method": "layercam", "target_layer": "-3"},
+    "fused": {"method": "layercam", "target_layer": "-3", "fuse": True},
+    "legrad": {"method": "legrad"},
+}
+"""Options of the maps that are derivatives of one class each."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,12 @@ class Model:
             return blind_map(_TITLES[method], (height, width), self._rng)
         if method == "grad-cam":
             return self._grad_cam(image, class_id)
+        if method in _DERIVATIVES:
+            key = f"{method} of {class_id}"
+            if key not in self._inserted:
+                options = Options(output_dtype="f32", classes=(class_id,), **_DERIVATIVES[method])
+                self._inserted[key] = _session(insert(self._plain, options).model)
+            return np.asarray(self._inserted[key].run(["saliency_map"], {self._input: image})[0][0, 0], np.float32)
         if method not in self._inserted:
             options = Options(method="auto", output_dtype="f32")
             if method == "point":
@@ -215,7 +236,7 @@ def sheet(setup: Setup, maps: dict[str, dict[str, Array]], rows: int = 4, side: 
         lines.append(np.concatenate(cells, axis=1))
     header = np.full((20, lines[0].shape[1], 3), 255, np.uint8)
     for index, title in enumerate(["image", *(_TITLES[method] for method in setup.methods)]):
-        text = title.replace("ViT Recipro-CAM, one patch", "one patch")
+        text = title.replace("ViT Recipro-CAM, one patch", "one patch").replace("LayerCAM, ", "")
         cv2.putText(header, text, (index * side + 3, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([header, *lines])
 
@@ -228,8 +249,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=32, help="steps of insertion and deletion (default: 32)")
     parser.add_argument("--docs", type=Path, help="folder for faithfulness.md and images/")
     args = parser.parse_args(argv)
-    pooled = ("recipro-cam", "grad-cam", "activation-map", "gaussian", "random")
-    tokens = ("vit-recipro-cam", "point", "grad-cam", "activation-map", "gaussian", "random")
+    rest = ("grad-cam", "activation-map", "gaussian", "random")
+    pooled = ("recipro-cam", "hirescam", "layercam-2", "layercam-3", "fused", *rest)
+    tokens = ("vit-recipro-cam", "point", "hirescam", "legrad", *rest)
     shapes = shape_samples(args.images)
     setups: list[Callable[[], Setup]] = [
         lambda: Setup("shapes_cnn", SHAPES / "shapes_cnn.onnx", shapes, 0.0, pooled),

@@ -60,7 +60,7 @@ def test_an_index_lists_every_room_and_command(page):
 
 def test_every_method_has_a_page_with_a_small_picture():
     pages = [page for page in PAGES if page.startswith("docs/methods/") and not page.endswith("README.md")]
-    assert len(pages) == 14
+    assert len(pages) == 15
     for page in pages:
         assert "## When it misleads" in text_of(page)
         assert f"({Path(page).name})" in text_of("docs/methods/README.md")

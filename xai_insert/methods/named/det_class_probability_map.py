@@ -46,11 +46,16 @@ class ScoresPlan(Plan):
         raw = det_class_probability_map(surgeon, self.scored)
         if self.voters is None:
             return Branch(self, raw)
-        votes = box_votes(surgeon, graph, self.scored, self.voters)
+        votes = self.per_box(surgeon, graph)
         if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
             votes = surgeon.ops.resize(votes, *options.saliency_size)
         grid = options.saliency_size or self.map_shape[-2:]
         return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported, grid, options))
+
+    def per_box(self, surgeon: Surgeon[Any], graph: Graph) -> Any:
+        """Add the maps of the reported boxes, `[B, M, h, w]`."""
+        assert self.voters is not None  # they are wanted
+        return box_votes(surgeon, graph, self.scored, self.voters)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"num_classes", "per_box"})
