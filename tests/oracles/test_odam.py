@@ -7,7 +7,7 @@ from onnx.utils import Extractor
 
 from testbed import models, oracle
 from testbed.detection_oracle import resized, values
-from tests.oracles.test_per_box import ANCHORS, CLASSES, GRIDS, SIDE, Net, reporting_detector
+from testbed.detector_models import ANCHORS, CLASSES, GRIDS, SIDE, Net, reporting_detector
 from xai_insert import Options, errors, insert, plan_insertion
 
 STEP = 3e-3

@@ -8,6 +8,7 @@ from typing import Any
 from xai_insert.errors import NoDerivativeError, ShapeUnknownError, UnsupportedTaskError
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph
+from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.inputs import shape_hint
 from xai_insert.methods.base import Refusal
 from xai_insert.methods.gradients.odam import odam, towers
@@ -23,9 +24,8 @@ from xai_insert.tasks.plan import Plan
 class OdamPlan(ScoresPlan):
     """A decision for maps of reported boxes by derivatives, beside the map of each class."""
 
-    def per_box(self, surgeon: Surgeon[Any], graph: Graph) -> Any:
-        assert self.voters is not None  # `applies` asks for them
-        return odam(surgeon, graph, self.scored, self.voters)
+    def per_box(self, surgeon: Surgeon[Any], graph: Graph, voters: BoxVoters) -> Any:
+        return odam(surgeon, graph, self.scored, voters)
 
     def metadata(self, options: Options) -> dict[str, str]:
         return super().metadata(options) | {
@@ -48,11 +48,14 @@ class Odam(DetClassProbabilityMap):
         plan = super().applies(study, found)
         if not isinstance(plan, ScoresPlan):
             return plan
+        voters = plan.voters
+        if not isinstance(voters, BoxVoters):
+            return Refusal("ODAM wants boxes that are decoded at every location", UnsupportedTaskError)
         chosen = {item.name: getattr(plan, item.name) for item in fields(plan)}
         made = OdamPlan(**chosen | {"method": "odam"})
         try:
             reach = max(tower.reach for tower in towers(study.graph, made.scored))
-            made.per_box(Rehearsal(), study.graph)
+            made.per_box(Rehearsal(), study.graph, voters)
         except (NoDerivativeError, UnsupportedTaskError) as err:
             return Refusal(str(err), type(err))
         return replace(made, reason=f"{made.reason}; its scores read {reach} cells around each location")
