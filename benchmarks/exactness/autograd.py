@@ -70,7 +70,6 @@ TIMM = (
     "deit_tiny_distilled_patch16_224",
     "swin_s3_tiny_224",
     "coat_lite_tiny",
-    "crossvit_9_240",
     "xcit_nano_12_p16_224",
     "levit_128s",
     "efficientformer_l1",
