@@ -176,10 +176,10 @@ def keypoints(folder: Path) -> Iterator[tuple[str, Image]]:
     yield "keypoint_map", picture(scene.image, found, [*panels, class_panel(found, absent.class_id)])
 
 
-def boxes(title: str, model: Path, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
+def boxes(title: str, model: Path, seed: int, folder: Path, method: str = "auto") -> Iterator[tuple[str, Image]]:
     """The map of a class with two objects, or of all classes at once, and of each of them."""
     image = overlapping_scene(seed).image
-    found = explained(model, Options(per_box=True), image, folder)
+    found = explained(model, Options(method=method, per_box=True), image, folder)
     one, other = found.instances[:2]
     if one.class_id != other.class_id:
         raise RuntimeError(f"scene {seed} does not show two objects of one class")
@@ -230,6 +230,7 @@ def main() -> None:
             *anomalies(folder),
             *keypoints(folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),
+            *boxes("odam", folder / "reporting.onnx", 56, folder, "odam"),
             *sampled_points(56, folder),
             *boxes("region_maps", SHAPES / "shapes_two_stage.onnx", HELD_OUT_SEED + 6, folder),
         ]
