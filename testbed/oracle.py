@@ -97,6 +97,18 @@ class Parts:
         return np.stack(maps, axis=-1)
 
 
+def load(path: Any) -> Any:
+    return onnx.load(path) if path.suffix == ".onnx" else ov.Core().read_model(path)
+
+
+def image_for(model: Any) -> Array:
+    if isinstance(model, onnx.ModelProto):
+        dims = [d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    else:
+        dims = [1 if d.is_dynamic else d.get_length() for d in model.inputs[0].partial_shape]
+    return np.random.default_rng(11).standard_normal(dims, dtype=np.float32)
+
+
 def run(model: Any, image: Array) -> dict[str, Array]:
     """All outputs of a model by name, in float32."""
     return runner(model)(image)

@@ -11,7 +11,7 @@ from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
 from testbed import oracle
-from tests.oracles.test_decompositions import (
+from testbed.fused_models import (
     HEADS,
     MS,
     RAW,
@@ -327,6 +327,20 @@ KINDS = {
         "LinearClassifier",
         {"coefficients": np.linspace(-1, 1, 16).tolist(), "intercepts": [0.1, -0.1], "classlabels_ints": [0, 1]},
     ),
+    "support vectors": (
+        "SVMClassifier",
+        {
+            "support_vectors": np.linspace(-0.03, 0.03, 32).tolist(),
+            "coefficients": [1.0, -0.5, 0.7, -1.2],
+            "rho": [0.1],
+            "vectors_per_class": [2, 2],
+            "kernel_type": "RBF",
+            "kernel_params": [50.0, 0.0, 3.0],
+            "prob_a": [-1.0],
+            "prob_b": [0.1],
+            "classlabels_ints": [0, 1],
+        },
+    ),
 }
 
 
@@ -348,6 +362,27 @@ def test_learners_behind_features(kind):
     assert np.array_equal(found["label"], plain["label"])
     assert found["saliency_map"].shape == (2, 2, 4, 4)
     assert np.ptp(found["saliency_map"]) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learners_whose_scores_leave_as_maps(kind):
+    """No output tells the sizes of the scores; those before the ZipMap are explained, and the maps are kept."""
+    op, attributes = KINDS[kind]
+    n = Net(15)
+    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
+    scaled = n("Scaler", n("Flatten", n("GlobalAveragePool", x)), domain="ai.onnx.ml", offset=[0.0], scale=[1.0])
+    n(op, scaled, domain="ai.onnx.ml", outputs=["label", "scores"], **attributes)
+    n("ZipMap", "scores", domain="ai.onnx.ml", outputs=["named"], classlabels_strings=["cat", "dog"])
+    model = n.model("scores", classes=2)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    wanted = oracle.run(insert(model, RAW).model, images())["saliency_map"]
+    kind = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    model.graph.output[0].CopyFrom(helper.make_value_info("named", helper.make_sequence_type_proto(kind)))
+    new = insert(model, RAW).model
+    found = oracle.run(new, images())
+    assert np.array_equal(found["saliency_map"], wanted)
+    assert found["named"] == oracle.run(model, images())["named"]
+    assert set(found["named"][0]) == {"cat", "dog"}
 
 
 def test_a_sequence_among_the_outputs_stays():
@@ -398,3 +433,30 @@ def test_embedded_texts():
         maps.append(session.run(["saliency_map"], {"x": images(), "ids": ids})[0])
     assert maps[0].shape == (2, 3, 8, 8)
     assert np.allclose(*maps, rtol=0, atol=1e-5 * np.abs(maps[1]).max())
+
+
+def scored_tokens(*, by_rows):
+    """Token scores whose mean over the grid are the logits; `by_rows` as onnxruntime saves such a layer."""
+    n = Net()
+    x = n("Relu", n("Conv", "x", n.const(n.draw(16, 3, 8, 8)), strides=[8, 8]))
+    x = n("Transpose", n("Reshape", x, n.const(np.array([0, 16, 64]))), perm=[0, 2, 1])
+    for width in (12, 7):
+        weight, bias = n.const(n.draw(16 if width == 12 else 12, width)), n.const(n.draw(width))
+        if by_rows:
+            rows = n("Reshape", x, n.const(np.array([-1, 16 if width == 12 else 12])))
+            x = n("Reshape", n("Gemm", rows, weight, bias), n.const(np.array([-1, 64, width])))
+        else:
+            x = n("Add", n("MatMul", x, weight), bias)
+        x = n("Relu", x) if width == 12 else x
+    return n.model(n("ReduceMean", x, axes=[1], keepdims=0))
+
+
+def test_a_layer_over_rows_is_one_over_tokens():
+    a, b = (insert(scored_tokens(by_rows=by_rows), RAW) for by_rows in (False, True))
+    assert a.report.form == b.report.form
+    assert a.report.target["grid"] == b.report.target["grid"] == (8, 8)
+    assert b.report.output_difference == 0
+    wanted, found = (oracle.run(result.model, images())["saliency_map"] for result in (a, b))
+    assert np.allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    kinds = Counter(node.op_type for node in b.model.graph.node if not node.name.startswith("xai/"))
+    assert kinds["Gemm"] == 2

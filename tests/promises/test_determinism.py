@@ -14,7 +14,7 @@ import openvino as ov
 import pytest
 
 from testbed import models
-from tests.oracles.test_vit_recipro_cam import CLOSED as TRANSFORMERS
+from testbed.transformer_models import CLOSED as TRANSFORMERS
 from xai_insert import insert_file
 
 INSERT_ALL = """

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.robustness.fuzz import BAD, fuzz
+from testbed.fuzz.engine import BAD, fuzz
 
 FILES = 120
 

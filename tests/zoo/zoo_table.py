@@ -23,9 +23,17 @@ _TITLES = {
     "classification": "Classifiers",
     "detection": "Detectors",
     "instance-segmentation": "Instance segmenters",
+    "video-classification": "Classifiers of clips",
+    "keypoints": "Key points",
+    "anomaly": "Anomaly detectors",
 }
 _EXPORTERS = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 _HEAD = """# Supported models
+
+What this page shows: for each architecture that is tested, as each exporter writes it, the method that is found, the
+size of its map, and how far that map is from its definition. Search for the name of your network: if it stands here,
+or is built like one that does, it works; if its row says *refused*, the reason stands below the table. A network that
+is not here is no worse off, since nothing is decided by names: `xai-insert MODEL --dry-run` says what is found in it.
 
 Written by the zoo's tests from what they found (`pytest --zoo --zoo-table docs/supported-models.md`); not edited by
 hand.
@@ -34,7 +42,7 @@ Each row is an architecture as real exporters write it, with stand-ins for its w
 [model_zoo_fixtures](../model_zoo_fixtures/README.md). The exporters are `legacy` and `dynamo` (ONNX from PyTorch),
 `ptir` (IR from PyTorch), `onnxir` (IR from ONNX) and, with a free batch, `legacydyn` and `ptirdyn`. What stands below
 them is how far the map is from its definition, computed outside the tool: for classifiers the largest difference of the
-raw map from masked runs of the head, as a share of the largest score; for detectors and segmenters the share of bytes
+raw map from masked runs of the head, as a share of the largest score; for all others the share of bytes
 more than one level off; for hirescam how far slopes of the scores are from the derivatives. *refused* and *failed* have
 their reasons below the table; an empty cell is not in the zoo. *Cost* is the work that the branch adds to one image, in
 MFLOPs.
@@ -57,11 +65,16 @@ def record(
     if report is not None:
         row |= {
             "method": f"{report.method}, {report.form}",
-            "grid": format_grid(report.saliency_map["shape"][-2:]),
+            "grid": format_grid(_sides(report.saliency_map["shape"])),
             "mflops": report.mflops,
             "difference": difference,
         }
     record_property(PROPERTY, json.dumps(row))
+
+
+def _sides(shape: Sequence[int | None]) -> tuple[int | None, ...]:
+    """Rows and columns of a map, of clips time before them."""
+    return tuple(shape[2:] if len(shape) == 5 else shape[-2:])
 
 
 class Writer:

@@ -146,6 +146,7 @@ class OpenVINOEngine:
     def __init__(self, path: Path, device: str) -> None:
         import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
 
+        from xai_insert.formats.openvino.compressed import has_compressed_products  # noqa: PLC0415
         from xai_insert.formats.openvino.model import load_path  # noqa: PLC0415
 
         model = load_path(path, {}).native
@@ -154,9 +155,10 @@ class OpenVINOEngine:
         self.info, self.by_model_api = _openvino_info(model)
         self.about = _openvino_about(model)
         self.image_input = _only_input([_openvino_input(port) for port in model.inputs])
-        self._names = [min(output.get_names(), default="") for output in model.outputs]
+        self._names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
         try:
-            self._compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
+            how = {"NUM_STREAMS": "1"} if has_compressed_products(model) else {"PERFORMANCE_HINT": "THROUGHPUT"}
+            self._compiled = ov.Core().compile_model(model, device, how)
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot compile the model for {device}: {last_line(err)}") from err
         self._own = threading.local()
@@ -237,10 +239,10 @@ def _insert(model: Any, to_bytes: bool = False) -> Any:
 
 
 def _only_input(inputs: Sequence[ImageInput]) -> ImageInput:
-    if len(inputs) == 1 and len(inputs[0].shape) == 4:
+    if len(inputs) == 1 and len(inputs[0].shape) in (4, 5):
         return inputs[0]
     found = ", ".join(f"{item.name} {['?' if size is None else size for size in item.shape]}" for item in inputs)
-    raise UnsupportedTaskError(f"wanted a model with one image input of four dimensions, found {found or 'none'}")
+    raise UnsupportedTaskError(f"wanted a model with one input of images, or of clips, found {found or 'none'}")
 
 
 def _openvino_input(port: Any) -> ImageInput:

@@ -8,11 +8,12 @@ import numpy as np
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.traits import ARRANGES, SQUASHES, UNCHANGED
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.instances.classes import has_weights
 from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
 
-_AFTER_LINEAR = (Op.ADD, Op.CAST, Op.IDENTITY, Op.RESHAPE, Op.SIGMOID, Op.SLICE, Op.GATHER, Op.SOFTMAX, Op.TRANSPOSE)
+_AFTER_LINEAR = (UNCHANGED - {Op.QUANTIZE}) | ARRANGES | SQUASHES | {Op.ADD, Op.SLICE, Op.GATHER}
 
 
 def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | None) -> QueryInstances | None:
@@ -26,18 +27,7 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     Raises:
         AmbiguousModelError: several outputs fit equally well.
     """
-    pairs = [
-        (scores, masks)
-        for masks in samples
-        if len(masks.shape) == 4 and masks.is_float and masks.shape[1] > 1  # one is a depth map, and a pose beside it
-        for scores in samples
-        if len(scores.shape) == 3 and scores.is_float and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
-    ]
-    pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores) and not _of_classes(scores, masks)]
-    found = {sample for pair in pairs for sample in pair}
-    inner = [sample for sample in found if _leads_to_another(graph, sample, found)]
-    pairs = [pair for pair in pairs if pair[0] not in inner and pair[1] not in inner]
-    pairs = [pair for pair in pairs if _is_read_out(pair[0].value)] or pairs
+    pairs = _pairs(graph, samples)
     if not pairs:
         return None
     if len(pairs) > 1:
@@ -48,6 +38,23 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     sums_to_one = shares and bool(np.allclose(scores.array.sum(axis=-1), 1.0, atol=1e-2))
     has_no_object = num_classes != scores.shape[2] if num_classes is not None else sums_to_one or not shares
     return QueryInstances(scores, has_no_object, shares, masks, are_shares(masks.array))
+
+
+def _pairs(graph: Graph, samples: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """Class scores and masks that may be of the same queries."""
+    floats = [sample for sample in samples if sample.is_float]
+    pairs = [
+        (scores, masks)
+        for masks in floats
+        if len(masks.shape) == 4 and masks.shape[1] > 1  # one is a depth map, and a pose beside it
+        for scores in floats
+        if len(scores.shape) == 3 and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
+    ]
+    pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores) and not _of_classes(scores, masks)]
+    found = {sample for pair in pairs for sample in pair}
+    inner = [sample for sample in found if _leads_to_another(graph, sample, found)]
+    pairs = [pair for pair in pairs if pair[0] not in inner and pair[1] not in inner]
+    return [pair for pair in pairs if _is_read_out(pair[0].value)] or pairs
 
 
 def _leads_to_another(graph: Graph, sample: Sample, found: Iterable[Sample]) -> bool:
