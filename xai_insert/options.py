@@ -116,7 +116,7 @@ class Options:
     block: int | None = field(
         default=None,
         metadata=_about(
-            "ViT Recipro-CAM: the K-th last block; LeGrad: the last K.",
+            "ViT: the K-th last block; LeGrad: the last K.",
             "count",
             metavar="K",
             wrong="block counts from 1, the last, not {}",

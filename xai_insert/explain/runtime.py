@@ -146,6 +146,7 @@ class OpenVINOEngine:
     def __init__(self, path: Path, device: str) -> None:
         import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
 
+        from xai_insert.formats.openvino.compressed import has_compressed_products  # noqa: PLC0415
         from xai_insert.formats.openvino.model import load_path  # noqa: PLC0415
 
         model = load_path(path, {}).native
@@ -156,7 +157,8 @@ class OpenVINOEngine:
         self.image_input = _only_input([_openvino_input(port) for port in model.inputs])
         self._names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
         try:
-            self._compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
+            how = {"NUM_STREAMS": "1"} if has_compressed_products(model) else {"PERFORMANCE_HINT": "THROUGHPUT"}
+            self._compiled = ov.Core().compile_model(model, device, how)
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot compile the model for {device}: {last_line(err)}") from err
         self._own = threading.local()
