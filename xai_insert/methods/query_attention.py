@@ -19,7 +19,8 @@ from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.query_attention import DenseLook, QueryReport, ReportedScores, SampledLook, Sampling
 from xai_insert.locate.transformer import Attention
-from xai_insert.methods.shaping import magnitude, reshape, scalar, size_of
+from xai_insert.methods.shaping import reshape, scalar, size_of
+from xai_insert.methods.tensor import Tensor
 
 _TINY = 1e-6
 _HIDDEN = 1e9  # taken off the scores of tokens that a mask hides
@@ -216,12 +217,11 @@ def _centres(count: int, finest: int) -> npt.NDArray[np.float32]:
 def _scattered(op: Ops[V], across: V, down: V, weights: V, look: SampledLook) -> V:
     """Points laid on the grid, `[B, M, h, w]`."""
 
-    def near(places: V, count: int) -> V:
-        apart = op.sub(op.unsqueeze(places, [3]), op.constant(np.arange(count, dtype=np.float32)))
-        return op.maximum(op.sub(scalar(op, 1.0), magnitude(op, apart)), scalar(op, 0.0))
+    def near(places: V, count: int) -> Tensor[V]:
+        return (Tensor(op, op.unsqueeze(places, [3])) - np.arange(count)).tent()
 
-    rows = op.mul(near(down, look.height), op.unsqueeze(weights, [3]))
-    maps = op.matmul(op.transpose(rows, (0, 1, 3, 2)), near(across, look.width))
+    rows = near(down, look.height) * Tensor(op, op.unsqueeze(weights, [3]))
+    maps = op.matmul(op.transpose(rows.handle, (0, 1, 3, 2)), near(across, look.width).handle)
     return op.reshape(maps, [*_leading(op, maps), look.height * look.width])
 
 
