@@ -135,6 +135,8 @@ class Report:
         if self.logits:
             shape = format_shape(self.logits["shape"])
             lines.append(("logits", f"{self.logits['name']!r} {shape} at output {self.logits['output']!r}"))
+            if self.logits.get("note"):
+                lines.append(("note", self.logits["note"]))
         if self.target:
             shape = format_shape(self.target["shape"])
             lines.append(("target", f"{self.target['name']!r} {shape}, grid {format_grid(self.target['grid'])}"))

@@ -8,13 +8,13 @@ from pathlib import Path
 from xai_insert.errors import NotInsertedError
 from xai_insert.files import size
 from xai_insert.formats.backend import LoadedModel, Removed, load
-from xai_insert.methods.of_classifier import SALIENCY_CLASSES
+from xai_insert.methods.of_classifier import SALIENCY_CLASSES, SALIENCY_SCORES
 from xai_insert.pipeline import FEATURE_VECTOR, SALIENCY_MAP, SALIENCY_RANGE
 from xai_insert.report import Report
 from xai_insert.tasks.per_box import PER_BOX
 from xai_insert.writing import require_writable, write_model
 
-_BESIDE = (FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_RANGE, PER_BOX)
+_BESIDE = (FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_SCORES, SALIENCY_RANGE, PER_BOX)
 
 
 def own_outputs(names: Sequence[str]) -> list[str]:

@@ -61,13 +61,16 @@ class Classifier:
         return " + ".join(dict.fromkeys(end.kind.value for end in self.ends))
 
 
-def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.ANY) -> Classifier:
+def locate_classifier(
+    graph: Graph, options: Options, wanted: Wanted = Wanted.ANY, logits: Logits | None = None
+) -> Classifier:
     """Find logits, feature map and head of a classifier.
 
     Args:
         graph: the model.
         options: what the user has chosen instead of finding it.
         wanted: what the method that was asked for reads.
+        logits: what stands for the class scores; None to find them.
 
     Raises:
         NotVisionModelError: no image input.
@@ -78,7 +81,7 @@ def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.AN
         ShapeUnknownError: a rank or size that the choice needs is unknown.
     """
     images = image_inputs(graph)
-    logits = find_logits(graph, images, options.output)
+    logits = logits or find_logits(graph, images, options.output)
     cuts = cut_values(graph, images, logits.value)
     places = find_places(graph)
     gone = first_without_place(cuts, places)

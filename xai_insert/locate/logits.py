@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnknownNameError, UnsupportedTaskError
+from xai_insert.graph.axes import Kind
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Op, Shape, Value, volume
+from xai_insert.locate.places import find_places
 
 _PEELED = frozenset({Op.SOFTMAX, Op.SIGMOID, Op.TOPK, Op.ARGMAX, Op.CAST, Op.IDENTITY, Op.QUANTIZE})
 
@@ -99,7 +101,7 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
         scores = peel(value)
         if scores in found or scores not in reached or scores.producer is None or "int" in scores.dtype:
             continue
-        if _is_of_locations(scores, reached):
+        if _is_of_locations(scores, reached) or _has_images_behind(graph, scores):
             continue
         if scores.shape is not None and is_vector(scores.shape) and (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, name, classes)
@@ -133,6 +135,12 @@ def _is_of_locations(value: Value, reached: set[Value]) -> bool:
         else:
             return False
     return True
+
+
+def _has_images_behind(graph: Graph, scores: Value) -> bool:
+    """Whether the images of a batch stand in another axis than the first, as in the scores of prompts for them."""
+    holds = [any(d.origin.kind is Kind.BATCH for d in axis) for axis in find_places(graph).traced.get(scores, ())]
+    return any(holds) and not holds[0]
 
 
 def _describe(name: str, value: Value) -> str:

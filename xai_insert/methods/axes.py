@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xai_insert.graph.operators import UnitNorm
+from xai_insert.graph.view import POINTWISE, Node, Op
+
+ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
+"""Operations that work on each element where it is."""
 BATCH = "batch"
 
 
@@ -117,3 +122,27 @@ def _take(stream: list[Atom], size: int, following: int, batch: int | None) -> D
         if following == 1:
             break
     return tuple(taken)
+
+
+def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
+    """Axes that an operation mixes or resizes; None if that is unknown."""
+    axes: Sequence[int] | None
+    if node.op in ELEMENTWISE:
+        axes = ()
+    elif node.op in (Op.REDUCE, Op.LAYER_NORM):
+        axes = node.attrs["axes"]
+    elif node.op in (Op.SOFTMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.SLICE):
+        axis = node.attrs.get("axis")
+        axes = None if axis is None else (axis,)
+    elif node.op is Op.MATMUL:
+        weight = node.operand(1)
+        axes = (rank - 1,) if weight is not None and weight.is_constant and not node.attrs["transpose_a"] else None
+    elif node.op in (Op.CONV, Op.POOL):
+        axes = tuple(range(1, rank))
+    elif node.op is Op.BATCH_NORM:
+        axes = (1,)
+    elif isinstance(node.kind, UnitNorm):
+        axes = node.kind.axes
+    else:
+        axes = None
+    return axes

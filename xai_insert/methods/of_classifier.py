@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,12 +38,15 @@ from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.base import Study
 from xai_insert.tasks.cost import flops_of, mega
 from xai_insert.tasks.known.classification import FoundClassifier
-from xai_insert.tasks.plan import Branch, Masking, Output, Plan
+from xai_insert.tasks.plan import Branch, Masking, Output, Plan, unmasked
 
 logger = logging.getLogger(__name__)
 
 SALIENCY_CLASSES = "saliency_classes"
+SALIENCY_SCORES = "saliency_scores"
 NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
+OF_VECTORS = frozenset({"num_classes", "reference", "class_embeddings"})
+"""Options that say what a model's vector is."""
 Choice = ClassChoice[Any] | None
 
 
@@ -89,15 +92,17 @@ class ClassifierPlan(Plan):
         """Add the raw map, of `map_shape`; of the chosen classes only if there is a choice."""
 
     def uses(self) -> frozenset[str]:
-        return frozenset({"output", "target_layer"})
+        return frozenset({"output", "target_layer"}) | self.found.decided
 
     def metadata(self, options: Options) -> dict[str, str]:
         target = self.found.parts.target
         entries = {
             "target": target.value.name,
             "grid": format_grid(target.grid),
-            "classes": str(self.found.parts.logits.classes),
+            "classes": str(self.found.maps or ""),
         }
+        if self.found.reading is not None:
+            entries["reference"] = self.found.reading.name
         rectangle = self.found.frame.rectangle
         if rectangle is not None and not self.found.frame.within(target.grid):
             entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
@@ -140,7 +145,22 @@ class MaskedPlan(ClassifierPlan):
         """Add the maps in closed form; `zeros` are the zero tokens of each attention that is masked."""
 
     def uses(self) -> frozenset[str]:
-        return super().uses() | {"top_k", "form"} | ({"mask_batch"} if self.form is Form.RUNS else set())
+        used = super().uses() | {"form"} | ({"mask_batch"} if self.form is Form.RUNS else set())
+        return used | {"top_k"} if self.found.reading is None else used
+
+    @property
+    def may_follow(self) -> bool:
+        return super().may_follow and (self.found.reading is None or self.found.reading.follows)
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        branch, reading = super().splice(loaded, surgeon, graph, options), self.found.reading
+        if reading is None:
+            return branch
+        against = reading.against(surgeon, branch.scores)
+        raw = reading.products(surgeon, branch.raw, against, self.found.parts.target.grid)
+        scores = reading.scores(surgeon, branch.scores, against)
+        outputs = {SALIENCY_SCORES: Output(scores, "float32", self.map_shape[:2])}
+        return replace(branch, raw=raw, scores=reading.checked(branch.scores, scores), outputs=outputs)
 
     @property
     def attentions(self) -> Sequence[Attention]:
@@ -148,9 +168,14 @@ class MaskedPlan(ClassifierPlan):
         return ()
 
     @property
+    def read(self) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]:
+        """Class scores of what the model gives under a mask and without one."""
+        return unmasked if self.found.reading is None else self.found.reading.expected
+
+    @property
     def keep_float32(self) -> bool:
         # A map that comes from attention is a small difference on a large common part; that of a pool is not.
-        return bool(self.attentions) or self.form is Form.RUNS
+        return bool(self.attentions) or self.form is Form.RUNS or self.found.reading is not None
 
     def add(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options, choice: Choice) -> Any:
         if self.form is Form.CLOSED:
@@ -236,7 +261,7 @@ class MapPlan(MaskedPlan):
     def masking(self, options: Options) -> Masking | None:
         del options
         target = self.found.parts.target
-        return Masking(self.masked(), lambda shape, position: position_mask(shape, target, position))
+        return Masking(self.masked(), lambda shape, position: position_mask(shape, target, position), self.read)
 
 
 @dataclass(frozen=True)
@@ -287,14 +312,14 @@ class TokensPlan(MaskedPlan):
         del options
         height, width = fixed(self.found.parts.target.grid)
         weights = patch_weights((height, width), self.readout.prefix, self.kernel, self.readout.tokens)
-        return Masking(self.masked(), lambda _, position: weights[position][:, None])
+        return Masking(self.masked(), lambda _, position: weights[position][:, None], self.read)
 
 
 def map_shape(study: Study, found: FoundClassifier) -> Shape:
     """`[B, K, h, w]`, of the best classes if only those are wanted."""
-    classes, wanted = found.parts.logits.classes, study.options.top_k
+    classes, wanted = found.maps, study.options.top_k
     target = found.parts.target
-    return (target.shape[0], classes if wanted is None else min(classes, wanted), *target.grid)
+    return (target.shape[0], classes if wanted is None or classes is None else min(classes, wanted), *target.grid)
 
 
 def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:

@@ -69,7 +69,7 @@ class GradientMethod(Method):
 
     name: str
     tasks = frozenset({"classification"})
-    options = frozenset({"output", "target_layer", "top_k"})
+    options = frozenset({"output", "target_layer", "top_k", "num_classes"})
     excludes = NO_BOXES
     reads = Wanted.DERIVATIVE
 

@@ -20,6 +20,7 @@ from xai_insert.graph.view import Shape
 
 _LARGE = 1 << 16
 """Bytes of a weight that is not handed to another library."""
+_IMAGE_RANK = 4
 ML_DOMAIN = "ai.onnx.ml"
 """Classical learners and what names classes: they come behind the scores, and have shapes that nobody asks for."""
 
@@ -147,8 +148,12 @@ def _sizes(shape: ir.Shape) -> Shape:
 
 
 def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch."""
+    """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch.
+
+    Beside images, which have four axes, a text may be of any length.
+    """
     inputs = [shapes.get(value.name or "") for value in model.graph.inputs]
+    inputs = [shape for shape in inputs if shape is None or len(shape) == _IMAGE_RANK] or inputs
     sizes_known = all(shape is not None and None not in shape[1:] for shape in inputs)
     for node in model.graph:
         if node.domain == ML_DOMAIN:

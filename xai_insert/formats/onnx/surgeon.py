@@ -186,6 +186,13 @@ class OnnxSurgeon:
         del shape, image, axes  # onnxruntime takes no other sizes than those of the file
         return value
 
+    def add_input(self, name: str, dtype: str, shape: Shape) -> ir.Value:
+        sizes = [self._batch or f"{name}_{axis}" if size is None else size for axis, size in enumerate(shape)]
+        value = ir.Value(name=name, type=ir.TensorType(data_type(dtype)), shape=ir.Shape(sizes))
+        value.doc_string = f"{name}, added by xai-insert"
+        self._model.graph.inputs.append(value)
+        return value
+
     def prune(self) -> None:
         graph = self._model.graph
         kept = set(graph.outputs)

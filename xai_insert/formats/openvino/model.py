@@ -19,6 +19,7 @@ from xai_insert.formats.openvino.precision import mark_branch, marked
 from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner
 from xai_insert.formats.openvino.safety import require_safe
+from xai_insert.formats.openvino.shapes import name_open_sizes
 from xai_insert.formats.openvino.strip import strip
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
 from xai_insert.formats.openvino.view import build_view
@@ -43,6 +44,7 @@ class OpenVINOModel:
         self.kept: object = None  # what constants may lie in
         _write_as_newest(native)
         with taking_apart("the OpenVINO graph"):
+            name_open_sizes(native)
             self._products = WrittenOut(native)
 
     def view(self) -> Graph:

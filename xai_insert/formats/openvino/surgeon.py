@@ -231,6 +231,13 @@ class OpenVINOSurgeon:
                 target = op.mul(target, op.reduce(ones, "min", [0]))
         return op.shaped(value, target)
 
+    def add_input(self, name: str, dtype: str, shape: Shape) -> ov.Output:
+        sizes = ov.PartialShape([-1 if size is None else size for size in shape])
+        parameter = opset.parameter(sizes, np.dtype(dtype), name=self._names.unique(f"{name}/input"))
+        parameter.output(0).set_names({name})
+        self._model.add_parameters([parameter])
+        return parameter.output(0)
+
     def prune(self) -> None:
         pass  # what leads to no result is not part of an `ov.Model`
 

@@ -9,9 +9,11 @@ from typing import Any
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.view import Value
 from xai_insert.locate.classifier import Classifier, locate_classifier
+from xai_insert.locate.embedding import is_normalised, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
-from xai_insert.locate.logits import no_class_scores, scored_outputs
+from xai_insert.locate.logits import Logits, find_logits, no_class_scores, scored_outputs
+from xai_insert.methods.reading import Reading
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -23,12 +25,23 @@ class FoundClassifier(Found):
 
     Attributes:
         parts: what was located in it.
+        reading: what is made of its vector, where that holds no scores of classes; None if it does.
+        decided: names of the options that said what the vector is.
+        note: what else the model may be, for people.
     """
 
     task = "classification"
     methods = ("vit-recipro-cam", "recipro-cam")
     kin = frozenset(methods)
     parts: Classifier
+    reading: Reading | None = None
+    decided: frozenset[str] = frozenset()
+    note: str = ""
+
+    @property
+    def maps(self) -> int | None:
+        """How many maps an image has; None if that is told while the model runs."""
+        return self.parts.logits.classes if self.reading is None else self.reading.count
 
     @property
     def frame(self) -> Frame:
@@ -47,7 +60,8 @@ class FoundClassifier(Found):
                 "output": logits.output_name,
                 "name": logits.value.name,
                 "shape": logits.value.shape,
-                "classes": logits.classes,
+                "classes": self.maps,
+                "note": self.note,
             },
             "target": target.describe() | {"masked": [], "rectangle": target.frame.rectangle},
         }
@@ -63,13 +77,39 @@ class Classification(Task):
         graph, options = study.graph, study.options
         if not scored_outputs(graph, image_inputs(graph), options.output):
             return NotMine(no_class_scores(graph))
-        parts = locate_classifier(graph, options, study.wanted)
-        for value in (parts.target.value, parts.logits.value):
-            if value.dtype not in _FLOATS:
-                raise TargetNotFoundError(
-                    f"{value.describe()} holds {value.dtype}, wanted floating-point numbers; is the file whole?"
-                )
-        return FoundClassifier(parts)
+        logits = find_logits(graph, image_inputs(graph), options.output)
+        stated = options.num_classes == logits.classes
+        if is_normalised(logits.value) and not stated:
+            return NotMine(
+                f"{logits.value.describe()} ends in a norm over its own elements, as an embedding does: it is no "
+                f"classifier; --reference explains it as an embedding, --num-classes {logits.classes} says that it "
+                "holds scores of classes"
+            )
+        parts = located(study, logits)
+        if stated:
+            return FoundClassifier(parts, decided=frozenset({"num_classes"}))
+        note = ""
+        if may_be_embedding(graph, logits):
+            note = (
+                f"taken for scores of {logits.classes} classes; if it is an embedding: --reference or "
+                "--class-embeddings"
+            )
+        return FoundClassifier(parts, note=note)
+
+
+def located(study: Study, logits: Logits) -> Classifier:
+    """What is explained where `logits` stand for the class scores.
+
+    Raises:
+        XaiInsertError: see `locate_classifier`; or the values are no floating-point numbers.
+    """
+    parts = locate_classifier(study.graph, study.options, study.wanted, logits)
+    for value in (parts.target.value, parts.logits.value):
+        if value.dtype not in _FLOATS:
+            raise TargetNotFoundError(
+                f"{value.describe()} holds {value.dtype}, wanted floating-point numbers; is the file whole?"
+            )
+    return parts
 
 
 TASK = Classification()
