@@ -2,7 +2,8 @@
 
 Run from the repository root: ``python -m benchmarks.fuzz --count 30000``. Each file is a seed (a small network of
 the tests, or the bundled models) with a few mutations that follow from its number, so that `--only N` repeats one.
-Every fourth is a call of `xai-explain` with damaged pictures, labels, metadata, or results of an earlier run. A worker
+Every fourth is a call of `xai-explain` with damaged pictures, labels, metadata, or results of an earlier run; in some
+of the others a model that has its map already is damaged, and verified or stripped. A worker
 process does the calls, one after the other; the parent watches its time and memory, ends it before it fills the
 machine, and starts another when it dies. Whatever was written is loaded and run by its runtime. Files that were given,
 and those that planted links lead to, must be as they were.
@@ -33,14 +34,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz_runs import damaged_run
-from benchmarks.fuzz_seeds import write_models, write_runs
+from benchmarks.fuzz_seeds import write_inserted, write_models, write_runs
 from benchmarks.mutations import damage_bytes, damage_ir, damage_onnx
 
 SECONDS, MEGABYTES = 30.0, 2048
 _PATIENCE = 120.0  # for a process that sleeps, or has no turn
 _POLL = 0.1
 CLEAN = (
-    "refused", "inserted", "explained", "like the plain model", "crash reported", "hang reported", "memory reported",
+    "refused", "inserted", "verified", "stripped", "explained", "like the plain model",
+    "crash reported", "hang reported", "memory reported",
 )  # fmt: skip
 BAD = ("traceback", "rejected", "hang", "memory", "crash", "lost")
 _OPTIONS: tuple[dict[str, Any], ...] = (
@@ -54,7 +56,8 @@ _WORN = 5.0, 700.0  # seconds or megabytes after which a worker is replaced: wha
 WITHOUT_THREADS = "import os; os.environ['OPENBLAS_NUM_THREADS'] = '1'; import xai_insert.cli"
 """What keeps libraries from starting threads when they are imported: a fork would lose them, and wait for them."""
 EXPLAINED = 4  # every so many calls is one of xai-explain
-GROUPS = ("onnx", "xml", "explain")
+GROUPS = ("onnx", "xml", "explain", "verify", "strip")
+INSERTED = 0.1  # of the others have their map already
 _SAVE = 100  # files between two writings of the counts
 _ROOT = Path(__file__).parents[1]
 
@@ -69,11 +72,12 @@ class Case:
     output: Path
     options: dict[str, Any]
     arguments: tuple[str, ...] | None = None
+    action: str = "insert"
 
     @property
     def group(self) -> str:
         """What is counted together."""
-        return "explain" if self.arguments is not None else self.source.suffix[1:]
+        return self.source.suffix[1:] if self.action == "insert" else self.action
 
     def given(self) -> dict[Path, bytes]:
         """What no call may change: everything but the output."""
@@ -92,11 +96,13 @@ class Outcome:
     megabytes: float
 
 
-def damaged(seeds: Sequence[Path], number: int, root_seed: int, folder: Path) -> Case:
+def damaged(seeds: Sequence[Path], inserted: Sequence[Path], number: int, root_seed: int, folder: Path) -> Case:
     """Write damaged file `number` into `folder`."""
     rng = random.Random(f"{root_seed}/{number}")
+    action = rng.choice(("verify", "strip")) if rng.random() < INSERTED else "insert"
     small = [seed for seed in seeds if "shapes" not in seed.stem]
-    seed = rng.choice(small if rng.random() < 0.99 else list(seeds))
+    known = list(inserted) if action != "insert" else small if rng.random() < 0.99 else list(seeds)
+    seed = rng.choice(known)
     content = seed.read_bytes()
     source = folder / f"model{seed.suffix}"
     if seed.suffix == ".onnx":
@@ -114,6 +120,8 @@ def damaged(seeds: Sequence[Path], number: int, root_seed: int, folder: Path) ->
             content = damage_ir(content, rng)
         source.with_suffix(".bin").write_bytes(weights)
     source.write_bytes(content)
+    if action != "insert":
+        return Case(number, seed.name, source, folder / f"out{seed.suffix}", {}, action=action)
     to_ir = seed.suffix == ".xml" or rng.random() < 0.2
     options = rng.choice(_OF_DETECTORS if seed.stem.startswith("detector") else _OPTIONS)
     return Case(number, seed.name, source, folder / f"out{'.xml' if to_ir else '.onnx'}", options)
@@ -179,7 +187,8 @@ class Worker:
         """Insert into one file."""
         assert self._process.stdin is not None
         request = {
-            "source": str(case.source), "output": str(case.output), "options": case.options, "explain": case.arguments,
+            "action": case.action, "source": str(case.source), "output": str(case.output),
+            "options": case.options, "arguments": case.arguments,
         }  # fmt: skip
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
@@ -230,7 +239,11 @@ def through_command_line(case: Case) -> str:
         flag = "--no-check" if key == "check" else f"--{key.replace('_', '-')}"
         text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
         options += [flag] if isinstance(value, bool) else [flag, text]
-    command = [sys.executable, "-m", "xai_insert.cli.insert", str(case.source), "-o", str(case.output), *options]
+    if case.action != "insert":
+        options.append(f"--{case.action}")
+    if case.action != "verify":
+        options += ["-o", str(case.output)]
+    command = [sys.executable, "-m", "xai_insert.cli.insert", str(case.source), *options]
     if case.arguments is not None:
         command = [sys.executable, "-m", "xai_insert.cli.explain", *case.arguments]
     with tempfile.TemporaryFile() as errors:
@@ -257,15 +270,18 @@ def fuzz(
     with tempfile.TemporaryDirectory(prefix="xai-insert-fuzz-") as scratch:
         (seeds_folder := Path(scratch, "seeds")).mkdir()
         (runs_folder := Path(scratch, "runs")).mkdir()
+        (inserted_folder := Path(scratch, "inserted")).mkdir()
         seeds, runs = write_models(seeds_folder, bundled=bundled), write_runs(runs_folder)
+        inserted = write_inserted(seeds, inserted_folder)
         worker = Worker()
         try:
             for number in numbers:
                 (folder := Path(scratch, "case")).mkdir()
                 if number % EXPLAINED:
-                    case = damaged(seeds, number, root_seed, folder)
+                    case = damaged(seeds, inserted, number, root_seed, folder)
                 else:
-                    case = Case(number, *damaged_run(runs, random.Random(f"{root_seed}/{number}"), folder))
+                    run = damaged_run(runs, random.Random(f"{root_seed}/{number}"), folder)
+                    case = Case(number, *run, action="explain")
                 before = case.given()
                 outcome = worker.run(case)
                 if case.given() != before and outcome.kind in CLEAN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.commands import invoke
 from tests.test_vit_recipro_cam import CLOSED as TRANSFORMERS
 from xai_insert import Options, insert_file
 from xai_insert.cli.explain import main
+from xai_insert.errors import XaiInsertError
 
 SETS = range(7, 26)
 _ROOT = Path(__file__).parents[1]
@@ -45,6 +47,18 @@ def write_models(folder: Path, *, bundled: bool = True) -> list[Path]:
     for path in sorted(folder.glob("*.xml"))[::4]:
         _as_version_10(path)
     return sorted(path for path in folder.iterdir() if path.suffix in (".onnx", ".xml"))
+
+
+def write_inserted(seeds: Sequence[Path], folder: Path) -> list[Path]:
+    """Insert into a few of them."""
+    made = []
+    for seed in sorted(seeds)[::8]:
+        try:
+            insert_file(seed, folder / seed.name)
+        except XaiInsertError:  # a head that needs an option
+            continue
+        made.append(folder / seed.name)
+    return made
 
 
 def _plain() -> dict[str, onnx.ModelProto]:

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +28,8 @@ from xai_insert.formats.onnx import model as _onnx  # noqa: F401 - before the fo
 from xai_insert.formats.onnx.runtime import _TYPES as ONNX_TYPES
 from xai_insert.formats.openvino import model as _openvino  # noqa: F401
 from xai_insert.formats.openvino.view import dtype_name, static_shape
+from xai_insert.strip import strip_file
+from xai_insert.verify import verify_file
 
 _LIMIT = 12 << 30  # of allocations: those beyond fail as on a machine of that size
 _SIZE = 12  # of what a model leaves open
@@ -55,10 +58,15 @@ def _serve(answers: TextIO) -> None:
     for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115 - what follows the line is for the next child
         request = json.loads(line)
         Path("/proc/self/clear_refs").write_text("5")  # peak memory from here on
-        if request["explain"] is not None:
-            kind, detail = _explain(request["explain"], Path(request["output"]))
+        source, output = Path(request["source"]), Path(request["output"])
+        if request["action"] == "explain":
+            kind, detail = _explain(request["arguments"], output)
+        elif request["action"] == "verify":
+            kind, detail = _end(verify_file, source) or ("verified", "")
+        elif request["action"] == "strip":
+            kind, detail = _end(strip_file, source, output) or _written(source, output, "stripped")
         else:
-            kind, detail = _insert(Path(request["source"]), Path(request["output"]), request["options"])
+            kind, detail = _insert(source, output, request["options"])
         _say(answers, kind=kind, detail=detail, peak=_megabytes("VmHWM"), now=_megabytes("VmRSS"))
 
 
@@ -75,8 +83,15 @@ def _megabytes(what: str) -> float:
 
 def _insert(source: Path, output: Path, options: dict[str, Any]) -> tuple[str, str]:
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    chosen = Options(**given, given=())  # so that one which does nothing here is no refusal
+    end = _end(insert_file, source, output, chosen)
+    return end or _written(source, output, "inserted", just_load=not options.get("check", True))
+
+
+def _end(call: Callable[..., object], *arguments: Any) -> tuple[str, str] | None:
+    """How a call ended that did not do its work."""
     try:
-        insert_file(source, output, Options(**given, given=()))  # so that one which does nothing here is no refusal
+        call(*arguments)
     except XaiInsertError as err:
         text = " ".join(str(err).split())
         return "refused", f"{type(err).__name__}: {text[:300]}"
@@ -84,15 +99,19 @@ def _insert(source: Path, output: Path, options: dict[str, Any]) -> tuple[str, s
         return "memory", traceback.format_exc()[-1500:]
     except Exception:  # what the fuzzer is for
         return "traceback", traceback.format_exc()[-1500:]
+    return None
+
+
+def _written(source: Path, output: Path, kind: str, *, just_load: bool = False) -> tuple[str, str]:
+    """`kind` if what was written runs."""
     run = _run_onnx if output.suffix == ".onnx" else _run_openvino
-    just_load = not options.get("check", True)
     try:
         run(output, just_load)
     except Exception as err:  # whatever the runtime raises
         # The check runs in float32; where the runtime's default precision refuses the plain model, nothing is lost.
         kind = "rejected" if _works(run, source, just_load) else "like the plain model"
         return kind, f"{type(err).__name__}: {err}"[:500]
-    return "inserted", ""
+    return kind, ""
 
 
 def _explain(arguments: list[str], output: Path) -> tuple[str, str]:

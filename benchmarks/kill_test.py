@@ -1,11 +1,11 @@
 """Kill both commands at random moments, and see that every model and every picture that they leave is whole.
 
-Run from the repository root: ``python -m benchmarks.kill_test --runs 125`` does 500. Two models with other weights and
+Run from the repository root: ``python -m benchmarks.kill_test --runs 100`` does 500. Two models with other weights and
 graphs are inserted in turn into the same output, as IR, as ONNX, and as ONNX with external weights. Each run is killed
 (SIGKILL) after a random part of the time that a whole run takes; half of the runs are slowed down while they move their
 files into place, so that the kill falls there. Runs that came to their end before do not count. Then the output is
-loaded and run, and must give exactly what one of the two inserted models gives. The fourth kind is `xai-explain`, see
-`benchmarks.kill_explain`.
+loaded and run, and must give exactly what one of the two inserted models gives. The other kinds are
+`xai-insert --jobs`, see `benchmarks.kill_jobs`, and `xai-explain`, see `benchmarks.kill_explain`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 
-from benchmarks import kill_explain
+from benchmarks import kill_explain, kill_jobs
 from benchmarks.fuzz import WITHOUT_THREADS
 from tests import models
 
-EXPLAIN = "xai-explain"
-KINDS = ("openvino", "onnx", "onnx, external weights", EXPLAIN)
+OTHERS = {"xai-insert --jobs": kill_jobs.run, "xai-explain": kill_explain.run}
+KINDS = ("openvino", "onnx", "onnx, external weights", *OTHERS)
 _PAUSE = 0.03
 _NURSERY = """
 import json, os, sys, time
@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rng = random.Random(args.seed)
     counts = {
-        kind: kill_explain.run(args.runs, rng) if kind == EXPLAIN else run(kind, args.runs, rng) for kind in args.kinds
+        kind: OTHERS[kind](args.runs, rng) if kind in OTHERS else run(kind, args.runs, rng) for kind in args.kinds
     }
     print(json.dumps(counts, indent=2))
     return int(any(count["broken"] + count["mixed"] + count["the other one failed"] for count in counts.values()))

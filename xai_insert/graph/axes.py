@@ -200,10 +200,18 @@ def _fill(
             taken = [stream.pop(0)]
         else:
             taken = _take(stream, size, end)
+            following = shape[index + 1] if index + 1 < len(shape) else None
+            while taken is not None and not from_right and following != 1 and _is_single_batch(stream):
+                taken.append(stream.pop(0))
         if taken is None:
             return index
         result[index] = merged(taken[::-1] if from_right else taken)
     return None
+
+
+def _is_single_batch(stream: list[Digit]) -> bool:
+    """Whether a batch of one comes next, which leaves no trace in the sizes: it stays with what it stands behind."""
+    return bool(stream) and stream[0].origin.kind is Kind.BATCH and stream[0].size == 1
 
 
 def _take(stream: list[Digit], size: int, end: int) -> list[Digit] | None:

@@ -1,21 +1,12 @@
-"""Which axes of a value are channels and which are the spatial grid, told by the operations around it."""
+"""Feature maps: which axes of a value are the grid, and how the grid lies in the image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from xai_insert.graph.axes import is_near
-from xai_insert.graph.view import Node, Op, Shape, Value, volume
-
-_SAME_LAYOUT = frozenset(
-    {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW, Op.CLIP, Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.QUANTIZE}
-    | {Op.SOFTMAX, Op.CONCAT}
-)
-_MOVING = frozenset({Op.SCATTER, Op.SLICE, Op.GATHER})
-"""What puts rows of several levels in one list; axes keep their meaning while the rank stays."""
-_SEARCH_LIMIT = 200
+from xai_insert.graph.view import Shape, Value, volume
 
 
 @dataclass(frozen=True)
@@ -122,77 +113,6 @@ class FeatureMap:
     def positions(self) -> int | None:
         """Number of cells of the grid, or None if it follows the input."""
         return volume(self.grid)
-
-
-def channel_axis(value: Value) -> int | None:
-    """Axis of the channels of a value of rank 3 or 4, from the nearest operation that gives it away."""
-    seen: set[Value] = set()
-    queue: list[Value] = [value]
-    rank = value.rank
-    while queue and len(seen) < _SEARCH_LIMIT:
-        current = queue.pop(0)
-        if current in seen:
-            continue
-        seen.add(current)
-        axis = _evidence(current)
-        if axis is not None:
-            return axis
-        queue += [neighbour for neighbour in _neighbours(current) if neighbour.rank == rank]
-    return None
-
-
-def _evidence(value: Value) -> int | None:
-    rank = value.rank
-    if rank not in (3, 4):
-        return None
-    producer = value.producer
-    if producer is not None:
-        if producer.op in (Op.CONV, Op.POOL, Op.BATCH_NORM, Op.ROI_ALIGN):
-            return 1
-        if producer.op is Op.TRANSPOSE and (perm := producer.attrs["perm"]) is not None:
-            source = producer.operand(0)
-            axis = None if source is None or source.producer is None else _transposed(source)
-            if axis is not None:
-                return int(perm.index(axis))
-        if _is_channel_last(producer):
-            return rank - 1
-    for use in value.uses:
-        if use.index == 0 and use.node.op in (Op.CONV, Op.POOL, Op.BATCH_NORM):
-            return 1
-        if use.index == 0 and _is_channel_last(use.node):
-            return rank - 1
-    return None
-
-
-def _transposed(source: Value) -> int | None:
-    """Channel axis of the operand of a Transpose, one step deep so that chains of them end."""
-    producer = source.producer
-    if producer is None:
-        return None
-    if producer.op in (Op.CONV, Op.POOL, Op.BATCH_NORM):
-        return 1
-    if _is_channel_last(producer) and source.rank is not None:
-        return source.rank - 1
-    return channel_axis(source) if producer.op in _SAME_LAYOUT else None
-
-
-def _is_channel_last(node: Node) -> bool:
-    """A linear layer with stored weights, or a normalisation over the last axis."""
-    if node.op is Op.MATMUL:
-        weight = node.operand(1)
-        return weight is not None and weight.is_constant and weight.rank == 2
-    if node.op is Op.LAYER_NORM:
-        rank = node.output.rank
-        return rank is not None and node.attrs["axes"] == (rank - 1,)
-    return False
-
-
-def _neighbours(value: Value) -> Iterator[Value]:
-    if value.producer is not None and value.producer.op in _SAME_LAYOUT | _MOVING:
-        yield from (v for v in value.producer.inputs if v is not None and not v.is_constant)
-    for use in value.uses:
-        if use.node.op in _SAME_LAYOUT:
-            yield from use.node.outputs
 
 
 def grid_of_map(value: Value, grid_axes: tuple[int, ...]) -> tuple[int | None, int | None]:

@@ -1,127 +1,77 @@
-"""Following the batch and the tokens through reshapes and transposes, whatever sizes an export has baked in."""
+"""The batch, and the tokens whose read-out rows are kept, among the axes of a region that runs on many samples.
+
+The axes are those of `xai_insert.graph.axes`, with the sizes of the model as it was exported, and follow its rules. Two
+origins count: the batch, and the tokens, of which the rows that are kept come first.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, of, other
+from xai_insert.graph.axes import regroup as graph_regroup
 from xai_insert.graph.operators import UnitNorm
 from xai_insert.graph.view import POINTWISE, Node, Op
 
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
 """Operations that work on each element where it is."""
-BATCH = "batch"
+_SPECIAL = (Kind.BATCH, Kind.JOINT)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The token axis; `size` is that of the model as it was exported."""
-
-    size: int
+def batch_axis(size: int | None) -> Axis:
+    """The batch of the exported model; None if it is free."""
+    return of(Origin(Kind.BATCH, size))
 
 
-Atom = str | int | Tokens
-Dim = tuple[Atom, ...]
-"""One axis, as the factors that it was merged from, outermost first; a plain axis has one factor or none (size 1)."""
-Dims = tuple[Dim, ...]
+def token_axis(size: int) -> Axis:
+    """As many tokens: a joint axis, as a reshape may not split it."""
+    return of(Origin(Kind.JOINT, size, parts=(other(size),)))
 
 
-def has_tokens(dim: Dim) -> bool:
+def has_batch(axis: Axis) -> bool:
+    """Whether an axis holds the batch."""
+    return any(digit.origin.kind is Kind.BATCH for digit in axis)
+
+
+def has_tokens(axis: Axis) -> bool:
     """Whether an axis holds tokens."""
-    return any(isinstance(atom, Tokens) for atom in dim)
+    return any(digit.origin.kind is Kind.JOINT for digit in axis)
 
 
-def _size(atom: Atom, batch: int | None) -> int | None:
-    if isinstance(atom, Tokens):
-        return atom.size
-    return atom if isinstance(atom, int) else batch
-
-
-def plain(dim: int) -> Dim:
-    """An axis that is neither batch nor tokens."""
-    return () if dim == 1 else (dim,)
-
-
-def width(dim: Dim) -> int | None:
+def width(axis: Axis) -> int | None:
     """Size of an axis without batch and tokens; None for others."""
-    factors = [atom for atom in dim if isinstance(atom, int)]
-    return math.prod(factors) if len(factors) == len(dim) else None
+    return None if has_batch(axis) or has_tokens(axis) else axis_size(axis)
 
 
-def regroup(dims: Dims, shape: Sequence[int | None], batch: int | None) -> Dims | None:
-    """The axes after a reshape to `shape` (sizes of the exported model); None if they cannot be told.
+def kept(axes: Axes) -> list[Digit]:
+    """The digits that hold batch or tokens."""
+    return [digit for axis in axes for digit in axis if digit.origin.kind in _SPECIAL]
 
-    Args:
-        dims: axes of the operand.
-        shape: sizes of the result in the exported model, at most one of them unknown.
-        batch: the batch that the model was exported with; None if it is dynamic.
 
-    Elements keep their order in a reshape, so the factors keep theirs and only the borders between axes move.
-    """
-    stream = [atom for dim in dims for atom in dim if atom != 1]
-    single = [atom for atom in stream if isinstance(atom, Tokens) and atom.size == 1]
+def regroup(axes: Axes, shape: Sizes) -> Axes | None:
+    """The axes after a reshape to `shape`, at most one of whose sizes is unknown; None if batch or tokens are lost."""
+    single = [digit for digit in kept(axes) if digit.origin.kind is Kind.JOINT and digit.size == 1]
     if single:  # one token leaves no trace in the order of elements: it may stand wherever there is an axis for it
-        rest = regroup(tuple((atom,) for atom in stream if atom not in single), shape, batch)
-        return None if rest is None else _with_token(rest, single[0])
-    unknown = [axis for axis, size in enumerate(shape) if size is None]
-    if len(unknown) > 1:
-        return None
-    if not unknown:
-        return _consume(stream, [size or 0 for size in shape], batch, whole=True)
-    axis = unknown[0]
-    left = _consume(stream, [size or 0 for size in shape[:axis]], batch, whole=False)
-    stream.reverse()
-    right = _consume(stream, [size or 0 for size in reversed(shape[axis + 1 :])], batch, whole=False)
-    if left is None or right is None:
-        return None
-    return (*left, tuple(reversed(stream)), *(tuple(reversed(dim)) for dim in reversed(right)))
+        rest = regroup(tuple(tuple(digit for digit in axis if digit not in single) for axis in axes), shape)
+        return None if rest is None else _with_token(rest, (single[0],))
+    found = graph_regroup(axes, shape)
+    return found if kept(found) == kept(axes) else None
 
 
-def _with_token(dims: Dims, token: Tokens) -> Dims:
-    for axis, dim in enumerate(dims):
-        if not dim:
-            return (*dims[:axis], (token,), *dims[axis + 1 :])
-    return dims
+def _with_token(axes: Axes, token: Axis) -> Axes:
+    for index, axis in enumerate(axes):
+        if not axis:
+            return (*axes[:index], token, *axes[index + 1 :])
+    return axes
 
 
-def _consume(stream: list[Atom], sizes: list[int], batch: int | None, *, whole: bool) -> Dims | None:
-    """Take one axis after the other off `stream`; with `whole`, nothing may be left."""
-    result: list[Dim] = []
-    for index, size in enumerate(sizes):
-        following = sizes[index + 1] if index + 1 < len(sizes) else 0
-        dim = _take(stream, size, following, batch)
-        if dim is None:
-            return None
-        result.append(dim)
-    return None if whole and stream else tuple(result)
+def alike(a: Axes, b: Axes) -> bool:
+    """Whether axes are as wide, and hold the same parts of batch and tokens."""
+    return list(map(_measure, a)) == list(map(_measure, b))
 
 
-def _take(stream: list[Atom], size: int, following: int, batch: int | None) -> Dim | None:
-    taken: list[Atom] = []
-    product = 1
-    while product < size:
-        if not stream:
-            return None
-        atom_size = _size(stream[0], batch)
-        if not atom_size:  # unknown, or the 0 of a damaged file
-            return None
-        need = size // product
-        if size % product == 0 and need % atom_size == 0:
-            taken.append(stream.pop(0))
-            product *= atom_size
-        elif isinstance(stream[0], int) and size % product == 0 and atom_size % need == 0:
-            taken.append(need)
-            stream[0] = atom_size // need
-            product = size
-        else:
-            return None
-    # A batch of one leaves no trace in the sizes: it goes with the axis of size 1 or, without one, where it stands.
-    while stream and not isinstance(stream[0], int) and _size(stream[0], batch) == 1 and (size == 1 or following != 1):
-        taken.append(stream.pop(0))
-        if following == 1:
-            break
-    return tuple(taken)
+def _measure(axis: Axis) -> tuple[int | None, list[tuple[Kind, int | None]]]:
+    return axis_size(axis), [(digit.origin.kind, digit.size) for digit in kept((axis,))]
 
 
 def touched_axes(node: Node, rank: int) -> Sequence[int] | None:

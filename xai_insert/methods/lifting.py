@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Generic
 
 from xai_insert.errors import CannotFreeBatchError
+from xai_insert.graph.axes import Axes, other
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
 from xai_insert.methods.axes import (
-    BATCH,
     ELEMENTWISE,
-    Dim,
-    Dims,
-    Tokens,
+    alike,
+    batch_axis,
+    has_batch,
     has_tokens,
-    plain,
     regroup,
+    token_axis,
     touched_axes,
     width,
 )
@@ -38,7 +38,7 @@ class Lifted(Generic[V]):
     """A value of the longer batch, and what each of its axes is made of."""
 
     handle: V
-    dims: Dims
+    dims: Axes
 
 
 class Lifter(Generic[V]):
@@ -53,7 +53,7 @@ class Lifter(Generic[V]):
 
     def __init__(self, surgeon: Surgeon[V], batch: int | None, rows: int = 1, copies: int = 1) -> None:
         self._surgeon = surgeon
-        self._batch = batch
+        self.batch = batch_axis(batch)
         self._rows = rows
         self._copies = copies
         self.made: dict[Value, Lifted[V] | None] = {}
@@ -83,7 +83,7 @@ class Lifter(Generic[V]):
         if lifted is None:
             raise CannotFreeBatchError(f"{result.describe()} does not depend on the masked positions")
         first = lifted.dims[0] if lifted.dims else ()
-        if first[:1] != (BATCH,) or (len(first) > 1 and not (heads and width(first[1:]))):
+        if not has_batch(first[:1]) or (len(first) > 1 and not (heads and width(first[1:]))):
             raise CannotFreeBatchError(f"{result.describe()} does not begin with the batch")
         return lifted.handle
 
@@ -129,9 +129,9 @@ class Lifter(Generic[V]):
             if value is None or not (value in self.made or value.is_constant):
                 continue
             lifted = self.made.get(value)
-            dims = tuple(map(plain, fixed(value.sizes))) if lifted is None else lifted.dims
-            for own, other in zip(reversed(dims), reversed(main.dims), strict=False):
-                if (BATCH in own) != (BATCH in other) and own != ():
+            dims = tuple(map(other, fixed(value.sizes))) if lifted is None else lifted.dims
+            for own, met in zip(reversed(dims), reversed(main.dims), strict=False):
+                if has_batch(own) != has_batch(met) and own != ():
                     return False
         return True
 
@@ -140,7 +140,7 @@ class Lifter(Generic[V]):
             return CannotFreeBatchError(f"it is not known which axes {node.type} {node.name!r} mixes")
         return CannotFreeBatchError(f"{node.type} {node.name!r} mixes the batch or the tokens with other axes")
 
-    def _copy(self, node: Node, main: Lifted[V], dims: Dims) -> None:
+    def _copy(self, node: Node, main: Lifted[V], dims: Axes) -> None:
         operands = [value if value is None else self._operand(node, value, main) for value in node.inputs]
         outputs = self._surgeon.copy(node, operands)
         for output, handle in zip(node.outputs, outputs, strict=True):
@@ -148,7 +148,7 @@ class Lifter(Generic[V]):
             if not shape:  # the scale of a dynamic quantiser
                 self.made[output] = Lifted(handle, ())
                 continue
-            kept = [dim if width(dim) is None else plain(fixed([shape[axis]])[0]) for axis, dim in enumerate(dims)]
+            kept = [dim if width(dim) is None else other(fixed([shape[axis]])[0]) for axis, dim in enumerate(dims)]
             self.made[output] = Lifted(handle, tuple(kept))
 
     def _operand(self, node: Node, value: Value, main: Lifted[V]) -> V:
@@ -182,9 +182,9 @@ class Lifter(Generic[V]):
                 if len(dim) > 1 or (shape[axis] or 0) < self._rows:
                     raise CannotFreeBatchError(f"{value.describe()} merges its tokens with another axis")
                 handle = op.slice(handle, axis, 0, self._rows)
-        if value.is_constant or (BATCH,) not in dims:
+        batch = next((axis for axis, dim in enumerate(dims) if len(dim) == 1 and has_batch(dim)), None)
+        if value.is_constant or batch is None:
             return handle
-        batch = dims.index((BATCH,))
         sizes = [min(self._rows, shape[axis] or 1) if has_tokens(dim) else shape[axis] for axis, dim in enumerate(dims)]
         before, after = fixed(sizes[:batch]), fixed(sizes[batch + 1 :])
         columns = math.prod((*before, *after))
@@ -198,10 +198,10 @@ class Lifter(Generic[V]):
             widened = list(main.dims)
             for axis in axes:
                 widened.insert(axis, ())
-            dims: Dims | None = tuple(widened)
+            dims: Axes | None = tuple(widened)
         else:
             shape = node.output.shape
-            dims = None if shape is None else regroup(main.dims, _completed(shape, node), self._batch)
+            dims = None if shape is None else regroup(main.dims, _completed(shape, node))
         if dims is None:
             raise self._refusal(node)
         self.made[node.output] = Lifted(self._surgeon.ops.reshape(main.handle, self._sizes(dims)), dims)
@@ -215,14 +215,14 @@ class Lifter(Generic[V]):
         known = [size for size in kept if size is not None]
         if len(known) < len(kept):
             raise self._refusal(node)
-        dims = tuple(dim if width(dim) is None else plain(size) for size, dim in zip(known, main.dims, strict=True))
+        dims = tuple(dim if width(dim) is None else other(size) for size, dim in zip(known, main.dims, strict=True))
         self.made[node.output] = Lifted(self._surgeon.ops.expand(main.handle, known), dims)
 
-    def _sizes(self, dims: Dims) -> list[int]:
+    def _sizes(self, dims: Axes) -> list[int]:
         sizes = []
         for dim in dims:
-            factors = [atom if isinstance(atom, int) else self._rows for atom in dim if atom != BATCH]
-            sizes.append(-1 if BATCH in dim else volume(factors) or 1)
+            factors = [self._rows if has_tokens((digit,)) else digit.size for digit in dim]
+            sizes.append(-1 if has_batch(dim) else volume(factors) or 1)
         return sizes
 
     def _join_tokens(self, node: Node) -> None:
@@ -233,7 +233,7 @@ class Lifter(Generic[V]):
         size = node.output.sizes[axis]
         if lifted is None or size is None:
             raise self._refusal(node)
-        dims = (*lifted.dims[:axis], (Tokens(size),), *lifted.dims[axis + 1 :])
+        dims = (*lifted.dims[:axis], token_axis(size), *lifted.dims[axis + 1 :])
         self.made[node.output] = Lifted(lifted.handle, dims)
 
     def _multiply(self, node: Node) -> None:
@@ -256,12 +256,12 @@ class Lifter(Generic[V]):
         rows, transposed = node.read(0), bool(node.attrs["transpose_b"])
         if not rows.is_constant or rows.rank != 2 or len(b.dims) != 2 or node.attrs["transpose_a"]:
             return False
-        mixed, kept = b.dims[::-1] if transposed else b.dims
+        mixed, vectors = b.dims[::-1] if transposed else b.dims
         if node.operand(2) is not None or width(mixed) is None:
             return False
         op, stored = self._surgeon.ops, self._surgeon.handle(rows)
         handle = op.matmul_transposed(stored, b.handle) if transposed else op.matmul(stored, b.handle)
-        self.made[node.output] = Lifted(handle, (plain(fixed(rows.sizes)[0]), kept))
+        self.made[node.output] = Lifted(handle, (other(fixed(rows.sizes)[0]), vectors))
         return True
 
     def _attend(self, node: Node) -> None:
@@ -270,15 +270,15 @@ class Lifter(Generic[V]):
         query, key, value = parts
         if query is None or key is None or value is None or not node.attrs.get("is_plain"):
             raise self._refusal(node)
-        if len({part.dims[:-2] for part in (query, key, value)}) > 1 or any(
+        if not all(alike(part.dims[:-2], query.dims[:-2]) for part in (key, value)) or any(
             width(dim) is None for part in (query, key, value) for dim in part.dims[-2:]
         ):
             raise self._refusal(node)
-        for other in node.inputs[3:]:
-            sizes = () if other is None else other.sizes
+        for mask in node.inputs[3:]:
+            sizes = () if mask is None else mask.sizes
             aligned = zip(reversed(sizes), reversed(query.dims), strict=False)
-            if other is not None and (
-                not other.is_constant or any(BATCH in dim and size != 1 for size, dim in aligned)
+            if mask is not None and (
+                not mask.is_constant or any(has_batch(dim) and size != 1 for size, dim in aligned)
             ):
                 raise self._refusal(node)
         self._copy(node, query, (*query.dims[:-1], value.dims[-1]))
@@ -305,7 +305,7 @@ class Lifter(Generic[V]):
                 self.made[output] = None
             elif stop <= self._rows:
                 part = self._surgeon.ops.slice(main.handle, axis, begin, stop)
-                dims = (*main.dims[:axis], plain(stop - begin), *main.dims[axis + 1 :])
+                dims = (*main.dims[:axis], other(stop - begin), *main.dims[axis + 1 :])
                 self.made[output] = Lifted(part, dims)
             elif begin == 0:
                 self.made[output] = main
@@ -330,13 +330,13 @@ class Lifter(Generic[V]):
         if (bias := node.operand(2)) is not None:
             scores = op.add(scores, self._surgeon.handle(bias))
         scores = op.reshape(scores, [-1, out_channels, *window])
-        self.made[node.output] = Lifted(scores, (main.dims[0], plain(out_channels), *(() for _ in window)))
+        self.made[node.output] = Lifted(scores, (main.dims[0], other(out_channels), *(() for _ in window)))
 
-    def _result_dims(self, node: Node, dims: Dims) -> Dims:
+    def _result_dims(self, node: Node, dims: Axes) -> Axes:
         """Axes of the result of an operation that keeps batch and tokens apart from the rest."""
         rank = node.output.rank
         if not dims and node.op in ELEMENTWISE:  # the scale of a dynamic quantiser, times those of the weight
-            return tuple(plain(size) for size in fixed(node.output.sizes))
+            return tuple(other(size) for size in fixed(node.output.sizes))
         touched = touched_axes(node, len(dims))
         if touched is None or any(width(dims[axis]) is None for axis in touched):
             raise self._refusal(node)
@@ -393,6 +393,5 @@ def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V
     """
     lifter = Lifter(surgeon, next(iter(rows)).sizes[0])
     for value, handle in rows.items():
-        dims: list[Dim] = [plain(size) for size in fixed(value.sizes[1:])]
-        lifter.made[value] = Lifted(handle, ((BATCH,), *dims))
+        lifter.made[value] = Lifted(handle, (lifter.batch, *map(other, fixed(value.sizes[1:]))))
     return lifter.run(nodes, result)

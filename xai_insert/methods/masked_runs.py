@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from xai_insert.errors import CannotFreeBatchError
+from xai_insert.graph.axes import other
 from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Node, Value, fixed, volume
 from xai_insert.locate.logits import vector_size
-from xai_insert.methods.axes import BATCH, plain
 from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 
@@ -123,7 +123,7 @@ def _scores_of_many(
         sizes = fixed(feature.sizes[1:])
         alone = op.reshape(surgeon.handle(feature), [-1, 1, *sizes])
         masked = op.reshape(op.mul(alone, op.unsqueeze(masks, [0])), [-1, *sizes])
-        lifter.made[feature] = Lifted(masked, ((BATCH,), *map(plain, sizes)))
+        lifter.made[feature] = Lifted(masked, (lifter.batch, *map(other, sizes)))
     return lifter.run(nodes, logits)
 
 

@@ -25,13 +25,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import CannotFreeBatchError
+from xai_insert.graph.axes import Axes, other
 from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.transformer import Attention, Readout
-from xai_insert.methods.axes import BATCH, Dims, Tokens, plain
+from xai_insert.methods.axes import batch_axis, token_axis
 from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.masked_runs import class_count, run_masks
 from xai_insert.methods.reference import unrounded
@@ -205,15 +206,15 @@ class _MaskedAttention:
             raise CannotFreeBatchError(f"the heads of {self.attention.node.name!r} cannot be told from its batch")
         return self.attention.heads
 
-    def _dims(self, sizes: Sequence[int | None], token_axis: int | None) -> Dims:
+    def _dims(self, sizes: Sequence[int | None], tokens: int | None) -> Axes:
         if len(sizes) == 3:
-            first = (BATCH, *plain(self._heads(sizes[:1])))
+            first = (*batch_axis(self.readout.batch), *other(self._heads(sizes[:1])))
         elif len(sizes) == 4:
-            first = (BATCH,)
+            first = batch_axis(self.readout.batch)
         else:
             raise CannotFreeBatchError(f"the attention {self.attention.node.name!r} has {len(sizes)} axes")
         rest = [
-            (Tokens(fixed([size])[0]),) if axis == token_axis else plain(fixed([size])[0])
+            token_axis(fixed([size])[0]) if axis == tokens else other(fixed([size])[0])
             for axis, size in enumerate(sizes)
             if axis > 0
         ]
