@@ -295,9 +295,8 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, open
         surgeon.add_output(output.handle, name, output.dtype, output.shape)
     if ends is not None:
         sizes = (*plan.map_shape[:-2], 2)
-        flat = reshape(
-            surgeon.ops, ends, [surgeon.ops.size(ends, 0), *sizes[1:]] if None in sizes[1:] else [-1, *sizes[1:]]
-        )
+        batch = surgeon.ops.size(ends, 0) if None in sizes[1:] else -1
+        flat = surgeon.ops.reshape(ends, [batch, *(-1 if size is None else size for size in sizes[1:])])
         surgeon.add_output(flat, SALIENCY_RANGE, "float32", sizes)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)

@@ -159,7 +159,8 @@ class MaskedPlan(ClassifierPlan):
         against = reading.against(surgeon, branch.scores)
         raw = reading.products(surgeon, branch.raw, against, self.found.parts.target.grid)
         scores = reading.scores(surgeon, branch.scores, against)
-        outputs = {SALIENCY_SCORES: Output(scores, "float32", self.map_shape[:2])}
+        new = not reading.has_scores  # else they are an output already
+        outputs = {SALIENCY_SCORES: Output(scores, "float32", self.map_shape[:2])} if new else {}
         return replace(branch, raw=raw, scores=reading.checked(branch.scores, scores), outputs=outputs)
 
     @property

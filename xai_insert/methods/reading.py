@@ -42,6 +42,11 @@ class Reading(ABC):
     follows: ClassVar[bool] = True
     """Whether the grid may have any size."""
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether the model has an output of the scores `[B, M]`."""
+        return False
+
     @abstractmethod
     def against(self, surgeon: Surgeon[V], vector: V) -> V:
         """What vectors are compared with; `vector` is the model's own, `[B, D]`."""
@@ -161,6 +166,10 @@ class ToPrompts(Reading):
     scores_transposed: bool
 
     follows = False
+
+    @property
+    def has_scores(self) -> bool:
+        return not self.scores_transposed
 
     def against(self, surgeon: Surgeon[V], vector: V) -> V:
         del vector
