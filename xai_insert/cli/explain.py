@@ -10,9 +10,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from hashlib import sha256
 from pathlib import Path
 
 import click
+import numpy as np
 
 from xai_insert.cli.streams import Refused, decoders_kept_quiet, open_streams, say, signals_end_cleanly
 from xai_insert.errors import XaiInsertError
@@ -25,6 +27,7 @@ from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images, left_out, read_labels, shown
 from xai_insert.explain.journal import FOLDERS
 from xai_insert.explain.memory import keep_freed_memory
+from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Look
 from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Model, Outcome
@@ -69,6 +72,22 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     if not match:
         raise click.BadParameter(f"{value!r} is not height x width, for example 224x224", ctx, param)
     return int(match[1]), int(match[2])
+
+
+def _arrays(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for item in value:
+        name, _, path = item.partition("=")
+        if not name or not path:
+            raise click.BadParameter(f"{item!r} is not NAME=FILE.npy", ctx, param)
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as err:
+            raise click.BadParameter(f"cannot read {path!r}: {err}", ctx, param) from None
+        if not isinstance(array, np.ndarray):
+            raise click.BadParameter(f"{path!r} holds several arrays", ctx, param)
+        found[name] = array
+    return found
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -127,6 +146,10 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     help="fit: stretch; letterbox: pad around; corner: pad right and below; crop: cut the centre.",
 )  # fmt: skip
 @click.option("--input-size", callback=_size, metavar="HxW", help="Size to run at, if the model leaves it open.")
+@click.option(
+    "--feed", callback=_arrays, multiple=True, metavar="NAME=FILE.npy",
+    help="Array for another input than the image: token ids of prompts, a reference. Repeatable.",
+)  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.version_option(__version__, prog_name="xai-explain")
 @signals_end_cleanly()
@@ -153,6 +176,7 @@ def main(
     layout: str | None,
     resize: str | None,
     input_size: tuple[int, int] | None,
+    feed: dict[str, Array],
     quiet: bool,
 ) -> None:
     """Draw what a classifier, a detector or an instance segmenter looked at.
@@ -171,7 +195,7 @@ def main(
         videos, pictures = split(images)
         results = [output / name for name in FOLDERS]
         sources = deque(find_images(pictures, results))
-        engine, content = load_settled(model, runtime, device)  # type: ignore[arg-type]  # checked by click
+        engine, content = load_settled(model, runtime, device, feed)  # type: ignore[arg-type]  # checked by click
         bgr = None if channels is None else channels == "bgr"
         chosen = {"mean": mean, "scale": scale, "resize": resize, "bgr": bgr}
         how = from_metadata(engine.info, engine.by_model_api, chosen)
@@ -185,7 +209,8 @@ def main(
             raise Refused(f"--classes: {err}") from None
         if not quiet:
             trouble = _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
-        identity = [str(model.resolve()), content, type(engine).__name__, device]
+        fed = [(name, sha256(array.tobytes()).hexdigest(), array.shape) for name, array in feed.items()]
+        identity = [str(model.resolve()), content, type(engine).__name__, device, *fed]
         way = None if beside is None else page.beside(beside, output)
         about = _facts(model, engine, feeder, device)
         ready = _model(engine, feeder, meaning, selection, threshold)

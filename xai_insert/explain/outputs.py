@@ -16,7 +16,8 @@ FEATURE_VECTOR = "feature_vector"
 SALIENCY_CLASSES = "saliency_classes"
 SALIENCY_MAP_PER_BOX = "saliency_map_per_box"
 SALIENCY_RANGE = "saliency_range"
-_OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX, SALIENCY_RANGE)
+SALIENCY_SCORES = "saliency_scores"
+_OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX, SALIENCY_RANGE, SALIENCY_SCORES)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Outputs:
             reports, in the order of its report; None if the model has none.
         saliency_range: float `[N, K, 2]`, the raw values that stand behind 0 and 255 of each uint8 map; None if the
             model has none.
+        saliency_scores: float `[N, K]`, of embeddings the products that the maps explain; None if the model has none.
     """
 
     predictions: dict[str, Array]
@@ -40,6 +42,7 @@ class Outputs:
     saliency_classes: Array | None = None
     saliency_map_per_box: Array | None = None
     saliency_range: Array | None = None
+    saliency_scores: Array | None = None
 
 
 def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from xai_insert.errors import ModelFileError, UnsupportedTaskError, XaiInsertError
+from xai_insert.errors import ModelFileError, UnknownNameError, UnsupportedTaskError, XaiInsertError
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.files import digest
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs, read_outputs
@@ -25,7 +26,14 @@ _PREFIXES = ("model_info ", "model_info.")
 _INSERTION = "xai_insert"
 _TRIES = 5
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Engine(Protocol):
 
     @property
     def image_input(self) -> ImageInput:
-        """The only input."""
+        """The input of the image; others are fed with the same for every image."""
 
     @property
     def info(self) -> Mapping[str, str]:
@@ -78,16 +86,19 @@ def model_files(path: Path) -> list[Path]:
     return [path, *sorted(require_safe_file(path).files - {path})]
 
 
-def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> Engine:
+def load_engine(
+    path: Path, runtime: RuntimeName | None = None, device: str = "CPU", fed: Mapping[str, Array] = MappingProxyType({})
+) -> Engine:
     """Read a model, insert a saliency map if it has none, and compile it.
 
     Args:
         path: `.xml` or `.onnx`.
         runtime: None takes OpenVINO for IR and onnxruntime for ONNX.
         device: OpenVINO's name of a device; onnxruntime knows `CPU` and `GPU`.
+        fed: what other inputs than the image get, by name.
 
     Raises:
-        XaiInsertError: the model cannot be read, inserted into or compiled.
+        XaiInsertError: the model cannot be read, inserted into or compiled, or has an input that is not fed.
     """
     suffix = path.suffix.lower()
     if suffix not in (".xml", ".onnx"):
@@ -96,13 +107,15 @@ def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "C
         raise ModelFileError(f"no such file: {path}")
     runtime = runtime or ("openvino" if suffix == ".xml" else "onnxruntime")
     if runtime == "openvino":
-        return OpenVINOEngine(path, device)
+        return OpenVINOEngine(path, device, fed)
     if suffix == ".xml":
         raise RunError("onnxruntime cannot run an OpenVINO IR: give the .onnx file or --runtime openvino")
-    return OnnxEngine(path, device)
+    return OnnxEngine(path, device, fed)
 
 
-def load_settled(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> tuple[Engine, list[str]]:
+def load_settled(
+    path: Path, runtime: RuntimeName | None = None, device: str = "CPU", fed: Mapping[str, Array] = MappingProxyType({})
+) -> tuple[Engine, list[str]]:
     """Load a model that another program may be replacing meanwhile; see `load_engine`.
 
     Returns:
@@ -114,7 +127,7 @@ def load_settled(path: Path, runtime: RuntimeName | None = None, device: str = "
     for _ in range(_TRIES):
         before = _stamps(path)
         try:
-            engine = load_engine(path, runtime, device)
+            engine = load_engine(path, runtime, device, fed)
             content = digest(model_files(path))
         except XaiInsertError:
             if _stamps(path) == before:
@@ -143,7 +156,7 @@ class OpenVINOEngine:
 
     runtime: RuntimeName = "openvino"
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, fed: Mapping[str, Array]) -> None:
         import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
 
         from xai_insert.formats.openvino.model import load_path  # noqa: PLC0415
@@ -153,7 +166,9 @@ class OpenVINOEngine:
             model = _insert(model)
         self.info, self.by_model_api = _openvino_info(model)
         self.about = _openvino_about(model)
-        self.image_input = _only_input([_openvino_input(port) for port in model.inputs])
+        inputs = [_openvino_input(port) for port in model.inputs]
+        self.image_input = _image_input(inputs, fed)
+        self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
         self._names = [min(output.get_names(), default="") for output in model.outputs]
         try:
             self._compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
@@ -166,7 +181,7 @@ class OpenVINOEngine:
         try:
             request = getattr(self._own, "request", None) or self._compiled.create_infer_request()
             self._own.request = request
-            request.infer({0: feed}, share_inputs=True)
+            request.infer({self.image_input.name: feed, **self._fed}, share_inputs=True)
             return read_outputs([tensor.data.copy() for tensor in request.output_tensors], self._names)
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot run the model: {_first_line(err)}") from err
@@ -179,7 +194,7 @@ class OnnxEngine:
     by_model_api: bool
     parallel = 1
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, fed: Mapping[str, Array]) -> None:
         import onnxruntime as ort  # noqa: PLC0415 - heavy, and not needed for IR
 
         provider = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}.get(device.upper(), "")
@@ -197,20 +212,20 @@ class OnnxEngine:
         entries = session.get_modelmeta().custom_metadata_map
         self.info, self.by_model_api = _flat_info(entries)
         self.about = _about(entries)
-        self.image_input = _only_input(
-            [
-                ImageInput(
-                    item.name,
-                    tuple(size if isinstance(size, int) else None for size in item.shape),
-                    _DTYPES.get(item.type, item.type),
-                )
-                for item in session.get_inputs()
-            ]
-        )
+        inputs = [
+            ImageInput(
+                item.name,
+                tuple(size if isinstance(size, int) else None for size in item.shape),
+                _DTYPES.get(item.type, item.type),
+            )
+            for item in session.get_inputs()
+        ]
+        self.image_input = _image_input(inputs, fed)
+        self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
 
     def infer(self, feed: Array) -> Outputs:
         try:
-            return read_outputs(self._session.run(None, {self.image_input.name: feed}), self._names)
+            return read_outputs(self._session.run(None, {self.image_input.name: feed, **self._fed}), self._names)
         except Exception as err:  # onnxruntime's exceptions have no common base
             raise RunError(f"onnxruntime cannot run the model: {_first_line(err)}") from err
 
@@ -236,11 +251,25 @@ def _insert(model: Any, to_bytes: bool = False) -> Any:
     return onnx_ir.to_proto(inserted).SerializeToString()
 
 
-def _only_input(inputs: Sequence[ImageInput]) -> ImageInput:
-    if len(inputs) == 1 and len(inputs[0].shape) == 4:
-        return inputs[0]
-    found = ", ".join(f"{item.name} {['?' if size is None else size for size in item.shape]}" for item in inputs)
-    raise UnsupportedTaskError(f"wanted a model with one image input of four dimensions, found {found or 'none'}")
+def _image_input(inputs: Sequence[ImageInput], fed: Mapping[str, Array]) -> ImageInput:
+    """The one input that is not fed, an image."""
+    known = {item.name for item in inputs}
+    if unknown := [name for name in fed if name not in known]:
+        raise UnknownNameError("input", unknown[0], sorted(known))
+    found = [item for item in inputs if len(item.shape) == 4 and item.name not in fed]
+    others = [item for item in inputs if len(item.shape) != 4 and item.name not in fed]
+    if len(found) == 1 and not others:
+        return found[0]
+
+    def listed(items: Sequence[ImageInput]) -> str:
+        shapes = [f"{item.name} {['?' if size is None else size for size in item.shape]}" for item in items]
+        return ", ".join(shapes) or "none"
+
+    if len(found) == 1:
+        raise UnsupportedTaskError(
+            f"the model also reads {listed(others)}: give an array for each, --feed {others[0].name}=FILE.npy"
+        )
+    raise UnsupportedTaskError(f"wanted a model with one image input of four dimensions, found {listed(inputs)}")
 
 
 def _openvino_input(port: Any) -> ImageInput:
