@@ -288,6 +288,9 @@ class TokensPlan(MaskedPlan):
         return VitTarget(self.readout, self.found.parts.target, self.found.parts.logits.value, self.kernel)
 
     def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
+        if self.readout.is_pool:
+            parts = self.found.parts
+            return masked_runs(surgeon, graph, parts.target, parts.logits.value, (), self.at_once(options))
         return masked_vit_runs(surgeon, graph, self._vit(), self.at_once(options))
 
     def closed(
@@ -311,7 +314,10 @@ class TokensPlan(MaskedPlan):
 
     def masking(self, options: Options) -> Masking | None:
         del options
-        height, width = fixed(self.found.parts.target.grid)
+        target = self.found.parts.target
+        if self.readout.is_pool:
+            return Masking(self.masked(), lambda shape, place: position_mask(shape, target, place), self.read)
+        height, width = fixed(target.grid)
         weights = patch_weights((height, width), self.readout.prefix, self.kernel, self.readout.tokens)
         return Masking(self.masked(), lambda _, position: weights[position][:, None], self.read)
 
@@ -342,7 +348,8 @@ def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Read
     rest = sum(flops_of(node, 1) for node in region(graph, results, [found.parts.logits.value]))
     batch = target.shape[0] or 1
     shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
-    flops = patches * readout.rows * rest // tokens // batch + 4 * readout.rows * shares
+    rows = 1 if readout.is_pool else readout.rows / tokens  # of those that the model's own operations compute
+    flops = int(patches * rows * rest) // batch + 4 * readout.rows * shares
     reason = "attention pool" if readout.is_pool else "class token"
     shape = map_shape(study, found)
     return TokensPlan(found, method, Form.CLOSED, reason, shape, mega(flops), readout, kernel).checked(study)

@@ -15,6 +15,7 @@ from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
 from xai_insert.formats.openvino.einsum import WrittenOut
 from xai_insert.formats.openvino.mapped import pages_dropped
+from xai_insert.formats.openvino.merging import keep_apart
 from xai_insert.formats.openvino.precision import mark_branch, marked
 from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner
@@ -107,6 +108,7 @@ class OpenVINOModel:
             for reader in readers:
                 reader.replace_source_output(entry.output(0))
         part = ov.Model(outputs, [*entries, *twin.get_parameters()], "branch")
+        keep_apart(part)  # what is compared runs on several samples at once
         return OpenVINORunner(part, weights=self._weights)
 
     def result_like(self, given: Any) -> ov.Model:
