@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import zoo_table
+from tests.zoo import zoo_table
 from xai_insert import insert_file
 
 SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"

@@ -1,1 +1,1 @@
-"""Small networks built to be ambiguous, whose builder knows where in the image every cell of the last grid lies."""
+"""Networks built to be ambiguous: a map lies where the image is, or there is none."""

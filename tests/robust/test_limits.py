@@ -6,8 +6,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests import models
-from tests.commands import invoke
+from testbed import models
+from testbed.commands import invoke
 from xai_insert import insert_file
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here

@@ -7,8 +7,8 @@ import onnx
 import openvino as ov
 import pytest
 
-from tests import models
-from tests.commands import invoke
+from testbed import models
+from testbed.commands import invoke
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here
 

@@ -15,7 +15,7 @@ import onnx
 import openvino as ov
 import pytest
 
-from tests import models
+from testbed import models
 
 ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()

@@ -25,7 +25,7 @@ from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 28
-_AT_ONCE = 8  # more gain nothing by themselves, and leave the processor's caches; see benchmarks/masked_batch.py
+_AT_ONCE = 8  # more gain nothing by themselves, and leave the processor's caches; see benchmarks/cost/masked_batch.py
 
 
 def run_masks(

@@ -1,0 +1,1 @@
+"""Maps against their definitions, and against the places that a builder knows."""

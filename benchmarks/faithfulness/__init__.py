@@ -1,0 +1,1 @@
+"""Maps against the model's own behaviour: what changes when the image changes where they point."""

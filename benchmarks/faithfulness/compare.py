@@ -1,0 +1,306 @@
+"""Compare saliency maps by how faithful they are to the model, and write a page with tables and pictures.
+
+Run from the repository root: ``python -m benchmarks.faithfulness.compare --real FOLDER``, where FOLDER is what
+``python -m benchmarks.lib.real_models`` wrote; without it only the bundled shape models are measured. Photographs are
+those of the folder (inputs of the model) and those of scikit-image that anyone may use; pictures are made of the
+latter and of our shape images only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from benchmarks.faithfulness import metrics
+from benchmarks.faithfulness.metrics import Array
+from benchmarks.lib.tables import Setting, markdown_table
+from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, Scene, classification_scene
+from testbed.oracle import Parts
+from xai_insert import Options, insert, overlay
+
+ROOT = Path(__file__).parents[2]
+SHAPES = ROOT / "model_zoo_fixtures" / "shapes"
+# scikit-image says of each: CC0 by the photographer, or released into the public domain.
+FREE_PHOTOS = ("chelsea", "coffee", "rocket", "astronaut")
+_STEP = 1e-2  # of central differences, relative to the feature's largest element
+_TITLES = {
+    "recipro-cam": "Recipro-CAM",
+    "vit-recipro-cam": "ViT Recipro-CAM",
+    "point": "ViT Recipro-CAM, one patch",
+    "activation-map": "Activation Map",
+    "grad-cam": "Grad-CAM",
+    "gaussian": "centred Gaussian",
+    "random": "random",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image: the model's input `[1, C, H, W]`, the picture to draw on, and the scene, where it is drawn by us."""
+
+    name: str
+    image: Array
+    picture: np.ndarray
+    scene: Scene | None = None
+    is_free: bool = True
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model with its images.
+
+    Attributes:
+        name: of the model.
+        path: its plain ONNX file.
+        samples: the images.
+        black: a black pixel as the model sees it.
+        methods: names of maps, as in `_TITLES`.
+    """
+
+    name: str
+    path: Path
+    samples: list[Sample]
+    black: float
+    methods: tuple[str, ...]
+
+
+class Model:
+    """A plain model and its inserted variants."""
+
+    def __init__(self, path: Path) -> None:
+        self._plain = onnx.load(path)
+        self._session = _session(self._plain)
+        self._input = self._session.get_inputs()[0].name
+        self._inserted: dict[str, ort.InferenceSession] = {}
+        self._report = insert(self._plain).report
+        self._parts = Parts(self._plain, self._report.target["name"], self._report.logits["name"])
+        self._rng = np.random.default_rng(0)
+
+    def probabilities(self, images: Array) -> Array:
+        """`[N, K]`, from the logits."""
+        name = self._report.logits["output"]
+        logits = self._session.run([name], {self._input: images})[0].astype(np.float64)
+        if np.allclose(logits.sum(1), 1, atol=1e-3) and logits.min() >= 0:
+            return np.asarray(logits, np.float32)
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return np.asarray(powers / powers.sum(1, keepdims=True), np.float32)
+
+    def raw_map(self, method: str, image: Array, class_id: int) -> Array:
+        """`[h, w]` of one class."""
+        height, width = self._report.target["grid"]
+        if method == "random":
+            return self._rng.random((height, width), dtype=np.float32)
+        if method == "gaussian":
+            y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+            return np.exp(-(x**2 + y**2) * 2).astype(np.float32)
+        if method == "grad-cam":
+            return self._grad_cam(image, class_id)
+        if method not in self._inserted:
+            options = Options(method="auto", output_dtype="f32")
+            if method == "point":
+                options = Options(kernel="point", output_dtype="f32")
+            elif method == "activation-map":
+                options = Options(method="activation-map", output_dtype="f32")
+            self._inserted[method] = _session(insert(self._plain, options).model)
+        found = self._inserted[method].run(["saliency_map"], {self._input: image})[0][0]
+        return np.asarray(found if found.ndim == 2 else found[class_id], np.float32)
+
+    def _grad_cam(self, image: Array, class_id: int) -> Array:
+        """Grad-CAM (Selvaraju et al., 2017) without a framework that differentiates.
+
+        Its weight of a channel is the derivative of the score along that channel, all positions together: taken by
+        central differences of the model's own head, which is exact for a linear one.
+        """
+        feature = self._parts.feature(image)
+        axes = self._report.target["grid_axes"]
+        grid = self._report.target["grid"]
+        channel_axis = next(axis for axis in range(1, feature.ndim) if axis not in axes)
+        size, count = _STEP * np.abs(feature).max(), feature.shape[channel_axis]
+        positions = [1] * feature.ndim
+        for axis in axes:
+            positions[axis] = feature.shape[axis]
+        patches = np.ones(positions, np.float32)
+        prefix = patches.size - grid[0] * grid[1]
+        patches.reshape(-1)[:prefix] = 0  # the class token is no place in the image
+        weights = np.zeros(count, np.float64)
+        for channel in range(count):
+            along = np.moveaxis(np.zeros_like(feature), channel_axis, 0)
+            along[channel] = size
+            step = np.moveaxis(along, 0, channel_axis) * patches
+            both = [self._parts.head(image, feature + sign * step)[0, class_id] for sign in (1, -1)]
+            weights[channel] = (float(both[0]) - float(both[1])) / (2 * size)
+        summed = np.tensordot(np.moveaxis(feature, channel_axis, -1), weights, 1)[0]
+        return np.maximum(summed.reshape(-1)[prefix:].reshape(grid), 0).astype(np.float32)
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def measure(setup: Setup, steps: int) -> tuple[list[dict[str, str]], dict[str, dict[str, Array]]]:
+    """The table of a model, and the maps of its images by name and method."""
+    model = Model(setup.path)
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in setup.methods}
+    maps: dict[str, dict[str, Array]] = {}
+    for sample in setup.samples:
+        class_id = int(model.probabilities(sample.image)[0].argmax())
+        size = (sample.image.shape[2], sample.image.shape[3])
+        for method in setup.methods:
+
+            def explain(image: Array, method: str = method, class_id: int = class_id) -> Array:
+                return metrics.scaled(model.raw_map(method, image, class_id), size)  # noqa: B023 - used at once
+
+            def score(images: Array, class_id: int = class_id) -> Array:
+                return np.asarray(model.probabilities(images)[:, class_id])
+
+            saliency = explain(sample.image)
+            maps.setdefault(sample.name, {})[method] = saliency
+            found[method].append(_measure_map(sample, saliency, score, explain, setup.black, steps))
+    rows = []
+    for method, results in found.items():
+        row = {"map": _TITLES[method]}
+        for key in dict.fromkeys(key for result in results for key in result):
+            values = np.array([result[key] for result in results if key in result])
+            spread = values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else 0
+            row[key] = f"{values.mean():.3f} ± {spread:.3f}"
+        rows.append(row)
+    return rows, maps
+
+
+def _measure_map(
+    sample: Sample,
+    saliency: Array,
+    score: metrics.Scorer,
+    explain: metrics.Explainer,
+    black: float,
+    steps: int,
+) -> dict[str, float]:
+    insertion, deletion = metrics.curves(sample.image, saliency, score, steps)
+    drop = metrics.average_drop(sample.image, saliency, score, black)
+    coherent = metrics.coherency(sample.image, saliency, explain, black)
+    complex_ = metrics.complexity(saliency)
+    result = {
+        "insertion ↑": insertion,
+        "deletion ↓": deletion,
+        "average drop ↓": drop,
+        "coherency ↑": coherent,
+        "complexity ↓": complex_,
+        "ADCC ↑": metrics.adcc(drop, coherent, complex_),
+    }
+    if sample.scene is not None:
+        row, column = np.unravel_index(int(saliency.argmax()), saliency.shape)
+        result["pointing ↑"] = float(sample.scene.target.contains(float(column) + 0.5, float(row) + 0.5))
+    return result
+
+
+def shape_samples(count: int) -> list[Sample]:
+    """Held-out shape images."""
+    scenes = [classification_scene(HELD_OUT_SEED + index) for index in range(count)]
+    return [Sample(f"shape{index}", scene.model_input(), scene.image, scene) for index, scene in enumerate(scenes)]
+
+
+def photo_samples(folder: Path) -> Iterator[Sample]:
+    """Photographs of scikit-image, and those of `folder` that are not among them."""
+    from skimage import data  # noqa: PLC0415 - for photographs only
+
+    for name in FREE_PHOTOS:
+        photo = getattr(data, name)()
+        side = min(photo.shape[:2])
+        top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
+        crop = cv2.resize(photo[top : top + side, left : left + side], (224, 224), interpolation=cv2.INTER_AREA)
+        image = ((crop.astype(np.float32) - 127) / 128).transpose(2, 0, 1)[None]
+        yield Sample(name, image, crop)
+    for path in sorted(folder.glob("*.npy")):
+        if path.stem not in FREE_PHOTOS:
+            picture = cv2.cvtColor(cv2.imread(str(path.with_suffix(".png"))), cv2.COLOR_BGR2RGB)
+            yield Sample(path.stem, np.load(path, allow_pickle=False), picture, is_free=False)
+
+
+def sheet(setup: Setup, maps: dict[str, dict[str, Array]], rows: int = 4, side: int = 128) -> np.ndarray:
+    """Overlays, an image a row and a method a column; only of images that anyone may use."""
+    lines = []
+    for sample in [sample for sample in setup.samples if sample.is_free][:rows]:
+        picture = cv2.resize(sample.picture, (side, side), interpolation=cv2.INTER_AREA)
+        cells = [picture]
+        for method in setup.methods:
+            levels = np.round(255 * maps[sample.name][method]).astype(np.uint8)
+            cells.append(overlay(picture, levels))
+        lines.append(np.concatenate(cells, axis=1))
+    header = np.full((20, lines[0].shape[1], 3), 255, np.uint8)
+    for index, title in enumerate(["image", *(_TITLES[method] for method in setup.methods)]):
+        text = title.replace("ViT Recipro-CAM, one patch", "one patch")
+        cv2.putText(header, text, (index * side + 3, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([header, *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line interface."""
+    parser = argparse.ArgumentParser(description="Measure how faithful saliency maps are.")
+    parser.add_argument("--real", type=Path, help="folder that benchmarks.lib.real_models wrote")
+    parser.add_argument("--images", type=int, default=100, help="shape images (default: 100)")
+    parser.add_argument("--steps", type=int, default=32, help="steps of insertion and deletion (default: 32)")
+    parser.add_argument("--docs", type=Path, help="folder for faithfulness.md and images/")
+    args = parser.parse_args(argv)
+    pooled = ("recipro-cam", "grad-cam", "activation-map", "gaussian", "random")
+    tokens = ("vit-recipro-cam", "point", "grad-cam", "activation-map", "gaussian", "random")
+    shapes = shape_samples(args.images)
+    setups: list[Callable[[], Setup]] = [
+        lambda: Setup("shapes_cnn", SHAPES / "shapes_cnn.onnx", shapes, 0.0, pooled),
+        lambda: Setup("shapes_vit", SHAPES / "shapes_vit.onnx", shapes, 0.0, tokens),
+    ]
+    if args.real:
+        path = args.real / "efficientnet_lite0.legacy.onnx"
+        setups.append(lambda: Setup("efficientnet_lite0", path, list(photo_samples(args.real)), -127 / 128, pooled))
+    sections = []
+    for make in setups:
+        setup = make()
+        rows, maps = measure(setup, args.steps)
+        table = markdown_table(rows)
+        print(setup.name, table, sep="\n", flush=True)
+        sections.append(_section(setup, table))
+        if args.docs:
+            picture = cv2.cvtColor(sheet(setup, maps), cv2.COLOR_RGB2BGR)
+            cv2.imwrite(str(args.docs / "images" / f"faithfulness_{setup.name}.png"), picture)
+    if args.docs:
+        setting = Setting.here("benchmarks.faithfulness.compare", argv)
+        page = [_INTRODUCTION, *sections, f"```text\n{setting.text()}\n```"]
+        (args.docs / "faithfulness.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    return 0
+
+
+def _section(setup: Setup, table: str) -> str:
+    names = [sample.name for sample in setup.samples if sample.scene is None]
+    of = f"photographs {', '.join(names)}" if names else f"{len(setup.samples)} held-out shape images"
+    picture = f"![Maps of {setup.name}](images/faithfulness_{setup.name}.png)"
+    return f"## {setup.name}, {of}\n\n{table}\n\n{picture}"
+
+
+_INTRODUCTION = """# How faithful the maps are
+
+This page is written by `python -m benchmarks.faithfulness.compare`; nothing in it is typed by hand. Each map explains
+the class that the model predicts; the figures are means over the images with the standard error.
+
+* **Insertion, deletion**: area under the class's probability while the pixels that the map ranks highest appear in a
+  blurred image, or vanish from the image in its mean colour (RISE).
+* **Average drop**: share of the probability lost when only what the map shows is left. **Coherency**: whether the map
+  of that is the same map. **Complexity**: mean of the map. **ADCC**: harmonic mean of the three.
+* **Pointing**: how often the peak lies in the box of the shape that the image is labelled with.
+
+The centred Gaussian and the random map know nothing of the model. A Gaussian is perfectly coherent, since it is the
+same for every image, and photographs show their subject in the middle: what it scores is what a map has to beat.
+Grad-CAM's gradients are central differences of the model's own head, exact for a linear head. With a linear head
+behind a mean, Grad-CAM is Recipro-CAM without the negative part, up to a constant: the two differ by that alone."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Damaged files, killed processes, very long runs."""

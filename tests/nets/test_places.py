@@ -1,0 +1,28 @@
+"""Generated classifiers, built to be ambiguous: a map lies where the image is, or there is none."""
+
+import logging
+
+import pytest
+
+from testbed.nets.classifiers import generate
+from testbed.nets.oracle import judge
+
+SEEDS = range(200)
+WRONG = 0
+RIGHT = 0.8  # the others are refused
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    logging.getLogger("xai_insert").setLevel(logging.ERROR)
+    return [judge(generate(seed)) for seed in SEEDS]
+
+
+def test_no_map_is_wrong(verdicts):
+    wrong = [(v.sample.seed, v.sample.tags, v.reason) for v in verdicts if v.judgement == "wrong"]
+    assert len(wrong) <= WRONG, wrong[:5]
+
+
+def test_most_maps_are_right(verdicts):
+    refused = [(v.sample.seed, v.sample.tags, v.reason) for v in verdicts if v.judgement == "refused"]
+    assert sum(v.acceptable for v in verdicts) >= RIGHT * len(verdicts), refused[:5]

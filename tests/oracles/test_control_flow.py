@@ -1,0 +1,147 @@
+"""If, Loop and Scan, and operators of other domains, stay as they are in the backbone."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from testbed import oracle
+from testbed.models import CHANNELS, CLASSES, FORMATS, Builder, as_format
+from xai_insert import Options, errors, insert
+
+RAW = Options(output_dtype="f32")
+IN_IR = {"If": "If", "Loop": "Loop", "Scan": "TensorIterator"}
+
+
+def told(name, kind=TensorProto.FLOAT, sizes=None):
+    return helper.make_tensor_value_info(name, kind, sizes)
+
+
+def chosen(b, x):
+    """One of two activations, as the image decides."""
+    branches = {
+        f"{name}_branch": helper.make_graph([helper.make_node(kind, [x], [name])], name, [], [told(name)])
+        for name, kind in (("then", "Softplus"), ("else", "Sigmoid"))
+    }
+    total = b.node("ReduceSum", "image", keepdims=0)
+    return b.node("If", b.node("Greater", total, b.const(np.array(0, np.float32))), **branches)
+
+
+def looped(b, x):
+    """Twice `x + softsign(x)`."""
+    nodes = [
+        helper.make_node("Softsign", ["before"], ["bent"]),
+        helper.make_node("Add", ["before", "bent"], ["after"]),
+        helper.make_node("Identity", ["going"], ["on"]),
+    ]
+    sizes = [b.batch, CHANNELS, 6, 6]
+    inputs = [told("step", TensorProto.INT64, []), told("going", TensorProto.BOOL, []), told("before", sizes=sizes)]
+    outputs = [told("on", TensorProto.BOOL, []), told("after", sizes=sizes)]
+    body = helper.make_graph(nodes, "body", inputs, outputs)
+    return b.node("Loop", b.const(np.array(2)), b.const(np.array(True)), x, body=body)
+
+
+def scanned(b, x):
+    """`sigmoid(x * s)` for each scale in turn."""
+    nodes = [
+        helper.make_node("Mul", ["before", "scale"], ["louder"]),
+        helper.make_node("Sigmoid", ["louder"], ["after"]),
+    ]
+    sizes = [b.batch, CHANNELS, 6, 6]
+    inputs = [told("before", sizes=sizes), told("scale", sizes=[])]
+    body = helper.make_graph(nodes, "body", inputs, [told("after", sizes=sizes)])
+    scales = b.const(np.array([0.5, 2.0, 4.0], np.float32))
+    return b.node("Scan", x, scales, body=body, num_scan_inputs=1)
+
+
+CONTROL = {"If": chosen, "Loop": looped, "Scan": scanned}
+
+
+def convolved(b, x):
+    return b.node("Relu", b.node("Conv", x, b.weight(CHANNELS, CHANNELS, 3, 3), pads=[1] * 4))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("is_last", [False, True], ids=["inside", "before the pool"])
+@pytest.mark.parametrize("control", CONTROL)
+def test_control_flow_survives(control, is_last, kind):
+    b = Builder(batch=2)
+    x = CONTROL[control](b, b.backbone())
+    x = x if is_last else convolved(b, x)
+    plain = as_format(b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS)), kind)
+    result = insert(plain, RAW)
+    assert result.report.form == "closed form"
+    if kind == "onnx":
+        assert untouched(result.model) == list(plain.graph.node)
+    else:
+        assert [node.get_type_name() for node in result.model.get_ordered_ops()].count(IN_IR[control]) == 1
+
+    parts = oracle.Parts(plain, result.report.target["name"], result.report.logits["name"])
+    images = np.random.default_rng(1).standard_normal((2, 2, 3, 12, 12), dtype=np.float32)
+    for image in (images[0] - 1, images[1] + 1):  # either side of the If
+        before, after = oracle.run(plain, image), oracle.run(result.model, image)
+        for name, value in before.items():
+            assert np.array_equal(after[name], value)
+        wanted = parts.definition(image, (2, 3)).reshape(2, CLASSES, 6, 6)
+        np.testing.assert_allclose(after["saliency_map"], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def untouched(model):
+    """The nodes that were not inserted."""
+    return [node for node in model.graph.node if not node.name.startswith("xai/")]
+
+
+def test_foreign_operators_survive():
+    b = Builder()
+    x = b.node("FusedRelu", b.backbone(), domain="company.vision")
+    sizes = told(x, sizes=["N", CHANNELS, 6, 6])
+    logits = b.linear(b.node("Flatten", b.node("GlobalAveragePool", convolved(b, x))), CHANNELS)
+    image, result = told("image", sizes=["N", 3, 12, 12]), told(logits, sizes=["N", CLASSES])
+    graph = helper.make_graph(b.nodes, "net", [image], [result], b.weights, value_info=[sizes])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("company.vision", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    with pytest.raises(errors.CheckFailedError, match=r"FusedRelu.*--no-check"):
+        insert(model)
+    done = insert(model, Options(output_dtype="f32", check=False))
+    new, before = done.model, done.report.target["name"]
+    assert untouched(new) == list(model.graph.node)
+    assert new.graph.output[1].name == "saliency_map"
+    assert done.report.form == "masked runs"  # from before it: where it puts what it reads is not known
+
+    def known(item):  # the same without the operator that no runtime here knows
+        twin = onnx.ModelProto()
+        twin.CopyFrom(item)
+        graphs = [twin.graph]
+        while graphs:
+            for node in graphs.pop().node:
+                if node.domain == "company.vision":
+                    node.op_type, node.domain = "Relu", ""
+                graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+        return twin
+
+    feed = np.random.default_rng(2).standard_normal((2, 3, 12, 12), dtype=np.float32)
+    wanted = oracle.run(insert(known(model), replace(RAW, target_layer=before)).model, feed)
+    found = oracle.run(known(new), feed)
+    np.testing.assert_allclose(found["saliency_map"], wanted["saliency_map"], rtol=0, atol=1e-5)
+    assert np.array_equal(found[logits], wanted[logits])
+
+
+def test_operators_of_the_runtime_survive():
+    """onnxruntime's own operators, as its offline optimiser leaves them; no shape is told behind them."""
+    b = Builder()
+    weight, bias = b.weight(CHANNELS, CHANNELS, 3, 3), b.weight(CHANNELS)
+    x = b.node("FusedConv", b.backbone(), weight, bias, domain="com.microsoft", activation="Relu", pads=[1] * 4)
+    x = convolved(b, b.node("Gelu", x, domain="com.microsoft"))
+    logits = b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS)
+    image, output = told("image", sizes=["N", 3, 12, 12]), told(logits, sizes=["N", CLASSES])
+    graph = helper.make_graph(b.nodes, "net", [image], [output], b.weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    result = insert(model, RAW)
+    assert result.report.map_difference <= 1e-5
+    assert untouched(result.model) == list(model.graph.node)
+    feed = np.random.default_rng(2).standard_normal((2, 3, 12, 12), dtype=np.float32)
+    before, after = oracle.run(model, feed), oracle.run(result.model, feed)
+    assert np.array_equal(after[logits], before[logits])

@@ -1,0 +1,400 @@
+"""Further fused operators in ONNX, those of quantised models and those that other operator sets read differently."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+from onnxruntime.quantization import QuantFormat, quantize_dynamic
+from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
+
+from testbed import oracle
+from tests.oracles.test_decompositions import (
+    HEADS,
+    MS,
+    RAW,
+    TOKENS,
+    D,
+    Net,
+    assert_same_map,
+    images,
+    ms_attention,
+    ms_multi_head,
+    plain_rotary,
+    quantised,
+    tables,
+    transformer,
+)
+from xai_insert import Options, insert
+from xai_insert.errors import XaiInsertError
+
+HIDDEN = np.arange(TOKENS) < TOKENS - 3
+
+
+def expanded(n, elements):
+    """A constant row for each image."""
+    batch = n("Slice", n("Shape", "x"), n.const(np.array([0])), n.const(np.array([1])), n.const(np.array([0])))
+    return n("Expand", n.const(elements[None]), n("Concat", batch, n.const(np.array([len(elements)])), axis=0))
+
+
+def padded_plain(n, y, weights, biases):
+    q, k, v = (n.heads(n("Add", n("MatMul", y, n.const(w)), n.const(b))) for w, b in zip(weights, biases, strict=True))
+    scores = n("Mul", n("MatMul", q, n("Transpose", k, perm=[0, 1, 3, 2])), n.const(np.float32((D // HEADS) ** -0.5)))
+    scores = n("Add", scores, n.const(np.where(HIDDEN, 0, -10000).astype(np.float32)))
+    y = n("MatMul", n("Softmax", scores, axis=-1), v)
+    return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+
+def padded_attention(n, y, weights, biases):
+    joint = n.const(np.concatenate(weights, 1)), n.const(np.concatenate(biases))
+    return n("Attention", y, *joint, expanded(n, HIDDEN.astype(np.int32)), domain=MS, num_heads=HEADS)
+
+
+def padded_multi_head(n, y, weights, biases):
+    parts = [n("Add", n("MatMul", y, n.const(w)), n.const(b)) for w, b in zip(weights, biases, strict=True)]
+    mask = expanded(n, HIDDEN.astype(np.int32))
+    return n("MultiHeadAttention", *parts, "", mask, domain=MS, num_heads=HEADS)
+
+
+def ms_rotary(*, flat, offset):
+    def attention(n, y, weights, biases):
+        parts = [n("Add", n("MatMul", y, n.const(w)), n.const(b)) for w, b in zip(weights, biases, strict=True)]
+        parts = parts if flat else [n.heads(part) for part in parts]
+        places = n.const(np.array([0])) if offset else expanded(n, np.arange(TOKENS))
+        parts[:2] = (
+            n("RotaryEmbedding", part, places, *map(n.const, tables()), domain=MS, num_heads=HEADS if flat else 0)
+            for part in parts[:2]
+        )
+        parts = [n.heads(part) for part in parts] if flat else parts
+        y = n("Attention", *parts)
+        return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+    return attention
+
+
+PAIRS = {
+    "Attention with a mask": (transformer(padded_attention), transformer(padded_plain)),
+    "MultiHeadAttention with a mask": (transformer(padded_multi_head), transformer(padded_plain)),
+    **{
+        f"RotaryEmbedding, flat {flat}, offset {offset}": (
+            transformer(ms_rotary(flat=flat, offset=offset), opset=23),
+            transformer(plain_rotary, opset=23),
+        )
+        for flat in (True, False)
+        for offset in (True, False)
+    },
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_fused_transformer_has_the_map_of_the_plain_export(name):
+    assert_same_map(*PAIRS[name])
+
+
+def rms(n, x, gamma, *, skip=None, bias=None):
+    if skip is not None:
+        inner = [x, skip, gamma, *([bias] if bias else [])]
+        outputs = [f"norm{len(n.nodes)}", "", "", f"sum{len(n.nodes)}"]
+        return n("SkipSimplifiedLayerNormalization", *inner, domain=MS, outputs=outputs, epsilon=1e-5), outputs[3]
+    spread = n("ReduceMean", n("Mul", x, x), axes=[-1], keepdims=1)
+    scale = n("Sqrt", n("Add", spread, n.const(np.float32(1e-5))))
+    return n("Mul", n("Div", x, scale), gamma)
+
+
+def rms_transformer(*, is_fused, has_bias):
+    n = Net()
+    x = n("Conv", "x", n.const(n.draw(D, 3, 16, 16, scale=0.2)), strides=[16, 16])
+    x = n("Transpose", n("Reshape", x, n.const(np.array([0, D, -1]))), perm=[0, 2, 1])
+    for _ in range(2):
+        y = n("MatMul", n("Relu", n("MatMul", x, n.const(n.draw(D, D)))), n.const(n.draw(D, D)))
+        gamma, bias = n.const(1 + n.draw(D, scale=0.1)), n.const(n.draw(D)) if has_bias else None
+        if is_fused:
+            y, x = rms(n, x, gamma, skip=y, bias=bias)
+        else:
+            x = n("Add", x, y)
+            x = n("Add", x, bias) if bias else x
+            y = rms(n, x, gamma)
+        x = n("Add", x, n("MatMul", y, n.const(n.draw(D, D))))
+    x = n("ReduceMean", rms(n, x, n.const(1 + n.draw(D, scale=0.1))), axes=[1], keepdims=0)
+    return n.model(n("Gemm", x, n.const(n.draw(D, 7)), n.const(n.draw(7))))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_simplified_norms_of_sums(has_bias):
+    assert_same_map(*(rms_transformer(is_fused=is_fused, has_bias=has_bias) for is_fused in (True, False)))
+
+
+def correlated(plain, model, least=0.95):
+    wanted, new = insert(plain, RAW), insert(model, RAW)
+    assert new.report.form == wanted.report.form == "closed form"
+    assert new.report.output_difference == 0
+    own, found = (Counter(node.op_type for node in m.graph.node) for m in (model, new.model))
+    assert not own - found
+    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
+    assert np.corrcoef(a, b)[0, 1] > least
+
+
+def rounded_while_running(model, folder, level):
+    """Dynamically quantised, then saved by onnxruntime."""
+    onnx.save(model, folder / "plain.onnx")
+    settings = {"extra_options": {"DefaultTensorType": TensorProto.FLOAT}}
+    quantize_dynamic(folder / "plain.onnx", folder / "dynamic.onnx", **settings)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "saved.onnx")
+    options.graph_optimization_level = level
+    ort.InferenceSession(str(folder / "dynamic.onnx"), options)
+    return onnx.load(folder / "saved.onnx")
+
+
+def test_attention_of_integers(tmp_path):
+    model = rounded_while_running(transformer(ms_attention), tmp_path, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    assert "QAttention" in {node.op_type for node in model.graph.node}
+    correlated(transformer(), model)
+
+
+def test_products_with_what_is_rounded_while_running(tmp_path):
+    model = rounded_while_running(transformer(ms_multi_head), tmp_path, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+    assert {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"} & {node.op_type for node in model.graph.node}
+    correlated(transformer(), model)
+
+
+@pytest.mark.parametrize("kind", [MatMulBnb4Quantizer.NF4, MatMulBnb4Quantizer.FP4])
+def test_weights_of_normal_floats(kind):
+    plain = transformer()
+    packer = MatMulBnb4Quantizer(onnx.ModelProto.FromString(plain.SerializeToString()), kind, 32)
+    packer.process()
+    model = packer.model.model
+    assert "MatMulBnb4" in {node.op_type for node in model.graph.node}
+    correlated(plain, model, 0.95 if kind == MatMulBnb4Quantizer.NF4 else 0.9)
+    assert insert(model, RAW).report.map_difference <= 1e-5
+
+
+def joined(kind):
+    """Convolutions whose result meets `kind`, quantised below."""
+    n = Net()
+    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[2, 2], pads=[1] * 4))
+    y = n("Conv", x, n.const(n.draw(8, 8, 3, 3)), n.const(n.draw(8)), pads=[1] * 4)
+    if kind == "Mul":
+        x = n("Mul", x, n("Sigmoid", y))
+    elif kind == "Concat":
+        x = n("Concat", x, y, axis=1)
+    elif kind == "AveragePool":
+        x = n("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2])
+    else:
+        x = n(kind, y)
+    width = 16 if kind == "Concat" else 8
+    x = n("Relu", n("Conv", x, n.const(n.draw(16, width, 3, 3)), n.const(n.draw(16)), strides=[2, 2], pads=[1] * 4))
+    x = n("Flatten", n("GlobalAveragePool", x))
+    return n.model(n("Gemm", x, n.const(n.draw(16, 7)), n.const(n.draw(7))))
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Concat", "LeakyRelu", "AveragePool", "Sigmoid"])
+def test_functions_of_integers(kind, tmp_path):
+    plain = joined(kind)
+    model = quantised(plain, tmp_path, quant_format=QuantFormat.QOperator)
+    assert f"QLinear{kind}" in {node.op_type for node in model.graph.node}
+    correlated(plain, model)
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_group_norms(opset):
+    def net(*, is_fused):
+        n = Net(opset)
+        x = n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[4, 4], pads=[1] * 4)
+        gamma, beta = (1 + n.draw(2 if opset == 18 else 8, scale=0.3) for _ in range(2))
+        if is_fused:
+            x = n("GroupNormalization", x, n.const(gamma), n.const(beta), num_groups=2, epsilon=1e-5)
+        else:
+            flat = n("Reshape", x, n.const(np.array([0, 2, -1])))
+            ones, zeros = n.const(np.ones(2, np.float32)), n.const(np.zeros(2, np.float32))
+            flat = n("InstanceNormalization", flat, ones, zeros, epsilon=1e-5)
+            gamma, beta = (np.repeat(part, 8 // len(part)).reshape(8, 1, 1) for part in (gamma, beta))
+            x = n("Mul", n("Reshape", flat, n("Shape", x)), n.const(gamma))
+            x = n("Add", x, n.const(beta))
+        x = n("Relu", n("Conv", n("Relu", x), n.const(n.draw(16, 8, 3, 3)), n.const(n.draw(16)), pads=[1] * 4))
+        x = n("Flatten", n("GlobalAveragePool", x))
+        return n.model(n("Gemm", x, n.const(n.draw(16, 7)), n.const(n.draw(7))))
+
+    assert_same_map(net(is_fused=True), net(is_fused=False))
+
+
+def test_an_operator_without_a_kernel_is_refused_by_name():
+    def packed(n, y, weights, biases):
+        joint = n.const(np.concatenate(weights, 1)), n.const(np.concatenate(biases))
+        extra = n.const(np.arange(TOKENS, dtype=np.int32)[None]), n.const(np.array([0, TOKENS], np.int32))
+        return n("PackedAttention", y, *joint, *extra, domain=MS, num_heads=HEADS)
+
+    with pytest.raises(XaiInsertError, match="PackedAttention"):
+        insert(transformer(packed), RAW)
+
+
+def softmax_head(opset, grid, **axis):
+    """A softmax without an axis: 1 before operator set 13, over that and all that follow, and the last from then on."""
+    n = Net(opset)
+    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[4, 4], pads=[1] * 4))
+    if grid:
+        x = n("Conv", n("GlobalAveragePool", x), n.const(n.draw(7, 8, 1, 1)), n.const(n.draw(7)))
+        return n.model(n("Flatten", n("Softmax", x, **axis)))
+    x = n("Flatten", n("GlobalAveragePool", x))
+    return n.model(n("Softmax", n("Gemm", x, n.const(n.draw(8, 7)), n.const(n.draw(7)))))
+
+
+@pytest.mark.parametrize("grid", [True, False])
+@pytest.mark.parametrize("opset", [11, 12])
+def test_a_softmax_without_an_axis(opset, grid):
+    result = insert(softmax_head(opset, grid), RAW)
+    assert result.report.map_difference <= 1e-5
+    found = oracle.run(result.model, images())["saliency_map"]
+    wanted = insert(softmax_head(13, grid, axis=1), RAW)
+    assert result.report.form == wanted.report.form == "closed form"
+    assert np.allclose(found, oracle.run(wanted.model, images())["saliency_map"], rtol=0, atol=1e-5)
+
+
+def test_functions_that_call_functions():
+    plain = Net()
+    nodes = []
+
+    def layer(name, body, inputs, domain_of):
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        del domain_of
+        return helper.make_function("own", name, inputs, ["y"], body, opsets)
+
+    inner = layer("Inner", [helper.make_node("Relu", ["x"], ["y"])], ["x"], "")
+    outer = layer(
+        "Outer",
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], strides=[2, 2], pads=[1] * 4),
+            helper.make_node("Inner", ["c"], ["y"], domain="own"),
+        ],
+        ["x", "w"],
+        "own",
+    )
+    weights = [plain.draw(8, 3, 3, 3), plain.draw(16, 8, 3, 3)]
+    head = plain.draw(16, 7), plain.draw(7)
+    del nodes
+
+    def build(*, nested):
+        n = Net()
+        x = "x"
+        for weight in weights:
+            if nested:
+                x = n("Outer", x, n.const(weight), domain="own")
+            else:
+                x = n("Relu", n("Conv", x, n.const(weight), strides=[2, 2], pads=[1] * 4))
+        x = n("Flatten", n("GlobalAveragePool", x))
+        model = n.model(n("Gemm", x, *map(n.const, head)))
+        if nested:
+            model.functions.extend([outer, inner])
+            model.opset_import.append(helper.make_opsetid("own", 1))
+        return model
+
+    wanted, new = insert(build(nested=False), RAW), insert(build(nested=True), RAW)
+    a, b = (oracle.run(result.model, images())["saliency_map"] for result in (wanted, new))
+    assert np.allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
+
+
+def test_layers_of_fused_operators_can_be_targets():
+    model = transformer(ms_attention, skip=True)
+    fused = [node for node in model.graph.node if node.op_type == "SkipLayerNormalization"]
+    report = insert(model, Options(target_layer=fused[-1].output[3], method="activation-map")).report
+    assert (report.target["name"], report.target["grid"]) == (fused[-1].output[3], (4, 4))
+    with pytest.raises(XaiInsertError, match=f"layer '{fused[-1].name}' .* is not on every path"):
+        insert(model, Options(target_layer=fused[-1].name, method="activation-map"))
+
+
+KINDS = {
+    "tree": (
+        "TreeEnsembleClassifier",
+        {
+            "nodes_treeids": [0] * 7,
+            "nodes_nodeids": list(range(7)),
+            "nodes_featureids": [0, 3, 5, 0, 0, 0, 0],
+            "nodes_values": [0.01, 0.008, 0.012, 0.0, 0.0, 0.0, 0.0],
+            "nodes_modes": ["BRANCH_LEQ"] * 3 + ["LEAF"] * 4,
+            "nodes_truenodeids": [1, 3, 5, 0, 0, 0, 0],
+            "nodes_falsenodeids": [2, 4, 6, 0, 0, 0, 0],
+            "class_treeids": [0] * 8,
+            "class_nodeids": [3, 3, 4, 4, 5, 5, 6, 6],
+            "class_ids": [0, 1] * 4,
+            "class_weights": [0.9, 0.1, 0.2, 0.8, 0.6, 0.4, 0.3, 0.7],
+            "classlabels_int64s": [0, 1],
+            "post_transform": "NONE",
+        },
+    ),
+    "linear": (
+        "LinearClassifier",
+        {"coefficients": np.linspace(-1, 1, 16).tolist(), "intercepts": [0.1, -0.1], "classlabels_ints": [0, 1]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learners_behind_features(kind):
+    """The scores of the learner are explained by masked runs; its label stays as it is."""
+    op, attributes = KINDS[kind]
+    n = Net(15)
+    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
+    n(op, n("Flatten", n("GlobalAveragePool", x)), domain="ai.onnx.ml", outputs=["label", "scores"], **attributes)
+    model = n.model("scores", classes=2)
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, ["b"]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    result = insert(model, RAW)
+    assert result.report.form == "masked runs"
+    assert result.report.map_difference <= 1e-5
+    found = oracle.run(result.model, images())
+    plain = oracle.run(model, images())
+    assert np.array_equal(found["label"], plain["label"])
+    assert found["saliency_map"].shape == (2, 2, 4, 4)
+    assert np.ptp(found["saliency_map"]) > 0
+
+
+def test_a_sequence_among_the_outputs_stays():
+    n = Net()
+    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[4, 4], pads=[1] * 4))
+    flat = n("Flatten", n("GlobalAveragePool", x))
+    logits = n("Gemm", flat, n.const(n.draw(8, 7)), n.const(n.draw(7)))
+    n("SequenceConstruct", logits, flat, outputs=["parts"])
+    model = n.model(logits)
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    model.graph.output.append(helper.make_value_info("parts", kind))
+    new = insert(model, RAW).model
+    session = ort.InferenceSession(new.SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    assert names == [logits, "parts", "saliency_map"]
+    results = dict(zip(names, session.run(None, {"x": images()}), strict=True))
+    assert np.array_equal(results["parts"][0], results[logits])
+
+
+def image_and_texts(*, is_fused):
+    """Pooled image features times the embeddings of texts, as CLIP scores them."""
+    n = Net()
+    x = n("Relu", n("Conv", "x", n.const(n.draw(16, 3, 3, 3)), n.const(n.draw(16)), strides=[8, 8], pads=[1] * 4))
+    x = n("Flatten", n("GlobalAveragePool", x))
+    words, places, segments = n.const(n.draw(20, 16)), n.const(n.draw(9, 16)), n.const(n.draw(2, 16))
+    gamma, beta = n.const(1 + n.draw(16, scale=0.1)), n.const(n.draw(16))
+    if is_fused:
+        kinds = n("Sub", "ids", "ids")
+        operands = ["ids", kinds, words, places, segments, gamma, beta]
+        y = n("EmbedLayerNormalization", *operands, domain=MS, outputs=["embedded", "lengths"], epsilon=1e-5)
+    else:
+        y = n("Add", n("Gather", words, "ids"), n("Slice", places, n.const(np.array([0])), n.const(np.array([5]))))
+        y = n("Add", y, n("Gather", segments, n("Sub", "ids", "ids")))
+        y = n("LayerNormalization", y, gamma, beta, axis=-1, epsilon=1e-5)
+    text = n("ReduceMean", y, axes=[1], keepdims=0)
+    model = n.model(n("MatMul", x, n("Transpose", text, perm=[1, 0])), classes=3)
+    model.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT32, [3, 5]))
+    return model
+
+
+def test_embedded_texts():
+    results = [insert(image_and_texts(is_fused=is_fused), RAW) for is_fused in (True, False)]
+    assert results[0].report.form == results[1].report.form
+    ids = np.random.default_rng(2).integers(0, 20, (3, 5)).astype(np.int32)
+    maps = []
+    for result in results:
+        session = ort.InferenceSession(result.model.SerializeToString())
+        maps.append(session.run(["saliency_map"], {"x": images(), "ids": ids})[0])
+    assert maps[0].shape == (2, 3, 8, 8)
+    assert np.allclose(*maps, rtol=0, atol=1e-5 * np.abs(maps[1]).max())

@@ -1,0 +1,62 @@
+"""Each method in half precision: the inserted ONNX file converted to float16, on the trained bundled models.
+
+Not measured are the maps of the two-stage detector and box votes: onnxruntime's converter writes a file that does not
+load of the plain two-stage model too, and no trained model here reports boxes that it decodes at every location.
+"""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, classification_scene, multi_object_scene
+from testbed import deployed
+from xai_insert import Options, insert
+
+METHODS = {
+    "Recipro-CAM": ("shapes_cnn", {}),
+    "Recipro-CAM by masked runs": ("shapes_cnn", {"target_layer": "/stages/stages.2/Relu_1"}),
+    "Activation Map": ("shapes_cnn", {"method": "activation-map"}),
+    "ViT Recipro-CAM": ("shapes_vit", {}),
+    "ViT Recipro-CAM of patches": ("shapes_vit", {"kernel": "point"}),
+    "ViT Recipro-CAM by masked runs": ("shapes_vit", {"block": 2}),
+    "DetClassProbabilityMap": ("shapes_detector", {}),
+    "instance masks": ("shapes_segmenter", {}),
+}
+IMAGES = 4
+
+
+def images(name):
+    scene = classification_scene if name in ("shapes_cnn", "shapes_vit") else multi_object_scene
+    return [scene(HELD_OUT_SEED + index).model_input() for index in range(IMAGES)]
+
+
+def run(model, image):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_stand_half_precision(method):
+    name, chosen = METHODS[method]
+    model = insert(onnx.load(deployed.SHAPES / f"{name}.onnx"), Options(output_dtype="f32", **chosen)).model
+    half = convert_float_to_float16(onnx.ModelProto.FromString(model.SerializeToString()), keep_io_types=True)
+    found = []
+    for image in images(name):
+        wanted, given = run(model, image), run(half, image)
+        best = slice(None)
+        if "logits" in wanted and wanted["saliency_map"].ndim == 4:
+            best = int(wanted["logits"][0].argmax())
+        wanted, given = (item["saliency_map"][:, best] for item in (wanted, given))
+        for a, b in zip(
+            *(item.reshape(-1, *item.shape[-2:]).astype(np.float64) for item in (wanted, given)), strict=True
+        ):
+            if np.ptp(a) > 1e-3 * np.abs(wanted).max():
+                found.append(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    assert len(found) >= IMAGES // 2
+    assert np.median(found) >= 0.99
+    assert min(found) >= (0.95 if method == "instance masks" else 0.99)  # scores beside the threshold, rounded

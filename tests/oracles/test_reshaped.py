@@ -1,0 +1,120 @@
+"""An inserted IR that is reshaped: the map follows, or the model is refused where it would lie wrongly."""
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from testbed import deployed, models, oracle
+from xai_insert import Options, insert
+
+SIZES = ([1, 3, 144, 64], [1, 3, 192, 192], [2, 3, 64, 160], [4, 3, 96, 96])
+
+
+def fixed(name, shape=(1, 3, 96, 96)):
+    model = deployed.plain(name, ".xml")
+    model.reshape(list(shape))
+    return model
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(
+    "chosen", [{}, {"method": "activation-map"}, {"top_k": 2}, {"saliency_size": (9, 7)}, {"feature_vector": True}]
+)
+def test_the_map_follows(sizes, chosen):
+    options = Options(output_dtype="f32", **chosen)
+    result = insert(fixed("shapes_cnn"), options)
+    assert tuple(result.report.target["grid"]) == (12, 12)
+    assert None not in result.report.saliency_map["shape"]
+    result.model.reshape(sizes)
+    wanted = insert(fixed("shapes_cnn", sizes), options).model
+    image = np.random.default_rng(0).uniform(0, 255, sizes).astype(np.float32)
+    a, b = (oracle.run(model, image) for model in (wanted, result.model))
+    assert {name: array.shape for name, array in a.items()} == {name: array.shape for name, array in b.items()}
+    for name, array in a.items():
+        np.testing.assert_allclose(b[name], array, rtol=0, atol=1e-5 * np.abs(array).max())
+
+
+def test_it_is_told_by_the_output_of_the_reshaped_model():
+    model = insert(fixed("shapes_cnn")).model
+    assert list(model.output("saliency_map").shape) == [1, 8, 12, 12]
+    model.get_parameters()[0].set_layout(ov.Layout("NCHW"))
+    ov.set_batch(model, 3)
+    assert list(model.output("saliency_map").shape) == [3, 8, 12, 12]
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [("shapes_vit", {}), ("shapes_vit", {"block": 2}), ("shapes_vit", {"method": "activation-map"})],
+    ids=["closed form", "masked runs", "activation map"],
+)
+def test_tokens_of_another_grid_are_refused_while_loading(name, chosen):
+    """144 tokens may be 18 by 8, which the model, but not the map, takes for 12 by 12."""
+    plain, inserted = fixed(name), insert(fixed(name), Options(**chosen)).model
+    plain.reshape([1, 3, 144, 64])
+    with pytest.raises(RuntimeError):
+        inserted.reshape([1, 3, 144, 64])
+    inserted.reshape([2, 3, 96, 96])
+    assert inserted.output("saliency_map").shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        models.pooled("GlobalAveragePool"),
+        models.pooled("GlobalMaxPool"),
+        models.channels_last,
+        models.hidden_convolution,
+        models.average_and_maximum(joined=True),
+        models.generalised_mean,
+    ],
+)
+def test_heads_of_all_kinds_follow(network):
+    model = models.as_format(models.classifier(network, batch=1), "openvino")
+    options = Options(output_dtype="f32", output=None)
+    try:
+        plain = model.clone()
+        plain.reshape([1, 3, 8, 18])
+    except RuntimeError:
+        pytest.skip("the plain model takes one size")
+    inserted = insert(model, options).model
+    wanted = insert(plain, options).model
+    image = np.random.default_rng(0).standard_normal((1, 3, 8, 18)).astype(np.float32)
+    try:
+        inserted.reshape([1, 3, 8, 18])
+    except RuntimeError:
+        pytest.fail("the plain model takes the size")
+    a, b = (oracle.run(item, image)["saliency_map"] for item in (wanted, inserted))
+    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
+
+
+@pytest.mark.parametrize("network", [models.flattened, models.grid_convolution])
+def test_heads_of_one_size_fail_as_the_plain_model_does(network):
+    model = models.as_format(models.classifier(network, batch=1), "openvino")
+    inserted = insert(model, Options(output_dtype="f32")).model
+    for item in (model, inserted):
+        with pytest.raises(RuntimeError):
+            item.reshape([1, 3, 10, 18])
+
+
+@pytest.mark.parametrize("name", ["shapes_detector", "shapes_segmenter", "shapes_two_stage"])
+def test_detectors_follow_or_are_refused(name):
+    inserted = insert(deployed.plain(name, ".xml")).model
+    image = inserted.input(0).get_partial_shape()
+    if image[2].is_dynamic:
+        return
+    with pytest.raises(RuntimeError):
+        inserted.reshape([1, 3, image[2].get_length() + 32, image[3].get_length()])
+
+
+def turned(b):
+    """A grid whose rows run backwards, which the map is turned back from by a list of all rows."""
+    limits = [b.const(np.array([number])) for number in (-1, -1000, 2, -1)]
+    return b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.node("Slice", b.backbone(), *limits))), 6)
+
+
+def test_a_map_that_is_turned_back_is_for_one_size():
+    model = models.as_format(models.classifier(turned, batch=1), "openvino")
+    inserted = insert(model, Options(output_dtype="f32")).model
+    model.reshape([1, 3, 24, 12])
+    with pytest.raises(RuntimeError):
+        inserted.reshape([1, 3, 24, 12])

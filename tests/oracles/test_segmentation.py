@@ -1,0 +1,353 @@
+"""Semantic segmenters: class scores before softmax, argmax and the last resize, told by structure."""
+
+import json
+
+import cv2
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+from click.testing import CliRunner
+
+from model_zoo_fixtures.shapes import semantic
+from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, multi_object_scene
+from testbed import models, oracle
+from xai_insert import Options, errors, insert, plan_insertion
+from xai_insert.cli.explain import main as explain
+
+K, SIDE = 5, 32
+
+
+def image(batch=2, side=SIDE):
+    return np.random.default_rng(0).standard_normal((batch, 3, side, side)).astype(np.float32)
+
+
+def head(b, x, classes=K):
+    return b.node("Conv", x, b.weight(classes, models.CHANNELS, 1, 1), b.weight(classes))
+
+
+def enlarged(b, x, times=4.0, mode="linear"):
+    scales = b.const(np.array([1, 1, times, times], np.float32))
+    return b.node("Resize", x, "", scales, mode=mode, coordinate_transformation_mode="half_pixel")
+
+
+def coarse(b):
+    """A feature at stride 4."""
+    return b.node("Relu", b.node("Conv", b.backbone(), b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2]))
+
+
+def deeplab(b):
+    scores = head(b, coarse(b))
+    return scores, [enlarged(b, scores)]
+
+
+def softmaxed(b):
+    scores = head(b, coarse(b))
+    return scores, [b.node("Softmax", enlarged(b, scores), axis=1)]
+
+
+def softmax_then_resize(b):
+    scores = head(b, coarse(b))
+    return scores, [enlarged(b, b.node("Softmax", scores, axis=1))]
+
+
+def argmax(b, keepdims=0, **last):
+    scores = head(b, coarse(b))
+    return scores, [b.node("ArgMax", enlarged(b, scores), axis=1, keepdims=keepdims)]
+
+
+def argmax_of_few(b):
+    scores = head(b, coarse(b), 2)
+    return scores, [b.node("ArgMax", enlarged(b, scores), axis=1, keepdims=0)]
+
+
+def argmax_as_float(b):
+    scores, (labels,) = argmax(b)
+    return scores, [b.node("Cast", labels, to=onnx.TensorProto.FLOAT)]
+
+
+def argmax_enlarged(b):
+    scores = head(b, coarse(b))
+    labels = b.node("Cast", b.node("ArgMax", scores, axis=1, keepdims=1), to=onnx.TensorProto.FLOAT)
+    return scores, [enlarged(b, labels, mode="nearest")]
+
+
+def logits_and_labels(b):
+    scores = head(b, coarse(b))
+    whole = enlarged(b, scores)
+    return scores, [b.node("ArgMax", whole, axis=1, keepdims=0), whole]
+
+
+def channels_last(b):
+    scores = head(b, coarse(b))
+    return scores, [b.node("Softmax", b.node("Transpose", enlarged(b, scores), perm=[0, 2, 3, 1]), axis=-1)]
+
+
+def last_channels(b):
+    """A head as a product with channels last, as Keras and SegFormer's own code write it."""
+    x = b.node("Transpose", coarse(b), perm=[0, 2, 3, 1])
+    scores = b.node("Add", b.node("MatMul", x, b.weight(6, K)), b.weight(K))
+    return scores, [b.node("Softmax", scores, axis=-1)]
+
+
+def segformer(b):
+    """Raw logits at stride 4."""
+    scores = head(b, coarse(b))
+    return scores, [scores]
+
+
+def unet(b):
+    x = b.node("Relu", b.node("ConvTranspose", coarse(b), b.weight(6, 6, 2, 2), strides=[2, 2]))
+    x = b.node("Relu", b.node("ConvTranspose", x, b.weight(6, 6, 2, 2), strides=[2, 2]))
+    scores = head(b, x)
+    return scores, [scores]
+
+
+NETWORKS = {
+    item.__name__: item
+    for item in (
+        deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
+        logits_and_labels, channels_last, last_channels, segformer, unet,
+    )
+}  # fmt: skip
+LAST = {"last_channels"}
+
+
+def build(name, **more):
+    b = models.Builder(size=(SIDE, SIDE), **more)
+    scores, outputs = NETWORKS[name](b)
+    return b.model(*outputs), scores
+
+
+def raw_scores(model, name, scores, images):
+    """The scores by a run of the plain model that gives them too, `[B, K, h, w]`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if scores not in [item.name for item in copy.graph.output]:
+        copy.graph.output.extend([onnx.helper.make_empty_tensor_value_info(scores)])
+    found = oracle.run(copy, images)[scores]
+    return found.transpose(0, 3, 1, 2) if name in LAST else found
+
+
+def in_bytes(maps):
+    low, high = (function(maps, axis=(2, 3), keepdims=True) for function in (np.min, np.max))
+    return np.floor(255 * (maps - low) / np.maximum(high - low, 1e-12))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_map_is_what_is_compared(name, batch, kind):
+    model, scores = build(name, batch=batch)
+    images = image(1 if batch == 1 else 3)
+    wanted = raw_scores(model, name, scores, images)
+    plain = models.as_format(model, kind)
+    before = oracle.run(plain, images)
+    for dtype in ("f32", "u8"):
+        result = insert(plain, Options(output_dtype=dtype))
+        assert (result.report.task, result.report.method) == ("semantic segmentation", "class-score-map")
+        assert result.report.output_difference == 0
+        after = oracle.run(result.model, images)
+        maps = after.pop("saliency_map")
+        for key, array in before.items():
+            np.testing.assert_array_equal(after[key], array)
+        if dtype == "f32":
+            np.testing.assert_allclose(maps, wanted, rtol=1e-5, atol=1e-5)
+        else:
+            assert np.mean(np.abs(maps.astype(float) - in_bytes(wanted)) <= 1) >= 0.999
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_size_may_be_asked_for(kind):
+    model, _ = build("deeplab")
+    result = insert(models.as_format(model, kind), Options(saliency_size=(20, 10)))
+    assert oracle.run(result.model, image())["saliency_map"].shape == (2, K, 20, 10)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_the_feature_vector_is_the_mean_of_what_the_head_reads(kind):
+    model, _ = build("deeplab")
+    result = insert(models.as_format(model, kind), Options(feature_vector=True))
+    relu = next(node.output[0] for node in reversed(model.graph.node) if node.op_type == "Relu")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend([onnx.helper.make_empty_tensor_value_info(relu)])
+    wanted = oracle.run(copy, image())[relu].mean(axis=(2, 3))
+    np.testing.assert_allclose(oracle.run(result.model, image())["feature_vector"], wanted, atol=1e-5)
+
+
+def two_outputs(classes=K):
+    b = models.Builder(size=(SIDE, SIDE))
+    x = coarse(b)
+    main, aux = head(b, x), head(b, x, classes)
+    return b.model(enlarged(b, main), enlarged(b, aux)), (main, aux)
+
+
+def test_of_several_the_user_chooses():
+    model, (_, aux) = two_outputs()
+    with pytest.raises(errors.UnsupportedTaskError):
+        insert(model)
+    name = model.graph.output[1].name
+    result = insert(model, Options(output=name))
+    assert result.report.logits["name"] == aux
+    assert result.report.logits["output"] == name
+
+
+def of_width(classes, last=None):
+    b = models.Builder(size=(SIDE, SIDE))
+    x = enlarged(b, head(b, coarse(b), classes))
+    return b.model(x if last is None else b.node(last, x))
+
+
+@pytest.mark.parametrize(("classes", "last"), [(1, None), (1, "Sigmoid"), (2, None), (3, None), (3, "Sigmoid")])
+def test_few_values_for_a_place_may_be_anything(classes, last):
+    model = of_width(classes, last)
+    with pytest.raises(errors.UnsupportedTaskError, match="every place of the image"):
+        insert(model)
+    assert insert(model, Options(method="class-score-map")).report.saliency_map["shape"][1] == classes
+
+
+def test_what_it_is_not_for():
+    with pytest.raises(errors.TargetNotFoundError, match="leave --method to the tool"):
+        insert(models.classifier(models.CLOSED["mean"]), Options(method="class-score-map"))
+    model, _ = build("deeplab")
+    for options in (Options(top_k=2), Options(kernel="point"), Options(per_box=True), Options(target_layer="Conv_0")):
+        with pytest.raises(errors.XaiInsertError):
+            plan_insertion(model, options)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", ["deeplab", "argmax", "channels_last", "softmaxed", "logits_and_labels"])
+def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
+    model, _ = build(name, batch=1)
+    file = tmp_path / ("model.onnx" if kind == "onnx" else "model.xml")
+    inserted = insert(models.as_format(model, kind)).model
+    onnx.save(inserted, file) if kind == "onnx" else ov.save_model(inserted, file, compress_to_fp16=False)
+    picture = (image(1)[0].transpose(1, 2, 0) * 60 + 120).clip(0, 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "scene.png"), picture[..., ::-1])
+    arguments = [file, tmp_path / "scene.png", "-o", tmp_path / "out", "--raw", "npy"]
+    done = CliRunner().invoke(explain, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    (record,) = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    outputs = oracle.run(model, picture.transpose(2, 0, 1)[None].astype(np.float32))
+    found = next(iter(outputs.values()))
+    is_labels = name in ("argmax", "logits_and_labels")
+    labels = found if is_labels else found.argmax(axis=3 if name == "channels_last" else 1)
+    shares = np.bincount(labels.reshape(-1), minlength=K) / labels.size
+    for item in record["predictions"]:
+        assert item["score"] == pytest.approx(shares[item["class_id"]], abs=0.005)  # a runtime may use half precision
+    assert [item["class_id"] for item in record["maps"]] == [n for n in np.argsort(-shares) if shares[n] >= 0.01]
+
+
+def compared(how):
+    """Values of places that are compared with each other, or of which several classes are kept."""
+    b = models.Builder(size=(SIDE, SIDE), batch=1)
+    scores = head(b, coarse(b))
+    if how == "softmax over rows":
+        return b.model(b.node("Softmax", scores, axis=2))
+    if how == "argmax over columns":
+        return b.model(b.node("ArgMax", scores, axis=3, keepdims=0))
+    if how == "several classes":
+        return b.model(b.node("TopK", scores, b.const(np.array([2])), axis=1, outputs=2)[1])
+    return b.model(b.node("Reshape", scores, b.const(np.array([1, K, -1]))))
+
+
+@pytest.mark.parametrize("how", ["softmax over rows", "argmax over columns", "several classes", "rows of places"])
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_what_is_compared_otherwise_is_no_segmenter(how, kind):
+    with pytest.raises(errors.XaiInsertError):
+        insert(models.as_format(compared(how), kind), Options(method="class-score-map"))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_an_image_of_any_size(kind):
+    b = models.Builder(size=("H", "W"))
+    scores, outputs = deeplab(b)
+    model = b.model(*outputs)
+    result = insert(models.as_format(model, kind), Options(output_dtype="f32"))
+    images = np.random.default_rng(1).standard_normal((2, 3, 48, 32)).astype(np.float32)
+    maps = oracle.run(result.model, images)["saliency_map"]
+    assert maps.shape == (2, K, 12, 8)
+    np.testing.assert_allclose(maps, raw_scores(model, "deeplab", scores, images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["class-score-map", "seg-recipro-cam"])
+def test_half_precision(method):
+    b = models.Builder(size=(SIDE, SIDE), dtype=np.float16)
+    scores = head(b, coarse(b))
+    scales = b.const(np.array([1, 1, 4, 4]))
+    b.weights[-1].CopyFrom(onnx.numpy_helper.from_array(np.array([1, 1, 4, 4], np.float32), scales))
+    whole = b.node("Resize", scores, "", scales, mode="linear", coordinate_transformation_mode="half_pixel")
+    result = insert(b.model(whole), Options(method=method, output_dtype="f32"))
+    outputs = oracle.run(result.model, image().astype(np.float16))
+    assert outputs["saliency_map"].dtype == np.float32
+    assert np.isfinite(outputs["saliency_map"]).all()
+    assert outputs[whole].dtype == np.float16
+
+
+LINEAR = ["deeplab", "softmaxed", "argmax", "logits_and_labels", "channels_last", "last_channels", "segformer", "unet"]
+
+
+def by_definition(model, name, images):
+    """Seg-Recipro-CAM by runs of what stands behind the feature, one for each place, in NumPy around onnxruntime."""
+    wanted = {node.output[0]: node for node in model.graph.node}
+    scored = NETWORKS[name](models.Builder(size=(SIDE, SIDE)))[0]
+    node = wanted[scored]
+    while node.op_type not in ("Conv", "MatMul"):
+        node = wanted[node.input[0]]
+    feature = node.input[0]
+    last = next((node.output[0] for node in reversed(model.graph.node) if node.op_type == "Resize"), scored)
+    parts = oracle.Parts(model, feature, last)
+    features = parts.features(images)[0] if hasattr(parts, "features") else parts._backbone(images)[0]
+    grid = (1, 2) if name in LAST else (2, 3)
+
+    def scores(kept):
+        found = parts._head(images, kept)
+        return found.transpose(0, 3, 1, 2) if name in LAST else found
+
+    regions = np.eye(K)[scores(features).argmax(axis=1)].transpose(0, 3, 1, 2)
+    sizes = [features.shape[axis] for axis in grid]
+    maps = np.zeros((len(images), K, *sizes))
+    for row in range(sizes[0]):
+        for column in range(sizes[1]):
+            mask = np.zeros(features.shape, np.float32)
+            mask[(slice(None),) * grid[0] + (row, column)] = 1
+            kept = scores(features * mask)
+            maps[:, :, row, column] = (kept * regions).sum(axis=(2, 3)) / np.maximum(regions.sum(axis=(2, 3)), 1)
+    return maps
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_reason_of_a_region_is_its_definition(name, kind):
+    model, _ = build(name)
+    images = image(2)
+    wanted = by_definition(model, name, images)
+    options = Options(method="seg-recipro-cam", output_dtype="f32")
+    result = insert(models.as_format(model, kind), options)
+    assert result.report.output_difference == 0
+    maps = oracle.run(result.model, images)["saliency_map"]
+    np.testing.assert_allclose(maps, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["softmax_then_resize", "argmax_enlarged"])
+def test_a_region_of_a_head_that_is_not_linear_is_refused(name):
+    model, _ = build(name)
+    with pytest.raises(errors.UnsupportedTaskError, match="one linear layer"):
+        insert(model, Options(method="seg-recipro-cam"))
+
+
+@pytest.mark.parametrize("method", ["class-score-map", "seg-recipro-cam"])
+def test_the_peak_lies_on_a_shape_of_the_class(method):
+    """Of a segmenter whose head was fitted to shape scenes, on scenes that it has not seen."""
+    scenes = [multi_object_scene(HELD_OUT_SEED + index) for index in range(60)]
+    result = insert(semantic.shape_segmenter(), Options(method=method))
+    outputs = oracle.run(result.model, semantic.pixels(scenes))
+    hits = []
+    for scene, maps, scores in zip(scenes, outputs["saliency_map"], outputs["classes"], strict=True):
+        truth, said = semantic.labels(scene), scores.argmax(axis=0)
+        for number in {item.class_id for item in scene.objects} & set(said.flat):
+            row, column = np.unravel_index(int(maps[number].argmax()), maps[number].shape)
+            hits.append(truth[4 * row + 2, 4 * column + 2] == number)
+    assert len(hits) > 100
+    assert np.mean(hits) >= 0.95
