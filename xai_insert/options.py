@@ -102,6 +102,12 @@ class Options:
         ),
     )
     """`u8` scales each map to 0..255 by its own minimum and maximum; `f32` gives raw scores."""
+    input: str | None = field(
+        default=None,
+        metadata=_about("Image input to explain, of several.", "name", metavar="NAME", for_all=True),
+    )
+    """Name of the image input that is explained, of several; the others are fed as they are. None explains each, the
+    second one by the output `saliency_map_2`."""
     kernel: KernelName = field(
         default="gaussian",
         metadata=_about(

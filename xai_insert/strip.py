@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def own_outputs(names: Sequence[str]) -> list[str]:
             f"no output is called {SALIENCY_MAP!r}, found {listed}: the model has none, or another tool has renamed it"
         )
     behind = list(names)[list(names).index(SALIENCY_MAP) + 1 :]
-    return [SALIENCY_MAP, *(name for name in behind if name in _BESIDE)]
+    return [SALIENCY_MAP, *(name for name in behind if re.sub(r"_\d+$", "", name) in (SALIENCY_MAP, *_BESIDE))]
 
 
 def without_map(loaded: LoadedModel, names: Sequence[str]) -> tuple[LoadedModel, Removed]:

@@ -6,8 +6,8 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
-from tests import models, oracle
-from tests.test_vit_recipro_cam import linear, norm, transformer, weights
+from testbed import models, oracle
+from tests.oracles.test_vit_recipro_cam import linear, norm, transformer, weights
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.cli.insert import main
 from xai_insert.verify import verify

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests import models, oracle
+from testbed import models, oracle
 from tests.oracles.test_embeddings import TOLERANCE, assert_close, by_norm, by_squares, pooled, run
-from tests.test_vit_recipro_cam import transformer, weights
+from tests.oracles.test_vit_recipro_cam import transformer, weights
 from xai_insert import Options, errors, insert
 from xai_insert.verify import verify
 

@@ -17,7 +17,10 @@ SALIENCY_CLASSES = "saliency_classes"
 SALIENCY_MAP_PER_BOX = "saliency_map_per_box"
 SALIENCY_RANGE = "saliency_range"
 SALIENCY_SCORES = "saliency_scores"
-_OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX, SALIENCY_RANGE, SALIENCY_SCORES)
+OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX, SALIENCY_RANGE, SALIENCY_SCORES)
+
+OF_ANOTHER = "of another image: "
+"""How the names begin of what says something about another image input than the one that is shown."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
     """
     predictions, extra = {}, {}
     for index, (keys, array) in enumerate(_named(results, names)):
-        special = next((key for key in keys if key in _OWN), None)
+        special = next((key for key in keys if key in OWN), None)
         if special is not None:
             extra[special] = np.asarray(array)
-        else:
+        elif not any(key.startswith(OF_ANOTHER) for key in keys):
             predictions[keys[0] if keys else f"output_{index}"] = np.asarray(array)
-    return Outputs(predictions, *(extra.get(key) for key in _OWN))
+    return Outputs(predictions, *(extra.get(key) for key in OWN))
 
 
 def _named(results: Any, names: Iterable[str] | None) -> Iterator[tuple[list[str], Any]]:

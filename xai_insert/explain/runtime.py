@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +16,10 @@ import numpy as np
 from xai_insert.errors import ModelFileError, UnknownNameError, UnsupportedTaskError, XaiInsertError
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.files import digest
-from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs, read_outputs
+from xai_insert.explain.outputs import OF_ANOTHER, OWN, SALIENCY_MAP, Array, Outputs, read_outputs
 from xai_insert.files import read_with
 from xai_insert.formats.guard import last_line
+from xai_insert.graph.shape import format_shape
 
 RuntimeName = Literal["openvino", "onnxruntime"]
 
@@ -169,7 +171,8 @@ class OpenVINOEngine:
         inputs = [_openvino_input(port) for port in model.inputs]
         self.image_input = _image_input(inputs, fed)
         self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
-        self._names = [min(output.get_names(), default="") for output in model.outputs]
+        names = [min(output.get_names(), default="") for output in model.outputs]
+        self._names = _names_for(self.image_input, names, self.about)
         try:
             self._compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
         except RuntimeError as err:
@@ -208,7 +211,6 @@ class OnnxEngine:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
             session = _session(ort, _insert(path, to_bytes=True), options, provider)
         self._session = session
-        self._names = [item.name for item in session.get_outputs()]
         entries = session.get_modelmeta().custom_metadata_map
         self.info, self.by_model_api = _flat_info(entries)
         self.about = _about(entries)
@@ -221,6 +223,7 @@ class OnnxEngine:
             for item in session.get_inputs()
         ]
         self.image_input = _image_input(inputs, fed)
+        self._names = _names_for(self.image_input, [item.name for item in session.get_outputs()], self.about)
         self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
 
     def infer(self, feed: Array) -> Outputs:
@@ -262,14 +265,22 @@ def _image_input(inputs: Sequence[ImageInput], fed: Mapping[str, Array]) -> Imag
         return found[0]
 
     def listed(items: Sequence[ImageInput]) -> str:
-        shapes = [f"{item.name} {['?' if size is None else size for size in item.shape]}" for item in items]
-        return ", ".join(shapes) or "none"
+        return ", ".join(f"{item.name} {format_shape(item.shape)}" for item in items) or "none"
 
     if len(found) == 1:
         raise UnsupportedTaskError(
             f"the model also reads {listed(others)}: give an array for each, --feed {others[0].name}=FILE.npy"
         )
     raise UnsupportedTaskError(f"wanted a model with one image input of four dimensions, found {listed(inputs)}")
+
+
+def _names_for(shown: ImageInput, names: Sequence[str], about: Mapping[str, str]) -> list[str]:
+    """The outputs' names as if the model had no other image: without the suffix of what is said about the one shown."""
+    inputs = {key.removeprefix("input"): name for key, name in about.items() if re.fullmatch(r"input(_\d+)?", key)}
+    suffix = next((key for key, name in inputs.items() if name == shown.name), "")
+    own = {f"{name}{suffix}": name for name in OWN}
+    others = {f"{name}{key}" for name in OWN for key in inputs} - set(own)
+    return [own.get(name, f"{OF_ANOTHER}{name}" if name in others else name) for name in names]
 
 
 def _openvino_input(port: Any) -> ImageInput:

@@ -376,7 +376,7 @@ def _completed(shape: Sequence[int | None], node: Node) -> Sequence[int | None]:
     return [None, *(elements // known if size is None else size for size in shape[1:])]
 
 
-def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value) -> V:
+def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value, copies: int = 1) -> V:
     """Run the head of a pooled classifier on one row per image and position.
 
     Args:
@@ -384,6 +384,7 @@ def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V
         nodes: the head, in topological order.
         rows: for each pooled value `[B, ...]` its rows `[B*P, ...]`.
         result: the value to compute, `[B, ...]` in the model.
+        copies: P, for heads that read what is not masked as well; 1 if it is not known.
 
     Returns:
         `result` for every row, `[B*P, ...]`.
@@ -391,7 +392,7 @@ def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V
     Raises:
         CannotFreeBatchError: an operation mixes the batch axis with others.
     """
-    lifter = Lifter(surgeon, next(iter(rows)).sizes[0])
+    lifter = Lifter(surgeon, next(iter(rows)).sizes[0], copies=copies)
     for value, handle in rows.items():
         lifter.made[value] = Lifted(handle, (lifter.batch, *map(other, fixed(value.sizes[1:]))))
     return lifter.run(nodes, result)

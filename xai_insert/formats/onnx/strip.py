@@ -43,7 +43,7 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     for value in operands:
         if value.is_initializer() and not value.uses() and not value.is_graph_output():
             graph.initializers.pop(value.name or "", None)
-        elif value.is_graph_input() and not value.uses() and not value.is_graph_output():
+        elif value in graph.inputs and not value.uses() and not value.is_graph_output():
             graph.inputs.remove(value)
     return removed
 

@@ -79,7 +79,7 @@ class OpenVINOModel:
         self.native.validate_nodes_and_infer_types()
 
     def surgeon(self, *, keep_float32: bool = False) -> OpenVINOSurgeon:
-        self.keeps_float32 = keep_float32
+        self.keeps_float32 |= keep_float32
         with self._products.shown():
             return OpenVINOSurgeon(self.native, keep_float32=keep_float32)
 
