@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import openvino as ov
 import openvino.opset13 as opset
+
+from testbed import oracle
 
 Array = np.ndarray
 
@@ -93,9 +94,7 @@ def values(path: Path, names: Sequence[str], image: Array) -> list[Array]:
         model = onnx.load(path)
         present = {output.name for output in model.graph.output}
         model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in present)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = oracle.session(model)
         return list(session.run(list(names), {session.get_inputs()[0].name: image}))
     core = ov.Core()
     read = core.read_model(path)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import openvino as ov
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from testbed import oracle
 from testbed.models import Builder, as_format
 from xai_insert.formats.backend import load
 from xai_insert.methods.gradients.pullback import pullback
@@ -104,7 +104,7 @@ def written(model: onnx.ModelProto, kind: str, x: Array, seeds: Array, *, togeth
 def run(model: onnx.ModelProto | ov.Model, feeds: Mapping[str, Array]) -> list[Array]:
     """Every output, on the CPU in float32."""
     if isinstance(model, onnx.ModelProto):
-        return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
+        return oracle.session(model).run(None, feeds)
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     by_name = {name: array for name, array in feeds.items() if any(name in port.get_names() for port in model.inputs)}
     return [np.array(array) for array in compiled(by_name).values()]

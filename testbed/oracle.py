@@ -34,9 +34,9 @@ class Parts:
         del whole.graph.output[:]
         for name in (*targets, logits):
             whole.graph.output.add(name=name).type.CopyFrom(kinds[name])
-        backbone = _session(whole)
+        backbone = session(whole)
         head_model = Extractor(inferred).extract_model([image, *targets], [logits])
-        head = _session(head_model)
+        head = session(head_model)
         taken = {arg.name for arg in head.get_inputs()}
         self._backbone = lambda x: backbone.run(None, {image: x})
         self._head = lambda x, *f: head.run(
@@ -53,14 +53,14 @@ class Parts:
 
         twin = model.clone()
         results = [opset.result(port(twin, name)) for name in (*targets, logits)]
-        backbone = _compiled(ov.Model(results, twin.get_parameters()))
+        backbone = compiled(ov.Model(results, twin.get_parameters()))
         twin = model.clone()
         sources, result = [port(twin, name) for name in targets], opset.result(port(twin, logits))
         entries = [opset.parameter(source.get_partial_shape(), source.get_element_type()) for source in sources]
         for source, entry in zip(sources, entries, strict=True):
             for reader in source.get_target_inputs():
                 reader.replace_source_output(entry.output(0))
-        head = _compiled(ov.Model([result], [*twin.get_parameters(), *entries]))
+        head = compiled(ov.Model([result], [*twin.get_parameters(), *entries]))
         self._backbone = lambda x: [np.array(v) for v in backbone([x]).values()]
         self._head = lambda x, *f: np.array(head([x, *f])[0])
 
@@ -100,13 +100,13 @@ def run(model: Any, image: Array) -> dict[str, Array]:
 def runner(model: Any) -> Callable[[Array], dict[str, Array]]:
     """`run` for many images."""
     if isinstance(model, onnx.ModelProto):
-        session = _session(model)
-        names = [output.name for output in session.get_outputs()]
-        return lambda image: dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
-    compiled = _compiled(model)
+        opened = session(model)
+        names = [output.name for output in opened.get_outputs()]
+        return lambda image: dict(zip(names, opened.run(None, {opened.get_inputs()[0].name: image}), strict=True))
+    network = compiled(model)
     return lambda image: {
         (min(port.get_names()) if port.get_names() else str(index)): np.array(value)
-        for index, (port, value) in enumerate(compiled([image]).items())
+        for index, (port, value) in enumerate(network([image]).items())
     }
 
 
@@ -116,11 +116,14 @@ def scaled(raw: Array) -> Array:
     return np.floor(255 * ((raw - low) / np.where(high > low, high - low, 1))).astype(np.uint8)
 
 
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A quiet session, whose threads sleep while they wait: several workers test on few cores."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _compiled(model: ov.Model) -> ov.CompiledModel:
+def compiled(model: ov.Model) -> ov.CompiledModel:
+    """A model on the CPU, in float32."""
     return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -24,14 +24,14 @@ def region_head(model: Any, feature: str, logits: str) -> Head:
     """The part of a plain model that makes class scores `[P, K]` of features `[P, C, m, n]`."""
     if isinstance(model, onnx.ModelProto):
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        session = oracle._session(Extractor(inferred).extract_model([feature], [logits]))
+        session = oracle.session(Extractor(inferred).extract_model([feature], [logits]))
         return lambda x: session.run(None, {feature: x})[0]
     nodes = {node.get_friendly_name(): node for node in model.clone().get_ordered_ops()}
     source = nodes[feature].output(0)
     entry = opset.parameter(source.get_partial_shape(), source.get_element_type())
     for reader in source.get_target_inputs():
         reader.replace_source_output(entry.output(0))
-    compiled = oracle._compiled(ov.Model([opset.result(nodes[logits].output(0))], [entry]))
+    compiled = oracle.compiled(ov.Model([opset.result(nodes[logits].output(0))], [entry]))
     return lambda x: np.array(compiled([x])[0])
 
 

@@ -29,14 +29,12 @@ _ROUNDING = 3e-7  # of a float32 score, relative to the largest, see `xai_insert
 _FORMULA_TOLERANCE, _SLOPE_TOLERANCE, _GOOD = 1e-4, 2e-2, 2e-3
 
 
-def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, scores: Any, classes: Any) -> float:
+def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -> float:
     """Compare derivatives with differences of the plain model's scores, and the map with its formula.
 
     Args:
         model: the inserted model.
         derivative: what the branch computed from.
-        raw_map: handle of the unscaled map `[B, k, h, w]`.
-        scores: handle of the class scores.
         classes: handle of the numbers `[B, k]` of the classes.
 
     Returns:
@@ -46,19 +44,21 @@ def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, s
         CheckFailedError: every derivative is zero.
         DefinitionError: the map is not its formula, or a derivative not the slope.
     """
-    runner = model.between([derivative.target], [raw_map, scores, classes, derivative.gradient])
+    runner = model.between(
+        [derivative.target], [derivative.raw, derivative.scores, classes, derivative.gradient, *derivative.beside]
+    )
     rng = np.random.default_rng(_SEED)
     name = runner.inputs[0][0]
     rest = {other: random_array(rng, sizes, kind, batch=_BATCH) for other, kind, sizes in runner.inputs[1:]}
     feature = _features(model, derivative.target, rest, rng)
-    maps, _, chosen, gradient = runner.run({name: feature, **rest})
+    maps, _, chosen, gradient, *beside = runner.run({name: feature, **rest})
     gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)
-    if not derivative.formula(np.abs(feature), np.abs(gradient)).any():
+    if not derivative.formula(np.abs(feature), np.abs(gradient), *map(np.abs, beside)).any():
         raise CheckFailedError(
             f"the scores do not change with the grid of {derivative.target.describe()}, so a map of their derivatives "
             "shows nothing; choose another layer with --target-layer; nothing was written"
         )
-    wanted = derivative.formula(feature.astype(np.float64), gradient)
+    wanted = derivative.formula(*(item.astype(np.float64) for item in (feature, gradient, *beside)))
     maps = np.moveaxis(maps.reshape(*maps.shape[:2], -1), 1, 0)
     scale = float(np.abs(gradient * feature).max()) or 1.0
     off = float(np.abs(maps - wanted).max()) / max(float(np.abs(wanted).max()), scale)
@@ -69,7 +69,7 @@ def check_derivative(model: LoadedModel, derivative: Derivative, raw_map: Any, s
     worst = excess = 0.0
     for _ in range(_PARTS):
         change = feature * (rng.random(feature.shape) < 0.5)
-        parts = (gradient * change).reshape(*gradient.shape[:2], -1)
+        parts = (gradient * change).reshape(len(gradient), len(chosen), -1)
         slopes = parts.sum(axis=-1)
         size = np.abs(slopes) + np.sqrt((parts**2).sum(axis=-1)) + np.finfo(np.float32).tiny
         best = sure = np.inf
@@ -111,6 +111,6 @@ def _slope(
     for sign in (1, -1):
         moved = (feature + sign * share * change).astype(feature.dtype)
         scores = runner.run({name: moved, **rest})[1].astype(np.float64)
-        both.append(np.take_along_axis(scores.reshape(len(feature), -1), classes.astype(np.int64), axis=1))
+        both.append(np.take_along_axis(scores.reshape(len(classes), -1), classes.astype(np.int64), axis=1))
     noise = float(np.abs(both[0]).max()) * _ROUNDING / share
     return ((both[0] - both[1]) / (2 * share)).T, noise

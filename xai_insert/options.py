@@ -14,7 +14,7 @@ KernelName = Literal["gaussian", "point"]
 ReferenceName = Literal["self", "input"]
 FormName = Literal["auto", "closed", "masked"]
 OutputDtype = Literal["u8", "f32"]
-Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes"]
+Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes", "classes"]
 
 AUTO = "auto"
 METHODS: tuple[str, ...] = (AUTO, *names(METHODS_FOLDER))
@@ -55,6 +55,7 @@ _MAY_BE: Mapping[str, Callable[[Any], bool]] = {
     "count": lambda value: bool(value >= 1),
     "share": lambda value: bool(0 <= value <= 1),
     "size": lambda value: bool(min(value) >= 1),
+    "classes": lambda value: bool(value) and min(value) >= 0 and len(set(value)) == len(value),
 }
 
 
@@ -87,6 +88,9 @@ class Options:
         ),
     )
     """Name of the layer to explain, instead of the one found; `LAST` or `-1` to `-9` count stages from the end."""
+    fuse: bool = field(default=False, metadata=_about("LayerCAM: all stages from the last to that one.", "flag"))
+    """For LayerCAM with a stage as `target_layer`, whether the maps of all stages from the last to that one are fused:
+    the maximum, in the size of the finest."""
     output: str | None = field(
         default=None, metadata=_about("Output with the class scores, of several.", "name", metavar="NAME")
     )
@@ -94,7 +98,7 @@ class Options:
     output_dtype: OutputDtype = field(
         default="u8",
         metadata=_about(
-            "u8: each map scaled to 0..255; f32: raw scores.",
+            "u8: scaled to 0..255; f32: raw.",
             "choice",
             choices=OUTPUT_DTYPES,
             show_default=True,
@@ -117,16 +121,17 @@ class Options:
         ),
     )
     """For ViT Recipro-CAM, what a masked sample keeps: `gaussian`, a 3x3 neighbourhood; `point`, one patch."""
-    block: int = field(
-        default=1,
+    block: int | None = field(
+        default=None,
         metadata=_about(
-            "ViT Recipro-CAM: mask the K-th last block.",
+            "ViT Recipro-CAM: the K-th last block; LeGrad: the last K.",
             "count",
             metavar="K",
             wrong="block counts from 1, the last, not {}",
         ),
     )
-    """For ViT Recipro-CAM, which block with attention to mask, counted from the end."""
+    """For ViT Recipro-CAM, which block with attention to mask, counted from the end, None for the last; for LeGrad, how
+    many of the last blocks to sum over, None for four."""
     saliency_size: tuple[int, int] | None = field(
         default=None,
         metadata=_about(
@@ -192,6 +197,17 @@ class Options:
     )
     """For classifiers, how many maps: those of the best classes of each image, which the output `saliency_classes`
     names; None gives the map of every class, of methods that take derivatives that of the best one."""
+    classes: tuple[int, ...] | None = field(
+        default=None,
+        metadata=_about(
+            "Classifiers: maps of these classes only: 3,17.",
+            "classes",
+            metavar="LIST",
+            wrong="classes are different numbers from 0 on, not {}",
+        ),
+    )
+    """For classifiers, the numbers of the classes that get a map, in the order of the maps, in place of the
+    best."""
     form: FormName = field(
         default="auto", metadata=_about("masked: what defines a classifier's map.", "choice", choices=FORMS)
     )

@@ -266,10 +266,10 @@ def _carry_out(
 def _off(loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any) -> float | None:
     """How far a map differs from its definition; None if that masks nothing."""
     found = branch.plan.found
-    if found.placed() and not found.may_be_empty and branch.derivative is None:  # the negative part may be left out
+    if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
         require_varied(maps)
-    if branch.derivative is not None:
-        return check_derivative(loaded, branch.derivative, branch.raw, branch.scores, branch.classes)
+    if branch.derivatives:
+        return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
     return None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
 
 

@@ -135,12 +135,12 @@ def verify(model: Any) -> Verification:
     correlation = difference = marked = None
     try:
         with TemporaryDirectory() as folder:
-            options = _options(metadata, outputs[0], own)
+            options = options_of(metadata, outputs[0][SALIENCY_MAP], own)
             if metadata.get("reference") == ToClasses.name:
                 path = Path(folder, "classes.npy")
                 np.save(path, _class_embeddings(whole.view()))
                 options = replace(options, class_embeddings=str(path))
-            fresh = _afresh(plain, options, outputs[0][SALIENCY_MAP])
+            fresh = afresh(plain, options, outputs[0][SALIENCY_MAP])
     except XaiInsertError as err:
         off.append(f"the map cannot be compared with its definition, for none can be inserted afresh: {err}")
     else:
@@ -183,9 +183,17 @@ def _images(runner: Runner, scale: float) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _options(metadata: Mapping[str, str], found: Outputs, own: Sequence[str]) -> Options:
-    """The options of the insertion, as far as the model tells them."""
-    maps = found[SALIENCY_MAP]
+def options_of(metadata: Mapping[str, str], maps: npt.NDArray[Any], own: Sequence[str]) -> Options:
+    """The options of the insertion, as far as the model tells them.
+
+    Args:
+        metadata: what the insertion wrote; may be empty.
+        maps: the output `saliency_map` of some image.
+        own: names of the outputs that were inserted.
+
+    Raises:
+        ModelFileError: they are those of another version.
+    """
     try:
         options = Options.read(metadata.get("options", ""))
     except (TypeError, ValueError) as err:
@@ -197,7 +205,7 @@ def _options(metadata: Mapping[str, str], found: Outputs, own: Sequence[str]) ->
     return replace(
         options,
         output_dtype="u8" if maps.dtype == np.uint8 else "f32",
-        top_k=maps.shape[1] if SALIENCY_CLASSES in own else None,
+        top_k=maps.shape[1] if SALIENCY_CLASSES in own and options.classes is None else None,
         feature_vector=FEATURE_VECTOR in own,
         range=SALIENCY_RANGE in own,
         per_box=PER_BOX in own,
@@ -220,7 +228,7 @@ def _class_embeddings(graph: Graph) -> npt.NDArray[Any]:
     return node.read(1).elements()[:, :, 0, 0]
 
 
-def _afresh(plain: Any, options: Options, maps: npt.NDArray[Any]) -> LoadedModel:
+def afresh(plain: Any, options: Options, maps: npt.NDArray[Any]) -> LoadedModel:
     """A model with a map inserted afresh, of the size of `maps`."""
     loaded, report = insert_loaded(plain, options, "")
     sides, wanted = tuple(report.saliency_map["shape"][-2:]), maps.shape[-2:]

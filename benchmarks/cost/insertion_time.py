@@ -1,11 +1,12 @@
 """How long insertion takes, against reading, compiling once and writing the same model in its format's own runtime.
 
-    python -m benchmarks.cost.insertion_time MODEL... [--rounds 3] [--json FILE] [--markdown FILE]
+    python -m benchmarks.cost.insertion_time MODEL... [--rounds 3] [--processor] [--json FILE] [--markdown FILE]
 
 MODEL is the path of a plain `.xml` or `.onnx`, or the id of a fixture of the model zoo. Both sides are run in turn,
 after a run of each that is not counted. The time of `insert_file` is split into the calls that it makes: `compile` is
 the plain and the inserted model, `run` one run of each, `definition` the map against masked runs of the model's head,
-`place` the proof of the map's place; `+place` is what insertion takes with it over without, in the same rounds.
+`place` the proof of the map's place; `+place` is what insertion takes with it over without, in the same rounds. On a
+busy machine `--processor` counts the processor's time, that of all threads, instead.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ _FUNCTIONS = {
 }
 _METHODS = {"view": "view", "runner": "compile", "save": "write"}
 STAGES = ("read", "view", "locate", "splice", "compile", "run", "definition", "place", "write", "other")
+
+Clock = Callable[[], float]
+Seconds = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,9 @@ class Result:
 class Stages:
     """Adds up the time of named calls; what one of them calls in turn is not counted again."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.clock = clock
         self._inside = False
 
     def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,11 +107,11 @@ class Stages:
             if self._inside:
                 return function(*args, **kwargs)
             self._inside = True
-            start = time.perf_counter()
+            start = self.clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[stage] += time.perf_counter() - start
+                self.seconds[stage] += self.clock() - start
                 self._inside = False
 
         return call
@@ -125,25 +130,27 @@ class Stages:
             yield
 
 
-def measure(source: Path, rounds: int, folder: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+def measure(
+    source: Path, rounds: int, folder: Path, clock: Clock
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Seconds by stage, with `total` and `other`, of every round of insertion and of the reference."""
     reference = _onnx_reference if source.suffix == ".onnx" else _openvino_reference
     backend = type(load(source, {}))
     inserted = folder / f"inserted{source.suffix}"
     insertions, references = [], []
     for _ in range(rounds + 1):
-        stages = Stages()
+        stages = Stages(clock)
         with stages.watch_insertion(backend):
             insertions.append(_total(stages, partial(insert_file, source, inserted)))
-        stages = Stages()
+        stages = Stages(clock)
         references.append(_total(stages, partial(reference, source, folder, stages)))
     return insertions[1:], references[1:]
 
 
 def _total(stages: Stages, call: Callable[[], object]) -> dict[str, float]:
-    start = time.perf_counter()
+    start = stages.clock()
     call()
-    total = time.perf_counter() - start
+    total = stages.clock() - start
     return {**stages.seconds, "total": total, "other": total - sum(stages.seconds.values())}
 
 
@@ -166,14 +173,14 @@ def _onnx_reference(source: Path, folder: Path, stages: Stages) -> None:
     stages.timed("write", onnx_ir.save)(model, folder / "reference.onnx", external_data=external)
 
 
-def measure_model(model: str, rounds: int) -> Result:
+def measure_model(model: str, rounds: int, clock: Clock = time.perf_counter) -> Result:
     """Measure one model."""
     name = Path(model).name
     with tempfile.TemporaryDirectory(prefix="xai-insert-") as scratch:
         folder = Path(scratch)
         try:
             source = resolve(model, folder)
-            insertions, references = measure(source, rounds, folder)
+            insertions, references = measure(source, rounds, folder, clock)
         except (XaiInsertError, RuntimeError, ValueError) as err:
             return Result(name, error=(str(err).strip().splitlines() or [type(err).__name__])[-1])
         files = (source, source.with_suffix(".bin"), Path(f"{source}.data"))
@@ -202,15 +209,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure insertion against reading, compiling once and writing.")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a plain .xml or .onnx, or the id of a fixture")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side (default: 3)")
+    parser.add_argument("--processor", action="store_true", help="count the time of the processor, not of the wall")
     parser.add_argument("--json", type=Path, help="write unrounded results to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     args = parser.parse_args(argv)
 
+    clock = time.process_time if args.processor else time.perf_counter
     setting = Setting.here("benchmarks.cost.insertion_time", argv)
     results: list[Result] = []
     for model in args.models:
         print(f"{Path(model).name} ...", file=sys.stderr)
-        results.append(measure_model(model, args.rounds))
+        results.append(measure_model(model, args.rounds, clock))
         rows = [result.row() for result in results]
         if args.json:
             write_json(args.json, setting, [asdict(result) for result in results])

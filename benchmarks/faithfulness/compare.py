@@ -19,12 +19,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from benchmarks.faithfulness import metrics
-from benchmarks.faithfulness.metrics import Array
 from benchmarks.lib.tables import Setting, markdown_table
 from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, Scene, classification_scene
 from testbed.oracle import Parts
 from xai_insert import Options, insert, overlay
+from xai_insert.evaluate import metrics
+from xai_insert.evaluate.measure import GAUSSIAN, MEASURES, RANDOM, blind_map, faithfulness, localisation
+from xai_insert.evaluate.metrics import Array
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "model_zoo_fixtures" / "shapes"
@@ -37,8 +38,8 @@ _TITLES = {
     "point": "ViT Recipro-CAM, one patch",
     "activation-map": "Activation Map",
     "grad-cam": "Grad-CAM",
-    "gaussian": "centred Gaussian",
-    "random": "random",
+    "gaussian": GAUSSIAN,
+    "random": RANDOM,
 }
 
 
@@ -96,11 +97,8 @@ class Model:
     def raw_map(self, method: str, image: Array, class_id: int) -> Array:
         """`[h, w]` of one class."""
         height, width = self._report.target["grid"]
-        if method == "random":
-            return self._rng.random((height, width), dtype=np.float32)
-        if method == "gaussian":
-            y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-            return np.exp(-(x**2 + y**2) * 2).astype(np.float32)
+        if method in ("gaussian", "random"):
+            return blind_map(_TITLES[method], (height, width), self._rng)
         if method == "grad-cam":
             return self._grad_cam(image, class_id)
         if method not in self._inserted:
@@ -165,42 +163,21 @@ def measure(setup: Setup, steps: int) -> tuple[list[dict[str, str]], dict[str, d
 
             saliency = explain(sample.image)
             maps.setdefault(sample.name, {})[method] = saliency
-            found[method].append(_measure_map(sample, saliency, score, explain, setup.black, steps))
+            figures = faithfulness(sample.image, saliency, score, explain, setup.black, steps)
+            if sample.scene is not None:
+                target = sample.scene.target
+                of_target = metrics.scaled(model.raw_map(method, sample.image, target.class_id), size)
+                figures |= localisation(of_target, [target.box])
+            found[method].append(figures)
     rows = []
     for method, results in found.items():
         row = {"map": _TITLES[method]}
         for key in dict.fromkeys(key for result in results for key in result):
             values = np.array([result[key] for result in results if key in result])
             spread = values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else 0
-            row[key] = f"{values.mean():.3f} ± {spread:.3f}"
+            row[MEASURES[key].title] = f"{values.mean():.3f} ± {spread:.3f}"
         rows.append(row)
     return rows, maps
-
-
-def _measure_map(
-    sample: Sample,
-    saliency: Array,
-    score: metrics.Scorer,
-    explain: metrics.Explainer,
-    black: float,
-    steps: int,
-) -> dict[str, float]:
-    insertion, deletion = metrics.curves(sample.image, saliency, score, steps)
-    drop = metrics.average_drop(sample.image, saliency, score, black)
-    coherent = metrics.coherency(sample.image, saliency, explain, black)
-    complex_ = metrics.complexity(saliency)
-    result = {
-        "insertion ↑": insertion,
-        "deletion ↓": deletion,
-        "average drop ↓": drop,
-        "coherency ↑": coherent,
-        "complexity ↓": complex_,
-        "ADCC ↑": metrics.adcc(drop, coherent, complex_),
-    }
-    if sample.scene is not None:
-        row, column = np.unravel_index(int(saliency.argmax()), saliency.shape)
-        result["pointing ↑"] = float(sample.scene.target.contains(float(column) + 0.5, float(row) + 0.5))
-    return result
 
 
 def shape_samples(count: int) -> list[Sample]:
@@ -294,7 +271,10 @@ the class that the model predicts; the figures are means over the images with th
   blurred image, or vanish from the image in its mean colour (RISE).
 * **Average drop**: share of the probability lost when only what the map shows is left. **Coherency**: whether the map
   of that is the same map. **Complexity**: mean of the map. **ADCC**: harmonic mean of the three.
-* **Pointing**: how often the peak lies in the box of the shape that the image is labelled with.
+* **ROAD**: how much lower the probability is without the pixels that the map ranks highest than without the lowest,
+  halved; removed pixels are filled in from their neighbours. **ARCC**: ADCC with it in place of the average drop.
+* **Pointing**: how often the peak of the map of the labelled class lies in the box of its shape; **energy in box**: how
+  much of that map does. [evaluate.md](evaluate.md) has the formulas and the papers.
 
 The centred Gaussian and the random map know nothing of the model. A Gaussian is perfectly coherent, since it is the
 same for every image, and photographs show their subject in the middle: what it scores is what a map has to beat.

@@ -103,6 +103,11 @@ def classifier(name: str, seed: int, folder: Path) -> Iterator[tuple[str, Image]
         point = explained(model, Options(kernel="point"), image, folder)
         panels = [first, class_panel(found, best, "3x3 patches"), class_panel(point, best, "one patch")]
         yield "vit_recipro_cam", picture(image, found, panels)
+        panels = [first]
+        for blocks, title in ((None, "all blocks"), (1, "the last block")):
+            relevance = explained(model, Options(method="legrad", block=blocks), image, folder)
+            panels.append(class_panel(relevance, best, title))
+        yield "legrad", picture(image, relevance, panels)
         return
     worst = min(found.chosen, key=lambda item: item.score).class_id
     yield "recipro_cam", picture(image, found, [first, class_panel(found, best), class_panel(found, worst)])

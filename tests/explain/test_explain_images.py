@@ -14,7 +14,7 @@ from xai_insert.explain.class_names import class_names
 from xai_insert.explain.classify import probabilities
 from xai_insert.explain.draw import COLORMAPS, palette, to_bytes
 from xai_insert.explain.errors import PreprocessingError
-from xai_insert.explain.explained import Explained, Instance, Selection
+from xai_insert.explain.explained import Explained, Instance, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import decode, encode_jpeg
 from xai_insert.explain.marks import draw_marks
@@ -158,6 +158,15 @@ def test_caption_is_cut_to_fit():
     strip = caption(256, "a very long label " * 20, "0.50")
     assert strip.shape[1:] == (256, 3)
     assert strip[:, -40:].max() > 150, "the score is not drawn"
+
+
+@pytest.mark.parametrize("title", ["x" * 100_000, "x " * 50_000])
+def test_a_name_of_any_length_is_cut_at_once(title):
+    assert np.array_equal(caption(200, title, "0.50"), caption(200, title[:600], "0.50"))
+
+
+def test_a_number_below_all_names_is_no_name():
+    assert ScoreMeaning(("a", "b")).label(-1) == "class -1"
 
 
 def test_a_picture_is_encoded_from_its_parts_in_their_order():

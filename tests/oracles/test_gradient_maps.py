@@ -129,10 +129,10 @@ def test_bundled_models(method, name, suffix, tmp_path):
 
 def test_a_missing_rule_names_the_operator():
     def network(b):
-        x = b.node("LRN", b.backbone(), size=3)
+        x = b.node("Hardmax", b.backbone(), axis=1)
         return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), models.CHANNELS)
 
-    with pytest.raises(errors.NoDerivativeError, match=r"LRN 'LRN_5'"):
+    with pytest.raises(errors.NoDerivativeError, match=r"Hardmax 'Hardmax_5'"):
         plan_insertion(models.classifier(network), Options(method="hirescam", target_layer="Relu_4"))
 
 

@@ -187,6 +187,20 @@ def test_group_norm(together, kind):
     assert_is_derivative(network, MAP, kind, opset=21, together=together, reference=in_parts)
 
 
+@KINDS
+@pytest.mark.parametrize("together", [False, True])
+def test_norm_of_neighbours(together, kind):
+    def in_parts(b):  # the evaluator takes the batch for the channels
+        square = b.node("Reshape", b.node("Mul", "image", "image"), b.const(np.array([1, 4, 42])))
+        near = np.abs(np.arange(4)[:, None] - np.arange(4)) < 2
+        sums = b.node("MatMul", b.const((near * 0.9 / 3).astype(np.float32)), square)
+        below = b.node("Pow", b.node("Add", sums, b.const(np.float32(0.8))), b.const(np.float32(0.6)))
+        return b.node("Div", "image", b.node("Reshape", below, b.const(np.array(MAP))))
+
+    network = one("LRN", size=3, alpha=0.9, beta=0.6, bias=0.8)
+    assert_is_derivative(network, MAP, kind, together=together, reference=in_parts)
+
+
 def test_old_softmax_takes_the_axes_that_follow_too():
     def reference(b):
         flat = b.node("Softmax", b.node("Reshape", "image", b.const(np.array([4, 42]))), axis=1)
@@ -260,6 +274,9 @@ RESIZES = {
     "linear": resized("linear", "half_pixel", sizes=(12, 14)),
     "linear, coarser": resized("linear", "pytorch_half_pixel", sizes=(4, 5)),
     "corners": resized("linear", "align_corners", sizes=(11, 9)),
+    "cubic": resized("cubic", "half_pixel", sizes=(12, 14)),
+    "cubic, coarser": resized("cubic", "pytorch_half_pixel", sizes=(4, 5), cubic_coeff_a=-0.5),
+    "cubic corners": resized("cubic", "align_corners", sizes=(11, 9)),
     "asymmetric": resized("linear", "asymmetric", scales=(2, 3)),
 }
 
@@ -268,6 +285,46 @@ RESIZES = {
 @pytest.mark.parametrize("name", RESIZES)
 def test_interpolations(name, kind):
     assert_is_derivative(RESIZES[name], MAP, kind, together=len(name) % 2 == 0)
+
+
+def rows_written(b):
+    """The first two rows, squared, over the third and the first."""
+    first = b.node("Slice", "image", *(b.const(np.array([number])) for number in (0, 2, 0)))
+    return b.node("ScatterND", "image", b.const(np.array([[2], [0]])), b.node("Mul", first, first))
+
+
+def places_written(b):
+    """A row of the exponentials over two single places of them each."""
+    x = b.node("Exp", "image")
+    picked = b.node("Gather", x, b.const(np.array(1)), axis=0)
+    row = b.node("Slice", picked, *(b.const(np.array([number])) for number in (0, 2, 0)))
+    return b.node("ScatterND", x, b.const(np.array([[0, 2], [2, 1]])), row)
+
+
+@KINDS
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("network", [rows_written, places_written])
+def test_what_is_written_over(network, together, kind):
+    assert_is_derivative(network, (3, 3, 5), kind, together=together)
+
+
+@KINDS
+def test_elements_written_over(kind):
+    def network(b):
+        x = b.node("Slice", "image", *(b.const(np.array([number])) for number in (1, 3, 1)))
+        places = np.array([[[0, 2, 1, 2, 0], [1, 0, 2, 0, 2]]] * 3)
+        return b.node("ScatterElements", "image", b.const(places), x, axis=1)
+
+    assert_is_derivative(network, (3, 3, 5), kind, together=True)
+
+
+@KINDS
+def test_an_einsum_of_one_row_each(kind):
+    def network(b):
+        weights = b.node("Softmax", b.node("ReduceMean", "image", axes=[2], keepdims=0), axis=-1)
+        return b.node("Einsum", weights, "image", equation="bn,bnd->bd")
+
+    assert_is_derivative(network, VECTOR, kind)
 
 
 def convolved(out, groups, kernel, **attributes):

@@ -6,12 +6,11 @@ load of the plain two-stage model too, and no trained model here reports boxes t
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, classification_scene, multi_object_scene
-from testbed import deployed
+from testbed import deployed, oracle
 from xai_insert import Options, insert
 
 METHODS = {
@@ -32,14 +31,6 @@ def images(name):
     return [scene(HELD_OUT_SEED + index).model_input() for index in range(IMAGES)]
 
 
-def run(model, image):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_stand_half_precision(method):
     name, chosen = METHODS[method]
@@ -47,7 +38,7 @@ def test_maps_stand_half_precision(method):
     half = convert_float_to_float16(onnx.ModelProto.FromString(model.SerializeToString()), keep_io_types=True)
     found = []
     for image in images(name):
-        wanted, given = run(model, image), run(half, image)
+        wanted, given = oracle.run(model, image), oracle.run(half, image)
         best = slice(None)
         if "logits" in wanted and wanted["saliency_map"].ndim == 4:
             best = int(wanted["logits"][0].argmax())

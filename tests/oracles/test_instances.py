@@ -66,10 +66,10 @@ LAYOUTS = {
 def opened(model):
     """Runs a model: an image to all outputs, in order."""
     if isinstance(model, onnx.ModelProto):
-        session = oracle._session(model)
+        session = oracle.session(model)
         name = session.get_inputs()[0].name
         return lambda picture: session.run(None, {name: picture})
-    compiled = oracle._compiled(model)
+    compiled = oracle.compiled(model)
     return lambda picture: [np.array(value) for value in compiled([picture]).values()]
 
 

@@ -324,15 +324,18 @@ def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-re
 
 @pytest.mark.parametrize(
     "equation",
-    ["btnh,bsnh->bnts", "bsnh,btnh->bnts", "bnts,bsnh->btnh", "abc,cd->abd", "abc,bd->acd", "ij,jk->ik", "ij,ik->kj"],
-)
+    ["btnh,bsnh->bnts", "bsnh,btnh->bnts", "bnts,bsnh->btnh", "abc,cd->abd", "abc,bd->acd", "ij,jk->ik", "ij,ik->kj",
+     "bn,bnd->bd", "bnd,bd->bn"],
+)  # fmt: skip
 def test_an_einsum_is_a_product_between_transposes(equation):
     rng = np.random.default_rng(0)
     sizes = dict(zip("abcdhijknst", range(2, 13), strict=True))
     arrays = [rng.standard_normal([sizes[label] for label in part]) for part in equation.split("->")[0].split(",")]
     found = as_product(equation)
     left, right = reversed(arrays) if found.swapped else arrays
-    product = (left.transpose(found.left) @ right.transpose(found.right)).transpose(found.result)
+    left, right = left.transpose(found.left), right.transpose(found.right)
+    product = (left[..., None, :] @ right)[..., 0, :] if found.is_row else left @ right
+    product = product.transpose(found.result)
     np.testing.assert_allclose(product, np.einsum(equation, *arrays), rtol=1e-12)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xai_insert.cli import explain, insert
+from xai_insert.cli import evaluate, explain, insert
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "tests", "benchmarks")
@@ -14,7 +14,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path
     for path in (*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md"))))
 }
-COMMANDS = {"xai-insert": insert.main, "xai-explain": explain.main}
+COMMANDS = {"xai-insert": insert.main, "xai-explain": explain.main, "xai-evaluate": evaluate.main}
 MOST_BYTES = 60_000
 
 
@@ -60,7 +60,7 @@ def test_an_index_lists_every_room_and_command(page):
 
 def test_every_method_has_a_page_with_a_small_picture():
     pages = [page for page in PAGES if page.startswith("docs/methods/") and not page.endswith("README.md")]
-    assert len(pages) == 13
+    assert len(pages) == 16
     for page in pages:
         assert "## When it misleads" in text_of(page)
         assert f"({Path(page).name})" in text_of("docs/methods/README.md")

@@ -76,7 +76,7 @@ def test_what_does_nothing_is_refused(make, options, flags, method):
 
 USED = [
     (pooled, {"top_k": 2, "feature_vector": True, "saliency_size": (3, 3), "output_dtype": "f32", "check": False}),
-    (pooled, {"kernel": "gaussian", "block": 1}),  # no more than the defaults
+    (pooled, {"kernel": "gaussian", "block": None}),  # no more than the defaults
     (pooled, {"kernel": "point", "given": ()}),
     (vit, {"kernel": "point", "block": 2, "top_k": 2}),
     (vit, {"given": ("kernel", "block", "method")}),

@@ -116,6 +116,17 @@ def test_an_output_of_the_models_own_by_one_of_our_names_stays(tmp_path):
     assert [value.name for value in onnx.load(tmp_path / "plain.onnx").graph.output] == ["logits", "feature_vector"]
 
 
+def test_what_reads_the_map_and_ends_nowhere_goes_too(tmp_path):
+    onnx.save(models.classifier(models.CLOSED["global average pool"]), tmp_path / "model.onnx")
+    insert_file(tmp_path / "model.onnx", tmp_path / "xai.onnx")
+    model = onnx.load(tmp_path / "xai.onnx")
+    model.graph.node.append(helper.make_node("Identity", ["saliency_map"], ["nowhere"]))
+    onnx.save(model, tmp_path / "xai.onnx")
+    strip_file(tmp_path / "xai.onnx", tmp_path / "plain.onnx")
+    left = onnx.load(tmp_path / "plain.onnx").graph.node
+    assert len(left) == len(onnx.load(tmp_path / "model.onnx").graph.node)
+
+
 def test_quantising_without_the_ignored_scope_is_told(tmp_path):
     model = insert(onnx.load(source("shapes_vit", ".onnx")), Options(output_dtype="f32")).model
     twin = onnx.ModelProto.FromString(model.SerializeToString())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from xai_insert.cli.running import run_options
 from xai_insert.cli.streams import Refused, decoders_kept_quiet, open_streams, say, signals_end_cleanly
 from xai_insert.errors import XaiInsertError
 from xai_insert.explain import page
@@ -29,9 +29,9 @@ from xai_insert.explain.journal import FOLDERS
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Look
-from xai_insert.explain.preprocessing import LAYOUTS, PREPROCESSING_KEYS, RESIZES, from_metadata
+from xai_insert.explain.preprocessing import PREPROCESSING_KEYS, from_metadata
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Model, Outcome
-from xai_insert.explain.runtime import RUNTIMES, Engine, load_settled
+from xai_insert.explain.runtime import Engine, load_settled
 from xai_insert.explain.scale import SCALES
 from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 from xai_insert.explain.video import explain_video, split
@@ -47,31 +47,6 @@ Examples:
   xai-explain model_xai.xml photos/ -o explained/
   xai-explain model.onnx cat.jpg -o out/ --mean 123.7,116.3,103.5 --scale 58.4,57.1,57.4 --classes top5
 """
-
-
-def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    try:
-        return None if value is None else tuple(float(item) for item in value.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is not a number or numbers such as 123.7,116.3,103.5", ctx, param
-        ) from None
-
-
-def _scale(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    numbers = _numbers(ctx, param, value)
-    if numbers and 0 in numbers:
-        raise click.BadParameter("images are divided by it, so it cannot be 0", ctx, param)
-    return numbers
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", value)
-    if not match:
-        raise click.BadParameter(f"{value!r} is not height x width, for example 224x224", ctx, param)
-    return int(match[1]), int(match[2])
 
 
 def _arrays(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, Array]:
@@ -135,21 +110,11 @@ def _arrays(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--frames", type=click.IntRange(1), metavar="N", help="Most frames of a video or camera; a camera has no end."
 )
 @click.option("--overwrite", is_flag=True, help="Draw again what an earlier run has drawn.")
-@click.option("--runtime", type=click.Choice(RUNTIMES), help="Default: openvino for .xml, onnxruntime for .onnx.")
-@click.option("--device", default="CPU", show_default=True, help="Device, as the runtime calls it.")
-@click.option("--mean", callback=_numbers, metavar="R,G,B", help="Subtract from the image's 0..255.")
-@click.option("--scale", callback=_scale, metavar="R,G,B", help="Divide by, after that.")
-@click.option("--channels", type=click.Choice(("rgb", "bgr")), help="Order of the model's channels.")
-@click.option("--layout", type=click.Choice(LAYOUTS), help="Order of the input's axes.")
-@click.option(
-    "--resize", type=click.Choice(RESIZES),
-    help="fit: stretch; letterbox: pad around; corner: pad right and below; crop: cut the centre.",
-)  # fmt: skip
-@click.option("--input-size", callback=_size, metavar="HxW", help="Size to run at, if the model leaves it open.")
 @click.option(
     "--feed", callback=_arrays, multiple=True, metavar="NAME=FILE.npy",
     help="Array for another input than the image: token ids of prompts, a reference. Repeatable.",
 )  # fmt: skip
+@run_options
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.version_option(__version__, prog_name="xai-explain")
 @signals_end_cleanly()

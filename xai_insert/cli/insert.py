@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from xai_insert.cli.parsing import COUNT, INPUT_SHAPE, SIZE
+from xai_insert.cli.parsing import CLASSES, COUNT, INPUT_SHAPE, SIZE
 from xai_insert.cli.streams import Refused, open_streams, say, signals_end_cleanly
 from xai_insert.cli.worker import Job, Runner, configure_logging
 from xai_insert.cli.workers import Workers
@@ -25,7 +25,7 @@ from xai_insert.version import __version__
 
 EXIT_FAILED = 1
 
-_METHODS = textwrap.fill(f"Methods: {', '.join(METHODS)}", 70, subsequent_indent="  ", break_on_hyphens=False)
+_METHODS = textwrap.fill(f"Methods: {', '.join(METHODS)}", 76, subsequent_indent="  ", break_on_hyphens=False)
 EPILOG = f"""\b
 {_METHODS}
 \b
@@ -38,7 +38,14 @@ Examples:
 
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
-_TYPES = {"count": COUNT, "share": click.FloatRange(0, 1), "size": SIZE, "shapes": INPUT_SHAPE, "name": click.STRING}
+_TYPES = {
+    "count": COUNT,
+    "share": click.FloatRange(0, 1),
+    "size": SIZE,
+    "shapes": INPUT_SHAPE,
+    "name": click.STRING,
+    "classes": CLASSES,
+}
 
 
 def _choices(function: _Function) -> _Function:

@@ -54,6 +54,23 @@ class CountType(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
         return int(value)
 
 
+class ClassesType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
+    """Numbers of classes, `3,17,281`."""
+
+    name = "LIST"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+            self.fail(f"{value!r} is not a list of different classes, for example 3,17,281", param, ctx)
+        return tuple(map(int, parts))
+
+
 INPUT_SHAPE = InputShapeType()
 SIZE = SizeType()
 COUNT = CountType()
+CLASSES = ClassesType()

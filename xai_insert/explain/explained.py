@@ -177,7 +177,7 @@ class ScoreMeaning:
 
     def label(self, class_id: int) -> str:
         """Name of a class; without one it is called by its number."""
-        return self.labels[class_id] if class_id < len(self.labels) else f"class {class_id}"
+        return self.labels[class_id] if 0 <= class_id < len(self.labels) else f"class {class_id}"
 
     def prediction(self, scores: Scores, class_id: int) -> Prediction:
         """One class of a classifier."""

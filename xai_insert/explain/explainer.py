@@ -116,7 +116,7 @@ class Explainer:
         }
         self._layout, self._input_size, self._fed = layout, input_size, dict(fed or {})
         self._lock = threading.Lock()
-        self._ready: _Ready | None = None
+        self._ready: Ready | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key not in ("_lock", "_ready")}
@@ -142,7 +142,7 @@ class Explainer:
         """
         if isinstance(images, (str, Path, Pillow.Image)) or getattr(images, "ndim", 4) == 3:
             raise ValueError("explain takes several images: put a single one into a list")
-        ready, found = self._open(), list[Explanation]()
+        ready, found = self.opened(), list[Explanation]()
         given = iter(images)
         with ThreadPoolExecutor(ready.workers, thread_name_prefix="xai-insert") as pool:
             while group := [_pixels(item) for item in islice(given, ready.at_once)]:
@@ -151,13 +151,18 @@ class Explainer:
                     found += part
         return found
 
-    def _open(self) -> _Ready:
+    def opened(self) -> Ready:
+        """The compiled model and what is done with it, made when it is first asked for.
+
+        Raises:
+            XaiInsertError: the model cannot be read, inserted into or compiled.
+        """
         with self._lock:
             if self._ready is None:
-                self._ready = self._opened()
+                self._ready = self._compiled()
             return self._ready
 
-    def _opened(self) -> _Ready:
+    def _compiled(self) -> Ready:
         engine = load_engine(self._path, self._runtime, self._device, self._fed)
         how = from_metadata(engine.info, engine.by_model_api, self._prepared)
         feeder = Feeder.of(engine.image_input, how, self._layout, self._input_size)
@@ -166,20 +171,26 @@ class Explainer:
             meaning = replace(meaning, labels=self._labels, is_told=True)
         rectangle = rectangle_of(engine.about)
         if engine.about.get("task") == SEMANTIC_SEGMENTATION:
-            return _Ready(Painter(engine, feeder, meaning, every), 1, rectangle)
+            return Ready(Painter(engine, feeder, meaning, every), 1, rectangle)
         if engine.about.get("task") in TASKS:
             threshold = THRESHOLD if self._threshold is None else self._threshold
-            return _Ready(Finder(engine, feeder, meaning, every, threshold), 1, rectangle)
+            return Ready(Finder(engine, feeder, meaning, every, threshold), 1, rectangle)
         if self._threshold is not None:
             meaning = replace(meaning, threshold=self._threshold)
         is_open = engine.image_input.shape[feeder.layout.index("N")] is None
         batch = self._batch_size if is_open else feeder.batch
-        return _Ready(Classifier(engine, feeder, meaning, every), batch if feeder.size else 1, rectangle)
+        return Ready(Classifier(engine, feeder, meaning, every), batch if feeder.size else 1, rectangle)
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A model that is open: how many images it takes at once, and where its maps lie in the input."""
+class Ready:
+    """A model that is open.
+
+    Attributes:
+        model: it, with its preparation of images.
+        batch: how many images it takes at once.
+        rectangle: where its maps lie in the input; None if they cover all of it.
+    """
 
     model: Classifier | Finder | Painter
     batch: int
@@ -187,6 +198,7 @@ class _Ready:
 
     @property
     def workers(self) -> int:
+        """How many inferences run side by side at best."""
         return self.model.engine.parallel
 
     @property
@@ -195,15 +207,16 @@ class _Ready:
         return 2 * self.workers * self.batch
 
     def explain(self, images: Sequence[Image]) -> list[Explanation]:
+        """Explain at most a batch of images."""
         feed, views = self.model.feeder.stack(images)
         outputs = self.model.engine.infer(feed)
         found = [
-            self.model.read(_part(outputs, index, len(feed)), feed.shape, view) for index, view in enumerate(views)
+            self.model.read(part_of(outputs, index, len(feed)), feed.shape, view) for index, view in enumerate(views)
         ]
         return [Explanation(image, explained, self.rectangle) for image, explained in zip(images, found, strict=True)]
 
 
-def _part(outputs: Outputs, index: int, batch: int) -> Outputs:
+def part_of(outputs: Outputs, index: int, batch: int) -> Outputs:
     """The outputs of one image; those that are not of the batch stay whole."""
     if batch == 1:
         return outputs

@@ -45,7 +45,7 @@ def draw_marks(image: Image, instances: Sequence[Instance]) -> Image:
     pen = ImageDraw.Draw(picture)
     size = max(max(width, height) // 45, 12)
     font, margin = font_of(size), size // 4
-    texts = [f"{item.label} {item.score:.2f}" for item in instances]
+    texts = [f"{item.label[:width]} {item.score:.2f}" for item in instances]  # no more fits
     strips: list[Box] = []
     for text, ((left, top), (_, bottom)) in zip(texts, boxes, strict=True):
         sides = (pen.textlength(text, font) + 2 * margin, float(size + 2 * margin))

@@ -156,6 +156,7 @@ def caption(width: int, title: str, value: str, most_lines: int = 3) -> Image:
     font = font_of(size)
     pen = ImageDraw.Draw(Pillow.new("L", (1, 1)))
     margin = size // 2
+    title = title[: most_lines * width]  # a name may be of any length, and no more fits
     lines = _lines(pen, title, width - 3 * margin - round(pen.textlength(value, font)), font, most_lines)
     step = round(size * 1.3)
     strip = Pillow.new("RGB", (width, size * 2 + step * (len(lines) - 1)), _BACKGROUND)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-import cv2
 import numpy as np
 
 from xai_insert.errors import XaiInsertError
@@ -24,6 +21,7 @@ from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.explained import Explained, Instance
 from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
+from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Look, canvas, caption, draw, legend, rectangle_of
 from xai_insert.explain.preprocessing import View
@@ -156,9 +154,10 @@ class FolderRun:
         for folder in (".", *FOLDERS):  # what killed runs have left half written
             sweep(self._output / folder / "any")
         self._folders = files.folder_keys(self._output / name for name in FOLDERS)
-        with self.journal, _opencv_in_one_thread():
+        with self.journal, opencv_in_one_thread():
             try:
-                for outcome in self._each(sources):
+                workers = self._model.engine.parallel + (os.cpu_count() or 1)
+                for outcome in side_by_side(self.explain, sources, workers):
                     if outcome.record is not None and not outcome.skipped:
                         self.journal.append(outcome.record)
                     done(outcome)
@@ -174,21 +173,6 @@ class FolderRun:
             records = Records(self._output / "results.jsonl")
             page.write(self._output, records.values(), self._about)
             records.close()
-
-    def _each(self, sources: Iterable[files.Source]) -> Iterator[Outcome]:
-        """Explain in parallel, in order, with a bounded number of images in memory."""
-        workers = self._model.engine.parallel + (os.cpu_count() or 1)
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="xai-explain")
-        pending: deque[Future[Outcome]] = deque()
-        try:
-            for source in sources:
-                if len(pending) >= 2 * workers:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(self.explain, source))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def explain(self, source: files.Source) -> Outcome:
         """Explain one image, unless an earlier run did; the caller puts the record of a new one into the journal."""
@@ -308,14 +292,3 @@ class FolderRun:
         if known.get("content") != digest or not all(files.is_plain(self._output / name) for name in written(known)):
             return False
         return page.is_maps_script(files.read(self._output / known["data"]))
-
-
-@contextmanager
-def _opencv_in_one_thread() -> Iterator[None]:
-    """Images are worked on side by side: threads of OpenCV's own for each would only compete for the cores."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)

@@ -114,6 +114,13 @@ class LoadedModel(Protocol):
             outputs: names as those of `view()`; it has them all, and others.
         """
 
+    def shuffle(self, seed: int) -> int:
+        """Put the elements of each weight of a convolution or product into random order, before `view()`.
+
+        Returns:
+            The number of weights.
+        """
+
     def save(self, folder: Path, name: str) -> list[Path]:
         """Write the model as `name` into `folder`; returns its files, the main one last."""
 

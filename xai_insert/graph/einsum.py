@@ -15,17 +15,21 @@ V = TypeVar("V")
 class Product:
     """`transpose(matmul(transpose(first, left), transpose(second, right)), result)`.
 
+    Where it `is_row`, `m` is 1: the first factor lacks that axis, and so does the result.
+
     Attributes:
         swapped: whether the Einsum's second operand is the first factor.
         left: permutation of the first factor to `[..., m, k]`.
         right: permutation of the second factor to `[..., k, n]`, or `[k, n]` where it is one matrix for all.
         result: permutation of the product.
+        is_row: whether the first factor has one row in each matrix.
     """
 
     swapped: bool
     left: Permutation
     right: Permutation
     result: Permutation
+    is_row: bool = False
 
 
 def as_product(equation: str) -> Product | None:
@@ -39,13 +43,15 @@ def as_product(equation: str) -> Product | None:
     if len(summed) != 1 or set(first + second) != {*result, *summed}:
         return None
     free = [label for label in result if (label in first) != (label in second)]
-    swapped = bool(free) and free[0] not in first
+    has_batch = any(label in first and label in second for label in result)
+    is_row = has_batch and len(free) == 1
+    swapped = bool(free) and (free[0] in first) == is_row
     if swapped:
         first, second = second, first
     batch = [label for label in result if label in first and label in second]
     rows = [label for label in free if label in first]
     columns = [label for label in free if label in second]
-    if len(columns) != 1 or (batch and len(rows) != 1):
+    if len(columns) != 1 or (batch and len(rows) != 1 and not is_row):
         return None
     made = [*batch, *rows, *columns]
     return Product(
@@ -53,6 +59,7 @@ def as_product(equation: str) -> Product | None:
         tuple(first.index(label) for label in [*batch, *rows, *summed]),
         tuple(second.index(label) for label in [*batch, *summed, *columns]),
         tuple(made.index(label) for label in result),
+        is_row,
     )
 
 

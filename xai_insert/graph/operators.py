@@ -93,6 +93,19 @@ class UnitNorm(InPlace):
 
 
 @dataclass(frozen=True, slots=True)
+class LocalNorm(InPlace):
+    """`x / (bias + alpha / size * (sum of squares)) ** beta`, summed over `size` neighbours along axis 1.
+
+    Of an even number of neighbours, one more comes behind.
+    """
+
+    size: int
+    alpha: float
+    beta: float
+    bias: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rounded(InPlace):
     """Quantisation to fewer bits, or back."""
 
@@ -228,15 +241,19 @@ class Resized(Operator):
 
     Attributes:
         corners: whether the first and last cells of both grids coincide, in place of their outer edges.
-        mode: `nearest`, `linear`; empty for another.
+        mode: `nearest`, `linear`, `cubic`; empty for another.
         coordinates: ONNX's `coordinate_transformation_mode`.
         rounding: ONNX's `nearest_mode`.
+        coefficient: of cubic interpolation.
+        skips_outside: whether cells outside of the map have no weight, in place of that of the edge.
     """
 
     corners: bool = False
     mode: str = ""
     coordinates: str = "half_pixel"
     rounding: str = "round_prefer_floor"
+    coefficient: float = -0.75
+    skips_outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +278,23 @@ class Rolled(Operator):
 
 @dataclass(frozen=True, slots=True)
 class Scattered(Operator):
-    """Rows of the third operand written over rows of the first, at stored or computed indices of the first axis."""
+    """Rows of the third operand written over rows of the first, at stored or computed indices of the first axis.
+
+    Attributes:
+        axis: along which each index is; None where an index names a place of the first axes.
+        is_plain: whether what was there before is lost.
+    """
+
+    axis: int | None = None
+    is_plain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ScatteredApart(Unknown):
+    """Likewise, but of other places: where a cell goes is not known. Attributes are those of `Scattered`."""
+
+    axis: int | None = None
+    is_plain: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.stages import LAST, stage, stage_number
+from xai_insert.locate.streams import last_maps
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
@@ -44,7 +45,7 @@ class Classifier:
         ends: the nodes that end the grid.
         obstacle: why masked runs from `target` on have no closed form; None if they have one.
         readout: the last block and its tokens, where tokens are masked instead of a pooled grid.
-        streams: further maps of the same grid, which are masked together with the target.
+        streams: further maps, of the same grid, which are masked together with the target; for derivatives of any.
     """
 
     logits: Logits
@@ -91,10 +92,10 @@ def locate_classifier(
     reads_token = any(end.kind is Collapse.TOKEN for end in ends)
     if options.target_layer is not None:
         target = _chosen_target(graph, cuts, gone, places, options.target_layer, reads_token=reads_token)
-    elif wanted is Wanted.DERIVATIVE and reads_token:
-        target = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
+    elif wanted is Wanted.DERIVATIVE:
+        target, streams = _last_maps(graph, images, logits.value, cuts, gone, ends, places, reads_token=reads_token)
     elif wanted is Wanted.TOKENS or reads_token:
-        found = locate_readout(graph, images, logits.value, ends, places, options.block)
+        found = locate_readout(graph, images, logits.value, ends, places, options.block or 1)
         if not isinstance(found, str):
             readout, target = found
             obstacle = _reading_obstacle(readout, options)
@@ -154,7 +155,7 @@ def _require_grid(graph: Graph, logits: Value, gone: Value, ends: tuple[GridEnd,
 
 
 def _reading_obstacle(readout: Readout, options: Options) -> str | None:
-    if options.block > 1:
+    if (options.block or 1) > 1:
         return f"blocks follow block {options.block} from the end"
     return "the head reads patch tokens as well" if readout.reads_patches else None
 
@@ -240,6 +241,39 @@ def _chosen_target(
         return _named_target(graph, cuts, gone, places, name)
     features = [value for value in cuts[: cuts.index(gone)] if is_feature(graph, value)]
     return stage(graph, features, lambda value: places.map_of(value, others=True), number, reads_token=reads_token)
+
+
+def _last_maps(
+    graph: Graph,
+    images: Sequence[Value],
+    logits: Value,
+    cuts: list[Value],
+    gone: Value,
+    ends: tuple[GridEnd, ...],
+    places: Places,
+    *,
+    reads_token: bool,
+) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
+    """The last map by which a derivative says something, or several that feed the scores side by side."""
+    if not reads_token:
+        _require_grid(graph, logits, gone, ends)
+    try:
+        if reads_token:
+            return _chosen_target(graph, cuts, gone, places, LAST, reads_token=True), ()
+        is_pool = any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends)
+        pool = locate_pool(graph, images, logits, ends, places) if is_pool else None
+        return _default_target(graph, cuts, gone, ends, places) if pool is None else (pool[1], ())
+    except TargetNotFoundError:
+        found = last_maps(
+            graph,
+            images,
+            logits,
+            lambda value: places.map_of(value, others=True) if is_feature(graph, value) else None,
+            reads_token=reads_token,
+        )
+        if not found:
+            raise
+        return found[0], tuple(found[1:])
 
 
 def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:

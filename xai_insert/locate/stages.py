@@ -69,7 +69,7 @@ def stage(
 
 def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
     """What each block with attention reads, the last block first."""
-    joints = [found for found in maps if found.value.producer is None or _is_sum(found.value.producer)]
+    joints = [found for found in maps if found.value.producer is None or is_sum(found.value.producer)]
     ends = [*joints[1:], maps[-1]] if maps else []
     return [
         found
@@ -78,8 +78,7 @@ def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
     ]
 
 
-def _is_sum(node: Node) -> bool:
-    is_sum = isinstance(node.kind, Pointwise) and node.kind.function == "add"
-    return is_sum and all(
-        value is not None and not (value.is_constant and value.rank in (0, 1)) for value in node.inputs
-    )
+def is_sum(node: Node) -> bool:
+    """Whether a node adds two values, as a residual connection does, and no bias."""
+    adds = isinstance(node.kind, Pointwise) and node.kind.function == "add"
+    return adds and all(value is not None and not (value.is_constant and value.rank in (0, 1)) for value in node.inputs)

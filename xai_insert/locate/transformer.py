@@ -164,6 +164,21 @@ def locate_pool(
     return readout, feature
 
 
+def attended_tokens(
+    graph: Graph, images: Sequence[Value], logits: Value, places: Places
+) -> list[tuple[tuple[Attention, ...], Value]]:
+    """The attentions of each block over all tokens of the image, the first block first, and the tokens it attends.
+
+    Those of windows, of other tokens, and of a learned query are left out.
+    """
+    reached, found = activations(graph, images), []
+    for group in _groups(graph, _attentions(region(graph, images, [logits]))):
+        tokens = {_masked_value(graph, images, item, places) for item in group if item.query in reached}
+        if len(tokens) == 1 and (value := tokens.pop()) is not None:
+            found.append((tuple(replace(item, heads=places.beside_images(item.value)) for item in group), value))
+    return found
+
+
 def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], logits: Value) -> Value | None:
     """The one value of tokens that reaches the logits beside the masked ones; None if there are several.
 

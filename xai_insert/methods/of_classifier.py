@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError
+from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
@@ -19,11 +19,12 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import FeatureMap, Side
+from xai_insert.locate.logits import Logits
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
-from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps
+from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps, named_classes
 from xai_insert.methods.vit_recipro_cam import (
     Kernel,
     VitTarget,
@@ -77,7 +78,7 @@ class ClassifierPlan(Plan):
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         logits = self.found.parts.logits
-        choice = None if options.top_k is None else best_classes(surgeon, logits.value, logits.classes, options.top_k)
+        choice = choose_classes(surgeon, logits, options)
         raw = self.add(loaded, surgeon, graph, options, choice)
         masking = self.masking(options)
         sources = [] if masking is None else masking.features
@@ -108,6 +109,8 @@ class ClassifierPlan(Plan):
             entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
+        if options.classes is not None:
+            entries["chosen_classes"] = ",".join(map(str, options.classes))
         return entries
 
 
@@ -146,7 +149,7 @@ class MaskedPlan(ClassifierPlan):
 
     def uses(self) -> frozenset[str]:
         used = super().uses() | {"form"} | ({"mask_batch"} if self.form is Form.RUNS else set())
-        return used | {"top_k"} if self.found.reading is None else used
+        return used | {"top_k", "classes"} if self.found.reading is None else used
 
     @property
     def may_follow(self) -> bool:
@@ -225,7 +228,8 @@ class MaskedPlan(ClassifierPlan):
                 item: ZeroTokens(_any_token(item.key), _any_token(item.value), is_affine=True)
                 for item in self.attentions
             }
-            choice = None if options.top_k is None else ClassChoice(STAND_IN, min(options.top_k, parts.logits.classes))
+            count = chosen_count(options, parts.logits)
+            choice = None if count is None else ClassChoice(STAND_IN, count)
             try:
                 self.closed(Rehearsal(), graph, options, choice, zeros)
             except CannotFreeBatchError as err:
@@ -323,10 +327,30 @@ class TokensPlan(MaskedPlan):
 
 
 def map_shape(study: Study, found: FoundClassifier) -> Shape:
-    """`[B, K, h, w]`, of the best classes if only those are wanted."""
-    classes, wanted = found.maps, study.options.top_k
-    target = found.parts.target
-    return (target.shape[0], classes if wanted is None or classes is None else min(classes, wanted), *target.grid)
+    """`[B, K, h, w]`, of the chosen classes if only those are wanted."""
+    target, logits = found.parts.target, found.parts.logits
+    count = found.maps if found.reading is not None else chosen_count(study.options, logits) or logits.classes
+    return (target.shape[0], count, *target.grid)
+
+
+def chosen_count(options: Options, logits: Logits) -> int | None:
+    """How many classes get a map; None for all.
+
+    Raises:
+        TargetNotFoundError: a class that was named is not there.
+    """
+    if options.classes is None:
+        return None if options.top_k is None else min(options.top_k, logits.classes)
+    if (highest := max(options.classes)) >= logits.classes:
+        raise TargetNotFoundError(f"there is no class {highest}: the model gives {logits.classes} scores, from 0 on")
+    return len(options.classes)
+
+
+def choose_classes(surgeon: Surgeon[Any], logits: Logits, options: Options) -> Choice:
+    """Add the choice of the classes that get a map; None for all."""
+    if options.classes is not None:
+        return named_classes(surgeon, logits.value, logits.classes, options.classes)
+    return None if options.top_k is None else best_classes(surgeon, logits.value, logits.classes, options.top_k)
 
 
 def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:

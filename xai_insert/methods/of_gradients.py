@@ -13,10 +13,18 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph
 from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import find_places
 from xai_insert.methods.base import Method, Refusal
-from xai_insert.methods.gradients.maps import FORMULAS, GradientMap, defined, gradient_map
-from xai_insert.methods.of_classifier import NO_BOXES, SALIENCY_CLASSES, Choice, ClassifierPlan
+from xai_insert.methods.gradients.maps import FORMULAS, Formula, GradientMap, defined, fused, gradient_maps, summed
+from xai_insert.methods.of_classifier import (
+    NO_BOXES,
+    SALIENCY_CLASSES,
+    Choice,
+    ClassifierPlan,
+    choose_classes,
+    chosen_count,
+)
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.top_classes import ClassChoice, best_classes
 from xai_insert.options import Options
@@ -28,19 +36,31 @@ from xai_insert.tasks.plan import Branch, Derivative, Output, Plan
 
 @dataclass(frozen=True)
 class GradientPlan(ClassifierPlan):
-    """A decision for maps of the best classes, by derivatives that are written into the graph."""
+    """A decision for maps of the best classes, by derivatives that are written into the graph.
+
+    Attributes:
+        fuses: whether the target and the further maps are layers one before the other, whose maps are fused.
+    """
+
+    fuses: bool = False
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        logits, target = self.found.parts.logits, self.found.parts.target
-        choice = best_classes(surgeon, logits.value, logits.classes, _count(options))
+        logits = self.found.parts.logits
+        choice = choose_classes(surgeon, logits, options) or best_classes(surgeon, logits.value, logits.classes, 1)
         made = self._made(surgeon, graph, choice)
+        raw = fused(surgeon, made) if self.fuses else summed(surgeon, made)
         output = Output(choice.indices, "int64", self.map_shape[:2])
-        derivative = Derivative(target.value, made.gradient, defined(self.method, target))
         scores = surgeon.handle(logits.value)
-        return Branch(self, made.raw, scores, choice.indices, {SALIENCY_CLASSES: output}, derivative=derivative)
+        derivatives = [
+            Derivative(item.feature.value, item.raw, item.gradient, defined(self.method, item.feature), scores)
+            for item in made
+        ]
+        return Branch(self, raw, scores, choice.indices, {SALIENCY_CLASSES: output}, derivatives=derivatives)
 
-    def _made(self, surgeon: Surgeon[Any], graph: Graph, choice: ClassChoice[Any]) -> GradientMap[Any]:
-        return gradient_map(surgeon, graph, self.found.parts.target, self.found.parts.logits.value, choice, self.method)
+    def _made(self, surgeon: Surgeon[Any], graph: Graph, choice: ClassChoice[Any]) -> list[GradientMap[Any]]:
+        parts = self.found.parts
+        layers = [*reversed(parts.streams), parts.target] if self.fuses else [parts.target, *parts.streams]
+        return gradient_maps(surgeon, graph, layers, parts.logits.value, choice, self.method, one_by_one=self.fuses)
 
     def add(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options, choice: Choice) -> Any:
         raise NotImplementedError  # `splice` does it
@@ -54,14 +74,11 @@ class GradientPlan(ClassifierPlan):
         self._made(Rehearsal(), graph, ClassChoice(STAND_IN, count))
 
     def uses(self) -> frozenset[str]:
-        return super().uses() | {"top_k"}
+        return super().uses() | {"top_k", "classes"} | ({"fuse"} if self.fuses else set())
 
     def metadata(self, options: Options) -> dict[str, str]:
-        return super().metadata(options) | {"top_k": str(_count(options))}
-
-
-def _count(options: Options) -> int:
-    return options.top_k or 1
+        entries = super().metadata(options)
+        return entries if options.classes is not None else {"top_k": "1"} | entries
 
 
 class GradientMethod(Method):
@@ -69,39 +86,56 @@ class GradientMethod(Method):
 
     name: str
     tasks = frozenset({"classification"})
-    options = frozenset({"output", "target_layer", "top_k", "num_classes"})
+    options = frozenset({"output", "target_layer", "top_k", "classes", "num_classes"})
     excludes = NO_BOXES
     reads = Wanted.DERIVATIVE
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundClassifier):
             return Refusal("derivatives of class scores are for classifiers")
-        if found.parts.streams:
-            return Refusal(f"{1 + len(found.parts.streams)} maps feed the scores; choose a layer with --target-layer")
+        if found.parts.streams and FORMULAS[self.name] != Formula():
+            number = 1 + len(found.parts.streams)
+            return Refusal(f"{number} maps feed the scores, which hirescam adds up; or choose a layer: --target-layer")
         return self.planned(study, found)
 
-    def planned(self, study: Study, found: FoundClassifier) -> Plan | Refusal:
-        """The plan for the target that was found."""
+    def planned(self, study: Study, found: FoundClassifier, *, fuses: bool = False) -> Plan | Refusal:
+        """The plan for the targets that were found."""
         logits, target = found.parts.logits, found.parts.target
-        count = min(_count(study.options), logits.classes)
-        between = region(study.graph, [target.value], [logits.value])
+        count = chosen_count(study.options, logits) or 1
+        maps = [target, *found.parts.streams]
+        if not all(_share(target, item) for item in found.parts.streams):
+            reason = f"{len(maps)} maps feed the scores that do not show the same part of the image the same way round"
+            return Refusal(f"{found.instead or reason}; choose a layer with --target-layer")
+        between = region(study.graph, [item.value for item in maps], [logits.value])
         if not between:
             raise TargetNotFoundError(f"the class scores do not depend on {target.value.describe()}")
         batch = target.shape[0] or 1
         flops = sum(flops_of(node, batch) for node in between) * count
         shape = (target.shape[0], count, *target.grid)
-        assert self.name in FORMULAS
-        reason = f"{len(between)} operations behind {target.value.name!r}"
-        plan = GradientPlan(found, self.name, Form.DERIVATIVE, reason, shape, mega(flops))
+        reason = f"{len(between)} operations behind {' and '.join(repr(item.value.name) for item in maps)}"
+        if found.instead:
+            reason += f"; in place of Recipro-CAM: {found.instead}"
+        plan = GradientPlan(found, self.name, Form.DERIVATIVE, reason, shape, mega(flops), fuses)
         try:
             plan.rehearse(study.graph, count)
         except NoDerivativeError as err:
-            return Refusal(str(err), NoDerivativeError)
+            return (
+                Refusal(f"{found.instead}; {err}", TargetNotFoundError)
+                if found.instead
+                else Refusal(str(err), type(err))
+            )
         return plan
+
+
+def _share(one: FeatureMap, other: FeatureMap) -> bool:
+    """Whether two maps lie in the image alike, so that one can be resized to the other."""
+    if one.grid == other.grid and one.frame.agrees(other.frame):
+        return True
+    return all(item.frame.is_upright and item.frame.within(item.grid) for item in (one, other))
 
 
 def of_image(study: Study, found: FoundClassifier) -> FoundClassifier | None:
     """The same classifier with the image itself as the map to explain; None if it is no single map."""
     images = image_inputs(study.graph)
     feature = find_places(study.graph).map_of(images[0]) if len(images) == 1 else None
-    return None if feature is None else FoundClassifier(replace(found.parts, target=feature, streams=()))
+    return None if feature is None else replace(found, parts=replace(found.parts, target=feature, streams=()))

@@ -55,7 +55,9 @@ def task(name: str) -> Task:
 def _require_agreeing(asked: Method | None, options: Options) -> None:
     """Refuse options that contradict each other or the method, whatever the model."""
     excluded = {} if asked is None else asked.excludes
-    if options.per_box and (options.target_layer or options.top_k):
+    if options.top_k and options.classes:
+        raise UnsupportedTaskError("--top-k and --classes each say which classes get a map; leave one of them out")
+    if options.per_box and (options.target_layer or options.top_k or options.classes):
         excluded = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
     for name, reason in excluded.items():
         if getattr(options, name):

@@ -44,13 +44,19 @@ class Derivative:
 
     Attributes:
         target: by what the derivative is taken.
+        raw: handle of the unscaled map `[B, k, h, w]`.
         gradient: handle of the derivatives, of the target's sizes, with an axis of classes before them if several.
         formula: features and derivatives to the maps, `[B, ...]` and `[k, B, ...]` to `[k, B, cells]`.
+        scores: handle of the scores `[B, K]` whose derivatives they are.
+        beside: handles of what else the formula is given.
     """
 
     target: Value
+    raw: Any
     gradient: Any
-    formula: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]
+    formula: Callable[..., npt.NDArray[Any]]
+    scores: Any
+    beside: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Branch:
         classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
         outputs: further outputs, by name.
         spread: puts scaled maps of the classes that are present where `plan.map_shape` has them; None if all are there.
-        derivative: what a map that is made of derivatives was computed from; None for others.
+        derivatives: what a map that is made of derivatives was computed from; empty for others.
     """
 
     plan: Plan
@@ -88,7 +94,7 @@ class Branch:
     classes: Any = None
     outputs: Mapping[str, Output] = field(default_factory=dict)
     spread: Callable[[Any], Any] | None = None
-    derivative: Derivative | None = None
+    derivatives: Sequence[Derivative] = ()
 
 
 @dataclass(frozen=True)

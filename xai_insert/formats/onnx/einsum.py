@@ -18,5 +18,9 @@ def einsum(w: Writer) -> Written:
         return value if is_identity(order) or value is None else w.transpose(value, order)
 
     first, second = reversed(w.node.inputs) if found.swapped else w.node.inputs
-    product = w("MatMul", transposed(first, found.left), transposed(second, found.right))
-    return [transposed(product, found.result)]
+    left, right = transposed(first, found.left), transposed(second, found.right)
+    if left is None:
+        return None
+    axis = len(found.left) - 1
+    product = w("MatMul", w.unsqueeze(left, axis) if found.is_row else left, right)
+    return [transposed(w.squeeze(product, axis) if found.is_row else product, found.result)]

@@ -5,8 +5,6 @@ The types are kept aside while a model is read and edited, and put back when it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,19 +73,6 @@ def in_memory(model: ir.Model) -> bytes:
     with exchanged(model, there):
         content: bytes = to_proto(model).SerializeToString()
     return content
-
-
-@contextmanager
-def untyped(graph: ir.Graph) -> Iterator[None]:
-    """Keep type inference from giving types to maps, for a time: it knows no operator of the name they then have."""
-    nodes = [node for node in graph if node.op_type == "ZipMap"]
-    for node in nodes:
-        node.op_type = "ZipMapUntyped"
-    try:
-        yield
-    finally:
-        for node in nodes:
-            node.op_type = "ZipMap"
 
 
 def _has_maps(proto: onnx.ModelProto) -> bool:

@@ -22,8 +22,9 @@ from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
+from xai_insert.formats.onnx.shuffled import shuffle
 from xai_insert.formats.onnx.storage import external_files, save
-from xai_insert.formats.onnx.stored import StoredTensor, exchange, stored_tensors
+from xai_insert.formats.onnx.stored import StoredTensor, exchange, stored_tensors, tensors
 from xai_insert.formats.onnx.strip import strip
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
 from xai_insert.formats.onnx.upgrade import is_old, upgrade
@@ -111,6 +112,10 @@ class OnnxModel:
             del self.native.metadata_props[key]
         return OnnxModel(self.native, None, {}), removed
 
+    def shuffle(self, seed: int) -> int:
+        self._source = self._given = None  # from here on the file is another model
+        return shuffle(self.native, seed)
+
     def save(self, folder: Path, name: str) -> list[Path]:
         self._prune()
         try:
@@ -173,7 +178,7 @@ def require_safe_file(path: Path) -> SafeFile:
     """
     with taking_apart("the ONNX graph"):
         model = _read(path)
-        files, stored = external_files(model), stored_tensors(model)
+        files, stored = external_files(model), stored_tensors(tensors(model))
         content = None if files or not stored else maps.in_memory(model)
         _prepared(model, path, {})
     return SafeFile(content, stored, files or {path})

@@ -222,7 +222,9 @@ class OnnxOps:
         return self._node("Gather", a, self.constant(np.array(indices, np.int64)), axis=axis)
 
     def cast(self, a: ir.Value, dtype: str) -> ir.Value:
-        return self._node("Cast", a, to=data_type(dtype))
+        made = self._node("Cast", a, to=data_type(dtype))
+        made.type = ir.TensorType(data_type(dtype))
+        return made
 
     def size(self, a: ir.Value, axis: int) -> ir.Value:
         return self._node("Gather", self._node("Shape", a), self.constant(np.array([axis], np.int64)), axis=0)

@@ -188,9 +188,14 @@ def _resized(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Ope
     if text == "tf_crop_and_resize":
         return kinds.Unknown()
     mode = _text(native, "mode", "nearest")
-    plain = mode in ("nearest", "linear") and not integer(native, "antialias", 0)
-    rounding = _text(native, "nearest_mode", "round_prefer_floor")
-    return kinds.Resized(text == "align_corners", mode if plain else "", text, rounding)
+    return kinds.Resized(
+        text == "align_corners",
+        "" if integer(native, "antialias", 0) else mode,
+        text,
+        _text(native, "nearest_mode", "round_prefer_floor"),
+        real(native, "cubic_coeff_a", -0.75),
+        bool(integer(native, "exclude_outside", 0)),
+    )
 
 
 def _upsampled(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -208,10 +213,12 @@ def _attention(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> O
 
 def _scattered(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     indices = _operand(inputs, 1)
+    is_plain = _text(native, "reduction", "none") == "none"
     if native.op_type == "ScatterND":
         deep = None if indices is None or not indices.shape else indices.shape[-1]
-        return kinds.Scattered() if deep == 1 else kinds.Unknown()
-    return kinds.Scattered() if integer(native, "axis", 0) == 0 else kinds.Unknown()
+        return (kinds.Scattered if deep == 1 else kinds.ScatteredApart)(None, is_plain)
+    axis = integer(native, "axis", 0)
+    return (kinds.ScatteredApart if axis else kinds.Scattered)(axis, is_plain)
 
 
 def _pointwise(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -259,6 +266,11 @@ def _unit_norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> O
     return kinds.UnitNorm((integer(native, "axis", -1) % rank,) if rank and is_euclidean else None)
 
 
+def _local_norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    factors = (real(native, name, default) for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    return kinds.LocalNorm(integer(native, "size", 1), *factors)
+
+
 _PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "LeakyRelu": {"alpha": 0.01},
     "Elu": {"alpha": 1.0},
@@ -269,7 +281,7 @@ _PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "Swish": {"alpha": 1.0},
     "QuickGelu": {"alpha": 1.702},
 }
-_IN_PLACE = ["LRN", "Hardmax"]
+_IN_PLACE = ["Hardmax"]
 _ROUNDED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _NORMS = (
     "LayerNormalization",
@@ -288,6 +300,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     **{("", name): _norm for name in _NORMS},
     ("", "BatchNormalization"): _batch_norm,
     ("", "LpNormalization"): _unit_norm,
+    ("", "LRN"): _local_norm,
     ("", "Softmax"): _softmax,
     ("", "LogSoftmax"): _softmax,
     **{("", name): _window for name in ("Conv", "ConvTranspose", "ConvInteger", "AveragePool", "MaxPool", "LpPool")},

@@ -36,8 +36,7 @@ class OnnxRunner:
     """
 
     def __init__(self, model: ir.Model, source: Path | None = None) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
+        options = _options()
         if holds_bfloat16(model):
             model, source = widen_bfloat16(model), None
         try:
@@ -77,7 +76,7 @@ def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -
     """A session that maps the large weights of `model` from where they lie, as far as they lie in files."""
     weights = tensors(model)
     outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
-    stored = stored_tensors(model)
+    stored = stored_tensors(weights)
     file = stored[0].path if stored else None
     if file is not None and not outside:
         file = file.resolve()  # the runtime follows no link out of the folder
@@ -118,8 +117,7 @@ def folded(content: bytes) -> ir.Model | None:
     Args:
         content: the bytes of the model.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = _options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
         path = Path(folder, "model.onnx")
@@ -137,8 +135,7 @@ def typed_ranks(model: ir.Model) -> dict[str, int]:
     twin = model.clone()
     values = [value for node in twin.graph for value in node.outputs if value.name and not value.is_graph_output()]
     twin.graph.outputs.extend(values)  # the runtime tells what it has inferred of outputs alone
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = _options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = _session(to_proto(twin).SerializeToString(), options)
@@ -146,6 +143,18 @@ def typed_ranks(model: ir.Model) -> dict[str, int]:
         logger.debug("onnxruntime cannot read the model for its ranks: %s", first_line(err))
         return {}
     return {arg.name: len(arg.shape) for arg in session.get_outputs() if arg.shape}
+
+
+def _options() -> ort.SessionOptions:
+    """Settings of a session that logs nothing, and whose threads sleep while there is nothing to do for them.
+
+    By default they spin: a session that is opened and run once takes up to three times the processor's time so, most of
+    it in opening, and on a busy machine longer too.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _session(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:

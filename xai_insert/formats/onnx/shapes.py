@@ -8,19 +8,28 @@ see (a fifth of a Swin's values). OpenVINO and onnxruntime are imported for thos
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
-from xai_insert.formats.onnx.maps import to_proto, untyped
+from xai_insert.formats.onnx.maps import to_proto
+from xai_insert.formats.onnx.stored import exchanged
 from xai_insert.graph.view import Shape
+
+if TYPE_CHECKING:
+    import onnx
+
+logger = logging.getLogger(__name__)
 
 _LARGE = 1 << 16
 """Bytes of a weight that is not handed to another library."""
 _IMAGE_RANK = 4
+_OUTSIDE = "xai_insert.weight"
+"""Where such a weight is said to lie."""
 ML_DOMAIN = "ai.onnx.ml"
 """Classical learners and what names classes: they come behind the scores, and have shapes that nobody asks for."""
 
@@ -45,67 +54,100 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
         input_shapes: sizes of graph inputs that are to be taken instead of the stored ones.
     """
     values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
-    before = [(value, value.shape, value.type) for value in values]
-    try:
-        _infer_alone(model, input_shapes)
-        types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
-        shapes = _shapes(values)
-    finally:
-        for value, shape, type_ in before:
-            value.shape, value.type = shape, type_
+    light = _without_weights(model)
+    shapes = {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
+    types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
+    more_shapes, more_types = _inferred(light)
+    names = {value.name for value in values}
+    shapes.update((name, shape) for name, shape in more_shapes.items() if name in names)
+    types.update((name, kind) for name, kind in more_types.items() if name in names)
     if _is_incomplete(model, shapes):
-        content = _without_weights(model)
+        content = light.SerializeToString()
         known, kinds = _read_shapes(content, input_shapes)
-        shapes.update(known or _folded_shapes(content, input_shapes))
+        shapes.update(known or _folded_shapes(content))
         types = {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()} | types
         _fill_in_transposes(model, shapes)
     return Inferred(shapes, types)
 
 
-def _infer_alone(model: ir.Model, input_shapes: Mapping[str, Shape]) -> None:
-    """ONNX's own inference; changes the values of `model`."""
-    for value in model.graph.inputs:
-        if (given := input_shapes.get(value.name or "")) is not None:
-            value.shape = ir.Shape(given)
-    with untyped(model.graph):
-        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, ir.DataType]]:
+    """What ONNX's own inference tells; empty where it fails.
+
+    Of its result only the descriptions of values are read: to make all of it a model again takes longer than inference.
+    """
+    import onnx  # noqa: PLC0415 - see `maps`
+
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    for node in twin.graph.node:
+        if node.op_type == "ZipMap":  # inference gives it a type that onnx-ir has not, and knows none of another name
+            node.op_type = "ZipMapUntyped"
+    try:
+        found = onnx.shape_inference.infer_shapes(twin, data_prop=True)
+    except Exception as err:
+        logger.debug("ONNX cannot infer shapes: %s", err)
+        return {}, {}
+    shapes, types = dict[str, Shape](), dict[str, ir.DataType]()
+    for graph in _graphs(found.graph):
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            kind = _element(value.type)
+            if kind.elem_type:
+                types[value.name] = ir.DataType(kind.elem_type)
+            if kind.HasField("shape"):
+                dims = kind.shape.dim
+                shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    return shapes, types
 
 
-def _without_weights(model: ir.Model) -> bytes:
-    """The model as bytes with its large floats as inputs: no size depends on their content."""
-    twin = model.clone()
-    graph = twin.graph
-    for value in list(graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is not None and _is_large(tensor):
-            value.const_value, value.type, value.shape = (
-                None,
-                ir.TensorType(tensor.dtype),
-                ir.Shape(tensor.shape.numpy()),
+def _element(kind: onnx.TypeProto) -> onnx.TypeProto.Tensor:
+    """The tensors that a value is, or is a sequence of."""
+    while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+        kind = (kind.sequence_type if kind.HasField("sequence_type") else kind.optional_type).elem_type
+    return kind.tensor_type
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and all inside it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _without_weights(model: ir.Model) -> onnx.ModelProto:
+    """The message of a model with its large floats as inputs: no size depends on their content."""
+
+    def light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if tensor.nbytes >= _LARGE and tensor.dtype.is_floating_point():
+            name = tensor.name or ""
+            return ir.ExternalTensor(
+                _OUTSIDE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
             )
-            graph.initializers.pop(value.name or "")
-            if not value.is_graph_input():
-                graph.inputs.append(value)
-        elif isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=value.name)
-    for node in [node for node in graph if node.op_type == "Constant" and "value" in node.attributes]:
-        tensor, value = node.attributes["value"].as_tensor(), node.outputs[0]
-        if _is_large(tensor) and not value.is_graph_output():
-            name, value.name = value.name, None
-            weight = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))
-            ir.convenience.replace_all_uses_with(value, weight)
-            graph.inputs.append(weight)
-            graph.remove(node, safe=True)
-    content: bytes = to_proto(twin).SerializeToString()
-    return content
+        return ir.Tensor(tensor.numpy(), name=tensor.name) if isinstance(tensor, ir.ExternalTensor) else tensor
 
+    with exchanged(model, light):
+        proto = to_proto(model)
+    listed = {value.name for value in proto.graph.input}
 
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    return tensor.nbytes >= _LARGE and tensor.dtype.is_floating_point()
+    def input_for(tensor: onnx.TensorProto, name: str) -> None:
+        if name not in listed:
+            value = proto.graph.input.add(name=name)
+            value.type.tensor_type.elem_type = tensor.data_type
+            for size in tensor.dims:
+                value.type.tensor_type.shape.dim.add(dim_value=size)
 
-
-def _shapes(values: Iterable[ir.Value]) -> dict[str, Shape]:
-    return {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
+    for graph in [*_graphs(proto.graph)]:
+        for index in reversed(range(len(graph.initializer))):
+            if graph.initializer[index].external_data:
+                input_for(graph.initializer[index], graph.initializer[index].name)
+                del graph.initializer[index]
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].t.external_data:
+                input_for(node.attribute[0].t, f"{node.output[0]}{_OUTSIDE}")
+                node.op_type, node.input[:] = "Identity", [f"{node.output[0]}{_OUTSIDE}"]
+                del node.attribute[:]
+    return proto
 
 
 def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> tuple[Mapping[str, Shape], Mapping[str, str]]:
@@ -117,15 +159,12 @@ def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> tuple[Map
     return read_shapes(content, input_shapes)
 
 
-def _folded_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def _folded_shapes(content: bytes) -> dict[str, Shape]:
     """Sizes after onnxruntime has folded constants; empty if it cannot read the model."""
     from xai_insert.formats.onnx.runtime import folded  # noqa: PLC0415 - only for models that need it
 
     model = folded(content)
-    if model is None:
-        return {}
-    _infer_alone(model, input_shapes)
-    return _shapes(value for node in model.graph for value in node.outputs)
+    return {} if model is None else _inferred(_without_weights(model))[0]
 
 
 def ranks(model: ir.Model) -> Mapping[str, int]:

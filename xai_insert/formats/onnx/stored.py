@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -253,7 +253,8 @@ def exchange(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorPro
                     graphs.extend(attribute.as_graphs())
                 case ir.AttributeType.TENSOR | ir.AttributeType.TENSORS if not attribute.is_ref():
                     single = attribute.type == ir.AttributeType.TENSOR
-                    before = [attribute.as_tensor()] if single else list(attribute.as_tensors())
+                    # Not by `as_tensor`, whose question whether it is one takes longer than all else here.
+                    before = [attribute.value] if single else list(attribute.value)
                     after = [change(tensor) for tensor in before]
                     if all(new is old for new, old in zip(after, before, strict=True)):
                         continue
@@ -275,7 +276,7 @@ def tensors(model: ir.Model) -> list[ir.TensorProtocol]:
     return found
 
 
-def stored_tensors(model: ir.Model) -> list[StoredTensor]:
-    """Its stored tensors; none where all of them are so small that a runtime may as well read the file."""
-    stored = [tensor for tensor in tensors(model) if isinstance(tensor, StoredTensor)]
+def stored_tensors(found: Iterable[ir.TensorProtocol]) -> list[StoredTensor]:
+    """The stored ones of a model's tensors; none where they are so small that a runtime may as well read the file."""
+    stored = [tensor for tensor in found if isinstance(tensor, StoredTensor)]
     return stored if sum(tensor.nbytes for tensor in stored) >= _WORTHWHILE else []

@@ -23,7 +23,11 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     graph = model.graph
     gone = [value for value in graph.outputs if value.name in names]
     kept = [value for value in graph.outputs if value.name not in names]
-    alone = _makers(gone) - _makers(kept)
+    needed = _makers(kept)
+    alone = _makers(gone) - needed
+    for node in graph:  # what reads the map and ends nowhere
+        if node not in needed and any(value is not None and value.producer() in alone for value in node.inputs):
+            alone.add(node)
     own = [node for node in graph if node in alone]
     inner = [node for top in own for node in (top, *_inner_nodes(top))]
     made = [value for node in inner for value in node.outputs]

@@ -106,6 +106,12 @@ class Writer:
             return self("Unsqueeze", a, axes=[axis])
         return self("Unsqueeze", a, self.constant(np.array([axis], np.int64)))
 
+    def squeeze(self, a: ir.Value, axis: int) -> ir.Value:
+        """`a` without an axis of size 1."""
+        if self.version < 13:
+            return self("Squeeze", a, axes=[axis])
+        return self("Squeeze", a, self.constant(np.array([axis], np.int64)))
+
     def mean(self, a: ir.Value) -> ir.Value:
         """The mean over the last axis, which stays with size 1."""
         if self.version < 18:

@@ -44,7 +44,12 @@ def _product(node: ov.Node) -> ov.Output | None:
     if found is None:
         return None
     first, second = reversed(node.input_values()) if found.swapped else node.input_values()
-    product = opset.matmul(_transposed(first, found.left), _transposed(second, found.right), False, False)
+    left, axis = _transposed(first, found.left), np.array([len(found.left) - 1], np.int64)
+    if found.is_row:
+        left = opset.unsqueeze(left, axis).output(0)
+    product = opset.matmul(left, _transposed(second, found.right), False, False)
+    if found.is_row:
+        product = opset.squeeze(product, axis)
     result = _transposed(product.output(0), found.result)
     result.get_node().set_friendly_name(PREFIX + node.get_friendly_name())
     return result

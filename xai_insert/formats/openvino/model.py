@@ -21,6 +21,7 @@ from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner
 from xai_insert.formats.openvino.safety import require_safe
 from xai_insert.formats.openvino.shapes import name_open_sizes
+from xai_insert.formats.openvino.shuffled import shuffle
 from xai_insert.formats.openvino.strip import strip
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
 from xai_insert.formats.openvino.view import build_view
@@ -136,6 +137,9 @@ class OpenVINOModel:
             for key, text in others.items():
                 self.native.set_rt_info(text, [path, key])
         return OpenVINOModel(self.native, self._weights), removed
+
+    def shuffle(self, seed: int) -> int:
+        return shuffle(self.native, seed)
 
     def save(self, folder: Path, name: str) -> list[Path]:
         path = (folder / name).with_suffix(".xml")  # the writer takes no other letter case

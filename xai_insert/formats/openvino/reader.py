@@ -133,10 +133,11 @@ def _padded(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
 def _resized(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
     raw = native.get_attributes()
     mode = str(raw.get("coordinate_transformation_mode", "half_pixel")).lower()
-    kind = {"linear": "linear", "linear_onnx": "linear", "nearest": "nearest"}.get(str(raw["mode"]).lower(), "")
+    kind = {"linear": "linear", "linear_onnx": "linear"}.get(str(raw["mode"]).lower(), str(raw["mode"]).lower())
     is_plain = not raw.get("antialias", False) and not any((*raw.get("pads_begin", ()), *raw.get("pads_end", ())))
     rounding = str(raw.get("nearest_mode", "round_prefer_floor")).lower()
-    return kinds.Resized("align_corners" in mode, kind if is_plain else "", mode, rounding)
+    coefficient = float(raw.get("cube_coeff", -0.75))
+    return kinds.Resized("align_corners" in mode, kind if is_plain else "", mode, rounding, coefficient)
 
 
 def _blocks(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -153,10 +154,14 @@ def _rolled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
 
 
 def _scattered(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    is_plain = str(native.get_attributes().get("reduction", "none")).lower() == "none"
     if native.get_type_name() == "ScatterNDUpdate":
         deep = inputs[1].shape[-1] if inputs[1].shape else None
-        return kinds.Scattered() if deep == 1 else kinds.Unknown()
-    return kinds.Scattered() if numbers(inputs[3]) in ((0,), (-(inputs[0].rank or 0),)) else kinds.Unknown()
+        return (kinds.Scattered if deep == 1 else kinds.ScatteredApart)(None, is_plain)
+    axes, is_rows = numbers(inputs[3]), native.get_type_name() == "ScatterUpdate"
+    if axes in ((0,), (-(inputs[0].rank or 0),)):
+        return kinds.Scattered(None if is_rows else 0, is_plain)
+    return kinds.Unknown() if is_rows or not axes else kinds.ScatteredApart(axes[0], is_plain)
 
 
 def _pointwise(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -207,6 +212,13 @@ def _unit_norm(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value
     return kinds.UnitNorm(known, float(raw["eps"]), is_added=str(raw["eps_mode"]).lower() == "add")
 
 
+def _local_norm(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw = native.get_attributes()
+    if numbers(inputs[1]) != (1,):
+        return kinds.InPlace()
+    return kinds.LocalNorm(int(raw["size"]), float(raw["alpha"]), float(raw["beta"]), float(raw["bias"]))
+
+
 _FUNCTIONS = {
     "Subtract": "sub",
     "Multiply": "mul",
@@ -228,7 +240,7 @@ _FUNCTIONS = {
 }
 """Where ONNX has another name."""
 _PARAMETERS = {"Clamp": ("min", "max"), "Elu": ("alpha",)}
-_IN_PLACE = ["LRN", "GRN"]
+_IN_PLACE = ["GRN"]
 _WINDOWS = [
     "Convolution",
     "GroupConvolution",
@@ -250,6 +262,7 @@ _READERS: Mapping[str, Reader] = {
     **dict.fromkeys(("MVN", "RMS", "GroupNormalization"), _norm),
     "BatchNormInference": _batch_norm,
     "NormalizeL2": _unit_norm,
+    "LRN": _local_norm,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     **dict.fromkeys(_WINDOWS, _window),

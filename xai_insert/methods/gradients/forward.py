@@ -7,7 +7,7 @@ move in their last digits. So what lies between the joints of the model is compu
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Generic
 
 import numpy as np
@@ -37,15 +37,21 @@ class Forward(Generic[V]):
     Args:
         surgeon: the model being edited.
         sources: values that are read where they are, the target among them.
+        instead: what to read in place of some values.
     """
 
-    def __init__(self, surgeon: Surgeon[V], sources: Collection[Value]) -> None:
+    def __init__(
+        self, surgeon: Surgeon[V], sources: Collection[Value], instead: Mapping[Value, V] | None = None
+    ) -> None:
         self._surgeon = surgeon
         self._sources = sources
-        self._made: dict[Value, V] = {}
+        self._instead = instead or {}
+        self._made: dict[Value, V] = dict(self._instead)
 
     def read(self, value: Value) -> V:
         """A value that is not stored, float32 where it is a float."""
+        if value in self._instead:
+            return self._instead[value]
         return self._surgeon.handle(value) if self._is_joint(value) else self._again(value)
 
     def _is_joint(self, value: Value) -> bool:

@@ -11,7 +11,7 @@ With F the feature map and g the derivative of the score of class k by it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -26,6 +26,7 @@ from xai_insert.methods.shaping import grid_sizes, scalar
 from xai_insert.methods.top_classes import ClassChoice
 
 Array = npt.NDArray[Any]
+_STEEP = 2.0  # the gamma of LayerCAM's fusion
 
 
 @dataclass(frozen=True)
@@ -53,42 +54,98 @@ FORMULAS: Mapping[str, Formula] = {
 
 @dataclass(frozen=True)
 class GradientMap(Generic[V]):
-    """What was written.
+    """What was written for one feature map.
 
     Attributes:
-        raw: the maps, float32 `[B, k, h, w]`.
+        feature: that map.
+        raw: the maps of the classes, float32 `[B, k, h, w]`.
         gradient: the derivatives, of the feature map's sizes; with an axis of classes before them if there are several.
     """
 
+    feature: FeatureMap
     raw: V
     gradient: V
 
 
-def gradient_map(
-    surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, logits: Value, choice: ClassChoice[V], method: str
-) -> GradientMap[V]:
+def gradient_maps(
+    surgeon: Surgeon[V],
+    graph: Graph,
+    features: Sequence[FeatureMap],
+    logits: Value,
+    choice: ClassChoice[V],
+    method: str,
+    *,
+    one_by_one: bool = False,
+) -> list[GradientMap[V]]:
     """The maps of the chosen classes.
 
     Args:
         surgeon: the model being edited.
         graph: its view.
-        feature: the target, `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
+        features: the targets, `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
         logits: class scores `[B, K]`, perhaps with further axes of size 1.
         choice: the classes.
         method: a name in `FORMULAS`.
+        one_by_one: whether each target lies on every path to the one before it, the first to the scores, in place of
+            all side by side.
 
     Raises:
         NoDerivativeError: an operator between the feature map and the scores has no rule.
         ShapeUnknownError: a size between them follows the input.
     """
-    op = surgeon.ops
     count = None if choice.count == 1 else choice.count
-    (gradient,) = pullback(surgeon, graph, [feature.value], {logits: one_hot(op, logits, choice)}, count)
-    raw = _combined(op, surgeon.handle(feature.value), gradient, feature, FORMULAS[method], 0 if count is None else 1)
-    sides = grid_sizes(surgeon, surgeon.handle(feature.value), feature)
-    if count is not None:
-        return GradientMap(op.transpose(op.reshape(raw, [count, -1, *sides]), (1, 0, 2, 3)), gradient)
-    return GradientMap(op.reshape(raw, [-1, 1, *sides]), gradient)
+    seed = one_hot(surgeon.ops, logits, choice)
+    if not one_by_one:
+        gradients = pullback(surgeon, graph, [item.value for item in features], {logits: seed}, count)
+    else:
+        gradients, behind = [], logits
+        for item in features:
+            (seed,) = pullback(surgeon, graph, [item.value], {behind: seed}, count)
+            gradients, behind = [*gradients, seed], item.value
+    made = []
+    for feature, gradient in zip(features, gradients, strict=True):
+        handle = surgeon.handle(feature.value)
+        raw = _combined(surgeon.ops, handle, gradient, feature, FORMULAS[method], 0 if count is None else 1)
+        made.append(GradientMap(feature, _by_class(surgeon, raw, feature, count), gradient))
+    return made
+
+
+def _by_class(surgeon: Surgeon[V], raw: V, feature: FeatureMap, count: int | None) -> V:
+    op, sides = surgeon.ops, grid_sizes(surgeon, surgeon.handle(feature.value), feature)
+    if count is None:
+        return op.reshape(raw, [-1, 1, *sides])
+    return op.transpose(op.reshape(raw, [count, -1, *sides]), (1, 0, 2, 3))
+
+
+def summed(surgeon: Surgeon[V], maps: Sequence[GradientMap[V]]) -> V:
+    """The maps of several feature maps added up, on the grid of the first."""
+    sides = grid_sizes(surgeon, surgeon.handle(maps[0].feature.value), maps[0].feature)
+    total = maps[0].raw
+    for item in maps[1:]:
+        is_same = item.feature.grid == maps[0].feature.grid
+        total = surgeon.ops.add(total, item.raw if is_same else surgeon.ops.resize(item.raw, *sides))
+    return total
+
+
+def fused(surgeon: Surgeon[V], maps: Sequence[GradientMap[V]]) -> V:
+    """The maps of several layers, the last first, as LayerCAM fuses them, on the grid of the shallowest; 0 to 1.
+
+    The last layer's map `m` becomes `m / max(m)`, those before it `tanh(2 m / max(m))`, each resized (bilinear); of
+    every cell the largest is taken.
+    """
+    op = surgeon.ops
+    sides = grid_sizes(surgeon, surgeon.handle(maps[-1].feature.value), maps[-1].feature)
+    best: V | None = None
+    for item in maps:
+        largest = op.nonzero_or(op.reduce(item.raw, "max", [2, 3]), scalar(op, 1.0))
+        scaled = op.div(item.raw, largest)
+        if item is not maps[0]:
+            scaled = op.function("tanh", op.mul(scaled, scalar(op, _STEEP)))
+        if item is not maps[-1]:
+            scaled = op.resize(scaled, *sides)
+        best = scaled if best is None else op.maximum(best, scaled)
+    assert best is not None  # there is a last layer
+    return best
 
 
 def one_hot(op: Ops[V], logits: Value, choice: ClassChoice[V]) -> V:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xai_insert.graph.operators import BatchNorm, Norm, Operator, Reduction, Rounded, Softmax, UnitNorm
+from xai_insert.graph.operators import BatchNorm, LocalNorm, Norm, Operator, Reduction, Rounded, Softmax, UnitNorm
 from xai_insert.graph.ops import Size
 from xai_insert.graph.view import Op, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
@@ -174,6 +174,26 @@ def _unit(step: Step[Any]) -> Gradients:
     return {0: op.div(op.sub(step.gradient, op.mul(normal, along)), length)}
 
 
+def _local_norm(step: Step[Any]) -> Gradients:
+    """With `d = bias + alpha / size * sum(x^2)`: `g d^-beta - 2 alpha beta / size * x * sum(g x d^(-beta - 1))`."""
+    kind, op, source = step.node.kind, step.op, step.node.read(0)
+    if not isinstance(kind, LocalNorm):
+        raise step.refusal("its neighbours are not known")
+    channels, *grid = fixed(source.sizes[1:])
+    places = np.arange(channels)[:, None] - np.arange(channels)
+    sums = ((places <= (kind.size - 1) // 2) & (-places <= kind.size // 2)).astype(np.float64)  # [result, source]
+    x = op.reshape(step.operand(0), [-1, channels, volume(grid) or 1])
+    gradient = op.reshape(
+        step.gradient, [*([] if step.seeds is None else [step.seeds]), -1, channels, volume(grid) or 1]
+    )
+    share = kind.alpha / kind.size
+    below = op.add(op.matmul(step.constant(sums * share), op.mul(x, x)), step.number(kind.bias))
+    scaled = op.power(below, step.number(-kind.beta))
+    back = op.matmul(step.constant(sums.T), op.div(op.mul(op.mul(gradient, x), scaled), below))
+    made = op.sub(op.mul(gradient, scaled), op.mul(op.mul(x, step.number(2 * share * kind.beta)), back))
+    return {0: step.shaped(made, source)}
+
+
 def _rounded(step: Step[Any]) -> Gradients:
     """Straight through: as if nothing had been rounded."""
     return {0: step.gradient}
@@ -185,5 +205,6 @@ RULES: Mapping[type[Operator], Rule] = {
     BatchNorm: _batch_norm,
     Norm: _norm,
     UnitNorm: _unit,
+    LocalNorm: _local_norm,
     Rounded: _rounded,
 }

@@ -30,6 +30,7 @@ def pullback(
     targets: Sequence[Value],
     seeds: Mapping[Value, V],
     count: int | None = None,
+    instead: Mapping[Value, V] | None = None,
 ) -> list[V]:
     """The derivatives of `sum(seed * result)` by the targets, float32.
 
@@ -42,6 +43,7 @@ def pullback(
         targets: float values that the results depend on.
         seeds: by result, what the derivative by it is: of its sizes, with an axis of `count` before them if given.
         count: how many derivatives run together, along an axis before all others; None for one without that axis.
+        instead: what to read in place of values of the forward pass, of the same sizes.
 
     Returns:
         For each target a value of its sizes, with the axis of `count` before them if given.
@@ -51,7 +53,7 @@ def pullback(
         ShapeUnknownError: a rule needs a size that follows the input.
     """
     reached = activations(graph, targets)
-    forward = Forward(surgeon, targets)
+    forward = Forward(surgeon, targets, instead)
     gradients: dict[Value, V] = dict(seeds)
     for node in reversed(region(graph, targets, list(seeds))):
         given = [gradients.get(output) for output in node.outputs]

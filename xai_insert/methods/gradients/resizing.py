@@ -15,7 +15,7 @@ from xai_insert.methods.gradients.step import Gradients, Rule, Step
 
 def _resized(step: Step[Any]) -> Gradients:
     kind, source, result = step.node.kind, step.node.read(0), step.node.output
-    if not isinstance(kind, Resized) or kind.mode not in ("nearest", "linear"):
+    if not isinstance(kind, Resized) or kind.mode not in ("nearest", "linear", "cubic"):
         raise step.refusal("its mode has no rule")
     gradient, rank = step.gradient, len(source.sizes)
     axes = [axis for axis in range(rank) if source.sizes[axis] != result.sizes[axis]]
@@ -61,11 +61,26 @@ def _matrix(kind: Resized, size: int, count: int) -> npt.NDArray[np.float64]:
         nearest = _NEAREST.get(kind.rounding, _NEAREST["round_prefer_floor"])(places)
         matrix[rows, np.clip(nearest, 0, size - 1).astype(int)] = 1.0
         return matrix
+    if kind.mode == "cubic":
+        return _cubic(kind, places, matrix)
     places = np.clip(places, 0, size - 1)
     low = np.floor(places).astype(int)
     share = places - low
     np.add.at(matrix, (rows, low), 1 - share)
     np.add.at(matrix, (rows, np.minimum(low + 1, size - 1)), share)
+    return matrix
+
+
+def _cubic(kind: Resized, places: npt.NDArray[np.float64], matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keys' kernel over the four cells around each place."""
+    rows, last, a = np.arange(len(places)), matrix.shape[1] - 1, kind.coefficient
+    low = np.floor(places).astype(int)
+    for cells in (low - 1, low, low + 1, low + 2):
+        t = np.abs(places - cells)
+        near, far = ((a + 2) * t - (a + 3)) * t**2 + 1, ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+        inside = (cells >= 0) & (cells <= last) if kind.skips_outside else 1.0
+        np.add.at(matrix, (rows, np.clip(cells, 0, last)), np.where(t <= 1, near, far) * inside)
+    matrix /= matrix.sum(axis=1, keepdims=True)
     return matrix
 
 

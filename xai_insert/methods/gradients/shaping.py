@@ -9,7 +9,7 @@ import numpy as np
 
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.operators import Operator
-from xai_insert.graph.view import fixed
+from xai_insert.graph.view import constant_of, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 
 
@@ -219,6 +219,39 @@ def _rolled(step: Step[Any]) -> Gradients:
     return {0: gradient}
 
 
+def _scattered(step: Step[Any]) -> Gradients:
+    """What is written over gets nothing, what is written the derivative where it was written last."""
+    kind, op, node = step.node.kind, step.op, step.node
+    source, updates = node.read(0), node.read(2)
+    places = constant_of(node.read(1), 1 << 22)
+    if not isinstance(kind, (kinds.Scattered, kinds.ScatteredApart)) or places is None or not kind.is_plain:
+        raise step.refusal("where it writes is computed, or what was there is kept")
+    if kind.axis is not None:
+        deep = len(source.sizes)
+        own = np.indices(places.shape)
+        own[kind.axis] = places
+        names = np.moveaxis(own, 0, -1)
+    else:
+        names = places.reshape(-1, 1) if node.type == "ScatterUpdate" else places
+        deep = names.shape[-1]
+    whole, rest = fixed(source.sizes[:deep]), fixed(source.sizes[deep:])
+    names = names.reshape(-1, deep) % np.array(whole)
+    flat = np.ravel_multi_index(tuple(names.T), whole)
+    count, width = volume(whole) or 1, volume(rest) or 1
+    lead = [] if step.seeds is None else [step.seeds]
+    gradient = op.reshape(step.gradient, [*lead, count, width])
+    kept = np.ones((count, 1), np.float32)
+    kept[flat] = 0
+    made: dict[int, Any] = {}
+    if 0 in step.wanted:
+        made[0] = step.shaped(op.mul(gradient, step.constant(kept)), source)
+    if 2 in step.wanted:
+        if len(set(flat.tolist())) < len(flat):
+            raise step.refusal("it writes twice to one place")
+        made[2] = step.shaped(op.pick(gradient, flat.tolist(), step.lead), updates)
+    return made
+
+
 RULES: Mapping[type[Operator], Rule] = {
     kinds.Regroup: _regrouped,
     kinds.Permutation: _permuted,
@@ -230,4 +263,6 @@ RULES: Mapping[type[Operator], Rule] = {
     kinds.Padded: _pad,
     kinds.Blocks: _blocks,
     kinds.Rolled: _rolled,
+    kinds.Scattered: _scattered,
+    kinds.ScatteredApart: _scattered,
 }

@@ -90,7 +90,10 @@ class ActivationMap(Method):
     page = "activation-map.md"
     tasks = frozenset({"classification", "detection", "embedding", "prompts"})
     options = frozenset({"num_classes", "output", "target_layer", "block", "per_box"})
-    excludes: ClassVar = {"top_k": "the Activation Map is one map for all classes: leave out --top-k"}
+    excludes: ClassVar = {
+        name: f"the Activation Map is one map for all classes: leave out --{name.replace('_', '-')}"
+        for name in ("top_k", "classes")
+    }
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if isinstance(found, FoundClassifier):

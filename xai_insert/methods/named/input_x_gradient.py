@@ -17,7 +17,7 @@ class InputTimesGradient(GradientMethod):
     summary = "derivative times image, pixel by pixel, of the best classes"
     paper = "Shrikumar et al., Not just a black box: Learning important features through propagating differences, 2016"
     page = "input-x-gradient.md"
-    options = frozenset({"output", "top_k"})
+    options = frozenset({"output", "top_k", "classes"})
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if study.options.target_layer is not None:

@@ -16,7 +16,7 @@ class ReciproCam(Method):
     paper = "Byun and Lee, Recipro-CAM: Fast gradient-free visual explanations for CNNs, 2022"
     page = "recipro-cam.md"
     tasks = frozenset({"classification", "embedding", "prompts"})
-    options = OF_VECTORS | {"output", "target_layer", "top_k", "form", "mask_batch"}
+    options = OF_VECTORS | {"output", "target_layer", "top_k", "classes", "form", "mask_batch"}
     excludes = NO_BOXES
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:

@@ -17,7 +17,7 @@ class VitReciproCam(Method):
     paper = "Byun and Lee, ViT-ReciproCAM: Gradient and attention-free visual explanations for ViT, 2023"
     page = "vit-recipro-cam.md"
     tasks = frozenset({"classification", "embedding", "prompts"})
-    options = OF_VECTORS | {"output", "target_layer", "top_k", "form", "mask_batch", "block", "kernel"}
+    options = OF_VECTORS | {"output", "target_layer", "top_k", "classes", "form", "mask_batch", "block", "kernel"}
     excludes = NO_BOXES
     reads = Wanted.TOKENS
 

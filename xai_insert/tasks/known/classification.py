@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.view import Value
-from xai_insert.locate.classifier import Classifier, locate_classifier
+from xai_insert.locate.classifier import Classifier, Wanted, locate_classifier
 from xai_insert.locate.embedding import is_normalised, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
@@ -17,6 +17,8 @@ from xai_insert.methods.reading import Reading
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
+_OF_MASKS = frozenset({"form", "mask_batch", "block", "kernel"})
+"""Options with which a user asks for a map by masks."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,17 @@ class FoundClassifier(Found):
 
     Attributes:
         parts: what was located in it.
+        instead: why there is no map of every class, where a map by derivatives takes its place; empty if there is.
         reading: what is made of its vector, where that holds no scores of classes; None if it does.
         decided: names of the options that said what the vector is.
         note: what else the model may be, for people.
     """
 
     task = "classification"
-    methods = ("vit-recipro-cam", "recipro-cam")
+    methods: ClassVar[tuple[str, ...]] = ("vit-recipro-cam", "recipro-cam")
     kin = frozenset(methods)
     parts: Classifier
+    instead: str = ""
     reading: Reading | None = None
     decided: frozenset[str] = frozenset()
     note: str = ""
@@ -67,6 +71,13 @@ class FoundClassifier(Found):
         }
 
 
+class Unmasked(FoundClassifier):
+    """A classifier of which Recipro-CAM has no map."""
+
+    methods = ("hirescam",)
+    kin = frozenset()
+
+
 class Classification(Task):
     """One score per class and image."""
 
@@ -85,25 +96,36 @@ class Classification(Task):
                 f"classifier; --reference explains it as an embedding, --num-classes {logits.classes} says that it "
                 "holds scores of classes"
             )
-        parts = located(study, logits)
-        if stated:
-            return FoundClassifier(parts, decided=frozenset({"num_classes"}))
-        note = ""
-        if may_be_embedding(graph, logits):
+        decided, note = frozenset({"num_classes"}) if stated else frozenset[str](), ""
+        if not stated and may_be_embedding(graph, logits):
             note = (
                 f"taken for scores of {logits.classes} classes; if it is an embedding: --reference or "
                 "--class-embeddings"
             )
-        return FoundClassifier(parts, note=note)
+        try:
+            return FoundClassifier(located(study, logits), decided=decided, note=note)
+        except TargetNotFoundError as err:
+            if study.wanted is not Wanted.ANY or options.target_layer is not None or options.on_purpose & _OF_MASKS:
+                raise
+            try:
+                parts = located(study, logits, Wanted.DERIVATIVE)
+            except TargetNotFoundError:
+                raise err from None
+            return Unmasked(parts, str(err), decided=decided, note=note)
 
 
-def located(study: Study, logits: Logits) -> Classifier:
+def located(study: Study, logits: Logits, wanted: Wanted | None = None) -> Classifier:
     """What is explained where `logits` stand for the class scores.
+
+    Args:
+        study: the model.
+        logits: a vector for each image.
+        wanted: what is read; None for what the method that was asked for reads.
 
     Raises:
         XaiInsertError: see `locate_classifier`; or the values are no floating-point numbers.
     """
-    parts = locate_classifier(study.graph, study.options, study.wanted, logits)
+    parts = locate_classifier(study.graph, study.options, wanted or study.wanted, logits)
     for value in (parts.target.value, parts.logits.value):
         if value.dtype not in _FLOATS:
             raise TargetNotFoundError(

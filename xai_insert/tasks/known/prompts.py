@@ -41,7 +41,7 @@ class PromptScores(Task):
             count, width, found.text, found.text_transposed, found.product, found.tail, found.scores,
             found.scores_transposed,
         )  # fmt: skip
-        return FoundPrompts(parts, reading)
+        return FoundPrompts(parts, reading=reading)
 
 
 TASK = PromptScores()
