@@ -23,6 +23,8 @@ _TITLES = {
     "classification": "Classifiers",
     "detection": "Detectors",
     "instance-segmentation": "Instance segmenters",
+    "image-text": "Image and text",
+    "embedding": "Embeddings",
 }
 _EXPORTERS = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 _HEAD = """# Supported models
