@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+
+from testbed import oracle
 
 Array = np.ndarray
 
@@ -135,3 +138,13 @@ def queries(logits: Array, masks: Array, grid: tuple[int, int]) -> Array:
 def in_cells(box: Array, image: tuple[int, int], grid: tuple[int, int]) -> Array:
     """Corners in pixels as corners in cells."""
     return box * np.array([grid[1] / image[1], grid[0] / image[0]] * 2)
+
+
+def opened(model):
+    """Runs a model: an image to all outputs, in order."""
+    if isinstance(model, onnx.ModelProto):
+        session = oracle.session(model)
+        name = session.get_inputs()[0].name
+        return lambda picture: session.run(None, {name: picture})
+    compiled = oracle.compiled(model)
+    return lambda picture: [np.array(value) for value in compiled([picture]).values()]

@@ -64,9 +64,14 @@ class Parts:
         self._backbone = lambda x: [np.array(v) for v in backbone([x]).values()]
         self._head = lambda x, *f: np.array(head([x, *f])[0])
 
+    def values(self, image: Array) -> tuple[list[Array], Array]:
+        """What stands at the targets, and `[B, K]` of the whole model."""
+        *features, logits = self._backbone(image)
+        return features, logits.reshape(len(image), -1)
+
     def features(self, image: Array) -> list[Array]:
         """What stands at the targets."""
-        return self._backbone(image)[:-1]
+        return self.values(image)[0]
 
     def feature(self, image: Array) -> Array:
         """The feature map, which is the first target."""
@@ -74,7 +79,7 @@ class Parts:
 
     def logits(self, image: Array) -> Array:
         """`[B, K]` of the whole model."""
-        return self._backbone(image)[-1].reshape(len(image), -1)
+        return self.values(image)[1]
 
     def head(self, image: Array, *features: Array) -> Array:
         """`[B, K]` of the head alone, fed with values for the targets."""
@@ -90,6 +95,18 @@ class Parts:
             mask[position] = 1
             maps.append(self.head(image, feature * mask.reshape(sizes)))
         return np.stack(maps, axis=-1)
+
+
+def load(path: Any) -> Any:
+    return onnx.load(path) if path.suffix == ".onnx" else ov.Core().read_model(path)
+
+
+def image_for(model: Any) -> Array:
+    if isinstance(model, onnx.ModelProto):
+        dims = [d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    else:
+        dims = [1 if d.is_dynamic else d.get_length() for d in model.inputs[0].partial_shape]
+    return np.random.default_rng(11).standard_normal(dims, dtype=np.float32)
 
 
 def run(model: Any, image: Array) -> dict[str, Array]:

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 import openvino as ov
 
-from benchmarks.faithfulness.compare import FREE_PHOTOS
+from benchmarks.lib.photos import FREE_PHOTOS
 from benchmarks.lib.tables import Row, Setting, markdown_table, text_table
 from benchmarks.lib.timing import Seconds, alternate, paired_ratio
 from xai_insert import insert_file

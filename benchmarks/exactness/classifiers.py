@@ -22,7 +22,7 @@ import openvino as ov
 
 from benchmarks.lib.variants import resolve
 from testbed import oracle
-from tests.zoo.test_zoo import image_for, load
+from testbed.oracle import image_for, load
 from xai_insert import Options, Report, insert_file
 from xai_insert.methods.vit_recipro_cam import patch_weights
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from testbed import detection_oracle, oracle
-from tests.zoo.test_zoo import load
+from testbed.oracle import load
 from xai_insert import Options, insert_file
 from xai_insert.errors import XaiInsertError
 

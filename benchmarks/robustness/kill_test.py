@@ -25,16 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-import openvino as ov
 
 from benchmarks.robustness import kill_explain, kill_jobs
-from benchmarks.robustness.fuzz import WITHOUT_THREADS
-from testbed import models
+from testbed import models, replaced_models
+from testbed.fuzz.engine import WITHOUT_THREADS
+from testbed.replaced_models import results, write_models
 
 OTHERS = {"xai-insert --jobs": kill_jobs.run, "xai-explain": kill_explain.run}
-KINDS = ("openvino", "onnx", "onnx, external weights", *OTHERS)
+KINDS = (*replaced_models.KINDS, *OTHERS)
 _PAUSE = 0.03
 _NURSERY = """
 import json, os, sys, time
@@ -107,33 +105,6 @@ class Nursery:
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-
-
-def write_models(folder: Path, kind: str) -> list[Path]:
-    """Two plain models that have the same input and give other results."""
-    made = []
-    for name in ("global average pool", "flatten"):
-        model = models.classifier(models.CLOSED[name])
-        path = folder / f"{name.replace(' ', '_')}.onnx"
-        external = {"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 0}
-        onnx.save(model, path, **(external if kind.endswith("weights") else {}))
-        if kind == "openvino":
-            ov.save_model(ov.Core().read_model(path), path.with_suffix(".xml"), compress_to_fp16=False)
-            path = path.with_suffix(".xml")
-        made.append(path)
-    return made
-
-
-def results(model: Path, image: np.ndarray) -> list[Any]:
-    """Every output of a model file."""
-    if model.suffix == ".onnx":
-        session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-        return session.run(None, {"image": image})
-    core = ov.Core()
-    core.set_property({"ENABLE_MMAP": False})
-    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    given = compiled(image)
-    return [np.array(given[index]) for index in range(len(compiled.outputs))]
 
 
 def run(kind: str, runs: int, rng: random.Random) -> Counter[str]:

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tests.oracles.test_embeddings import WIDTH, model_of, run
-from tests.oracles.test_image_inputs import joined, two
-from tests.oracles.test_prompts import IDS, both, texts_first
+from testbed.vector_models import LENGTH, WIDTH, WORDS, both, joined, model_of, run, texts_first, two
 from xai_insert import Options, insert_file
 from xai_insert.cli.explain import main
 from xai_insert.explain.explainer import Explainer
+
+IDS = np.random.default_rng(4).integers(0, WORDS, (3, LENGTH))
 
 
 @pytest.fixture

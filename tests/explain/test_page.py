@@ -280,7 +280,7 @@ def test_no_request_leaves_the_folder(results):
 
 
 def test_only_rows_in_view_exist(tmp_path):
-    from benchmarks.cost.page import write_results
+    from testbed.page_results import write_results
 
     write_results(tmp_path, 300, 3)
     with open_browser(1440, 900) as browser:

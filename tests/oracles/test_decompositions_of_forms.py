@@ -11,7 +11,7 @@ from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
 from testbed import oracle
-from tests.oracles.test_decompositions import (
+from testbed.fused_models import (
     HEADS,
     MS,
     RAW,
@@ -327,6 +327,20 @@ KINDS = {
         "LinearClassifier",
         {"coefficients": np.linspace(-1, 1, 16).tolist(), "intercepts": [0.1, -0.1], "classlabels_ints": [0, 1]},
     ),
+    "support vectors": (
+        "SVMClassifier",
+        {
+            "support_vectors": np.linspace(-0.03, 0.03, 32).tolist(),
+            "coefficients": [1.0, -0.5, 0.7, -1.2],
+            "rho": [0.1],
+            "vectors_per_class": [2, 2],
+            "kernel_type": "RBF",
+            "kernel_params": [50.0, 0.0, 3.0],
+            "prob_a": [-1.0],
+            "prob_b": [0.1],
+            "classlabels_ints": [0, 1],
+        },
+    ),
 }
 
 
@@ -348,6 +362,27 @@ def test_learners_behind_features(kind):
     assert np.array_equal(found["label"], plain["label"])
     assert found["saliency_map"].shape == (2, 2, 4, 4)
     assert np.ptp(found["saliency_map"]) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learners_whose_scores_leave_as_maps(kind):
+    """No output tells the sizes of the scores; those before the ZipMap are explained, and the maps are kept."""
+    op, attributes = KINDS[kind]
+    n = Net(15)
+    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
+    scaled = n("Scaler", n("Flatten", n("GlobalAveragePool", x)), domain="ai.onnx.ml", offset=[0.0], scale=[1.0])
+    n(op, scaled, domain="ai.onnx.ml", outputs=["label", "scores"], **attributes)
+    n("ZipMap", "scores", domain="ai.onnx.ml", outputs=["named"], classlabels_strings=["cat", "dog"])
+    model = n.model("scores", classes=2)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    wanted = oracle.run(insert(model, RAW).model, images())["saliency_map"]
+    kind = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    model.graph.output[0].CopyFrom(helper.make_value_info("named", helper.make_sequence_type_proto(kind)))
+    new = insert(model, RAW).model
+    found = oracle.run(new, images())
+    assert np.array_equal(found["saliency_map"], wanted)
+    assert found["named"] == oracle.run(model, images())["named"]
+    assert set(found["named"][0]) == {"cat", "dog"}
 
 
 def test_a_sequence_among_the_outputs_stays():

@@ -9,6 +9,7 @@ import pytest
 
 from model_zoo_fixtures.shapes.dataset import multi_object_scene
 from testbed import detection_oracle, oracle
+from testbed.detector_models import raw_detector, row_detector
 from testbed.models import Builder
 from xai_insert import Options, errors, insert
 from xai_insert.locate.detector import Channels
@@ -87,15 +88,6 @@ def test_order_by_width_where_nothing_is_decoded(widths, num_classes, expected):
     assert raw_channels({i: (GRID, width) for i, width in enumerate(widths)}, 0, num_classes) == expected
 
 
-def raw_detector():
-    """Two levels of undecoded heads, 3 anchors of a box, an objectness and 4 classes each."""
-    b = Builder(size=(32, 32))
-    fine = b.backbone()
-    coarse = b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])
-    heads = [b.node("Conv", x, b.weight(27, 6, 1, 1), b.weight(27)) for x in (fine, coarse)]
-    return b.model(*heads), heads
-
-
 def test_raw_heads_want_the_number_of_classes():
     model, heads = raw_detector()
     with pytest.raises(errors.AmbiguousModelError, match="--num-classes"):
@@ -107,30 +99,6 @@ def test_raw_heads_want_the_number_of_classes():
     halved = scores[0].reshape(2, 4, 8, 2, 8, 2).mean((3, 5))
     mean = np.exp((halved + scores[1]) / 2)
     np.testing.assert_allclose(outputs["saliency_map"], mean / mean.sum(1, keepdims=True), rtol=1e-5)
-
-
-def row_detector(*, batched):
-    """Lists of rows, one for each anchor, as BlazeFace gives them: `[N, L, 1]` scores and `[N, L, 16]` boxes.
-
-    16x16 cells, two anchors each, and 8x8 cells, three each, the latter by DepthToSpace from a quarter of the cells.
-    Returns the model, its two class heads, and the model with these as outputs.
-    """
-    b = Builder(size=(32, 32), batch=1)
-    fine = b.backbone()
-    coarse = b.node("MaxPool", fine, kernel_shape=[4, 4], strides=[4, 4])
-    heads, outputs = [], []
-    for width in (1, 16):
-        parts = []
-        for x, anchors, side in ((fine, 2, 1), (coarse, 3, 2)):
-            head = b.node(
-                "Conv", x, b.weight(anchors * width * side * side, 6, 1, 1), b.weight(anchors * width * side**2)
-            )
-            heads.append(head)
-            maps = head if side == 1 else b.node("DepthToSpace", head, blocksize=side)
-            rows = b.node("Transpose", maps, perm=[0, 2, 3, 1])
-            parts.append(b.node("Reshape", rows, b.const(np.array([1, -1, width] if batched else [-1, width]))))
-        outputs.append(b.node("Concat", *parts, axis=1 if batched else 0))
-    return b.model(*outputs), heads[:2], b.model(*heads[:2])
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".onnx"])

@@ -8,8 +8,8 @@ import pytest
 from onnxruntime import quantization
 
 from testbed import detection_oracle, oracle
+from testbed.detector_models import CLASSES, SIDE, Net
 from testbed.models import Builder
-from tests.oracles.test_per_box import CLASSES, SIDE, Net
 from xai_insert import Options, errors, insert
 from xai_insert.explain.detections import Facts
 from xai_insert.explain.errors import UnknownLayoutError

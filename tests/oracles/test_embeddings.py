@@ -1,62 +1,18 @@
 """Maps of embeddings: what makes an image like itself, another or stored classes; by NumPy from masked runs."""
 
 import numpy as np
-import onnxruntime as ort
 import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
 from testbed import models, oracle
-from tests.oracles.test_vit_recipro_cam import linear, norm, transformer, weights
+from testbed.transformer_models import linear, norm, transformer, weights
+from testbed.vector_models import NORMS, WIDTH, assert_close, by_norm, model_of, projected, run
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.cli.insert import main
 from xai_insert.verify import verify
 
-WIDTH = models.CLASSES
 IMAGES = np.random.default_rng(3).standard_normal((2, 3, 12, 12)).astype(np.float32)
-TOLERANCE = 1e-5
-
-
-def pooled(b):
-    return b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), models.CHANNELS)
-
-
-def by_operator(b, x):
-    return b.node("LpNormalization", x, axis=1, p=2)
-
-
-def by_norm(b, x):
-    length = b.node("Clip", b.node("ReduceL2", x, axes=[1], keepdims=1), b.const(np.array(1e-12, np.float32)))
-    return b.node("Div", x, b.node("Expand", length, b.node("Shape", x)))
-
-
-def by_squares(b, x):
-    total = b.node("ReduceSum", b.node("Mul", x, x), b.const(np.array([1])), keepdims=1)
-    return b.node("Div", x, b.node("Sqrt", b.node("Add", total, b.const(np.array(1e-12, np.float32)))))
-
-
-def by_reciprocal(b, x):
-    total = b.node("ReduceSum", b.node("Pow", x, b.const(np.array(2, np.float32))), b.const(np.array([1])), keepdims=1)
-    return b.node("Mul", x, b.node("Reciprocal", b.node("Sqrt", total)))
-
-
-NORMS = {"operator": by_operator, "norm": by_norm, "squares": by_squares, "reciprocal": by_reciprocal}
-
-
-def model_of(norm_of=by_operator, kind="onnx", **settings):
-    b = models.Builder(**settings)
-    x = pooled(b)
-    return models.as_format(b.model(x if norm_of is None else norm_of(b, x)), kind)
-
-
-def run(model, images, **more):
-    """Outputs by name; `more` are further inputs."""
-    if not isinstance(model, ov.Model):
-        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        names = [item.name for item in session.get_outputs()]
-        return dict(zip(names, session.run(None, {"image": images, **more}), strict=True))
-    found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"image": images, **more})
-    return {min(port.get_names()): np.array(value) for port, value in found.items()}
 
 
 def vectors(model, report, images=IMAGES):
@@ -64,11 +20,6 @@ def vectors(model, report, images=IMAGES):
     parts = oracle.Parts(model, report.target["name"], report.logits["name"])
     maps = parts.definition(images, report.target["grid_axes"])
     return parts.logits(images), maps.reshape(*maps.shape[:2], *report.target["grid"])
-
-
-def assert_close(got, wanted):
-    np.testing.assert_allclose(got, wanted, atol=TOLERANCE * np.abs(wanted).max())
-    assert np.ptp(wanted, axis=(-2, -1)).min() > 1e-4
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
@@ -158,7 +109,7 @@ def last(kind):
     if kind == "no bias":
         x = b.node("Flatten", b.node("GlobalAveragePool", b.backbone()))
         return b.model(linear(b, x, models.CHANNELS, WIDTH, bias=False))
-    x = pooled(b)
+    x = projected(b)
     if kind == "softmax written out":
         power = b.node("Exp", x)
         return b.model(b.node("Div", power, b.node("ReduceSum", power, b.const(np.array([1])), keepdims=1)))
@@ -217,7 +168,7 @@ def test_a_name_that_is_taken_is_refused():
     b = models.Builder()
     kinds = [("image", ["N", 3, 12, 12]), ("reference", ["N", WIDTH])]
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name, sizes in kinds]
-    model = b.model(b.node("Add", by_norm(b, pooled(b)), "reference"), inputs=inputs)
+    model = b.model(b.node("Add", by_norm(b, projected(b)), "reference"), inputs=inputs)
     with pytest.raises(errors.UnsupportedTaskError, match="already has an input 'reference'"):
         insert(model, Options(reference="input"))
 

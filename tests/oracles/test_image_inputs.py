@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from testbed import models
-from tests.oracles.test_embeddings import assert_close, by_norm, run
+from testbed.vector_models import assert_close, by_norm, joined, pooled, run, two
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.cli.insert import main
 from xai_insert.verify import verify
@@ -20,17 +20,8 @@ FEEDS = {
 }
 
 
-def pooled(b, x):
-    return b.node("Flatten", b.node("GlobalAveragePool", x))
-
-
 def flat(b, x):
     return b.node("Reshape", x, b.const(np.array([0, C * 36])))
-
-
-def joined(b, first, second):
-    """RGB-D: late fusion of two streams by a classifier of both."""
-    return b.linear(b.node("Concat", pooled(b, first), pooled(b, second), axis=1), 2 * C)
 
 
 def apart(b, first, second):
@@ -57,14 +48,6 @@ def weighed(b, first, second):
 
 
 HEADS = {f.__name__: f for f in (joined, apart, flattened, alike, weighed)}
-
-
-def two(head, *, batch="N"):
-    """A model of two images, and the names of the maps that its head reads."""
-    b = models.Builder(batch=batch)
-    features = [b.backbone(name) for name in FEEDS]
-    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3, 12, 12]) for name in FEEDS]
-    return b.model(head(b, *features), inputs=kinds), features
 
 
 def definition(model, features, which):

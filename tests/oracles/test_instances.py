@@ -11,6 +11,7 @@ from model_zoo_fixtures.shapes.dataset import DETECTOR_SIZE, multi_object_scene
 from testbed import instance_models as models
 from testbed import instance_oracle as definition
 from testbed import oracle
+from testbed.instance_oracle import opened
 from xai_insert import Options, errors, insert
 from xai_insert.locate.instances.kinds import are_shares
 
@@ -61,16 +62,6 @@ LAYOUTS = {
     "rows": (lambda: models.yolo("rows"), expected_rows),
     "queries": (models.queries, expected_queries),
 }
-
-
-def opened(model):
-    """Runs a model: an image to all outputs, in order."""
-    if isinstance(model, onnx.ModelProto):
-        session = oracle.session(model)
-        name = session.get_inputs()[0].name
-        return lambda picture: session.run(None, {name: picture})
-    compiled = oracle.compiled(model)
-    return lambda picture: [np.array(value) for value in compiled([picture]).values()]
 
 
 def both(build, kind, **options):

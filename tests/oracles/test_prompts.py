@@ -3,38 +3,21 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from testbed import models, oracle
-from tests.oracles.test_embeddings import TOLERANCE, assert_close, by_norm, by_squares, pooled, run
-from tests.oracles.test_vit_recipro_cam import transformer, weights
+from testbed.transformer_models import transformer, weights
+from testbed.vector_models import LENGTH, TOLERANCE, WIDTH, WORDS, assert_close, both, run, scaled, texts_first
 from xai_insert import Options, errors, insert
 from xai_insert.verify import verify
 
-WIDTH, WORDS, LENGTH = models.CLASSES, 11, 4
 IMAGES = np.random.default_rng(3).standard_normal((2, 3, 8, 12)).astype(np.float32)
 IDS = np.random.default_rng(4).integers(0, WORDS, (3, LENGTH))
-
-
-def text_embedding(b):
-    words = b.node("Gather", b.weight(WORDS, WIDTH, scale=1), "ids", axis=0)
-    return by_norm(b, b.node("ReduceMean", words, axes=[1], keepdims=0))
-
-
-def scaled(b, x):
-    return b.node("Mul", x, b.node("Exp", b.const(np.array(2.5, np.float32))))
 
 
 def images_first(b, image, text):
     """CLIP's own code: the images are scaled, then multiplied with the texts."""
     return [b.node("MatMul", scaled(b, image), b.node("Transpose", text, perm=[1, 0]))]
-
-
-def texts_first(b, image, text):
-    """transformers: of the texts, and the transpose of that; SigLIP adds a bias."""
-    product = b.node("MatMul", text, b.node("Transpose", image, perm=[1, 0]))
-    of_text = b.node("Add", scaled(b, product), b.const(np.array([-3], np.float32)))
-    return [b.node("Transpose", of_text, perm=[1, 0]), of_text, text, image]
 
 
 def texts_derived(b, image, text):
@@ -52,16 +35,6 @@ def sigmoid_of(b, image, text):
 
 
 FORMS = {f.__name__: f for f in (images_first, texts_first, texts_derived, softmax_of, sigmoid_of)}
-
-
-def both(form, tower=pooled, *, frozen=None, batch="N"):
-    b = models.Builder(size=(8, 12), batch=batch)
-    image = by_squares(b, tower(b))
-    text = text_embedding(b) if frozen is None else b.const(frozen)
-    outputs = [name for name in form(b, image, text) if frozen is None or name != text]
-    kinds = [("image", TensorProto.FLOAT, [batch, 3, 8, 12]), ("ids", TensorProto.INT64, ["P", LENGTH])]
-    inputs = [helper.make_tensor_value_info(*kind) for kind in kinds[: 2 if frozen is None else 1]]
-    return b.model(*outputs, inputs=inputs), image
 
 
 def alone(model, image):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from testbed import models, oracle
-from tests.oracles.test_vit_recipro_cam import DEPTH, GRID, HEADS, WIDTH, embed, heads_of, linear, mlp, norm
+from testbed.transformer_models import DEPTH, GRID, HEADS, WIDTH, embed, heads_of, linear, mlp, norm
 from xai_insert import Options, insert
 
 QUERIES = 3

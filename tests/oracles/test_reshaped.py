@@ -1,6 +1,7 @@
 """An inserted IR that is reshaped: the map follows, or the model is refused where it would lie wrongly."""
 
 import numpy as np
+import onnx
 import openvino as ov
 import pytest
 
@@ -118,3 +119,25 @@ def test_a_map_that_is_turned_back_is_for_one_size():
     model.reshape([1, 3, 24, 12])
     with pytest.raises(RuntimeError):
         inserted.reshape([1, 3, 24, 12])
+
+
+@pytest.mark.parametrize("name", ["shapes_cnn", "shapes_vit", "shapes_detector"])
+def test_an_onnx_file_that_openvino_gives_another_size_is_refused_while_loading(name, tmp_path):
+    """Its sizes are those of the file, as they are for onnxruntime; the batch stays free."""
+    plain = deployed.plain(name, ".onnx")
+    for dim, size in zip(
+        plain.graph.input[0].type.tensor_type.shape.dim[2:],
+        deployed.plain(name, ".xml").input(0).partial_shape[2:],
+        strict=True,
+    ):
+        dim.dim_value = size.get_length()
+    onnx.save(insert(plain).model, tmp_path / "xai.onnx")
+    model = ov.Core().read_model(tmp_path / "xai.onnx")
+    height, width = (size.get_length() for size in model.input(0).partial_shape[2:])
+    with pytest.raises(RuntimeError):
+        model.clone().reshape([1, 3, 2 * height, width])
+    model.reshape([2, 3, height, width])
+    assert model.output("saliency_map").shape[0] == 2
+    image = np.random.default_rng(0).uniform(0, 255, (2, 3, height, width)).astype(np.float32)
+    a, b = (oracle.run(item, image)["saliency_map"] for item in (insert(plain).model, model))
+    assert np.abs(a.astype(int) - b).max() <= 1

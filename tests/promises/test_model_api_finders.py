@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import xai_insert
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene
 from testbed import instance_models
-from tests.oracles.test_per_box import reporting_detector
+from testbed.detector_models import reporting_detector
 
 pytest.importorskip("model_api", reason="pip install openvino-model-api")
 

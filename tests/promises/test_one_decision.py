@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from testbed import instance_models, models
-from tests.unit.test_unknown_operators import UNKNOWN, head
+from testbed.unknown_models import UNKNOWN, head
 from xai_insert import Options, errors, insert, plan_insertion
 from xai_insert.formats.backend import load
 from xai_insert.pipeline import splice

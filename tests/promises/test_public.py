@@ -8,14 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 import xai_insert
-from testbed import instance_models, models
-from tests.oracles import test_detection, test_per_box
+from testbed import detector_models, instance_models, models
 from xai_insert import Options, Report, errors, insert
 from xai_insert.cli.explain import main as explain_command
 from xai_insert.cli.insert import main as insert_command
 
 OPTIONS = {
-    "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": 1, "output_dtype": "u8",
+    "method": "auto", "target_layer": None, "output": None, "kernel": "gaussian", "block": None, "output_dtype": "u8",
+    "classes": None, "fuse": False,
     "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "range": False,
     "top_k": None,
     "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True, "given": None,
@@ -43,7 +43,7 @@ INSERT_FLAGS = {
     "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--range", "--top-k", "--form",
     "--mask-batch", "--per-box", "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs",
     "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
-    "--strip", "--layers",
+    "--strip", "--layers", "--classes", "--fuse",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
     "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
@@ -121,12 +121,12 @@ def test_names_in_the_model():
         ["saliency_map", "saliency_classes"],
         COMMON_METADATA | {"grid", "top_k", "options"},
     )
-    detector, _ = test_detection.raw_detector()
+    detector, _ = detector_models.raw_detector()
     names, metadata = entries(detector, num_classes=4)
     assert names == ["saliency_map"]
     assert metadata == COMMON_METADATA | {"levels", "background", "options"}
     boxes = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy", "report": "rows"}
-    names, metadata = entries(test_per_box.Net(**boxes).model, per_box=True)
+    names, metadata = entries(detector_models.Net(**boxes).model, per_box=True)
     assert names == ["saliency_map", "saliency_map_per_box"]
     reported = {"first_label", "per_box", "per_box_first_label"}
     assert metadata == COMMON_METADATA | {"levels", "background", "options"} | reported

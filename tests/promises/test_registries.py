@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import instance_models, models
-from tests.oracles import test_detection
-from tests.oracles.test_vit_recipro_cam import CLOSED as TOKENS
+from testbed import detector_models, instance_models, models
+from testbed.transformer_models import CLOSED as TOKENS
 from xai_insert import Options, errors, insert, plan_insertion
 from xai_insert.cli.insert import main
 from xai_insert.explain.detections import Facts
@@ -67,7 +66,7 @@ MADE = {
     "mean": (lambda: models.classifier(models.CLOSED["mean"]), Options(method="activation-map")),
     "vit": (lambda: models.classifier(TOKENS["plain"], size=(8, 12)), Options()),
     "vit mean": (lambda: models.classifier(TOKENS["plain"], size=(8, 12)), Options(method="activation-map")),
-    "detector": (lambda: test_detection.raw_detector()[0], Options(num_classes=4)),
+    "detector": (lambda: detector_models.raw_detector()[0], Options(num_classes=4)),
     "segmenter": (lambda: instance_models.listed("pasted"), Options()),
 }
 

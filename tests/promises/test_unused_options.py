@@ -6,10 +6,9 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from testbed import instance_models, models
+from testbed import detector_models, instance_models, models
 from testbed.deployed import SHAPES
-from tests.oracles import test_detection
-from tests.oracles.test_vit_recipro_cam import CLOSED, pool
+from testbed.transformer_models import CLOSED, pool
 from xai_insert import Options, errors, insert, plan_insertion
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import Job, Worker, run_here
@@ -28,7 +27,7 @@ def attention_pool():
 
 
 def raw_detector():
-    return test_detection.raw_detector()[0]
+    return detector_models.raw_detector()[0]
 
 
 def segmenter():

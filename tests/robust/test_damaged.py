@@ -4,8 +4,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from testbed import models
-from tests.oracles import test_detection, test_per_box
+from testbed import detector_models, models
 from xai_insert import Options, errors, insert
 
 CHANNELS = models.CHANNELS
@@ -23,7 +22,7 @@ def test_a_grid_without_channels():
 
 def test_a_detector_whose_boxes_lie_in_an_empty_batch(tmp_path):
     """A reshape that means by 0 what is written, no box, instead of the batch."""
-    net = test_per_box.Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="rows")
+    net = detector_models.Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="rows")
     ov.save_model(models.as_format(net.model, "openvino"), tmp_path / "model.xml", compress_to_fp16=False)
     layers = (tmp_path / "model.xml").read_text().split("<layer ")
     last = max(number for number, layer in enumerate(layers) if 'special_zero="true"' in layer)
@@ -35,7 +34,7 @@ def test_a_detector_whose_boxes_lie_in_an_empty_batch(tmp_path):
 
 def test_a_value_that_nothing_gives():
     """A node in the middle is gone."""
-    net = test_per_box.Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="lists")
+    net = detector_models.Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="lists")
     gone = next(node for node in net.model.graph.node if node.op_type == "Transpose")
     net.model.graph.node.remove(gone)
     with pytest.raises(errors.ModelFileError, match="which nothing gives"):
@@ -71,7 +70,7 @@ def test_an_axis_named_twice():
 @pytest.mark.parametrize("options", [Options(), Options(check=False)], ids=["check", "no check"])
 def test_a_detector_that_declares_a_huge_batch_is_not_run(options):
     """Its parts are found by running it, with the check or without."""
-    model, _ = test_detection.raw_detector()
+    model, _ = detector_models.raw_detector()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 65_537
     with pytest.raises(errors.CheckFailedError, match="out of proportion"):
         insert(model, options)

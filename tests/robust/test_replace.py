@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from benchmarks.robustness.kill_test import KINDS, results, write_models
 from testbed import models
+from testbed.replaced_models import KINDS, results, write_models
 from xai_insert import insert_file
 
 

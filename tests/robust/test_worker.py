@@ -181,7 +181,7 @@ def test_modules_of_the_current_folder_are_not_imported(job, tmp_path):
     (tmp_path / "numpy.py").write_text("raise SystemExit('hostile')")
     command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable, "-I"]
     script = "import sys; from xai_insert.cli.insert import main; main()"
-    root = str(Path(worker.__file__).parents[3])
+    root = str(Path(worker.__file__).parents[2])
     done = subprocess.run(
         [*command, "-c", f"import sys; sys.path.insert(0, {root!r}); {script}", "good.onnx", "-o", "out.onnx"],
         cwd=tmp_path,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from testbed import models
-from tests.oracles.test_recipro_cam import assert_is_definition
-from tests.unit.test_unknown_operators import head
+from testbed.recipro_oracle import assert_is_definition
+from testbed.unknown_models import head
 from xai_insert import Options, plan_insertion
 
 C = models.CHANNELS  # as many images as channels, so that sizes tell nothing

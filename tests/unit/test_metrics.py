@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from benchmarks.faithfulness.compare import SHAPES, Model, shape_samples
+from testbed.faithful_models import SHAPES, Model, shape_samples
 from xai_insert import Explainer, Options, insert_file
 from xai_insert.evaluate import metrics
 from xai_insert.evaluate.evaluation import Evaluation

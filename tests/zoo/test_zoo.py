@@ -4,11 +4,11 @@ The default run takes a subset; `pytest --zoo -n 2 tests/zoo/test_zoo.py` takes 
 """
 
 import numpy as np
-import onnx
 import openvino as ov
 
 from model_zoo_fixtures import fixtures, materialise
 from testbed import oracle
+from testbed.oracle import image_for, load
 from tests.zoo import zoo_table
 from xai_insert import Options, insert_file
 
@@ -45,18 +45,6 @@ def pytest_generate_tests(metafunc):
     whole = metafunc.config.getoption("--zoo")
     chosen = [f for f in fixtures(task="classification") if whole or f.arch in QUICK]
     metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
-
-
-def image_for(model):
-    if isinstance(model, onnx.ModelProto):
-        dims = [d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim]
-    else:
-        dims = [1 if d.is_dynamic else d.get_length() for d in model.inputs[0].partial_shape]
-    return np.random.default_rng(11).standard_normal(dims, dtype=np.float32)
-
-
-def load(path):
-    return onnx.load(path) if path.suffix == ".onnx" else ov.Core().read_model(path)
 
 
 def masks_of(report, shape):
@@ -96,11 +84,11 @@ def test_fixture(fixture, tmp_path, record_property):
         np.testing.assert_allclose(after[name], value, rtol=0, atol=moved * np.abs(value).max())
 
     parts = oracle.Parts(plain, report.target["masked"], report.logits["name"])
-    features = parts.features(image)
+    features, logits = parts.values(image)
     chosen, masks = masks_of(report, features[0].shape)
     raw = after["saliency_map"].reshape(*after["saliency_map"].shape[:2], -1)
     scores = np.stack([parts.head(image, *(feature * mask for feature in features)) for mask in masks], axis=-1)
-    scale = max(np.abs(scores).max(), np.abs(parts.logits(image)).max())
+    scale = max(np.abs(scores).max(), np.abs(logits).max())
     difference = float(np.abs(raw[..., chosen] - scores).max() / scale)
     zoo_table.record(record_property, fixture, report, difference)
     assert difference <= ROUNDED.get(fixture.arch, TOLERANCE)

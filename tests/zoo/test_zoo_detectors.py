@@ -10,8 +10,8 @@ import pytest
 
 from model_zoo_fixtures import fixtures, materialise
 from testbed import detection_oracle, oracle, region_oracle
+from testbed.oracle import load
 from tests.zoo import zoo_table
-from tests.zoo.test_zoo import load
 from xai_insert import Options, errors, insert_file
 
 QUICK = {

@@ -5,9 +5,9 @@ import numpy as np
 from model_zoo_fixtures import fixtures, materialise
 from testbed import instance_oracle as definition
 from testbed import oracle
-from tests.oracles.test_instances import opened
+from testbed.instance_oracle import opened
+from testbed.oracle import load
 from tests.zoo import zoo_table
-from tests.zoo.test_zoo import load
 from xai_insert import insert_file
 
 QUICK = ["maskformer_resnet", "rtmdet_ins", "yolov8n_seg"]

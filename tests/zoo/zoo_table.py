@@ -29,6 +29,11 @@ _TITLES = {
 _EXPORTERS = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 _HEAD = """# Supported models
 
+What this page shows: for each architecture that is tested, as each exporter writes it, the method that is found, the
+size of its map, and how far that map is from its definition. Search for the name of your network: if it stands here,
+or is built like one that does, it works; if its row says *refused*, the reason stands below the table. A network that
+is not here is no worse off, since nothing is decided by names: `xai-insert MODEL --dry-run` says what is found in it.
+
 Written by the zoo's tests from what they found (`pytest --zoo --zoo-table docs/supported-models.md`); not edited by
 hand.
 

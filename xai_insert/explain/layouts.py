@@ -131,30 +131,39 @@ def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> tuple[Detec
     numbers = [array for array in arrays if array is not boxes and _without_ones(array.shape) == _without_ones(lead)]
     if not lead[-1] and len(numbers) >= _ROW - boxes.shape[-1]:
         return _made(np.zeros((0, _BOX)), np.zeros(0), np.zeros(0)), numbers  # labels as well as scores
-    labels = [array for array in numbers if array.dtype.kind in "iu"] or [item for item in numbers if is_whole(item)]
-    scores = [array for array in numbers if are_shares(array) and not any(array is other for other in labels)]
     own = (boxes if boxes.ndim == 2 else boxes[0]).astype(np.float64)
-    if boxes.shape[-1] > _BOX:
-        scores = [own[:, _BOX]] if are_shares(own[:, _BOX]) else []
+    labels, scores = _labels_and_scores(own, numbers)
     if not labels or not scores:
         return None
     if len(labels) > 1 or len(scores) > 1:
         raise UnknownLayoutError("several outputs could be the labels or the scores")
     images = 1 if boxes.ndim == 2 else lead[0]
     label, score = labels[0].reshape(images, -1)[0], scores[0].reshape(-1, lead[-1])[0]
-    counts = [array for array in arrays if array.size == images and array.ndim <= 2 and is_whole(array)]
-    counts = [array for array in counts if array is not labels[0]]
-    by_rows_first = False
-    if boxes.ndim == 3 and len(counts) == 1:
-        own, label, score = (values[: int(counts[0].reshape(-1)[0])] for values in (own, label, score))
-        by_rows_first = labels[0].dtype.kind == "f"
-    if by_rows_first:
-        if np.abs(own).max(initial=0) > 2:
-            raise UnknownLayoutError("boxes with a count beside them are not in shares of the image")
-        own = own[:, [1, 0, 3, 2]]
+    count = _count(arrays, labels[0], images) if boxes.ndim == 3 else None
+    if count is not None:
+        own, label, score = (values[:count] for values in (own, label, score))
+        if labels[0].dtype.kind == "f":  # as TensorFlow's: y before x
+            if np.abs(own).max(initial=0) > 2:
+                raise UnknownLayoutError("boxes with a count beside them are not in shares of the image")
+            own = own[:, [1, 0, 3, 2]]
     places = corners(own[:, :_BOX], facts, are_centres=False)
     _require_corners(places[score > 0])
     return _made(places, label, score), [*labels, *scores]
+
+
+def _labels_and_scores(boxes: Floats, numbers: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+    """Which outputs may be the labels and which the scores of boxes `[M, 4 or 5]`."""
+    labels = [array for array in numbers if array.dtype.kind in "iu"] or [item for item in numbers if is_whole(item)]
+    if boxes.shape[1] > _BOX:
+        return labels, [boxes[:, _BOX]] if are_shares(boxes[:, _BOX]) else []
+    return labels, [array for array in numbers if are_shares(array) and not any(array is label for label in labels)]
+
+
+def _count(arrays: Sequence[Array], labels: Array, images: int) -> int | None:
+    """How many of the first image's boxes count, if one output says that."""
+    counts = [array for array in arrays if array.size == images and array.ndim <= 2 and is_whole(array)]
+    counts = [array for array in counts if array is not labels]
+    return int(counts[0].reshape(-1)[0]) if len(counts) == 1 else None
 
 
 def _without_ones(shape: Sequence[int]) -> list[int]:

@@ -92,10 +92,11 @@ class LoadedModel(Protocol):
     def runner(self) -> Runner:
         """Compile for the CPU in float32."""
 
-    def between(self, features: Sequence[Value], results: Sequence[Any]) -> Runner:
+    def between(self, features: Sequence[Value], results: Sequence[Any], *, is_rounded: bool = True) -> Runner:
         """Compile only what lies between `features` and the handles `results`.
 
         The first inputs are the features; those of the whole model follow, since a head may read its batch there.
+        With `is_rounded` False what quantisers round is left as it is.
         """
 
     def result_like(self, given: Any) -> Any:

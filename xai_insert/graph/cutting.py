@@ -45,11 +45,15 @@ def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
         stride, offset = origin.stride * step, origin.offset + origin.stride * start
         whole = origin if step == 1 else None
         return of(Origin(origin.kind, count, stride, offset, whole=whole, start=start))
-    if len(axis) > 1 and step == 1 and count is not None:
-        inner = axis_size(axis[1:])
-        if inner and start % inner == 0 and count % inner == 0:
-            return merged((*cut(axis[:1], start // inner, count // inner), *axis[1:]))
-    return other(count)
+    return _cut_major(axis, start, count) if step == 1 else other(count)
+
+
+def _cut_major(axis: Axis, start: int, count: int | None) -> Axis:
+    """A cut of the major digit alone, all others whole."""
+    inner = axis_size(axis[1:]) if len(axis) > 1 and count is not None else None
+    if not inner or count is None or start % inner or count % inner:
+        return other(count)
+    return merged((*cut(axis[:1], start // inner, count // inner), *axis[1:]))
 
 
 def reversed_axis(axis: Axis) -> Axis:
@@ -118,19 +122,25 @@ def joint(parts: Sequence[Axis]) -> Axis:
 
 def _together(a: Axis, b: Axis) -> Axis | None:
     """Two neighbours as one: pieces of one whole in their order or the other way round, or both without a place."""
-    if len(a) == len(b) == 1:
-        one, two = a[0].origin, b[0].origin
-        whole = one.whole
-        if whole is not None and whole is two.whole and None not in (one.size, two.size):
-            count = (one.size or 0) + (two.size or 0)
-            if one.start + (one.size or 0) == two.start:
-                return of(whole) if count == whole.size else cut(of(whole), one.start, count)
-            if count == whole.size and two.start == 0 and one.start == two.size:
-                return of(rolled(whole, one.start))
+    found = _of_one_whole(a[0].origin, b[0].origin) if len(a) == len(b) == 1 else None
+    if found is not None:
+        return found
     if any(has_place(axis) or any(d.origin.kind is Kind.BATCH or d.origin.whole for d in axis) for axis in (a, b)):
         return None
     sizes = (axis_size(a), axis_size(b))
     return None if None in sizes else other((sizes[0] or 0) + (sizes[1] or 0))
+
+
+def _of_one_whole(one: Origin, two: Origin) -> Axis | None:
+    whole = one.whole
+    if whole is None or whole is not two.whole or one.size is None or two.size is None:
+        return None
+    count = one.size + two.size
+    if one.start + one.size == two.start:
+        return of(whole) if count == whole.size else cut(of(whole), one.start, count)
+    if count == whole.size and two.start == 0 and one.start == two.size:
+        return of(rolled(whole, one.start))
+    return None
 
 
 def rolled(origin: Origin, by: int) -> Origin:

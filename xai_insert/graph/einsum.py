@@ -34,11 +34,10 @@ class Product:
 
 def as_product(equation: str) -> Product | None:
     """The product that an Einsum with this equation is; None if it is more, or less, than one."""
-    operands, arrow, result = equation.replace(" ", "").partition("->")
-    first, comma, second = operands.partition(",")
-    labels = (first, second, result)
-    if not arrow or not comma or not all(text.isalpha() and len(set(text)) == len(text) for text in labels):
+    labels = _labels(equation)
+    if labels is None:
         return None
+    first, second, result = labels
     summed = (set(first) & set(second)) - set(result)
     if len(summed) != 1 or set(first + second) != {*result, *summed}:
         return None
@@ -61,6 +60,14 @@ def as_product(equation: str) -> Product | None:
         tuple(made.index(label) for label in result),
         is_row,
     )
+
+
+def _labels(equation: str) -> tuple[str, str, str] | None:
+    """The axes of both operands and of the result; None unless each has its own."""
+    operands, arrow, result = equation.replace(" ", "").partition("->")
+    first, comma, second = operands.partition(",")
+    are_plain = all(text.isalpha() and len(set(text)) == len(text) for text in (first, second, result))
+    return (first, second, result) if arrow and comma and are_plain else None
 
 
 def is_identity(permutation: Permutation) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
@@ -20,11 +21,6 @@ from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
-_NO_DATA = frozenset({Op.SHAPE, Op.NONZERO, Op.COMPARE, Op.ARGMAX})
-_FIRST_ONLY = frozenset(
-    {Op.GATHER, Op.TAKE, Op.RESHAPE, Op.EXPAND, Op.SLICE, Op.SPLIT, Op.TRANSPOSE, Op.CAST, Op.REDUCE, Op.RESIZE}
-    | {Op.IDENTITY, Op.QUANTIZE, Op.POOL, Op.CLIP, Op.SOFTMAX, Op.TOPK}
-)
 _WITH_BODIES = frozenset({"Loop", "If", "Scan", "TensorIterator"})
 
 
@@ -134,16 +130,20 @@ def _embedded(node: Node, dependent: set[Value]) -> Value | None:
 def _counts(weight: Value) -> bool:
     """Whether weights are 0, 1, 2, ...: the expectation over the bins of a distribution, not learned."""
     elements = constant_of(weight, limit=256)
-    return elements is not None and np.allclose(elements.reshape(-1), np.arange(elements.size))
+    if elements is None or elements.size < 2 or elements.reshape(-1)[-1] <= 0:
+        return False
+    last = elements.size - 1  # what stands for them is a multiple, of seven bits at least or an FP8 of three
+    counted = elements.reshape(-1).astype(np.float64) * last / float(elements.reshape(-1)[-1])
+    return bool(np.all(np.abs(counted - np.arange(last + 1)) <= last / 125 + np.arange(last + 1) / 16))
 
 
 def _data_operands(node: Node, value: Value) -> list[Value]:
-    if node.op in _NO_DATA or (node.op is Op.TOPK and value.index == 1):
+    if node.op in WITHOUT_DATA or (node.op is Op.TOPK and value.index == 1):
         return []
     if node.op is Op.QUANTIZE and value.index > 0:  # the scale and zero point of a dynamic quantisation
         return []
     operands: Sequence[Value | None] = node.inputs
-    if node.op in _FIRST_ONLY:
+    if node.op in FIRST_IS_DATA:
         operands = node.inputs[:1]
     elif node.op is Op.NMS:
         operands = node.inputs[:2]
@@ -319,7 +319,7 @@ def reshapes_between(graph: Graph, heads: Sequence[Head], end: Value) -> list[Va
 
 def selects(node: Node, dependent: set[Value]) -> bool:
     """Whether a node mixes locations or chooses among them, so that what follows it is not of one location."""
-    if node.op in (Op.TOPK, Op.NMS, Op.NONZERO, Op.ARGMAX, Op.COMPARE, Op.ROI_ALIGN, Op.POOL, Op.ATTENTION, Op.RESIZE):
+    if node.op in MIXES_PLACES:
         return True
     if node.op is Op.REDUCE:
         return node.attrs["mode"] in ("max", "min")

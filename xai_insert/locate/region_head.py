@@ -9,6 +9,7 @@ from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.cuts import activations, cut_values, makers
 from xai_insert.graph.moves import moved_into
 from xai_insert.graph.trace import trace
+from xai_insert.graph.traits import ARITHMETIC, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.boxes import ReportedBoxes
 from xai_insert.locate.classifier import first_without_place
@@ -17,6 +18,7 @@ from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
+_BEHIND_LOGITS = SQUASHES | {Op.RESHAPE, Op.IDENTITY, Op.CAST}
 _BOX = 4
 _COLUMNS = range(_BOX, 9)  # of a list of boxes
 _WANTED = "--per-box wants a two-stage detector that reports class scores of its regions"
@@ -123,9 +125,7 @@ def _scores(graph: Graph, dependent: set[Value]) -> tuple[Value, tuple[Value, ..
 def _logits(scores: Value) -> Value:
     """The value `[P, K]` under the softmax or sigmoid."""
     value = scores
-    while (node := value.producer) is not None and node.op in (
-        Op.SOFTMAX, Op.SIGMOID, Op.RESHAPE, Op.IDENTITY, Op.CAST,
-    ):  # fmt: skip
+    while (node := value.producer) is not None and node.op in _BEHIND_LOGITS:
         source = node.read(0)
         if source.shape is None or source.shape[-1:] != scores.sizes[-1:] or (value is not scores and value.rank == 2):
             break
@@ -200,7 +200,7 @@ def _with_bias(product: Value) -> Value:
     while len(value.uses) == 1:
         node = value.uses[0].node
         constants = [operand for operand in node.inputs if operand is not None and operand.is_constant]
-        if node.op not in (Op.ADD, Op.SUB, Op.MUL, Op.DIV) or not constants:
+        if node.op not in ARITHMETIC or not constants:
             break
         value = node.output
     return value

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from xai_insert.errors import UnknownNameError
 from xai_insert.graph.operators import Product, Resized, Window
+from xai_insert.graph.traits import ARRANGES, RANKS, SQUASHES, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
-_CHOOSES = (Op.ARGMAX, Op.TOPK)
-_COMPARES = (Op.SOFTMAX, *_CHOOSES)
-_THROUGH = (Op.IDENTITY, Op.CAST, Op.QUANTIZE, Op.TRANSPOSE, Op.RESHAPE, Op.SIGMOID, *_COMPARES)
+_COMPARES = RANKS | {Op.SOFTMAX}
+_THROUGH = UNCHANGED | ARRANGES | SQUASHES | RANKS
 _FEWEST = 4
 _COARSEST = 4.0
 """Pixels from one cell of class scores to the next, at most, where no resize follows: heads of boxes are coarser."""
@@ -88,23 +88,14 @@ def may_segment(values: Sequence[Value]) -> bool:
 
 
 def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
-    value, scores = output, _map_of(output, places)
-    behind: list[Node] = []
-    passed: list[Node] = []
-    while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        if node.op not in _THROUGH and not isinstance(node.kind, Resized):
-            break
-        passed.append(node)
-        value, found = source, _map_of(source, places)
-        if found is not None:
-            scores, behind = found, list(passed)
+    scores, behind = _first_map(output, places)
     if scores is None or scores.channels is None or "float" not in scores.value.dtype:
         return None
     axis: int | None = scores.channel_axis
     for node in reversed(behind):
         if axis is None or (node.op in _COMPARES and node.attrs["axis"] % (node.read(0).rank or 1) != axis):
             return None  # rows of places, as detectors give them, or a comparison of places
-        if node.op in _CHOOSES:
+        if node.op in RANKS:
             if node.outputs[-1].rank == node.read(0).rank and node.outputs[-1].sizes[axis] != 1:
                 return None  # the best of several
             axis = None
@@ -122,6 +113,21 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         compares=any(node.op in _COMPARES for node in behind),
         enlarged=any(_enlarges(node, places) for node in resizes),
     )  # fmt: skip
+
+
+def _first_map(output: Value, places: Places) -> tuple[FeatureMap | None, list[Node]]:
+    """The first map from which an output comes, and what lies between, the last first."""
+    value, scores = output, _map_of(output, places)
+    behind: list[Node] = []
+    passed: list[Node] = []
+    while (node := value.producer) is not None and (source := node.operand(0)) is not None:
+        if node.op not in _THROUGH and not isinstance(node.kind, Resized):
+            break
+        passed.append(node)
+        value, found = source, _map_of(source, places)
+        if found is not None:
+            scores, behind = found, list(passed)
+    return scores, behind
 
 
 def _moved(node: Node, axis: int, places: Places) -> int | None:

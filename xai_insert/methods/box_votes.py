@@ -18,7 +18,8 @@ from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.methods.box_sides import box_sides
 from xai_insert.methods.det_class_probability_map import grid_of_level, level_channels
 from xai_insert.methods.late_boxes import boxes_everywhere
-from xai_insert.methods.shaping import magnitude, minimum, scalar
+from xai_insert.methods.shaping import scalar
+from xai_insert.methods.tensor import Tensor, tensor
 
 _TINY = 1e-12
 
@@ -70,7 +71,7 @@ def _level_votes(
     decoded = box_sides(op, boxes, voters.format, 1)
     if voters.bounds is not None:
         decoded = [
-            op.maximum(minimum(op, side, scalar(op, bound, "float32")), scalar(op, 0.0))
+            Tensor(op, side).at_most(tensor(op, bound)).at_least(0.0).handle
             for side, bound in zip(decoded, voters.bounds * 2, strict=True)
         ]
     votes = _overlap(op, reported, decoded)
@@ -117,9 +118,8 @@ def _directions(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V:
         if order.anchors > 1:
             x = op.transpose(x, [0, 2, 1, 3])
         x = op.reshape(x, [-1, order.classes, order.anchors * cells])
-    scores = op.softmax(x, axis=1) if is_exclusive else op.sigmoid(x)
-    norm = op.sqrt(op.reduce(op.mul(scores, scores), "sum", [1]))
-    return op.div(scores, op.maximum(norm, scalar(op, _TINY)))
+    scores = Tensor(op, op.softmax(x, axis=1) if is_exclusive else op.sigmoid(x))
+    return (scores / (scores * scores).sum(1).sqrt().at_least(_TINY)).handle
 
 
 def _reported(surgeon: Surgeon[V], found: ReportedBoxes) -> V:
@@ -145,24 +145,22 @@ def _one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes) -> V
     else:
         x = op.unsqueeze(x, [0, 2] if rank == 1 else [2])
     numbers = np.arange(detector.classes, dtype=np.float32) + found.first_label
-    # max(0, 1 - |x - k|): where a comparison reads SSDLite's labels, OpenVINO 2026.4 computes its outputs wrongly.
-    apart = op.sub(x, op.constant(numbers.reshape(1, 1, -1)))
-    return op.maximum(op.sub(scalar(op, 1.0), magnitude(op, apart)), scalar(op, 0.0))
+    # No comparison: where one reads SSDLite's labels, OpenVINO 2026.4 computes its outputs wrongly.
+    return (Tensor(op, x) - numbers.reshape(1, 1, -1)).tent().handle
 
 
 def _overlap(op: Ops[V], one: Sequence[V], other: Sequence[V]) -> V:
     """Intersection over union of `[B, M, 1]` and `[B, 1, L]` sides: `[B, M, L]`; 0 where a box is empty."""
-    zero = scalar(op, 0.0)
+    zero = tensor(op, 0.0)
 
-    def length(start: V, end: V) -> V:
-        return op.maximum(op.sub(end, start), zero)
+    def length(start: Tensor[V], end: Tensor[V]) -> Tensor[V]:
+        return (end - start).at_least(zero)
 
-    def area(sides: Sequence[V]) -> V:
-        return op.mul(length(sides[0], sides[2]), length(sides[1], sides[3]))
+    def area(sides: Sequence[Tensor[V]]) -> Tensor[V]:
+        return length(sides[0], sides[2]) * length(sides[1], sides[3])
 
-    common = op.mul(
-        length(op.maximum(one[0], other[0]), minimum(op, one[2], other[2])),
-        length(op.maximum(one[1], other[1]), minimum(op, one[3], other[3])),
-    )
-    union = op.sub(op.add(area(one), area(other)), common)
-    return op.div(common, op.maximum(union, scalar(op, _TINY)))
+    a, b = ([Tensor(op, side) for side in sides] for sides in (one, other))
+    across = length(a[0].at_least(b[0]), a[2].at_most(b[2]))
+    down = length(a[1].at_least(b[1]), a[3].at_most(b[3]))
+    common = across * down
+    return (common / (area(a) + area(b) - common).at_least(_TINY)).handle

@@ -6,7 +6,7 @@ import numpy as np
 
 from xai_insert.graph.ops import Ops, Size, V
 from xai_insert.locate.instances.kinds import BoxFormat
-from xai_insert.methods.shaping import magnitude, scalar
+from xai_insert.methods.tensor import Tensor, tensor
 
 _LEAST_SIDE = 1e-6  # of a box in cells, so that an empty one divides by something
 
@@ -60,12 +60,11 @@ def pasted(op: Ops[V], masks: V, sides: tuple[int, int], corners: V, grid: tuple
 def _shares(op: Ops[V], corners: V, axis: int, cells: int, size: int) -> V:
     """What each of a mask's `size` columns (axis 0) or rows (axis 1) has in each cell, `[B, M, cells, size]`."""
     low, high = _corner(op, corners, axis), _corner(op, corners, axis + 2)
-    centres = op.constant((np.arange(cells, dtype=np.float32) + 0.5).reshape(1, 1, cells))
-    side = op.maximum(op.sub(high, low), scalar(op, _LEAST_SIDE, "float32"))
-    place = op.mul(op.div(op.sub(centres, low), side), scalar(op, float(size), "float32"))
-    from_first = op.sub(op.unsqueeze(place, [3]), scalar(op, 0.5, "float32"))
-    apart = op.sub(from_first, op.constant(np.arange(size, dtype=np.float32).reshape(1, 1, 1, size)))
-    return op.maximum(op.sub(scalar(op, 1.0, "float32"), magnitude(op, apart)), scalar(op, 0.0, "float32"))
+    centres = tensor(op, (np.arange(cells) + 0.5).reshape(1, 1, cells))
+    side = (high - low).at_least(_LEAST_SIDE)
+    place = (centres - low) / side * float(size)
+    apart = place.unsqueeze([3]) - 0.5 - np.arange(size).reshape(1, 1, 1, size)
+    return apart.tent().handle
 
 
 def cropped(op: Ops[V], masks: V, corners: V, grid: tuple[int, int]) -> V:
@@ -79,11 +78,11 @@ def cropped(op: Ops[V], masks: V, corners: V, grid: tuple[int, int]) -> V:
 
 
 def _inside(op: Ops[V], corners: V, axis: int, cells: int) -> V:
-    numbers = op.constant(np.arange(cells, dtype=np.float32).reshape(1, 1, cells))
-    before = op.greater(_corner(op, corners, axis), numbers)
-    return op.mul(op.sub(scalar(op, 1.0, "float32"), before), op.greater(_corner(op, corners, axis + 2), numbers))
+    numbers = tensor(op, np.arange(cells).reshape(1, 1, cells))
+    before = _corner(op, corners, axis).exceeds(numbers)
+    return ((1.0 - before) * _corner(op, corners, axis + 2).exceeds(numbers)).handle
 
 
-def _corner(op: Ops[V], corners: V, column: int) -> V:
+def _corner(op: Ops[V], corners: V, column: int) -> Tensor[V]:
     """One coordinate of every box, `[B, M, 1]`."""
-    return op.slice(corners, 2, column, column + 1)
+    return Tensor(op, op.slice(corners, 2, column, column + 1))

@@ -19,7 +19,8 @@ from xai_insert.graph.view import Graph, Node, Op, Value, fixed
 from xai_insert.locate.region_head import RegionHead, RegionReport
 from xai_insert.methods.box_sides import box_sides
 from xai_insert.methods.recipro_cam import recipro_cam
-from xai_insert.methods.shaping import magnitude, minimum, reshape, scalar
+from xai_insert.methods.shaping import reshape, scalar
+from xai_insert.methods.tensor import Tensor, tensor
 from xai_insert.methods.top_classes import ClassChoice
 
 Line = npt.NDArray[np.float32]
@@ -75,7 +76,7 @@ def region_maps(
     regions = _in_cells(op, box_sides(op, corners, "xyxy", 2), cells)
     factors = [cell * factor for cell, factor in zip(cells, found.scale, strict=True)]
     wanted = _in_cells(op, box_sides(op, boxes, found.format, 2), factors)
-    return _laid(op, maps, regions, wanted, sides, grid)
+    return _laid(Tensor(op, maps), regions, wanted, sides, grid).handle
 
 
 def _numbers(surgeon: Surgeon[V], graph: Graph, report: RegionReport) -> V:
@@ -141,40 +142,40 @@ def _mapped(surgeon: Surgeon[V], graph: Graph, head: RegionHead, region: V, labe
     return op.slice(op.reshape(maps, [-1, *fixed(head.feature.grid)]), 0, 1, _ALL)
 
 
-def _in_cells(op: Ops[V], sides: Sequence[V], factors: Sequence[float]) -> list[V]:
-    return [op.mul(side, scalar(op, factor)) for side, factor in zip(sides, [*factors, *factors], strict=True)]
+def _in_cells(op: Ops[V], sides: Sequence[V], factors: Sequence[float]) -> list[Tensor[V]]:
+    return [Tensor(op, side) * factor for side, factor in zip(sides, [*factors, *factors], strict=True)]
 
 
-def _laid(op: Ops[V], maps: V, regions: list[V], boxes: list[V], sides: list[int], grid: tuple[int, int]) -> V:
+def _laid(
+    maps: Tensor[V], regions: list[Tensor[V]], boxes: list[Tensor[V]], sides: list[int], grid: tuple[int, int]
+) -> Tensor[V]:
     """Maps `[B, M, m, n]` of regions where these lie on the grid: `[B, M, h, w]`, 0 outside region and box."""
     for axis in (1, 0):
         low, high = regions[axis], regions[axis + 2]
-        start, end = op.maximum(low, boxes[axis]), minimum(op, high, boxes[axis + 2])
+        start, end = low.at_least(boxes[axis]), high.at_most(boxes[axis + 2])
         cells = _line(grid[1 - axis], 3 - axis)
-        shares = _shares(op, low, high, cells, sides[1 - axis], 2 + axis)
-        shares = op.mul(shares, _covered(op, start, end, cells))
-        maps = op.matmul(shares, maps) if axis else op.matmul(maps, shares)
+        shares = _shares(low, high, cells, sides[1 - axis], 2 + axis) * _covered(start, end, cells)
+        maps = shares @ maps if axis else maps @ shares
     return maps
 
 
-def _shares(op: Ops[V], low: V, high: V, cells: Line, count: int, axis: int) -> V:
+def _shares(low: Tensor[V], high: Tensor[V], cells: Line, count: int, axis: int) -> Tensor[V]:
     """What each of `count` positions between `low` and `high`, `[B, M, 1, 1]`, has in each cell.
 
     Returns:
         `[B, M, cells, count]` for axis 3, `[B, M, count, cells]` for axis 2.
     """
-    step = op.mul(op.maximum(op.sub(high, low), scalar(op, _TINY)), scalar(op, 1.0 / count))
-    apart = op.sub(op.constant(cells), op.add(low, op.mul(step, op.constant(_line(count, axis)))))
-    apart = op.div(magnitude(op, apart), op.maximum(step, scalar(op, 1.0)))
-    shares = op.maximum(op.sub(scalar(op, 1.0), apart), scalar(op, 0.0))
-    return op.div(shares, op.maximum(op.reduce(shares, "sum", [axis]), scalar(op, _TINY)))
+    step = (high - low).at_least(_TINY) * (1.0 / count)
+    apart = tensor(low.op, cells) - (low + step * _line(count, axis))
+    shares = (1.0 - apart.magnitude() / step.at_least(1.0)).at_least(0.0)
+    return shares / shares.sum(axis).at_least(_TINY)
 
 
-def _covered(op: Ops[V], low: V, high: V, cells: Line) -> V:
+def _covered(low: Tensor[V], high: Tensor[V], cells: Line) -> Tensor[V]:
     """How much of each unit cell lies between `low` and `high`, `[B, M, 1, 1]`: 0..1."""
     half = np.float32(0.5)
-    start, end = op.maximum(low, op.constant(cells - half)), minimum(op, high, op.constant(cells + half))
-    return op.maximum(op.sub(end, start), scalar(op, 0.0))
+    start, end = low.at_least(cells - half), high.at_most(tensor(high.op, cells + half))
+    return (end - start).at_least(0.0)
 
 
 def _line(count: int, axis: int) -> Line:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from xai_insert.graph.ops import Ops, V
 from xai_insert.methods.shaping import scalar
+from xai_insert.methods.tensor import Tensor
 
 
 def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
@@ -19,11 +20,11 @@ def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
     Returns:
         uint8, 0..255; a constant map gives zeros.
     """
-    low = op.reduce(saliency, "min", axes)
-    span = op.sub(op.reduce(saliency, "max", axes), low)
+    s, low = Tensor(op, saliency), Tensor(op, op.reduce(saliency, "min", axes))
+    span = Tensor(op, op.reduce(saliency, "max", axes)) - low
     # Dividing by 1 where the span is 0 needs no small epsilon, which would vanish in half precision.
-    share = op.div(op.sub(saliency, low), op.nonzero_or(span, scalar(op, 1.0)))
-    return op.cast(op.floor(op.mul(share, scalar(op, 255.0))), "uint8")
+    share = (s - low) / Tensor(op, op.nonzero_or(span.handle, scalar(op, 1.0)))
+    return op.cast((share * 255.0).floor().handle, "uint8")
 
 
 def least_and_greatest(op: Ops[V], saliency: V, rank: int) -> V:

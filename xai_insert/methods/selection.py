@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from xai_insert.graph.ops import Ops, V
-from xai_insert.methods.shaping import minimum, scalar
+from xai_insert.methods.shaping import scalar
+from xai_insert.methods.tensor import Tensor, tensor
 
 MOST_INSTANCES = 300
 """Rows kept of an image, best first: what the packages that train such models keep."""
@@ -29,7 +30,7 @@ def strongest(op: Ops[V], columns: V, count: int, ranked: V, most: int | None = 
     number = op.reduce(op.greater(ranked, scalar(op, 0.0, "float32")), "sum", [1])
     number = op.maximum(op.reduce(number, "max", [0]), scalar(op, 1.0, "float32"))
     if most is not None:
-        number = minimum(op, number, scalar(op, float(most)))
+        number = Tensor(op, number).at_most(tensor(op, float(most))).handle
     scores, indices = op.top(ranked, op.reshape(op.cast(number, "int64"), [1]))
     every_row = op.constant(np.zeros((1, count, 1), np.int64))
     return op.take(columns, op.add(op.unsqueeze(indices, [1]), every_row), 2), scores

@@ -16,17 +16,6 @@ def scalar(op: Ops[V], value: float, dtype: str = "float32") -> V:
     return op.constant(np.array(value, dtype))
 
 
-def minimum(op: Ops[V], a: V, b: V) -> V:
-    """The smaller of both."""
-    minus = scalar(op, -1.0)
-    return op.mul(op.maximum(op.mul(a, minus), op.mul(b, minus)), minus)
-
-
-def magnitude(op: Ops[V], a: V) -> V:
-    """Without the sign."""
-    return op.maximum(a, op.mul(a, scalar(op, -1.0)))
-
-
 def size_of(op: Ops[V], handle: V, value: Value, axis: int) -> Size:
     """One size: an int where it is known, else read off the value while the model runs."""
     static = None if value.shape is None else value.shape[axis]

@@ -37,6 +37,7 @@ from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.masked_runs import class_count, run_masks
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.shaping import scalar
+from xai_insert.methods.tensor import Tensor
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 Kernel = Literal["gaussian", "point"]
@@ -298,9 +299,10 @@ class _MaskedAttention:
         if rows > 1:  # [..., rows, T] -> [..., rows, 1, T], so that the samples have an axis of their own
             spread = [op.reshape(score, [-1, heads, rows, 1, tokens]) for score in scores]
         if self.zero.is_affine:
-            whole, zero = spread
-            rest = op.sub(scalar(op, 1.0), weights)
-            blended = op.add(op.mul(weights, whole), op.mul(rest, zero))
+            whole, zero = (Tensor(op, score) for score in spread)
+            w = Tensor(op, weights)
+            rest = 1.0 - w
+            blended = (w * whole + rest * zero).handle
         else:
             blended = self._selected(spread, weights)
         if rows > 1:
@@ -344,11 +346,10 @@ class _MaskedAttention:
                 op.expand(op.reshape(weights, [1, patches, tokens]), [rows, 1, 1]), [rows * patches, tokens]
             )
         if self.zero.is_affine:
-            whole, zero = values
-            moved = op.matmul(op.mul(shares, tiled), op.sub(whole, zero))
-            if self.zero.value.shape[-2] != 1:
-                return op.add(moved, op.matmul(shares, zero))
-            return op.add(moved, op.mul(op.reduce(shares, "sum", (len(self.attention.query.sizes) - 1,)), zero))
+            p, (whole, zero) = Tensor(op, shares), (Tensor(op, value) for value in values)
+            moved = (p * Tensor(op, tiled)) @ (whole - zero)
+            rest = p @ zero if self.zero.value.shape[-2] != 1 else p.sum(len(self.attention.query.sizes) - 1) * zero
+            return (moved + rest).handle
         total: Any = None
         for value, mask in zip(values, self._selectors(tiled), strict=True):
             part = op.matmul(op.mul(shares, mask), value)

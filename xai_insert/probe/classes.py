@@ -205,6 +205,20 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     if not raw:
         return None
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
+    found = _raw_orders(search, raw, widths, num_classes)
+    scoring = [item for item in raw if item.index in found]
+    grids = [search.probe.grid(item.index) for item in scoring]
+    alike = {item.head.channels for item in scoring}
+    left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
+    if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
+        raise undecoded(search.graph, [width for _, width in widths.values()])
+    return _detector(search, scoring, found, None, "widths of the undecoded heads")
+
+
+def _raw_orders(
+    search: _Search, raw: Sequence[Watched], widths: Mapping[int, tuple[tuple[int, int], int]], num_classes: int | None
+) -> dict[int, Channels]:
+    """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, widths, a reshape."""
     found = _orders(raw, search.beside_boxes)
     if num_classes is not None or any(order.classes > 1 for order in found.values()):
         wanted = {order.classes for order in found.values()} - {1} if num_classes is None else {num_classes}
@@ -214,15 +228,7 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     is_map = not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
     if num_classes is None and is_map and [order.anchors for order in found.values()] == [1]:
         found = {}  # two maps of one size, one of them of four channels: not only detectors have them
-    if not found and num_classes is None:
-        found = _orders(raw, search.raw_layout)
-    scoring = [item for item in raw if item.index in found]
-    grids = [search.probe.grid(item.index) for item in scoring]
-    alike = {item.head.channels for item in scoring}
-    left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
-    if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
-        raise undecoded(search.graph, [width for _, width in widths.values()])
-    return _detector(search, scoring, found, None, "widths of the undecoded heads")
+    return found or (_orders(raw, search.raw_layout) if num_classes is None else {})
 
 
 def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:

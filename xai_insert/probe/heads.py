@@ -74,7 +74,9 @@ class HeadProbe:
 
     def __init__(self, loaded: LoadedModel, heads: Sequence[Head], observed: Sequence[Observed]) -> None:
         self._observed = observed
-        self._runner = loaded.between([head.value for head in heads], [item.value.native for item in observed])
+        # One quantiser for boxes in pixels and scores leaves nothing of the scores.
+        results = [item.value.native for item in observed]
+        self._runner = loaded.between([head.value for head in heads], results, is_rounded=False)
         shapes: Sequence[Shape] = [head.value.sizes for head in heads]
         if any(None in shape[1:] for shape in shapes):
             shapes = _shapes_of(loaded, [head.value for head in heads])

@@ -54,12 +54,11 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     offsets: set[int] = set()
     silent: set[int] = set()
     for number, value in enumerate(outputs):
-        if value in everywhere:
-            continue
-        rows = {label: _rows(value, arrays[number]) for label, arrays in zip(tried, runs, strict=True)}
-        reported = {label: array for label, array in rows.items() if len(array)}
-        offsets.update(_offsets(value, reported))
-        silent.update(label for label in rows if reported and label not in reported)
+        if value not in everywhere:
+            rows = {label: _rows(value, arrays[number]) for label, arrays in zip(tried, runs, strict=True)}
+            reported = {label: array for label, array in rows.items() if len(array)}
+            offsets.update(_offsets(value, reported))
+            silent.update(label for label in rows if reported and label not in reported)
     background = found.background
     if background is None and len(silent) == 1 and silent <= {0, found.classes - 1}:
         background = next(iter(silent))

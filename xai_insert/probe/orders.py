@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.traits import ARRANGES, SQUASHES
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head, Observed, reshapes_between
@@ -22,7 +23,7 @@ from xai_insert.probe.channels import (
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 from xai_insert.probe.rivals import Watched
 
-_ARRANGING = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SOFTMAX, Op.SIGMOID})
+_ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
 _BOX = 4
 
 

@@ -27,6 +27,7 @@ from xai_insert.formats.onnx.storage import external_files, save
 from xai_insert.formats.onnx.stored import StoredTensor, exchange, stored_tensors, tensors
 from xai_insert.formats.onnx.strip import strip
 from xai_insert.formats.onnx.surgeon import OnnxSurgeon
+from xai_insert.formats.onnx.unrounded import unround
 from xai_insert.formats.onnx.upgrade import is_old, upgrade
 from xai_insert.formats.onnx.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
@@ -77,7 +78,7 @@ class OnnxModel:
     def runner(self) -> OnnxRunner:
         return OnnxRunner(self._given or self.native, self._source)
 
-    def between(self, features: Sequence[Value], results: Sequence[ir.Value]) -> OnnxRunner:
+    def between(self, features: Sequence[Value], results: Sequence[ir.Value], *, is_rounded: bool = True) -> OnnxRunner:
         entries = [feature.native for feature in features]
         inputs = [v for v in self.native.graph.inputs if not v.is_initializer() and v not in entries]
         with self._written_out.shown():
@@ -88,6 +89,8 @@ class OnnxModel:
         for value in part.outputs:
             kind = self._inferred.type_of(value) or ir.DataType.FLOAT
             value.type = ir.TensorType(kind)
+        if not is_rounded:
+            unround(part)
         return OnnxRunner(
             ir.Model(part, ir_version=self.native.ir_version, functions=list(self.native.functions.values()))
         )

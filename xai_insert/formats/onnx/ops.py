@@ -20,7 +20,7 @@ class OnnxOps:
     def __init__(self, graph: ir.Graph, name: Callable[[str], str]) -> None:
         self._graph = graph
         self._name = name
-        self._version = graph.opset_imports.get("", 17)
+        self.version = graph.opset_imports.get("", 17)
 
     def _node(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         return self._nodes(kind, 1, *inputs, **attributes)[0]
@@ -39,12 +39,15 @@ class OnnxOps:
         self._graph.append(node)
 
     def same(self, a: ir.Value) -> ir.Value:
-        """`a` unchanged, by an operation that onnxruntime's CPU has for float32 alone.
+        """`a` unchanged, by an operation that onnxruntime's optimiser sees no sense in.
 
-        It runs a float16 operation in float32 where all its neighbours run so, and rounds their results where one does
-        not; a cast as reader would be such a one, and move the model's own outputs.
+        Its CPU has it for float32 alone. It runs a float16 operation in float32 where all its neighbours run so, and
+        rounds their results where one does not; a cast as reader would be such a one, and move the model's own outputs.
+        So would transposes behind it that it pushes forward through the model's layers, and quantisers.
         """
-        return self._node("LeakyRelu", a, alpha=1.0)
+        if self.version < 12:
+            return self._node("LeakyRelu", a, alpha=1.0)
+        return self._node("Einsum", a, equation="...->...")
 
     def dequantised(self, node: ir.Node) -> ir.Value:
         """What `node`, a DequantizeLinear of stored operands, gives, from operands of our own.
@@ -112,7 +115,7 @@ class OnnxOps:
         return self.matmul(a, self.reshape(b, [*sizes, -1]))
 
     def reduce(self, a: ir.Value, mode: Reduction, axes: Sequence[int]) -> ir.Value:
-        if self._version >= 18 or (mode == "sum" and self._version >= 13):
+        if self.version >= 18 or (mode == "sum" and self.version >= 13):
             return self._node(_REDUCTIONS[mode], a, self.constant(np.array(axes, np.int64)), keepdims=1)
         return self._node(_REDUCTIONS[mode], a, axes=list(axes), keepdims=1)
 
@@ -123,7 +126,7 @@ class OnnxOps:
         return self._node("Reshape", a, self._node("Concat", *parts, axis=0))
 
     def unsqueeze(self, a: ir.Value, axes: Sequence[int]) -> ir.Value:
-        if self._version < 13:
+        if self.version < 13:
             return self._node("Unsqueeze", a, axes=list(axes))
         return self._node("Unsqueeze", a, self.constant(np.array(axes, np.int64)))
 
@@ -151,7 +154,7 @@ class OnnxOps:
         sides = [self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (height, width)]
         sizes = self._node("Concat", outer, *sides, axis=0)
         # An empty tensor where the operator set demands one; converters to half precision take it for scales.
-        unused = None if self._version >= 13 else self.constant(np.zeros(0, np.float32))
+        unused = None if self.version >= 13 else self.constant(np.zeros(0, np.float32))
         modes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
         return self._node("Resize", a, unused, unused, sizes, **modes)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from xai_insert.formats import batches
 from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.stored import exchanged
 from xai_insert.graph.view import Shape
@@ -32,6 +33,7 @@ _OUTSIDE = "xai_insert.weight"
 """Where such a weight is said to lie."""
 ML_DOMAIN = "ai.onnx.ml"
 """Classical learners and what names classes: they come behind the scores, and have shapes that nobody asks for."""
+_SAME_SIZES = ("Normalizer", "Scaler", "Imputer", "Binarizer")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
     """
     values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
     light = _without_weights(model)
+    _describe_learners(light.graph)
     shapes = {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
     types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
     more_shapes, more_types = _inferred(light)
@@ -64,7 +67,7 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
     if _is_incomplete(model, shapes):
         content = light.SerializeToString()
         known, kinds = _read_shapes(content, input_shapes)
-        shapes.update(known or _folded_shapes(content))
+        shapes.update(known or _folded_shapes(light))
         types = {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()} | types
         _fill_in_transposes(model, shapes)
     return Inferred(shapes, types)
@@ -150,6 +153,27 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def _describe_learners(graph: onnx.GraphProto) -> None:
+    """Say what classical learners give, of which no inference tells anything: labels, scores `[N, classes]`."""
+    known = {value.name for value in (*graph.value_info, *graph.output)}
+    widths: dict[str, int] = {}
+    for node in graph.node:
+        if node.domain != ML_DOMAIN:
+            continue
+        labels = [a for a in node.attribute if a.name.startswith("classlabels_") and (a.ints or a.strings)]
+        if node.op_type.endswith("Classifier") and labels and len(node.output) == 2:
+            widths[node.output[1]] = len(labels[0].ints or labels[0].strings)
+        elif node.op_type in _SAME_SIZES and node.input[0] in widths:
+            widths[node.output[0]] = widths[node.input[0]]
+        else:
+            continue
+        if node.output[-1] not in known:
+            kind = graph.value_info.add(name=node.output[-1]).type.tensor_type
+            kind.elem_type = ir.DataType.FLOAT
+            kind.shape.dim.add()
+            kind.shape.dim.add(dim_value=widths[node.output[-1]])
+
+
 def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> tuple[Mapping[str, Shape], Mapping[str, str]]:
     """Sizes and element types by OpenVINO; empty if it cannot read the model or is not installed."""
     if importlib.util.find_spec("openvino") is None:
@@ -159,12 +183,34 @@ def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> tuple[Map
     return read_shapes(content, input_shapes)
 
 
-def _folded_shapes(content: bytes) -> dict[str, Shape]:
-    """Sizes after onnxruntime has folded constants; empty if it cannot read the model."""
+def _folded_shapes(light: onnx.ModelProto) -> dict[str, Shape]:
+    """Sizes after onnxruntime has folded constants; empty if it cannot read the model. Changes the inputs of `light`.
+
+    Where the batch is all that is open, for two batches: what differs between them follows the batch.
+    """
+    dims = {value.name: value.type.tensor_type.shape.dim for value in light.graph.input}
+    free = [sizes for sizes in dims.values() if any(not size.HasField("dim_value") for size in sizes)]
+    if free and all(size.HasField("dim_value") for sizes in free for size in sizes[1:]):
+        known = []
+        for batch in batches.TRIED:
+            for sizes in free:
+                sizes[0].dim_value = batch
+            known.append(_folded(light))
+        if all(known):
+            return {name: batches.common(shape, known[1].get(name)) for name, shape in known[0].items()}
+        for sizes in free:
+            sizes[0].ClearField("dim_value")
+    return _folded(light)
+
+
+def _folded(light: onnx.ModelProto) -> dict[str, Shape]:
     from xai_insert.formats.onnx.runtime import folded  # noqa: PLC0415 - only for models that need it
 
-    model = folded(content)
-    return {} if model is None else _inferred(_without_weights(model))[0]
+    model = folded(light.SerializeToString())
+    if model is None:
+        return {}
+    stored = {value.name or "": _sizes(value.shape) for value in model.graph.initializers.values() if value.shape}
+    return stored | _inferred(_without_weights(model))[0]
 
 
 def ranks(model: ir.Model) -> Mapping[str, int]:

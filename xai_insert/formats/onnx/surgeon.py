@@ -15,7 +15,7 @@ from xai_insert.formats.onnx.view import IntegerWeight
 from xai_insert.formats.onnx.widening import HALF, widen_attribute
 from xai_insert.graph.names import PREFIX, Names
 from xai_insert.graph.rounding import folded_range
-from xai_insert.graph.view import Node, Shape, Value, constant_of
+from xai_insert.graph.view import Node, Shape, Value, constant_of, fixed
 
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -57,6 +57,11 @@ class OnnxSurgeon:
                 self._widened[native] = self._dequantised(native.producer())
             return self._widened[native]
         kind = self._inferred.type_of(native)
+        if self.ops.version >= 21 and _is_signed(native.producer()):
+            # onnxruntime repeats the quantiser behind a transpose, with the integers as signed in one place alone.
+            if native not in self._widened:
+                self._widened[native] = OnnxOps(self._model.graph, self._names.unique).same(native)
+            return self._widened[native]
         if kind not in HALF and kind is not ir.DataType.DOUBLE:
             return cast("ir.Value", native)
         if native not in self._widened:
@@ -183,8 +188,16 @@ class OnnxSurgeon:
         return ir.Value(name=self._names.unique(name), type=ir.TensorType(kind), shape=ir.Shape([]))
 
     def pinned(self, value: ir.Value, shape: Shape, image: Value, axes: Sequence[int]) -> ir.Value:
-        del shape, image, axes  # onnxruntime takes no other sizes than those of the file
-        return value
+        # onnxruntime takes no other sizes than those of the file, but OpenVINO reads the file and can be given others.
+        sides = [(axis, side) for axis in axes if (side := image.sizes[axis]) is not None]
+        if not sides or any(size is None for size in shape[1:]):
+            return value
+        op = self.ops
+        target = op.constant(np.array([-1, *fixed(shape[1:])], np.int64))
+        for axis, side in sides:
+            ones = op.reshape(op.constant(np.ones(side, np.int64)), [op.size(image.native, axis)])
+            target = op.mul(target, op.slice(ones, 0, 0, 1))
+        return op.reshape(value, [target])
 
     def add_input(self, name: str, dtype: str, shape: Shape) -> ir.Value:
         sizes = [self._batch or f"{name}_{axis}" if size is None else size for axis, size in enumerate(shape)]
@@ -220,6 +233,16 @@ class OnnxSurgeon:
         sizes = [value.shape[0] for value in self._model.graph.inputs if value.shape and not value.is_initializer()]
         names = {size.value if isinstance(size, ir.SymbolicDim) else None for size in sizes}
         return names.pop() if len(names) == 1 else None
+
+
+def _is_signed(node: ir.Node | None) -> bool:
+    """Whether a node dequantises signed integers that the model computes."""
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return False
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    return (
+        node.inputs[0].const_value is None and zero is not None and zero.dtype in (ir.DataType.INT8, ir.DataType.INT16)
+    )
 
 
 def _is_dequantised(node: ir.Node | None) -> bool:

@@ -10,19 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import taking_apart
-from xai_insert.formats.onnx.reader import integer, ints, read
+from xai_insert.formats.onnx.attributes import JOINT_SOFTMAX, attributes
+from xai_insert.formats.onnx.reader import integer, read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
-from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather, slice_attrs
+from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather
 
-_REDUCTIONS = {"LogSumExp": "logsumexp", "SumSquare": "sumsquare"}
 _ONNX_DOMAINS = ("", "ai.onnx")
-_JOINT_SOFTMAX = 13
-"""From this operator set on, a softmax is over one axis."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def build_view(
         return values[native]
 
     nodes: list[Node] = []
-    version = graph.opset_imports.get("", _JOINT_SOFTMAX)
+    version = graph.opset_imports.get("", JOINT_SOFTMAX)
     for native in graph:
         if native in hidden:
             continue
@@ -108,7 +105,7 @@ def build_view(
         whole = (fused or {}).get(native.outputs[0])
         maker = None if whole is None or whole.index() != 0 else whole.producer()
         name = (native if maker is None else maker).name or outputs[0].name
-        node = Node(name, op, native.op_type, inputs, outputs, _attrs(native, op, inputs, outputs, version), native)
+        node = Node(name, op, native.op_type, inputs, outputs, attributes(native, op, inputs, outputs, version), native)
         node.kind = Regroup() if op is Op.RESHAPE else read(native, inputs, outputs)
         for value in outputs:
             value.producer = node
@@ -269,7 +266,7 @@ def _kind(native: ir.Node, inputs: tuple[Value | None, ...], version: int) -> Op
     if native.op_type == "Gather" and is_identity_gather(*inputs[:2]):
         return Op.RESHAPE
     op = OPS.get(native.op_type, Op.OTHER)
-    return Op.OTHER if op is Op.SOFTMAX and version < _JOINT_SOFTMAX and _is_joint(native, inputs[0]) else op
+    return Op.OTHER if op is Op.SOFTMAX and version < JOINT_SOFTMAX and _is_joint(native, inputs[0]) else op
 
 
 def _is_joint(native: ir.Node, source: Value | None) -> bool:
@@ -278,97 +275,3 @@ def _is_joint(native: ir.Node, source: Value | None) -> bool:
         return True
     axis = integer(native, "axis", 1) % len(source.shape)
     return any(size != 1 for size in source.shape[axis + 1 :])
-
-
-def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int, ...] | None:
-    axes = ints(native, "axes")
-    if axes is None and operand is not None:
-        if not operand.is_constant:
-            return None
-        axes = tuple(int(axis) for axis in operand.elements().reshape(-1))
-    if rank is None:
-        return None
-    if not axes:
-        return () if integer(native, "noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(sorted({axis % rank for axis in axes}))
-
-
-def _slice_attrs(native: ir.Node, inputs: tuple[Value | None, ...]) -> Mapping[str, Any]:
-    source = inputs[0]
-    if source is None or source.shape is None:
-        return {}
-    if "starts" in native.attributes:
-        starts, ends = ints(native, "starts"), ints(native, "ends")
-        axes, steps = ints(native, "axes"), None
-    else:
-        operands = [constant_of(value) for value in inputs[1:]]
-        operands += [None] * (4 - len(operands))
-        starts, ends, axes, steps = (None if part is None else tuple(int(n) for n in part) for part in operands)
-    if starts is None or ends is None or (steps is not None and set(steps) != {1}):
-        return {}
-    rank = len(source.shape)
-    return slice_attrs([axis % rank for axis in axes or range(len(starts))], starts, ends, source.shape)
-
-
-def _attrs(
-    native: ir.Node, op: Op, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...], version: int
-) -> Mapping[str, Any]:
-    kind = native.op_type
-    rank = inputs[0].rank if inputs and inputs[0] is not None else outputs[0].rank
-    second = inputs[1] if len(inputs) > 1 else None
-    if op is Op.REDUCE and kind.startswith("Global"):
-        mode = {"GlobalAveragePool": "mean", "GlobalMaxPool": "max"}.get(kind, "lp")
-        return {"mode": mode, "axes": tuple(range(2, rank or 4)), "keepdims": True}
-    if op is Op.REDUCE:
-        mode = _REDUCTIONS.get(kind[6:], kind[6:].lower())
-        return {"mode": mode, "axes": _axes(native, second, rank), "keepdims": bool(integer(native, "keepdims", 1))}
-    if op is Op.POOL:
-        kernel = ints(native, "kernel_shape") or ()
-        pads = ints(native, "pads") or (0,) * (2 * len(kernel))
-        return {"mode": "mean" if kind == "AveragePool" else "max", "kernel": kernel, "pads": pads}
-    if op is Op.CONV:
-        spatial = (rank or 4) - 2
-        ones, zeros = (1,) * spatial, (0,) * (2 * spatial)
-        return {
-            "strides": ints(native, "strides") or ones,
-            "pads": ints(native, "pads") or zeros,
-            "dilations": ints(native, "dilations") or ones,
-        }
-    if op is Op.MATMUL:
-        factors = [native.attributes[key].as_float() for key in ("alpha", "beta") if key in native.attributes]
-        return {
-            "transpose_a": bool(integer(native, "transA", 0)),
-            "transpose_b": bool(integer(native, "transB", 0)),
-            "is_scaled": any(factor != 1.0 for factor in factors),
-        }
-    if op in (Op.SOFTMAX, Op.ARGMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.TOPK):
-        default = -1 if op is Op.TOPK else 0
-        if op is Op.SOFTMAX:
-            default = 1 if version < _JOINT_SOFTMAX else -1
-        axis = integer(native, "axis", default)
-        axis = axis % rank if rank else axis
-        index = constant_of(second, limit=1) if op is Op.GATHER else None
-        if index is None or inputs[0] is None or inputs[0].shape is None:
-            return {"axis": axis}
-        start = int(index.reshape(-1)[0])
-        return {"axis": axis, "start": start + (inputs[0].shape[axis] or 0) if start < 0 else start}
-    if op is Op.ATTENTION:
-        plain = len(inputs) < 5 and rank == 4 and not {"q_num_heads", "softcap"} & set(native.attributes)
-        scale = native.attributes["scale"].as_float() if "scale" in native.attributes else None
-        return {"scale": scale, "causal": bool(integer(native, "is_causal", 0)), "is_plain": plain}
-    if op is Op.SLICE:
-        return _slice_attrs(native, inputs)
-    if op is Op.LAYER_NORM:
-        axis = integer(native, "axis", -1)
-        return {"axes": tuple(range(axis % rank, rank)) if rank else None}
-    if op is Op.ROI_ALIGN:
-        scale = native.attributes["spatial_scale"].as_float() if "spatial_scale" in native.attributes else 1.0
-        return {"features": (0,), "scale": scale}
-    if kind == "Unsqueeze":
-        return {"new_axes": _axes(native, second, outputs[0].rank)}
-    if op is Op.TRANSPOSE:
-        perm = ints(native, "perm")
-        if perm and rank and sorted(perm) != list(range(rank)):
-            raise ModelFileError(f"{kind} {native.name!r} orders {rank} axes by {perm}; is the file whole?")
-        return {"perm": perm or (tuple(reversed(range(rank))) if rank else None)}
-    return {}

@@ -24,6 +24,7 @@ from xai_insert.formats.openvino.shapes import name_open_sizes
 from xai_insert.formats.openvino.shuffled import shuffle
 from xai_insert.formats.openvino.strip import strip
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
+from xai_insert.formats.openvino.unrounded import unround
 from xai_insert.formats.openvino.view import build_view
 from xai_insert.graph.view import Graph, Shape, Value
 
@@ -87,7 +88,9 @@ class OpenVINOModel:
     def runner(self) -> OpenVINORunner:
         return OpenVINORunner(self.native, weights=self._weights)
 
-    def between(self, features: Sequence[Value], results: Sequence[ov.Output]) -> OpenVINORunner:
+    def between(
+        self, features: Sequence[Value], results: Sequence[ov.Output], *, is_rounded: bool = True
+    ) -> OpenVINORunner:
         wanted = [opset.result(result) for result in results]  # so that they are cloned, though no output reads them
         self.native.add_results(wanted)
         twin = self.native.clone()
@@ -109,6 +112,8 @@ class OpenVINOModel:
             for reader in readers:
                 reader.replace_source_output(entry.output(0))
         part = ov.Model(outputs, [*entries, *twin.get_parameters()], "branch")
+        if not is_rounded:
+            unround(part)
         keep_apart(part)  # what is compared runs on several samples at once
         return OpenVINORunner(part, weights=self._weights)
 

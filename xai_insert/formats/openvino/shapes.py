@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import openvino as ov
 
+from xai_insert.formats import batches
 from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.view import dtype_name, static_shape
 from xai_insert.graph.view import Shape
 
 logger = logging.getLogger(__name__)
 
-_BATCHES = (2, 3)
 _TYPES = frozenset({"float32", "float64", "int64", "int32", "uint8", "int8"})
 """Element types that both libraries call alike."""
 
@@ -61,32 +61,22 @@ def _sizes(model: ov.Model) -> dict[str, Shape]:
     if not model.is_dynamic():
         return _shapes(model)
     try:
-        smaller, larger = (_with_batch(model, batch) for batch in _BATCHES)
+        smaller, larger = (_with_batch(model, batch) for batch in batches.TRIED)
     except RuntimeError as err:  # the batch is no size of its own, or the model takes one only
         logger.debug("sizes with a free batch: %s", err)
         name_open_sizes(model)
         return _shapes(model)
-    return {name: _common(shape, larger.get(name)) for name, shape in smaller.items()}
+    return {name: batches.common(shape, larger.get(name)) for name, shape in smaller.items()}
 
 
 def _with_batch(model: ov.Model, batch: int) -> dict[str, Shape]:
-    """Sizes for one batch, where the batch is all that the inputs leave open.
-
-    Through the sizes of a reshape that an exporter computes from those of its operand, inference does not see as long
-    as one of them is open.
-    """
+    """Sizes for one batch, where the batch is all that the inputs leave open."""
     shapes = [list(port.get_partial_shape()) for port in model.inputs]
     if any(size.is_dynamic for shape in shapes for size in shape[1:]):
         raise RuntimeError("sizes other than the batch are open")
     twin = model.clone()
     twin.reshape({index: [batch if size.is_dynamic else size for size in shape] for index, shape in enumerate(shapes)})
     return _shapes(twin)
-
-
-def _common(shape: Shape, other: Shape | None) -> Shape:
-    if other is None or len(other) != len(shape):
-        return shape
-    return tuple(a if a == b else None for a, b in zip(shape, other, strict=True))
 
 
 def _shapes(model: ov.Model) -> dict[str, Shape]:

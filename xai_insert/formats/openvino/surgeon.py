@@ -98,6 +98,9 @@ class OpenVINOSurgeon:
                 if self._keep_float32 and node.op is Op.MUL and _is_made_by(Op.SUB, original):
                     # A scaled difference passes for a dequantisation, which loses its mark.
                     twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
+            elif original is not None and _holds_normal_floats(original.native.get_node()):
+                # OpenVINO folds their codes in float16, where a linear layer that it knows to have them does not.
+                twin.set_argument(index, self.ops.constant(original.elements().astype(np.float32)))
             elif is_fused:
                 twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
             elif (sums := self._sums_beside(node, inputs, index)) is not None:
@@ -276,6 +279,13 @@ def _is_kept_apart(value: Value) -> bool:
     if not _is_stored(value):
         return value.is_constant and _is_decompressed(value.native.get_node())
     return (volume(value.sizes) or 0) <= _SMALL
+
+
+def _holds_normal_floats(node: ov.Node) -> bool:
+    """Whether a node decompresses weights of NF4."""
+    if node.get_type_name() == "Constant":
+        return bool(node.get_element_type() == ov.Type.nf4)
+    return node.get_type_name() in _DECOMPRESSION and _holds_normal_floats(node.input_value(0).get_node())
 
 
 def _is_decompressed(node: ov.Node) -> bool:

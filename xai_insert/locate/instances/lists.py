@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -34,16 +34,20 @@ def find_list(samples: Sequence[Sample], image: tuple[int, int]) -> ListedInstan
         if not masks or not labels or not (scores or boxes.shape[-1] == 5):
             continue
         one_score = scores if boxes.shape[-1] == 4 else []
-        for what, fitting in (("masks", masks), ("labels", labels), ("scores", one_score)):
-            if len(fitting) > 1:
-                listed = ", ".join(sample.describe() for sample in fitting)
-                raise AmbiguousModelError(f"several outputs could be the {what} of the instances: {listed}")
+        _require_one({"masks": masks, "labels": labels, "scores": one_score})
         per_box = _is_per_box(masks[0], image)
         relative = bool(boxes.array.size) and are_shares(boxes.array[..., :4])
         return ListedInstances(
             masks[0], labels[0], one_score[0] if one_score else None, boxes, per_box, BoxFormat(is_relative=relative)
         )
     return None
+
+
+def _require_one(fitting: Mapping[str, Sequence[Sample]]) -> None:
+    for what, samples in fitting.items():
+        if len(samples) > 1:
+            listed = ", ".join(sample.describe() for sample in samples)
+            raise AmbiguousModelError(f"several outputs could be the {what} of the instances: {listed}")
 
 
 def _without_ones(shape: Sequence[int]) -> list[int]:

@@ -8,11 +8,12 @@ import numpy as np
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.traits import ARRANGES, SQUASHES, UNCHANGED
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.instances.classes import has_weights
 from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
 
-_AFTER_LINEAR = (Op.ADD, Op.CAST, Op.IDENTITY, Op.RESHAPE, Op.SIGMOID, Op.SLICE, Op.GATHER, Op.SOFTMAX, Op.TRANSPOSE)
+_AFTER_LINEAR = (UNCHANGED - {Op.QUANTIZE}) | ARRANGES | SQUASHES | {Op.ADD, Op.SLICE, Op.GATHER}
 
 
 def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | None) -> QueryInstances | None:
@@ -26,6 +27,21 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     Raises:
         AmbiguousModelError: several outputs fit equally well.
     """
+    pairs = _pairs(graph, samples)
+    if not pairs:
+        return None
+    if len(pairs) > 1:
+        listed = "; ".join(f"{scores.describe()} with {masks.describe()}" for scores, masks in pairs)
+        raise AmbiguousModelError(f"several outputs could be class scores and masks of queries: {listed}")
+    scores, masks = pairs[0]
+    shares = are_shares(scores.array)
+    sums_to_one = shares and bool(np.allclose(scores.array.sum(axis=-1), 1.0, atol=1e-2))
+    has_no_object = num_classes != scores.shape[2] if num_classes is not None else sums_to_one or not shares
+    return QueryInstances(scores, has_no_object, shares, masks, are_shares(masks.array))
+
+
+def _pairs(graph: Graph, samples: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """Class scores and masks that may be of the same queries."""
     pairs = [
         (scores, masks)
         for masks in samples
@@ -37,17 +53,7 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
     found = {sample for pair in pairs for sample in pair}
     inner = [sample for sample in found if _leads_to_another(graph, sample, found)]
     pairs = [pair for pair in pairs if pair[0] not in inner and pair[1] not in inner]
-    pairs = [pair for pair in pairs if _is_read_out(pair[0].value)] or pairs
-    if not pairs:
-        return None
-    if len(pairs) > 1:
-        listed = "; ".join(f"{scores.describe()} with {masks.describe()}" for scores, masks in pairs)
-        raise AmbiguousModelError(f"several outputs could be class scores and masks of queries: {listed}")
-    scores, masks = pairs[0]
-    shares = are_shares(scores.array)
-    sums_to_one = shares and bool(np.allclose(scores.array.sum(axis=-1), 1.0, atol=1e-2))
-    has_no_object = num_classes != scores.shape[2] if num_classes is not None else sums_to_one or not shares
-    return QueryInstances(scores, has_no_object, shares, masks, are_shares(masks.array))
+    return [pair for pair in pairs if _is_read_out(pair[0].value)] or pairs
 
 
 def _leads_to_another(graph: Graph, sample: Sample, found: Iterable[Sample]) -> bool:

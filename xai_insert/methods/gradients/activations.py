@@ -11,7 +11,7 @@ import numpy as np
 from xai_insert.graph.operators import Pointwise
 from xai_insert.graph.view import constant_of
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
-from xai_insert.methods.shaping import magnitude
+from xai_insert.methods.tensor import Tensor
 
 _Slope = Callable[[Step[Any]], Any]
 
@@ -128,13 +128,13 @@ def _mish(step: Step[Any]) -> Any:
 def _softplus_of(step: Step[Any], x: Any) -> Any:
     """`log(1 + exp(x))`, without overflow."""
     op = step.op
-    small = op.function("exp", op.mul(magnitude(op, x), step.number(-1.0)))
+    small = op.function("exp", op.mul(Tensor(op, x).magnitude().handle, step.number(-1.0)))
     return op.add(op.maximum(x, step.number(0.0)), op.function("log", op.add(small, step.number(1.0))))
 
 
 def _softsign(step: Step[Any]) -> Any:
     op = step.op
-    below = op.add(magnitude(op, step.operand(0)), step.number(1.0))
+    below = op.add(Tensor(op, step.operand(0)).magnitude().handle, step.number(1.0))
     return op.div(step.number(1.0), op.mul(below, below))
 
 

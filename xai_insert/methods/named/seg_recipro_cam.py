@@ -18,6 +18,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.segmenter import Segmenter
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.shaping import scalar
+from xai_insert.methods.tensor import Tensor
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.cost import mega
@@ -65,7 +66,8 @@ class SegReciproCamPlan(Plan):
             return Branch(self, op.mul(scores, weight))
         bias = op.reshape(surgeon.handle(parts.bias), [1, parts.classes, 1, 1])
         present = op.greater(count, scalar(op, 0.0))
-        return Branch(self, op.add(op.mul(op.sub(scores, bias), weight), op.mul(bias, present)))
+        s, b, w = Tensor(op, scores), Tensor(op, bias), Tensor(op, weight)
+        return Branch(self, ((s - b) * w + b * Tensor(op, present)).handle)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"output"})

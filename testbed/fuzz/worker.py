@@ -1,4 +1,4 @@
-"""The process in which `benchmarks.robustness.fuzz` inserts into damaged files and runs what was written.
+"""The process in which the engine inserts into damaged files and runs what was written.
 
 It imports everything and forks; the child works, and if it dies, the next child takes over at once. It runs on one
 processor: a damaged model of a few kilobytes gains nothing from threads, which wait for each other by spinning.

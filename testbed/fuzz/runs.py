@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from benchmarks.robustness.mutations import FLOATS, SIZES, WORDS, damage_bytes
+from testbed.fuzz.mutations import FLOATS, SIZES, WORDS, damage_bytes
 
 _OPTIONS: tuple[tuple[str, ...], ...] = (
     (), (), (), ("--classes", "all"), ("--classes", "top2"), ("--raw", "npy"), ("--raw", "none"), ("--overwrite",),

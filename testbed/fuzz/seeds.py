@@ -1,4 +1,4 @@
-"""The undamaged models and folders that `benchmarks.robustness.fuzz` damages."""
+"""The undamaged models and folders that the engine damages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import onnxruntime as ort
 import openvino as ov
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 
-from testbed import instance_models, models
+from testbed import detector_models, fused_models, instance_models, models, old_models
 from testbed.commands import invoke
-from tests.oracles import test_decompositions, test_detection, test_old_forms, test_per_box
-from tests.oracles.test_vit_recipro_cam import CLOSED as TRANSFORMERS
+from testbed.transformer_models import CLOSED as TRANSFORMERS
 from xai_insert import Options, insert_file
 from xai_insert.cli.explain import main
 from xai_insert.errors import XaiInsertError
@@ -68,10 +67,10 @@ def _plain() -> dict[str, onnx.ModelProto]:
     for name in ("plain", "fused projection", "pair bias", "class attention", "einsum"):
         made[f"transformer {name}"] = models.classifier(TRANSFORMERS[name], size=(8, 12))
     boxes: dict[str, Any] = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy"}
-    made["detector rows"] = test_per_box.Net(**boxes, report="rows").model
-    made["detector lists"] = test_per_box.Net(**boxes, report="lists").model
-    made["detector raw"], _ = test_detection.raw_detector()
-    made["detector with rows of one score"], *_ = test_detection.row_detector(batched=True)
+    made["detector rows"] = detector_models.Net(**boxes, report="rows").model
+    made["detector lists"] = detector_models.Net(**boxes, report="lists").model
+    made["detector raw"], _ = detector_models.raw_detector()
+    made["detector with rows of one score"], *_ = detector_models.row_detector(batched=True)
     made["detector with masks"] = instance_models.listed("boxes")
     made["detector with prototypes"] = instance_models.yolo("rows")
     return made
@@ -81,15 +80,15 @@ def _old() -> dict[str, onnx.ModelProto]:
     made = {}
     for opset in SETS:
         how = {"listed": opset < 9, "ir_version": 3 if opset < 9 else 4 if opset < 11 else 10}
-        made[f"operator set {opset}"] = test_old_forms.classifier(opset, **how)
+        made[f"operator set {opset}"] = old_models.classifier(opset, **how)
         if opset % 3 == 1:
-            made[f"detector of operator set {opset}"] = test_old_forms.detector(opset, **how)
+            made[f"detector of operator set {opset}"] = old_models.detector(opset, **how)
     return made
 
 
 def _fused() -> dict[str, onnx.ModelProto]:
-    made = {f"fused {name}": test_decompositions.TRANSFORMERS[name][0] for name in _FUSED}
-    made["fused convolutions"] = test_decompositions.convolutional(is_fused=True)
+    made = {f"fused {name}": fused_models.TRANSFORMERS[name][0] for name in _FUSED}
+    made["fused convolutions"] = fused_models.convolutional(is_fused=True)
     return made
 
 
@@ -114,7 +113,7 @@ def _quantise(folder: Path) -> None:
         quantize_static(plain, goal, _Calibration("image", side), quant_format=form, per_channel=form.name == "QDQ")
     quantize_dynamic(plain, folder / "quantised dynamically.onnx")
     whole = folder / "plain.onnx"
-    onnx.save(test_decompositions.transformer(), whole)
+    onnx.save(fused_models.transformer(), whole)
     quantize_static(
         whole, folder / "quantised transformer.onnx", _Calibration("x", (64, 64)), quant_format=QuantFormat.QOperator
     )
@@ -137,7 +136,7 @@ def write_runs(folder: Path) -> list[Path]:
     small = models.classifier(models.CLOSED["global average pool"], batch=1)
     onnx.helper.set_model_props(small, {"model_info labels": "a b c d e", "model_info model_type": "Classification"})
     boxes: dict[str, Any] = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy"}
-    rows = test_per_box.Net(**boxes, report="rows").model
+    rows = detector_models.Net(**boxes, report="rows").model
     made = []
     for name, model, options in (("small", small, {}), ("rows", rows, {"num_classes": 4})):
         onnx.save(model, folder / "plain.onnx")

@@ -1,0 +1,1 @@
+"""Damaged models, pictures and folders, and a worker whose every end is watched."""
