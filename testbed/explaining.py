@@ -49,6 +49,12 @@ def records(folder):
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
+def rows(folder):
+    """What `--format jsonl` wrote, in order of the images."""
+    lines = [line for part in sorted(folder.glob("part-*.jsonl")) for line in part.read_text().splitlines()]
+    return sorted(map(json.loads, lines), key=lambda row: row["source"])
+
+
 def expected(model, image):
     """Predictions and maps by hand: stored BGR to RGB, float32 NCHW."""
     pixels = cv2.imread(str(image))[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)

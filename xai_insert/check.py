@@ -19,7 +19,7 @@ from xai_insert.tasks.plan import Masking
 
 Array = npt.NDArray[Any]
 _SEED = 0
-_MOST_POSITIONS, _IMAGE_RANK = 4, 4
+_MOST_POSITIONS, _IMAGE_RANKS = 4, (4, 5)
 _MOST_SECONDS, _BYTES_PER_SECOND = 12.0, 1 << 28
 _BATCH = 2  # where the model leaves it open
 # Another order of summation moves a float32 logit by some 1e-6 of the largest; half precision rounds at 1e-3.
@@ -95,7 +95,7 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
         if not np.isfinite(extra.astype(np.float64)).all():
             raise CheckFailedError("the saliency map is not finite on a random input; nothing was written")
     image = image_inputs(graph)[0]
-    if image.rank == _IMAGE_RANK and len(inserted[len(plain)]) != (image.sizes[0] or 1):
+    if image.rank in _IMAGE_RANKS and len(inserted[len(plain)]) != (image.sizes[0] or 1):
         raise CheckFailedError(
             f"there are {len(inserted[len(plain)])} maps for {image.sizes[0] or 1} images, as for scores of several "
             "positions each; nothing was written"

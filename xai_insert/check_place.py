@@ -8,6 +8,7 @@ that no transpose, turn or mirror maps onto one another tell rows from columns a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -374,6 +375,8 @@ def _cells(value: npt.NDArray[Any], feature: FeatureMap) -> Floats:
     axes = [axis - 1 for axis in feature.grid_axes]
     first = np.moveaxis(first, axes, range(len(axes)))
     if len(axes) == 1:
-        height, width = (size or 1 for size in feature.grid)
-        first = first[feature.prefix : feature.prefix + height * width].reshape(height, width, -1)
+        sides = [size or 1 for size in feature.grid]
+        first = first[feature.prefix : feature.prefix + math.prod(sides)].reshape(*sides, -1)
+    if len(feature.grid) > 2:  # what a block changes at any time
+        first = first if feature.frame.times_last else np.moveaxis(first, 0, 2)
     return np.roll(first.reshape(*first.shape[:2], -1), feature.frame.rolled, axis=(0, 1))

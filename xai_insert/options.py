@@ -124,7 +124,7 @@ class Options:
     block: int | None = field(
         default=None,
         metadata=_about(
-            "ViT Recipro-CAM: the K-th last block; LeGrad: the last K.",
+            "ViT Recipro-CAM: K-th last; LeGrad: last K.",
             "count",
             metavar="K",
             wrong="block counts from 1, the last, not {}",
@@ -224,7 +224,7 @@ class Options:
     per_box: bool = field(
         default=False, metadata=_about("Detectors: also a map of each reported box.", "flag", decides=True)
     )
-    """For detectors and segmenters with two stages, whether to add the output `saliency_map_per_box` `[B, M, h, w]`, a
+    """For detectors, and segmenters with two stages, whether to add the output `saliency_map_per_box` `[B, M, h, w]`, a
     map of each detection that the model reports."""
     input_shapes: Mapping[str, Shape] = field(
         default_factory=dict,

@@ -6,12 +6,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
 from xai_insert.check_derivative import check_derivative
 from xai_insert.check_place import places_of
+from xai_insert.check_time import require_times
 from xai_insert.errors import (
     AlreadyInsertedError,
     CannotFreeBatchError,
@@ -31,7 +33,7 @@ from xai_insert.graph.view import Graph, Shape, fixed
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.framing import straightened
-from xai_insert.methods.scaling import least_and_greatest, to_bytes
+from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
 from xai_insert.methods.shaping import reshape
 from xai_insert.opening import Opened, opened_sides
 from xai_insert.options import Options
@@ -220,7 +222,11 @@ class Plain:
 
 def _place(loaded: LoadedModel, item: Planned) -> str | None:
     features = item.plan.found.placed()
-    return places_of(features, loaded, image_inputs(item.graph)[0], item.place) if features else None
+    if not features:
+        return None
+    image = image_inputs(item.graph)[0]
+    require_times(features, loaded, image)
+    return places_of(features, loaded, image, item.place)
 
 
 def _carry_out(
@@ -285,7 +291,7 @@ def splice(
         branch = plan.splice(loaded, surgeon, graph, options)
     else:
         branch = replace(opened.plan.splice(loaded, surgeon, opened.graph, options), plan=plan)
-    plan, saliency = branch.plan, branch.raw
+    plan, saliency = branch.plan, branch.raw if branch.arranged is None else branch.arranged(branch.raw)
     if not plan.found.frame.is_upright:
         saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.found.frame)
         plan = replace(plan, map_shape=shape)
@@ -295,7 +301,8 @@ def splice(
         plan = replace(plan, map_shape=(*plan.map_shape[:-2], *options.saliency_size))
     ends = least_and_greatest(surgeon.ops, saliency, rank) if options.range else None
     if options.output_dtype == "u8":
-        saliency = to_bytes(surgeon.ops, saliency, (rank - 2, rank - 1))
+        in_bytes = branch.in_bytes or partial(to_bytes, surgeon.ops, axes=map_axes(rank))
+        saliency = in_bytes(saliency)
     if branch.spread is not None:
         saliency = branch.spread(saliency)
         ends = None if ends is None else branch.spread(ends)
@@ -307,7 +314,7 @@ def splice(
     for name, output in branch.outputs.items():
         surgeon.add_output(output.handle, f"{name}{suffix}", output.dtype, output.shape)
     if ends is not None:
-        sizes = (*plan.map_shape[:-2], 2)
+        sizes = (*plan.map_shape[: map_axes(rank)[0]], 2)
         batch = surgeon.ops.size(ends, 0) if None in sizes[1:] else -1
         flat = surgeon.ops.reshape(ends, [batch, *(-1 if size is None else size for size in sizes[1:])])
         surgeon.add_output(flat, f"{SALIENCY_RANGE}{suffix}", "float32", sizes)
@@ -330,6 +337,10 @@ def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int
     op = surgeon.ops
     if len(shape) == 4:
         return op.resize(raw, *size)
+    if len(shape) == 5:  # each time by itself
+        classes, times, *sides = fixed(shape[1:])
+        frames = op.resize(op.reshape(raw, [-1, classes * times, *sides]), *size)
+        return op.reshape(frames, [-1, classes, times, *size])
     batch, height, width = (op.size(raw, axis) if side is None else side for axis, side in enumerate(shape))
     return reshape(op, op.resize(reshape(op, raw, [batch, 1, height, width]), *size), [batch, *size])
 

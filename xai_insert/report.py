@@ -73,7 +73,7 @@ class Report:
         seconds: how long each stage took: `load`, `plan`, `emit`, `check`, `write`.
         error: why nothing was inserted; None if it was.
         unused_options: names of the options that do nothing for the model, where that is the error.
-        lines: of `--verify`, `--strip` and `--layers`, what was found: a word and a text each.
+        lines: of `--verify`, `--strip`, `--layers` and `--skip-existing`, what was found: a word and a text each.
         verification: of `--verify`, what was measured, see `xai_insert.verify.Verification`.
         version: of this format, which `docs/report.schema.json` describes; raised where a field goes or changes.
     """

@@ -24,7 +24,7 @@ from benchmarks.lib.variants import resolve
 from testbed import oracle
 from testbed.oracle import image_for, load
 from xai_insert import Options, Report, insert_file
-from xai_insert.methods.vit_recipro_cam import patch_weights
+from xai_insert.methods.kernels import patch_weights
 
 HEADER = ("model", "method", "predictions f32", "predictions default", "map difference", "mean correlation")
 

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import onnx
 
+from model_zoo_fixtures.shapes.anomalies import shape_inspector
 from model_zoo_fixtures.shapes.dataset import (
     CLASS_NAMES,
     HELD_OUT_SEED,
@@ -24,11 +25,13 @@ from model_zoo_fixtures.shapes.dataset import (
     multi_object_scene,
     overlapping_scene,
 )
+from model_zoo_fixtures.shapes.keypoints import shape_keypoints
 from model_zoo_fixtures.shapes.likeness import class_directions, shape_embedding, shape_prompts
 from model_zoo_fixtures.shapes.semantic import shape_segmenter
 from testbed.detector_models import reporting_detector
 from xai_insert import Options, insert_file
 from xai_insert.explain.classify import Classifier
+from xai_insert.explain.dense import READERS
 from xai_insert.explain.detect import TASKS, Finder
 from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained, Instance, ScoreMeaning, Selection
@@ -39,7 +42,6 @@ from xai_insert.explain.picture import Look, caption, draw
 from xai_insert.explain.preprocessing import from_metadata
 from xai_insert.explain.runtime import load_engine
 from xai_insert.explain.scale import scaled
-from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 
 SHAPES = Path(__file__).parents[2] / "model_zoo_fixtures" / "shapes"
 _SIDE, _GAP, _WHITE = 232, 8, 255
@@ -64,9 +66,8 @@ def explained(
     engine = load_engine(path, fed=fed or {})
     feeder = Feeder.of(engine.image_input, from_metadata(engine.info, engine.by_model_api, {}))
     meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")
-    if engine.about.get("task") == SEMANTIC_SEGMENTATION:
-        return Painter(engine, feeder, meaning, every).explain(image)
-    kind = Finder if engine.about.get("task") in TASKS else Classifier
+    task = engine.about.get("task", "")
+    kind = READERS.get(task) or (Finder if task in TASKS else Classifier)
     return kind(engine, feeder, meaning, every).explain(image)
 
 
@@ -177,6 +178,28 @@ def likeness(folder: Path) -> Iterator[tuple[str, Image]]:
     yield "prompts", picture(scene.image, said, [Panel(None, "scene"), *panels])
 
 
+def anomalies(folder: Path) -> Iterator[tuple[str, Image]]:
+    """What a detector of anomalies says of shapes, which are none of the background."""
+    scene = multi_object_scene(HELD_OUT_SEED + 2)
+    onnx.save(shape_inspector(), folder / "anomalies.onnx")
+    found = explained(folder / "anomalies.onnx", Options(), scene.image, folder)
+    panels = [Panel(None, "scene"), Panel(found.saliency_map[0], "anomaly map", "", found.instances)]
+    yield "anomaly_map", picture(scene.image, found, panels)
+
+
+def keypoints(folder: Path) -> Iterator[tuple[str, Image]]:
+    """Where a model of key points puts the middle of each shape."""
+    scene = multi_object_scene(HELD_OUT_SEED + 1)
+    onnx.save(shape_keypoints(), folder / "keypoints.onnx")
+    found = explained(
+        folder / "keypoints.onnx", Options(method="keypoint-map", output_dtype="f32"), scene.image, folder
+    )
+    shown = list(dict.fromkeys(item.class_id for item in scene.objects))[:2]
+    absent = min((item for item in found.chosen if item.class_id not in shown), key=lambda item: item.score)
+    panels = [Panel(None, "scene"), *(class_panel(found, number) for number in shown)]
+    yield "keypoint_map", picture(scene.image, found, [*panels, class_panel(found, absent.class_id)])
+
+
 def boxes(title: str, model: Path, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
     """The map of a class with two objects, or of all classes at once, and of each of them."""
     image = overlapping_scene(seed).image
@@ -193,6 +216,23 @@ def boxes(title: str, model: Path, seed: int, folder: Path) -> Iterator[tuple[st
         for number, item in enumerate((one, other), start=1)
     ]
     yield title, picture(image, found, [Panel(None, "scene"), whole, *of_boxes])
+
+
+def sampled_points(seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
+    """A drawing of deformable attention: made-up points of one box's query, and the map that they give."""
+    image = overlapping_scene(seed).image.copy()
+    found = explained(folder / "reporting.onnx", Options(per_box=True), image, folder)
+    item, side, rng = found.instances[0], 16, np.random.default_rng(seed)
+    low, high = np.array(item.box[:2]), np.array(item.box[2:])
+    points = low + (high - low) * rng.uniform(-0.1, 1.1, (10, 2))
+    weights = rng.dirichlet(np.ones(len(points)))
+    cells = np.arange(side)
+    near = [np.maximum(0, 1 - np.abs(points[:, axis, None] * side - 0.5 - cells)) for axis in (0, 1)]
+    map_ = np.einsum("p,pi,pj->ij", weights, near[1], near[0])
+    for (x, y), weight in zip(points * image.shape[0], weights, strict=True):
+        cv2.circle(image, (int(x), int(y)), 1 + int(weight * 12), (255, 255, 255), -1)
+    panels = [Panel(None, "ten points of a query", "", [item]), Panel(map_ / map_.max(), "their map", "", [item])]
+    yield "query_attention", picture(image, found, panels)
 
 
 def main() -> None:
@@ -212,7 +252,10 @@ def main() -> None:
             *finder("segmenter", 1, folder),
             *semantic(folder),
             *likeness(folder),
+            *anomalies(folder),
+            *keypoints(folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),
+            *sampled_points(56, folder),
             *boxes("region_maps", SHAPES / "shapes_two_stage.onnx", HELD_OUT_SEED + 6, folder),
         ]
     for title, image in made:

@@ -179,7 +179,7 @@ def test_interrupted_while_the_model_is_read(monkeypatch, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xai_insert.cli.explain.load_settled", interrupt)
+    monkeypatch.setattr("xai_insert.explain.setup.load_settled", interrupt)
     result = call(SHAPES / "shapes_cnn.onnx", IMAGES[0], "-o", tmp_path)
     assert result.exit_code == 130
     assert result.stderr == "error: interrupted\n"

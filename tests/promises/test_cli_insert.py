@@ -101,6 +101,31 @@ def test_several_models_one_report(folder):
     assert "is the file whole?" in second["error"]
 
 
+def test_skip_existing(folder):
+    """Models that are there are neither read nor written, and the report keeps what it said of them."""
+    (folder / "out").mkdir()
+    one, both = [folder / "good.onnx"], [folder / "good.onnx", folder / "good.xml"]
+    arguments = ["-o", folder / "out", "--report", folder / "report.json", "--skip-existing"]
+    assert call(*one, *arguments).exit_code == 0
+    before, first = tree(folder / "out"), json.loads((folder / "report.json").read_text())["models"]
+    result = call(*both, *arguments)
+    assert result.exit_code == 0
+    assert "skipped" in result.stdout
+    reports = json.loads((folder / "report.json").read_text())["models"]
+    assert reports[0] == first[0]
+    assert reports[1]["output"] == str(folder / "out" / "good.xml")
+    assert {name: content for name, content in tree(folder / "out").items() if name in before} == before
+    (folder / "out" / "good.bin").unlink()
+    (folder / "report.json").write_text("none")
+    result = call(*both, *arguments)
+    assert result.stdout.count("skipped") == 1
+    assert (folder / "out" / "good.bin").exists()
+    assert json.loads((folder / "report.json").read_text())["models"][0]["lines"][0][0] == "skipped"
+    refused = call(*one, "--dry-run", "--skip-existing")
+    assert refused.exit_code == 2
+    assert "leave it out" in refused.stderr
+
+
 def text_model():
     nodes = [helper.make_node("Gather", ["table", "ids"], ["x"])]
     nodes.append(helper.make_node("ReduceMean", ["x"], ["y"], axes=[1], keepdims=0))

@@ -29,6 +29,7 @@ QUICK = {
 }
 # Undecoded heads of 3 x 4 box channels beside 3 x 4 class channels: no width tells them apart.
 REFUSED = {"retina_raw_nc4_a3"}
+QUERIES = {"hf_detr.legacy": 30, "hf_yolos.ptir": 20, "hf_rt_detr.dynamo": 40, "libre_dfine.onnxir": 300}
 ENOUGH = 0.999  # share of pixels at most one step of 255 away
 
 
@@ -101,6 +102,27 @@ def test_boxes_of_two_stages(two_stages, tmp_path):
             compared += 1
     assert compared >= 3
     assert largest > 0
+
+
+@pytest.mark.parametrize("id_", QUERIES)
+def test_every_query_of_a_real_export_has_a_map_whose_sum_is_its_attention(id_, tmp_path):
+    fixture = next(f for f in fixtures(task="detection") if f.id == id_)
+    path = materialise(fixture, tmp_path)
+    classes = fixture.expected["classes"] - (fixture.expected["background"] >= 0)
+    inserted = tmp_path / f"new{path.suffix}"
+    insert_file(path, inserted, Options(per_box=True, output_dtype="f32", num_classes=classes))
+    image = np.random.default_rng(1).standard_normal([abs(s) for s in fixture.input_shape], dtype=np.float32)
+    outputs = oracle.run(load(inserted), image)
+    maps = outputs["saliency_map_per_box"]
+    logits = next(array for array in outputs.values() if array.shape[-1] == fixture.expected["classes"])
+    if classes < logits.shape[-1]:
+        scores = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[..., :-1]
+    else:
+        scores = 1 / (1 + np.exp(-logits))
+    assert maps.shape[1] == QUERIES[id_]
+    shares = maps.sum((2, 3)) / scores.max(-1)
+    assert shares.max() <= 1 + 1e-4
+    assert shares.mean() > 0.5  # the class token, other queries and points outside take the rest
 
 
 def _wanted(fixture, path, image, ours):

@@ -25,6 +25,9 @@ _TITLES = {
     "instance-segmentation": "Instance segmenters",
     "image-text": "Image and text",
     "embedding": "Embeddings",
+    "video-classification": "Classifiers of clips",
+    "keypoints": "Key points",
+    "anomaly": "Anomaly detectors",
 }
 _EXPORTERS = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 _HEAD = """# Supported models
@@ -41,7 +44,7 @@ Each row is an architecture as real exporters write it, with stand-ins for its w
 [model_zoo_fixtures](../model_zoo_fixtures/README.md). The exporters are `legacy` and `dynamo` (ONNX from PyTorch),
 `ptir` (IR from PyTorch), `onnxir` (IR from ONNX) and, with a free batch, `legacydyn` and `ptirdyn`. What stands below
 them is how far the map is from its definition, computed outside the tool: for classifiers the largest difference of the
-raw map from masked runs of the head, as a share of the largest score; for detectors and segmenters the share of bytes
+raw map from masked runs of the head, as a share of the largest score; for all others the share of bytes
 more than one level off; for hirescam how far slopes of the scores are from the derivatives. *refused* and *failed* have
 their reasons below the table; an empty cell is not in the zoo. *Cost* is the work that the branch adds to one image, in
 MFLOPs.
@@ -64,11 +67,16 @@ def record(
     if report is not None:
         row |= {
             "method": f"{report.method}, {report.form}",
-            "grid": format_grid(report.saliency_map["shape"][-2:]),
+            "grid": format_grid(_sides(report.saliency_map["shape"])),
             "mflops": report.mflops,
             "difference": difference,
         }
     record_property(PROPERTY, json.dumps(row))
+
+
+def _sides(shape: Sequence[int | None]) -> tuple[int | None, ...]:
+    """Rows and columns of a map, of clips time before them."""
+    return tuple(shape[2:] if len(shape) == 5 else shape[-2:])
 
 
 class Writer:

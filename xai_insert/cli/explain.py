@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
+from xai_insert.cli.rows import facts, opened, tell, write_rows
 from xai_insert.cli.running import run_options
 from xai_insert.cli.streams import Refused, decoders_kept_quiet, open_streams, say, signals_end_cleanly
 from xai_insert.errors import XaiInsertError
 from xai_insert.explain import page
-from xai_insert.explain.classify import Classifier
-from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
+from xai_insert.explain.columns import FORMATS
+from xai_insert.explain.detect import THRESHOLD
 from xai_insert.explain.draw import BACKGROUNDS, COLORMAPS
-from xai_insert.explain.explained import ScoreMeaning, Selection
-from xai_insert.explain.feed import Feeder
-from xai_insert.explain.files import Source, find_images, left_out, read_labels, shown
+from xai_insert.explain.files import Source, find_images, left_out, read_labels
 from xai_insert.explain.journal import FOLDERS
+from xai_insert.explain.listing import Shard
 from xai_insert.explain.memory import keep_freed_memory
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Look
-from xai_insert.explain.preprocessing import PREPROCESSING_KEYS, from_metadata
-from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Model, Outcome
-from xai_insert.explain.runtime import Engine, load_settled
+from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Outcome
 from xai_insert.explain.scale import SCALES
-from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
+from xai_insert.explain.setup import Setup
 from xai_insert.explain.video import explain_video, split
 from xai_insert.files import printable
 from xai_insert.version import __version__
 
+HTML, RAY = "html", "ray"
 EXIT_FAILED = 1
 
 EPILOG = """\b
@@ -45,6 +44,7 @@ Exit codes: 0 done, 1 the model cannot be run or an image cannot be read, 2 wron
 \b
 Examples:
   xai-explain model_xai.xml photos/ -o explained/
+  xai-explain model_xai.xml photos/ -o rows/ --format parquet --shard 1/4
   xai-explain model.onnx cat.jpg -o out/ --mean 123.7,116.3,103.5 --scale 58.4,57.1,57.4 --classes top5
 """
 
@@ -63,6 +63,15 @@ def _arrays(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
             raise click.BadParameter(f"{path!r} holds several arrays", ctx, param)
         found[name] = array
     return found
+
+
+def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Shard:
+    if value is None:
+        return Shard()
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value)
+    if not match or int(match[1]) > int(match[2]):
+        raise click.BadParameter(f"{value!r} is not I/N, for example 1/4", ctx, param)
+    return Shard(int(match[1]), int(match[2]))
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -114,6 +123,13 @@ def _arrays(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--feed", callback=_arrays, multiple=True, metavar="NAME=FILE.npy",
     help="Array for another input than the image: token ids of prompts, a reference. Repeatable.",
 )  # fmt: skip
+@click.option(
+    "--format", "kind", type=click.Choice((HTML, *FORMATS)), default=HTML, show_default=True,
+    help="html: pictures and a page; jsonl, parquet: a row for each image, maps among its columns, no pictures.",
+)  # fmt: skip
+@click.option("--shard", callback=_shard, metavar="I/N", help="Only the I-th of N parts of the images, by their paths.")
+@click.option("--engine", type=click.Choice((RAY,)), help="Run on a cluster; with --format jsonl or parquet.")
+@click.option("--address", metavar="HOST:PORT", help="Of the cluster; none starts one on this machine.")
 @run_options
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.version_option(__version__, prog_name="xai-explain")
@@ -133,6 +149,10 @@ def main(
     beside: Path | None,
     frames: int | None,
     overwrite: bool,
+    kind: str,
+    shard: Shard,
+    engine: str | None,
+    address: str | None,
     runtime: str | None,
     device: str,
     mean: tuple[float, ...] | None,
@@ -155,31 +175,27 @@ def main(
     keep_freed_memory()
     look = Look(opacity, colormap, background)  # type: ignore[arg-type]  # checked by click
     options = DrawOptions(look, map_scale, raw, overwrite)  # type: ignore[arg-type]
+    _require_fitting(kind, engine, address)
     trouble: str | None = None
     try:
-        videos, pictures = split(images)
-        results = [output / name for name in FOLDERS]
-        sources = deque(find_images(pictures, results))
-        engine, content = load_settled(model, runtime, device, feed)  # type: ignore[arg-type]  # checked by click
         bgr = None if channels is None else channels == "bgr"
         chosen = {"mean": mean, "scale": scale, "resize": resize, "bgr": bgr}
-        how = from_metadata(engine.info, engine.by_model_api, chosen)
-        feeder = Feeder.of(engine.image_input, how, layout, input_size)
-        meaning = ScoreMeaning.from_metadata(engine.info)
-        if labels is not None:
-            meaning = replace(meaning, labels=read_labels(labels), is_told=True)
-        try:
-            selection = Selection.parse(classes, meaning.labels)
-        except ValueError as err:
-            raise Refused(f"--classes: {err}") from None
+        names = None if labels is None else read_labels(labels)
+        setup = Setup(model, runtime, device, classes, threshold, names, chosen, layout, input_size, feed)  # type: ignore[arg-type]
+        videos, pictures = split(images)
+        if kind != HTML:
+            if videos:
+                raise Refused(f"--format {kind} is for images, not for videos")
+            sys.exit(write_rows(setup, pictures, output, kind, shard, engine == RAY, address, quiet))  # type: ignore[arg-type]
+        results = [output / name for name in FOLDERS]
+        sources = deque(shard.of(find_images(pictures, results)))
+        ready, content = opened(setup)
         if not quiet:
-            trouble = _tell(model, feeder, engine, told=any(value is not None for value in chosen.values()))
+            trouble = tell(setup, ready)
         fed = [(name, sha256(array.tobytes()).hexdigest(), array.shape) for name, array in feed.items()]
-        identity = [str(model.resolve()), content, type(engine).__name__, device, *fed]
+        identity = [str(model.resolve()), content, type(ready.engine).__name__, device, *fed]
         way = None if beside is None else page.beside(beside, output)
-        about = _facts(model, engine, feeder, device)
-        ready = _model(engine, feeder, meaning, selection, threshold)
-        run = FolderRun(ready, output, options, identity, about, way)
+        run = FolderRun(ready, output, options, identity, facts(setup, ready), way)
         with decoders_kept_quiet():
             for video in videos:
                 drawn = explain_video(video, output, ready, options, frames)
@@ -189,8 +205,8 @@ def main(
         say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
     if skipped := left_out(pictures, results):
-        names = ", ".join(printable(str(path)) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        say(f"note: {len(skipped)} pictures of kinds that are not read were left out: {names}", err=True)
+        listed = ", ".join(printable(str(path)) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        say(f"note: {len(skipped)} pictures of kinds that are not read were left out: {listed}", err=True)
     if run.journal.odd:
         say(f"note: {run.journal.odd} lines of an earlier results.jsonl were set aside", err=True)
     if not run.journal.is_guarded:
@@ -230,37 +246,21 @@ class _Tally:
         return f"{', '.join(counts)}: {output / 'index.html'}"
 
 
-def _model(engine: Engine, feeder: Feeder, meaning: ScoreMeaning, classes: Selection, threshold: float | None) -> Model:
-    if engine.about.get("task") == SEMANTIC_SEGMENTATION:
-        return Painter(engine, feeder, meaning, classes)
-    if engine.about.get("task") in TASKS:
-        return Finder(engine, feeder, meaning, classes, THRESHOLD if threshold is None else threshold)
-    return Classifier(engine, feeder, meaning if threshold is None else replace(meaning, threshold=threshold), classes)
+_OF_PICTURES = ("opacity", "colormap", "background", "map_scale", "raw", "beside", "frames", "overwrite")
 
 
-def _facts(model: Path, engine: Engine, feeder: Feeder, device: str) -> dict[str, str]:
-    """What the page says about the run."""
-    about = engine.about
-    method = ", ".join(about[key] for key in ("method", "form", "task") if about.get(key))
-    versions = [f"xai-insert {__version__}", f"{engine.runtime} {sys.modules[engine.runtime].__version__} on {device}"]
-    if "version" in about:
-        versions.append(f"inserted by {about['version']}")
-    return {
-        "Model": shown(model.name),
-        "Method": method,
-        "Preprocessing": feeder.text(),
-        "Command": shown(shlex.join(["xai-explain", *sys.argv[1:]])),
-        "Versions": ", ".join(versions),
-        "Date": datetime.now(timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M %z"),
-    }
-
-
-def _tell(model: Path, feeder: Feeder, engine: Engine, told: bool) -> str | None:
-    """Say how images are prepared, since a wrong guess is the commonest reason for a strange picture."""
-    trouble = say(f"{printable(str(model))}: input {feeder.text()}")
-    if not told and not PREPROCESSING_KEYS.intersection(engine.info):
-        say("note: the model's metadata does not say how to prepare images; see --mean and --scale", err=True)
-    return trouble
+def _require_fitting(kind: str, engine: str | None, address: str | None) -> None:
+    """Refuse options that would do nothing."""
+    context = click.get_current_context()
+    if kind != HTML:
+        typed = [name for name in _OF_PICTURES if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if typed:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+            raise Refused(f"--format {kind} writes no pictures and does not go by {flags}: leave it out")
+    if kind == HTML and engine is not None:
+        raise Refused(f"--engine {engine} writes rows: give --format jsonl or parquet")
+    if address is not None and engine is None:
+        raise Refused("--address is that of a cluster: give --engine ray")
 
 
 def _emptied(sources: deque[Source]) -> Iterator[Source]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from xai_insert.cli.existing import Existing
 from xai_insert.cli.parsing import CLASSES, COUNT, INPUT_SHAPE, SIZE
 from xai_insert.cli.streams import Refused, open_streams, say, signals_end_cleanly
 from xai_insert.cli.worker import Job, Runner, configure_logging
@@ -28,7 +29,6 @@ EXIT_FAILED = 1
 _METHODS = textwrap.fill(f"Methods: {', '.join(METHODS)}", 76, subsequent_indent="  ", break_on_hyphens=False)
 EPILOG = f"""\b
 {_METHODS}
-\b
 Exit codes: 0 done, 1 a model could not be inserted into, 2 wrong usage.
 \b
 Examples:
@@ -82,6 +82,7 @@ def _as_click(name: str, option: Option) -> Callable[[_Function], _Function]:
     "--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
     help="Processor time to read a model, at most.",
 )  # fmt: skip
+@click.option("--skip-existing", is_flag=True, help="Leave out a model whose output is there.")
 @click.option("--jobs", type=COUNT, default=1, metavar="N", help="Models at once.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", count=True, help="Print what happens inside; -vv: all.")
@@ -96,6 +97,7 @@ def main(
     action: str | None,
     report_path: Path | None,
     time_limit: float | None,
+    skip_existing: bool,
     jobs: int,
     quiet: bool,
     verbose: int,
@@ -103,8 +105,7 @@ def main(
 ) -> None:
     """Put a saliency map into exported vision models.
 
-    Reads MODEL (OpenVINO .xml or .onnx), finds backbone and head, and writes a model with the untouched
-    predictions and the output saliency_map.
+    Reads MODEL (.xml or .onnx); its predictions stay, saliency_map is added.
     """
     open_streams()
     configure_logging(verbose)
@@ -119,7 +120,10 @@ def main(
     writes_nothing = _writes_nothing(action, output_model, dry_run, options) or dry_run
     goals = _outputs(models, output_model, writes_nothing)
     _require_apart(models, goals, report_path, writes_nothing)
+    if skip_existing and writes_nothing:
+        raise click.UsageError("--skip-existing goes by what is written, and nothing is: leave it out")
     work = [Job(model, goal, options, dry_run, action or "insert") for model, goal in zip(models, goals, strict=True)]
+    existing = Existing(work if skip_existing else [], report_path)
     troubles: dict[str, None] = {}
 
     def show(report: Report) -> None:
@@ -134,12 +138,12 @@ def main(
         if report_path is None:
             return
         try:
-            write_whole(report_path, to_json(reports))
+            write_whole(report_path, to_json(existing.kept(reports)))
         except OSError as err:
             troubles[f"cannot write the report {printable(str(report_path))}: {err.strerror}"] = None
 
     with signals_end_cleanly(), Workers(min(jobs, len(work)), verbose, time_limit) as workers:
-        reports = _done(work, workers if run is None else lambda jobs: map(run, jobs), show, keep)
+        reports = _done(work, existing.beside(workers if run is None else lambda jobs: map(run, jobs)), show, keep)
     for text in troubles:
         say(f"error: {text}", err=True)
     failed = sum(report.error is not None for report in reports)

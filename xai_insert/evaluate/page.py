@@ -31,10 +31,11 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 14px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; font-weight: 600; }
 .images { display: flex; flex-wrap: wrap; gap: 18px; list-style: none; margin: 0; padding: 0; }
-.images li { background: var(--soft); border: 1px solid var(--line); padding: 10px; max-width: 100%; }
-.images div { display: flex; gap: 8px; flex-wrap: wrap; } figure { margin: 0; }
-img { display: block; max-width: 100%; height: auto; }
-figcaption { font-size: 12px; } .images p { font-size: 13px; overflow-wrap: anywhere; max-width: 60ch; }
+.images li { background: var(--soft); border: 1px solid var(--line); padding: 10px; width: min-content; }
+.images div { display: flex; gap: 8px; } figure { margin: 0; }
+@media (max-width: 540px) { .images div { flex-wrap: wrap; } }
+img { display: block; height: auto; }
+figcaption { font-size: 12px; } .images p { font-size: 13px; overflow-wrap: anywhere; }
 """
 
 

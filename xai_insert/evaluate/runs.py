@@ -12,6 +12,7 @@ from xai_insert.evaluate.annotations import listed
 from xai_insert.evaluate.compare import Comparison
 from xai_insert.evaluate.errors import AnnotationError
 from xai_insert.evaluate.evaluation import Evaluation
+from xai_insert.evaluate.measure import MEASURES
 from xai_insert.evaluate.subject import Subject
 from xai_insert.evaluate.summary import Spread, Summary, table
 from xai_insert.evaluate.worst import Worst
@@ -173,7 +174,7 @@ class EvaluationRun(Run):
         subject = self.evaluation.subject
         picture = _overlay(subject, record)
         figures = record["maps"].get(subject.method, {})
-        told = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in figures.items()]
+        told = [f"{MEASURES[key].name} {value:.2f}" for key, value in figures.items()]
         label = "nothing found" if record["label"] is None else f"{record['label']} {record['score']:.2f}"
         return page.Card(record["source"], [label, ", ".join(told)], [("the map", picture)])
 
@@ -182,8 +183,8 @@ class EvaluationRun(Run):
             return []
         found = self.summary.sanity
         return [
-            f"sanity: with shuffled weights the map correlates with itself by {found.text()}; near 1 it would say "
-            "nothing of what was learned"
+            f"sanity: the map correlates by {found.text()} with that of the same network with shuffled weights; near 1 "
+            "it would say nothing of what was learned"
         ]
 
     def notes(self) -> list[str]:

@@ -57,12 +57,12 @@ class Facts:
             about: metadata of the insertion.
             size: height and width of the input.
             maps: number of maps; None if there is one for all classes.
-            labels: number of class names; counts where there are no maps.
+            labels: number of class names; counts where there are no maps, and before what was written of the classes.
         """
         background = about.get("background", "none")
         return cls(
             size,
-            maps or labels or None,
+            maps or labels or _whole(about.get("classes", "0")) or None,
             int(background) if background.isdigit() else None,
             about.get("box_format", _BOX_FORMATS_BEFORE.get(about.get("boxes", ""), "")),
             float(about.get("suppression_overlap", _MOST_OVERLAP)),

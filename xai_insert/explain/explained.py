@@ -225,5 +225,12 @@ class Explained:
         index = self._index(class_id)
         return raw_values(self.saliency_map[index], None if self.ranges is None else self.ranges[index])
 
+    def range_of(self, class_id: int) -> tuple[float, float] | None:
+        """The raw values behind 0 and 255 of the map of a class; None where the model does not say them."""
+        if self.ranges is None:
+            return None
+        low, high = map(float, self.ranges[self._index(class_id)])
+        return low, high
+
     def _index(self, class_id: int) -> int:
         return class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from html import escape
@@ -19,7 +19,6 @@ from PIL import ImageOps
 
 from xai_insert.errors import ModelFileError
 from xai_insert.explain.classify import Classifier
-from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Selection
@@ -31,7 +30,7 @@ from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out, 
 from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, Resize, View, from_metadata
 from xai_insert.explain.runtime import RUNTIMES, RuntimeName, load_engine
 from xai_insert.explain.scale import SCALES, ScaleName, scaled
-from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
+from xai_insert.explain.setup import ReadyModel, model_of
 
 _CHANNELS = ("rgb", "bgr")
 _SHOWN = 5
@@ -140,16 +139,29 @@ class Explainer:
             ValueError: an image is none of these.
             XaiInsertError: a file cannot be read, or the model cannot be run.
         """
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[Any]) -> Iterator[Explanation]:
+        """Explain any number of images: `explain`, one after another, a few in memory at a time.
+
+        Args:
+            images: see `explain`.
+
+        Raises:
+            ValueError: see `explain`; of a single image at once, of one among them when it is reached.
+            XaiInsertError: see `explain`.
+        """
         if isinstance(images, (str, Path, Pillow.Image)) or getattr(images, "ndim", 4) == 3:
             raise ValueError("explain takes several images: put a single one into a list")
-        ready, found = self.opened(), list[Explanation]()
-        given = iter(images)
+        return self._each(iter(images))
+
+    def _each(self, images: Iterator[Any]) -> Iterator[Explanation]:
+        ready = self.opened()
         with ThreadPoolExecutor(ready.workers, thread_name_prefix="xai-insert") as pool:
-            while group := [_pixels(item) for item in islice(given, ready.at_once)]:
+            while group := [_pixels(item) for item in islice(images, ready.at_once)]:
                 parts = [group[start : start + ready.batch] for start in range(0, len(group), ready.batch)]
                 for part in pool.map(ready.explain, parts):
-                    found += part
-        return found
+                    yield from part
 
     def opened(self) -> Ready:
         """The compiled model and what is done with it, made when it is first asked for.
@@ -170,16 +182,12 @@ class Explainer:
         if self._labels is not None:
             meaning = replace(meaning, labels=self._labels, is_told=True)
         rectangle = rectangle_of(engine.about)
-        if engine.about.get("task") == SEMANTIC_SEGMENTATION:
-            return Ready(Painter(engine, feeder, meaning, every), 1, rectangle)
-        if engine.about.get("task") in TASKS:
-            threshold = THRESHOLD if self._threshold is None else self._threshold
-            return Ready(Finder(engine, feeder, meaning, every, threshold), 1, rectangle)
-        if self._threshold is not None:
-            meaning = replace(meaning, threshold=self._threshold)
+        model = model_of(engine, feeder, meaning, every, self._threshold)
+        if not isinstance(model, Classifier):
+            return Ready(model, 1, rectangle)
         is_open = engine.image_input.shape[feeder.layout.index("N")] is None
         batch = self._batch_size if is_open else feeder.batch
-        return Ready(Classifier(engine, feeder, meaning, every), batch if feeder.size else 1, rectangle)
+        return Ready(model, batch if feeder.size else 1, rectangle)
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,7 @@ class Ready:
         rectangle: where its maps lie in the input; None if they cover all of it.
     """
 
-    model: Classifier | Finder | Painter
+    model: ReadyModel
     batch: int
     rectangle: Rectangle | None
 

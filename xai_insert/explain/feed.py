@@ -20,11 +20,12 @@ class Feeder:
 
     Attributes:
         how: the preprocessing.
-        layout: `NCHW` or `NHWC`.
+        layout: `NCHW` or `NHWC`; of clips `NCTHW`, `NTCHW` or `NTHWC`.
         batch: images per input; a fixed batch is filled with copies.
         channels: 1 or 3.
         size: height and width; None takes each image at its own size.
         dtype: NumPy type of the input.
+        frames: of a clip; None for images.
     """
 
     how: Preprocessing
@@ -33,6 +34,7 @@ class Feeder:
     channels: int
     size: tuple[int, int] | None
     dtype: str
+    frames: int | None = None
 
     @classmethod
     def of(
@@ -49,7 +51,16 @@ class Feeder:
         Raises:
             PreprocessingError: the input's layout, channels or size cannot be told.
         """
-        layout = layout or _layout(model)
+        is_clip = len(model.shape) == 5
+        if is_clip and layout:
+            raise PreprocessingError("--layout is for images, and the model takes clips")
+        layout = _clip_layout(model) if is_clip else layout or _layout(model)
+        frames = model.shape[layout.index("T")] if is_clip else None
+        if is_clip and frames is None:
+            raise PreprocessingError(
+                f"the input {model.name!r} leaves the number of frames open: fix it when the map is inserted, for "
+                "example xai-insert --input-shape"
+            )
         batch, channels, height, width = (model.shape[layout.index(axis)] for axis in "NCHW")
         if channels not in (1, 3, None):
             raise PreprocessingError(
@@ -64,7 +75,7 @@ class Feeder:
                 f"the input {model.name!r} has no fixed size: say at which size to run the model, "
                 "for example --input-size 224x224"
             )
-        return cls(how, layout, batch or 1, channels or 3, fixed or size, model.dtype)
+        return cls(how, layout, batch or 1, channels or 3, fixed or size, model.dtype, frames)
 
     def feed(self, image: Image) -> tuple[Array, View]:
         """Turn uint8 RGB `[H, W, 3]` into an input, and say which area of the image it shows."""
@@ -73,13 +84,28 @@ class Feeder:
 
     def stack(self, images: Sequence[Image]) -> tuple[Array, list[View]]:
         """Turn images into one input; where the model's batch is larger, the last is repeated."""
+        if self.frames is not None:
+            raise PreprocessingError(f"the model takes clips of {self.frames} frames: give a video")
+        parts, views = self._prepared(images)
+        parts = [pixels.transpose(2, 0, 1) if self.layout == "NCHW" else pixels for pixels in parts]
+        parts += [parts[-1]] * (self.batch - len(parts))
+        return np.ascontiguousarray(np.stack(parts), dtype=self.dtype), views
+
+    def clip(self, images: Sequence[Image]) -> tuple[Array, View]:
+        """Turn the frames of a clip into one input; of fewer than it takes, the last is repeated."""
+        parts, views = self._prepared(images)
+        parts += [parts[-1]] * ((self.frames or 0) - len(parts))
+        frames = np.stack(parts).transpose(["THWC".index(axis) for axis in self.layout[1:]])
+        return np.ascontiguousarray(np.stack([frames] * self.batch), dtype=self.dtype), views[0]
+
+    def _prepared(self, images: Sequence[Image]) -> tuple[list[Array], list[View]]:
+        """Pixels `[H, W, C]` at the model's size."""
         parts, views = [], []
         for image in images:
             pixels, view = prepare(image, self.how, self.size or (image.shape[0], image.shape[1]), self.channels)
-            parts.append(pixels.transpose(2, 0, 1) if self.layout == "NCHW" else pixels)
+            parts.append(pixels)
             views.append(view)
-        parts += [parts[-1]] * (self.batch - len(parts))
-        return np.ascontiguousarray(np.stack(parts), dtype=self.dtype), views
+        return parts, views
 
     def text(self) -> str:
         """One line for people."""
@@ -92,3 +118,15 @@ def _layout(model: ImageInput) -> str:
         return model.layout
     first, last = model.shape[1], model.shape[3]
     return "NHWC" if last in (1, 3) and first not in (1, 3) else "NCHW"
+
+
+def _clip_layout(model: ImageInput) -> str:
+    """The layout whose channels are one or three.
+
+    Raises:
+        PreprocessingError: none is, or several.
+    """
+    found = [layout for layout in ("NCTHW", "NTCHW", "NTHWC") if model.shape[layout.index("C")] in (1, 3)]
+    if len(found) != 1:
+        raise PreprocessingError(f"wanted clips with 1 or 3 channels on one axis, found {list(model.shape)}")
+    return found[0]

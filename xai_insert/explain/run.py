@@ -19,6 +19,7 @@ from xai_insert.explain import files, page
 from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.explained import Explained, Instance
+from xai_insert.explain.feed import Feeder
 from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
@@ -64,6 +65,10 @@ class Model(Protocol):
     @property
     def settings(self) -> Sequence[object]:
         """What its results depend on, besides the model."""
+
+    @property
+    def feeder(self) -> Feeder:
+        """Makes its input."""
 
     def explain(self, image: Image) -> Explained:
         """Run on one image, uint8 RGB `[H, W, 3]`; called from several threads."""

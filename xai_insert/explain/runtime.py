@@ -161,6 +161,7 @@ class OpenVINOEngine:
     def __init__(self, path: Path, device: str, fed: Mapping[str, Array]) -> None:
         import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
 
+        from xai_insert.formats.openvino.compressed import has_compressed_products  # noqa: PLC0415
         from xai_insert.formats.openvino.model import load_path  # noqa: PLC0415
 
         model = load_path(path, {}).native
@@ -171,10 +172,11 @@ class OpenVINOEngine:
         inputs = [_openvino_input(port) for port in model.inputs]
         self.image_input = _image_input(inputs, fed)
         self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
-        names = [min(output.get_names(), default="") for output in model.outputs]
+        names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
         self._names = _names_for(self.image_input, names, self.about)
         try:
-            self._compiled = ov.Core().compile_model(model, device, {"PERFORMANCE_HINT": "THROUGHPUT"})
+            how = {"NUM_STREAMS": "1"} if has_compressed_products(model) else {"PERFORMANCE_HINT": "THROUGHPUT"}
+            self._compiled = ov.Core().compile_model(model, device, how)
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot compile the model for {device}: {last_line(err)}") from err
         self._own = threading.local()
@@ -259,8 +261,8 @@ def _image_input(inputs: Sequence[ImageInput], fed: Mapping[str, Array]) -> Imag
     known = {item.name for item in inputs}
     if unknown := [name for name in fed if name not in known]:
         raise UnknownNameError("input", unknown[0], sorted(known))
-    found = [item for item in inputs if len(item.shape) == 4 and item.name not in fed]
-    others = [item for item in inputs if len(item.shape) != 4 and item.name not in fed]
+    found = [item for item in inputs if len(item.shape) in (4, 5) and item.name not in fed]
+    others = [item for item in inputs if len(item.shape) not in (4, 5) and item.name not in fed]
     if len(found) == 1 and not others:
         return found[0]
 
@@ -271,7 +273,7 @@ def _image_input(inputs: Sequence[ImageInput], fed: Mapping[str, Array]) -> Imag
         raise UnsupportedTaskError(
             f"the model also reads {listed(others)}: give an array for each, --feed {others[0].name}=FILE.npy"
         )
-    raise UnsupportedTaskError(f"wanted a model with one image input of four dimensions, found {listed(inputs)}")
+    raise UnsupportedTaskError(f"wanted a model with one input of images, or of clips, found {listed(inputs)}")
 
 
 def _names_for(shown: ImageInput, names: Sequence[str], about: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain import files
+from xai_insert.explain.classify import Classifier
+from xai_insert.explain.clips import explained_frames
 from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import ImageFileError, RunError
 from xai_insert.explain.explained import Explained
@@ -55,6 +58,8 @@ def split(given: Sequence[Path]) -> tuple[list[Video], list[Path]]:
 def explain_video(video: Video, output: Path, model: Model, options: DrawOptions, most: int | None = None) -> Path:
     """Draw the map of the best chosen class on every frame, with the objects of that class.
 
+    A model of clips sees the frames in groups, and each frame gets the map of its own time.
+
     Args:
         video: where the frames come from.
         output: folder of results; the video becomes `videos/NAME.mp4` in it.
@@ -79,7 +84,8 @@ def explain_video(video: Video, output: Path, model: Model, options: DrawOptions
     rate = source.get(cv2.CAP_PROP_FPS)
     writer = None
     try:
-        for frame in _drawn(_frames(source, most), model, options, rectangle):
+        frames = _frames(source, most)
+        for frame in _pictures(frames, model, options, rectangle):
             if writer is None:
                 fourcc = cv2.VideoWriter.fourcc(*"mp4v")
                 writer = cv2.VideoWriter(str(part), fourcc, rate if 0 < rate <= _FASTEST else _RATE, frame.shape[1::-1])
@@ -124,6 +130,19 @@ def _frames(source: cv2.VideoCapture, most: int | None) -> Iterator[Image]:
             return
         yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
         count += 1
+
+
+def _pictures(
+    frames: Iterator[Image], model: Model, options: DrawOptions, rectangle: Rectangle | None
+) -> Iterator[Image]:
+    count = model.feeder.frames
+    if count is None:
+        yield from _drawn(frames, model, options, rectangle)
+        return
+    if not isinstance(model, Classifier):
+        raise UnsupportedTaskError("of the models that take clips, classifiers alone are drawn")
+    for frame, found in explained_frames(frames, model, count):
+        yield _picture(canvas(frame), found, options, rectangle)
 
 
 def _drawn(frames: Iterator[Image], model: Model, options: DrawOptions, rectangle: Rectangle | None) -> Iterator[Image]:

@@ -269,6 +269,11 @@ class Blocks(Operator):
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled(Operator):
+    """A map `[N, C, h, w]` read at computed points `[N, m, n, 2]`: `[N, C, m, n]`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rolled(Operator):
     """Elements shifted along axes, those that leave coming in at the other end; None where it is not known."""
 

@@ -43,17 +43,20 @@ class _Operands:
         return self.node.outputs[index].shape or ()
 
 
-def trace(graph: Graph, images: Mapping[Value, tuple[int, int]]) -> Traced:
+def trace(graph: Graph, images: Mapping[Value, tuple[int, int]], times: Mapping[Value, int] | None = None) -> Traced:
     """The axes of every value that depends on an image and whose rank is known.
 
     Args:
         graph: the model.
         images: its image inputs, each with the axes of its rows and columns.
+        times: of those that are clips, the axis of their frames.
     """
     traced: Traced = {}
     born: dict[Value, int] = {}
     for image, (rows, columns) in images.items():
         known = {0: Kind.BATCH, rows: Kind.ROWS, columns: Kind.COLUMNS}
+        if times and image in times:
+            known[times[image]] = Kind.TIME
         shape = image.shape or ()
         traced[image] = tuple(ax.of(Origin(known.get(axis, Kind.OTHER), size)) for axis, size in enumerate(shape))
         born[image] = -1
@@ -108,7 +111,7 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
         return ax.other(size)
     if kernel == stride == 1 and not (kind.pads_begin and any(kind.pads_begin)):
         return axis
-    if size == 1 and before != 1:
+    if size == 1 and before != 1 and not _goes_on(axis, kind, index):
         return ()
     origin = ax.rolled_line(axis, stride)
     if origin is None:
@@ -123,6 +126,12 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
     if kind.transposed:
         return ax.moved(origin, size, 1 / stride, (pad - reach / 2) / stride)
     return ax.moved(origin, size, stride, reach / 2 - pad)
+
+
+def _goes_on(axis: Axis, kind: kinds.Window, index: int) -> bool:
+    """Whether a convolution has left one time of a clip: with pads it is no layer as large as the grid."""
+    is_time = len(axis) == 1 and axis[0].origin.kind is Kind.TIME
+    return is_time and kind.pool is None and bool(kind.pads_begin and kind.pads_begin[index])
 
 
 def _coarser(axis: Axis, size: int | None, stride: int) -> Axis:
@@ -316,6 +325,13 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
     return [tuple(made)]
 
 
+def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+    source, points = given.axes(0), given.axes(1)
+    if len(source) != 4 or len(points) != 4:
+        return _lost(node, kind, given)
+    return [(source[0], source[1], points[1], points[2])]
+
+
 def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
     made = list(given.axes(0))
     if kind.axes is None or kind.shifts is None:
@@ -366,6 +382,7 @@ _RULES: Mapping[type, _Rule] = {
     kinds.Resized: _resized,
     kinds.Blocks: _blocked,
     kinds.Rolled: _rolled,
+    kinds.Sampled: _sampled,
     kinds.Scattered: _scattered,
     kinds.ControlFlow: _controlled,
 }

@@ -11,7 +11,8 @@ from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.operators import Product, Unknown, Window
 from xai_insert.graph.view import Graph, Op, Value, volume
 from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_before, grid_ends
-from xai_insert.locate.inputs import image_inputs, shape_hint
+from xai_insert.locate.consensus import Consensus, find_consensus, folded_times
+from xai_insert.locate.inputs import image_inputs, shape_hint, time_axis
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
@@ -46,6 +47,7 @@ class Classifier:
         obstacle: why masked runs from `target` on have no closed form; None if they have one.
         readout: the last block and its tokens, where tokens are masked instead of a pooled grid.
         streams: further maps, of the same grid, which are masked together with the target; for derivatives of any.
+        consensus: the mean over frames behind `logits`, which are then those of each frame.
     """
 
     logits: Logits
@@ -55,6 +57,7 @@ class Classifier:
     obstacle: str | None
     readout: Readout | None = None
     streams: tuple[FeatureMap, ...] = ()
+    consensus: Consensus | None = None
 
     @property
     def collapse(self) -> str:
@@ -83,8 +86,19 @@ def locate_classifier(
     """
     images = image_inputs(graph)
     logits = logits or find_logits(graph, images, options.output)
-    cuts = cut_values(graph, images, logits.value)
     places = find_places(graph)
+    consensus = find_consensus(logits.value, places)
+    if consensus is None:
+        return _located(graph, options, wanted, images, logits, places)
+    frames = replace(logits, value=consensus.scores)
+    found = _located(graph, options, wanted, images, frames, replace(places, folded=consensus.times))
+    return replace(found, consensus=consensus)
+
+
+def _located(
+    graph: Graph, options: Options, wanted: Wanted, images: list[Value], logits: Logits, places: Places
+) -> Classifier:
+    cuts = cut_values(graph, images, logits.value)
     gone = first_without_place(cuts, places)
     pooled = _pooled(cuts, gone)
     ends = tuple(grid_ends(gone, activations(graph, images), places))
@@ -106,6 +120,9 @@ def locate_classifier(
                 )
             return Classifier(logits, target, pooled, ends, obstacle, readout)
         reads_places = wanted is Wanted.ANY and not _attends(graph, images, ends)
+        if reads_token and wanted is not Wanted.TOKENS and _is_clip(images):  # attention in space and in time, apart
+            target = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
+            return Classifier(logits, target, pooled, ends, f"no block for ViT Recipro-CAM: {found}")
         if wanted is Wanted.TOKENS or (found != MEAN_QUERY and not reads_places):
             raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")
         bare = [_without_kind(end) for end in ends]
@@ -122,6 +139,10 @@ def locate_classifier(
     if streams:
         obstacle = f"{1 + len(streams)} maps of one grid feed the scores and are masked together"
     return Classifier(logits, target, pooled, ends, obstacle, streams=streams)
+
+
+def _is_clip(images: Sequence[Value]) -> bool:
+    return any(time_axis(image) is not None for image in images)
 
 
 def first_without_place(cuts: list[Value], places: Places) -> Value:
@@ -202,6 +223,11 @@ def _default_target(
         described = places.map_of(value, others=others)
         if described is not None and is_feature(graph, value):
             return described, ()
+    if any(folded_times(axes) is not None for axes in places.traced.values()):
+        raise TargetNotFoundError(
+            "the frames of a clip stand in the batch, and more than a mean of their scores is made of them: their maps "
+            "cannot be told apart"
+        )
     if any(places.has_views(value) for value in places.traced):
         raise TargetNotFoundError(
             "views or parts of an image stand side by side in one batch (test-time augmentation): their maps cannot be "

@@ -160,7 +160,8 @@ def feature_before(end: GridEnd, places: Places) -> FeatureMap:
         if value.producer is not None and value.producer.op is Op.CLIP:
             value = _varying(value.producer) or value
     feature = places.map_of(value)
-    if feature is None or feature.grid_axes != grid_axes:
+    units = {axis for axis in grid_axes if value.sizes[axis] == 1}
+    if feature is None or not {*feature.grid_axes} <= {*grid_axes} <= {*feature.grid_axes, *units}:
         raise TargetNotFoundError(f"{value.describe()} is no feature map with channels and a grid of the image")
     return feature
 
@@ -183,7 +184,7 @@ def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> 
         if node.op not in (Op.TRANSPOSE, Op.RESHAPE) or feature is None:
             break
         value, grid_axes = source, feature.grid_axes
-        if len(grid_axes) == 2:
+        if len(grid_axes) > 1:
             return value, grid_axes
     node = start.producer
     feature = None if node is None or node.op is not Op.TRANSPOSE else places.map_of(node.read(0))

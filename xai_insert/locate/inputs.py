@@ -12,7 +12,9 @@ _LEAST_SIDE = 8
 
 
 def image_inputs(graph: Graph) -> list[Value]:
-    """Every input that holds images: rank 4, a few channels (first or last), two sides; or the one that is watched.
+    """Every input that holds images, or clips of them: a few channels, two sides, and an axis of frames maybe.
+
+    Of a view that watches one of them, that one.
 
     Raises:
         NotVisionModelError: if there is none.
@@ -29,7 +31,8 @@ def image_inputs(graph: Graph) -> list[Value]:
         raise ShapeUnknownError(f"input {name!r} has no known rank; give its sizes: --input-shape {name}:1,3,224,224")
     listed = ", ".join(f"{value.describe()} {value.dtype}" for value in graph.inputs) or "no input at all"
     raise NotVisionModelError(
-        f"no image input: wanted one of rank 4 such as [N, 3, H, W], found {listed}; only vision models fit"
+        "no image input: wanted one of rank 4 such as [N, 3, H, W], or of clips such as [N, 3, T, H, W], "
+        f"found {listed}; only vision models fit"
     )
 
 
@@ -50,6 +53,8 @@ def watching(graph: Graph, name: str | None) -> list[Graph]:
 
 
 def _is_image(value: Value) -> bool:
+    if value.shape is not None and len(value.shape) == 5 and "float" in value.dtype:
+        return _clip_axes(value.shape) is not None
     if value.shape is None or len(value.shape) != 4 or not ("float" in value.dtype or value.dtype == "uint8"):
         return False
     return any(_is_layout(value.shape, channel) for channel in (1, 3))
@@ -62,8 +67,31 @@ def _is_layout(shape: Shape, channel: int) -> bool:
     return few and all(side is None or side >= _LEAST_SIDE for side in sides)
 
 
+_CLIPS = {1: (2, 3, 4), 2: (1, 3, 4), 4: (1, 2, 3)}  # the axis of the channels: those of frames, rows, columns
+
+
+def _clip_axes(shape: Shape) -> tuple[int, int, int] | None:
+    """Axes of frames, rows and columns of clips, whose channels are one or three; None where they cannot be told."""
+    found = [
+        axes
+        for channel, axes in _CLIPS.items()
+        if shape[channel] in (1, 3)
+        and all(shape[axis] is None or (shape[axis] or 0) >= _LEAST_SIDE for axis in axes[1:])
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def time_axis(image: Value) -> int | None:
+    """The axis of the frames of a clip; None for images."""
+    axes = _clip_axes(image.sizes) if image.rank == 5 else None
+    return None if axes is None else axes[0]
+
+
 def image_axes(image: Value) -> tuple[int, int]:
     """Axes of height and width of an image input."""
+    axes = _clip_axes(image.sizes) if image.rank == 5 else None
+    if axes is not None:
+        return axes[1:]
     return (2, 3) if _is_layout(image.sizes, 1) else (1, 2)
 
 

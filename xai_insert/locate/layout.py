@@ -20,12 +20,16 @@ class Frame:
         lines: likewise, the pixels from one cell to the next, negative where the axis runs backwards, and the pixel of
             the centre of cell 0; None where they are unknown.
         rectangle: top, left, bottom and right of the grid in fractions of the image; None if sizes are unknown.
+        times: of a clip, the frames from one cell to the next, and the frame in the middle of cell 0.
+        times_last: whether the axis of time stands behind the other two, not before them.
     """
 
     transposed: bool = False
     rolled: tuple[int, int] = (0, 0)
     lines: tuple[tuple[float, float], tuple[float, float]] | None = None
     rectangle: tuple[float, float, float, float] | None = None
+    times: tuple[float, float] | None = None
+    times_last: bool = False
 
     @property
     def flipped(self) -> tuple[bool, bool]:
@@ -43,7 +47,7 @@ class Frame:
     @property
     def is_upright(self) -> bool:
         """Whether the cells already stand in the order of the image."""
-        return not (self.transposed or any(self.flipped) or any(self.rolled))
+        return not (self.transposed or any(self.flipped) or any(self.rolled) or self.times_last)
 
     def order(self, index: int, size: int) -> list[int] | None:
         """For an axis of the grid, the cells in the order of the image; None if they stand so."""
@@ -53,11 +57,16 @@ class Frame:
         cells = [(cell - roll) % size for cell in range(size)]
         return cells[::-1] if flip else cells
 
-    def within(self, grid: tuple[int | None, int | None]) -> bool:
+    def plane(self, grid: Shape) -> Shape:
+        """The two sides of a grid that are not time."""
+        return grid[:2] if self.times_last else grid[-2:]
+
+    def within(self, grid: Shape) -> bool:
         """Whether the grid covers the image, to the size of one cell on each side; unknown sizes count as such."""
         if self.rectangle is None or None in grid:
             return True
-        sides = [size or 1 for size in (grid[::-1] if self.transposed else grid)]
+        plane = self.plane(grid)
+        sides = [size or 1 for size in (plane[::-1] if self.transposed else plane)]
         cells = [(self.rectangle[2 + axis] - self.rectangle[axis]) / sides[axis] for axis in (0, 1)]
         return all(
             abs(self.rectangle[axis]) <= cells[axis] + 1e-6 and abs(1 - self.rectangle[2 + axis]) <= cells[axis] + 1e-6
@@ -80,10 +89,10 @@ class FeatureMap:
     """A value with a spatial grid.
 
     Attributes:
-        value: `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
+        value: `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`; of clips with an axis of time before h.
         channel_axis: the axis of the channels.
-        grid_axes: the two axes of the grid, or the one axis of the tokens.
-        grid: height and width in cells; None where they follow the input.
+        grid_axes: the axes of the grid, or the one axis of the tokens.
+        grid: height and width in cells, of clips time before or behind them; None where they follow the input.
         prefix: number of tokens before those of the grid (class, distillation, registers).
         frame: how the grid lies in the image.
         sides: of a grid that follows the input, where its height and its width are read, if not in the value itself.
@@ -92,7 +101,7 @@ class FeatureMap:
     value: Value
     channel_axis: int
     grid_axes: tuple[int, ...]
-    grid: tuple[int | None, int | None]
+    grid: Shape
     prefix: int = 0
     frame: Frame = Frame()
     sides: tuple[Side, ...] = ()

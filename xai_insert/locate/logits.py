@@ -39,7 +39,9 @@ def is_vector(shape: Shape | None) -> bool:
 
 
 def vector_size(shape: Shape) -> int | None:
-    """Length of the vector per image."""
+    """Length of the vector per image: 1 of a value that has one number for each image of an open batch."""
+    if shape == (None,):
+        return 1
     sizes = [size for size in (shape[1:] if len(shape) > 1 else shape) if size != 1]
     return sizes[0] if sizes else 1
 
@@ -99,11 +101,13 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
         if output not in (None, name):
             continue
         scores = peel(value)
-        if scores in found or scores not in reached or scores.producer is None or "int" in scores.dtype:
+        if scores in found or scores not in reached or scores.producer is None or "float" not in scores.dtype:
             continue
         if _is_of_locations(scores, reached) or _has_images_behind(graph, scores):
             continue
-        if scores.shape is not None and is_vector(scores.shape) and (classes := vector_size(scores.shape)) is not None:
+        if scores.shape is None or not is_vector(scores.shape) or _is_of_another_batch(scores, graph):
+            continue
+        if (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, name, classes)
     return [item for item in found.values() if not _feeds_another(graph, item, found)]
 
@@ -141,6 +145,13 @@ def _has_images_behind(graph: Graph, scores: Value) -> bool:
     """Whether the images of a batch stand in another axis than the first, as in the scores of prompts for them."""
     holds = [any(d.origin.kind is Kind.BATCH for d in axis) for axis in find_places(graph).traced.get(scores, ())]
     return any(holds) and not holds[0]
+
+
+def _is_of_another_batch(value: Value, graph: Graph) -> bool:
+    """Whether a value of one axis is neither a number for each image of an open batch nor the scores of one image."""
+    if value.rank != 1 or value.sizes[0] == 1:
+        return False
+    return (value.sizes[0] is None) is not find_places(graph).of_images(value)
 
 
 def _describe(name: str, value: Value) -> str:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_place, parts_of
 from xai_insert.graph.trace import Traced, trace
-from xai_insert.graph.view import Graph, Value
-from xai_insert.locate.inputs import image_axes, image_inputs
+from xai_insert.graph.view import Graph, Shape, Value
+from xai_insert.locate.inputs import image_axes, image_inputs, time_axis
 from xai_insert.locate.layout import FeatureMap, Frame, Side
 
 
 @dataclass(frozen=True)
 class Place:
-    """A grid of the image in the axes of a value.
+    """A grid of the image, or of a clip, in the axes of a value.
 
     Attributes:
-        axes: the two axes of the grid, or the one axis of its tokens.
+        axes: the axes of the grid, or the one axis of its tokens.
         first: the origin that comes first in the value, and `second`: rows and columns or columns and rows.
         prefix: number of tokens before those of the grid; None if it is unknown.
         suffix: number of tokens behind them.
+        times: of a clip, the origin that comes before both, or behind both if `times_last`.
     """
 
     axes: tuple[int, ...]
@@ -28,6 +30,8 @@ class Place:
     second: Origin
     prefix: int | None = 0
     suffix: int | None = 0
+    times: Origin | None = None
+    times_last: bool = False
 
     @property
     def rows(self) -> Origin:
@@ -38,9 +42,12 @@ class Place:
         return self.second if self.first.kind is Kind.ROWS else self.first
 
     @property
-    def grid(self) -> tuple[int | None, int | None]:
+    def grid(self) -> Shape:
         """Sizes in the order of the value."""
-        return self.first.size, self.second.size
+        sides = (self.first.size, self.second.size)
+        if self.times is None:
+            return sides
+        return (*sides, self.times.size) if self.times_last else (self.times.size, *sides)
 
 
 def grid_of(axes: Axes) -> Place | None:
@@ -54,15 +61,29 @@ def grid_of(axes: Axes) -> Place | None:
             continue
         tokens = _tokens(axis)
         if tokens is not None:
-            first, second, prefix, suffix = tokens
-            found.append(Place((index,), first, second, prefix, suffix))
+            sides, prefix, suffix = tokens
+            found.append(_placed((index,), sides, prefix, suffix))
         elif has_place(axis):
             return None
-    if len(lines) == 2 and lines[0][1].kind is not lines[1][1].kind:
-        found.append(Place((lines[0][0], lines[1][0]), lines[0][1], lines[1][1]))
+    if _is_grid([origin for _, origin in lines]):
+        found.append(_placed(tuple(index for index, _ in lines), [origin for _, origin in lines]))
     elif lines:
         return None
     return found[0] if len(found) == 1 else None
+
+
+def _is_grid(sides: Sequence[Origin]) -> bool:
+    """Whether origins are rows and columns in either order, or these before or behind the frames of a clip."""
+    times = [origin for origin in sides if origin.kind is Kind.TIME]
+    if times and (len(sides) != 3 or sides[1] in times or times[0].stride < 0 or times[0].roll):
+        return False
+    return sorted(origin.kind.value for origin in sides if origin not in times) == ["columns", "rows"]
+
+
+def _placed(axes: tuple[int, ...], sides: Sequence[Origin], before: int | None = 0, behind: int | None = 0) -> Place:
+    times = next((origin for origin in sides if origin.kind is Kind.TIME), None)
+    first, second = (origin for origin in sides if origin is not times)
+    return Place(axes, first, second, before, behind, times, times is not None and sides[-1] is times)
 
 
 @dataclass(frozen=True)
@@ -87,19 +108,26 @@ class Places:
     Attributes:
         traced: the axes of every value that depends on the image.
         image: the image input that rectangles are fractions of; None for regions of images.
+        folded: the frames of clips that count as images, in the batch behind these.
     """
 
     traced: Traced
     image: Value | None = None
+    folded: Origin | None = None
 
     def of(self, value: Value) -> Place | None:
         """The grid that a value holds, with whatever other axes; None if it has none, or more than one."""
         axes = self.traced.get(value)
-        return None if axes is None else grid_of(axes)
+        return None if axes is None else grid_of((self._images(axes[0]), *axes[1:]) if axes else axes)
+
+    def _images(self, axis: Axis) -> Axis:
+        """The first axis without the frames that count as images."""
+        return tuple(digit for digit in axis if self.folded is None or coarse(digit) is not self.folded)
 
     def is_placed(self, value: Value) -> bool:
         """Whether a value holds anything of the image's rows or columns."""
-        return any(map(has_place, self.traced.get(value, ())))
+        axes = self.traced.get(value, ())
+        return any(map(has_place, (self._images(axes[0]), *axes[1:]) if axes else ()))
 
     def of_images(self, value: Value) -> bool:
         """Whether the first axis of a value stands for the images of a batch and nothing else."""
@@ -108,7 +136,7 @@ class Places:
             return False
         if self.image is None:  # regions, which may be chosen and put in another order
             return not has_place(axes[0])
-        return all(digit.origin.kind is Kind.BATCH for digit in axes[0])
+        return all(digit.origin.kind is Kind.BATCH for digit in self._images(axes[0]))
 
     def has_views(self, value: Value) -> bool:
         """Whether several batches stand end to end in the first axis of a value."""
@@ -133,10 +161,12 @@ class Places:
         if place is None or 0 in place.axes or not self.of_images(value) or None in (place.prefix, place.suffix):
             return None
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
-        if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or place.grid == (1, 1):
+        if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or set(place.grid) == {1}:
             return None
         sides: tuple[Side, ...] = ()
         if len(place.axes) == 1 and None in place.grid:
+            if place.times is not None:
+                return None
             found = [self._side_of(origin) for origin in (place.first, place.second)]
             sides = tuple(side for side in found if side is not None)
             if len(sides) != len(found):
@@ -167,7 +197,7 @@ class Places:
             strip = _strip(part) if pair is None else None
             if size is None or (pair is None and strip is None and has_place(part)):
                 return None
-            found.append(Part(start, None if pair is None else Place((axis,), *pair), strip))
+            found.append(Part(start, None if pair is None else _placed((axis,), pair), strip))
             start += size
         return found if all(part.strip is None for part in found) or any(part.place for part in found) else None
 
@@ -178,6 +208,8 @@ class Places:
             rolled=(place.first.roll, place.second.roll),
             lines=((place.first.stride, place.first.offset), (place.second.stride, place.second.offset)),
             rectangle=None if self.image is None else rectangle(place, self.image),
+            times=None if place.times is None else (place.times.stride, place.times.offset),
+            times_last=place.times_last,
         )
 
 
@@ -188,7 +220,8 @@ def find_places(graph: Graph) -> Places:
     """Follow the axes of a model's images, once for each graph."""
     if graph not in _KNOWN:
         images = image_inputs(graph)
-        _KNOWN[graph] = Places(trace(graph, {image: image_axes(image) for image in images}), images[0])
+        times = {image: axis for image in images if (axis := time_axis(image)) is not None}
+        _KNOWN[graph] = Places(trace(graph, {image: image_axes(image) for image in images}, times), images[0])
     return _KNOWN[graph]
 
 
@@ -201,12 +234,12 @@ def _side(axis: Axis) -> Origin | None:
 def _strip(axis: Axis) -> tuple[int, int] | None:
     """Height and width of a grid of one row or one column."""
     origin = _side(axis)
-    if origin is None or origin.size is None or origin.roll or origin.stride < 0:
+    if origin is None or origin.size is None or origin.roll or origin.stride < 0 or origin.kind is Kind.TIME:
         return None
     return (1, origin.size) if origin.kind is Kind.COLUMNS else (origin.size, 1)
 
 
-def _tokens(axis: Axis) -> tuple[Origin, Origin, int | None, int | None] | None:
+def _tokens(axis: Axis) -> tuple[Sequence[Origin], int | None, int | None] | None:
     """Rows and columns of a grid of tokens, and how many others stand before and behind them."""
     parts = parts_of(axis)
     placed = [index for index, part in enumerate(parts) if has_place(part)]
@@ -218,15 +251,14 @@ def _tokens(axis: Axis) -> tuple[Origin, Origin, int | None, int | None] | None:
         return None
     before, behind = ([axis_size(part) for part in side] for side in (parts[:index], parts[index + 1 :]))
     counts = [None if None in sizes else sum(size or 0 for size in sizes) for sizes in (before, behind)]
-    return (*pair, counts[0], counts[1])
+    return pair, counts[0], counts[1]
 
 
-def _pair(digits: tuple[Digit, ...]) -> tuple[Origin, Origin] | None:
+def _pair(digits: tuple[Digit, ...]) -> Sequence[Origin] | None:
+    """The sides of a grid of tokens, that of time before them in a clip."""
     origins = [coarse(digit) for digit in digits if digit.origin.kind is not Kind.BATCH or digit.size != 1]
-    if len(origins) != 2 or any(origin is None or not origin.is_place for origin in origins):
-        return None
-    first, second = (origin for origin in origins if origin is not None)
-    return None if first.kind is second.kind else (first, second)
+    sides = [origin for origin in origins if origin is not None]
+    return sides if len(sides) == len(origins) and _is_grid(sides) else None
 
 
 def rectangle(place: Place, image: Value) -> tuple[float, float, float, float] | None:

@@ -106,7 +106,7 @@ def locate_readout(
         block: which block with attention, counted from the end, 1 the last.
     """
     nodes = region(graph, images, [end.source for end in ends])
-    groups = _groups(graph, _attentions(nodes))
+    groups = _groups(graph, find_attentions(nodes))
     if len(groups) < block:
         return f"wanted block {block} from the end, found {len(groups)} blocks with attention before the tokens"
     attentions = groups[-block]
@@ -146,7 +146,7 @@ def locate_pool(
     graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd], places: Places
 ) -> tuple[Readout, FeatureMap] | None:
     """Find an attention pool whose queries are the same for every image, and the tokens that it pools."""
-    groups = _groups(graph, _attentions(region(graph, images, [end.source for end in ends])))
+    groups = _groups(graph, find_attentions(region(graph, images, [end.source for end in ends])))
     if not groups or len(groups[-1]) > 1:
         return None
     item = groups[-1][0]
@@ -172,7 +172,7 @@ def attended_tokens(
     Those of windows, of other tokens, and of a learned query are left out.
     """
     reached, found = activations(graph, images), []
-    for group in _groups(graph, _attentions(region(graph, images, [logits]))):
+    for group in _groups(graph, find_attentions(region(graph, images, [logits]))):
         tokens = {_masked_value(graph, images, item, places) for item in group if item.query in reached}
         if len(tokens) == 1 and (value := tokens.pop()) is not None:
             found.append((tuple(replace(item, heads=places.beside_images(item.value)) for item in group), value))
@@ -197,7 +197,8 @@ def _is_before(graph: Graph, value: Value, other: Value) -> bool:
     return graph.order[value.producer] <= graph.order[other.producer]
 
 
-def _attentions(nodes: Sequence[Node]) -> list[Attention]:
+def find_attentions(nodes: Sequence[Node]) -> list[Attention]:
+    """Every attention among nodes, in their order."""
     found: list[Attention] = []
     for node in nodes:
         if node.op is Op.ATTENTION and node.attrs.get("is_plain"):

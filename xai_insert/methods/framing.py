@@ -24,6 +24,9 @@ def straightened(op: Ops[V], maps: V, shape: Shape, frame: Frame) -> tuple[V, Sh
         ShapeUnknownError: an axis runs backwards whose size follows the input.
     """
     last = len(shape) - 2
+    if frame.times_last:
+        maps = op.transpose(maps, (*range(last - 1), last + 1, last - 1, last))
+        shape = (*shape[: last - 1], shape[last + 1], shape[last - 1], shape[last])
     for index in (0, 1):
         if frame.rolled[index] or frame.flipped[index]:
             order = frame.order(index, fixed([shape[last + index]])[0]) or []

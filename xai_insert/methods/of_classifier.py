@@ -21,17 +21,16 @@ from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import FeatureMap, Side
 from xai_insert.locate.logits import Logits
 from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.methods.kernels import Kernel, patch_weights
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps, named_classes
 from xai_insert.methods.vit_recipro_cam import (
-    Kernel,
     VitTarget,
     ZeroTokens,
     masked_features,
     masked_vit_runs,
-    patch_weights,
     vit_recipro_cam,
 )
 from xai_insert.options import Options
@@ -48,6 +47,7 @@ SALIENCY_SCORES = "saliency_scores"
 NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
 OF_VECTORS = frozenset({"num_classes", "reference", "class_embeddings"})
 """Options that say what a model's vector is."""
+NO_CLIPS = "this method is not for clips, or not for frames in the batch; leave --method to the tool"
 Choice = ClassChoice[Any] | None
 
 
@@ -60,7 +60,7 @@ class ClassifierPlan(Plan):
     @property
     def may_follow(self) -> bool:
         target, frame = self.found.parts.target, self.found.frame
-        if self.found.parts.readout is not None or len(target.grid_axes) == 1:
+        if self.found.parts.readout is not None or len(target.grid_axes) != 2:
             return False  # the number of tokens, and what their neighbours are, is written into the branch
         is_whole = frame.is_upright and frame.within(target.grid)  # else order or rectangle are those of one size
         return is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
@@ -107,6 +107,8 @@ class ClassifierPlan(Plan):
         rectangle = self.found.frame.rectangle
         if rectangle is not None and not self.found.frame.within(target.grid):
             entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
+        if self.found.frame.times is not None:
+            entries["frames"] = " ".join(f"{number:.6g}" for number in self.found.frame.times)
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         if options.classes is not None:
@@ -318,11 +320,12 @@ class TokensPlan(MaskedPlan):
 
     def masking(self, options: Options) -> Masking | None:
         del options
-        target = self.found.parts.target
-        if self.readout.is_pool:
+        target, readout = self.found.parts.target, self.readout
+        if readout.is_pool and len(target.grid) == 2:
             return Masking(self.masked(), lambda shape, place: position_mask(shape, target, place), self.read)
-        height, width = fixed(target.grid)
-        weights = patch_weights((height, width), self.readout.prefix, self.kernel, self.readout.tokens)
+        weights = patch_weights(
+            fixed(target.grid), readout.prefix, self.kernel, readout.tokens, times_last=target.frame.times_last
+        )
         return Masking(self.masked(), lambda _, position: weights[position][:, None], self.read)
 
 

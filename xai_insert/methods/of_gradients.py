@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xai_insert.errors import NoDerivativeError, TargetNotFoundError
+from xai_insert.errors import NoDerivativeError, TargetNotFoundError, UnsupportedTaskError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
@@ -19,6 +19,7 @@ from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.gradients.maps import FORMULAS, Formula, GradientMap, defined, fused, gradient_maps, summed
 from xai_insert.methods.of_classifier import (
     NO_BOXES,
+    NO_CLIPS,
     SALIENCY_CLASSES,
     Choice,
     ClassifierPlan,
@@ -93,6 +94,8 @@ class GradientMethod(Method):
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundClassifier):
             return Refusal("derivatives of class scores are for classifiers")
+        if found.parts.consensus is not None:
+            return Refusal(NO_CLIPS, UnsupportedTaskError)
         if found.parts.streams and FORMULAS[self.name] != Formula():
             number = 1 + len(found.parts.streams)
             return Refusal(f"{number} maps feed the scores, which hirescam adds up; or choose a layer: --target-layer")
@@ -103,6 +106,8 @@ class GradientMethod(Method):
         logits, target = found.parts.logits, found.parts.target
         count = chosen_count(study.options, logits) or 1
         maps = [target, *found.parts.streams]
+        if len(maps) > 1 and target.frame.times is not None:
+            return Refusal(NO_CLIPS, UnsupportedTaskError)
         if not all(_share(target, item) for item in found.parts.streams):
             reason = f"{len(maps)} maps feed the scores that do not show the same part of the image the same way round"
             return Refusal(f"{found.instead or reason}; choose a layer with --target-layer")

@@ -104,27 +104,26 @@ def masked_runs(
         ShapeUnknownError: the grid follows the size of the image.
         TargetNotFoundError: the grid has so many positions that their runs would take too long.
     """
-    height, width = feature.grid
-    if height is None or width is None:
+    if None in feature.grid:
         raise ShapeUnknownError(
             f"masked runs from {feature.value.describe()} need a grid of known size; give the sizes of the input: "
             "--input-shape NAME:1,3,224,224"
         )
-    count = height * width
+    sides = fixed(feature.grid)
+    count = math.prod(sides)
     if count > _MOST_RUNS:
         raise TargetNotFoundError(
             f"{feature.value.describe()} has {count} positions, and the rest of the model would run once for each; "
             f"choose a layer with a coarser grid (at most {_MOST_RUNS} positions) with --target-layer"
         )
     sizes = [1] * len(feature.shape)
-    sides = [height, width]
-    if len(feature.grid_axes) == 1:
-        sides = fixed([feature.shape[feature.grid_axes[0]]])
-    for axis, side in zip(feature.grid_axes, sides, strict=True):
+    masked = sides if len(feature.grid_axes) > 1 else fixed([feature.shape[feature.grid_axes[0]]])
+    for axis, side in zip(feature.grid_axes, masked, strict=True):
         sizes[axis] = side
-    masks = Masks(np.eye(height, dtype=np.float32), np.eye(width, dtype=np.float32), sizes, feature.prefix)
+    rows, columns = (np.eye(side, dtype=np.float32) for side in (count // sides[-1], sides[-1]))
     features = [feature.value, *(item.value for item in beside)]
-    return run_masks(surgeon, graph, features, masks, logits, at_once)
+    maps = run_masks(surgeon, graph, features, Masks(rows, columns, sizes, feature.prefix), logits, at_once)
+    return maps if len(sides) == 2 else surgeon.ops.reshape(maps, [-1, class_count(logits), *sides])
 
 
 def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: GridEnd, read: Callable[[Value], V]) -> V:
@@ -135,7 +134,7 @@ def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     source = end.source
     kept = _rows(surgeon, feature, end, read)
     x = read(source)
-    layout = FeatureMap(source, 0, end.grid_axes, (None, None), sides=feature.sides)
+    layout = FeatureMap(source, 0, end.grid_axes, (None,) * len(end.grid_axes), sides=feature.sides)
     rest = _elsewhere(surgeon, graph, feature, end)
     if end.kind is Collapse.MEAN:
         count = positions(surgeon, x, layout)

@@ -34,7 +34,7 @@ def grid_sizes(surgeon: Surgeon[V], handle: V, feature: FeatureMap) -> list[Size
     """Height and width of the grid; for tokens those of the map that they were made of."""
     if feature.sides:
         return [_side(surgeon, side) for side in feature.sides]
-    if len(feature.grid_axes) == 2:
+    if len(feature.grid_axes) > 1:
         return [size_of(surgeon.ops, handle, feature.value, axis) for axis in feature.grid_axes]
     return list(fixed(feature.grid))
 

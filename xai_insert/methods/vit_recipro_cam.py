@@ -17,9 +17,10 @@ through the projection once for each of the few weights that occur. The o_i go t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,17 +34,13 @@ from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.transformer import Attention, Readout
 from xai_insert.methods.axes import batch_axis, token_axis
+from xai_insert.methods.kernels import WEIGHTS, Floats, Kernel, kernel_factors
 from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.masked_runs import class_count, run_masks
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.shaping import scalar
 from xai_insert.methods.tensor import Tensor
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
-
-Kernel = Literal["gaussian", "point"]
-Floats = npt.NDArray[np.float32]
-_WEIGHTS = {"gaussian": (0.25, 0.125, 0.0625), "point": ()}
-_ROWS = {"gaussian": (1.0, 2.0, 1.0), "point": (0.0, 4.0, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -59,23 +56,6 @@ class ZeroTokens:
     key: npt.NDArray[Any]
     value: npt.NDArray[Any]
     is_affine: bool
-
-
-def kernel_factor(side: int, kernel: Kernel) -> Floats:
-    """One axis of the kernel as a matrix `[side, side]`: the weights are the product of both axes' factors."""
-    left, middle, right = (weight / 4 for weight in _ROWS[kernel])
-    factor: Floats = np.zeros((side, side), np.float32)
-    for offset, weight in ((-1, left), (0, middle), (1, right)):
-        factor += weight * np.eye(side, k=offset, dtype=np.float32)
-    return factor
-
-
-def patch_weights(grid: tuple[int, int], prefix: int, kernel: Kernel, tokens: int | None = None) -> Floats:
-    """Mask `[N, T]`: 1 for the tokens before and behind, the kernel around patch i for the patches, row-major."""
-    patches = np.kron(kernel_factor(grid[0], kernel), kernel_factor(grid[1], kernel))
-    behind = 0 if tokens is None else tokens - prefix - len(patches)
-    parts = [np.ones((len(patches), prefix), np.float32), patches, np.ones((len(patches), behind), np.float32)]
-    return np.concatenate(parts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -119,9 +99,9 @@ def vit_recipro_cam(
     """
     op = surgeon.ops
     readout, logits = vit.readout, vit.logits
-    height, width = fixed(vit.target.grid)
-    patches = height * width
-    weights = _weights(surgeon, (height, width), readout, vit.kernel)
+    sides = fixed(vit.target.grid)
+    patches = math.prod(sides)
+    weights = _weights(surgeon, vit)
     rest = Lifter(surgeon, readout.batch, readout.rows, patches)
     projected = [value for item in readout.attentions for value in (item.query, item.key, item.value)]
     entries = list(dict.fromkeys(readout.masked))
@@ -137,18 +117,18 @@ def vit_recipro_cam(
     layer = None if choice is None else last_layer(surgeon, logits, classes)
     if choice is not None and layer is not None and (before := region(graph, results, [layer.source])):
         chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), patches, classes)
-        return op.reshape(chosen, [-1, choice.count, height, width])
+        return op.reshape(chosen, [-1, choice.count, *sides])
     scores = rest.run(region(graph, results, [logits]), logits)
     by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
-    maps = op.reshape(by_class, [-1, classes, height, width])
-    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, height, width))
+    maps = op.reshape(by_class, [-1, classes, *sides])
+    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *sides))
 
 
-def _weights(surgeon: Surgeon[V], grid: tuple[int, int], readout: Readout, kernel: Kernel) -> V:
+def _weights(surgeon: Surgeon[V], vit: VitTarget) -> V:
     """`patch_weights` from its two small factors, so that the model file stores no N x T table."""
-    op = surgeon.ops
-    h, w = grid
-    rows, columns = (kernel_factor(side, kernel) for side in grid)
+    op, readout = surgeon.ops, vit.readout
+    rows, columns = _factors(vit)
+    h, w = len(rows), len(columns)
     product = op.mul(op.constant(rows.reshape(h, 1, h, 1)), op.constant(columns.reshape(1, w, 1, w)))
     patches = op.reshape(product, [h * w, h * w])
     ones = op.expand(op.constant(np.ones((1, 1), np.float32)), [h * w, readout.prefix])
@@ -243,7 +223,7 @@ class _MaskedAttention:
         zero_value = self._zeros(self.zero.value, item.value, tokens_axis, full=not self.zero.is_affine)
         keys, values = [self._read(item.key)], [self._read(item.value)]
         if not self.zero.is_affine:
-            for weight in _WEIGHTS[self.kernel]:
+            for weight in WEIGHTS[self.kernel]:
                 key, value = self._projected(weight)
                 keys.append(key)
                 values.append(value)
@@ -316,7 +296,7 @@ class _MaskedAttention:
     def _selectors(self, weights: Any) -> list[Any]:
         """Masks `[N, T]`, one for each weight: 1 where it applies."""
         op = self.surgeon.ops
-        steps = (1.0, *_WEIGHTS[self.kernel], 0.0)
+        steps = (1.0, *WEIGHTS[self.kernel], 0.0)
         return [op.equal(weights, scalar(op, step)) for step in steps]
 
     def _selected(self, candidates: list[Any], weights: Any) -> Any:
@@ -379,10 +359,14 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, at_once: 
 
     Arguments and result are those of `vit_recipro_cam` and `run_masks`; the head may read patches.
     """
-    height, width = fixed(vit.target.grid)
-    rows, columns = (kernel_factor(side, vit.kernel) for side in (height, width))
+    rows, columns = _factors(vit)
     masks = Masks(rows, columns, (vit.readout.tokens, 1), vit.readout.prefix)
-    return run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits, at_once)
+    maps = run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits, at_once)
+    return surgeon.ops.reshape(maps, [-1, class_count(vit.logits), *fixed(vit.target.grid)])
+
+
+def _factors(vit: VitTarget) -> tuple[Floats, Floats]:
+    return kernel_factors(fixed(vit.target.grid), vit.kernel, times_last=vit.target.frame.times_last)
 
 
 def masked_features(readout: Readout) -> list[Value]:

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_proportion
-from xai_insert.graph.view import Graph, Shape
-from xai_insert.locate.boxes import ReportedBoxes
+from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.detector import Regions
+from xai_insert.locate.query_attention import DenseLook, QueryReport, find_query_report
 from xai_insert.locate.region_head import RegionReport, find_region_head
+from xai_insert.methods.query_attention import box_query_maps
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.options import Options
 from xai_insert.probe.regions import find_region_report
 from xai_insert.tasks.plan import Output
 
 PER_BOX = "saliency_map_per_box"
-WANTED = "--per-box is for detectors with class scores at every location, or with a head that classifies regions"
+OF_QUERIES = "attention of the box's query to the image in the last decoder layer, times its class score"
 OF_REGIONS = "Recipro-CAM of the reported class on the feature of the box's region, where that lies"
 
 
-def reported_sizes(boxes: ReportedBoxes) -> Shape:
+def reported_sizes(boxes: Value) -> Shape:
     """B and M."""
-    sizes = boxes.value.sizes
+    sizes = boxes.sizes
     return (1, sizes[0]) if len(sizes) == 2 else sizes[:2]
 
 
-def per_box_output(
-    surgeon: Surgeon[Any], maps: Any, boxes: ReportedBoxes, grid: Shape, options: Options
-) -> dict[str, Output]:
+def per_box_output(surgeon: Surgeon[Any], maps: Any, boxes: Value, grid: Shape, options: Options) -> dict[str, Output]:
     """The output with maps `[B, M, h, w]`."""
     shape = (*reported_sizes(boxes), *grid)
     if options.output_dtype == "f32":
@@ -59,5 +59,46 @@ def describe_regions(report: RegionReport, grid: Shape) -> dict[str, Any]:
         "boxes": boxes.value.name,
         "boxes_format": boxes.format,
         "scores": report.scores.name,
-        "shape": (*reported_sizes(boxes), *grid),
+        "shape": (*reported_sizes(boxes.value), *grid),
+    }
+
+
+def query_report(graph: Graph, options: Options, classes: int | None = None) -> QueryReport | None:
+    """Locate what the queries look at whose boxes a detector reports; None if it has no such queries.
+
+    Args:
+        graph: the model.
+        options: what the user has chosen.
+        classes: how many classes the queries are known to have, none of them a background.
+
+    Raises:
+        AmbiguousModelError: their class scores are wanted and cannot be told.
+    """
+    try:
+        found = find_query_report(graph, options.num_classes or classes)
+    except UnsupportedTaskError:
+        return None
+    if found.scores is None and options.output_dtype == "f32":
+        raise AmbiguousModelError(f"--per-box in f32 is attention times the class score: {found.untold}")
+    return found
+
+
+def query_output(surgeon: Surgeon[Any], report: QueryReport, maps: Any, options: Options) -> dict[str, Output]:
+    """The output with the maps of the reported boxes' queries, which `query_maps` gives."""
+    maps, grid = box_query_maps(surgeon, report, maps), report.grid
+    if options.saliency_size is not None and options.saliency_size != grid:
+        maps, grid = surgeon.ops.resize(maps, *options.saliency_size), options.saliency_size
+    return per_box_output(surgeon, maps, report.boxes, grid, options)
+
+
+def describe_queries(report: QueryReport) -> dict[str, Any]:
+    """The field `per_box` of a `Report`."""
+    look = report.look
+    read = [look.attention.key] if isinstance(look, DenseLook) else [item.source for item in look.samplings]
+    return {
+        "attention": (look.attention.result if isinstance(look, DenseLook) else look.weights).name,
+        "read": [value.name for value in read],
+        "boxes": report.boxes.name,
+        "scores": None if report.scores is None else report.scores.value.name,
+        "shape": (*report.boxes.sizes[:2], *report.grid),
     }

@@ -327,4 +327,5 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "SpaceToDepth"): _blocks,
     ("", "DepthToSpace"): _blocks,
     ("", "Attention"): _attention,
+    ("", "GridSample"): _always(kinds.Sampled()),
 }

@@ -114,7 +114,7 @@ def _by_class(surgeon: Surgeon[V], raw: V, feature: FeatureMap, count: int | Non
     op, sides = surgeon.ops, grid_sizes(surgeon, surgeon.handle(feature.value), feature)
     if count is None:
         return op.reshape(raw, [-1, 1, *sides])
-    return op.transpose(op.reshape(raw, [count, -1, *sides]), (1, 0, 2, 3))
+    return op.transpose(op.reshape(raw, [count, -1, *sides]), (1, 0, *range(2, 2 + len(sides))))
 
 
 def summed(surgeon: Surgeon[V], maps: Sequence[GradientMap[V]]) -> V:

@@ -12,17 +12,28 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, format_grid, volume
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.query_attention import WANTED, QueryReport
 from xai_insert.locate.region_head import RegionReport
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.base import Method, Refusal
-from xai_insert.methods.of_classifier import Choice, ClassifierPlan
+from xai_insert.methods.of_classifier import NO_CLIPS, Choice, ClassifierPlan
+from xai_insert.methods.query_attention import query_maps
 from xai_insert.methods.region_maps import region_maps
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.cost import mega
 from xai_insert.tasks.known.classification import FoundClassifier
 from xai_insert.tasks.known.detection import FoundDetector
-from xai_insert.tasks.per_box import OF_REGIONS, WANTED, describe_regions, per_box_output, region_report
+from xai_insert.tasks.per_box import (
+    OF_QUERIES,
+    OF_REGIONS,
+    describe_queries,
+    describe_regions,
+    per_box_output,
+    query_output,
+    query_report,
+    region_report,
+)
 from xai_insert.tasks.plan import Branch, Plan
 
 _NAME = "activation-map"
@@ -52,7 +63,7 @@ class RegionsPlan(Plan):
     """
 
     read: Regions
-    reported: RegionReport | None = None
+    reported: RegionReport | QueryReport | None = None
 
     @property
     def keep_float32(self) -> bool:
@@ -62,17 +73,23 @@ class RegionsPlan(Plan):
         raw = activation_map(surgeon, self.read.feature)
         if self.reported is None:
             return Branch(self, raw)
+        if isinstance(self.reported, QueryReport):
+            looks = query_maps(surgeon, graph, self.reported)
+            return Branch(self, raw, outputs=query_output(surgeon, self.reported, looks, options))
         grid = options.saliency_size or self.reported.grid
         rows, columns = (self.reported.head.scale * a / b for a, b in zip(grid, self.reported.grid, strict=True))
         maps = region_maps(surgeon, graph, self.reported, grid, (columns, rows))
-        return Branch(self, raw, outputs=per_box_output(surgeon, maps, self.reported.boxes, grid, options))
+        return Branch(self, raw, outputs=per_box_output(surgeon, maps, self.reported.boxes.value, grid, options))
 
     def uses(self) -> frozenset[str]:
-        return frozenset({"per_box"})
+        is_scored = isinstance(self.reported, QueryReport) and self.reported.scores is not None
+        return frozenset({"per_box", "num_classes"} if is_scored else {"per_box"})
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"target": self.read.feature.describe()}
-        if self.reported is not None:
+        if isinstance(self.reported, QueryReport):
+            described["per_box"] = describe_queries(self.reported)
+        elif self.reported is not None:
             known = zip(self.map_shape[-2:], self.reported.grid, strict=True)
             grid = tuple(side if size is None else size for size, side in known)
             described["per_box"] = describe_regions(self.reported, grid)
@@ -80,7 +97,13 @@ class RegionsPlan(Plan):
 
     def metadata(self, options: Options) -> dict[str, str]:
         entries = {"target": self.read.value.name, "grid": format_grid(self.read.feature.grid)}
-        return entries if self.reported is None else {**entries, "per_box": OF_REGIONS}
+        if self.reported is None:
+            return entries
+        if not isinstance(self.reported, QueryReport):
+            return {**entries, "per_box": OF_REGIONS}
+        if self.reported.scores is not None and self.reported.scores.value.rank == 3:
+            entries["classes"] = str(self.reported.scores.classes)
+        return {**entries, "per_box": OF_QUERIES}
 
 
 class ActivationMap(Method):
@@ -97,17 +120,21 @@ class ActivationMap(Method):
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if isinstance(found, FoundClassifier):
+            if found.frame.times is not None or found.parts.consensus is not None:
+                return Refusal(NO_CLIPS, UnsupportedTaskError)
             target = found.parts.target
             shape, work = _size_and_work(target)
             return MeanPlan(found, _NAME, Form.CHANNEL_MEAN, "one map for all classes", shape, work)
         read = found.read if isinstance(found, FoundDetector) else None
         if not isinstance(found, FoundDetector) or read is None:
             return Refusal("no feature map that a head reads")
-        reported = None
-        if study.options.per_box:
-            if not read.has_region_head:
-                return Refusal(WANTED, UnsupportedTaskError)
+        reported: RegionReport | QueryReport | None = None
+        if study.options.per_box and read.has_region_head:
             reported = region_report(study.loaded, study.graph, read)
+        elif study.options.per_box:
+            reported = query_report(study.graph, study.options)
+            if reported is None:
+                return Refusal(WANTED, UnsupportedTaskError)
         reason = f"read by the {read.readers}; no class scores at locations"
         shape, work = _size_and_work(read.feature)
         return RegionsPlan(found, _NAME, Form.CHANNEL_MEAN, reason, shape, work, read, reported)

@@ -11,16 +11,25 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, volume
 from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import Detector
+from xai_insert.locate.query_attention import QueryReport
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.box_votes import box_votes
 from xai_insert.methods.det_class_probability_map import det_class_probability_map
+from xai_insert.methods.query_attention import query_maps
 from xai_insert.options import Options
 from xai_insert.probe.boxes import find_box_voters
 from xai_insert.probe.labels import first_label
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.cost import mega
 from xai_insert.tasks.known.detection import FoundDetector
-from xai_insert.tasks.per_box import per_box_output, reported_sizes
+from xai_insert.tasks.per_box import (
+    OF_QUERIES,
+    describe_queries,
+    per_box_output,
+    query_output,
+    query_report,
+    reported_sizes,
+)
 from xai_insert.tasks.plan import Branch, Plan
 
 
@@ -35,7 +44,7 @@ class ScoresPlan(Plan):
     """
 
     scored: Detector
-    voters: BoxVoters | None = None
+    voters: BoxVoters | QueryReport | None = None
     first_label: int | None = None
 
     @property
@@ -46,11 +55,14 @@ class ScoresPlan(Plan):
         raw = det_class_probability_map(surgeon, self.scored)
         if self.voters is None:
             return Branch(self, raw)
+        if isinstance(self.voters, QueryReport):
+            looks = query_maps(surgeon, graph, self.voters)
+            return Branch(self, raw, outputs=query_output(surgeon, self.voters, looks, options))
         votes = box_votes(surgeon, graph, self.scored, self.voters)
         if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
             votes = surgeon.ops.resize(votes, *options.saliency_size)
         grid = options.saliency_size or self.map_shape[-2:]
-        return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported, grid, options))
+        return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported.value, grid, options))
 
     def uses(self) -> frozenset[str]:
         return frozenset({"num_classes", "per_box"})
@@ -76,6 +88,8 @@ class ScoresPlan(Plan):
     def _described(self) -> dict[str, Any]:
         if self.voters is None:
             return {}
+        if isinstance(self.voters, QueryReport):
+            return describe_queries(self.voters)
         reported = self.voters.reported
         return {
             "decoded": [level.value.name for level in self.voters.levels],
@@ -84,7 +98,7 @@ class ScoresPlan(Plan):
             "boxes_format": reported.format,
             "labels": None if reported.labels is None else reported.labels.name,
             "first_label": reported.first_label,
-            "shape": (*reported_sizes(reported), *self.map_shape[-2:]),
+            "shape": (*reported_sizes(reported.value), *self.map_shape[-2:]),
         }
 
     def metadata(self, options: Options) -> dict[str, str]:
@@ -97,7 +111,9 @@ class ScoresPlan(Plan):
         }
         if self.first_label is not None:
             entries["first_label"] = str(self.first_label)
-        if self.voters is not None:
+        if isinstance(self.voters, QueryReport):
+            entries["per_box"] = OF_QUERIES
+        elif self.voters is not None:
             entries["per_box"] = "overlap with the reported box times cosine of class scores, at every location"
             entries["per_box_first_label"] = str(self.voters.reported.first_label)
         return entries
@@ -119,7 +135,10 @@ class DetClassProbabilityMap(Method):
             return Refusal(self.lacking)
         label, background = first_label(study.loaded, study.graph, detector)
         detector = replace(detector, background=background)
-        voters = find_box_voters(study.loaded, study.graph, detector) if study.options.per_box else None
+        voters: BoxVoters | QueryReport | None = None
+        if study.options.per_box:
+            voters = query_report(study.graph, study.options, None if background is not None else detector.classes)
+            voters = voters or find_box_voters(study.loaded, study.graph, detector)
         level = detector.middle.level
         sizes = [volume((item.level.height, item.level.width, item.head.channels)) for item in detector.levels]
         work = None if None in sizes else sum(size or 0 for size in sizes)

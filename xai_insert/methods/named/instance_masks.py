@@ -59,7 +59,7 @@ class InstancesPlan(Plan):
         if self.reported is not None:
             grid, boxes = self.target.grid, self.reported.boxes
             of_boxes = region_maps(surgeon, graph, self.reported, grid, self._cells(boxes.scale))
-            outputs = per_box_output(surgeon, of_boxes, boxes, grid, options)
+            outputs = per_box_output(surgeon, of_boxes, boxes.value, grid, options)
         spread = None if present is None else lambda maps: present.spread(surgeon.ops, maps)
         return Branch(self, maps, outputs=outputs, spread=spread)
 

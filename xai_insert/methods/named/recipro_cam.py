@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.of_classifier import NO_BOXES, OF_VECTORS, map_plan, tokens_plan
+from xai_insert.methods.of_frames import frames_plan
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.known.classification import FoundClassifier
 from xai_insert.tasks.plan import Plan
@@ -23,6 +24,8 @@ class ReciproCam(Method):
         if not isinstance(found, FoundClassifier):
             return Refusal("Recipro-CAM is for classifiers")
         readout = found.parts.readout
+        if found.parts.consensus is not None:
+            return frames_plan(study, found, "recipro-cam", found.parts.consensus)
         if readout is None:
             return map_plan(study, found, "recipro-cam")
         if readout.is_pool:  # of a pool patches are kept one by one

@@ -12,10 +12,10 @@ from xai_insert.locate.frontier import Head
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
 from xai_insert.locate.outputs import likely_task
+from xai_insert.locate.query_attention import WANTED
 from xai_insert.locate.regions import encoder_feature, region_feature
 from xai_insert.probe.classes import find_class_levels
 from xai_insert.tasks.base import Found, NotMine, Study, Task
-from xai_insert.tasks.per_box import WANTED
 
 _BOX = 4
 
@@ -30,7 +30,7 @@ class FoundDetector(Found):
     """
 
     task = "detection"
-    methods = ("det-class-probability-map", "activation-map")
+    methods = ("det-class-probability-map", "query-attention", "activation-map")
     scored: Detector | None
     read: Regions | None
 

@@ -1,0 +1,85 @@
+"""What a run needs to open a model, as plain data that can be sent to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from xai_insert.explain.classify import Classifier
+from xai_insert.explain.dense import READERS, Reader
+from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
+from xai_insert.explain.explained import ScoreMeaning, Selection
+from xai_insert.explain.feed import Feeder
+from xai_insert.explain.preprocessing import from_metadata
+from xai_insert.explain.runtime import Engine, RuntimeName, load_settled
+
+ReadyModel = Classifier | Finder | Reader
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is opened and run.
+
+    Attributes:
+        path: `.xml` or `.onnx`.
+        runtime: None takes OpenVINO for IR and onnxruntime for ONNX.
+        device: as the runtime calls it.
+        classes: which maps are wanted, see `Selection.parse`.
+        threshold: least score; None takes the usual one of the task.
+        labels: class names; None takes the model's own.
+        prepared: attributes of `Preprocessing` that are chosen instead of the model's own.
+        layout: `NCHW` or `NHWC`; None finds it.
+        input_size: height and width where the model leaves them open.
+        fed: arrays for other inputs than the image, by name.
+    """
+
+    path: Path
+    runtime: RuntimeName | None = None
+    device: str = "CPU"
+    classes: str = "predictions"
+    threshold: float | None = None
+    labels: tuple[str, ...] | None = None
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+    layout: str | None = None
+    input_size: tuple[int, int] | None = None
+    fed: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self) -> tuple[ReadyModel, Sequence[str]]:
+        """The model, ready to run, and what the content of its files is told by.
+
+        Raises:
+            ValueError: `classes` is no selection of its classes.
+            XaiInsertError: it cannot be read, inserted into or compiled.
+        """
+        engine, content = load_settled(self.path, self.runtime, self.device, self.fed)
+        how = from_metadata(engine.info, engine.by_model_api, self.prepared)
+        feeder = Feeder.of(engine.image_input, how, self.layout, self.input_size)
+        meaning = ScoreMeaning.from_metadata(engine.info)
+        if self.labels is not None:
+            meaning = replace(meaning, labels=self.labels, is_told=True)
+        selection = Selection.parse(self.classes, meaning.labels)
+        return model_of(engine, feeder, meaning, selection, self.threshold), content
+
+
+def model_of(
+    engine: Engine, feeder: Feeder, meaning: ScoreMeaning, selection: Selection, threshold: float | None = None
+) -> ReadyModel:
+    """What reads the outputs of a model of that task, as its metadata name it.
+
+    Args:
+        engine: the compiled model.
+        feeder: makes its input from an image.
+        meaning: what its scores mean.
+        selection: which maps are wanted.
+        threshold: least score; None takes the usual one of the task.
+    """
+    task = engine.about.get("task", "")
+    if (reader := READERS.get(task)) is not None:
+        return reader(engine, feeder, meaning, selection)
+    if task in TASKS:
+        return Finder(engine, feeder, meaning, selection, THRESHOLD if threshold is None else threshold)
+    if threshold is not None:
+        meaning = replace(meaning, threshold=threshold)
+    return Classifier(engine, feeder, meaning, selection)

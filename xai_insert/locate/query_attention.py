@@ -1,0 +1,329 @@
+"""Where the queries of a detector look: the last attention of each reported box's query to places of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from xai_insert.errors import UnsupportedTaskError
+from xai_insert.graph.axes import Axis, Origin, axis_size, parts_of
+from xai_insert.graph.operators import Sampled
+from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.outputs import query_boxes
+from xai_insert.locate.places import Place, Places, find_places
+from xai_insert.locate.transformer import Attention, find_attentions
+
+WANTED = (
+    "--per-box is for detectors with class scores at every location, with a head that classifies regions, or with "
+    "queries whose attention to the image can be followed"
+)
+_BOX = 4
+_LEAST_WIDTH = 3  # of what is sampled: two coordinates and how much was read
+_KEEPING = (Op.RESHAPE, Op.TRANSPOSE, Op.IDENTITY, Op.CAST)
+
+
+@dataclass(frozen=True)
+class DenseLook:
+    """Attention of queries to every token of one grid.
+
+    Attributes:
+        attention: the attention.
+        first_row: the first query among its rows.
+        first_token: the first token of the grid among its keys.
+        heads: how many.
+        height: of the grid.
+        width: likewise.
+    """
+
+    attention: Attention
+    first_row: int
+    first_token: int
+    heads: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Points of one level that are read.
+
+    Attributes:
+        source: the map that is read, `[N * heads, d, h, w]` or `[N * heads, d, h * w]`.
+        result: what is read, `[N * heads, d, Q, points]`.
+        height: h.
+        width: w.
+    """
+
+    source: Value
+    result: Value
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class SampledLook:
+    """Deformable attention of queries to a few computed points of one or more levels.
+
+    Attributes:
+        samplings: in the order of the points.
+        weights: of the points of all levels, `[N * heads, 1, Q, points]`.
+        heads: how many.
+        height: of the finest level, on which all points are laid.
+        width: likewise.
+    """
+
+    samplings: tuple[Sampling, ...]
+    weights: Value
+    heads: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ReportedScores:
+    """The class scores of reported boxes.
+
+    Attributes:
+        value: `[N, M, K]`, or `[N, M]` where the model gives the best one alone.
+        start: first column of the scores, in an output with boxes before them.
+        activation: what is still to be applied; None where they are shares already.
+        no_object: whether the last column is that of no class.
+    """
+
+    value: Value
+    start: int = 0
+    activation: Literal["softmax", "sigmoid"] | None = None
+    no_object: bool = False
+
+    @property
+    def classes(self) -> int:
+        """K, without that of no object."""
+        return (self.value.sizes[2] or 0) - self.start - self.no_object if self.value.rank == 3 else 1
+
+
+@dataclass(frozen=True)
+class QueryReport:
+    """What the map of each reported box is made of.
+
+    Attributes:
+        boxes: the output with the boxes.
+        queries: Q.
+        rows: the node that chooses the reported rows among those of the queries; None where each query reports one.
+        look: where the queries look.
+        scores: their class scores; None where they cannot be told.
+        untold: why not.
+    """
+
+    boxes: Value
+    queries: int
+    rows: Node | None
+    look: DenseLook | SampledLook
+    scores: ReportedScores | None
+    untold: str = ""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.look.height, self.look.width
+
+
+def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryReport:
+    """Follow the rows of the boxes back to the queries and to their last attention to the image.
+
+    Args:
+        graph: the model.
+        num_classes: the number of classes, if the user has given it; tells whether one score means no object.
+
+    Raises:
+        UnsupportedTaskError: no such attention was found.
+    """
+    places = find_places(graph)
+    boxes = query_boxes(graph)
+    looks = list(_looks(graph, places))
+    for origin, look in looks:
+        for output in boxes:
+            count = output.sizes[1]
+            beside = [other for other in graph.outputs if other.rank == 3 and other.sizes[1] == count]
+            if any(_is_of(places, value, origin) for value in beside):
+                return QueryReport(output, origin.size or 0, None, look, *_scores(graph, output, num_classes))
+            chosen = _choice(places, output, origin)
+            if chosen is not None:
+                return QueryReport(output, origin.size or 0, chosen, look, *_chosen_scores(graph, output))
+    found = f"{len(looks)} attentions to places of the image" if looks else "no attention to places of the image"
+    raise UnsupportedTaskError(f"{WANTED}; found {found}, and none whose rows are those of the boxes")
+
+
+def _is_of(places: Places, value: Value, origin: Origin) -> bool:
+    axes = places.traced.get(value, ())
+    return len(axes) > 1 and _position(axes[1], origin) == 0 and axis_size(axes[1]) == origin.size
+
+
+def _position(axis: Axis, origin: Origin) -> int | None:
+    """Where the whole of an origin begins in an axis, in which others may stand beside it."""
+    start = 0
+    for part in parts_of(axis):
+        if len(part) == 1 and part[0].origin is origin and part[0].step == 1 and part[0].size == origin.size:
+            return start
+        size = axis_size(part)
+        if size is None:
+            return None
+        start += size
+    return None
+
+
+def _choice(places: Places, output: Value, origin: Origin) -> Node | None:
+    """The node that takes rows of `origin` at computed indices, on the way to an output."""
+    stack, seen = [output], {output}
+    while stack:
+        node = stack.pop().producer
+        if node is None:
+            continue
+        source, indices = node.operand(0), node.operand(1)
+        if node.op in (Op.GATHER, Op.TAKE) and source is not None and indices is not None and not indices.is_constant:
+            if source.rank == node.output.rank == 3 and _is_of(places, source, origin):
+                return node
+            continue
+        for value in node.inputs:
+            if value is not None and value not in seen and not value.is_constant:
+                seen.add(value)
+                stack.append(value)
+    return None
+
+
+def _looks(graph: Graph, places: Places) -> Iterator[tuple[Origin, DenseLook | SampledLook]]:
+    """Every attention to places of the image with the origins that its rows may be, the last first."""
+    dense = {item.node: item for item in find_attentions(graph.nodes)}
+    for node in reversed(graph.nodes):
+        if node in dense:
+            yield from _dense(places, dense[node])
+        elif node.op is Op.MUL:
+            yield from _sampled(places, node)
+
+
+def _dense(places: Places, item: Attention) -> Iterator[tuple[Origin, DenseLook]]:
+    place, heads = places.of(item.key), _heads(places, item)
+    rows = places.traced.get(item.result, ())
+    if place is None or place.axes != (item.key_axis,) or len(rows) < 2 or heads is None:
+        return
+    height, width = place.grid
+    if height is None or width is None or place.prefix is None or not _is_upright(places, place):
+        return
+    for part in parts_of(rows[-2]):
+        for digit in part:
+            first = _position(rows[-2], digit.origin)
+            if first is not None and not digit.origin.is_place:
+                yield digit.origin, DenseLook(item, first, place.prefix, heads, height, width)
+
+
+def _heads(places: Places, item: Attention) -> int | None:
+    sizes = item.query.sizes
+    return sizes[1] if len(sizes) == 4 else places.beside_images(item.key)
+
+
+def _is_upright(places: Places, place: Place) -> bool:
+    return places.frame_of(place).is_upright
+
+
+def _sampled(places: Places, node: Node) -> Iterator[tuple[Origin, SampledLook]]:
+    """The look of a product of what was sampled, `[N * heads, d, Q, points]`, with a weight for each point."""
+    sums = [use.node for use in node.output.uses if use.node.op is Op.REDUCE]
+    if node.output.rank != 4 or len(node.output.uses) != 1 or not sums:
+        return
+    if sums[0].attrs["mode"] != "sum" or sums[0].attrs["axes"] != (3,):
+        return
+    for samples, weights in ((node.read(0), node.read(1)), (node.read(1), node.read(0))):
+        if samples.rank != 4 or weights.rank != 4 or weights.sizes[1] != 1 or (samples.sizes[1] or 0) < _LEAST_WIDTH:
+            continue
+        rows = places.traced.get(weights, ())
+        found = [_sampling(places, part) for part in _side_by_side(samples)]
+        levels = [item for item in found if item is not None]
+        if not levels or len(levels) < len(found) or len(rows) < 3 or len(rows[2]) != 1:
+            continue
+        heads = places.beside_images(levels[0].source)
+        finest = max(levels, key=lambda item: item.height * item.width)
+        if heads is not None:
+            yield rows[2][0].origin, SampledLook(tuple(levels), weights, heads, finest.height, finest.width)
+
+
+def _side_by_side(value: Value) -> Sequence[Value]:
+    """What was joined along the points of `[N, d, Q, points]`, or stacked before them and then flattened."""
+    node = value.producer
+    if node is not None and node.op is Op.RESHAPE and node.read(0).sizes[:3] == value.sizes[:3]:
+        return _side_by_side(node.read(0))
+    if node is not None and node.op is Op.CONCAT and node.attrs.get("axis") == 3:
+        return [part for operand in node.inputs if operand is not None for part in _side_by_side(operand)]
+    return [value]
+
+
+def _sampling(places: Places, value: Value) -> Sampling | None:
+    """What a value `[N, d, Q, points]` was read from: the last map on the way along its channels."""
+    width, current = value.sizes[1], value
+    for _ in range(64):
+        place = places.of(current)
+        if place is not None and current.rank in (3, 4):
+            (height, across) = place.grid
+            is_map = place.axes == ((2, 3) if current.rank == 4 else (2,)) and not (place.prefix or place.suffix)
+            if not is_map or height is None or across is None or not _is_upright(places, place):
+                return None
+            return Sampling(current, value, height, across)
+        source = _read(current.producer, width)
+        if source is None:
+            return None
+        current = source
+    return None
+
+
+def _read(node: Node | None, width: int | None) -> Value | None:
+    """The operand whose channels a node leaves apart: what is sampled, not where or how much."""
+    if node is None:
+        return None
+    if isinstance(node.kind, Sampled) or node.op in (*_KEEPING, Op.TAKE, Op.GATHER):
+        return node.read(0)
+    if node.op in (Op.MUL, Op.ADD):
+        fitting = [v for v in node.inputs if v is not None and (v.rank or 0) > 1 and v.sizes[1] == width]
+        return fitting[0] if fitting else None
+    return None
+
+
+def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[ReportedScores | None, str]:
+    """Class scores of each query, beside its box."""
+    found = [
+        other
+        for other in graph.outputs
+        if other is not boxes and other.rank == 3 and other.sizes[:2] == boxes.sizes[:2] and "float" in other.dtype
+    ]
+    start = 0
+    if len(found) > 1 or (not found and (boxes.sizes[2] or 0) <= _BOX):
+        return None, "the output with its class scores cannot be told"
+    if not found:
+        found, start = [boxes], _BOX
+    value, width = found[0], (found[0].sizes[2] or 0) - start
+    maker = _maker(value, start)
+    is_share = maker is not None and maker.op in (Op.SIGMOID, Op.SOFTMAX)
+    if is_share and maker is not None and maker.op is Op.SIGMOID:
+        return ReportedScores(value, start), ""
+    if num_classes in (width, width - 1):
+        no_object = num_classes == width - 1
+        activation: Literal["softmax", "sigmoid"] = "softmax" if no_object else "sigmoid"
+        return ReportedScores(value, start, None if is_share else activation, no_object), ""
+    return None, (
+        f"{value.describe()} holds raw scores of {width} classes, or of {width - 1} and of no object: "
+        f"--num-classes {width} or {width - 1}"
+    )
+
+
+def _maker(value: Value, start: int) -> Node | None:
+    """What made the scores, behind what joins them to boxes or drops other layers' rows."""
+    node = value.producer
+    while node is not None and node.op in (Op.IDENTITY, Op.CAST, Op.GATHER, Op.SLICE, Op.CONCAT, Op.RESHAPE):
+        operands = [v for v in node.inputs if v is not None] if node.op is Op.CONCAT else [node.read(0)]
+        node = operands[-1 if start else 0].producer
+    return node
+
+
+def _chosen_scores(graph: Graph, boxes: Value) -> tuple[ReportedScores | None, str]:
+    """The score of each reported box."""
+    found = [v for v in graph.outputs if v.shape == boxes.sizes[:2] and "float" in v.dtype]
+    if len(found) == 1:
+        return ReportedScores(found[0]), ""
+    return None, "no output, or more than one, holds a score for each box"

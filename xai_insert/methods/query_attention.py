@@ -1,0 +1,229 @@
+"""Query attention: the map of one reported box, the places that its query attends to in the last decoder layer.
+
+Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020 (arXiv 2005.12872), figure 6, draws the same
+weights. Deformable attention (Zhu et al., ICLR 2021, arXiv 2010.04159) reads a few points of each level; where they
+are is found by sampling the coordinates of the cells in place of the features, so that it does not matter how the model
+samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.errors import CannotFreeBatchError
+from xai_insert.graph.cuts import region
+from xai_insert.graph.ops import Ops, Surgeon, V
+from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.locate.query_attention import DenseLook, QueryReport, ReportedScores, SampledLook, Sampling
+from xai_insert.locate.transformer import Attention
+from xai_insert.methods.shaping import reshape, scalar, size_of
+from xai_insert.methods.tensor import Tensor
+
+_TINY = 1e-6
+_HIDDEN = 1e9  # taken off the scores of tokens that a mask hides
+
+
+def query_maps(surgeon: Surgeon[V], graph: Graph, report: QueryReport) -> V:
+    """Where the query of each reported box looks, `[B, M, h * w]` float32, 0 or above: attention, mean over heads.
+
+    A dense attention has a weight for each token. A point of a deformable one is laid on the finest level at its place
+    in the image, its weight spread over the four nearest cells as bilinear sampling reads them; what lies outside
+    counts as far as cells at the border are read.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        report: the queries and their attention.
+    """
+    op, look = surgeon.ops, report.look
+
+    def chosen(values: V, width: int) -> V:
+        """Rows of `[B, Q, width]` in the order of the boxes."""
+        if report.rows is None:
+            return values
+        return op.take(values, op.expand(_rows(surgeon, report), [1, 1, width]), 1)
+
+    if isinstance(look, DenseLook):
+        return chosen(_dense(surgeon, graph, look, report.queries), look.height * look.width)
+    across, down, weights = (chosen(item, _points(look)) for item in _sampled(surgeon, graph, look, report.queries))
+    return _scattered(op, across, down, weights, look)
+
+
+def class_scores(surgeon: Surgeon[V], scores: ReportedScores) -> V:
+    """The class scores of each box, `[B, M, K]` in 0..1; K is 1 where the model gives the best one alone."""
+    op = surgeon.ops
+    x, sizes = surgeon.handle(scores.value), scores.value.sizes
+    if len(sizes) == 2:
+        return op.unsqueeze(x, [2])
+    width = fixed(sizes[2:])[0]
+    if scores.start:
+        x = op.slice(x, 2, scores.start, width)
+    if scores.activation is not None:
+        x = op.softmax(x, 2) if scores.activation == "softmax" else op.sigmoid(x)
+    return op.slice(x, 2, 0, width - scores.start - 1) if scores.no_object else x
+
+
+def box_query_maps(surgeon: Surgeon[V], report: QueryReport, maps: V) -> V:
+    """The map of each reported box, `[B, M, h, w]`: `query_maps` times the best class score, where that is told."""
+    op = surgeon.ops
+    if report.scores is not None:
+        maps = op.mul(maps, op.reduce(class_scores(surgeon, report.scores), "max", [2]))
+    return _on_grid(op, maps, report.boxes.sizes[1], report)
+
+
+def class_query_maps(surgeon: Surgeon[V], report: QueryReport, scores: ReportedScores, maps: V) -> V:
+    """The map of each class, `[B, K, h, w]`: `query_maps` times the class's scores, summed over the queries."""
+    op = surgeon.ops
+    by_class = op.transpose(class_scores(surgeon, scores), (0, 2, 1))
+    return _on_grid(op, op.matmul(by_class, maps), scores.classes, report)
+
+
+def _on_grid(op: Ops[V], maps: V, rows: int | None, report: QueryReport) -> V:
+    return reshape(op, maps, [-1, op.size(maps, 1) if rows is None else rows, *report.grid])
+
+
+def _rows(surgeon: Surgeon[V], report: QueryReport) -> V:
+    """The query of each reported box, int64 `[B, M, 1]`: their numbers taken as the model takes their rows."""
+    op, node = surgeon.ops, report.rows
+    assert node is not None
+    source = surgeon.handle(node.read(0))
+    numbers = np.arange(report.queries, dtype=np.float32).reshape(1, -1, 1)
+    numbered = op.add(op.mul(source, scalar(op, 0.0)), op.constant(numbers))
+    operands = [numbered, *(None if v is None else surgeon.handle(v) for v in node.inputs[1:])]
+    return op.cast(op.slice(surgeon.copy(node, operands)[0], 2, 0, 1), "int64")
+
+
+def _dense(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: int) -> V:
+    """Attention to the tokens of the grid, mean over heads: `[B, Q, h * w]`."""
+    op, item = surgeon.ops, look.attention
+    rank, cells = len(item.query.sizes), look.height * look.width
+    if item.is_fused:
+        shares = _fused(surgeon, look, queries)
+    else:
+        shares = _part(op, _again(surgeon, graph, item), rank - 2, look.first_row, queries, item.query.sizes[-2])
+    shares = _part(op, shares, rank - 1, look.first_token, cells, item.value.sizes[-2])
+    mean = op.reduce(op.reshape(shares, [-1, look.heads, queries, cells]), "mean", [1])
+    return op.reshape(mean, [-1, queries, cells])
+
+
+def _again(surgeon: Surgeon[V], graph: Graph, item: Attention) -> V:
+    """The shares once more, since a runtime that merges the model's attention must find it read by nothing else.
+
+    For the same reason query and key are read before they are transposed, and the product is not the model's own: of
+    half the query, and then doubled, which changes no bit.
+    """
+    op = surgeon.ops
+    assert item.shares is not None
+    made = {item.query: _untransposed(surgeon, item.query), item.key: _untransposed(surgeon, item.key)}
+    for node in region(graph, [item.query, item.key], [item.shares]):
+        operands = [None if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]
+        is_product = node.op is Op.MATMUL and node.read(0) is item.query
+        if is_product:
+            operands[0] = op.mul(made[item.query], scalar(op, 0.5))
+        results = surgeon.copy(node, operands)
+        made.update(zip(node.outputs, [op.mul(results[0], scalar(op, 2.0))] if is_product else results, strict=True))
+    return made[item.shares]
+
+
+def _untransposed(surgeon: Surgeon[V], value: Value) -> V:
+    node = value.producer
+    if node is None or node.op is not Op.TRANSPOSE or node.attrs["perm"] is None:
+        return surgeon.handle(value)
+    return surgeon.ops.transpose(surgeon.handle(node.read(0)), node.attrs["perm"])
+
+
+def _fused(surgeon: Surgeon[V], look: DenseLook, queries: int) -> V:
+    """What a fused attention gives each token, at the rows of the queries."""
+    op, item = surgeon.ops, look.attention
+    node, rank = item.node, len(item.query.sizes)
+    if node.attrs["causal"]:
+        raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
+    scale = node.attrs["scale"] or 1.0 / float(np.sqrt(fixed([item.query.sizes[-1]])[0]))
+    query = _untransposed(surgeon, item.query)
+    query = _part(op, query, rank - 2, look.first_row, queries, item.query.sizes[-2])
+    scores = op.matmul_transposed(op.mul(query, scalar(op, scale)), _untransposed(surgeon, item.key), rank)
+    mask = node.operand(3)
+    if mask is None:
+        return op.softmax(scores)
+    handle, sizes = surgeon.handle(mask), mask.sizes
+    if len(sizes) > 1 and sizes[-2] != 1:
+        handle = _part(op, handle, len(sizes) - 2, look.first_row, queries, sizes[-2])
+    if "float" not in mask.dtype:
+        handle = op.mul(op.sub(op.cast(handle, "float32"), scalar(op, 1.0)), scalar(op, _HIDDEN))
+    return op.softmax(op.add(scores, handle))
+
+
+def _part(op: Ops[V], x: V, axis: int, start: int, count: int, size: int | None) -> V:
+    return x if (start, count) == (0, size) else op.slice(x, axis, start, start + count)
+
+
+def _points(look: SampledLook) -> int:
+    """Points of all heads and levels."""
+    return look.heads * fixed(look.weights.sizes[3:])[0]
+
+
+def _sampled(surgeon: Surgeon[V], graph: Graph, look: SampledLook, queries: int) -> tuple[V, V, V]:
+    """Column, row (in cells of the finest level) and weight of every point, `[B, Q, heads * points]` each."""
+    op = surgeon.ops
+    read = [_read(surgeon, graph, look, item) for item in look.samplings]
+    points = fixed(look.weights.sizes[3:])[0]
+    joined = op.concat(read, 3) if len(read) > 1 else read[0]
+
+    def by_query(x: V) -> V:
+        """`[B * heads, 1, Q, points]` to `[B, Q, heads * points]`."""
+        x = op.transpose(op.reshape(x, [-1, look.heads, queries, points]), (0, 2, 1, 3))
+        return op.reshape(x, [-1, queries, look.heads * points])
+
+    across, down, share = (by_query(op.slice(joined, 1, channel, channel + 1)) for channel in range(3))
+    inside = op.maximum(share, scalar(op, _TINY))
+    weights = op.mul(by_query(surgeon.handle(look.weights)), op.mul(share, scalar(op, 1.0 / look.heads)))
+    return op.div(across, inside), op.div(down, inside), weights
+
+
+def _read(surgeon: Surgeon[V], graph: Graph, look: SampledLook, item: Sampling) -> V:
+    """What the model reads at its points of a level whose cells hold their column, their row and 1 in its channels."""
+    op, source = surgeon.ops, item.source
+    channels = fixed(source.sizes[1:2])[0]
+    rows, columns = (_centres(a, b) for a, b in ((item.height, look.height), (item.width, look.width)))
+    # Widened while the model runs, so that the file stores no map.
+    parts = [op.expand(op.constant(columns.reshape(1, 1, 1, -1)), [1, 1, item.height, 1])]
+    parts.append(op.expand(op.constant(rows.reshape(1, 1, -1, 1)), [1, 1, 1, item.width]))
+    parts.append(op.expand(op.constant(np.ones([1, 1, 1, 1], np.float32)), [1, 1, item.height, item.width]))
+    if channels > len(parts):
+        beside = [1, channels - len(parts), item.height, item.width]
+        parts.append(op.expand(op.constant(np.zeros([1, 1, 1, 1], np.float32)), beside))
+    sizes = fixed(source.sizes[1:])
+    batch = size_of(op, surgeon.handle(source), source, 0)
+    stored = op.reshape(op.concat(parts, 1), [1, *sizes])
+    if isinstance(batch, int):
+        stored = op.expand(stored, [batch, *[1] * len(sizes)])
+    else:
+        stored = op.add(op.mul(surgeon.handle(source), scalar(op, 0.0)), stored)
+    made: dict[Value, V] = {source: stored}
+    for node in region(graph, [source], [item.result]):
+        operands = [None if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]
+        made.update(zip(node.outputs, surgeon.copy(node, operands), strict=True))
+    return made[item.result]
+
+
+def _centres(count: int, finest: int) -> npt.NDArray[np.float32]:
+    """Centres of `count` cells, in cells of the finest level."""
+    return ((np.arange(count, dtype=np.float32) + 0.5) * np.float32(finest / count) - 0.5).astype(np.float32)
+
+
+def _scattered(op: Ops[V], across: V, down: V, weights: V, look: SampledLook) -> V:
+    """Points laid on the grid, `[B, M, h, w]`."""
+
+    def near(places: V, count: int) -> V:
+        return (Tensor(op, places).unsqueeze([3]) - np.arange(count)).tent().handle
+
+    rows = op.mul(near(down, look.height), op.unsqueeze(weights, [3]))
+    maps = op.matmul(op.transpose(rows, (0, 1, 3, 2)), near(across, look.width))
+    return op.reshape(maps, [*_leading(op, maps), look.height * look.width])
+
+
+def _leading(op: Ops[V], maps: V) -> Sequence[V]:
+    return [op.size(maps, 0), op.size(maps, 1)]
