@@ -19,10 +19,11 @@ OPTIONS = {
     "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "range": False,
     "top_k": None,
     "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True, "given": None,
+    "input": None, "class_embeddings": None, "reference": None,
 }  # fmt: skip
 REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
-    "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
+    "beside", "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
     "place", "bytes_before", "bytes_after",
     "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options", "lines", "verification", "version",
 }  # fmt: skip
@@ -44,12 +45,13 @@ INSERT_FLAGS = {
     "--mask-batch", "--per-box", "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs",
     "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
     "--strip", "--layers", "--classes", "--fuse", "--skip-existing",
+    "--input", "--class-embeddings", "--reference",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
     "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
     "--background", "--map-scale", "--raw", "--beside",
     "--frames", "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize",
-    "--input-size", "--format", "--shard", "--engine", "--address", "-q", "--quiet", "--version",
+    "--input-size", "--format", "--shard", "--engine", "--address", "--feed", "-q", "--quiet", "--version",
 }  # fmt: skip
 COMMON_METADATA = {"version", "task", "method", "form", "quantiser_ignored_scope", "target", "classes"}
 
