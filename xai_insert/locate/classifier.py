@@ -17,7 +17,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.stages import LAST, stage, stage_number
-from xai_insert.locate.streams import last_maps
+from xai_insert.locate.streams import last_maps, normed
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
@@ -65,13 +65,16 @@ class Classifier:
         return " + ".join(dict.fromkeys(end.kind.value for end in self.ends))
 
 
-def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.ANY) -> Classifier:
+def locate_classifier(
+    graph: Graph, options: Options, wanted: Wanted = Wanted.ANY, logits: Logits | None = None
+) -> Classifier:
     """Find logits, feature map and head of a classifier.
 
     Args:
         graph: the model.
         options: what the user has chosen instead of finding it.
         wanted: what the method that was asked for reads.
+        logits: what stands for the class scores; None to find them.
 
     Raises:
         NotVisionModelError: no image input.
@@ -82,7 +85,7 @@ def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.AN
         ShapeUnknownError: a rank or size that the choice needs is unknown.
     """
     images = image_inputs(graph)
-    logits = find_logits(graph, images, options.output)
+    logits = logits or find_logits(graph, images, options.output)
     places = find_places(graph)
     consensus = find_consensus(logits.value, places)
     if consensus is None:
@@ -103,6 +106,8 @@ def _located(
     reads_token = any(end.kind is Collapse.TOKEN for end in ends)
     if options.target_layer is not None:
         target = _chosen_target(graph, cuts, gone, places, options.target_layer, reads_token=reads_token)
+        if wanted is Wanted.DERIVATIVE and reads_token and stage_number(options.target_layer) == 1:
+            target = normed(graph, images, logits.value, target, places)
     elif wanted is Wanted.DERIVATIVE:
         target, streams = _last_maps(graph, images, logits.value, cuts, gone, ends, places, reads_token=reads_token)
     elif wanted is Wanted.TOKENS or reads_token:
@@ -282,7 +287,8 @@ def _last_maps(
         _require_grid(graph, logits, gone, ends)
     try:
         if reads_token:
-            return _chosen_target(graph, cuts, gone, places, LAST, reads_token=True), ()
+            entry = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
+            return normed(graph, images, logits, entry, places), ()
         is_pool = any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends)
         pool = locate_pool(graph, images, logits, ends, places) if is_pool else None
         return _default_target(graph, cuts, gone, ends, places) if pool is None else (pool[1], ())
@@ -296,6 +302,7 @@ def _last_maps(
         )
         if not found:
             raise
+        found = [normed(graph, images, logits, item, places) for item in found] if reads_token else found
         return found[0], tuple(found[1:])
 
 

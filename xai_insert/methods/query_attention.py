@@ -217,11 +217,11 @@ def _centres(count: int, finest: int) -> npt.NDArray[np.float32]:
 def _scattered(op: Ops[V], across: V, down: V, weights: V, look: SampledLook) -> V:
     """Points laid on the grid, `[B, M, h, w]`."""
 
-    def near(places: V, count: int) -> V:
-        return (Tensor(op, places).unsqueeze([3]) - np.arange(count)).tent().handle
+    def near(places: V, count: int) -> Tensor[V]:
+        return (Tensor(op, places).unsqueeze([3]) - np.arange(count)).tent()
 
-    rows = op.mul(near(down, look.height), op.unsqueeze(weights, [3]))
-    maps = op.matmul(op.transpose(rows, (0, 1, 3, 2)), near(across, look.width))
+    rows = near(down, look.height) * Tensor(op, op.unsqueeze(weights, [3]))
+    maps = op.matmul(op.transpose(rows.handle, (0, 1, 3, 2)), near(across, look.width).handle)
     return op.reshape(maps, [*_leading(op, maps), look.height * look.width])
 
 
