@@ -448,7 +448,9 @@ def scored_tokens(*, by_rows):
         else:
             x = n("Add", n("MatMul", x, weight), bias)
         x = n("Relu", x) if width == 12 else x
-    return n.model(n("ReduceMean", x, axes=[1], keepdims=0))
+    logits = n("ReduceMean", x, axes=[1], keepdims=0)
+    n("TopK", n("ReduceMax", x, axes=[2], keepdims=0), n.const(np.array([3])), outputs=["best", "places"], axis=1)
+    return n.model(logits)
 
 
 def test_a_layer_over_rows_is_one_over_tokens():

@@ -95,6 +95,8 @@ class Decomposed:
         rules = dict(RULES)
         if any(node.op_type in _ROUNDING for node in model.graph):
             rules["", "DequantizeLinear"] = quantised.dequantised
+        if not any(node.op_type == "TopK" for node in model.graph):  # elsewhere rows serve as well
+            del rules["", "Reshape"]
         for node in list(model.graph):
             rule = rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
             if rule is not None and (node.op_type != "Reshape" or fused.is_product_of_rows(node)):
