@@ -63,15 +63,17 @@ class Net:
     Where `report` is `late`, boxes are decoded only of the best locations of each level.
     """
 
-    def __init__(self, *, anchors_first, exclusive, decoded, reported, report, count_baked=False):
+    def __init__(self, *, anchors_first, exclusive, decoded, reported, report, count_baked=False, tower=None):
         self.exclusive, self.decoded, self.reported, self.anchors_first = exclusive, decoded, reported, anchors_first
         b = Builder(batch="N" if report == "rows" else 1, size=(SIDE, SIDE))
         x = b.backbone()
         x = b.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
         maps = [x, b.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])]
+        self.maps = maps
         scores, offsets, centres, self.heads, self.shapes = [], [], [], [], []
         for grid, feature in zip(GRIDS, maps, strict=True):
-            head = b.node("Conv", feature, b.weight(ANCHORS * CLASSES, 6, 1, 1), b.weight(ANCHORS * CLASSES))
+            read = feature if tower is None else tower(b, feature)
+            head = b.node("Conv", read, b.weight(ANCHORS * CLASSES, 6, 1, 1), b.weight(ANCHORS * CLASSES))
             box = b.node("Conv", feature, b.weight(ANCHORS * 4, 6, 1, 1, scale=0.03), b.weight(ANCHORS * 4, scale=0.1))
             self.heads += [head, box]
             scores.append(self.rows(b, head, CLASSES, grid))
@@ -84,7 +86,7 @@ class Net:
         probabilities = b.node("Softmax", joined, axis=2) if exclusive else b.node("Sigmoid", joined)
         if exclusive:  # the first class is the background
             probabilities = b.node("Slice", probabilities, b.const([1]), b.const([CLASSES]), b.const([2]))
-        boxes = self.decode(b, b.node("Concat", *offsets, axis=1), np.concatenate(centres))
+        boxes = self.boxes = self.decode(b, b.node("Concat", *offsets, axis=1), np.concatenate(centres))
         self.model = (self.best if report == "rows" else self.suppressed)(b, boxes, probabilities)
 
     def rows(self, b, value, width, grid):

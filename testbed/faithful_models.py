@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,9 +24,22 @@ TITLES = {
     "point": "ViT Recipro-CAM, one patch",
     "activation-map": "Activation Map",
     "grad-cam": "Grad-CAM",
+    "hirescam": "HiResCAM",
+    "layercam-2": "LayerCAM, one stage before",
+    "layercam-3": "LayerCAM, two stages before",
+    "fused": "LayerCAM, three stages fused",
+    "legrad": "LeGrad",
     "gaussian": GAUSSIAN,
     "random": RANDOM,
 }
+_DERIVATIVES: dict[str, dict[str, Any]] = {
+    "hirescam": {"method": "hirescam"},
+    "layercam-2": {"method": "layercam", "target_layer": "-2"},
+    "layercam-3": {"method": "layercam", "target_layer": "-3"},
+    "fused": {"method": "layercam", "target_layer": "-3", "fuse": True},
+    "legrad": {"method": "legrad"},
+}
+"""Options of the maps that are derivatives of one class each."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,12 @@ class Model:
             return blind_map(TITLES[method], (height, width), self._rng)
         if method == "grad-cam":
             return self._grad_cam(image, class_id)
+        if method in _DERIVATIVES:
+            key = f"{method} of {class_id}"
+            if key not in self._inserted:
+                options = Options(output_dtype="f32", classes=(class_id,), **_DERIVATIVES[method])
+                self._inserted[key] = _session(insert(self._plain, options).model)
+            return np.asarray(self._inserted[key].run(["saliency_map"], {self._input: image})[0][0, 0], np.float32)
         if method not in self._inserted:
             options = Options(method="auto", output_dtype="f32")
             if method == "point":

@@ -158,6 +158,7 @@ def test_every_room_stands_above_what_it_imports():
     script = runpy.run_path(str(HOUSE / "scripts" / "floors"))
     picture = (HOUSE / "docs" / "images" / "floors.svg").read_text(encoding="utf-8")
     for room in script["floors"](script["rooms"]()):
+        assert room in script["SAYS"], f"{room}: say in scripts/floors what it is, or which room it belongs to"
         assert script["SAYS"][room] in picture, f"{room}: run scripts/floors"
 
 

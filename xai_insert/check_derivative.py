@@ -24,6 +24,7 @@ _SEED, _BATCH = 0, 2
 _SHARES = (3e-3, 1e-2, 1e-3, 3e-4)
 """Growth of the features: the first that does, or the best; a large one leaves the tangent, a small one drowns."""
 _PARTS = 3
+_LEAST = 1e-5  # of what a map would be if nothing in it cancelled
 _MOVED = 0.1
 _ROUNDING = 3e-7  # of a float32 score, relative to the largest, see `xai_insert.check`
 _FORMULA_TOLERANCE, _SLOPE_TOLERANCE, _GOOD = 1e-4, 2e-2, 2e-3
@@ -59,6 +60,12 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
             "shows nothing; choose another layer with --target-layer; nothing was written"
         )
     wanted = derivative.formula(*(item.astype(np.float64) for item in (feature, gradient, *beside)))
+    least = _LEAST * float(derivative.formula(*map(np.abs, (feature, gradient, *beside))).max())
+    if 0 < float(np.abs(wanted).max()) < least:
+        raise CheckFailedError(
+            f"the derivatives are at right angles to {derivative.target.describe()}, as where a norm alone reads it, "
+            "so the map is rounding; choose another layer with --target-layer, or another --method; nothing was written"
+        )
     maps = np.moveaxis(maps.reshape(*maps.shape[:2], -1), 1, 0)
     scale = float(np.abs(gradient * feature).max()) or 1.0
     off = float(np.abs(maps - wanted).max()) / max(float(np.abs(wanted).max()), scale)

@@ -116,7 +116,7 @@ class Options:
     block: int | None = field(
         default=None,
         metadata=_about(
-            "ViT: the K-th last block; LeGrad: the last K.",
+            "ViT Recipro-CAM: K-th last; LeGrad: last K.",
             "count",
             metavar="K",
             wrong="block counts from 1, the last, not {}",

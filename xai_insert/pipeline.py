@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,8 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, open
         plan = replace(plan, map_shape=(*plan.map_shape[:-2], *options.saliency_size))
     ends = least_and_greatest(surgeon.ops, saliency, rank) if options.range else None
     if options.output_dtype == "u8":
-        saliency = to_bytes(surgeon.ops, saliency, map_axes(rank))
+        in_bytes = branch.in_bytes or partial(to_bytes, surgeon.ops, axes=map_axes(rank))
+        saliency = in_bytes(saliency)
     if branch.spread is not None:
         saliency = branch.spread(saliency)
         ends = None if ends is None else branch.spread(ends)

@@ -111,7 +111,7 @@ def sheet(setup: Setup, maps: dict[str, dict[str, Array]], rows: int = 4, side: 
         lines.append(np.concatenate(cells, axis=1))
     header = np.full((20, lines[0].shape[1], 3), 255, np.uint8)
     for index, title in enumerate(["image", *(TITLES[method] for method in setup.methods)]):
-        text = title.replace("ViT Recipro-CAM, one patch", "one patch")
+        text = title.replace("ViT Recipro-CAM, one patch", "one patch").replace("LayerCAM, ", "")
         cv2.putText(header, text, (index * side + 3, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([header, *lines])
 
@@ -124,8 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=32, help="steps of insertion and deletion (default: 32)")
     parser.add_argument("--docs", type=Path, help="folder for faithfulness.md and images/")
     args = parser.parse_args(argv)
-    pooled = ("recipro-cam", "grad-cam", "activation-map", "gaussian", "random")
-    tokens = ("vit-recipro-cam", "point", "grad-cam", "activation-map", "gaussian", "random")
+    rest = ("grad-cam", "activation-map", "gaussian", "random")
+    pooled = ("recipro-cam", "hirescam", "layercam-2", "layercam-3", "fused", *rest)
+    tokens = ("vit-recipro-cam", "point", "hirescam", "legrad", *rest)
     shapes = shape_samples(args.images)
     setups: list[Callable[[], Setup]] = [
         lambda: Setup("shapes_cnn", SHAPES / "shapes_cnn.onnx", shapes, 0.0, pooled),

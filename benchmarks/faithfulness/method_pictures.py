@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import onnx
 
+from model_zoo_fixtures.shapes.anomalies import shape_inspector
 from model_zoo_fixtures.shapes.dataset import (
     CLASS_NAMES,
     HELD_OUT_SEED,
@@ -24,10 +25,12 @@ from model_zoo_fixtures.shapes.dataset import (
     multi_object_scene,
     overlapping_scene,
 )
+from model_zoo_fixtures.shapes.keypoints import shape_keypoints
 from model_zoo_fixtures.shapes.semantic import shape_segmenter
 from testbed.detector_models import reporting_detector
 from xai_insert import Options, insert_file
 from xai_insert.explain.classify import Classifier
+from xai_insert.explain.dense import READERS
 from xai_insert.explain.detect import TASKS, Finder
 from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained, Instance, ScoreMeaning, Selection
@@ -38,7 +41,6 @@ from xai_insert.explain.picture import Look, caption, draw
 from xai_insert.explain.preprocessing import from_metadata
 from xai_insert.explain.runtime import load_engine
 from xai_insert.explain.scale import scaled
-from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 
 SHAPES = Path(__file__).parents[2] / "model_zoo_fixtures" / "shapes"
 _SIDE, _GAP, _WHITE = 232, 8, 255
@@ -61,9 +63,8 @@ def explained(model: Path, options: Options, image: Image, folder: Path) -> Expl
     engine = load_engine(path)
     feeder = Feeder.of(engine.image_input, from_metadata(engine.info, engine.by_model_api, {}))
     meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")
-    if engine.about.get("task") == SEMANTIC_SEGMENTATION:
-        return Painter(engine, feeder, meaning, every).explain(image)
-    kind = Finder if engine.about.get("task") in TASKS else Classifier
+    task = engine.about.get("task", "")
+    kind = READERS.get(task) or (Finder if task in TASKS else Classifier)
     return kind(engine, feeder, meaning, every).explain(image)
 
 
@@ -153,10 +154,32 @@ def semantic(folder: Path) -> Iterator[tuple[str, Image]]:
     yield "seg_recipro_cam", picture(scene.image, why, [panels[0], *panels[2::2]])
 
 
-def boxes(title: str, model: Path, seed: int, folder: Path) -> Iterator[tuple[str, Image]]:
+def anomalies(folder: Path) -> Iterator[tuple[str, Image]]:
+    """What a detector of anomalies says of shapes, which are none of the background."""
+    scene = multi_object_scene(HELD_OUT_SEED + 2)
+    onnx.save(shape_inspector(), folder / "anomalies.onnx")
+    found = explained(folder / "anomalies.onnx", Options(), scene.image, folder)
+    panels = [Panel(None, "scene"), Panel(found.saliency_map[0], "anomaly map", "", found.instances)]
+    yield "anomaly_map", picture(scene.image, found, panels)
+
+
+def keypoints(folder: Path) -> Iterator[tuple[str, Image]]:
+    """Where a model of key points puts the middle of each shape."""
+    scene = multi_object_scene(HELD_OUT_SEED + 1)
+    onnx.save(shape_keypoints(), folder / "keypoints.onnx")
+    found = explained(
+        folder / "keypoints.onnx", Options(method="keypoint-map", output_dtype="f32"), scene.image, folder
+    )
+    shown = list(dict.fromkeys(item.class_id for item in scene.objects))[:2]
+    absent = min((item for item in found.chosen if item.class_id not in shown), key=lambda item: item.score)
+    panels = [Panel(None, "scene"), *(class_panel(found, number) for number in shown)]
+    yield "keypoint_map", picture(scene.image, found, [*panels, class_panel(found, absent.class_id)])
+
+
+def boxes(title: str, model: Path, seed: int, folder: Path, method: str = "auto") -> Iterator[tuple[str, Image]]:
     """The map of a class with two objects, or of all classes at once, and of each of them."""
     image = overlapping_scene(seed).image
-    found = explained(model, Options(per_box=True), image, folder)
+    found = explained(model, Options(method=method, per_box=True), image, folder)
     one, other = found.instances[:2]
     if one.class_id != other.class_id:
         raise RuntimeError(f"scene {seed} does not show two objects of one class")
@@ -204,7 +227,10 @@ def main() -> None:
             *finder("detector", 1, folder),
             *finder("segmenter", 1, folder),
             *semantic(folder),
+            *anomalies(folder),
+            *keypoints(folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),
+            *boxes("odam", folder / "reporting.onnx", 56, folder, "odam"),
             *sampled_points(56, folder),
             *boxes("region_maps", SHAPES / "shapes_two_stage.onnx", HELD_OUT_SEED + 6, folder),
         ]

@@ -40,7 +40,8 @@ def labels(scene: Scene, side: int = SIDE) -> np.ndarray:
     return found[step // 2 :: step, step // 2 :: step]
 
 
-def _with_features() -> onnx.ModelProto:
+def with_features() -> onnx.ModelProto:
+    """The features alone, `joined [N, C, 32, 32]`, at a quarter of the size of the image."""
     model = onnx.load(SEGMENTER)
     del model.graph.output[:]
     names = list(_FINE)
@@ -82,7 +83,7 @@ def _fit(rows: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def fit() -> None:
     """Fit the layer on training scenes and store it."""
-    session = ort.InferenceSession(_with_features().SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(with_features().SerializeToString(), providers=["CPUExecutionProvider"])
     scenes = [multi_object_scene(seed) for seed in range(_SCENES)]
     name = session.get_inputs()[0].name
     parts = [session.run(None, {name: pixels(scenes[first : first + 10])})[0] for first in range(0, _SCENES, 10)]
@@ -95,7 +96,7 @@ def fit() -> None:
 
 def shape_segmenter() -> onnx.ModelProto:
     """Scores `[N, 9, 128, 128]` of the eight shapes and the background, resized from 32x32."""
-    model, head = _with_features(), np.load(HEAD)
+    model, head = with_features(), np.load(HEAD)
     stored = {
         "weight": head["weight"][:, :, None, None],
         "bias": head["bias"],

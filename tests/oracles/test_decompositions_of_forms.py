@@ -433,3 +433,30 @@ def test_embedded_texts():
         maps.append(session.run(["saliency_map"], {"x": images(), "ids": ids})[0])
     assert maps[0].shape == (2, 3, 8, 8)
     assert np.allclose(*maps, rtol=0, atol=1e-5 * np.abs(maps[1]).max())
+
+
+def scored_tokens(*, by_rows):
+    """Token scores whose mean over the grid are the logits; `by_rows` as onnxruntime saves such a layer."""
+    n = Net()
+    x = n("Relu", n("Conv", "x", n.const(n.draw(16, 3, 8, 8)), strides=[8, 8]))
+    x = n("Transpose", n("Reshape", x, n.const(np.array([0, 16, 64]))), perm=[0, 2, 1])
+    for width in (12, 7):
+        weight, bias = n.const(n.draw(16 if width == 12 else 12, width)), n.const(n.draw(width))
+        if by_rows:
+            rows = n("Reshape", x, n.const(np.array([-1, 16 if width == 12 else 12])))
+            x = n("Reshape", n("Gemm", rows, weight, bias), n.const(np.array([-1, 64, width])))
+        else:
+            x = n("Add", n("MatMul", x, weight), bias)
+        x = n("Relu", x) if width == 12 else x
+    return n.model(n("ReduceMean", x, axes=[1], keepdims=0))
+
+
+def test_a_layer_over_rows_is_one_over_tokens():
+    a, b = (insert(scored_tokens(by_rows=by_rows), RAW) for by_rows in (False, True))
+    assert a.report.form == b.report.form
+    assert a.report.target["grid"] == b.report.target["grid"] == (8, 8)
+    assert b.report.output_difference == 0
+    wanted, found = (oracle.run(result.model, images())["saliency_map"] for result in (a, b))
+    assert np.allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    kinds = Counter(node.op_type for node in b.model.graph.node if not node.name.startswith("xai/"))
+    assert kinds["Gemm"] == 2

@@ -54,8 +54,11 @@ class Transformer:
     def _norm(self, b, x):
         return b.node("LayerNormalization", x, b.const(self.scale), axis=-1)
 
-    def scores(self, image, read, change=None):
-        """Scores of the head on the output of block `read`; `change` is added to the attention of that block."""
+    def scores(self, image, read, change=None, growth=1.0):
+        """Scores of the head on the output of block `read`.
+
+        `change` is added to the attention of that block, and what it attends multiplied by `growth`.
+        """
         norm = lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * self.scale  # noqa: E731
         heads = lambda x: x.reshape(*x.shape[:2], HEADS, DEEP).transpose(0, 2, 1, 3)  # noqa: E731
         patches = image.reshape(len(image), 3, GRID, 4, GRID, 4).transpose(0, 2, 4, 1, 3, 5)
@@ -63,7 +66,8 @@ class Transformer:
         if self.prefix:
             x = np.concatenate([np.broadcast_to(self.token, (len(x), 1, WIDTH)), x], axis=1)
         for index, weights in enumerate(self.blocks[: read + 1]):
-            q, k, v = (heads(norm(x) @ weights[name]) for name in ("query", "key", "value"))
+            n = norm(x) * (growth if index == read else 1.0)
+            q, k, v = (heads(n @ weights[name]) for name in ("query", "key", "value"))
             powers = np.exp(q @ k.swapaxes(2, 3))
             shares = powers / powers.sum(-1, keepdims=True)
             if index == read and change is not None:
@@ -110,3 +114,25 @@ def test_what_has_no_such_blocks_is_refused():
         plan_insertion(models.classifier(models.CLOSED["global average pool"]), Options(method="legrad"))
     with pytest.raises(errors.TargetNotFoundError, match=r"--block 4 wants as many .* found 3"):
         plan_insertion(Transformer(True).graph(), Options(method="legrad", block=4))
+
+
+@KINDS
+def test_hirescam_of_tokens_is_that_of_what_their_norm_gives(kind):
+    """A norm takes no notice of the size of a token: by what it reads, derivative times token would be nothing."""
+    network = Transformer(True)
+    model = models.as_format(network.graph(), kind)
+    image = np.random.default_rng(0).standard_normal((BATCH, 3, models.SIDE, models.SIDE)).astype(np.float32)
+    result = insert(model, Options(method="hirescam", classes=(1, 3), output_dtype="f32"))
+    maps = oracle.run(result.model, image)["saliency_map"]
+    for patch in range(GRID * GRID):
+        growth = np.eye(network.tokens)[1 + patch][:, None] * STEP
+        both = [network.scores(image.astype(float), BLOCKS - 1, growth=1 + sign * growth) for sign in (1, -1)]
+        slopes = (both[0] - both[1])[:, [1, 3]] / (2 * STEP)
+        np.testing.assert_allclose(maps[:, :, patch // GRID, patch % GRID], slopes, atol=1e-4 * np.abs(maps).max())
+
+
+def test_a_layer_that_a_norm_alone_reads_is_refused():
+    graph = Transformer(True).graph()
+    entry = [node.output[0] for node in graph.graph.node if node.op_type == "Add"][2 * BLOCKS - 3]
+    with pytest.raises(errors.CheckFailedError, match="right angles"):
+        insert(graph, Options(method="hirescam", target_layer=entry))

@@ -43,13 +43,13 @@ INSERT_FLAGS = {
     "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--range", "--top-k", "--form",
     "--mask-batch", "--per-box", "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs",
     "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
-    "--strip", "--layers", "--classes", "--fuse",
+    "--strip", "--layers", "--classes", "--fuse", "--skip-existing",
 }  # fmt: skip
 EXPLAIN_FLAGS = {
     "model", "images", "-o", "--output", "--classes", "--threshold", "--labels", "--opacity", "--colormap",
     "--background", "--map-scale", "--raw", "--beside",
     "--frames", "--overwrite", "--runtime", "--device", "--mean", "--scale", "--channels", "--layout", "--resize",
-    "--input-size", "-q", "--quiet", "--version",
+    "--input-size", "--format", "--shard", "--engine", "--address", "-q", "--quiet", "--version",
 }  # fmt: skip
 COMMON_METADATA = {"version", "task", "method", "form", "quantiser_ignored_scope", "target", "classes"}
 

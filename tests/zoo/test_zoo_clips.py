@@ -3,11 +3,10 @@
 from itertools import product
 
 import numpy as np
-import onnx
-import openvino as ov
 
 from model_zoo_fixtures import fixtures, materialise
 from testbed import oracle
+from testbed.oracle import load
 from tests.zoo import zoo_table
 from xai_insert import Options, insert_file
 
@@ -19,10 +18,6 @@ def pytest_generate_tests(metafunc):
     whole = metafunc.config.getoption("--zoo")
     chosen = [f for f in fixtures(task="video-classification") if whole or f.id in QUICK]
     metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
-
-
-def load(path):
-    return onnx.load(path) if path.suffix == ".onnx" else ov.Core().read_model(path)
 
 
 def mask_of(fixture, place, shape):

@@ -24,6 +24,8 @@ _TITLES = {
     "detection": "Detectors",
     "instance-segmentation": "Instance segmenters",
     "video-classification": "Classifiers of clips",
+    "keypoints": "Key points",
+    "anomaly": "Anomaly detectors",
 }
 _EXPORTERS = ("legacy", "dynamo", "ptir", "onnxir", "legacydyn", "ptirdyn")
 _HEAD = """# Supported models
@@ -40,7 +42,7 @@ Each row is an architecture as real exporters write it, with stand-ins for its w
 [model_zoo_fixtures](../model_zoo_fixtures/README.md). The exporters are `legacy` and `dynamo` (ONNX from PyTorch),
 `ptir` (IR from PyTorch), `onnxir` (IR from ONNX) and, with a free batch, `legacydyn` and `ptirdyn`. What stands below
 them is how far the map is from its definition, computed outside the tool: for classifiers the largest difference of the
-raw map from masked runs of the head, as a share of the largest score; for detectors and segmenters the share of bytes
+raw map from masked runs of the head, as a share of the largest score; for all others the share of bytes
 more than one level off; for hirescam how far slopes of the scores are from the derivatives. *refused* and *failed* have
 their reasons below the table; an empty cell is not in the zoo. *Cost* is the work that the branch adds to one image, in
 MFLOPs.

@@ -29,7 +29,6 @@ EXIT_FAILED = 1
 _METHODS = textwrap.fill(f"Methods: {', '.join(METHODS)}", 76, subsequent_indent="  ", break_on_hyphens=False)
 EPILOG = f"""\b
 {_METHODS}
-\b
 Exit codes: 0 done, 1 a model could not be inserted into, 2 wrong usage.
 \b
 Examples:

@@ -19,7 +19,7 @@ _LISTED = 5
 
 
 def class_logits(outputs: Outputs) -> Array:
-    """The first output `[1, K]` (or `[1, K, 1, 1]`) that fits the saliency map, as `[K]`.
+    """The first output `[1, K]` (or `[1, K, 1, 1]`, or `[1]` of one class) that fits the saliency map, as `[K]`.
 
     Raises:
         UnsupportedTaskError: there is none.
@@ -28,6 +28,8 @@ def class_logits(outputs: Outputs) -> Array:
     is_whole = saliency is not None and saliency.ndim in (4, 5) and outputs.saliency_classes is None
     classes = saliency.shape[1] if saliency is not None and is_whole else None
     for array in outputs.predictions.values():
+        if array.ndim == 1 and classes == 1:
+            array = array[:, None]  # noqa: PLW2901 - one number for each image
         flat = array.ndim == 2 or (array.ndim > 2 and array.shape[2:] == (1,) * (array.ndim - 2))
         if flat and array.dtype.kind == "f" and classes in (None, array.shape[1]):
             logits: Array = array.reshape(array.shape[:2])[0]

@@ -98,12 +98,12 @@ class Finder:
         objects = []
         for index in found.found(self.threshold, facts.overlap):
             number = int(found.classes[index])
-            outline = () if found.mask is None else _outline(found.mask(index), facts.size, view)
-            left, top, right, bottom = map(float, _in_image(found.boxes[index].reshape(2, 2), view).reshape(-1))
+            around = () if found.mask is None else outline(found.mask(index), facts.size, view)
+            left, top, right, bottom = map(float, in_image(found.boxes[index].reshape(2, 2), view).reshape(-1))
             name, score = self._label(number, facts), float(found.scores[index])
             own_map = None if box_maps is None else box_maps[index]
             objects.append(
-                Instance(number + facts.first_label, name, score, (left, top, right, bottom), outline, own_map)
+                Instance(number + facts.first_label, name, score, (left, top, right, bottom), around, own_map)
             )
         return objects
 
@@ -151,14 +151,14 @@ def _note(outputs: Outputs, err: UnknownLayoutError) -> str:
     return f"no boxes can be read from the outputs {listed}: {err}"
 
 
-def _in_image(points: Floats, view: View) -> Polygon:
+def in_image(points: Floats, view: View) -> Polygon:
     """Points `[P, 2]` in shares of the input, in shares of the image; those in the padding move to its border."""
     source, goal = (np.array(box).reshape(2, 2) for box in (view.in_input, view.in_image))
     shares = (points - source[0]) / (source[1] - source[0])
     return np.asarray((goal[0] + shares * (goal[1] - goal[0])).clip(0, 1), np.float64)
 
 
-def _outline(mask: Floats, size: tuple[int, int], view: View) -> tuple[Polygon, ...]:
+def outline(mask: Floats, size: tuple[int, int], view: View) -> tuple[Polygon, ...]:
     """Polygons around a mask `[h, w]` of the whole input, in shares of the image."""
     if mask.shape[0] < size[0]:
         mask = np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_LINEAR), np.float64)
@@ -167,7 +167,5 @@ def _outline(mask: Floats, size: tuple[int, int], view: View) -> tuple[Polygon, 
     contours, _ = cv2.findContours(inner, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     sides = np.array([width, height])
     return tuple(
-        _in_image((contour.reshape(-1, 2) - 0.5) / sides, view)
-        for contour in contours
-        if len(contour) >= _LEAST_OUTLINE
+        in_image((contour.reshape(-1, 2) - 0.5) / sides, view) for contour in contours if len(contour) >= _LEAST_OUTLINE
     )

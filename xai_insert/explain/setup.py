@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from xai_insert.explain.classify import Classifier
+from xai_insert.explain.dense import READERS, Reader
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.preprocessing import from_metadata
 from xai_insert.explain.runtime import Engine, RuntimeName, load_settled
-from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 
-ReadyModel = Classifier | Finder | Painter
+ReadyModel = Classifier | Finder | Reader
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def model_of(
         selection: which maps are wanted.
         threshold: least score; None takes the usual one of the task.
     """
-    task = engine.about.get("task")
-    if task == SEMANTIC_SEGMENTATION:
-        return Painter(engine, feeder, meaning, selection)
+    task = engine.about.get("task", "")
+    if (reader := READERS.get(task)) is not None:
+        return reader(engine, feeder, meaning, selection)
     if task in TASKS:
         return Finder(engine, feeder, meaning, selection, THRESHOLD if threshold is None else threshold)
     if threshold is not None:

@@ -184,7 +184,17 @@ def regroup(axes: Axes, shape: Sizes) -> Axes:
     filled = [other(size) if axis is None else axis for axis, size in zip(result, shape, strict=True)]
     if filled and stream and all(digit.size == 1 for digit in stream):
         filled[-1] = (*filled[-1], *stream)
-    return tuple(filled)
+    return _led_by_batch(tuple(filled))
+
+
+def _led_by_batch(axes: Axes) -> Axes:
+    """A batch of one that stands behind places goes first, where an axis of size 1 stands that holds nothing."""
+    if not axes or axes[0]:
+        return axes
+    last = next((index for index, axis in enumerate(axes) if has_place(axis) and _is_single_batch([axis[-1]])), None)
+    if last is None:
+        return axes
+    return (axes[last][-1:], *axes[1:last], axes[last][:-1], *axes[last + 1 :])
 
 
 def _fill(

@@ -17,7 +17,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.stages import LAST, stage, stage_number
-from xai_insert.locate.streams import last_maps
+from xai_insert.locate.streams import last_maps, normed
 from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
@@ -103,6 +103,8 @@ def _located(
     reads_token = any(end.kind is Collapse.TOKEN for end in ends)
     if options.target_layer is not None:
         target = _chosen_target(graph, cuts, gone, places, options.target_layer, reads_token=reads_token)
+        if wanted is Wanted.DERIVATIVE and reads_token and stage_number(options.target_layer) == 1:
+            target = normed(graph, images, logits.value, target, places)
     elif wanted is Wanted.DERIVATIVE:
         target, streams = _last_maps(graph, images, logits.value, cuts, gone, ends, places, reads_token=reads_token)
     elif wanted is Wanted.TOKENS or reads_token:
@@ -282,7 +284,8 @@ def _last_maps(
         _require_grid(graph, logits, gone, ends)
     try:
         if reads_token:
-            return _chosen_target(graph, cuts, gone, places, LAST, reads_token=True), ()
+            entry = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
+            return normed(graph, images, logits, entry, places), ()
         is_pool = any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends)
         pool = locate_pool(graph, images, logits, ends, places) if is_pool else None
         return _default_target(graph, cuts, gone, ends, places) if pool is None else (pool[1], ())
@@ -296,6 +299,7 @@ def _last_maps(
         )
         if not found:
             raise
+        found = [normed(graph, images, logits, item, places) for item in found] if reads_token else found
         return found[0], tuple(found[1:])
 
 

@@ -160,7 +160,8 @@ def feature_before(end: GridEnd, places: Places) -> FeatureMap:
         if value.producer is not None and value.producer.op is Op.CLIP:
             value = _varying(value.producer) or value
     feature = places.map_of(value)
-    if feature is None or feature.grid_axes != grid_axes:
+    units = {axis for axis in grid_axes if value.sizes[axis] == 1}
+    if feature is None or not {*feature.grid_axes} <= {*grid_axes} <= {*feature.grid_axes, *units}:
         raise TargetNotFoundError(f"{value.describe()} is no feature map with channels and a grid of the image")
     return feature
 

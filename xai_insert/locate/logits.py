@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from xai_insert.errors import AmbiguousModelError, UnknownNameError, UnsupportedTaskError
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Op, Shape, Value, volume
+from xai_insert.locate.places import find_places
 
 _PEELED = frozenset({Op.SOFTMAX, Op.SIGMOID, Op.TOPK, Op.ARGMAX, Op.CAST, Op.IDENTITY, Op.QUANTIZE})
 
@@ -37,7 +38,9 @@ def is_vector(shape: Shape | None) -> bool:
 
 
 def vector_size(shape: Shape) -> int | None:
-    """Length of the vector per image."""
+    """Length of the vector per image: 1 of a value that has one number for each image of an open batch."""
+    if shape == (None,):
+        return 1
     sizes = [size for size in (shape[1:] if len(shape) > 1 else shape) if size != 1]
     return sizes[0] if sizes else 1
 
@@ -97,11 +100,13 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
         if output not in (None, name):
             continue
         scores = peel(value)
-        if scores in found or scores not in reached or scores.producer is None or "int" in scores.dtype:
+        if scores in found or scores not in reached or scores.producer is None or "float" not in scores.dtype:
             continue
         if _is_of_locations(scores, reached):
             continue
-        if scores.shape is not None and is_vector(scores.shape) and (classes := vector_size(scores.shape)) is not None:
+        if scores.shape is None or not is_vector(scores.shape) or _is_of_another_batch(scores, graph):
+            continue
+        if (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, name, classes)
     return [item for item in found.values() if not _feeds_another(graph, item, found)]
 
@@ -133,6 +138,13 @@ def _is_of_locations(value: Value, reached: set[Value]) -> bool:
         else:
             return False
     return True
+
+
+def _is_of_another_batch(value: Value, graph: Graph) -> bool:
+    """Whether a value of one axis is neither a number for each image of an open batch nor the scores of one image."""
+    if value.rank != 1 or value.sizes[0] == 1:
+        return False
+    return (value.sizes[0] is None) is not find_places(graph).of_images(value)
 
 
 def _describe(name: str, value: Value) -> str:

@@ -44,8 +44,8 @@ def _kind_of_map(value: Value) -> str:
     if "float" not in value.dtype or (value.producer is not None and _source(value, (Op.CAST,)) is Op.ARGMAX):
         return "a semantic segmenter after its argmax"
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
-        return "semantic segmentation, or heat maps of key points"
-    return "depth, a mask or a heat map"
+        return "semantic segmentation, or heat maps of key points: --method keypoint-map says the latter"
+    return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
 
 
 def _source(value: Value, through: tuple[Op, ...]) -> Op | None:

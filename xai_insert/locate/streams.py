@@ -1,14 +1,18 @@
-"""The last maps of a model in which no single map lies on every path from the image to the scores."""
+"""The last maps by which a derivative says something."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from xai_insert.graph.cuts import activations, region
-from xai_insert.graph.operators import FusedAttention, Softmax
+from xai_insert.graph.operators import FusedAttention, Joined, Norm, Parts, Pointwise, Slices, Softmax
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.places import Places
 from xai_insert.locate.stages import is_sum
+from xai_insert.locate.transformer import attended_tokens
+
+_MOVING = (Slices, Parts, Joined)
 
 
 def last_maps(
@@ -41,6 +45,50 @@ def last_maps(
         if isinstance(node.kind, (Softmax, FusedAttention)) or any(value in attended for value in node.outputs):
             attended.update(value for value in node.inputs if value is not None)
     return _joint(graph, images, logits, {found.value: found for found in latest.values()})
+
+
+def normed(graph: Graph, images: Sequence[Value], logits: Value, entry: FeatureMap, places: Places) -> FeatureMap:
+    """What the last attention reads of the tokens that enter its block, where that is a norm of them; else these.
+
+    A norm takes no notice of the size of a token, so the derivative by a token that is read through a norm alone is at
+    a right angle to it: their product, summed over channels, is zero. Where the head takes class tokens, patches are
+    read by the last attention only, whatever passes it by.
+    """
+    behind = activations(graph, [entry.value])
+    groups = attended_tokens(graph, images, logits, places)
+    attended = groups[-1][1] if groups else entry.value
+    is_of_entry = attended is not entry.value and attended in behind and attended.shape == entry.value.shape
+    for value in [attended] if is_of_entry else _norms_of(entry.value):
+        found = places.map_of(value, others=True)
+        attends = any(isinstance(node.kind, (Softmax, FusedAttention)) for node in region(graph, [value], [logits]))
+        if attends and found is not None and found.grid == entry.grid:
+            return found
+    return entry
+
+
+def _norms_of(value: Value) -> list[Value]:
+    """The results of the norms that read a value, its parts or it beside others, with their scale and bias."""
+    found: list[Value] = []
+    seen: set[Value] = set()
+    stack = [value]
+    while stack:
+        for use in stack.pop().uses:
+            result = use.node.output
+            if isinstance(use.node.kind, Norm):
+                found.append(_scaled(result))
+            elif isinstance(use.node.kind, _MOVING) and result not in seen:
+                seen.add(result)
+                stack.append(result)
+    return found
+
+
+def _scaled(result: Value) -> Value:
+    """A norm with the scale and the bias behind it."""
+    while len(result.uses) == 1 and isinstance((node := result.uses[0].node).kind, Pointwise):
+        if not all(operand is result or (operand is not None and operand.is_constant) for operand in node.inputs):
+            break
+        result = node.output
+    return result
 
 
 def _joint(graph: Graph, images: Sequence[Value], logits: Value, maps: dict[Value, FeatureMap]) -> list[FeatureMap]:

@@ -38,18 +38,13 @@ def box_votes(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: Box
         voters: its boxes.
     """
     op = surgeon.ops
-    reported = _reported(surgeon, voters.reported)
-    sides = box_sides(op, reported, voters.reported.format, 2)
-    sides = [
-        op.mul(side, scalar(op, factor, "float32"))
-        for side, factor in zip(sides, voters.reported.scale * 2, strict=True)
-    ]
-    wanted = _one_hot(surgeon, detector, voters.reported)
+    sides = reported_sides(surgeon, voters.reported)
+    wanted = labels_one_hot(surgeon, detector, voters.reported)
     late = boxes_everywhere(surgeon, graph) if voters.is_late else {}
     total: V | None = None
     middle = grid_of_level(surgeon, detector.middle)
     for item, rows in zip(detector.levels, voters.levels, strict=True):
-        boxes = _decoded(surgeon.ops, late.get(rows.value, surgeon.handle(rows.value)), item, rows)
+        boxes = decoded_boxes(surgeon.ops, late.get(rows.value, surgeon.handle(rows.value)), item, rows)
         votes = _level_votes(surgeon, item, boxes, voters, sides, wanted)
         if item is not detector.middle:
             votes = op.resize(votes, *middle)
@@ -57,6 +52,24 @@ def box_votes(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: Box
     if total is None:
         raise ValueError("a detector has at least one level")
     return op.mul(total, scalar(op, 1.0 / len(detector.levels), "float32"))
+
+
+def reported_sides(surgeon: Surgeon[V], found: ReportedBoxes) -> list[V]:
+    """The sides of the reported boxes in units of the decoded ones, `[B, M, 1]` each."""
+    op = surgeon.ops
+    sides = box_sides(op, _reported(surgeon, found), found.format, 2)
+    return [op.mul(side, scalar(op, factor, "float32")) for side, factor in zip(sides, found.scale * 2, strict=True)]
+
+
+def sides_of(op: Ops[V], boxes: V, voters: BoxVoters) -> list[V]:
+    """The sides of decoded boxes `[B, 4, L]`, within the bounds of the reported ones, `[B, 1, L]` each."""
+    decoded = box_sides(op, boxes, voters.format, 1)
+    if voters.bounds is None:
+        return list(decoded)
+    return [
+        Tensor(op, side).at_most(tensor(op, bound)).at_least(0.0).handle
+        for side, bound in zip(decoded, voters.bounds * 2, strict=True)
+    ]
 
 
 def _level_votes(
@@ -68,13 +81,7 @@ def _level_votes(
     wanted: V | None,
 ) -> V:
     op = surgeon.ops
-    decoded = box_sides(op, boxes, voters.format, 1)
-    if voters.bounds is not None:
-        decoded = [
-            Tensor(op, side).at_most(tensor(op, bound)).at_least(0.0).handle
-            for side, bound in zip(decoded, voters.bounds * 2, strict=True)
-        ]
-    votes = _overlap(op, reported, decoded)
+    votes = overlap_of(op, reported, sides_of(op, boxes, voters))
     if wanted is not None:
         votes = op.mul(votes, op.matmul(wanted, _directions(surgeon, item, voters.is_exclusive)))
     anchors, (height, width) = item.channels.anchors, grid_of_level(surgeon, item)
@@ -84,7 +91,7 @@ def _level_votes(
     return op.reshape(votes, [batch, count, height, width])
 
 
-def _decoded(op: Ops[V], x: V, item: ClassLevel, rows: DecodedLevel) -> V:
+def decoded_boxes(op: Ops[V], x: V, item: ClassLevel, rows: DecodedLevel) -> V:
     """Boxes of a level, `[B, 4, A * P]`, anchors slower than locations."""
     rank = len(rows.shape)
     cells, anchors = item.level.cells, item.channels.anchors
@@ -102,8 +109,8 @@ def _decoded(op: Ops[V], x: V, item: ClassLevel, rows: DecodedLevel) -> V:
     return op.reshape(x, [-1, 4, anchors * cells])
 
 
-def _directions(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V:
-    """Class probabilities of a level divided by their norm, `[B, K, A * P]`."""
+def class_shares(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V:
+    """Class probabilities of a level, `[B, K, A * P]`."""
     op = surgeon.ops
     x, order = level_channels(surgeon, item), item.channels
     cells = item.level.cells
@@ -118,7 +125,12 @@ def _directions(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V:
         if order.anchors > 1:
             x = op.transpose(x, [0, 2, 1, 3])
         x = op.reshape(x, [-1, order.classes, order.anchors * cells])
-    scores = Tensor(op, op.softmax(x, axis=1) if is_exclusive else op.sigmoid(x))
+    return op.softmax(x, axis=1) if is_exclusive else op.sigmoid(x)
+
+
+def _directions(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V:
+    """Class probabilities of a level divided by their norm, `[B, K, A * P]`."""
+    scores = Tensor(surgeon.ops, class_shares(surgeon, item, is_exclusive))
     return (scores / (scores * scores).sum(1).sqrt().at_least(_TINY)).handle
 
 
@@ -131,7 +143,7 @@ def _reported(surgeon: Surgeon[V], found: ReportedBoxes) -> V:
     return op.unsqueeze(x, [0]) if rank == 2 else x
 
 
-def _one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes) -> V | None:
+def labels_one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes) -> V | None:
     """1 at the class of each reported box, `[B, M, K]`; None where there is one class only."""
     if found.labels is None:
         return None
@@ -149,7 +161,7 @@ def _one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes) -> V
     return (Tensor(op, x) - numbers.reshape(1, 1, -1)).tent().handle
 
 
-def _overlap(op: Ops[V], one: Sequence[V], other: Sequence[V]) -> V:
+def overlap_of(op: Ops[V], one: Sequence[V], other: Sequence[V]) -> V:
     """Intersection over union of `[B, M, 1]` and `[B, 1, L]` sides: `[B, M, L]`; 0 where a box is empty."""
     zero = tensor(op, 0.0)
 

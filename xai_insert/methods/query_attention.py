@@ -218,7 +218,7 @@ def _scattered(op: Ops[V], across: V, down: V, weights: V, look: SampledLook) ->
     """Points laid on the grid, `[B, M, h, w]`."""
 
     def near(places: V, count: int) -> Tensor[V]:
-        return (Tensor(op, op.unsqueeze(places, [3])) - np.arange(count)).tent()
+        return (Tensor(op, places).unsqueeze([3]) - np.arange(count)).tent()
 
     rows = near(down, look.height) * Tensor(op, op.unsqueeze(weights, [3]))
     maps = op.matmul(op.transpose(rows.handle, (0, 1, 3, 2)), near(across, look.width).handle)

@@ -8,6 +8,9 @@ from xai_insert.graph.ops import Ops, V
 from xai_insert.methods.shaping import scalar
 from xai_insert.methods.tensor import Tensor
 
+_TINY = 1e-6
+"""Stands for the span of a map that is nowhere below its threshold: everything is far over it."""
+
 
 def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
     """Scale each map by its own minimum and maximum: `floor(255 * (s - min) / (max - min))`.
@@ -30,6 +33,27 @@ def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
 def map_axes(rank: int) -> tuple[int, ...]:
     """The axes of one map among those of `saliency_map`: rows and columns, before them time in `[B, K, t, h, w]`."""
     return tuple(range(2 if rank == 5 else rank - 2, rank))
+
+
+def to_bytes_by_threshold(op: Ops[V], saliency: V, threshold: float) -> V:
+    """Scale maps so that a threshold is half of the scale: `floor(255 * clip((s - low) / (2 * (threshold - low))))`.
+
+    `low` is 0, or the least value of the map where that is negative.
+
+    Args:
+        op: operations.
+        saliency: float32 `[B, K, h, w]`, any range.
+        threshold: the value that becomes 127.5.
+
+    Returns:
+        uint8, 0..255; all that is twice as far from `low` as the threshold, or farther, is 255.
+    """
+    one, zero = scalar(op, 1.0), scalar(op, 0.0)
+    low = op.sub(zero, op.maximum(op.sub(zero, op.reduce(saliency, "min", (2, 3))), zero))
+    span = op.mul(op.sub(scalar(op, threshold), low), scalar(op, 2.0))
+    share = op.div(op.sub(saliency, low), op.nonzero_or(span, scalar(op, _TINY)))
+    least = op.sub(one, op.maximum(op.sub(one, share), zero))  # the lesser of 1 and the share
+    return op.cast(op.floor(op.mul(least, scalar(op, 255.0))), "uint8")
 
 
 def least_and_greatest(op: Ops[V], saliency: V, rank: int) -> V:

@@ -66,21 +66,11 @@ def last_layer(surgeon: Surgeon[V], logits: Value, classes: int) -> LastLayer | 
     Scores of a few classes are then products with a few rows of its weight. Not where the layer reads what was
     quantised: OpenVINO computes the whole layer in integers, and fails on a part of it.
     """
-    node, bias = logits.producer, None
-    if node is not None and node.op is Op.ADD:
-        constants = [value for value in node.inputs if value is not None and value.is_constant]
-        others = [value for value in node.inputs if value is not None and not value.is_constant]
-        if len(constants) != 1 or len(others) != 1 or constants[0].sizes[-1:] != (classes,):
-            return None
-        bias, node = constants[0], others[0].producer
+    node, bias = _without_bias(logits.producer, classes)
     if node is None or node.op is not Op.MATMUL or node.attrs["transpose_a"]:
         return None
     source, weight = node.read(0), node.read(1)
-    before = source.producer
-    while before is not None and before.op in (Op.RESHAPE, Op.REDUCE) and not surgeon.rounds(before):
-        operand = before.operand(0)
-        before = None if operand is None else operand.producer
-    if before is not None and surgeon.rounds(before):
+    if _is_rounded(surgeon, source):
         return None
     own = node.operand(2)
     if own is not None and bias is not None:
@@ -94,6 +84,26 @@ def last_layer(surgeon: Surgeon[V], logits: Value, classes: int) -> LastLayer | 
     if weight.sizes[0 if is_transposed else 1] != classes:
         return None
     return LastLayer(node, source, weight, bias, is_transposed)
+
+
+def _without_bias(node: Node | None, classes: int) -> tuple[Node | None, Value | None]:
+    """What an addition of one number for each class adds to, and those numbers; any other node as it is."""
+    if node is None or node.op is not Op.ADD:
+        return node, None
+    constants = [value for value in node.inputs if value is not None and value.is_constant]
+    others = [value for value in node.inputs if value is not None and not value.is_constant]
+    if len(constants) != 1 or len(others) != 1 or constants[0].sizes[-1:] != (classes,):
+        return None, None
+    return others[0].producer, constants[0]
+
+
+def _is_rounded(surgeon: Surgeon[V], source: Value) -> bool:
+    """Whether a quantiser gave the value, or what was pooled or reshaped to it."""
+    before = source.producer
+    while before is not None and before.op in (Op.RESHAPE, Op.REDUCE) and not surgeon.rounds(before):
+        operand = before.operand(0)
+        before = None if operand is None else operand.producer
+    return before is not None and surgeon.rounds(before)
 
 
 def chosen_scores(

@@ -89,18 +89,20 @@ class Orders:
         for index in sorted(clean or range(len(self.observed)), reverse=True):
             here, there = moved(item.responses, chosen, index), moved(others, list(others), index)
             if (clean and here and there) or (len(here) == len(chosen) and len(there) == len(others)):
-                value = self.observed[index].value
-                found = self._resolve(item, here, there, value) or self._boxes_of_classes(item, here, there)
-                if found is None and item.is_class and value.sizes[-1:] == (1,):
-                    found = resolve_column(here, item.head.channels)
-                if found is not None and item.is_class and not _sets_background_apart(item, found):
-                    found = None
+                found = self._of_value(item, here, there, self.observed[index].value)
                 if found is not None:
                     return found
         found = self._layout_on_the_way(item, chosen)
         if found is None and item.has_tokens and not item.is_fused and self._boxes(item).get(True, {1}) == {1}:
             return Channels(0, channels, 1, channels)
         return found
+
+    def _of_value(self, item: Watched, here: Moves, there: Moves, value: Value) -> Channels | None:
+        """The order that the places of what moved in a value tell."""
+        found = self._resolve(item, here, there, value) or self._boxes_of_classes(item, here, there)
+        if found is None and item.is_class and value.sizes[-1:] == (1,):
+            found = resolve_column(here, item.head.channels)
+        return None if found is None or (item.is_class and not _sets_background_apart(item, found)) else found
 
     def beside_boxes(self, item: Watched) -> Channels | None:
         """The order of an undecoded head of a grid whose boxes are decoded; None if nothing tells it."""

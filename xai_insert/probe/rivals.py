@@ -137,7 +137,8 @@ def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -
 
 def undecoded(graph: Graph, widths: Sequence[int]) -> AmbiguousModelError:
     """The error for heads that are outputs as they are, of so many channels each."""
-    likely = likely_task(graph) if len(widths) == 1 else None
+    alike = len({value.shape for value in graph.outputs}) == 1  # not a level each
+    likely = likely_task(graph) if alike else None
     return AmbiguousModelError(
         "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
         f"({', '.join(map(str, widths))} channels) do not tell classes from boxes: give the number of classes, "

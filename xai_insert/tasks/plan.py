@@ -79,6 +79,8 @@ class Branch:
         spread: puts scaled maps of the classes that are present where `plan.map_shape` has them; None if all are there.
         derivatives: what a map that is made of derivatives was computed from; empty for others.
         arranged: makes maps of `plan.map_shape` of `raw`, where that is of another; None if it is not.
+        in_bytes: scales the raw map to bytes by what the model itself says of its values; None scales each map by its
+            own minimum and maximum.
     """
 
     plan: Plan
@@ -89,6 +91,7 @@ class Branch:
     spread: Callable[[Any], Any] | None = None
     derivatives: Sequence[Derivative] = ()
     arranged: Callable[[Any], Any] | None = None
+    in_bytes: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)

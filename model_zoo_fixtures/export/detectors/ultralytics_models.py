@@ -39,7 +39,7 @@ def yolo(
     """Build a YOLO of ultralytics the way its own exporter prepares it.
 
     Args:
-        config: Name of the configuration file, with the letter of the size.
+        config: Name of the configuration file, with the letter of the size; of a detector or a pose model.
         nc: Number of classes.
         end2end: Whether the one-to-one head is exported, with its selection of the best boxes.
         nms: Whether suppression is put into the graph.
@@ -53,11 +53,12 @@ def yolo(
     """
     vision_ops.install()
     from ultralytics.engine.exporter import NMSModel
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.nn.tasks import DetectionModel, PoseModel
 
-    network: Any = DetectionModel(config, ch=3, nc=nc, verbose=False)
+    is_pose = "-pose" in config
+    network: Any = (PoseModel if is_pose else DetectionModel)(config, ch=3, nc=nc, verbose=False)
     network.names = {index: str(index) for index in range(nc)}
-    network.task = "detect"
+    network.task = "pose" if is_pose else "detect"
     network.eval()
     head = network.model[-1]
     if hasattr(head, "_end2end") or getattr(head, "one2one_cv2", None) is not None:
@@ -96,7 +97,7 @@ def yolo(
         detector.box_heads = [(branch[-1], 1.0 if head.reg_max > 1 else 2.0) for branch in boxes]
 
     detector.finish = finish
-    parts = [config.partition(".")[0].replace("-", "_")] + ([f"nc{nc}"] if nc != 80 else [])
+    parts = [config.partition(".")[0].replace("-", "_")] + ([f"nc{nc}"] if nc != (1 if is_pose else 80) else [])
     parts += [word for word, on in (("e2e", end2end), ("nms", nms), ("dyn", dynamic)) if on]
     detector.id = "_".join(parts) + suffix
     return detector

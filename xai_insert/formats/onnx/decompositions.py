@@ -15,10 +15,12 @@ from xai_insert.formats.onnx.einsum import einsum
 from xai_insert.formats.onnx.surgeon import all_names
 from xai_insert.formats.onnx.writer import Shared, Writer, Written
 from xai_insert.graph.names import Names
+from xai_insert.graph.view import Shape
 
 _MS = "com.microsoft"
 RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
     ("", "Einsum"): einsum,
+    ("", "Reshape"): fused.product_of_rows,
     ("", "Attention"): fused.standard_attention,
     ("", "RotaryEmbedding"): fused.rotary,
     (_MS, "Attention"): fused.attention,
@@ -66,12 +68,15 @@ class Decomposed:
         fused: what a value that was added stands for.
     """
 
-    def __init__(self, model: ir.Model, ranks: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, model: ir.Model, ranks: Callable[[], Mapping[str, int]], shapes: Callable[[], Mapping[str, Shape]]
+    ) -> None:
         self.nodes: list[ir.Node] = []
         self.hidden: set[ir.Node] = set()
         self.fused: dict[ir.Value, ir.Value] = {}
         self._pairs: list[tuple[ir.Value, ir.Value]] = []
         self._ranks: Mapping[str, int] | None = None
+        self._shapes: Mapping[str, Shape] | None = None
         shared = Shared()
         names: Names | None = None
 
@@ -82,14 +87,19 @@ class Decomposed:
                 self._ranks = ranks()
             return self._ranks.get(value.name or "")
 
+        def sizes(value: ir.Value) -> Shape | None:
+            if self._shapes is None:
+                self._shapes = shapes()
+            return self._shapes.get(value.name or "")
+
         rules = dict(RULES)
         if any(node.op_type in _ROUNDING for node in model.graph):
             rules["", "DequantizeLinear"] = quantised.dequantised
         for node in list(model.graph):
             rule = rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
-            if rule is not None:
+            if rule is not None and (node.op_type != "Reshape" or fused.is_product_of_rows(node)):
                 names = names or Names(all_names(model))
-                self._write_out(Writer(model.graph, node, names, rank, shared), rule)
+                self._write_out(Writer(model.graph, node, names, rank, shared, sizes), rule)
         self.nodes.extend(shared.nodes)
 
     def _write_out(self, writer: Writer, rule: Callable[[Writer], Written]) -> None:

@@ -55,7 +55,7 @@ class OnnxModel:
         self._inferred = Inferred({}, {})
         self._surgeon: OnnxSurgeon | None = None
         with taking_apart("the ONNX graph"):
-            self._written_out = Decomposed(native, lambda: ranks(native))
+            self._written_out = Decomposed(native, lambda: ranks(native), lambda: infer(native, input_shapes).shapes)
 
     def view(self) -> Graph:
         with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):

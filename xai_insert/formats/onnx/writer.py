@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from xai_insert.graph.names import Names
+from xai_insert.graph.view import Shape
 
 Written = Sequence[ir.Value | None] | None
 """What stands for each output of a node, None for one that nothing may read; None if it was not written out."""
@@ -46,6 +47,7 @@ class Writer:
         names: Names,
         rank: Callable[[ir.Value], int | None],
         shared: Shared,
+        sizes: Callable[[ir.Value], Shape | None],
     ) -> None:
         self.node = node
         self.version = graph.opset_imports.get("", 17)
@@ -55,6 +57,7 @@ class Writer:
         self._names = names
         self._rank = rank
         self._shared = shared
+        self._sizes = sizes
 
     def __call__(self, kind: str, *operands: ir.Value | None, **attributes: Any) -> ir.Value:
         made = ir.node(kind, operands, attributes, name=self._names.unique(f"{self.node.name or 'node'}/{kind}"))
@@ -66,6 +69,10 @@ class Writer:
     def rank(self, value: ir.Value) -> int | None:
         """Number of axes of an operand; None where nothing tells it."""
         return self._rank(value)
+
+    def sizes(self, value: ir.Value) -> Shape | None:
+        """Sizes of any value of the model; None where nothing tells them."""
+        return self._sizes(value)
 
     def operand(self, index: int) -> ir.Value | None:
         """An operand of the node; None where it is left out."""

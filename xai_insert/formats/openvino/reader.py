@@ -98,15 +98,19 @@ def _slices(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     cuts = []
     for index, (axis, start) in enumerate(zip(axes, starts, strict=False)):
         step = steps[index] if index < len(steps) else 1
-        size = shape[axis]
-        if index < len(begin_mask) and begin_mask[index]:
-            start = 0 if step > 0 else -1  # noqa: PLW2901
-        if size is None and (start < 0 or start >= _MANY):
+        is_open = index < len(begin_mask) and begin_mask[index]
+        cut = _cut(axis, shape[axis], (0 if step > 0 else -1) if is_open else start, step)
+        if cut is None:
             return kinds.Slices(None)
-        if size is not None:
-            start = max(0, start + size) if start < 0 else min(start, size - (step < 0))  # noqa: PLW2901
-        cuts.append(Cut(axis, start, step))
+        cuts.append(cut)
     return kinds.Slices(tuple(cuts), tuple(axis for axis, gone in enumerate(shrunk) if gone))
+
+
+def _cut(axis: int, size: int | None, start: int, step: int) -> Cut | None:
+    """What is kept of an axis from `start` on; None where it is counted from an end that is not known."""
+    if size is None:
+        return Cut(axis, start, step) if 0 <= start < _MANY else None
+    return Cut(axis, max(0, start + size) if start < 0 else min(start, size - (step < 0)), step)
 
 
 def _parts(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:

@@ -42,12 +42,13 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
 
 def _pairs(graph: Graph, samples: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
     """Class scores and masks that may be of the same queries."""
+    floats = [sample for sample in samples if sample.is_float]
     pairs = [
         (scores, masks)
-        for masks in samples
-        if len(masks.shape) == 4 and masks.is_float and masks.shape[1] > 1  # one is a depth map, and a pose beside it
-        for scores in samples
-        if len(scores.shape) == 3 and scores.is_float and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
+        for masks in floats
+        if len(masks.shape) == 4 and masks.shape[1] > 1  # one is a depth map, and a pose beside it
+        for scores in floats
+        if len(scores.shape) == 3 and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
     ]
     pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores) and not _of_classes(scores, masks)]
     found = {sample for pair in pairs for sample in pair}

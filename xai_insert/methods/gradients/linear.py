@@ -29,11 +29,8 @@ def _product(step: Step[Any]) -> Gradients:
         gradient = step.op.mul(gradient, step.number(kind.factor))
     made: dict[int, Any] = {}
     if 0 in step.wanted:
-        other = step.operand(1)
-        if kind.transpose_b:
-            partial = step.op.matmul(gradient, other)
-        else:
-            partial = step.op.matmul_transposed(gradient, other, len(b))
+        other, along = step.turned(1, gradient, is_square=b[-1] == b[-2])
+        partial = step.op.matmul(along, other) if kind.transpose_b else step.op.matmul_transposed(along, other, len(b))
         made[0] = _fitted(step, _turned(step, partial, rank) if kind.transpose_a else partial, 0)
     if 1 in step.wanted:
         other = step.operand(0)

@@ -58,6 +58,18 @@ class Step(Generic[V]):
         value = self.node.read(index)
         return self.surgeon.stored(self.node, index) if value.is_constant else self.forward.read(value)
 
+    def turned(self, index: int, gradient: V, *, is_square: bool) -> tuple[V, V]:
+        """A weight that is read the other way round, and the derivative to multiply it with.
+
+        OpenVINO (2026.4) packs a stored weight once for each place in memory and size of the packed form. One that is
+        as long as it is wide would be packed as the model's own layer has it, and the product be that with the weight
+        not turned. So half of the weight is stored, when the model is compiled, and multiplied by twice the derivative.
+        """
+        weight = self.operand(index)
+        if not is_square or not self.node.read(index).is_constant:
+            return weight, gradient
+        return self.op.mul(weight, self.number(0.5)), self.op.mul(gradient, self.number(2.0))
+
     def result(self) -> V:
         """The first result's value."""
         return self.forward.read(self.node.output)

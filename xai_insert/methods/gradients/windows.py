@@ -48,11 +48,45 @@ def _convolution(step: Step[Any], kind: Window) -> Gradients:
     if step.wanted != {0}:
         raise step.refusal("its weights are computed")
     source, result = step.node.read(0), step.node.output
-    gradient, weight = step.flat(step.gradient, result), step.operand(1)
+    ends = [value.sizes[1] for value in (source, result)]
+    gradient = step.flat(step.gradient, result)
+    if not kind.transposed:
+        windows, added = _back(step, kind, kind.kernel or ())
+        if (straight := _straight(kind, windows, added)) is not None:
+            return {0: step.unflat(step.op.convolve(gradient, _reversed(step, kind), straight), source)}
+    weight, gradient = step.turned(1, gradient, is_square=ends[0] == ends[1])
     if kind.transposed:
         return {0: step.unflat(_forth(step, kind, gradient, weight), source)}
-    windows, added = _back(step, kind, kind.kernel or ())
     return {0: step.unflat(step.op.spread(gradient, weight, windows, added), source)}
+
+
+def _straight(kind: Window, windows: Windows, added: Sequence[int]) -> Windows | None:
+    """The transpose of a convolution without strides as a convolution, which runtimes do faster; None if it is none."""
+    reach = [(size - 1) * dilation for size, dilation in zip(kind.kernel or (), kind.dilations, strict=True)]
+    begin = [whole - pad for whole, pad in zip(reach, windows.pads_begin, strict=True)]
+    end = [whole - pad + more for whole, pad, more in zip(reach, windows.pads_end, added, strict=True)]
+    if set(kind.strides) != {1} or min(*begin, *end) < 0:
+        return None
+    return Windows(kind.strides, kind.dilations, begin, end, kind.groups)
+
+
+def _reversed(step: Step[Any], kind: Window) -> Any:
+    """The weight from results to sources, its windows back to front."""
+    op, weight = step.op, step.operand(1)
+    sizes, kernel = list(fixed(step.node.read(1).sizes)), list(kind.kernel or ())
+    lead = sizes[: len(sizes) - len(kernel)]  # groups, results, sources; groups within the results but in OpenVINO
+    is_apart = len(lead) == 3
+    if kind.groups > 1 and not is_apart:
+        weight = op.reshape(weight, [kind.groups, lead[0] // kind.groups, lead[1], *kernel])
+    first = int(kind.groups > 1)
+    order = [*range(first), first + 1, first, *range(first + 2, first + 2 + len(kernel))]
+    weight = op.transpose(weight, order)
+    for axis, size in enumerate(kernel, first + 2):
+        if size > 1:
+            weight = op.pick(weight, range(size)[::-1], axis)
+    if kind.groups > 1 and not is_apart:
+        weight = op.reshape(weight, [kind.groups * lead[1], lead[0] // kind.groups, *kernel])
+    return weight
 
 
 def _forth(step: Step[Any], kind: Window, gradient: Any, weight: Any) -> Any:

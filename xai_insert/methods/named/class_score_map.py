@@ -59,6 +59,8 @@ class ClassScoreMap(Method):
             return Refusal(self.lacking)
         parts = found.parts
         reason = "before the last resize" if parts.enlarged else "as the head gives them"
+        if not parts.compares:
+            reason += "; if they are heat maps of key points: --method keypoint-map"
         shape = (parts.scores.shape[0], parts.classes, *parts.scores.grid)
         return ScoreMapPlan(found, "class-score-map", Form.SCORES, reason, shape, 0.0)
 

@@ -58,11 +58,15 @@ class ScoresPlan(Plan):
         if isinstance(self.voters, QueryReport):
             looks = query_maps(surgeon, graph, self.voters)
             return Branch(self, raw, outputs=query_output(surgeon, self.voters, looks, options))
-        votes = box_votes(surgeon, graph, self.scored, self.voters)
+        votes = self.per_box(surgeon, graph, self.voters)
         if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
             votes = surgeon.ops.resize(votes, *options.saliency_size)
         grid = options.saliency_size or self.map_shape[-2:]
         return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported.value, grid, options))
+
+    def per_box(self, surgeon: Surgeon[Any], graph: Graph, voters: BoxVoters) -> Any:
+        """Add the maps of the reported boxes, `[B, M, h, w]`."""
+        return box_votes(surgeon, graph, self.scored, voters)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"num_classes", "per_box"})

@@ -1,0 +1,93 @@
+"""Anomaly detectors: the map by the model's threshold, and the outline of what lies over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from xai_insert.errors import UnsupportedTaskError
+from xai_insert.explain.detect import outline
+from xai_insert.explain.draw import Image
+from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Selection
+from xai_insert.explain.feed import Feeder
+from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.preprocessing import View
+from xai_insert.explain.runtime import Engine
+
+ANOMALY_DETECTION = "anomaly detection"
+_HALF = 127.5
+"""The threshold, in bytes."""
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """An anomaly detector that is ready to run.
+
+    Attributes:
+        engine: the compiled model.
+        feeder: makes its input from an image.
+        meaning: names of what is normal and what is not, if there are two.
+        selection: not looked at, there is one map.
+    """
+
+    engine: Engine
+    feeder: Feeder
+    meaning: ScoreMeaning
+    selection: Selection = field(default_factory=Selection)
+
+    @property
+    def settings(self) -> Sequence[object]:
+        """What its results depend on, besides the model."""
+        return self.feeder, self.meaning
+
+    def explain(self, image: Image) -> Explained:
+        """Run on one image, uint8 RGB `[H, W, 3]`.
+
+        Raises:
+            XaiInsertError: the model cannot be run.
+        """
+        feed, view = self.feeder.feed(image)
+        return self.read(self.engine.infer(feed), feed.shape, view)
+
+    def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
+        """Read the outputs for the first image of an input of that shape.
+
+        Raises:
+            UnsupportedTaskError: the model has no map.
+        """
+        if outputs.saliency_map is None:
+            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
+        about, given = self.engine.about, outputs.saliency_map[0]
+        label, score = (self._number(outputs, key) for key in ("label_at", "score_at"))
+        name = "anomaly" if label is None else "anomalous" if label else "normal"
+        if label is not None and len(self.meaning.labels) == 2:
+            name = self.meaning.labels[bool(label)]
+        found = Prediction(0, name, float(given.max()) if score is None else score)
+        if "threshold" not in about:
+            ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
+            return Explained([found], [found], given, view, ranges=ranges)
+        threshold = float(about["threshold"])
+        maps = given if given.dtype == np.uint8 else in_bytes(given, threshold)
+        size = (shape[self.feeder.layout.index("H")], shape[self.feeder.layout.index("W")])
+        parts = outline(maps[0] / (2 * _HALF), size, view)
+        over = []
+        if parts:
+            low, high = (function(np.concatenate(parts), axis=0) for function in (np.min, np.max))
+            box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+            over = [Instance(0, "over", threshold, box, parts)]
+        return Explained([found], [found], maps, view, instances=over)
+
+    def _number(self, outputs: Outputs, key: str) -> float | None:
+        index = self.engine.about.get(key)
+        if index is None:
+            return None
+        return float(list(outputs.predictions.values())[int(index)].reshape(-1)[0])
+
+
+def in_bytes(maps: Array, threshold: float) -> Array:
+    """Raw maps `[K, h, w]` as an inserted model scales them: the threshold is half of 255."""
+    low = np.minimum(maps.min(axis=(1, 2), keepdims=True), 0)
+    span = np.maximum(2 * (threshold - low), 1e-6)
+    return np.asarray(255 * ((maps - low) / span).clip(0, 1), np.uint8)

@@ -1,0 +1,14 @@
+"""Which class reads the outputs of a model that says something of every place, by its task."""
+
+from __future__ import annotations
+
+from xai_insert.explain.anomaly import ANOMALY_DETECTION, Inspector
+from xai_insert.explain.keypoints import KEYPOINTS, Joints
+from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
+
+Reader = Painter | Inspector | Joints
+READERS: dict[str, type[Reader]] = {
+    SEMANTIC_SEGMENTATION: Painter,
+    ANOMALY_DETECTION: Inspector,
+    KEYPOINTS: Joints,
+}

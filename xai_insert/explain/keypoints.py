@@ -1,0 +1,109 @@
+"""Key points: a map for each, and a mark where it is highest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from xai_insert.errors import UnsupportedTaskError
+from xai_insert.explain.detect import in_image
+from xai_insert.explain.draw import Image
+from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Scores, Selection, ranking
+from xai_insert.explain.feed import Feeder
+from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.preprocessing import View
+from xai_insert.explain.runtime import Engine
+from xai_insert.explain.scale import raw_values
+
+KEYPOINTS = "keypoints"
+_RADIUS = 0.015
+_CORNERS = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+
+
+@dataclass(frozen=True)
+class Joints:
+    """A model of key points that is ready to run.
+
+    Attributes:
+        engine: the compiled model.
+        feeder: makes its input from an image.
+        meaning: names of the key points; without them they are numbered.
+        selection: which to draw; those that are predicted are all.
+    """
+
+    engine: Engine
+    feeder: Feeder
+    meaning: ScoreMeaning
+    selection: Selection = field(default_factory=Selection)
+
+    @property
+    def settings(self) -> Sequence[object]:
+        """What its results depend on, besides the model."""
+        return self.feeder, self.meaning, self.selection
+
+    def explain(self, image: Image) -> Explained:
+        """Run on one image, uint8 RGB `[H, W, 3]`.
+
+        Raises:
+            XaiInsertError: the model cannot be run, or lacks a key point that was asked for.
+        """
+        feed, view = self.feeder.feed(image)
+        return self.read(self.engine.infer(feed), feed.shape, view)
+
+    def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
+        """Read the outputs for the first image of an input of that shape.
+
+        Raises:
+            XaiInsertError: the model has no maps, or lacks a key point that was asked for.
+        """
+        del shape
+        if outputs.saliency_map is None:
+            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
+        maps = outputs.saliency_map[0]
+        ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
+        self.meaning.require(len(maps))
+        names = list(self.meaning.labels) or [f"keypoint {number}" for number in range(len(maps))]
+        scores = self._scores(outputs, raw_values(maps, ranges))
+        told = np.zeros(len(maps)) if scores is None else scores
+        chosen = self.selection.choose(told, range(len(maps)), names)
+        points = [
+            _marked(Prediction(number, name, float(told[number])), maps[number], view)
+            for number, name in enumerate(names)
+        ]
+        return Explained(
+            [points[number] for number in ranking(told)],
+            [Prediction(number, names[number], float(told[number])) for number in chosen],
+            maps,
+            view,
+            instances=[points[number] for number in chosen],
+            note="the model gives no scores of its key points" if scores is None else None,
+            ranges=ranges,
+        )
+
+    def _scores(self, outputs: Outputs, values: Array) -> Scores | None:
+        """How sure the model is of each key point: the peak of its map, the lower of those of its bins, or its own."""
+        about, given = self.engine.about, list(outputs.predictions.values())
+        joints = len(values)
+        if "bins_at" in about:
+            peaks = [given[int(index)][0].max(axis=1) for index in about["bins_at"].split()]
+            return np.asarray(np.minimum(*peaks), np.float64)
+        if "map_at" in about and "class_axis" in about:
+            maps = np.moveaxis(given[int(about["map_at"])][0], int(about["class_axis"]) - 1, 0)
+            return np.asarray(maps.reshape(joints, -1).max(axis=1), np.float64)
+        listed = [array for array in given if array.shape[-2:] == (joints, 3)]
+        if listed:
+            return np.asarray(listed[0].reshape(-1, joints, 3)[0, :, 2], np.float64)
+        return None if values.dtype == np.uint8 else np.asarray(values.reshape(joints, -1).max(axis=1), np.float64)
+
+
+def _marked(point: Prediction, saliency: Array, view: View) -> Instance:
+    """A circle around the middle of the cell where a map is highest."""
+    row, column = np.unravel_index(int(saliency.argmax()), saliency.shape)
+    height, width = saliency.shape
+    middle = in_image(np.array([[(column + 0.5) / width, (row + 0.5) / height]]), view)[0]
+    circle = (middle + _RADIUS * np.stack([np.cos(_CORNERS), np.sin(_CORNERS)], axis=1)).clip(0, 1)
+    (left, top), (right, bottom) = circle.min(axis=0), circle.max(axis=0)
+    box = (float(left), float(top), float(right), float(bottom))
+    return Instance(point.class_id, point.label, point.score, box, (np.asarray(circle, np.float64),))

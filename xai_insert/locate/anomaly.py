@@ -1,0 +1,181 @@
+"""The map of an anomaly detector: how far every place of the image is from what is normal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from xai_insert.errors import UnknownNameError
+from xai_insert.graph.cuts import cut_values, makers, region
+from xai_insert.graph.operators import Resized
+from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of
+from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.places import Places
+
+_SAME = (Op.IDENTITY, Op.CAST, Op.RESHAPE)
+
+
+@dataclass(frozen=True)
+class AnomalyMap:
+    """One number for every place of the image.
+
+    Attributes:
+        feature: the map, `[B, 1, h, w]`, `[B, h, w]` or `[B, h, w, 1]`.
+        unbounded: the same before it was shifted, scaled and cut off, so that a change of the image is seen in it.
+        output: which of the model's outputs it is, or the mask that it is compared for.
+        score: which output is the one number for the whole image; None if there is none.
+        label: which output says whether that is too much; likewise.
+        threshold: what the map is compared with, if the model holds that.
+        is_sure: whether nothing else looks like this: the score is the maximum over the map, or both are compared.
+    """
+
+    feature: FeatureMap
+    unbounded: FeatureMap
+    output: int
+    score: int | None
+    label: int | None
+    threshold: float | None
+    is_sure: bool
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An output: its number, what it is or is compared for, and with what."""
+
+    index: int
+    value: Value
+    is_compared: bool
+    threshold: float | None = None
+
+
+def may_be_anomalies(graph: Graph) -> bool:
+    """Whether the outputs have room for a map and a score; costs nothing, so it is asked first."""
+    ranks = [value.rank for value in graph.outputs]
+    return any(rank in (3, 4) for rank in ranks) and any(rank in (1, 2) for rank in ranks)
+
+
+def find_anomaly_map(graph: Graph, places: Places, output: str | None) -> AnomalyMap | None:
+    """The one map of one number for each place, beside which there are only its mask, scores of images, and labels.
+
+    Args:
+        graph: the model.
+        places: where its values lie in the image.
+        output: name of the output that is the map, where there are several.
+
+    Raises:
+        UnknownNameError: no output has that name.
+    """
+    names = list(graph.output_names)
+    if output is not None and output not in names:
+        raise UnknownNameError("output", output, names)
+    read = [_read(index, value) for index, value in enumerate(graph.outputs)]
+    maps = {item.index: found for item in read if (found := _placed(item.value, places)) is not None}
+    scores = [item for item in read if item.index not in maps and _is_one_number(item.value)]
+    if not maps or len(maps) + len(scores) < len(read):
+        return None
+    plain = [item for item in read if item.index in maps and not item.is_compared]
+    masks = [item for item in read if item.index in maps and item.is_compared]
+    chosen = [item for item in plain or masks if output in (None, names[item.index])]
+    if len(chosen) != 1 or "float" not in chosen[0].value.dtype:
+        return None
+    feature = maps[chosen[0].index]
+    labels, numbers = ([item for item in scores if item.is_compared is wanted] for wanted in (True, False))
+    are_maxima = any(_is_maximum(item.value, places) for item in scores)
+    return AnomalyMap(
+        feature,
+        _unbounded(graph, feature, places),
+        chosen[0].index,
+        numbers[0].index if numbers else None,
+        labels[0].index if labels else None,
+        _threshold(feature.value, [(maps[item.index].value, item) for item in masks], labels),
+        is_sure=bool(scores) and (are_maxima or bool(masks and labels)),
+    )
+
+
+def map_of_one(value: Value, places: Places) -> FeatureMap | None:
+    """A value with rows and columns of the image and no other axis of more than one element; None if it is none."""
+    place = places.of(value)
+    if place is None or len(place.axes) != 2 or 0 in place.axes or not places.of_images(value):
+        return None
+    rest = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
+    if any(value.sizes[axis] != 1 for axis in rest) or place.grid == (1, 1):
+        return None
+    channel = rest[0] if rest else 0  # nothing reads the channels of a map that has none
+    return FeatureMap(value, channel, place.axes, place.grid, 0, places.frame_of(place))
+
+
+def _placed(value: Value, places: Places) -> FeatureMap | None:
+    """A value as a map; of a size that follows the image, what stood before its last resize."""
+    found = map_of_one(value, places)
+    while found is None and (node := value.producer) is not None:
+        if node.op not in _SAME and not isinstance(node.kind, Resized):
+            break
+        value = node.read(0)
+        found = map_of_one(value, places)
+    return found
+
+
+def _unbounded(graph: Graph, feature: FeatureMap, places: Places) -> FeatureMap:
+    found = feature
+    for value in reversed(cut_values(graph, image_inputs(graph), feature.value)[:-1]):
+        before = map_of_one(value, places)
+        is_same = all(node.op in POINTWISE for node in region(graph, [value], [found.value]))
+        if before is None or before.frame != feature.frame or not is_same:
+            break
+        found = before
+    return found
+
+
+def _read(index: int, output: Value) -> _Read:
+    value = _bare(output)
+    node = value.producer
+    if node is None or node.op is not Op.COMPARE:
+        return _Read(index, output, is_compared=False)
+    for this, other in ((0, 1), (1, 0)):
+        threshold = constant_of(node.operand(other))
+        if threshold is not None and threshold.size == 1:
+            return _Read(index, node.read(this), is_compared=True, threshold=float(threshold.reshape(-1)[0]))
+    return _Read(index, node.read(0), is_compared=True)
+
+
+def _bare(value: Value) -> Value:
+    """What a value was before its type or its shape was changed."""
+    while (node := value.producer) is not None and node.op in _SAME:
+        value = node.read(0)
+    return value
+
+
+def _is_one_number(value: Value) -> bool:
+    return value.rank in (1, 2) and all(size == 1 for size in value.sizes[1:])
+
+
+def _is_maximum(score: Value, places: Places) -> bool:
+    """Whether a score comes from the greatest of what there is one of for every place."""
+
+    def ends(node: Node) -> bool:
+        source = node.operand(0)
+        is_one = node.op in (Op.TOPK, Op.ARGMAX) or (node.op is Op.REDUCE and node.attrs.get("mode") == "max")
+        if not is_one or source is None or places.is_placed(node.output):
+            return False
+        place = places.of(source)
+        if place is None:
+            return _placed(source, places) is not None
+        return all(source.sizes[axis] == 1 for axis in range(1, source.rank or 0) if axis not in place.axes)
+
+    return bool(makers(score, ends))
+
+
+def _threshold(feature: Value, masks: Iterable[tuple[Value, _Read]], labels: Iterable[_Read]) -> float | None:
+    """What the map is compared with, or its maximum, as it is."""
+    found = [item.threshold for value, item in masks if _bare(value) is _bare(feature)]
+    found += [item.threshold for item in labels if _greatest_of(item.value) is _bare(feature)]
+    return next((threshold for threshold in found if threshold is not None), None)
+
+
+def _greatest_of(value: Value) -> Value:
+    """What a value is the maximum of."""
+    value = _bare(value)
+    while (node := value.producer) is not None and node.op is Op.REDUCE and node.attrs.get("mode") == "max":
+        value = _bare(node.read(0))
+    return value

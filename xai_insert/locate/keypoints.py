@@ -1,0 +1,228 @@
+"""Key points: heat maps with a channel for each, or the scores of bins along the columns and the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xai_insert.errors import AmbiguousModelError, UnknownNameError
+from xai_insert.graph.cuts import cut_values
+from xai_insert.graph.operators import Product, Resized, Window
+from xai_insert.graph.view import Graph, Node, Op, Value, numbers
+from xai_insert.locate.inputs import image_inputs, image_size
+from xai_insert.locate.layout import FeatureMap, Frame
+from xai_insert.locate.places import Places
+
+_CELL = 4
+"""Pixels along a side of a cell of the map that is made of bins; what most heat maps have."""
+_COARSEST = 8
+"""Pixels from one cell of heat maps to the next, at most; heads of boxes are coarser."""
+_FEWEST = 4
+"""Channels from which on a single map is likely one of key points; fewer may be colours, normals or a flow."""
+_FEWEST_WITH_OFFSETS = 3
+_NEAR = 6
+"""Layers between the last widening of the grid and the heat maps."""
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """A map for each key point.
+
+    Attributes:
+        feature: the maps, as the model gives or reads them.
+        joints: how many.
+        sign: what tells that they are of key points, for people.
+        is_sure: whether it does.
+        output: which of the model's outputs they are; None if that holds what was read off them.
+    """
+
+    feature: FeatureMap
+    joints: int
+    sign: str
+    is_sure: bool
+    output: int | None = None
+
+
+@dataclass(frozen=True)
+class Bins:
+    """SimCC: for each key point a score of each bin along the columns, and of each along the rows.
+
+    Attributes:
+        columns: `[B, J, bins]`, before a softmax.
+        rows: likewise.
+        joints: J.
+        outputs: which of the model's outputs the columns and the rows are.
+        each: how many bins make one cell of the map.
+        per_pixel: how many bins there are for one pixel.
+    """
+
+    columns: Value
+    rows: Value
+    joints: int
+    outputs: tuple[int, int]
+    each: int
+    per_pixel: float
+    sign: str = "bins along columns and rows"
+    is_sure: bool = True
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        height, width = ((value.sizes[2] or 0) // self.each for value in (self.rows, self.columns))
+        return height, width
+
+    @property
+    def frame(self) -> Frame:
+        """Bin i stands for pixel `i / per_pixel`."""
+        line = (self.each / self.per_pixel, (self.each - 1) / 2 / self.per_pixel)
+        return Frame(lines=(line, line))
+
+
+def find_keypoints(graph: Graph, places: Places, output: str | None) -> HeatMaps | Bins | None:
+    """The maps of key points that the outputs are, or are read off; None if there are none.
+
+    Args:
+        graph: the model.
+        places: where its values lie in the image.
+        output: name of the output that holds the maps, or the bins along the columns.
+
+    Raises:
+        UnknownNameError: no output has that name.
+        AmbiguousModelError: of a square image, bins along columns and rows cannot be told apart.
+    """
+    if output is not None and output not in graph.output_names:
+        raise UnknownNameError("output", output, list(graph.output_names))
+    return _bins(graph, places, output) or _read_off(graph, places) or _given(graph, places, output)
+
+
+def _bins(graph: Graph, places: Places, output: str | None) -> Bins | None:
+    values = [_before_softmax(value) for value in graph.outputs]
+    size = image_size(image_inputs(graph)[0])
+    if len(values) != 2 or size is None or any(value.rank != 3 or places.is_placed(value) for value in values):
+        return None
+    joints, counts = {value.sizes[1] for value in values}, [value.sizes[2] or 0 for value in values]
+    height, width = size
+    orders = [(x, y) for x, y in ((0, 1), (1, 0)) if counts[x] * height == counts[y] * width and counts[x] >= width]
+    count = joints.pop()
+    sources = {_linear_source(value) for value in values}
+    if joints or count is None or not orders or None in sources or len(sources) > 1:
+        return None
+    if len(orders) > 1:
+        names = list(graph.output_names)
+        if output is None:
+            raise AmbiguousModelError(
+                f"{values[0].describe()} and {values[1].describe()} score bins for key points, and the image is "
+                f"square: name the output of the columns (x) with --output, {names[0]} or {names[1]}"
+            )
+        orders = [order for order in orders if order[0] == names.index(output)]
+    x, y = orders[0]
+    per_pixel = counts[x] / width
+    each = max(n for n in range(1, max(round(_CELL * per_pixel), 1) + 1) if not counts[x] % n and not counts[y] % n)
+    return Bins(values[x], values[y], count, (x, y), each, per_pixel)
+
+
+def _linear_source(value: Value) -> Value | None:
+    """What the linear layer reads that gives a value; None if none does."""
+    node = value.producer
+    if node is not None and node.op is Op.ADD:
+        node = next((item.producer for item in node.inputs if item is not None and not item.is_constant), None)
+    return node.operand(0) if node is not None and isinstance(node.kind, Product) else None
+
+
+def _before_softmax(value: Value) -> Value:
+    node = value.producer
+    while node is not None and node.op in (Op.IDENTITY, Op.CAST, Op.SOFTMAX):
+        value = node.read(0)
+        node = value.producer
+    return value
+
+
+def _read_off(graph: Graph, places: Places) -> HeatMaps | None:
+    """Maps whose greatest place the model itself finds, or whose mean place, for each of as many rows of an output."""
+    for node in graph.nodes:
+        if node.op not in (Op.ARGMAX, Op.TOPK, Op.SOFTMAX) or node.operand(0) is None:
+            continue
+        value = node.output if node.op is Op.SOFTMAX else node.read(0)
+        feature = places.map_of(value)
+        if (
+            feature is None
+            or len(feature.grid_axes) != 1
+            or node.attrs["axis"] % (value.rank or 1) != feature.grid_axes[0]
+        ):
+            continue
+        joints = feature.channels
+        if joints is None or joints < 2 or (node.op is Op.TOPK and numbers(node.operand(1)) != (1,)):
+            continue
+        if any(_is_of(output, joints, graph, value, through=node.op is Op.SOFTMAX) for output in graph.outputs):
+            sign = "the mean place" if node.op is Op.SOFTMAX else "the greatest place"
+            return HeatMaps(feature, joints, f"{sign} of each is read off them", is_sure=True)
+    return None
+
+
+def _is_of(output: Value, joints: int, graph: Graph, maps: Value, *, through: bool) -> bool:
+    """Whether an output has coordinates of each key point; `through` the maps alone, as those of a mean place have."""
+    sizes = output.sizes[1:] if output.rank else ()
+    is_listed = joints in sizes[:-1] and sizes[-1] in (2, 3)
+    is_flat = len(sizes) == 1 and sizes[0] in (2 * joints, 3 * joints)
+    if not (is_listed or is_flat):
+        return False
+    return not through or maps in cut_values(graph, image_inputs(graph), output)
+
+
+def _given(graph: Graph, places: Places, output: str | None) -> HeatMaps | None:
+    """Maps that are an output; with others of the same grid, those with half as many channels as there are offsets."""
+    chosen = [index for index, name in enumerate(graph.output_names) if output in (None, name)]
+    found = [(index, feature) for index in chosen if (feature := _map(graph.outputs[index], places)) is not None]
+    if not found or len(found) < len(chosen):
+        return None
+    if len(found) == 1:
+        ((index, feature),) = found
+        joints = feature.channels
+        if joints is None:
+            return None
+        sign = _sign(feature, image_size(places.image) if places.image is not None else None)
+        is_whole = feature.value is graph.outputs[index]
+        is_sure = bool(sign) and joints >= _FEWEST and is_whole
+        return HeatMaps(feature, joints, sign or "as asked for", is_sure, index if is_whole else None)
+    widths = {feature.channels for _, feature in found}
+    paired = [
+        (index, feature)
+        for index, feature in found
+        if feature.channels is not None and feature.channels >= _FEWEST_WITH_OFFSETS and 2 * feature.channels in widths
+    ]
+    if len(paired) != 1 or len({feature.grid for _, feature in found}) > 1:
+        return None
+    ((index, feature),) = paired
+    sign = f"beside {2 * (feature.channels or 0)} offsets on the same grid"
+    return HeatMaps(feature, feature.channels or 0, sign, is_sure=True, output=index)
+
+
+def _map(output: Value, places: Places) -> FeatureMap | None:
+    """An output as maps of numbers that nothing compares, or what stands before its last resize."""
+    value = output
+    if output.producer is not None and isinstance(output.producer.kind, Resized):
+        value = output.producer.read(0)
+    feature = places.map_of(value)
+    is_plain = "float" in value.dtype and not any(node.op is Op.SOFTMAX for node in _before(value, 3))
+    return feature if feature is not None and len(feature.grid_axes) == 2 and is_plain else None
+
+
+def _sign(feature: FeatureMap, size: tuple[int, int] | None) -> str:
+    """Why maps that nothing compares are likely of key points; empty if nothing tells."""
+    stride = min((abs(stride) for stride, _ in feature.frame.lines or ()), default=1.0)
+    widened = any(isinstance(node.kind, Window) and node.kind.transposed for node in _before(feature.value, _NEAR))
+    if _CELL <= stride <= _COARSEST and widened:
+        return "the grid is widened by learned layers, and stays coarser than the image"
+    if 2 <= stride <= _CELL and size is not None and size[0] > size[1]:
+        return "the image is upright, as one of a person is"
+    return ""
+
+
+def _before(value: Value, count: int) -> Iterator[Node]:
+    """The layers that lead to a value, the last first, along their first operands."""
+    for _ in range(count):
+        node = value.producer
+        if node is None or node.operand(0) is None:
+            return
+        yield node
+        value = node.read(0)

@@ -1,0 +1,272 @@
+"""ODAM: the map of one reported box, by the derivative of its own score.
+
+Zhao and Chan 2023, https://arxiv.org/abs/2304.06354: `ReLU(sum_c g_c F_c)`, with g the derivative of the box's score by
+a feature map F. The layers between the map that a level's class branch begins with and its scores read a few cells
+around each location. So they are run again, and backwards, for windows around the locations of the boxes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Generic
+
+import numpy as np
+
+from xai_insert.errors import UnsupportedTaskError
+from xai_insert.graph.operators import Pointwise, Window
+from xai_insert.graph.ops import Surgeon, V, Windows
+from xai_insert.graph.view import Graph, Node, Op, Use, Value, fixed
+from xai_insert.locate.boxes import BoxVoters
+from xai_insert.locate.detector import ClassLevel, Detector
+from xai_insert.locate.towers import Tower, find_tower
+from xai_insert.methods.box_votes import (
+    class_shares,
+    decoded_boxes,
+    labels_one_hot,
+    overlap_of,
+    reported_sides,
+    sides_of,
+)
+from xai_insert.methods.det_class_probability_map import grid_of_level
+from xai_insert.methods.gradients.pullback import pullback
+from xai_insert.methods.late_boxes import boxes_everywhere
+from xai_insert.methods.shaping import scalar
+
+_BREAKS_TIES = 1e-5
+
+
+def odam(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoters) -> V:
+    """The map of each reported box on the grid of the middle level, `[B, M, h, w]` float32.
+
+    The location of a box is the one whose decoded box overlaps it most.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        detector: its class scores.
+        voters: its boxes.
+
+    Raises:
+        NoDerivativeError: a layer has no rule.
+        UnsupportedTaskError: the scores are no convolution of a map.
+    """
+    op = surgeon.ops
+    wanted = labels_one_hot(surgeon, detector, voters.reported)
+    starts, places = 0, []
+    late = boxes_everywhere(surgeon, graph) if voters.is_late else {}
+    sides = reported_sides(surgeon, voters.reported)
+    for item, rows in zip(detector.levels, voters.levels, strict=True):
+        boxes = decoded_boxes(op, late.get(rows.value, surgeon.handle(rows.value)), item, rows)
+        fit = overlap_of(op, sides, sides_of(op, boxes, voters))
+        if wanted is not None:
+            shares = class_shares(surgeon, item, voters.is_exclusive)
+            fit = op.add(fit, op.mul(op.matmul(wanted, shares), scalar(op, _BREAKS_TIES)))
+        places.append(fit)
+    _, best = op.top(places[0] if len(places) == 1 else op.concat(places, 2), op.constant(np.array([1])))
+    best = op.cast(best, "float32")  # [B, M, 1]
+    total: V | None = None
+    middle = grid_of_level(surgeon, detector.middle)
+    for item in detector.levels:
+        made = _level(surgeon, graph, item, op.sub(best, scalar(op, float(starts))), wanted)
+        starts += (item.level.cells or 0) * item.channels.anchors
+        if item is not detector.middle:
+            made = op.resize(made, *middle)
+        total = made if total is None else op.add(total, made)
+    assert total is not None  # a detector has at least one level
+    return total
+
+
+def tower_of(graph: Graph, item: ClassLevel) -> Tower:
+    """The layers before the scores of a level.
+
+    Raises:
+        UnsupportedTaskError: they are no convolution of a map.
+    """
+    tower = find_tower(graph, item.head.value)
+    if item.head.channel_axis != 1 or len(item.level.grid_axes) != 2 or not tower.nodes or item.more:
+        raise UnsupportedTaskError(
+            f"ODAM wants class scores that convolutions of a map give; {item.head.value.describe()} are none"
+        )
+    return tower
+
+
+def _level(surgeon: Surgeon[V], graph: Graph, item: ClassLevel, best: V, wanted: V | None) -> V:
+    """The maps `[B, M, h, w]` of one level, zero for boxes of others; `best` counts from its first place."""
+    op, tower = surgeon.ops, tower_of(graph, item)
+    height, width = fixed([item.level.height, item.level.width])
+    cells, anchors = height * width, item.channels.anchors
+    half = scalar(op, 0.5)
+    inside = op.mul(op.greater(best, scalar(op, -0.5)), op.greater(scalar(op, cells * anchors - 0.5), best))
+    best = op.mul(best, inside)
+    anchor = op.floor(op.div(op.add(best, half), scalar(op, float(cells))))
+    place = op.sub(best, op.mul(anchor, scalar(op, float(cells))))
+    row = op.floor(op.div(op.add(place, half), scalar(op, float(width))))
+    column = op.sub(place, op.mul(row, scalar(op, float(width))))
+    side = 2 * tower.reach + 1
+    windows = _Windows(surgeon, tower, row, column)
+    seed = op.reshape(_seed(surgeon, item, anchor, inside, wanted), [-1, item.head.channels, 1, 1])
+    twins = windows.graph()
+    source, result = windows.twins[tower.source], windows.twins[tower.result]
+    (gradient,) = pullback(surgeon, twins, [source], {result: seed}, None, windows.read)
+    made = op.reduce(op.mul(gradient, windows.read[source]), "sum", [1])
+    made = op.reshape(op.maximum(made, scalar(op, 0.0)), [-1, side, side])
+    down = op.reshape(_lines(surgeon, row, height, tower.reach), [-1, height, side])
+    across = op.reshape(_lines(surgeon, column, width, tower.reach), [-1, width, side])
+    made = op.matmul_transposed(op.matmul(down, made), across, 3)
+    batch = item.head.value.sizes[0] or 1
+    return (
+        op.unsqueeze(made, [0]) if batch == 1 else op.reshape(made, [batch, -1, height, width])
+    )  # there may be no box
+
+
+def _seed(surgeon: Surgeon[V], item: ClassLevel, anchor: V, inside: V, wanted: V | None) -> V:
+    """1 at the channel of a box's class and anchor, `[B, M, channels]`; nothing for boxes of other levels."""
+    op, order = surgeon.ops, item.channels
+    own = op.equal(anchor, op.constant(np.arange(order.anchors, dtype=np.float32).reshape(1, 1, -1)))
+    own = op.unsqueeze(op.mul(own, inside), [3])  # [B, M, A, 1]
+    both = own if wanted is None else op.mul(own, op.unsqueeze(wanted, [2]))
+    pairs = order.anchors * (1 if wanted is None else order.classes)
+    flat = op.reshape(both, [op.size(inside, 0), op.size(inside, 1), pairs])
+    channels = [
+        order.channel(number, label)
+        for number in range(order.anchors)
+        for label in range(1 if wanted is None else order.classes)
+    ]
+    return op.matmul(flat, op.constant(np.eye(item.head.channels, dtype=np.float32)[channels]))
+
+
+def _lines(surgeon: Surgeon[V], place: V, size: int, reach: int) -> V:
+    """1 where cell i of a map is cell j of the window around a place, `[B, M, size, window]`."""
+    op = surgeon.ops
+    apart = np.arange(size)[:, None] - (np.arange(2 * reach + 1) - reach)
+    return op.equal(op.unsqueeze(place, [3]), op.constant(apart[None, None].astype(np.float32)))
+
+
+class _Windows(Generic[V]):
+    """The layers of a tower on windows around one location each, `[B * M, C, side, side]`.
+
+    A graph of twins of its nodes is made for the walk back. Cells outside of the map are zero before each convolution,
+    as its padding has them.
+
+    Args:
+        surgeon: the model being edited.
+        tower: the layers.
+        row: of the location of each box, `[B, M, 1]`.
+        column: likewise.
+    """
+
+    def __init__(self, surgeon: Surgeon[V], tower: Tower, row: V, column: V) -> None:
+        self._surgeon, self._tower = surgeon, tower
+        self._row, self._column = row, column
+        self.twins: dict[Value, Value] = {}
+        self.read: dict[Value, V] = {}
+
+    def graph(self) -> Graph:
+        """The twins."""
+        op, reach = self._surgeon.ops, self._tower.reach
+        source = self._tower.source
+        self._begin(source, reach)
+        self.read[self.twins[source]] = self._gathered()
+        reaches: dict[Value, int] = {source: reach}
+        nodes: list[Node] = []
+        for node in self._tower.nodes:
+            given = [value for value in node.inputs if value in reaches]
+            left = min(reaches[value] for value in given if value is not None)
+            operands = [None if value is None else self.twins.get(value, value) for value in node.inputs]
+            kind = node.kind
+            if isinstance(kind, Window) and kind.kernel is not None:
+                whole = operands[0]
+                assert whole is not None
+                if left < reach:
+                    whole = self._masked(whole, left, nodes)
+                    operands[0] = whole
+                left -= (kind.kernel[0] - 1) * kind.dilations[0] // 2
+                kind = replace(kind, pads_begin=(0, 0))
+                made = [op.convolve(self.read[whole], self._surgeon.stored(node, 1), _straight(kind))]
+                if len(node.inputs) > 2 and (bias := node.inputs[2]) is not None:
+                    made[0] = op.add(made[0], op.reshape(self._surgeon.handle(bias), [1, -1, 1, 1]))
+                operands = operands[:2]
+            else:
+                handles = [
+                    value
+                    if value is None
+                    else self.read[self.twins[value]]
+                    if value in self.twins
+                    else self._surgeon.handle(value)
+                    for value in node.inputs
+                ]
+                made = list(self._surgeon.copy(node, handles))
+            for output in node.outputs:
+                reaches[output] = left
+                self._begin(output, left)
+            twin = Node(node.name, node.op, node.type, tuple(operands), native=node.native, kind=kind, attrs=node.attrs)
+            self._end(twin, tuple(self.twins[output] for output in node.outputs), nodes)
+            self.read.update(zip(twin.outputs, made, strict=True))
+        return Graph([self.twins[source]], [self.twins[self._tower.result]], ["result"], nodes)
+
+    def _begin(self, value: Value, reach: int) -> None:
+        side = 2 * reach + 1
+        self.twins[value] = Value(value.name, (None, value.sizes[1], side, side), "float32", value.native)
+
+    def _end(self, twin: Node, outputs: tuple[Value, ...], nodes: list[Node]) -> None:
+        twin.outputs = outputs
+        for output in outputs:
+            output.producer = twin
+        for index, value in enumerate(twin.inputs):
+            if value is not None and not value.is_constant:
+                value.uses.append(Use(twin, index))
+        nodes.append(twin)
+
+    def _masked(self, value: Value, reach: int, nodes: list[Node]) -> Value:
+        """Zero where a window leaves the map."""
+        op, side = self._surgeon.ops, 2 * reach + 1
+        height, width = fixed(self._tower.source.sizes[2:])
+        inside = [self._inside(*item, reach) for item in ((self._row, height), (self._column, width))]
+        rows, columns = op.reshape(inside[0], [-1, 1, side, 1]), op.reshape(inside[1], [-1, 1, 1, side])
+        mask = Value("mask", (None, 1, side, side), "float32")
+        self.read[mask] = op.mul(rows, columns)
+        result = Value(value.name, value.shape, "float32", value.native)
+        twin = Node("mask", Op.MUL, "Mul", (value, mask), kind=Pointwise("mul"))
+        self._end(twin, (result,), nodes)
+        self.read[result] = op.mul(self.read[value], self.read[mask])
+        return result
+
+    def _inside(self, place: V, size: int, reach: int) -> V:
+        op = self._surgeon.ops
+        cells = self._around(place, reach)
+        return op.mul(op.greater(cells, scalar(op, -0.5)), op.greater(scalar(op, size - 0.5), cells))
+
+    def _around(self, place: V, reach: int) -> V:
+        """The cells of a window along one axis, `[B, M, side]`."""
+        return self._surgeon.ops.add(
+            place, self._surgeon.ops.constant((np.arange(2 * reach + 1, dtype=np.float32) - reach).reshape(1, 1, -1))
+        )
+
+    def _gathered(self) -> V:
+        """The windows of the source, zero outside of the map."""
+        op, source, reach = self._surgeon.ops, self._tower.source, self._tower.reach
+        channels, height, width = fixed(source.sizes[1:])
+        high, wide, side = height + 2 * reach, width + 2 * reach, 2 * reach + 1
+        edges = [0, 0, reach, reach]
+        rows = op.transpose(op.pad(self._surgeon.handle(source), edges, edges), [0, 2, 3, 1])
+        rows = op.reshape(rows, [-1, channels])
+        first = op.add(self._around(self._row, reach), scalar(op, float(reach)))
+        second = op.add(self._around(self._column, reach), scalar(op, float(reach)))
+        cells = op.add(op.mul(op.unsqueeze(first, [3]), scalar(op, float(wide))), op.unsqueeze(second, [2]))
+        batch = source.sizes[0] or 1
+        if batch > 1:
+            offset = np.arange(batch, dtype=np.float32).reshape(-1, 1, 1, 1) * (high * wide)
+            cells = op.add(cells, op.constant(offset))
+        index = op.cast(op.floor(op.add(cells, scalar(op, 0.5))), "int64")
+        taken = op.gather(rows, op.reshape(index, [-1, side * side]))  # [B * M, side * side, C]
+        return op.reshape(op.transpose(taken, [0, 2, 1]), [-1, channels, side, side])
+
+
+def _straight(kind: Window) -> Windows:
+    return Windows(kind.strides, kind.dilations, (0, 0), (0, 0), kind.groups)
+
+
+def towers(graph: Graph, detector: Detector) -> Iterator[Tower]:
+    """Those of all levels; raises what `tower_of` does."""
+    return (tower_of(graph, item) for item in detector.levels)
