@@ -247,3 +247,17 @@ CLOSED = {
     "einsum": transformer(last=einsum_block),
     "einsum, key first": transformer(last=einsum_block, key_first=True),
 }
+
+
+def weights(prefix, kernel="gaussian"):
+    """What each token keeps in each masked sample, by the definition: `[patches, tokens]`."""
+    patches = GRID[0] * GRID[1]
+    if kernel == "point":
+        around = np.eye(patches)
+    else:
+        around = np.zeros((patches, patches))
+        for i in range(patches):
+            for j in range(patches):
+                dy, dx = abs(i // GRID[1] - j // GRID[1]), abs(i % GRID[1] - j % GRID[1])
+                around[i, j] = [[4, 2], [2, 1]][dy][dx] / 16 if max(dy, dx) < 2 else 0
+    return np.concatenate([np.ones((patches, prefix)), around], axis=1).astype(np.float32)

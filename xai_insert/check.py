@@ -182,13 +182,14 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
         maps, scores, *chosen = runner.run({**features, **rest})
     maps = maps.reshape(*maps.shape[:2], -1)
     count = maps.shape[2]
-    scale, worst = float(np.abs(scores).max()), 0.0
+    scale, worst = float(np.abs(definition.read(scores, scores)).max()), 0.0
     for position in rng.choice(count, min(count, _MOST_POSITIONS), replace=False):
         kept = {
             name: feature * definition.mask(feature.shape, int(position)).astype(feature.dtype)
             for name, feature in features.items()
         }
-        expected = runner.run({**kept, **rest})[1].reshape(maps.shape[0], -1).astype(np.float64)
+        expected = definition.read(runner.run({**kept, **rest})[1], scores)
+        expected = expected.reshape(maps.shape[0], -1).astype(np.float64)
         scale = max(scale, float(np.abs(expected).max()))
         wanted = np.take_along_axis(expected, chosen[0].astype(np.int64), axis=1) if chosen else expected
         worst = max(worst, float(np.abs(maps[:, :, position] - wanted).max()))

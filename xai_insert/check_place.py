@@ -134,13 +134,14 @@ class Answer:
         return f"{tuple(low for low, _ in self.block)} changed {self.found}"
 
 
-def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value) -> Proof:
+def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value, number: int = 0) -> Proof:
     """Ask the plain model where the cells of feature maps lie in the image.
 
     Args:
         features: the maps that are explained, or class scores of several levels.
         loaded: the model before insertion.
         image: its image input.
+        number: of that among the inputs of its size and type.
 
     Returns:
         `blocks` where the changed cells of every map are those of the changed blocks; `axes` where none stands out, as
@@ -159,7 +160,7 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value)
     try:
         runner = loaded.between([], [value.native for value in dict.fromkeys(item.value for item in asked)])
         for stimulus in _STIMULI:
-            for index, given in enumerate(answers(runner, image, asked, stimulus)):
+            for index, given in enumerate(answers(runner, image, asked, stimulus, number)):
                 if not proofs[index]:
                     proofs[index] = _is_proof(given)
                     if not proofs[index] and _is_doubt(given):
@@ -235,7 +236,9 @@ def _moved(answer: Answer, move: Move) -> Cell:
     return row, column
 
 
-def answers(runner: Runner, image: Value, features: Sequence[FeatureMap], stimulus: Stimulus) -> list[list[Answer]]:
+def answers(
+    runner: Runner, image: Value, features: Sequence[FeatureMap], stimulus: Stimulus, number: int = 0
+) -> list[list[Answer]]:
     """For each map what each block of the image changes in it; no more blocks than it takes where all is plain.
 
     Args:
@@ -243,11 +246,12 @@ def answers(runner: Runner, image: Value, features: Sequence[FeatureMap], stimul
         image: the image input.
         features: the maps.
         stimulus: the image and how a block of it is changed.
+        number: of the image input among those of its size and type.
     """
     rng = np.random.default_rng(_SEED)
     feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
     alike = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
-    name = image.name if image.name in feeds else next(iter(alike), "")
+    name = image.name if image.name in feeds else next(iter(alike[number:]), "")
     if not name:
         return [[] for _ in features]
     feeds[name] = stimulus.picture(feeds[name])

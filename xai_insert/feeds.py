@@ -9,20 +9,26 @@ import numpy.typing as npt
 
 from xai_insert.graph.view import Shape
 
+_WORDS = 8
+
 
 def random_array(
     rng: np.random.Generator, shape: Shape, dtype: str, *, batch: int = 1, size: int = 224
 ) -> npt.NDArray[Any]:
-    """Random content: normal floats, small non-negative integers, whole bytes.
+    """Random content: normal floats, ones for integers, whole bytes.
+
+    Ones are tokens that any vocabulary has, positions that no mask hides, sizes that divide nothing by zero.
 
     Args:
         rng: source of randomness.
         shape: sizes; an unknown first size becomes `batch`, any other unknown one `size`.
         dtype: NumPy name of the element type.
         batch: stands for an unknown first size.
-        size: stands for any other unknown size.
+        size: stands for any other unknown size; of integers, which are text, no more than a few.
     """
-    sizes = [(batch if axis == 0 else size) if dim is None else dim for axis, dim in enumerate(shape)]
+    is_image = "float" in dtype or dtype == "uint8"
+    other = size if is_image else min(size, _WORDS)
+    sizes = [(batch if axis == 0 else other) if dim is None else dim for axis, dim in enumerate(shape)]
     if "float" in dtype:
         return rng.standard_normal(sizes, dtype=np.float32).astype(dtype if dtype != "bfloat16" else np.float32)
-    return rng.integers(0, 256 if dtype == "uint8" else 2, sizes).astype(dtype)
+    return rng.integers(0, 256, sizes).astype(dtype) if is_image else np.ones(sizes, dtype)

@@ -11,6 +11,7 @@ from xai_insert.graph.shape import Shape
 from xai_insert.registry import METHODS_FOLDER, names
 
 KernelName = Literal["gaussian", "point"]
+ReferenceName = Literal["self", "input"]
 FormName = Literal["auto", "closed", "masked"]
 OutputDtype = Literal["u8", "f32"]
 Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes", "classes"]
@@ -18,6 +19,7 @@ Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes", "cl
 AUTO = "auto"
 METHODS: tuple[str, ...] = (AUTO, *names(METHODS_FOLDER))
 KERNELS: tuple[str, ...] = get_args(KernelName)
+REFERENCES: tuple[str, ...] = get_args(ReferenceName)
 FORMS: tuple[str, ...] = get_args(FormName)
 OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
 
@@ -104,6 +106,12 @@ class Options:
         ),
     )
     """`u8` scales each map to 0..255 by its own minimum and maximum; `f32` gives raw scores."""
+    input: str | None = field(
+        default=None,
+        metadata=_about("Image input to explain, of several.", "name", metavar="NAME", for_all=True),
+    )
+    """Name of the image input that is explained, of several; the others are fed as they are. None explains each, the
+    second one by the output `saliency_map_2`."""
     kernel: KernelName = field(
         default="gaussian",
         metadata=_about(
@@ -146,6 +154,17 @@ class Options:
         ),
     )
     """Number of classes, where the model does not tell it."""
+    reference: ReferenceName | None = field(
+        default=None,
+        metadata=_about("Embeddings: like what, itself or a new input.", "choice", choices=REFERENCES, decides=True),
+    )
+    """For embeddings, what the map says a place makes the image like: `self`, its own embedding, or `input`, what is
+    fed as `reference` `[B, D]`, a new input; None takes `self` where the model is known to give an embedding."""
+    class_embeddings: str | None = field(
+        default=None,
+        metadata=_about("Embeddings: one for each class, .npy [K, D].", "name", metavar="FILE", decides=True),
+    )
+    """For embeddings, a NumPy file with an embedding of each class `[K, D]`, of prompts say: a map of each."""
     score_threshold: float | None = field(
         default=None,
         metadata=_about(
@@ -230,7 +249,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
             value = getattr(self, name)
-            if option.choices and value not in option.choices:
+            if option.choices and value not in (*option.choices, getattr(Options, name)):
                 raise ValueError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}")
             if option.wrong and value is not None and not _MAY_BE[option.kind](value):
                 raise ValueError(option.wrong.format(value))
@@ -268,8 +287,8 @@ class Options:
         return cls(**chosen)
 
 
-_OF_THE_CALL = frozenset({"input_shapes", "check", "given"})
-"""Options of which nothing is seen in the inserted model, or which are part of its inputs."""
+_OF_THE_CALL = frozenset({"input_shapes", "check", "given", "class_embeddings"})
+"""Options of which nothing is seen in the inserted model, or which are part of its inputs or its constants."""
 
 OPTIONS: dict[str, Option] = {
     item.name: cast("Option", item.metadata["option"]) for item in fields(Options) if "option" in item.metadata

@@ -38,7 +38,7 @@ from xai_insert.methods.shaping import reshape
 from xai_insert.opening import Opened, opened_sides
 from xai_insert.options import Options
 from xai_insert.report import Report, Stages, describe_plan
-from xai_insert.tasks.choose import make_plan
+from xai_insert.several import Planned, beside, planned, without_closed_form
 from xai_insert.tasks.plan import Branch, Masking, Plan
 from xai_insert.version import __version__
 from xai_insert.writing import require_folder, require_writable, write_model
@@ -174,39 +174,37 @@ def insert_loaded(
         require_proportion(graph, _ADVICE)
     passed("read")
     with stages("plan"):
-        plan = make_plan(loaded, graph, options)
+        plans = planned(loaded, graph, options)
     passed("located")
     plain = None
     if options.check and not dry_run:
         with stages("check"):
-            plain = Plain(run_plain(loaded, graph), _place(loaded, graph, plan))
+            plain = Plain(run_plain(loaded, graph), [_place(loaded, item) for item in plans])
     passed("run")
     with stages("plan"):
-        opened = opened_sides(loaded, graph, plan, options)
+        opened = opened_sides(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
     if opened is not None:
         try:
-            return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages, opened)
+            return loaded, _carry_out(loaded, plans, options, source, plain, stages, opened)
         except XaiInsertError as err:
             logger.info("the map is for one size of the image: %s", err)
         with stages("load"):
             loaded = fresh()
-            graph = loaded.view()
         with stages("plan"):
-            plan = make_plan(loaded, graph, options)
+            plans = planned(loaded, loaded.view(), options)
     try:
-        return loaded, _carry_out(loaded, graph, plan, options, source, plain, stages)
+        return loaded, _carry_out(loaded, plans, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:
         reason = str(err) if isinstance(err, CannotFreeBatchError) else "the closed form is not the definition here"
-        if options.form == "closed" or plan.without_closed_form(graph, reason) is None:
+        if options.form == "closed" or without_closed_form(plans, reason) is None:
             raise
         logger.info("no closed form: %s", err)
     with stages("load"):
         loaded = fresh()
-        graph = loaded.view()
     with stages("plan"):
-        other = make_plan(loaded, graph, options).without_closed_form(graph, reason)
-    assert other is not None  # the same model gives the same plan
-    return loaded, _carry_out(loaded, graph, other, options, source, plain, stages)
+        others = without_closed_form(planned(loaded, loaded.view(), options), reason)
+    assert others is not None  # the same model gives the same plans
+    return loaded, _carry_out(loaded, others, options, source, plain, stages)
 
 
 @dataclass(frozen=True)
@@ -215,25 +213,25 @@ class Plain:
 
     Attributes:
         outputs: its outputs for a random input.
-        place: see `CheckResult`.
+        places: for each plan, see `CheckResult`.
     """
 
     outputs: Sequence[Any]
-    place: str | None
+    places: Sequence[str | None]
 
 
-def _place(loaded: LoadedModel, graph: Graph, plan: Plan) -> str | None:
-    features = plan.found.placed()
+def _place(loaded: LoadedModel, item: Planned) -> str | None:
+    features = item.plan.found.placed()
     if not features:
         return None
-    require_times(features, loaded, image_inputs(graph)[0])
-    return places_of(features, loaded, image_inputs(graph)[0])
+    image = image_inputs(item.graph)[0]
+    require_times(features, loaded, image)
+    return places_of(features, loaded, image, item.place)
 
 
 def _carry_out(
     loaded: LoadedModel,
-    graph: Graph,
-    plan: Plan,
+    plans: Sequence[Planned],
     options: Options,
     source: str,
     plain: Plain | None,
@@ -241,10 +239,14 @@ def _carry_out(
     opened: Opened | None = None,
 ) -> Report:
     """Splice, and check if there are outputs of the plain model to compare with."""
-    require_moderate_map(plan.map_shape)
+    for item in plans:
+        require_moderate_map(item.plan.map_shape)
     try:
         with stages("emit"):
-            branch = splice(loaded, graph, plan, options, opened)
+            branches = [splice(loaded, item.graph, item.plan, options, opened, item.suffix) for item in plans]
+            if len(plans) > 1:
+                loaded.annotate({f"input{item.suffix}": item.input for item in plans})
+            made = [replace(item, plan=branch.plan) for item, branch in zip(plans, branches, strict=True)]
     except RAISED as err:  # OpenVINO looks at each layer's sizes when it is made, onnxruntime when the model is loaded
         raise ModelFileError(
             f"the layers to insert do not fit the model: {last_line(err)}; is the file whole?"
@@ -252,26 +254,38 @@ def _carry_out(
     checked = None
     if plain is not None:
         with stages("check"):
-            masking = (plan if opened is None else opened.plan).masking(options)
-            checked = _checked(loaded, graph, branch, masking, plain)
-    return replace(_report(loaded, branch.plan, options, source, checked), seconds=stages.seconds)
+            outputs = run_random(loaded.runner())
+            declared = [branches[0].plan.map_shape, *(output.shape for output in branches[0].outputs.values())]
+            moved = check_outputs(plans[0].graph, plain.outputs, outputs, declared)
+            first, off = len(plain.outputs), list[float | None]()
+            for item, branch in zip(plans, branches, strict=True):
+                masking = (item.plan if opened is None else opened.plan).masking(options)
+                off.append(_off(loaded, branch, masking, outputs[first]))
+                first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
+            known = [difference for difference in off if difference is not None]
+            place = min(plain.places, key=lambda place: place != "axes")  # all of them or none
+            checked = CheckResult(moved, max(known, default=None), place)
+    report = _report(loaded, branches[0].plan, options, source, checked)
+    return replace(report, seconds=stages.seconds, beside=beside(made))
 
 
-def _checked(loaded: LoadedModel, graph: Graph, branch: Branch, masking: Masking | None, plain: Plain) -> CheckResult:
-    outputs = run_random(loaded.runner())
-    declared = [branch.plan.map_shape, *(output.shape for output in branch.outputs.values())]
-    moved = check_outputs(graph, plain.outputs, outputs, declared)
+def _off(loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any) -> float | None:
+    """How far a map differs from its definition; None if that masks nothing."""
     found = branch.plan.found
     if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
-        require_varied(outputs[len(plain.outputs)])
-    off = None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+        require_varied(maps)
     if branch.derivatives:
-        off = max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
-    return CheckResult(moved, off, plain.place)
+        return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
+    return None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
 
 
-def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, opened: Opened | None = None) -> Branch:
-    """Carry out a plan on `loaded`, whose view `graph` is; with its sides open where it is `opened`."""
+def splice(
+    loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, opened: Opened | None = None, suffix: str = ""
+) -> Branch:
+    """Carry out a plan on `loaded`, whose view `graph` is; with its sides open where it is `opened`.
+
+    What is added has names that end in `suffix`: empty for the first image input.
+    """
     surgeon = loaded.surgeon(keep_float32=plan.keep_float32)
     if opened is None:
         branch = plan.splice(loaded, surgeon, graph, options)
@@ -296,13 +310,17 @@ def splice(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, open
     image = image_inputs(graph)[0]
     if opened is None:
         saliency = surgeon.pinned(saliency, plan.map_shape, image, image_axes(image))
-    surgeon.add_output(saliency, SALIENCY_MAP, dtype, plan.map_shape)
+    surgeon.add_output(saliency, f"{SALIENCY_MAP}{suffix}", dtype, plan.map_shape)
     for name, output in branch.outputs.items():
-        surgeon.add_output(output.handle, name, output.dtype, output.shape)
+        surgeon.add_output(output.handle, f"{name}{suffix}", output.dtype, output.shape)
     if ends is not None:
         sizes = (*plan.map_shape[: map_axes(rank)[0]], 2)
-        flat = surgeon.ops.reshape(ends, [-1, *fixed(sizes[1:])])
-        surgeon.add_output(flat, SALIENCY_RANGE, "float32", sizes)
+        batch = surgeon.ops.size(ends, 0) if None in sizes[1:] else -1
+        flat = surgeon.ops.reshape(ends, [batch, *(-1 if size is None else size for size in sizes[1:])])
+        surgeon.add_output(flat, f"{SALIENCY_RANGE}{suffix}", "float32", sizes)
+    if suffix:
+        loaded.annotate({f"{key}{suffix}": text for key, text in plan.metadata(options).items()})
+        return replace(branch, plan=plan)
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
     if opened is not None:

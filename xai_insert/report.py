@@ -56,6 +56,8 @@ class Report:
         per_box: where the maps of reported boxes come from, `{decoded, decoded_format, boxes, boxes_format, labels,
             first_label, shape}` or, with two stages, `{feature, logits, regions, boxes, boxes_format, scores, shape}`.
         saliency_map: `{shape, dtype, bytes_per_image}`.
+        beside: of several image inputs, the maps of the second and those behind it: `{output, input, shape, form,
+            target}` each.
         mflops: extra work per image.
         check: `done`; `left out` by the options; `not yet`, of a dry run, which does not run what it would insert:
             where a closed form turns out not to be the definition, masked runs will take its place.
@@ -89,6 +91,7 @@ class Report:
     background: int | None = None
     per_box: Mapping[str, Any] = field(default_factory=dict)
     saliency_map: Mapping[str, Any] = field(default_factory=dict)
+    beside: Sequence[Mapping[str, Any]] = ()
     mflops: float | None = None
     check: str = ""
     output_difference: float | None = None
@@ -124,6 +127,7 @@ class Report:
             *self._found(),
             ("method", f"{self.method}, {self.form} ({self.reason})"),
             ("output", f"saliency_map {format_shape(saliency['shape'])} {saliency['dtype']}{_bytes(saliency)}"),
+            *(("beside", _other(item)) for item in self.beside),
             ("cost", "follows the input" if self.mflops is None else f"{self.mflops:.1f} MFLOPs per image"),
         ]
         if self.check:
@@ -135,6 +139,8 @@ class Report:
         if self.logits:
             shape = format_shape(self.logits["shape"])
             lines.append(("logits", f"{self.logits['name']!r} {shape} at output {self.logits['output']!r}"))
+            if self.logits.get("note"):
+                lines.append(("note", self.logits["note"]))
         if self.target:
             shape = format_shape(self.target["shape"])
             lines.append(("target", f"{self.target['name']!r} {shape}, grid {format_grid(self.target['grid'])}"))
@@ -199,6 +205,11 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
 def to_json(reports: list[Report]) -> str:
     """All reports of one call, as a JSON document."""
     return json.dumps({"models": [report.as_dict() for report in reports]}, indent=2) + "\n"
+
+
+def _other(item: Mapping[str, Any]) -> str:
+    target = f"{item['target']['name']!r}, grid {format_grid(item['target']['grid'])}"
+    return f"{item['output']} {format_shape(item['shape'])} of input {item['input']!r}: {item['form']}, target {target}"
 
 
 def _bytes(saliency: Mapping[str, Any]) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from xai_insert.errors import NotInsertedError
 from xai_insert.files import size
 from xai_insert.formats.backend import LoadedModel, Removed, load
-from xai_insert.methods.of_classifier import SALIENCY_CLASSES
+from xai_insert.methods.of_classifier import SALIENCY_CLASSES, SALIENCY_SCORES
 from xai_insert.pipeline import FEATURE_VECTOR, SALIENCY_MAP, SALIENCY_RANGE
 from xai_insert.report import Report
 from xai_insert.tasks.per_box import PER_BOX
 from xai_insert.writing import require_writable, write_model
 
-_BESIDE = (FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_RANGE, PER_BOX)
+_BESIDE = (FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_SCORES, SALIENCY_RANGE, PER_BOX)
 
 
 def own_outputs(names: Sequence[str]) -> list[str]:
@@ -29,7 +30,7 @@ def own_outputs(names: Sequence[str]) -> list[str]:
             f"no output is called {SALIENCY_MAP!r}, found {listed}: the model has none, or another tool has renamed it"
         )
     behind = list(names)[list(names).index(SALIENCY_MAP) + 1 :]
-    return [SALIENCY_MAP, *(name for name in behind if name in _BESIDE)]
+    return [SALIENCY_MAP, *(name for name in behind if re.sub(r"_\d+$", "", name) in (SALIENCY_MAP, *_BESIDE))]
 
 
 def without_map(loaded: LoadedModel, names: Sequence[str]) -> tuple[LoadedModel, Removed]:

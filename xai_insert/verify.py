@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from xai_insert.check import relative_difference
 from xai_insert.errors import CheckFailedError, ModelFileError, XaiInsertError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner, load
-from xai_insert.methods.of_classifier import SALIENCY_CLASSES
+from xai_insert.graph.view import Graph, Op
+from xai_insert.methods.of_classifier import SALIENCY_CLASSES, SALIENCY_SCORES
+from xai_insert.methods.reading import ToClasses
 from xai_insert.options import METHODS, Options
 from xai_insert.pipeline import FEATURE_VECTOR, IGNORED_SCOPE, SALIENCY_MAP, SALIENCY_RANGE, insert_loaded
 from xai_insert.report import Report
@@ -117,7 +120,9 @@ def verify(model: Any) -> Verification:
         return without_map(load(model, {}), names)[0]
 
     stripped, removed = without_map(load(model, {}), names)
-    without = [_named(others, stripped.runner().run(feed)) for feed in feeds]
+    bare = stripped.runner()
+    known = {name for name, _, _ in bare.inputs}  # a reference may have been an input of the map alone
+    without = [_named(others, bare.run({name: feed[name] for name in feed if name in known})) for feed in feeds]
     moved = max(
         (relative_difference(a[name], b[name]) for a, b in zip(without, outputs, strict=True) for name in others),
         default=0.0,
@@ -129,7 +134,13 @@ def verify(model: Any) -> Verification:
     metadata = whole.read_metadata()
     correlation = difference = marked = None
     try:
-        fresh = afresh(plain, options_of(metadata, outputs[0][SALIENCY_MAP], own), outputs[0][SALIENCY_MAP])
+        with TemporaryDirectory() as folder:
+            options = options_of(metadata, outputs[0][SALIENCY_MAP], own)
+            if metadata.get("reference") == ToClasses.name:
+                path = Path(folder, "classes.npy")
+                np.save(path, _class_embeddings(whole.view()))
+                options = replace(options, class_embeddings=str(path))
+            fresh = afresh(plain, options, outputs[0][SALIENCY_MAP])
     except XaiInsertError as err:
         off.append(f"the map cannot be compared with its definition, for none can be inserted afresh: {err}")
     else:
@@ -200,6 +211,21 @@ def options_of(metadata: Mapping[str, str], maps: npt.NDArray[Any], own: Sequenc
         per_box=PER_BOX in own,
         given=(),
     )
+
+
+def _class_embeddings(graph: Graph) -> npt.NDArray[Any]:
+    """What the scores of the classes are products with.
+
+    Raises:
+        ModelFileError: they are not stored as they were written.
+    """
+    names = list(graph.output_names)
+    node = graph.outputs[names.index(SALIENCY_SCORES)].producer if SALIENCY_SCORES in names else None
+    while node is not None and node.op is not Op.CONV:
+        node = node.read(0).producer
+    if node is None or not node.read(1).is_constant:
+        raise ModelFileError("the embeddings of the classes cannot be read from the model")
+    return node.read(1).elements()[:, :, 0, 0]
 
 
 def afresh(plain: Any, options: Options, maps: npt.NDArray[Any]) -> LoadedModel:

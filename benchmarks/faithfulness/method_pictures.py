@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from model_zoo_fixtures.shapes.dataset import (
     overlapping_scene,
 )
 from model_zoo_fixtures.shapes.keypoints import shape_keypoints
+from model_zoo_fixtures.shapes.likeness import class_directions, shape_embedding, shape_prompts
 from model_zoo_fixtures.shapes.semantic import shape_segmenter
 from testbed.detector_models import reporting_detector
 from xai_insert import Options, insert_file
@@ -56,11 +57,13 @@ class Panel:
     instances: Sequence[Instance] = ()
 
 
-def explained(model: Path, options: Options, image: Image, folder: Path) -> Explained:
-    """What a bundled model says about an image, and all its maps."""
+def explained(
+    model: Path, options: Options, image: Image, folder: Path, fed: Mapping[str, np.ndarray] | None = None
+) -> Explained:
+    """What a bundled model says about an image, and all its maps; `fed` are its other inputs."""
     path = folder / "xai.onnx"
     insert_file(model, path, options)
-    engine = load_engine(path)
+    engine = load_engine(path, fed=fed or {})
     feeder = Feeder.of(engine.image_input, from_metadata(engine.info, engine.by_model_api, {}))
     meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")
     task = engine.about.get("task", "")
@@ -154,6 +157,27 @@ def semantic(folder: Path) -> Iterator[tuple[str, Image]]:
     yield "seg_recipro_cam", picture(scene.image, why, [panels[0], *panels[2::2]])
 
 
+def likeness(folder: Path) -> Iterator[tuple[str, Image]]:
+    """What makes a scene like itself and like classes, and what each of two prompts finds in another."""
+    scene = classification_scene(HELD_OUT_SEED + 3)
+    onnx.save(shape_embedding(), folder / "embedding.onnx")
+    np.save(folder / "classes.npy", class_directions())
+    itself = explained(folder / "embedding.onnx", Options(), scene.image, folder)
+    classes = Options(class_embeddings=str(folder / "classes.npy"))
+    of_classes = explained(folder / "embedding.onnx", classes, scene.image, folder)
+    number = scene.objects[0].class_id
+    panels = [Panel(None, "scene"), Panel(itself.saliency_map[0], "like itself")]
+    panels.append(Panel(of_classes.saliency_map[number], f"like a {CLASS_NAMES[number]}"))
+    yield "embeddings", picture(scene.image, itself, panels)
+    scene = multi_object_scene(HELD_OUT_SEED + 29, size=96, max_objects=2)
+    words = [item.class_id for item in scene.objects]
+    onnx.save(shape_prompts(), folder / "prompts.onnx")
+    fed = {"words": np.array(words)[:, None]}
+    said = explained(folder / "prompts.onnx", Options(), scene.image, folder, fed)
+    panels = [Panel(said.saliency_map[index], CLASS_NAMES[word]) for index, word in enumerate(words)]
+    yield "prompts", picture(scene.image, said, [Panel(None, "scene"), *panels])
+
+
 def anomalies(folder: Path) -> Iterator[tuple[str, Image]]:
     """What a detector of anomalies says of shapes, which are none of the background."""
     scene = multi_object_scene(HELD_OUT_SEED + 2)
@@ -227,6 +251,7 @@ def main() -> None:
             *finder("detector", 1, folder),
             *finder("segmenter", 1, folder),
             *semantic(folder),
+            *likeness(folder),
             *anomalies(folder),
             *keypoints(folder),
             *boxes("box_votes", folder / "reporting.onnx", 56, folder),

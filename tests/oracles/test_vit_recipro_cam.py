@@ -22,6 +22,7 @@ from testbed.transformer_models import (
     pool,
     token_labels,
     transformer,
+    weights,
 )
 from xai_insert import Options, errors, insert
 from xai_insert.graph.einsum import as_product
@@ -63,19 +64,6 @@ def streams(b):
         first = b.node("Add", first, attention(b, joined, 25, class_only=True))
         first = b.node("Add", first, mlp(b, norm(b, first)))
     return token_labels(b, norm(b, b.node("Concat", first, patches, axis=1)))
-
-
-def weights(prefix, kernel="gaussian"):
-    patches = GRID[0] * GRID[1]
-    if kernel == "point":
-        around = np.eye(patches)
-    else:
-        around = np.zeros((patches, patches))
-        for i in range(patches):
-            for j in range(patches):
-                dy, dx = abs(i // GRID[1] - j // GRID[1]), abs(i % GRID[1] - j % GRID[1])
-                around[i, j] = [[4, 2], [2, 1]][dy][dx] / 16 if max(dy, dx) < 2 else 0
-    return np.concatenate([np.ones((patches, prefix)), around], axis=1).astype(np.float32)
 
 
 def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-recipro-cam"):

@@ -108,7 +108,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("typed", [["--kernel", "gaussian"], ["--block", "1"], ["--num-classes", "5"]])
+@pytest.mark.parametrize("typed", [["--kernel", "gaussian"], ["--block", "1"], ["--num-classes", "7"]])
 def test_a_default_that_was_typed_counts(folder, typed):
     result = call("cnn.onnx", "-o", "new.onnx", *typed)
     assert result.exit_code == 1

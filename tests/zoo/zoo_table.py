@@ -23,6 +23,8 @@ _TITLES = {
     "classification": "Classifiers",
     "detection": "Detectors",
     "instance-segmentation": "Instance segmenters",
+    "image-text": "Image and text",
+    "embedding": "Embeddings",
     "video-classification": "Classifiers of clips",
     "keypoints": "Key points",
     "anomaly": "Anomaly detectors",

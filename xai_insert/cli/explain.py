@@ -8,9 +8,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import click
+import numpy as np
 from click.core import ParameterSource
 
 from xai_insert.cli.rows import facts, opened, tell, write_rows
@@ -25,6 +27,7 @@ from xai_insert.explain.files import Source, find_images, left_out, read_labels
 from xai_insert.explain.journal import FOLDERS
 from xai_insert.explain.listing import Shard
 from xai_insert.explain.memory import keep_freed_memory
+from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Look
 from xai_insert.explain.run import RAW_KINDS, DrawOptions, FolderRun, Outcome
 from xai_insert.explain.scale import SCALES
@@ -44,6 +47,22 @@ Examples:
   xai-explain model_xai.xml photos/ -o rows/ --format parquet --shard 1/4
   xai-explain model.onnx cat.jpg -o out/ --mean 123.7,116.3,103.5 --scale 58.4,57.1,57.4 --classes top5
 """
+
+
+def _arrays(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for item in value:
+        name, _, path = item.partition("=")
+        if not name or not path:
+            raise click.BadParameter(f"{item!r} is not NAME=FILE.npy", ctx, param)
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as err:
+            raise click.BadParameter(f"cannot read {path!r}: {err}", ctx, param) from None
+        if not isinstance(array, np.ndarray):
+            raise click.BadParameter(f"{path!r} holds several arrays", ctx, param)
+        found[name] = array
+    return found
 
 
 def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Shard:
@@ -101,6 +120,10 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 )
 @click.option("--overwrite", is_flag=True, help="Draw again what an earlier run has drawn.")
 @click.option(
+    "--feed", callback=_arrays, multiple=True, metavar="NAME=FILE.npy",
+    help="Array for another input than the image: token ids of prompts, a reference. Repeatable.",
+)  # fmt: skip
+@click.option(
     "--format", "kind", type=click.Choice((HTML, *FORMATS)), default=HTML, show_default=True,
     help="html: pictures and a page; jsonl, parquet: a row for each image, maps among its columns, no pictures.",
 )  # fmt: skip
@@ -138,6 +161,7 @@ def main(
     layout: str | None,
     resize: str | None,
     input_size: tuple[int, int] | None,
+    feed: dict[str, Array],
     quiet: bool,
 ) -> None:
     """Draw what a classifier, a detector or an instance segmenter looked at.
@@ -157,7 +181,7 @@ def main(
         bgr = None if channels is None else channels == "bgr"
         chosen = {"mean": mean, "scale": scale, "resize": resize, "bgr": bgr}
         names = None if labels is None else read_labels(labels)
-        setup = Setup(model, runtime, device, classes, threshold, names, chosen, layout, input_size)  # type: ignore[arg-type]
+        setup = Setup(model, runtime, device, classes, threshold, names, chosen, layout, input_size, feed)  # type: ignore[arg-type]
         videos, pictures = split(images)
         if kind != HTML:
             if videos:
@@ -168,7 +192,8 @@ def main(
         ready, content = opened(setup)
         if not quiet:
             trouble = tell(setup, ready)
-        identity = [str(model.resolve()), content, type(ready.engine).__name__, device]
+        fed = [(name, sha256(array.tobytes()).hexdigest(), array.shape) for name, array in feed.items()]
+        identity = [str(model.resolve()), content, type(ready.engine).__name__, device, *fed]
         way = None if beside is None else page.beside(beside, output)
         run = FolderRun(ready, output, options, identity, facts(setup, ready), way)
         with decoders_kept_quiet():

@@ -9,13 +9,15 @@ import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.draw import Image
-from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, Selection, ranking
+from xai_insert.explain.explained import Explained, Prediction, ScoreMeaning, Scores, Selection, ranking
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 
 _LISTED = 5
+_LIKE = {"self": "like itself", "input": "like the reference"}
+"""What the one map of an embedding says, by what it is compared with."""
 
 
 def class_logits(outputs: Outputs) -> Array:
@@ -24,6 +26,9 @@ def class_logits(outputs: Outputs) -> Array:
     Raises:
         UnsupportedTaskError: there is none.
     """
+    if outputs.saliency_scores is not None:
+        own: Array = outputs.saliency_scores[0]
+        return own
     saliency = outputs.saliency_map
     is_whole = saliency is not None and saliency.ndim in (4, 5) and outputs.saliency_classes is None
     classes = saliency.shape[1] if saliency is not None and is_whole else None
@@ -110,6 +115,12 @@ class Classifier:
         del shape
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
+        like = _LIKE.get(self.engine.about.get("reference", ""))
+        if like is not None and outputs.saliency_scores is not None:
+            label = self.meaning.labels[0] if self.meaning.is_told and self.meaning.labels else like
+            only = [Prediction(0, label, float(outputs.saliency_scores[0, 0]))]
+            ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
+            return Explained(only, only, outputs.saliency_map[0], view, ranges=ranges)
         scores, independent = probabilities(class_logits(outputs), self.meaning.multilabel)
         self.meaning.require(len(scores))
         order = ranking(scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from html import escape
@@ -55,6 +55,7 @@ class Explainer:
         layout: `NCHW` or `NHWC`; None finds it.
         resize: `fit`, `letterbox`, `corner` or `crop`, see `Preprocessing`.
         input_size: height and width to run at, where the model leaves them open.
+        fed: arrays for the inputs beside the image, by name: token ids of prompts, a `reference`.
 
     Raises:
         ValueError: an option is not one of its values, or out of its range.
@@ -76,6 +77,7 @@ class Explainer:
         layout: str | None = None,
         resize: Resize | None = None,
         input_size: tuple[int, int] | None = None,
+        fed: Mapping[str, Array] | None = None,
     ) -> None:
         if not isinstance(model, (str, Path)):
             raise ValueError(f"model must be a path, not a {type(model).__name__}: write it first, InsertResult.save")
@@ -111,7 +113,7 @@ class Explainer:
             "resize": resize,
             "bgr": None if channels is None else channels == "bgr",
         }
-        self._layout, self._input_size = layout, input_size
+        self._layout, self._input_size, self._fed = layout, input_size, dict(fed or {})
         self._lock = threading.Lock()
         self._ready: Ready | None = None
 
@@ -173,7 +175,7 @@ class Explainer:
             return self._ready
 
     def _compiled(self) -> Ready:
-        engine = load_engine(self._path, self._runtime, self._device)
+        engine = load_engine(self._path, self._runtime, self._device, self._fed)
         how = from_metadata(engine.info, engine.by_model_api, self._prepared)
         feeder = Feeder.of(engine.image_input, how, self._layout, self._input_size)
         meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")

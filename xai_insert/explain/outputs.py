@@ -16,7 +16,11 @@ FEATURE_VECTOR = "feature_vector"
 SALIENCY_CLASSES = "saliency_classes"
 SALIENCY_MAP_PER_BOX = "saliency_map_per_box"
 SALIENCY_RANGE = "saliency_range"
-_OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX, SALIENCY_RANGE)
+SALIENCY_SCORES = "saliency_scores"
+OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX, SALIENCY_RANGE, SALIENCY_SCORES)
+
+OF_ANOTHER = "of another image: "
+"""How the names begin of what says something about another image input than the one that is shown."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Outputs:
             reports, in the order of its report; None if the model has none.
         saliency_range: float `[N, K, 2]`, the raw values that stand behind 0 and 255 of each uint8 map; None if the
             model has none.
+        saliency_scores: float `[N, K]`, of embeddings the products that the maps explain; None if the model has none.
     """
 
     predictions: dict[str, Array]
@@ -40,6 +45,7 @@ class Outputs:
     saliency_classes: Array | None = None
     saliency_map_per_box: Array | None = None
     saliency_range: Array | None = None
+    saliency_scores: Array | None = None
 
 
 def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
@@ -60,12 +66,12 @@ def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
     """
     predictions, extra = {}, {}
     for index, (keys, array) in enumerate(_named(results, names)):
-        special = next((key for key in keys if key in _OWN), None)
+        special = next((key for key in keys if key in OWN), None)
         if special is not None:
             extra[special] = np.asarray(array)
-        else:
+        elif not any(key.startswith(OF_ANOTHER) for key in keys):
             predictions[keys[0] if keys else f"output_{index}"] = np.asarray(array)
-    return Outputs(predictions, *(extra.get(key) for key in _OWN))
+    return Outputs(predictions, *(extra.get(key) for key in OWN))
 
 
 def _named(results: Any, names: Iterable[str] | None) -> Iterator[tuple[list[str], Any]]:

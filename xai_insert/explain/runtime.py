@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from xai_insert.errors import ModelFileError, UnsupportedTaskError, XaiInsertError
+from xai_insert.errors import ModelFileError, UnknownNameError, UnsupportedTaskError, XaiInsertError
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.files import digest
-from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs, read_outputs
+from xai_insert.explain.outputs import OF_ANOTHER, OWN, SALIENCY_MAP, Array, Outputs, read_outputs
 from xai_insert.files import read_with
 from xai_insert.formats.guard import last_line
+from xai_insert.graph.shape import format_shape
 
 RuntimeName = Literal["openvino", "onnxruntime"]
 
@@ -25,7 +28,14 @@ _PREFIXES = ("model_info ", "model_info.")
 _INSERTION = "xai_insert"
 _TRIES = 5
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Engine(Protocol):
 
     @property
     def image_input(self) -> ImageInput:
-        """The only input."""
+        """The input of the image; others are fed with the same for every image."""
 
     @property
     def info(self) -> Mapping[str, str]:
@@ -78,16 +88,19 @@ def model_files(path: Path) -> list[Path]:
     return [path, *sorted(require_safe_file(path).files - {path})]
 
 
-def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> Engine:
+def load_engine(
+    path: Path, runtime: RuntimeName | None = None, device: str = "CPU", fed: Mapping[str, Array] = MappingProxyType({})
+) -> Engine:
     """Read a model, insert a saliency map if it has none, and compile it.
 
     Args:
         path: `.xml` or `.onnx`.
         runtime: None takes OpenVINO for IR and onnxruntime for ONNX.
         device: OpenVINO's name of a device; onnxruntime knows `CPU` and `GPU`.
+        fed: what other inputs than the image get, by name.
 
     Raises:
-        XaiInsertError: the model cannot be read, inserted into or compiled.
+        XaiInsertError: the model cannot be read, inserted into or compiled, or has an input that is not fed.
     """
     suffix = path.suffix.lower()
     if suffix not in (".xml", ".onnx"):
@@ -96,13 +109,15 @@ def load_engine(path: Path, runtime: RuntimeName | None = None, device: str = "C
         raise ModelFileError(f"no such file: {path}")
     runtime = runtime or ("openvino" if suffix == ".xml" else "onnxruntime")
     if runtime == "openvino":
-        return OpenVINOEngine(path, device)
+        return OpenVINOEngine(path, device, fed)
     if suffix == ".xml":
         raise RunError("onnxruntime cannot run an OpenVINO IR: give the .onnx file or --runtime openvino")
-    return OnnxEngine(path, device)
+    return OnnxEngine(path, device, fed)
 
 
-def load_settled(path: Path, runtime: RuntimeName | None = None, device: str = "CPU") -> tuple[Engine, list[str]]:
+def load_settled(
+    path: Path, runtime: RuntimeName | None = None, device: str = "CPU", fed: Mapping[str, Array] = MappingProxyType({})
+) -> tuple[Engine, list[str]]:
     """Load a model that another program may be replacing meanwhile; see `load_engine`.
 
     Returns:
@@ -114,7 +129,7 @@ def load_settled(path: Path, runtime: RuntimeName | None = None, device: str = "
     for _ in range(_TRIES):
         before = _stamps(path)
         try:
-            engine = load_engine(path, runtime, device)
+            engine = load_engine(path, runtime, device, fed)
             content = digest(model_files(path))
         except XaiInsertError:
             if _stamps(path) == before:
@@ -143,7 +158,7 @@ class OpenVINOEngine:
 
     runtime: RuntimeName = "openvino"
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, fed: Mapping[str, Array]) -> None:
         import openvino as ov  # noqa: PLC0415 - heavy, and not needed for ONNX
 
         from xai_insert.formats.openvino.compressed import has_compressed_products  # noqa: PLC0415
@@ -154,8 +169,11 @@ class OpenVINOEngine:
             model = _insert(model)
         self.info, self.by_model_api = _openvino_info(model)
         self.about = _openvino_about(model)
-        self.image_input = _only_input([_openvino_input(port) for port in model.inputs])
-        self._names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
+        inputs = [_openvino_input(port) for port in model.inputs]
+        self.image_input = _image_input(inputs, fed)
+        self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
+        names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
+        self._names = _names_for(self.image_input, names, self.about)
         try:
             how = {"NUM_STREAMS": "1"} if has_compressed_products(model) else {"PERFORMANCE_HINT": "THROUGHPUT"}
             self._compiled = ov.Core().compile_model(model, device, how)
@@ -168,7 +186,7 @@ class OpenVINOEngine:
         try:
             request = getattr(self._own, "request", None) or self._compiled.create_infer_request()
             self._own.request = request
-            request.infer({0: feed}, share_inputs=True)
+            request.infer({self.image_input.name: feed, **self._fed}, share_inputs=True)
             return read_outputs([tensor.data.copy() for tensor in request.output_tensors], self._names)
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot run the model: {_first_line(err)}") from err
@@ -181,7 +199,7 @@ class OnnxEngine:
     by_model_api: bool
     parallel = 1
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, fed: Mapping[str, Array]) -> None:
         import onnxruntime as ort  # noqa: PLC0415 - heavy, and not needed for IR
 
         provider = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}.get(device.upper(), "")
@@ -195,24 +213,24 @@ class OnnxEngine:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
             session = _session(ort, _insert(path, to_bytes=True), options, provider)
         self._session = session
-        self._names = [item.name for item in session.get_outputs()]
         entries = session.get_modelmeta().custom_metadata_map
         self.info, self.by_model_api = _flat_info(entries)
         self.about = _about(entries)
-        self.image_input = _only_input(
-            [
-                ImageInput(
-                    item.name,
-                    tuple(size if isinstance(size, int) else None for size in item.shape),
-                    _DTYPES.get(item.type, item.type),
-                )
-                for item in session.get_inputs()
-            ]
-        )
+        inputs = [
+            ImageInput(
+                item.name,
+                tuple(size if isinstance(size, int) else None for size in item.shape),
+                _DTYPES.get(item.type, item.type),
+            )
+            for item in session.get_inputs()
+        ]
+        self.image_input = _image_input(inputs, fed)
+        self._names = _names_for(self.image_input, [item.name for item in session.get_outputs()], self.about)
+        self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
 
     def infer(self, feed: Array) -> Outputs:
         try:
-            return read_outputs(self._session.run(None, {self.image_input.name: feed}), self._names)
+            return read_outputs(self._session.run(None, {self.image_input.name: feed, **self._fed}), self._names)
         except Exception as err:  # onnxruntime's exceptions have no common base
             raise RunError(f"onnxruntime cannot run the model: {_first_line(err)}") from err
 
@@ -238,11 +256,33 @@ def _insert(model: Any, to_bytes: bool = False) -> Any:
     return onnx_ir.to_proto(inserted).SerializeToString()
 
 
-def _only_input(inputs: Sequence[ImageInput]) -> ImageInput:
-    if len(inputs) == 1 and len(inputs[0].shape) in (4, 5):
-        return inputs[0]
-    found = ", ".join(f"{item.name} {['?' if size is None else size for size in item.shape]}" for item in inputs)
-    raise UnsupportedTaskError(f"wanted a model with one input of images, or of clips, found {found or 'none'}")
+def _image_input(inputs: Sequence[ImageInput], fed: Mapping[str, Array]) -> ImageInput:
+    """The one input that is not fed, an image."""
+    known = {item.name for item in inputs}
+    if unknown := [name for name in fed if name not in known]:
+        raise UnknownNameError("input", unknown[0], sorted(known))
+    found = [item for item in inputs if len(item.shape) in (4, 5) and item.name not in fed]
+    others = [item for item in inputs if len(item.shape) not in (4, 5) and item.name not in fed]
+    if len(found) == 1 and not others:
+        return found[0]
+
+    def listed(items: Sequence[ImageInput]) -> str:
+        return ", ".join(f"{item.name} {format_shape(item.shape)}" for item in items) or "none"
+
+    if len(found) == 1:
+        raise UnsupportedTaskError(
+            f"the model also reads {listed(others)}: give an array for each, --feed {others[0].name}=FILE.npy"
+        )
+    raise UnsupportedTaskError(f"wanted a model with one input of images, or of clips, found {listed(inputs)}")
+
+
+def _names_for(shown: ImageInput, names: Sequence[str], about: Mapping[str, str]) -> list[str]:
+    """The outputs' names as if the model had no other image: without the suffix of what is said about the one shown."""
+    inputs = {key.removeprefix("input"): name for key, name in about.items() if re.fullmatch(r"input(_\d+)?", key)}
+    suffix = next((key for key, name in inputs.items() if name == shown.name), "")
+    own = {f"{name}{suffix}": name for name in OWN}
+    others = {f"{name}{key}" for name in OWN for key in inputs} - set(own)
+    return [own.get(name, f"{OF_ANOTHER}{name}" if name in others else name) for name in names]
 
 
 def _openvino_input(port: Any) -> ImageInput:

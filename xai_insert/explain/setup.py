@@ -32,6 +32,7 @@ class Setup:
         prepared: attributes of `Preprocessing` that are chosen instead of the model's own.
         layout: `NCHW` or `NHWC`; None finds it.
         input_size: height and width where the model leaves them open.
+        fed: arrays for other inputs than the image, by name.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Setup:
     prepared: Mapping[str, Any] = field(default_factory=dict)
     layout: str | None = None
     input_size: tuple[int, int] | None = None
+    fed: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self) -> tuple[ReadyModel, Sequence[str]]:
         """The model, ready to run, and what the content of its files is told by.
@@ -51,7 +53,7 @@ class Setup:
             ValueError: `classes` is no selection of its classes.
             XaiInsertError: it cannot be read, inserted into or compiled.
         """
-        engine, content = load_settled(self.path, self.runtime, self.device)
+        engine, content = load_settled(self.path, self.runtime, self.device, self.fed)
         how = from_metadata(engine.info, engine.by_model_api, self.prepared)
         feeder = Feeder.of(engine.image_input, how, self.layout, self.input_size)
         meaning = ScoreMeaning.from_metadata(engine.info)

@@ -237,6 +237,9 @@ class Surgeon(Protocol[V]):
             axes: those of its height and width.
         """
 
+    def add_input(self, name: str, dtype: str, shape: Shape) -> V:
+        """Append a graph input that must be fed under the name `name`."""
+
     def prune(self) -> None:
         """Remove what was added and is read by nothing."""
 

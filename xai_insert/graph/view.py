@@ -212,6 +212,7 @@ class Graph:
         output_names: names under which a runtime returns them, one each.
         nodes: every node that is no constant, producers before consumers.
         hint: what the format's adapter knows of this model that may keep its parts from being found; for messages.
+        watched: the one image input that is explained, of several; the others are as any input.
     """
 
     inputs: Sequence[Value]
@@ -219,6 +220,7 @@ class Graph:
     output_names: Sequence[str]
     nodes: Sequence[Node]
     hint: str = ""
+    watched: Value | None = None
 
     @cached_property
     def order(self) -> dict[Node, int]:

@@ -65,13 +65,16 @@ class Classifier:
         return " + ".join(dict.fromkeys(end.kind.value for end in self.ends))
 
 
-def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.ANY) -> Classifier:
+def locate_classifier(
+    graph: Graph, options: Options, wanted: Wanted = Wanted.ANY, logits: Logits | None = None
+) -> Classifier:
     """Find logits, feature map and head of a classifier.
 
     Args:
         graph: the model.
         options: what the user has chosen instead of finding it.
         wanted: what the method that was asked for reads.
+        logits: what stands for the class scores; None to find them.
 
     Raises:
         NotVisionModelError: no image input.
@@ -82,7 +85,7 @@ def locate_classifier(graph: Graph, options: Options, wanted: Wanted = Wanted.AN
         ShapeUnknownError: a rank or size that the choice needs is unknown.
     """
     images = image_inputs(graph)
-    logits = find_logits(graph, images, options.output)
+    logits = logits or find_logits(graph, images, options.output)
     places = find_places(graph)
     consensus = find_consensus(logits.value, places)
     if consensus is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from xai_insert.errors import NotVisionModelError, ShapeUnknownError
+from dataclasses import replace
+
+from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
 from xai_insert.graph.view import Graph, Shape, Value, format_shape
 
 _MOST_CHANNELS = 16
@@ -12,11 +14,15 @@ _LEAST_SIDE = 8
 def image_inputs(graph: Graph) -> list[Value]:
     """Every input that holds images, or clips of them: a few channels, two sides, and an axis of frames maybe.
 
+    Of a view that watches one of them, that one.
+
     Raises:
         NotVisionModelError: if there is none.
         ShapeUnknownError: if an input without a known rank might be one.
     """
     found = [value for value in graph.inputs if _is_image(value)]
+    if graph.watched is not None:
+        return [graph.watched]
     if found:
         return found
     unknown = [value for value in graph.inputs if value.shape is None]
@@ -28,6 +34,22 @@ def image_inputs(graph: Graph) -> list[Value]:
         "no image input: wanted one of rank 4 such as [N, 3, H, W], or of clips such as [N, 3, T, H, W], "
         f"found {listed}; only vision models fit"
     )
+
+
+def watching(graph: Graph, name: str | None) -> list[Graph]:
+    """The model with one image input watched at a time: that of the name, or each; one view as it is of only one.
+
+    Raises:
+        UnknownNameError: no image input has that name.
+        NotVisionModelError: see `image_inputs`, as for `ShapeUnknownError`.
+    """
+    images = image_inputs(graph)
+    if name is None:
+        return [graph] if len(images) == 1 else [replace(graph, watched=image) for image in images]
+    chosen = [image for image in images if image.name == name]
+    if not chosen:
+        raise UnknownNameError("image input", name, [image.name for image in images])
+    return [replace(graph, watched=chosen[0])]
 
 
 def _is_image(value: Value) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnknownNameError, UnsupportedTaskError
+from xai_insert.graph.axes import Kind
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Op, Shape, Value, volume
 from xai_insert.locate.places import find_places
@@ -102,7 +103,7 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
         scores = peel(value)
         if scores in found or scores not in reached or scores.producer is None or "float" not in scores.dtype:
             continue
-        if _is_of_locations(scores, reached):
+        if _is_of_locations(scores, reached) or _has_images_behind(graph, scores):
             continue
         if scores.shape is None or not is_vector(scores.shape) or _is_of_another_batch(scores, graph):
             continue
@@ -138,6 +139,12 @@ def _is_of_locations(value: Value, reached: set[Value]) -> bool:
         else:
             return False
     return True
+
+
+def _has_images_behind(graph: Graph, scores: Value) -> bool:
+    """Whether the images of a batch stand in another axis than the first, as in the scores of prompts for them."""
+    holds = [any(d.origin.kind is Kind.BATCH for d in axis) for axis in find_places(graph).traced.get(scores, ())]
+    return any(holds) and not holds[0]
 
 
 def _is_of_another_batch(value: Value, graph: Graph) -> bool:

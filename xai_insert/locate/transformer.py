@@ -59,14 +59,16 @@ class Readout:
     """How a classifier reads its tokens.
 
     Attributes:
-        masked: for each attention the tokens that are masked, `[B, T, D]`: the last value before its projections
-            through which every path to query, key and value runs (the output of the block's first norm).
+        masked: for each attention the tokens that are masked, `[B, T, D]` (of a pool in any layout): the last value
+            before its projections through which every path to query, key and value runs (the output of the block's
+            first norm).
         residual: the tokens at the entry of the block, `[B, T, D]`; None if no single value holds them.
         attentions: the attentions of the last block, side by side.
         prefix: number of tokens before the patches (class, distillation, registers).
         rows: number of leading tokens that the head reads.
         reads_patches: whether the head reads patch tokens as well.
-        is_pool: whether the attention is a pool with a learned query, for which patches are kept one by one.
+        is_pool: whether the attention is a pool with learned queries, for which patches are kept one by one; all of
+            its rows are read.
     """
 
     masked: tuple[Value, ...]
@@ -79,8 +81,7 @@ class Readout:
 
     @property
     def tokens(self) -> int:
-        size = self.masked[0].sizes[1]
-        return size or 0
+        return self.attentions[0].value.sizes[-2] or 0
 
     @property
     def batch(self) -> int | None:
@@ -144,22 +145,22 @@ def locate_readout(
 def locate_pool(
     graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd], places: Places
 ) -> tuple[Readout, FeatureMap] | None:
-    """Find an attention pool whose one query is the same for every image, and the tokens that it pools."""
+    """Find an attention pool whose queries are the same for every image, and the tokens that it pools."""
     groups = _groups(graph, find_attentions(region(graph, images, [end.source for end in ends])))
     if not groups or len(groups[-1]) > 1:
         return None
     item = groups[-1][0]
-    tokens = item.value.sizes[-2]
-    if tokens is None or item.query.sizes[-2] != 1 or item.query in activations(graph, images):
+    tokens, rows = item.value.sizes[-2], item.query.sizes[-2]
+    if tokens is None or rows is None or item.query in activations(graph, images):
         return None
-    masked = _masked_value(graph, images, item, places)
+    masked = _masked_value(graph, images, item, places, of_pool=True)
     if masked is None or item.result not in cut_values(graph, images, logits):
         return None
     feature = places.map_of(masked, others=True)
     if feature is None or None in feature.grid:
         return None
     item = replace(item, heads=places.beside_images(item.value))
-    readout = Readout((masked,), None, (item,), feature.prefix, 1, reads_patches=False, is_pool=True)
+    readout = Readout((masked,), None, (item,), feature.prefix, rows, reads_patches=False, is_pool=True)
     return readout, feature
 
 
@@ -251,9 +252,9 @@ def _product_before(scores: Value, depth: int) -> tuple[Value, Value, int] | Non
 
 
 def _has_learned_query(product: Node) -> bool:
-    """Whether a product of scores has a stored query, one row for each head."""
+    """Whether a product of scores has stored queries, a row of them or several for each head."""
     query, key = product.read(0), product.read(1)
-    return query.is_constant and query.rank == key.rank and query.sizes[-2] == 1 and (key.rank or 0) > 2
+    return query.is_constant and query.rank == key.rank and (key.rank or 0) > 2
 
 
 def _groups(graph: Graph, attentions: Sequence[Attention]) -> list[tuple[Attention, ...]]:
@@ -273,32 +274,46 @@ def _feeds(graph: Graph, first: Attention, second: Attention) -> bool:
     return any(value in reached for value in (second.query, second.key, second.value))
 
 
-def _masked_value(graph: Graph, images: Sequence[Value], item: Attention, places: Places) -> Value | None:
-    """The last tokens common to query, key and value that a linear layer has yet to project."""
+def _masked_value(
+    graph: Graph, images: Sequence[Value], item: Attention, places: Places, *, of_pool: bool = False
+) -> Value | None:
+    """The last tokens common to query, key and value that a linear layer has yet to project.
+
+    A pool may read them in any layout, and without projecting them.
+    """
     chains = [cut_values(graph, images, value) for value in (item.query, item.key, item.value)]
     first, *others = [chain for chain in chains if chain]  # a learned query depends on no image
     common = [value for value in first if all(value in chain for chain in others)]
-    fitting = [value for value in common if _are_tokens(value, places, item.value.sizes[-2])]
+    count = item.value.sizes[-2]
+    fitting = [value for value in common if _are_tokens(value, places, count, in_any_layout=of_pool)]
+    last = fitting[-1:]
     # Query, key and value may come from one linear layer: its result is common to them as well, but it is no token.
-    while fitting and not any(map(_is_projection, region(graph, [fitting[-1]], [item.key]))):
+    reached = activations(graph, images)
+    while fitting and not any(_is_projection(node, reached) for node in region(graph, [fitting[-1]], [item.key])):
         fitting.pop()
+    if of_pool and not fitting:
+        fitting = last
     return fitting[-1] if fitting else None
 
 
-def _are_tokens(value: Value, places: Places, count: int | None) -> bool:
-    """Whether a value is `[B, T, D]` with the grid of the image in T."""
+def _are_tokens(value: Value, places: Places, count: int | None, *, in_any_layout: bool) -> bool:
+    """Whether a value is `[B, T, D]` with the grid of the image in T, or has that grid in another layout."""
     feature = places.map_of(value, others=True)
+    if in_any_layout and feature is not None and len(feature.grid_axes) == 2:
+        return feature.positions == count
+    if in_any_layout and feature is not None:
+        return value.sizes[feature.grid_axes[0]] == count
     return feature is not None and feature.grid_axes == (1,) and value.rank == 3 and value.sizes[1] == count
 
 
-def _is_projection(node: Node) -> bool:
+def _is_projection(node: Node, reached: set[Value]) -> bool:
     """A linear layer over the channels: a product with stored weights, or a convolution that is not depthwise."""
     weight = node.operand(1)
     if weight is None or weight.rank is None:
         return False
     if node.op is Op.CONV:
         return (weight.sizes[1] or 0) > 1
-    return node.op is Op.MATMUL and weight.is_constant
+    return node.op is Op.MATMUL and weight not in reached  # stored, or cut out of what is stored
 
 
 def _rows_read(end: GridEnd) -> int:

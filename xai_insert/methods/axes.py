@@ -6,9 +6,15 @@ origins count: the batch, and the tokens, of which the rows that are kept come f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, of, other
 from xai_insert.graph.axes import regroup as graph_regroup
+from xai_insert.graph.operators import UnitNorm
+from xai_insert.graph.view import POINTWISE, Node, Op
 
+ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
+"""Operations that work on each element where it is."""
 _SPECIAL = (Kind.BATCH, Kind.JOINT)
 
 
@@ -66,3 +72,27 @@ def alike(a: Axes, b: Axes) -> bool:
 
 def _measure(axis: Axis) -> tuple[int | None, list[tuple[Kind, int | None]]]:
     return axis_size(axis), [(digit.origin.kind, digit.size) for digit in kept((axis,))]
+
+
+def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
+    """Axes that an operation mixes or resizes; None if that is unknown."""
+    axes: Sequence[int] | None
+    if node.op in ELEMENTWISE:
+        axes = ()
+    elif node.op in (Op.REDUCE, Op.LAYER_NORM):
+        axes = node.attrs["axes"]
+    elif node.op in (Op.SOFTMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.SLICE):
+        axis = node.attrs.get("axis")
+        axes = None if axis is None else (axis,)
+    elif node.op is Op.MATMUL:
+        weight = node.operand(1)
+        axes = (rank - 1,) if weight is not None and weight.is_constant and not node.attrs["transpose_a"] else None
+    elif node.op in (Op.CONV, Op.POOL):
+        axes = tuple(range(1, rank))
+    elif node.op is Op.BATCH_NORM:
+        axes = (1,)
+    elif isinstance(node.kind, UnitNorm):
+        axes = node.kind.axes
+    else:
+        axes = None
+    return axes

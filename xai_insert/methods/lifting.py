@@ -16,11 +16,20 @@ from typing import Generic
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.axes import Axes, other
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import POINTWISE, Node, Op, Value, fixed, volume
-from xai_insert.methods.axes import alike, batch_axis, has_batch, has_tokens, regroup, token_axis, width
+from xai_insert.graph.view import Node, Op, Value, fixed, volume
+from xai_insert.methods.axes import (
+    ELEMENTWISE,
+    alike,
+    batch_axis,
+    has_batch,
+    has_tokens,
+    regroup,
+    token_axis,
+    touched_axes,
+    width,
+)
 
-_ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
-_BROADCASTING = _ELEMENTWISE - {Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.EXPAND}
+_BROADCASTING = ELEMENTWISE - {Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.EXPAND}
 _JOINING = frozenset({Op.ATTENTION, Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL})
 
 
@@ -149,7 +158,7 @@ class Lifter(Generic[V]):
                 raise self._refusal(node)
             return lifted.handle
         is_masked_run = self._copies > 1 or any(map(has_tokens, main.dims))
-        meets_tokens = node.op in _ELEMENTWISE | {Op.CONCAT} and is_masked_run
+        meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT} and is_masked_run
         if value.is_constant and not (meets_tokens and self._has_tokens(value, main)):
             return self._surgeon.handle(value)
         if not meets_tokens:
@@ -230,6 +239,8 @@ class Lifter(Generic[V]):
     def _multiply(self, node: Node) -> None:
         """A product of two values of the ordinary batch, as the scores of an attention are."""
         a, b = (self.made.get(node.read(index)) for index in (0, 1))
+        if a is None and b is not None and self._weigh(node, b):
+            return
         if a is None or b is None or len(a.dims) != len(b.dims) or node.attrs["transpose_a"]:
             raise self._refusal(node)
         if any(width(dim) is None for dim in (a.dims[-1], *b.dims[-2:])):
@@ -239,6 +250,19 @@ class Lifter(Generic[V]):
         else:
             handle, columns = self._surgeon.ops.matmul(a.handle, b.handle), b.dims[-1]
         self.made[node.output] = Lifted(handle, (*a.dims[:-1], columns))
+
+    def _weigh(self, node: Node, b: Lifted[V]) -> bool:
+        """A product of stored rows with vectors that are columns, as scores of prompts are; whether it is one."""
+        rows, transposed = node.read(0), bool(node.attrs["transpose_b"])
+        if not rows.is_constant or rows.rank != 2 or len(b.dims) != 2 or node.attrs["transpose_a"]:
+            return False
+        mixed, vectors = b.dims[::-1] if transposed else b.dims
+        if node.operand(2) is not None or width(mixed) is None:
+            return False
+        op, stored = self._surgeon.ops, self._surgeon.handle(rows)
+        handle = op.matmul_transposed(stored, b.handle) if transposed else op.matmul(stored, b.handle)
+        self.made[node.output] = Lifted(handle, (other(fixed(rows.sizes)[0]), vectors))
+        return True
 
     def _attend(self, node: Node) -> None:
         """A fused attention within each sample, under a mask that is the same for all."""
@@ -311,9 +335,9 @@ class Lifter(Generic[V]):
     def _result_dims(self, node: Node, dims: Axes) -> Axes:
         """Axes of the result of an operation that keeps batch and tokens apart from the rest."""
         rank = node.output.rank
-        if not dims and node.op in _ELEMENTWISE:  # the scale of a dynamic quantiser, times those of the weight
+        if not dims and node.op in ELEMENTWISE:  # the scale of a dynamic quantiser, times those of the weight
             return tuple(other(size) for size in fixed(node.output.sizes))
-        touched = _touched_axes(node, len(dims))
+        touched = touched_axes(node, len(dims))
         if touched is None or any(width(dims[axis]) is None for axis in touched):
             raise self._refusal(node)
         if rank == len(dims):
@@ -321,28 +345,6 @@ class Lifter(Generic[V]):
         if node.op in (Op.REDUCE, Op.GATHER) and rank == len(dims) - len(touched):
             return tuple(dim for axis, dim in enumerate(dims) if axis not in touched)
         raise self._refusal(node)
-
-
-def _touched_axes(node: Node, rank: int) -> Sequence[int] | None:
-    """Axes that an operation mixes or resizes; None if that is unknown."""
-    axes: Sequence[int] | None
-    if node.op in _ELEMENTWISE:
-        axes = ()
-    elif node.op in (Op.REDUCE, Op.LAYER_NORM):
-        axes = node.attrs["axes"]
-    elif node.op in (Op.SOFTMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.SLICE):
-        axis = node.attrs.get("axis")
-        axes = None if axis is None else (axis,)
-    elif node.op is Op.MATMUL:
-        weight = node.operand(1)
-        axes = (rank - 1,) if weight is not None and weight.is_constant and not node.attrs["transpose_a"] else None
-    elif node.op in (Op.CONV, Op.POOL):
-        axes = tuple(range(1, rank))
-    elif node.op is Op.BATCH_NORM:
-        axes = (1,)
-    else:
-        axes = None
-    return axes
 
 
 def _selected_axis(node: Node) -> int | None:
@@ -374,7 +376,7 @@ def _completed(shape: Sequence[int | None], node: Node) -> Sequence[int | None]:
     return [None, *(elements // known if size is None else size for size in shape[1:])]
 
 
-def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value) -> V:
+def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value, copies: int = 1) -> V:
     """Run the head of a pooled classifier on one row per image and position.
 
     Args:
@@ -382,6 +384,7 @@ def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V
         nodes: the head, in topological order.
         rows: for each pooled value `[B, ...]` its rows `[B*P, ...]`.
         result: the value to compute, `[B, ...]` in the model.
+        copies: P, for heads that read what is not masked as well; 1 if it is not known.
 
     Returns:
         `result` for every row, `[B*P, ...]`.
@@ -389,7 +392,7 @@ def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V
     Raises:
         CannotFreeBatchError: an operation mixes the batch axis with others.
     """
-    lifter = Lifter(surgeon, next(iter(rows)).sizes[0])
+    lifter = Lifter(surgeon, next(iter(rows)).sizes[0], copies=copies)
     for value, handle in rows.items():
         lifter.made[value] = Lifted(handle, (lifter.batch, *map(other, fixed(value.sizes[1:]))))
     return lifter.run(nodes, result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,12 +38,15 @@ from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.base import Study
 from xai_insert.tasks.cost import flops_of, mega
 from xai_insert.tasks.known.classification import FoundClassifier
-from xai_insert.tasks.plan import Branch, Masking, Output, Plan
+from xai_insert.tasks.plan import Branch, Masking, Output, Plan, unmasked
 
 logger = logging.getLogger(__name__)
 
 SALIENCY_CLASSES = "saliency_classes"
+SALIENCY_SCORES = "saliency_scores"
 NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
+OF_VECTORS = frozenset({"num_classes", "reference", "class_embeddings"})
+"""Options that say what a model's vector is."""
 NO_CLIPS = "this method is not for clips, or not for frames in the batch; leave --method to the tool"
 Choice = ClassChoice[Any] | None
 
@@ -90,15 +93,17 @@ class ClassifierPlan(Plan):
         """Add the raw map, of `map_shape`; of the chosen classes only if there is a choice."""
 
     def uses(self) -> frozenset[str]:
-        return frozenset({"output", "target_layer"})
+        return frozenset({"output", "target_layer"}) | self.found.decided
 
     def metadata(self, options: Options) -> dict[str, str]:
         target = self.found.parts.target
         entries = {
             "target": target.value.name,
             "grid": format_grid(target.grid),
-            "classes": str(self.found.parts.logits.classes),
+            "classes": str(self.found.maps or ""),
         }
+        if self.found.reading is not None:
+            entries["reference"] = self.found.reading.name
         rectangle = self.found.frame.rectangle
         if rectangle is not None and not self.found.frame.within(target.grid):
             entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
@@ -145,7 +150,23 @@ class MaskedPlan(ClassifierPlan):
         """Add the maps in closed form; `zeros` are the zero tokens of each attention that is masked."""
 
     def uses(self) -> frozenset[str]:
-        return super().uses() | {"top_k", "classes", "form"} | ({"mask_batch"} if self.form is Form.RUNS else set())
+        used = super().uses() | {"form"} | ({"mask_batch"} if self.form is Form.RUNS else set())
+        return used | {"top_k", "classes"} if self.found.reading is None else used
+
+    @property
+    def may_follow(self) -> bool:
+        return super().may_follow and (self.found.reading is None or self.found.reading.follows)
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        branch, reading = super().splice(loaded, surgeon, graph, options), self.found.reading
+        if reading is None:
+            return branch
+        against = reading.against(surgeon, branch.scores)
+        raw = reading.products(surgeon, branch.raw, against, self.found.parts.target.grid)
+        scores = reading.scores(surgeon, branch.scores, against)
+        new = not reading.has_scores  # else they are an output already
+        outputs = {SALIENCY_SCORES: Output(scores, "float32", self.map_shape[:2])} if new else {}
+        return replace(branch, raw=raw, scores=reading.checked(branch.scores, scores), outputs=outputs)
 
     @property
     def attentions(self) -> Sequence[Attention]:
@@ -153,9 +174,14 @@ class MaskedPlan(ClassifierPlan):
         return ()
 
     @property
+    def read(self) -> Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]:
+        """Class scores of what the model gives under a mask and without one."""
+        return unmasked if self.found.reading is None else self.found.reading.expected
+
+    @property
     def keep_float32(self) -> bool:
         # A map that comes from attention is a small difference on a large common part; that of a pool is not.
-        return bool(self.attentions) or self.form is Form.RUNS
+        return bool(self.attentions) or self.form is Form.RUNS or self.found.reading is not None
 
     def add(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options, choice: Choice) -> Any:
         if self.form is Form.CLOSED:
@@ -242,7 +268,7 @@ class MapPlan(MaskedPlan):
     def masking(self, options: Options) -> Masking | None:
         del options
         target = self.found.parts.target
-        return Masking(self.masked(), lambda shape, position: position_mask(shape, target, position))
+        return Masking(self.masked(), lambda shape, position: position_mask(shape, target, position), self.read)
 
 
 @dataclass(frozen=True)
@@ -268,6 +294,9 @@ class TokensPlan(MaskedPlan):
         return VitTarget(self.readout, self.found.parts.target, self.found.parts.logits.value, self.kernel)
 
     def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
+        if self.readout.is_pool:
+            parts = self.found.parts
+            return masked_runs(surgeon, graph, parts.target, parts.logits.value, (), self.at_once(options))
         return masked_vit_runs(surgeon, graph, self._vit(), self.at_once(options))
 
     def closed(
@@ -292,16 +321,19 @@ class TokensPlan(MaskedPlan):
     def masking(self, options: Options) -> Masking | None:
         del options
         target, readout = self.found.parts.target, self.readout
+        if readout.is_pool and len(target.grid) == 2:
+            return Masking(self.masked(), lambda shape, place: position_mask(shape, target, place), self.read)
         weights = patch_weights(
             fixed(target.grid), readout.prefix, self.kernel, readout.tokens, times_last=target.frame.times_last
         )
-        return Masking(self.masked(), lambda _, position: weights[position][:, None])
+        return Masking(self.masked(), lambda _, position: weights[position][:, None], self.read)
 
 
 def map_shape(study: Study, found: FoundClassifier) -> Shape:
     """`[B, K, h, w]`, of the chosen classes if only those are wanted."""
     target, logits = found.parts.target, found.parts.logits
-    return (target.shape[0], chosen_count(study.options, logits) or logits.classes, *target.grid)
+    count = found.maps if found.reading is not None else chosen_count(study.options, logits) or logits.classes
+    return (target.shape[0], count, *target.grid)
 
 
 def chosen_count(options: Options, logits: Logits) -> int | None:
@@ -343,7 +375,8 @@ def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Read
     rest = sum(flops_of(node, 1) for node in region(graph, results, [found.parts.logits.value]))
     batch = target.shape[0] or 1
     shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
-    flops = patches * readout.rows * rest // tokens // batch + 4 * readout.rows * shares
+    rows = 1 if readout.is_pool else readout.rows / tokens  # of those that the model's own operations compute
+    flops = int(patches * rows * rest) // batch + 4 * readout.rows * shares
     reason = "attention pool" if readout.is_pool else "class token"
     shape = map_shape(study, found)
     return TokensPlan(found, method, Form.CLOSED, reason, shape, mega(flops), readout, kernel).checked(study)

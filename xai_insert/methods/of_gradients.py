@@ -87,7 +87,7 @@ class GradientMethod(Method):
 
     name: str
     tasks = frozenset({"classification"})
-    options = frozenset({"output", "target_layer", "top_k", "classes"})
+    options = frozenset({"output", "target_layer", "top_k", "classes", "num_classes"})
     excludes = NO_BOXES
     reads = Wanted.DERIVATIVE
 
@@ -143,4 +143,4 @@ def of_image(study: Study, found: FoundClassifier) -> FoundClassifier | None:
     """The same classifier with the image itself as the map to explain; None if it is no single map."""
     images = image_inputs(study.graph)
     feature = find_places(study.graph).map_of(images[0]) if len(images) == 1 else None
-    return None if feature is None else FoundClassifier(replace(found.parts, target=feature, streams=()))
+    return None if feature is None else replace(found, parts=replace(found.parts, target=feature, streams=()))

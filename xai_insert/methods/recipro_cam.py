@@ -63,10 +63,10 @@ def recipro_cam(
     if choice is not None and layer is not None and feature.positions is not None:
         before = region(graph, list(rows), [layer.source])
         if before or layer.source in rows:
-            inputs = lift_rows(surgeon, before, rows, layer.source)
+            inputs = lift_rows(surgeon, before, rows, layer.source, feature.positions)
             chosen = chosen_scores(surgeon, layer, choice, inputs, feature.positions, class_count(logits))
             return op.reshape(chosen, [-1, choice.count, *fixed(feature.grid)])
-    scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits)
+    scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits, feature.positions or 1)
     x = read(feature.value)
     batch = batch_size(surgeon, x, feature)
     sides = grid_sizes(surgeon, x, feature)

@@ -165,7 +165,7 @@ class _MaskedAttention:
             samples = op.reshape(samples, [-1, heads, rows, width])
         else:
             samples = op.reshape(samples, [-1, rows, width])
-        return Lifted(samples, self._dims(item.result.sizes, self._query_axis))
+        return Lifted(samples, self._dims(item.result.sizes, self._row_axis))
 
     @property
     def rows(self) -> int:
@@ -179,6 +179,11 @@ class _MaskedAttention:
     @property
     def _query_axis(self) -> int:
         return len(self.attention.query.sizes) - 2
+
+    @property
+    def _row_axis(self) -> int | None:
+        """The axis of which the read-out rows alone are kept; None where all are read, which may then be mixed."""
+        return None if self.readout.is_pool else self._query_axis
 
     def _heads(self, leading: Sequence[int | None]) -> int:
         if len(leading) == 2:
@@ -243,7 +248,7 @@ class _MaskedAttention:
             return self._fused_scores(query, key)
         assert item.scores is not None
         lifter = Lifter(self.surgeon, self.readout.batch, self.rows)
-        lifter.made[item.query] = Lifted(query, self._dims(item.query.sizes, self._query_axis))
+        lifter.made[item.query] = Lifted(query, self._dims(item.query.sizes, self._row_axis))
         lifter.made[item.key] = Lifted(key, self._dims(item.key.sizes, None))
         nodes = region(self.graph, [item.query, item.key], [item.scores])
         return lifter.run(nodes, item.scores, heads=True)
@@ -308,7 +313,8 @@ class _MaskedAttention:
         if item.shares is None or item.weights is None or item.shares is item.weights:
             return shares
         lifter = Lifter(self.surgeon, self.readout.batch, self.rows * self.patches)
-        lifter.made[item.shares] = Lifted(shares, self._dims(item.shares.sizes, len(item.shares.sizes) - 2))
+        axis = None if self.readout.is_pool else len(item.shares.sizes) - 2
+        lifter.made[item.shares] = Lifted(shares, self._dims(item.shares.sizes, axis))
         return lifter.run(region(self.graph, [item.shares], [item.weights]), item.weights, heads=True)
 
     def _weighted_sum(self, shares: Any, values: list[Any], weights: Any) -> Any:

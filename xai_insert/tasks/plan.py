@@ -17,6 +17,12 @@ from xai_insert.options import Options
 from xai_insert.tasks.base import Found
 
 
+def unmasked(masked: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What the model gives under a mask, for methods that compare it with nothing."""
+    del whole
+    return masked
+
+
 @dataclass(frozen=True)
 class Masking:
     """A map as its definition has it: the class scores when the features are multiplied by a mask.
@@ -24,10 +30,12 @@ class Masking:
     Attributes:
         features: the masked values.
         mask: the mask of one position (row-major in the grid), for features of a shape; broadcasts against them.
+        read: the class scores `[B, K]`, of what the model gives under a mask and without one.
     """
 
     features: Sequence[Value]
     mask: Callable[[Sequence[int], int], npt.NDArray[Any]]
+    read: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]] = unmasked
 
 
 @dataclass(frozen=True)

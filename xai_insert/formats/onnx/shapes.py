@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _LARGE = 1 << 16
 """Bytes of a weight that is not handed to another library."""
+_IMAGE_RANK = 4
 _OUTSIDE = "xai_insert.weight"
 """Where such a weight is said to lie."""
 ML_DOMAIN = "ai.onnx.ml"
@@ -232,8 +233,12 @@ def _sizes(shape: ir.Shape) -> Shape:
 
 
 def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch."""
+    """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch.
+
+    Beside images, which have four axes, a text may be of any length.
+    """
     inputs = [shapes.get(value.name or "") for value in model.graph.inputs]
+    inputs = [shape for shape in inputs if shape is None or len(shape) == _IMAGE_RANK] or inputs
     sizes_known = all(shape is not None and None not in shape[1:] for shape in inputs)
     for node in model.graph:
         if node.domain == ML_DOMAIN:

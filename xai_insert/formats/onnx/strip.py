@@ -47,6 +47,8 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     for value in operands:
         if value.is_initializer() and not value.uses() and not value.is_graph_output():
             graph.initializers.pop(value.name or "", None)
+        elif value in graph.inputs and not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
     return removed
 
 

@@ -199,6 +199,13 @@ class OnnxSurgeon:
             target = op.mul(target, op.slice(ones, 0, 0, 1))
         return op.reshape(value, [target])
 
+    def add_input(self, name: str, dtype: str, shape: Shape) -> ir.Value:
+        sizes = [self._batch or f"{name}_{axis}" if size is None else size for axis, size in enumerate(shape)]
+        value = ir.Value(name=name, type=ir.TensorType(data_type(dtype)), shape=ir.Shape(sizes))
+        value.doc_string = f"{name}, added by xai-insert"
+        self._model.graph.inputs.append(value)
+        return value
+
     def prune(self) -> None:
         graph = self._model.graph
         kept = set(graph.outputs)

@@ -15,10 +15,12 @@ from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
 from xai_insert.formats.openvino.einsum import WrittenOut
 from xai_insert.formats.openvino.mapped import pages_dropped
+from xai_insert.formats.openvino.merging import keep_apart
 from xai_insert.formats.openvino.precision import mark_branch, marked
 from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner
 from xai_insert.formats.openvino.safety import require_safe
+from xai_insert.formats.openvino.shapes import name_open_sizes
 from xai_insert.formats.openvino.shuffled import shuffle
 from xai_insert.formats.openvino.strip import strip
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
@@ -45,6 +47,7 @@ class OpenVINOModel:
         self.kept: object = None  # what constants may lie in
         _write_as_newest(native)
         with taking_apart("the OpenVINO graph"):
+            name_open_sizes(native)
             self._products = WrittenOut(native)
 
     def view(self) -> Graph:
@@ -78,7 +81,7 @@ class OpenVINOModel:
         self.native.validate_nodes_and_infer_types()
 
     def surgeon(self, *, keep_float32: bool = False) -> OpenVINOSurgeon:
-        self.keeps_float32 = keep_float32
+        self.keeps_float32 |= keep_float32
         with self._products.shown():
             return OpenVINOSurgeon(self.native, keep_float32=keep_float32)
 
@@ -111,6 +114,7 @@ class OpenVINOModel:
         part = ov.Model(outputs, [*entries, *twin.get_parameters()], "branch")
         if not is_rounded:
             unround(part)
+        keep_apart(part)  # what is compared runs on several samples at once
         return OpenVINORunner(part, weights=self._weights)
 
     def result_like(self, given: Any) -> ov.Model:

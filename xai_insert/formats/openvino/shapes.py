@@ -38,6 +38,25 @@ def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> tuple
     return _sizes(model), types
 
 
+def name_open_sizes(model: ov.Model) -> None:
+    """Give each open size of the inputs a symbol, by which inference sees through a reshape that keeps it.
+
+    Exporters write a reshape to batch, tokens, -1 and width: without a symbol nothing tells that -1 is the heads.
+    """
+    if not model.is_dynamic():
+        return
+    for parameter in model.get_parameters():
+        sizes = parameter.get_partial_shape()
+        if sizes.rank.is_dynamic:
+            continue
+        for axis, size in enumerate(sizes):
+            if size.is_dynamic and not size.has_symbol():
+                size.set_symbol(ov.Symbol())
+                sizes[axis] = size
+        parameter.set_partial_shape(sizes)
+    model.validate_nodes_and_infer_types()
+
+
 def _sizes(model: ov.Model) -> dict[str, Shape]:
     if not model.is_dynamic():
         return _shapes(model)
@@ -45,6 +64,7 @@ def _sizes(model: ov.Model) -> dict[str, Shape]:
         smaller, larger = (_with_batch(model, batch) for batch in batches.TRIED)
     except RuntimeError as err:  # the batch is no size of its own, or the model takes one only
         logger.debug("sizes with a free batch: %s", err)
+        name_open_sizes(model)
         return _shapes(model)
     return {name: batches.common(shape, larger.get(name)) for name, shape in smaller.items()}
 

@@ -23,6 +23,9 @@ def strip(model: ov.Model, names: Sequence[str]) -> Removed:
     own = [node for node in _makers(gone) if node.get_instance_id() in before - after]
     for output in (result.input_value(0) for result in gone):
         output.set_names(output.get_names() - set(names))  # where an output of the model is the map itself
+    for parameter in {port.get_node() for node in own for port in node.input_values()} & set(model.get_parameters()):
+        if all(reader.get_node() in own for reader in parameter.output(0).get_target_inputs()):
+            model.remove_parameter(parameter)
     inner = [*own, *(part for node in own if node.get_type_name() == "Loop" for part in node.get_function().get_ops())]
     types = {output.get_element_type() for node in inner for output in node.outputs()}
     return Removed(

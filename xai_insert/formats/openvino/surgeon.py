@@ -11,6 +11,7 @@ from openvino.op import loop as ov_loop
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.formats.guard import RAISED
+from xai_insert.formats.openvino.merging import zero_of
 from xai_insert.formats.openvino.ops import OpenVINOOps
 from xai_insert.graph.names import Names
 from xai_insert.graph.rounding import folded_range
@@ -102,6 +103,8 @@ class OpenVINOSurgeon:
                 twin.set_argument(index, self.ops.constant(original.elements().astype(np.float32)))
             elif is_fused:
                 twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
+            elif (sums := self._sums_beside(node, inputs, index)) is not None:
+                twin.set_argument(index, self.ops.add(twin.input_value(index), zero_of(self.ops, sums)))
             elif self._keep_float32 and node.op is Op.MATMUL and original is not None and not _is_stored(original):
                 twin.set_argument(index, self._folded(twin.input_value(index)))
             if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
@@ -155,11 +158,17 @@ class OpenVINOSurgeon:
         Fusing would drop the mark that keeps the layer in float32, see `xai_insert.formats.openvino.precision`.
         """
         if self._runtime_zero is None:
-            op = self.ops
-            image = op.cast(self._model.get_parameters()[0].output(0), "float32")
-            first = op.slice(op.reshape(image, [-1]), 0, 0, 1)
-            self._runtime_zero = op.equal(first, op.add(first, op.constant(np.ones(1, np.float32))))
+            image = self.ops.cast(self._model.get_parameters()[0].output(0), "float32")
+            self._runtime_zero = zero_of(self.ops, image)
         return self._runtime_zero
+
+    def _sums_beside(self, node: Node, inputs: Sequence[ov.Output | None], index: int) -> ov.Output | None:
+        """What a reduction gives that meets a constant, operand `index`, see `merging`; None elsewhere."""
+        constant = node.read(index)
+        if node.op not in (Op.ADD, Op.SUB, Op.MUL, Op.DIV) or (volume(constant.sizes) or 0) < 2:
+            return None
+        found = [inputs[at] for at, value in enumerate(node.inputs) if at != index and _is_made_by(Op.REDUCE, value)]
+        return next(iter(found), None)
 
     def _twin(self, node: ov.Node) -> ov.Node:
         """A copy of `node` that nothing uses yet."""
@@ -233,6 +242,13 @@ class OpenVINOSurgeon:
                 ones = op.reshape(op.constant(np.ones(side, np.int64)), [op.size(image.native, axis)])
                 target = op.mul(target, op.reduce(ones, "min", [0]))
         return op.shaped(value, target)
+
+    def add_input(self, name: str, dtype: str, shape: Shape) -> ov.Output:
+        sizes = ov.PartialShape([-1 if size is None else size for size in shape])
+        parameter = opset.parameter(sizes, np.dtype(dtype), name=self._names.unique(f"{name}/input"))
+        parameter.output(0).set_names({name})
+        self._model.add_parameters([parameter])
+        return parameter.output(0)
 
     def prune(self) -> None:
         pass  # what leads to no result is not part of an `ov.Model`

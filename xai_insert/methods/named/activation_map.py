@@ -49,7 +49,8 @@ class MeanPlan(ClassifierPlan):
 
     def uses(self) -> frozenset[str]:
         readout = self.found.parts.readout
-        return super().uses() | ({"block"} if readout is not None and not readout.is_pool else set())
+        used = super().uses() - {"reference", "class_embeddings"}
+        return used | ({"block"} if readout is not None and not readout.is_pool else set())
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class ActivationMap(Method):
 
     summary = "mean over channels of the feature map; one map for all classes"
     page = "activation-map.md"
-    tasks = frozenset({"classification", "detection"})
-    options = frozenset({"output", "target_layer", "block", "per_box", "num_classes"})
+    tasks = frozenset({"classification", "detection", "embedding", "prompts"})
+    options = frozenset({"num_classes", "output", "target_layer", "block", "per_box"})
     excludes: ClassVar = {
         name: f"the Activation Map is one map for all classes: leave out --{name.replace('_', '-')}"
         for name in ("top_k", "classes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xai_insert.methods.base import Method, Refusal
-from xai_insert.methods.of_classifier import NO_BOXES, map_plan, tokens_plan
+from xai_insert.methods.of_classifier import NO_BOXES, OF_VECTORS, map_plan, tokens_plan
 from xai_insert.methods.of_frames import frames_plan
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.known.classification import FoundClassifier
@@ -16,8 +16,8 @@ class ReciproCam(Method):
     summary = "class scores with one position of the feature map kept"
     paper = "Byun and Lee, Recipro-CAM: Fast gradient-free visual explanations for CNNs, 2022"
     page = "recipro-cam.md"
-    tasks = frozenset({"classification"})
-    options = frozenset({"output", "target_layer", "top_k", "classes", "form", "mask_batch"})
+    tasks = frozenset({"classification", "embedding", "prompts"})
+    options = OF_VECTORS | {"output", "target_layer", "top_k", "classes", "form", "mask_batch"}
     excludes = NO_BOXES
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:

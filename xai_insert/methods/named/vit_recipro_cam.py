@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xai_insert.locate.classifier import Wanted
 from xai_insert.methods.base import Method, Refusal
-from xai_insert.methods.of_classifier import NO_BOXES, tokens_plan
+from xai_insert.methods.of_classifier import NO_BOXES, OF_VECTORS, tokens_plan
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.known.classification import FoundClassifier
 from xai_insert.tasks.plan import Plan
@@ -16,8 +16,8 @@ class VitReciproCam(Method):
     summary = "class scores with the tokens around one patch kept"
     paper = "Byun and Lee, ViT-ReciproCAM: Gradient and attention-free visual explanations for ViT, 2023"
     page = "vit-recipro-cam.md"
-    tasks = frozenset({"classification"})
-    options = frozenset({"output", "target_layer", "top_k", "classes", "form", "mask_batch", "block", "kernel"})
+    tasks = frozenset({"classification", "embedding", "prompts"})
+    options = OF_VECTORS | {"output", "target_layer", "top_k", "classes", "form", "mask_batch", "block", "kernel"}
     excludes = NO_BOXES
     reads = Wanted.TOKENS
 

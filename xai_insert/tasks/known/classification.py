@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.view import Value
 from xai_insert.locate.classifier import Classifier, Wanted, locate_classifier
+from xai_insert.locate.embedding import is_normalised, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
-from xai_insert.locate.logits import no_class_scores, scored_outputs
+from xai_insert.locate.logits import Logits, find_logits, no_class_scores, scored_outputs
+from xai_insert.methods.reading import Reading
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -26,6 +28,9 @@ class FoundClassifier(Found):
     Attributes:
         parts: what was located in it.
         instead: why there is no map of every class, where a map by derivatives takes its place; empty if there is.
+        reading: what is made of its vector, where that holds no scores of classes; None if it does.
+        decided: names of the options that said what the vector is.
+        note: what else the model may be, for people.
     """
 
     task = "classification"
@@ -33,6 +38,14 @@ class FoundClassifier(Found):
     kin = frozenset(methods)
     parts: Classifier
     instead: str = ""
+    reading: Reading | None = None
+    decided: frozenset[str] = frozenset()
+    note: str = ""
+
+    @property
+    def maps(self) -> int | None:
+        """How many maps an image has; None if that is told while the model runs."""
+        return self.parts.logits.classes if self.reading is None else self.reading.count
 
     @property
     def frame(self) -> Frame:
@@ -51,7 +64,8 @@ class FoundClassifier(Found):
                 "output": logits.output_name,
                 "name": logits.value.name,
                 "shape": logits.value.shape,
-                "classes": logits.classes,
+                "classes": self.maps,
+                "note": self.note,
             },
             "target": target.describe() | {"masked": [], "rectangle": target.frame.rectangle},
         }
@@ -74,23 +88,50 @@ class Classification(Task):
         graph, options = study.graph, study.options
         if not scored_outputs(graph, image_inputs(graph), options.output):
             return NotMine(no_class_scores(graph))
-        instead, kind = "", FoundClassifier
+        logits = find_logits(graph, image_inputs(graph), options.output)
+        stated = options.num_classes == logits.classes
+        if is_normalised(logits.value) and not stated:
+            return NotMine(
+                f"{logits.value.describe()} ends in a norm over its own elements, as an embedding does: it is no "
+                f"classifier; --reference explains it as an embedding, --num-classes {logits.classes} says that it "
+                "holds scores of classes"
+            )
+        decided, note = frozenset({"num_classes"}) if stated else frozenset[str](), ""
+        if not stated and may_be_embedding(graph, logits):
+            note = (
+                f"taken for scores of {logits.classes} classes; if it is an embedding: --reference or "
+                "--class-embeddings"
+            )
         try:
-            parts = locate_classifier(graph, options, study.wanted)
+            return FoundClassifier(located(study, logits), decided=decided, note=note)
         except TargetNotFoundError as err:
             if study.wanted is not Wanted.ANY or options.target_layer is not None or options.on_purpose & _OF_MASKS:
                 raise
             try:
-                parts = locate_classifier(graph, options, Wanted.DERIVATIVE)
+                parts = located(study, logits, Wanted.DERIVATIVE)
             except TargetNotFoundError:
                 raise err from None
-            instead, kind = str(err), Unmasked
-        for value in (parts.target.value, parts.logits.value):
-            if value.dtype not in _FLOATS:
-                raise TargetNotFoundError(
-                    f"{value.describe()} holds {value.dtype}, wanted floating-point numbers; is the file whole?"
-                )
-        return kind(parts, instead)
+            return Unmasked(parts, str(err), decided=decided, note=note)
+
+
+def located(study: Study, logits: Logits, wanted: Wanted | None = None) -> Classifier:
+    """What is explained where `logits` stand for the class scores.
+
+    Args:
+        study: the model.
+        logits: a vector for each image.
+        wanted: what is read; None for what the method that was asked for reads.
+
+    Raises:
+        XaiInsertError: see `locate_classifier`; or the values are no floating-point numbers.
+    """
+    parts = locate_classifier(study.graph, study.options, wanted or study.wanted, logits)
+    for value in (parts.target.value, parts.logits.value):
+        if value.dtype not in _FLOATS:
+            raise TargetNotFoundError(
+                f"{value.describe()} holds {value.dtype}, wanted floating-point numbers; is the file whole?"
+            )
+    return parts
 
 
 TASK = Classification()

@@ -1,0 +1,120 @@
+"""Export the models of the zoo that give vectors: image and text in one file, embeddings.
+
+Run ``python -m model_zoo_fixtures.export.vectors [NAME...]`` with the extra ``export`` installed, and transformers.
+They are small configurations of the original code, with random weights and a free batch.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from model_zoo_fixtures.archives import kilobytes
+from model_zoo_fixtures.export import exporters, manifest
+from model_zoo_fixtures.export.segmenters import fill
+from model_zoo_fixtures.export.strip import keep, strip
+
+_EXPORTER = "legacydyn"
+_TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "max_position_embeddings": 16,
+}
+_VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 96,
+    "patch_size": 16,
+}
+
+
+class _Chosen(nn.Module):
+    """Returns some of a network's outputs."""
+
+    def __init__(self, network: nn.Module, *names: str) -> None:
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor | None = None) -> Any:
+        given = {"pixel_values": image} | ({} if ids is None else {"input_ids": ids})
+        found = self.network(**given)
+        return tuple(getattr(found, name) for name in self.names)
+
+
+def clip() -> nn.Module:
+    """CLIP: class token, scale."""
+    text = {**_TEXT, "bos_token_id": 0, "eos_token_id": 63}
+    config = transformers.CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=32)
+    return _Chosen(transformers.CLIPModel(config), "logits_per_image", "logits_per_text")
+
+
+def siglip() -> nn.Module:
+    """SigLIP: attention pool, scale and bias."""
+    config = transformers.SiglipConfig(text_config={**_TEXT, "projection_size": 64}, vision_config=_VISION)
+    return _Chosen(transformers.SiglipModel(config), "logits_per_image", "logits_per_text")
+
+
+def dinov2() -> nn.Module:
+    """DINOv2: the class token behind its norm."""
+    config = transformers.Dinov2Config(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=2, image_size=98, patch_size=14
+    )
+    return _Chosen(transformers.Dinov2Model(config), "pooler_output")
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], str, int, dict[str, Any]]] = {
+    "hf_clip_text": (clip, "image-text", 96, {"grid": [6, 6], "collapse": "class_token"}),
+    "hf_siglip_text": (siglip, "image-text", 96, {"grid": [6, 6], "collapse": "attention_pool"}),
+    "hf_dinov2_embedding": (dinov2, "embedding", 98, {"grid": [7, 7], "collapse": "class_token"}),
+}
+
+
+def main(names: list[str]) -> None:
+    """Export the models named, or all."""
+    exporters.quiet()
+    for name in names or MODELS:
+        build, task, side, expected = MODELS[name]
+        torch.manual_seed(0)
+        network = build().eval()
+        fill(network)
+        example = (torch.randn(2, 3, side, side), *([torch.randint(0, 60, (3, 8))] if task == "image-text" else []))
+        with TemporaryDirectory() as folder:
+            source = Path(folder, f"{name}.onnx")
+            torch.onnx.export(
+                network,
+                example,
+                str(source),
+                dynamo=False,
+                opset_version=exporters.LEGACY_OPSET,
+                input_names=["image", "ids"][: len(example)],
+                dynamic_axes={"image": {0: "batch"}, "ids": {0: "prompts"}},
+            )
+            skeleton = strip(source, f"{name}.{_EXPORTER}")
+        keep(skeleton, f"{name}.{_EXPORTER}")
+        print(f"{name}.{_EXPORTER}: {kilobytes(skeleton)} KB", flush=True)
+        result = {
+            "exporter": _EXPORTER,
+            "task": task,
+            "package": f"transformers {version('transformers')}",
+            "licence": "Apache-2.0",
+            "size": [side, side],
+            "expected": expected,
+            "note": "",
+        }
+        manifest.add(SimpleNamespace(id=name), [result])  # type: ignore[arg-type]  # only the name is read
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,105 @@
+"""Models of images and text: the product of an image's embedding with those of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from xai_insert.errors import UnknownNameError
+from xai_insert.graph.cuts import activations
+from xai_insert.graph.view import Graph, Node, Op, Value, volume
+from xai_insert.locate.logits import is_vector
+
+_COMPARES = frozenset({Op.SOFTMAX, Op.SIGMOID, Op.ARGMAX, Op.TOPK})
+_BESIDE = frozenset({Op.IDENTITY, Op.CAST})
+_SCALING = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV})
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Scores of prompts.
+
+    Attributes:
+        output_name: the graph output that they were found at.
+        scores: `[N, P]`, or `[P, N]` where `scores_transposed`; before a softmax or sigmoid.
+        scores_transposed: see `scores`.
+        image: the embedding of the image, `[N, D]`.
+        text: those of the prompts, `[P, D]`, or `[D, P]` where `text_transposed`.
+        text_transposed: see `text`.
+        product: of both.
+        tail: the operations from there to `scores`.
+    """
+
+    output_name: str
+    scores: Value
+    scores_transposed: bool
+    image: Value
+    text: Value
+    text_transposed: bool
+    product: Value
+    tail: tuple[Node, ...]
+
+
+def find_prompts(graph: Graph, images: Collection[Value], output: str | None) -> Prompts | None:
+    """Scores by the product of what depends on the images alone with what depends on other inputs alone.
+
+    Of several outputs with such scores the one is taken that has the images first.
+
+    Raises:
+        UnknownNameError: no output is called `output`.
+    """
+    names = list(graph.output_names)
+    if output is not None and output not in names:
+        raise UnknownNameError("output", output, names)
+    seen = activations(graph, list(images))
+    read = activations(graph, [value for value in graph.inputs if value not in images])
+    found = [
+        item
+        for name, value in zip(names, graph.outputs, strict=True)
+        if output in (None, name) and (item := _scores_at(value, name, seen, read)) is not None
+    ]
+    return min(found, key=lambda item: item.scores_transposed, default=None)
+
+
+def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> Prompts | None:
+    while (node := value.producer) is not None and node.op in _COMPARES | _BESIDE:
+        value = node.read(0)
+    scores, tail, flipped = value, list[Node](), False
+    while (node := value.producer) is not None and node.op is not Op.MATMUL:
+        varying = [operand for operand in node.inputs if operand in seen]
+        others = [operand for operand in node.inputs if operand is not None and operand not in seen]
+        if not varying:
+            return None
+        if node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0):
+            flipped = not flipped
+        elif node.op in _SCALING:
+            if len(varying) != 1 or any(operand in read or volume(operand.sizes) != 1 for operand in others):
+                return None
+        elif node.op not in _BESIDE:
+            return None
+        tail.insert(0, node)
+        value = varying[0]
+    if node is None or node.operand(2) is not None or value.rank != 2 or node.attrs.get("is_scaled", False):
+        return None
+    operands = [(node.read(index), bool(node.attrs[f"transpose_{'ab'[index]}"])) for index in (0, 1)]
+    of_image = [item for item in operands if item[0] in seen - read]
+    of_text = [item for item in operands if item[0] in read - seen]
+    if len(of_image) != 1 or len(of_text) != 1:
+        return None
+    image_first = operands[0] is of_image[0]
+    image, upright = _upright(*of_image[0], is_first=image_first)
+    text, text_upright = _upright(*of_text[0], is_first=not image_first)
+    if not upright or image.rank != 2 or not is_vector(image.shape):
+        return None
+    return Prompts(name, scores, image_first == flipped, image, text, not text_upright, value, tuple(tail))
+
+
+def _upright(value: Value, transposed: bool, *, is_first: bool) -> tuple[Value, bool]:
+    """An operand with its vectors as rows, from before a transpose that lays them out otherwise, and whether it is."""
+    upright = transposed != is_first
+    while (node := value.producer) is not None and (
+        node.op in _BESIDE or (node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0))
+    ):
+        upright ^= node.op is Op.TRANSPOSE
+        value = node.read(0)
+    return value, upright
