@@ -162,10 +162,10 @@ def test_every_room_stands_above_what_it_imports():
         assert script["SAYS"][room] in picture, f"{room}: run scripts/floors"
 
 
-FLOORS = {"xai_insert": 0, "model_zoo_fixtures": 1, "testbed": 2, "tests": 3, "benchmarks": 3}
+FLOORS = {"xai_insert": 0, "model_zoo_fixtures": 1, "tests": 2, "benchmarks": 2}
 """Packages of the repository. Each imports itself and those below: neither tests nor benchmarks import the other."""
 STILL = {"oracles/test_forms"}
-"""Files that still import what is to move into testbed, once the work on forms is done."""
+"""Files that still import what is to move into model_zoo_fixtures/testbed, once the work on forms is done."""
 OUTSIDE = [
     path.relative_to(HOUSE)
     for name in FLOORS
@@ -193,7 +193,7 @@ def test_a_room_of_benchmarks_imports_itself_and_lib(path):
 
 @pytest.mark.parametrize("path", [path for path in OUTSIDE if path.parts[0] == "tests"], ids=str)
 def test_tests_stand_in_their_rooms_by_themselves(path):
-    """What two of them need stands in testbed, so that each can be read, moved and deleted alone."""
+    """What two of them need stands in model_zoo_fixtures/testbed, so that each can be read, moved and deleted alone."""
     shared = {"tests.zoo.zoo_table"} if "zoo" in path.parts or path.name == "conftest.py" else set()
     assert {i for i in imports(HOUSE / path) if i.count(".") > 1 and i.startswith("tests.")} <= shared
     if path.name.startswith("test_") and path.name != "test_architecture.py":

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from testbed.page_results import write_results
+from model_zoo_fixtures.testbed.page_results import write_results
 
 _FIRST_VIEW = """
 const isThere = () => {
@@ -77,7 +77,7 @@ def _processes(root: int) -> dict[int, str]:
 
 def measure(folder: Path) -> str:
     """Open the page and scroll."""
-    from testbed.browser import open_browser  # noqa: PLC0415 - wants selenium
+    from model_zoo_fixtures.testbed.browser import open_browser  # noqa: PLC0415 - wants selenium
 
     with open_browser(1440, 900) as browser:
         browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": _FIRST_VIEW})

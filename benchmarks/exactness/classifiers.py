@@ -21,8 +21,8 @@ import onnx
 import openvino as ov
 
 from benchmarks.lib.variants import resolve
-from testbed import oracle
-from testbed.oracle import image_for, load
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.oracle import image_for, load
 from xai_insert import Options, Report, insert_file
 from xai_insert.methods.kernels import patch_weights
 

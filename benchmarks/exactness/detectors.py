@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from testbed import detection_oracle, oracle
-from testbed.oracle import load
+from model_zoo_fixtures.testbed import detection_oracle, oracle
+from model_zoo_fixtures.testbed.oracle import load
 from xai_insert import Options, insert_file
 from xai_insert.errors import XaiInsertError
 

@@ -31,7 +31,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from benchmarks.exactness.form_tools import AFTER, BEFORE, FLOATS, feeds, kernels
 from benchmarks.lib.tables import Setting
 from model_zoo_fixtures import fixtures, materialise
-from testbed import oracle
+from model_zoo_fixtures.testbed import oracle
 from xai_insert import Options, insert
 from xai_insert.check import relative_difference
 from xai_insert.errors import XaiInsertError

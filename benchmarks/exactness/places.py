@@ -4,8 +4,9 @@
     python -m benchmarks.exactness.places --zoo [--only ID-OR-TASK ...] [--details]
 
 Each is drawn from a grammar that makes numbers coincide (tokens and channels, classes and boxes); the builder knows
-what is right (testbed/nets). Counts stand for each kind of part; wrong ones are named by seed. `--zoo` counts instead
-by what the place of each fixture of the model zoo is proved; exit code 1 if that is `blocks` for less than nine in ten.
+what is right (model_zoo_fixtures/testbed/nets). Counts stand for each kind of part; wrong ones are named by seed.
+`--zoo` counts instead by what the place of each fixture of the model zoo is proved; exit code 1 if that is `blocks` for
+less than nine in ten.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import onnx
 import openvino as ov
 
 from model_zoo_fixtures import Fixture, fixtures, materialise
-from testbed.nets import classifiers, detector_oracle, detectors, oracle
+from model_zoo_fixtures.testbed.nets import classifiers, detector_oracle, detectors, oracle
 from xai_insert import Options
 from xai_insert.check_place import places_of
 from xai_insert.errors import MisplacedMapError, XaiInsertError

@@ -27,7 +27,7 @@ import openvino.opset13 as opset
 
 from benchmarks.exactness.precision import correlations, outputs, runnable
 from benchmarks.lib.real_models import centre_crop
-from testbed import oracle
+from model_zoo_fixtures.testbed import oracle
 from xai_insert import Options, insert
 
 _RAW = Options(output_dtype="f32")

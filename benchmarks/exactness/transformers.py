@@ -35,7 +35,7 @@ import onnx  # isort: skip
 import openvino as ov  # isort: skip
 import timm  # isort: skip
 import torch  # isort: skip
-from testbed import oracle  # isort: skip
+from model_zoo_fixtures.testbed import oracle  # isort: skip
 
 Array = np.ndarray
 BATCH = 3

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.lib.photos import FREE_PHOTOS
 from benchmarks.lib.tables import Setting, markdown_table
-from testbed.faithful_models import SHAPES, TITLES, Model, Sample, shape_samples
+from model_zoo_fixtures.testbed.faithful_models import SHAPES, TITLES, Model, Sample, shape_samples
 from xai_insert import overlay
 from xai_insert.evaluate import metrics
 from xai_insert.evaluate.measure import MEASURES, faithfulness, localisation

@@ -28,7 +28,7 @@ from model_zoo_fixtures.shapes.dataset import (
 from model_zoo_fixtures.shapes.keypoints import shape_keypoints
 from model_zoo_fixtures.shapes.likeness import class_directions, shape_embedding, shape_prompts
 from model_zoo_fixtures.shapes.semantic import shape_segmenter
-from testbed.detector_models import reporting_detector
+from model_zoo_fixtures.testbed.detector_models import reporting_detector
 from xai_insert import Options, insert_file
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.dense import READERS

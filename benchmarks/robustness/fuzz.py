@@ -1,7 +1,7 @@
 """Insert into damaged model files, explain damaged pictures, and see that every call ends cleanly.
 
 Run from the repository root: ``python -m benchmarks.robustness.fuzz --count 30000``. What is damaged and how a call may
-end stands in `testbed.fuzz.engine`; `--only N` repeats one file.
+end stands in `model_zoo_fixtures.testbed.fuzz.engine`; `--only N` repeats one file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed.fuzz.engine import BAD, CLEAN, GROUPS, fuzz
+from model_zoo_fixtures.testbed.fuzz.engine import BAD, CLEAN, GROUPS, fuzz
 
 _SAVE = 100  # files between two writings of the counts
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from testbed import models
+from model_zoo_fixtures.testbed import models
 from xai_insert import insert_file
 from xai_insert.explain.journal import FOLDERS, is_sound, written
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import onnx
 import openvino as ov
 
-from testbed import models
+from model_zoo_fixtures.testbed import models
 
 _COMMAND = [sys.executable, "-m", "xai_insert.cli.insert", "--jobs", "2", "-q"]
 _NAMES = ("global average pool", "flatten", "class convolution")

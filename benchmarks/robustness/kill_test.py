@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.robustness import kill_explain, kill_jobs
-from testbed import models, replaced_models
-from testbed.fuzz.engine import WITHOUT_THREADS
-from testbed.replaced_models import results, write_models
+from model_zoo_fixtures.testbed import models, replaced_models
+from model_zoo_fixtures.testbed.fuzz.engine import WITHOUT_THREADS
+from model_zoo_fixtures.testbed.replaced_models import results, write_models
 
 OTHERS = {"xai-insert --jobs": kill_jobs.run, "xai-explain": kill_explain.run}
 KINDS = (*replaced_models.KINDS, *OTHERS)

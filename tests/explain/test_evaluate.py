@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, classification_scene
-from testbed.commands import invoke
-from testbed.explaining import IMAGES, SHAPES
+from model_zoo_fixtures.testbed.commands import invoke
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES
 from xai_insert import Explainer, insert_file
 from xai_insert.cli.evaluate import main
 from xai_insert.evaluate import metrics

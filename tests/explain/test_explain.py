@@ -15,8 +15,19 @@ import PIL.Image
 import pytest
 
 import xai_insert
-from testbed import models
-from testbed.explaining import IMAGES, LABELS, SHAPES, call, calls, expected, fine, on_page, records, tree
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.explaining import (
+    IMAGES,
+    LABELS,
+    SHAPES,
+    call,
+    calls,
+    expected,
+    fine,
+    on_page,
+    records,
+    tree,
+)
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.explained import ScoreMeaning
 from xai_insert.explain.feed import Feeder

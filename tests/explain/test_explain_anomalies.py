@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from model_zoo_fixtures.shapes import semantic
 from model_zoo_fixtures.shapes.anomalies import shape_inspector
 from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, multi_object_scene
-from testbed import models, oracle
-from testbed.anomaly_models import of_pooled
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.anomaly_models import of_pooled
 from xai_insert import Explainer, Options, insert
 from xai_insert.cli.explain import main as explain
 

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from testbed.explaining import IMAGES, call
+from model_zoo_fixtures.testbed.explaining import IMAGES, call
 from xai_insert.explain.clips import _at
 from xai_insert.explain.errors import PreprocessingError
 from xai_insert.explain.feed import Feeder

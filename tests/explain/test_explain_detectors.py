@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 
 import xai_insert
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene, overlapping_scene
-from testbed.detector_models import found_objects, reporting_detector
-from testbed.explaining import SHAPES, call, fine, on_page, records
-from testbed.region_models import HEIGHT, WIDTH, Net
+from model_zoo_fixtures.testbed.detector_models import found_objects, reporting_detector
+from model_zoo_fixtures.testbed.explaining import SHAPES, call, fine, on_page, records
+from model_zoo_fixtures.testbed.region_models import HEIGHT, WIDTH, Net
 from xai_insert.explain.detect import Finder
 from xai_insert.explain.detections import overlaps
 from xai_insert.explain.explained import Instance, ScoreMeaning

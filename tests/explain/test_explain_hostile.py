@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from testbed.explaining import on_page
+from model_zoo_fixtures.testbed.explaining import on_page
 from xai_insert import insert_file
 from xai_insert.cli.explain import main
 from xai_insert.explain.journal import is_below, is_sound

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from model_zoo_fixtures.shapes import semantic
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene
 from model_zoo_fixtures.shapes.keypoints import shape_keypoints
-from testbed import models, oracle
-from testbed.keypoint_models import JOINTS, build, simcc
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.keypoint_models import JOINTS, build, simcc
 from xai_insert import Explainer, Options, insert
 from xai_insert.cli.explain import main as explain
 

@@ -3,7 +3,7 @@
 import pytest
 
 from model_zoo_fixtures import fixtures, materialise
-from testbed.explaining import IMAGES, fine, records
+from model_zoo_fixtures.testbed.explaining import IMAGES, fine, records
 from xai_insert import Options, insert_file
 
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from testbed.vector_models import LENGTH, WIDTH, WORDS, both, joined, model_of, run, texts_first, two
+from model_zoo_fixtures.testbed.vector_models import LENGTH, WIDTH, WORDS, both, joined, model_of, run, texts_first, two
 from xai_insert import Options, insert_file
 from xai_insert.cli.explain import main
 from xai_insert.explain.explainer import Explainer

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from testbed.explaining import IMAGES, SHAPES, call, fine
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, call, fine
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.video import Video, _opened, split
 

@@ -14,8 +14,8 @@ import PIL.Image
 import pytest
 
 import xai_insert
-from testbed import models
-from testbed.explaining import IMAGES, LABELS, SHAPES, expected
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.explaining import IMAGES, LABELS, SHAPES, expected
 from xai_insert import Explainer, Options, errors, insert, insert_file
 from xai_insert.explain import Look
 from xai_insert.explain.draw import overlay

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed.browser import open_browser
-from testbed.explaining import IMAGES, SHAPES, calls, fine, on_page
+from model_zoo_fixtures.testbed.browser import open_browser
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, calls, fine, on_page
 from xai_insert import Options, insert_file
 from xai_insert.explain.draw import overlay
 from xai_insert.explain.explained import Instance
@@ -280,7 +280,7 @@ def test_no_request_leaves_the_folder(results):
 
 
 def test_only_rows_in_view_exist(tmp_path):
-    from testbed.page_results import write_results
+    from model_zoo_fixtures.testbed.page_results import write_results
 
     write_results(tmp_path, 300, 3)
     with open_browser(1440, 900) as browser:

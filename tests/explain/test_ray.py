@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.explaining import IMAGES, SHAPES, call, rows
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, call, rows
 from xai_insert.explain import on_ray
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.files import Source

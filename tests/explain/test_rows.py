@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed.explaining import IMAGES, SHAPES, call, fine, rows
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, call, fine, rows
 from xai_insert import Explainer
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.explained import Explained, Prediction

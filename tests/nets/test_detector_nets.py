@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from testbed.nets.detector_oracle import judge
-from testbed.nets.detectors import generate
+from model_zoo_fixtures.testbed.nets.detector_oracle import judge
+from model_zoo_fixtures.testbed.nets.detectors import generate
 
 SEEDS = range(100)
 RIGHT = 0.8  # the others are refused

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from testbed.nets import lookalikes, prompted
-from testbed.nets.design import Design
-from testbed.nets.detector_oracle import judge
-from testbed.nets.detectors import built
-from testbed.nets.graph import Net
-from testbed.nets.pyramids import Layout, pyramid
+from model_zoo_fixtures.testbed.nets import lookalikes, prompted
+from model_zoo_fixtures.testbed.nets.design import Design
+from model_zoo_fixtures.testbed.nets.detector_oracle import judge
+from model_zoo_fixtures.testbed.nets.detectors import built
+from model_zoo_fixtures.testbed.nets.graph import Net
+from model_zoo_fixtures.testbed.nets.pyramids import Layout, pyramid
 
 PLAIN = Design(
     classes=3,

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from testbed.nets.classifiers import generate
+from model_zoo_fixtures.testbed.nets.classifiers import generate
 
 PLACES = ((0.3, 0.2), (0.85, 0.4), (0.5, 0.8))  # of three blocks, none symmetric to another
 MIXING = {"body mixer", "body transformer"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed import models
+from model_zoo_fixtures.testbed import models
 from xai_insert import Options, insert
 from xai_insert.check import check_outputs
 from xai_insert.check_place import places_of

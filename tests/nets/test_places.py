@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from testbed.nets.classifiers import generate
-from testbed.nets.oracle import judge
+from model_zoo_fixtures.testbed.nets.classifiers import generate
+from model_zoo_fixtures.testbed.nets.oracle import judge
 
 SEEDS = range(200)
 WRONG = 0

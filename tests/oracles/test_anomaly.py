@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from testbed import models, oracle
-from testbed.anomaly_models import (
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.anomaly_models import (
     NETWORKS,
     SIDE,
     build,

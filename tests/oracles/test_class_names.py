@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from testbed.models import CHANNELS, Builder
+from model_zoo_fixtures.testbed.models import CHANNELS, Builder
 from xai_insert import Options, insert, insert_file
 
 LABELS = ["cat", "dog", "fish"]

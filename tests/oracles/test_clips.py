@@ -8,8 +8,8 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
-from testbed import models, oracle
-from testbed.models import Builder
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.models import Builder
 from xai_insert import Options, errors, insert
 
 FRAMES, SIDE, CHANNELS, CLASSES, WIDTH = 8, 16, 6, 5, 8

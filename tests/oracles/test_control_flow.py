@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from testbed import oracle
-from testbed.models import CHANNELS, CLASSES, FORMATS, Builder, as_format
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.models import CHANNELS, CLASSES, FORMATS, Builder, as_format
 from xai_insert import Options, errors, insert
 
 RAW = Options(output_dtype="f32")

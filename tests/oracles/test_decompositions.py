@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantFormat
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-from testbed import oracle
-from testbed.fused_models import (
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.fused_models import (
     RAW,
     TOKENS,
     TRANSFORMERS,

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
-from testbed import oracle
-from testbed.fused_models import (
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.fused_models import (
     HEADS,
     MS,
     RAW,

@@ -16,8 +16,8 @@ import openvino as ov
 import pytest
 from onnx import TensorProto
 
-from testbed import deployed, oracle
-from testbed.models import CHANNELS, CLASSES, Builder, as_format
+from model_zoo_fixtures.testbed import deployed, oracle
+from model_zoo_fixtures.testbed.models import CHANNELS, CLASSES, Builder, as_format
 from xai_insert import Options, insert, insert_file
 from xai_insert.formats.openvino.mapped import pages_dropped
 

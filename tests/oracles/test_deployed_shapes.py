@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from testbed import deployed, oracle
-from testbed.models import CHANNELS, Builder, as_format
+from model_zoo_fixtures.testbed import deployed, oracle
+from model_zoo_fixtures.testbed.models import CHANNELS, Builder, as_format
 from xai_insert import Options, insert, insert_file
 from xai_insert.cli.insert import main
 

@@ -8,9 +8,9 @@ import openvino as ov
 import pytest
 
 from model_zoo_fixtures.shapes.dataset import multi_object_scene
-from testbed import detection_oracle, oracle
-from testbed.detector_models import raw_detector, row_detector
-from testbed.models import Builder
+from model_zoo_fixtures.testbed import detection_oracle, oracle
+from model_zoo_fixtures.testbed.detector_models import raw_detector, row_detector
+from model_zoo_fixtures.testbed.models import Builder
 from xai_insert import Options, errors, insert
 from xai_insert.locate.detector import Channels
 from xai_insert.probe.channels import raw_channels, resolve, resolve_fused, resolve_raw, samples

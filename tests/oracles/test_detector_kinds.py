@@ -7,9 +7,9 @@ import openvino.opset8 as opset
 import pytest
 from onnxruntime import quantization
 
-from testbed import detection_oracle, oracle
-from testbed.detector_models import CLASSES, SIDE, Net
-from testbed.models import Builder
+from model_zoo_fixtures.testbed import detection_oracle, oracle
+from model_zoo_fixtures.testbed.detector_models import CLASSES, SIDE, Net
+from model_zoo_fixtures.testbed.models import Builder
 from xai_insert import Options, errors, insert
 from xai_insert.explain.detections import Facts
 from xai_insert.explain.errors import UnknownLayoutError

@@ -5,9 +5,9 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
-from testbed import models, oracle
-from testbed.transformer_models import linear, norm, transformer, weights
-from testbed.vector_models import NORMS, WIDTH, assert_close, by_norm, model_of, projected, run
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.transformer_models import linear, norm, transformer, weights
+from model_zoo_fixtures.testbed.vector_models import NORMS, WIDTH, assert_close, by_norm, model_of, projected, run
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.cli.insert import main
 from xai_insert.verify import verify

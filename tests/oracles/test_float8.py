@@ -5,7 +5,7 @@ import openvino as ov
 import openvino.opset13 as opset
 import pytest
 
-from testbed import oracle
+from model_zoo_fixtures.testbed import oracle
 from xai_insert import Options, insert
 
 RAW = Options(output_dtype="f32")

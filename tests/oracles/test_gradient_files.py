@@ -5,8 +5,8 @@ import onnx
 import openvino as ov
 import pytest
 
-from testbed import models
-from testbed.oracle import run
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.oracle import run
 from xai_insert import Options, insert, insert_file
 
 WIDTH = 32

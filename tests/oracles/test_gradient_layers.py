@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from testbed import models, oracle
+from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, errors, insert, plan_insertion
 
 KINDS = pytest.mark.parametrize("kind", models.FORMATS)

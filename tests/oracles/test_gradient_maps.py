@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from testbed import models, oracle
+from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, errors, insert, insert_file, plan_insertion
 from xai_insert.methods.gradients import pullback
 from xai_insert.methods.gradients.activations import RULES

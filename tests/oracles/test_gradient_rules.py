@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.gradient_oracle import assert_is_derivative
-from testbed.models import FORMATS
+from model_zoo_fixtures.testbed.gradient_oracle import assert_is_derivative
+from model_zoo_fixtures.testbed.models import FORMATS
 
 KINDS = pytest.mark.parametrize("kind", FORMATS)
 VECTOR = (2, 3, 5)

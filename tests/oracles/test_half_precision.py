@@ -10,7 +10,7 @@ import pytest
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, classification_scene, multi_object_scene
-from testbed import deployed, oracle
+from model_zoo_fixtures.testbed import deployed, oracle
 from xai_insert import Options, insert
 
 METHODS = {

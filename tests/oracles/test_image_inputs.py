@@ -7,8 +7,8 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
-from testbed import models
-from testbed.vector_models import assert_close, by_norm, joined, pooled, run, two
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.vector_models import assert_close, by_norm, joined, pooled, run, two
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.cli.insert import main
 from xai_insert.verify import verify

@@ -8,10 +8,10 @@ import openvino as ov
 import pytest
 
 from model_zoo_fixtures.shapes.dataset import DETECTOR_SIZE, multi_object_scene
-from testbed import instance_models as models
-from testbed import instance_oracle as definition
-from testbed import oracle
-from testbed.instance_oracle import opened
+from model_zoo_fixtures.testbed import instance_models as models
+from model_zoo_fixtures.testbed import instance_oracle as definition
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.instance_oracle import opened
 from xai_insert import Options, errors, insert
 from xai_insert.locate.instances.kinds import are_shares
 

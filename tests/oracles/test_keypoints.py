@@ -4,8 +4,19 @@ import numpy as np
 import onnx
 import pytest
 
-from testbed import models, oracle
-from testbed.keypoint_models import HEIGHT, JOINTS, NETWORKS, WIDTH, build, conv, feature, flat, ints, simcc
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.keypoint_models import (
+    HEIGHT,
+    JOINTS,
+    NETWORKS,
+    WIDTH,
+    build,
+    conv,
+    feature,
+    flat,
+    ints,
+    simcc,
+)
 from xai_insert import Options, errors, insert
 
 

@@ -7,8 +7,8 @@ import openvino.opset13 as opset
 import pytest
 from onnx import numpy_helper
 
-from testbed import deployed, oracle
-from testbed.models import CHANNELS, CLOSED, FORMATS, as_format, attention_pooled, classifier
+from model_zoo_fixtures.testbed import deployed, oracle
+from model_zoo_fixtures.testbed.models import CHANNELS, CLOSED, FORMATS, as_format, attention_pooled, classifier
 from xai_insert import Options, errors, insert
 
 RAW = {"output_dtype": "f32"}

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx.utils import Extractor
 
-from testbed import models, oracle
-from testbed.detection_oracle import resized, values
-from testbed.detector_models import ANCHORS, CLASSES, GRIDS, SIDE, Net, reporting_detector
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.detection_oracle import resized, values
+from model_zoo_fixtures.testbed.detector_models import ANCHORS, CLASSES, GRIDS, SIDE, Net, reporting_detector
 from xai_insert import Options, errors, insert, plan_insertion
 
 STEP = 3e-3

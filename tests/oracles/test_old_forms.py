@@ -9,9 +9,9 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
-from testbed import oracle
-from testbed.models import as_format
-from testbed.old_models import Old, classifier, detector, image
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.models import as_format
+from model_zoo_fixtures.testbed.old_models import Old, classifier, detector, image
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.formats.onnx.model import load_model
 

@@ -6,9 +6,9 @@ import openvino as ov
 import pytest
 
 from model_zoo_fixtures.shapes.dataset import overlapping_scene
-from testbed import models, oracle
-from testbed.detection_oracle import values
-from testbed.detector_models import DETECTOR, SIDE, Net, found_objects, reporting_detector
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.detection_oracle import values
+from model_zoo_fixtures.testbed.detector_models import DETECTOR, SIDE, Net, found_objects, reporting_detector
 from xai_insert import Options, errors, insert
 
 

@@ -5,9 +5,19 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from testbed import models, oracle
-from testbed.transformer_models import transformer, weights
-from testbed.vector_models import LENGTH, TOLERANCE, WIDTH, WORDS, assert_close, both, run, scaled, texts_first
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.transformer_models import transformer, weights
+from model_zoo_fixtures.testbed.vector_models import (
+    LENGTH,
+    TOLERANCE,
+    WIDTH,
+    WORDS,
+    assert_close,
+    both,
+    run,
+    scaled,
+    texts_first,
+)
 from xai_insert import Options, errors, insert
 from xai_insert.verify import verify
 

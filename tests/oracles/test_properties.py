@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from testbed import models, oracle
+from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, insert
 
 POOLS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "Flatten")

@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from testbed import oracle
-from testbed.models import as_format
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.models import as_format
 from xai_insert import Options, insert
 
 RAW = Options(output_dtype="f32")

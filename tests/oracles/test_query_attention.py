@@ -5,9 +5,9 @@ import onnx
 import openvino as ov
 import pytest
 
-from testbed import models, oracle
-from testbed.detection_oracle import values
-from testbed.models import Builder
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.detection_oracle import values
+from model_zoo_fixtures.testbed.models import Builder
 from xai_insert import Options, errors, insert
 
 SIZE, QUERIES, CLASSES, HEADS, WIDTH, POINTS, MOST = (16, 24), 7, 5, 2, 8, 3, 4

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from testbed import models, oracle
-from testbed.transformer_models import DEPTH, GRID, HEADS, WIDTH, embed, heads_of, linear, mlp, norm
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.transformer_models import DEPTH, GRID, HEADS, WIDTH, embed, heads_of, linear, mlp, norm
 from xai_insert import Options, insert
 
 QUERIES = 3

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from testbed import models, oracle
-from testbed.recipro_oracle import TOLERANCE, assert_is_definition, image
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.recipro_oracle import TOLERANCE, assert_is_definition, image
 from xai_insert import Options, insert
 
 

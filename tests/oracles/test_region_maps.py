@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from testbed import models, oracle, region_oracle
-from testbed.detection_oracle import values
-from testbed.region_models import CLASSES, HEIGHT, SCALE, STRIDES, WIDTH, Net
+from model_zoo_fixtures.testbed import models, oracle, region_oracle
+from model_zoo_fixtures.testbed.detection_oracle import values
+from model_zoo_fixtures.testbed.region_models import CLASSES, HEIGHT, SCALE, STRIDES, WIDTH, Net
 from xai_insert import Options, errors, insert
 
 COARSE = (HEIGHT // STRIDES[1], WIDTH // STRIDES[1])

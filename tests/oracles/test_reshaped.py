@@ -5,7 +5,7 @@ import onnx
 import openvino as ov
 import pytest
 
-from testbed import deployed, models, oracle
+from model_zoo_fixtures.testbed import deployed, models, oracle
 from xai_insert import Options, insert
 
 SIZES = ([1, 3, 144, 64], [1, 3, 192, 192], [2, 3, 64, 160], [4, 3, 96, 96])

@@ -7,7 +7,7 @@ import onnx
 import openvino as ov
 import pytest
 
-from testbed import models, oracle
+from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, insert
 from xai_insert.explain.scale import raw_values
 

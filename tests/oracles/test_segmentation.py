@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from model_zoo_fixtures.shapes import semantic
 from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, multi_object_scene
-from testbed import models, oracle
+from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, errors, insert, plan_insertion
 from xai_insert.cli.explain import main as explain
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from testbed import models
+from model_zoo_fixtures.testbed import models
 from xai_insert import errors, insert
 
 

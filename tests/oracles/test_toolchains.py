@@ -7,7 +7,7 @@ import openvino as ov
 import pytest
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from testbed import deployed
+from model_zoo_fixtures.testbed import deployed
 from xai_insert import Options, insert
 
 RAW = {"output_dtype": "f32"}

@@ -5,8 +5,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from testbed import deployed, oracle
-from testbed.models import CLOSED, MASKED, as_format, classifier
+from model_zoo_fixtures.testbed import deployed, oracle
+from model_zoo_fixtures.testbed.models import CLOSED, MASKED, as_format, classifier
 from xai_insert import Options, errors, insert
 from xai_insert.cli.insert import main
 

@@ -10,7 +10,7 @@ import pytest
 
 from model_zoo_fixtures.shapes.dataset import classification_scene, multi_object_scene, overlapping_scene
 from model_zoo_fixtures.shapes.evaluate import intersection_over_union, visible_masks
-from testbed import instance_oracle, oracle
+from model_zoo_fixtures.testbed import instance_oracle, oracle
 from xai_insert import Options, insert
 
 SHAPES = Path(__file__).parents[2] / "model_zoo_fixtures" / "shapes"

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 from openvino._offline_transformations import apply_moc_transformations
 
-from testbed import models, oracle
-from testbed.transformer_models import (
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.transformer_models import (
     CLOSED,
     GRID,
     READERS,

@@ -6,8 +6,8 @@ import sys
 import onnx
 import pytest
 
-from testbed import models
-from testbed.explaining import SHAPES
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.explaining import SHAPES
 from xai_insert import Options, insert
 
 

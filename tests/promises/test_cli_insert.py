@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from testbed import models, oracle
+from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import pipeline, writing
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here

@@ -10,7 +10,7 @@ import openvino as ov
 import openvino.opset13 as opset
 import pytest
 
-from testbed import models, oracle
+from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, errors, insert, insert_file
 
 METHODS = ("recipro-cam", "activation-map")

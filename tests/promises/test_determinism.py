@@ -13,8 +13,8 @@ import onnx
 import openvino as ov
 import pytest
 
-from testbed import models
-from testbed.transformer_models import CLOSED as TRANSFORMERS
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.transformer_models import CLOSED as TRANSFORMERS
 from xai_insert import insert_file
 
 INSERT_ALL = """

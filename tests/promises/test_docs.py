@@ -43,10 +43,12 @@ def test_commands_have_these_options(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_and_files_of_this_repository_are_there(page):
-    for module in re.findall(r"python -m ((?:benchmarks|tests|testbed|model_zoo_fixtures)[\w.]*)", text_of(page)):
+    for module in re.findall(r"python -m ((?:benchmarks|tests|model_zoo_fixtures)[\w.]*)", text_of(page)):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
-    for path in re.findall(r"\b(?:tests|testbed|benchmarks|xai_insert|scripts)/[\w/]+(?:\.\w+)?", text_of(page)):
+    for path in re.findall(
+        r"\b(?:tests|model_zoo_fixtures|benchmarks|xai_insert|scripts)/[\w/]+(?:\.\w+)?", text_of(page)
+    ):
         assert (ROOT / path).exists(), path
 
 

@@ -7,7 +7,7 @@ import openvino as ov
 import pytest
 
 from model_zoo_fixtures import fixtures, materialise
-from testbed import deployed
+from model_zoo_fixtures.testbed import deployed
 from xai_insert import Options, errors, insert
 from xai_insert.graph.names import PREFIX
 

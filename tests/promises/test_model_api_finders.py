@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import xai_insert
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene
-from testbed import instance_models
-from testbed.detector_models import reporting_detector
+from model_zoo_fixtures.testbed import instance_models
+from model_zoo_fixtures.testbed.detector_models import reporting_detector
 
 pytest.importorskip("model_api", reason="pip install openvino-model-api")
 

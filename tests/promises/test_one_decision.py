@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from testbed import instance_models, models
-from testbed.unknown_models import UNKNOWN, head
+from model_zoo_fixtures.testbed import instance_models, models
+from model_zoo_fixtures.testbed.unknown_models import UNKNOWN, head
 from xai_insert import Options, errors, insert, plan_insertion
 from xai_insert.formats.backend import load
 from xai_insert.pipeline import splice

@@ -5,7 +5,7 @@ import openvino as ov
 import pytest
 from click.testing import CliRunner
 
-from testbed import oracle
+from model_zoo_fixtures.testbed import oracle
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.cli.insert import main
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import openvino as ov
 import pytest
 
-from testbed.explaining import SHAPES
+from model_zoo_fixtures.testbed.explaining import SHAPES
 from xai_insert import insert
 
 MODULES = os.environ.get("XAI_INSERT_NODE_MODULES", "")

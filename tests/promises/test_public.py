@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import xai_insert
-from testbed import detector_models, instance_models, models
+from model_zoo_fixtures.testbed import detector_models, instance_models, models
 from xai_insert import Options, Report, errors, insert
 from xai_insert.cli.explain import main as explain_command
 from xai_insert.cli.insert import main as insert_command

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import detector_models, instance_models, models
-from testbed.transformer_models import CLOSED as TOKENS
+from model_zoo_fixtures.testbed import detector_models, instance_models, models
+from model_zoo_fixtures.testbed.transformer_models import CLOSED as TOKENS
 from xai_insert import Options, errors, insert, plan_insertion
 from xai_insert.cli.insert import main
 from xai_insert.explain.detections import Facts

@@ -6,9 +6,9 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from testbed import detector_models, instance_models, models
-from testbed.deployed import SHAPES
-from testbed.transformer_models import CLOSED, pool
+from model_zoo_fixtures.testbed import detector_models, instance_models, models
+from model_zoo_fixtures.testbed.deployed import SHAPES
+from model_zoo_fixtures.testbed.transformer_models import CLOSED, pool
 from xai_insert import Options, errors, insert, plan_insertion
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import Job, Worker, run_here

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from testbed import deployed, models, oracle
-from testbed.commands import invoke
+from model_zoo_fixtures.testbed import deployed, models, oracle
+from model_zoo_fixtures.testbed.commands import invoke
 from xai_insert import Options, insert, insert_file
 from xai_insert.cli.insert import main
 from xai_insert.errors import NotInsertedError

@@ -4,7 +4,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from testbed import detector_models, models
+from model_zoo_fixtures.testbed import detector_models, models
 from xai_insert import Options, errors, insert
 
 CHANNELS = models.CHANNELS

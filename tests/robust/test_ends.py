@@ -13,8 +13,8 @@ import onnx
 import openvino as ov
 import pytest
 
-from testbed import models
-from testbed.commands import invoke
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.commands import invoke
 from xai_insert import files
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from testbed.fuzz.engine import BAD, fuzz
+from model_zoo_fixtures.testbed.fuzz.engine import BAD, fuzz
 
 FILES = 120
 

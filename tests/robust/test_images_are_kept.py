@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.explaining import IMAGES, SHAPES, call, fine, on_page, records, tree
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, call, fine, on_page, records, tree
 from xai_insert.explain import files
 from xai_insert.explain.errors import ImageFileError
 

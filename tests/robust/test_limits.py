@@ -6,8 +6,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from testbed import models
-from testbed.commands import invoke
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.commands import invoke
 from xai_insert import insert_file
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here

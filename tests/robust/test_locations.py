@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed import models
-from testbed.commands import invoke
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.commands import invoke
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here
 from xai_insert.locations import locations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.explaining import on_page
+from model_zoo_fixtures.testbed.explaining import on_page
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "model_zoo_fixtures" / "shapes"

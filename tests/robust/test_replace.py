@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from testbed import models
-from testbed.replaced_models import KINDS, results, write_models
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.replaced_models import KINDS, results, write_models
 from xai_insert import insert_file
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from testbed import models
-from testbed.explaining import IMAGES, SHAPES, call, fine, on_page, records
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, call, fine, on_page, records
 from xai_insert import insert_file
 from xai_insert.errors import ModelFileError
 from xai_insert.explain import runtime, sharing

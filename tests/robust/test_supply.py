@@ -15,7 +15,7 @@ import onnx
 import openvino as ov
 import pytest
 
-from testbed import models
+from model_zoo_fixtures.testbed import models
 
 ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()

@@ -15,7 +15,7 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 
-from testbed import models
+from model_zoo_fixtures.testbed import models
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.files import read_image

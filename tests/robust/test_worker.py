@@ -15,7 +15,7 @@ import openvino as ov
 import openvino.opset13 as opset
 import pytest
 
-from testbed import models
+from model_zoo_fixtures.testbed import models
 from xai_insert import Options
 from xai_insert.cli import worker
 from xai_insert.cli.worker import Job, Worker, run_here

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from testbed import models
-from testbed.recipro_oracle import assert_is_definition
-from testbed.unknown_models import head
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.recipro_oracle import assert_is_definition
+from model_zoo_fixtures.testbed.unknown_models import head
 from xai_insert import Options, plan_insertion
 
 C = models.CHANNELS  # as many images as channels, so that sizes tell nothing

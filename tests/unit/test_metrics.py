@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from testbed.faithful_models import SHAPES, Model, shape_samples
+from model_zoo_fixtures.testbed.faithful_models import SHAPES, Model, shape_samples
 from xai_insert import Explainer, Options, insert_file
 from xai_insert.evaluate import metrics
 from xai_insert.evaluate.evaluation import Evaluation

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from testbed import deployed, oracle
+from model_zoo_fixtures.testbed import deployed, oracle
 from xai_insert import Options, insert
 from xai_insert.formats.onnx.shapes import infer
 from xai_insert.formats.openvino.view import build_view

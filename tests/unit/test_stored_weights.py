@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from testbed.models import classifier, pooled
+from model_zoo_fixtures.testbed.models import classifier, pooled
 from xai_insert import errors, insert, insert_file
 from xai_insert.formats.onnx import maps, stored, wire
 

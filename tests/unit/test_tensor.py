@@ -5,7 +5,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from testbed import models
+from model_zoo_fixtures.testbed import models
 from xai_insert.formats.backend import load
 from xai_insert.methods.tensor import Tensor, tensor
 

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import helper
 
-from testbed import models
-from testbed.recipro_oracle import assert_is_definition
-from testbed.unknown_models import UNKNOWN, head
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.recipro_oracle import assert_is_definition
+from model_zoo_fixtures.testbed.unknown_models import UNKNOWN, head
 from xai_insert import Options, insert
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import openvino as ov
 
 from model_zoo_fixtures import fixtures, materialise
-from testbed import oracle
-from testbed.oracle import image_for, load
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.oracle import image_for, load
 from tests.zoo import zoo_table
 from xai_insert import Options, insert_file
 

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 
 from model_zoo_fixtures import fixtures, materialise
-from testbed import oracle
-from testbed.oracle import load
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.oracle import load
 from tests.zoo import zoo_table
 from xai_insert import Options, insert_file
 

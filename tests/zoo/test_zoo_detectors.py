@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from model_zoo_fixtures import fixtures, materialise
-from testbed import detection_oracle, oracle, region_oracle
-from testbed.oracle import load
+from model_zoo_fixtures.testbed import detection_oracle, oracle, region_oracle
+from model_zoo_fixtures.testbed.oracle import load
 from tests.zoo import zoo_table
 from xai_insert import Options, errors, insert_file
 

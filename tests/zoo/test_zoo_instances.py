@@ -3,10 +3,10 @@
 import numpy as np
 
 from model_zoo_fixtures import fixtures, materialise
-from testbed import instance_oracle as definition
-from testbed import oracle
-from testbed.instance_oracle import opened
-from testbed.oracle import load
+from model_zoo_fixtures.testbed import instance_oracle as definition
+from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.instance_oracle import opened
+from model_zoo_fixtures.testbed.oracle import load
 from tests.zoo import zoo_table
 from xai_insert import insert_file
 

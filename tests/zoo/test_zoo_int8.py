@@ -9,7 +9,7 @@ import pytest
 from onnxruntime.quantization import QuantType, quantize_static
 
 from model_zoo_fixtures import fixtures, materialise
-from testbed import oracle
+from model_zoo_fixtures.testbed import oracle
 from xai_insert import Options, insert
 
 QUICK = ("efficientnet_b0.legacy", "vit_tiny_patch16_224.legacy")
