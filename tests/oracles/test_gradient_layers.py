@@ -86,29 +86,7 @@ def test_fusing_wants_a_stage_to_begin_with(layer):
         plan_insertion(models.classifier(deep), Options(method="layercam", fuse=True, target_layer=layer))
 
 
-@KINDS
-def test_without_one_map_on_every_path_those_side_by_side_are_added_up(kind):
-    """The derivatives of two separate maps, each behind a mean: the weight over the number of places."""
-    plain, x = models.classifier(two_sides), image()
-    model = models.as_format(plain, kind)
-    report, found = outputs(model, x, classes=(0, 1, 2, 3, 4))
-    assert (report.method, report.target["grid"]) == ("hirescam", (6, 6))
-    assert "in place of Recipro-CAM: 2 streams of different grids" in report.reason
-    weight = np.frombuffer(plain.graph.initializer[2].raw_data, np.float32).reshape(models.CLASSES, -1)
-    wanted = np.zeros((2, models.CLASSES, 6, 6))
-    for part, grid in enumerate((6, 4)):
-        feature = oracle.Parts(plain, ("tanh1_0", "tanh5_0")[part], plain.graph.output[0].name).feature(x)
-        share = feature / grid**2
-        rows = weight[:, part * models.CHANNELS : (part + 1) * models.CHANNELS]
-        wanted += (
-            widened(np.einsum("kc,nchw->nkhw", rows, share), 6)
-            if grid == 4
-            else np.einsum("kc,nchw->nkhw", rows, share)
-        )
-    np.testing.assert_allclose(found["saliency_map"], wanted, atol=1e-5 * np.abs(wanted).max())
-
-
-def test_what_asks_for_masks_is_refused_as_ever():
-    for options in ({"form": "masked"}, {"method": "recipro-cam"}):
+def test_pools_of_several_grids_are_refused_as_ever():
+    for options in ({}, {"method": "hirescam"}, {"form": "masked"}, {"method": "recipro-cam"}):
         with pytest.raises(errors.TargetNotFoundError, match="streams of different grids"):
             plan_insertion(models.classifier(two_sides), Options(**options))

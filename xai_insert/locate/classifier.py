@@ -293,6 +293,8 @@ def _last_maps(
         pool = locate_pool(graph, images, logits, ends, places) if is_pool else None
         return _default_target(graph, cuts, gone, ends, places) if pool is None else (pool[1], ())
     except TargetNotFoundError:
+        if not reads_token:  # pools of maps on several grids have no one grid that is right
+            raise
         found = last_maps(
             graph,
             images,
