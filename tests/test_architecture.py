@@ -203,7 +203,8 @@ def test_tests_stand_in_their_rooms_by_themselves(path):
 @pytest.mark.parametrize("path", OUTSIDE, ids=str)
 def test_files_find_the_repository_where_it_is(path):
     for count in re.findall(r"Path\(__file__\)(?:\.resolve\(\))?\.parents\[(\d)\]", (HOUSE / path).read_text()):
-        assert int(count) == len(path.parts) - 1
+        above = path.parts[: len(path.parts) - 1 - int(count)]
+        assert above in ((), ("model_zoo_fixtures",))  # the repository, or the fixtures
 
 
 def test_every_room_is_one_of_these():

@@ -19,6 +19,6 @@ UNKNOWN = {
     "sums along the batch": lambda b, x: b.node("CumSum", x, b.const(np.array(0))),
     "sums along the channels": lambda b, x: b.node("CumSum", x, b.const(np.array(1))),
     "norm over the batch": lambda b, x: b.node("LpNormalization", x, axis=0, p=2),
-    "norm over the channels": lambda b, x: b.node("LpNormalization", x, axis=1, p=2),
+    "norm over the absolute channels": lambda b, x: b.node("LpNormalization", x, axis=1, p=1),
     "one of the channels": lambda b, x: b.node("Add", x, b.node("Hardmax", x, axis=1)),
 }

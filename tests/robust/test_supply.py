@@ -129,6 +129,7 @@ if system.prctl(38, 1, 0, 0, 0) or system.prctl(22, 2, ctypes.c_void_p(ctypes.ad
 CALLS = {
     "xai-insert": ["good.onnx -o out/a.onnx", "good.xml -o out/a.xml", "good.onnx --dry-run"],
     "xai-explain": ["good.onnx image.png -o out/onnx", "good.xml image.png -o out/ir"],
+    "xai-evaluate": ["good.onnx image.png -o out/measured"],
 }
 COMMANDS = dict(re.findall(r'^([\w-]+) = "([\w.]+:\w+)"$', PROJECT.split("[project.scripts]")[1].split("\n[")[0], re.M))
 

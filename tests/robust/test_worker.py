@@ -173,7 +173,7 @@ def test_an_error_of_ours_is_said_to_be_one(job, monkeypatch):
     def broken(*_args, **_kwargs):
         raise KeyError("x")
 
-    monkeypatch.setattr("xai_insert.pipeline.make_plan", broken)
+    monkeypatch.setattr("xai_insert.several.make_plan", broken)
     assert "internal error" in run_here(job).error
 
 

@@ -27,7 +27,6 @@ MIXED = {
     ),
     "a constant for each image": lambda b, x: b.node("Mul", x, b.weight(C, 1)),
     "sum with its transpose": lambda b, x: b.node("Add", x, turned(b, x)),
-    "weights on the left": lambda b, x: turned(b, b.node("MatMul", b.weight(C, C), turned(b, x))),
     "products of images": lambda b, x: b.node("Add", x, b.node("MatMul", b.node("MatMul", x, turned(b, x)), x)),
     "channels chosen by the image": lambda b, x: b.node("Gather", x, b.node("ArgMax", x, axis=1, keepdims=0), axis=1),
 }
@@ -43,8 +42,16 @@ def test_mixed_batches_are_masked_runs(name, kind, check):
     assert_is_definition(model, C, (2, 3), form="masked runs", options=options)
 
 
+KEPT = {
+    "an expanded norm": normalised,
+    "weights on the left": lambda b, x: turned(b, b.node("MatMul", b.weight(C, C), turned(b, x))),
+    "norm over the channels": lambda b, x: b.node("LpNormalization", x, axis=1, p=2),
+}
+
+
 @pytest.mark.parametrize("batch", [1, C, "N"])
 @pytest.mark.parametrize("kind", models.FORMATS)
-def test_an_expanded_norm_keeps_the_closed_form(kind, batch):
-    model = models.as_format(models.classifier(head(normalised), batch=batch), kind)
+@pytest.mark.parametrize("name", KEPT)
+def test_what_keeps_images_apart_keeps_the_closed_form(name, kind, batch):
+    model = models.as_format(models.classifier(head(KEPT[name]), batch=batch), kind)
     assert_is_definition(model, C if batch == "N" else batch, (2, 3))

@@ -30,9 +30,7 @@ _METHODS = textwrap.fill(f"Methods: {', '.join(METHODS)}", 76, subsequent_indent
 EPILOG = f"""\b
 {_METHODS}
 Exit codes: 0 done, 1 a model could not be inserted into, 2 wrong usage.
-\b
-Examples:
-  xai-insert model.xml -o model_xai.xml
+Examples: xai-insert model.xml -o model_xai.xml
   xai-insert exported/*.onnx -o explained/ --report report.json
 """
 
@@ -103,10 +101,7 @@ def main(
     verbose: int,
     **chosen: Any,
 ) -> None:
-    """Put a saliency map into exported vision models.
-
-    Reads MODEL (.xml or .onnx); its predictions stay, saliency_map is added.
-    """
+    """Put a saliency map into MODEL (.xml or .onnx), whose predictions stay."""
     open_streams()
     configure_logging(verbose)
     values: dict[str, Any] = {name: not chosen[name] if name == "check" else chosen[name] for name in OPTIONS}

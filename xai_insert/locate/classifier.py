@@ -285,6 +285,11 @@ def _last_maps(
     """The last map by which a derivative says something, or several that feed the scores side by side."""
     if not reads_token:
         _require_grid(graph, logits, gone, ends)
+    elif any(end.kind is not Collapse.TOKEN for end in ends):
+        raise TargetNotFoundError(
+            "the head reads patches beside its class token: a derivative at the last layer leaves out what the class "
+            "token saw of them; choose an earlier one, --target-layer -2"
+        )
     try:
         if reads_token:
             entry = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
