@@ -20,6 +20,9 @@ _ON_THE_WAY = frozenset(
 )
 _BEHIND = _ON_THE_WAY | {Op.ELEMENTWISE, Op.LAYER_NORM}
 
+_PARTING = frozenset({Op.SPLIT, Op.SLICE, Op.GATHER})
+"""What takes keys and values out of the result of one linear layer, which is no token."""
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -287,6 +290,8 @@ def _masked_value(
     count = item.value.sizes[-2]
     fitting = [value for value in common if _are_tokens(value, places, count, in_any_layout=of_pool)]
     last = fitting[-1:]
+    if of_pool and not any(node.op in _PARTING for node in region(graph, last, [item.key])):
+        return next(iter(last), None)
     # Query, key and value may come from one linear layer: its result is common to them as well, but it is no token.
     reached = activations(graph, images)
     while fitting and not any(_is_projection(node, reached) for node in region(graph, [fitting[-1]], [item.key])):
