@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.detect import outline
-from xai_insert.explain.draw import Image
-from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Selection
-from xai_insert.explain.feed import Feeder
+from xai_insert.explain.explained import Explained, Instance, Prediction
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.runtime import Engine
+from xai_insert.explain.ready import ReadyToRun
 
 ANOMALY_DETECTION = "anomaly detection"
 _HALF = 127.5
@@ -22,7 +20,7 @@ _HALF = 127.5
 
 
 @dataclass(frozen=True)
-class Inspector:
+class Inspector(ReadyToRun):
     """An anomaly detector that is ready to run.
 
     Attributes:
@@ -32,24 +30,10 @@ class Inspector:
         selection: not looked at, there is one map.
     """
 
-    engine: Engine
-    feeder: Feeder
-    meaning: ScoreMeaning
-    selection: Selection = field(default_factory=Selection)
-
     @property
     def settings(self) -> Sequence[object]:
         """What its results depend on, besides the model."""
         return self.feeder, self.meaning
-
-    def explain(self, image: Image) -> Explained:
-        """Run on one image, uint8 RGB `[H, W, 3]`.
-
-        Raises:
-            XaiInsertError: the model cannot be run.
-        """
-        feed, view = self.feeder.feed(image)
-        return self.read(self.engine.infer(feed), feed.shape, view)
 
     def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
         """Read the outputs for the first image of an input of that shape.

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
-from xai_insert.explain.draw import Image
-from xai_insert.explain.explained import Explained, Prediction, ScoreMeaning, Scores, Selection, ranking
-from xai_insert.explain.feed import Feeder
+from xai_insert.explain.explained import Explained, Prediction, Scores, ranking
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.runtime import Engine
+from xai_insert.explain.ready import ReadyToRun
 
 _LISTED = 5
 _LIKE = {"self": "like itself", "input": "like the reference"}
@@ -77,7 +75,7 @@ def _with_map(chosen: Sequence[int], classes: Array) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(ReadyToRun):
     """A classifier that is ready to run.
 
     Attributes:
@@ -86,25 +84,6 @@ class Classifier:
         meaning: what its scores mean.
         selection: which classes to draw.
     """
-
-    engine: Engine
-    feeder: Feeder
-    meaning: ScoreMeaning
-    selection: Selection = field(default_factory=Selection)
-
-    @property
-    def settings(self) -> Sequence[object]:
-        """What its results depend on, besides the model."""
-        return self.feeder, self.meaning, self.selection
-
-    def explain(self, image: Image) -> Explained:
-        """Run on one image, uint8 RGB `[H, W, 3]`.
-
-        Raises:
-            XaiInsertError: the model cannot be run, is no classifier, or lacks a class that was asked for.
-        """
-        feed, view = self.feeder.feed(image)
-        return self.read(self.engine.infer(feed), feed.shape, view)
 
     def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
         """Read the outputs for the first image of an input of that shape.

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.detections import Detections, Facts, Floats
-from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import UnknownLayoutError
-from xai_insert.explain.explained import Explained, Instance, Polygon, Prediction, ScoreMeaning, Selection
-from xai_insert.explain.feed import Feeder
+from xai_insert.explain.explained import Explained, Instance, Polygon, Prediction
 from xai_insert.explain.layouts import detections
 from xai_insert.explain.masks import instances
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.runtime import Engine
+from xai_insert.explain.ready import ReadyToRun
 
 DETECTION, SEGMENTATION = "detection", "instance segmentation"
 TASKS = (DETECTION, SEGMENTATION)
@@ -27,7 +25,7 @@ _LEAST_OUTLINE = 3
 
 
 @dataclass(frozen=True)
-class Finder:
+class Finder(ReadyToRun):
     """A detector or an instance segmenter that is ready to run.
 
     Attributes:
@@ -38,25 +36,12 @@ class Finder:
         threshold: least score of an object.
     """
 
-    engine: Engine
-    feeder: Feeder
-    meaning: ScoreMeaning
-    selection: Selection = field(default_factory=Selection)
     threshold: float = THRESHOLD
 
     @property
     def settings(self) -> Sequence[object]:
         """What its results depend on, besides the model."""
         return self.feeder, self.meaning, self.selection, self.threshold
-
-    def explain(self, image: Image) -> Explained:
-        """Run on one image, uint8 RGB `[H, W, 3]`.
-
-        Raises:
-            XaiInsertError: the model cannot be run, or lacks a class that was asked for.
-        """
-        feed, view = self.feeder.feed(image)
-        return self.read(self.engine.infer(feed), feed.shape, view)
 
     def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
         """Read the outputs for the first image of an input of that shape.

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.detect import in_image
-from xai_insert.explain.draw import Image
-from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Scores, Selection, ranking
-from xai_insert.explain.feed import Feeder
+from xai_insert.explain.explained import Explained, Instance, Prediction, Scores, ranking
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.runtime import Engine
+from xai_insert.explain.ready import ReadyToRun
 from xai_insert.explain.scale import raw_values
 
 KEYPOINTS = "keypoints"
@@ -23,7 +21,7 @@ _CORNERS = np.linspace(0, 2 * np.pi, 12, endpoint=False)
 
 
 @dataclass(frozen=True)
-class Joints:
+class Joints(ReadyToRun):
     """A model of key points that is ready to run.
 
     Attributes:
@@ -32,25 +30,6 @@ class Joints:
         meaning: names of the key points; without them they are numbered.
         selection: which to draw; those that are predicted are all.
     """
-
-    engine: Engine
-    feeder: Feeder
-    meaning: ScoreMeaning
-    selection: Selection = field(default_factory=Selection)
-
-    @property
-    def settings(self) -> Sequence[object]:
-        """What its results depend on, besides the model."""
-        return self.feeder, self.meaning, self.selection
-
-    def explain(self, image: Image) -> Explained:
-        """Run on one image, uint8 RGB `[H, W, 3]`.
-
-        Raises:
-            XaiInsertError: the model cannot be run, or lacks a key point that was asked for.
-        """
-        feed, view = self.feeder.feed(image)
-        return self.read(self.engine.infer(feed), feed.shape, view)
 
     def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
         """Read the outputs for the first image of an input of that shape.

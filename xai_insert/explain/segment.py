@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
-from xai_insert.explain.draw import Image
-from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, Selection, ranking
-from xai_insert.explain.feed import Feeder
+from xai_insert.explain.explained import Explained, Scores, ranking
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.runtime import Engine
+from xai_insert.explain.ready import ReadyToRun
 
 SEMANTIC_SEGMENTATION = "semantic segmentation"
 _LEAST_SHARE = 0.01
@@ -21,7 +19,7 @@ _LISTED = 5
 
 
 @dataclass(frozen=True)
-class Painter:
+class Painter(ReadyToRun):
     """A semantic segmenter that is ready to run; a class's score is the share of the places that it has.
 
     Attributes:
@@ -30,25 +28,6 @@ class Painter:
         meaning: names of its classes.
         selection: which classes to draw; those that are predicted have a hundredth of the places, or the most.
     """
-
-    engine: Engine
-    feeder: Feeder
-    meaning: ScoreMeaning
-    selection: Selection = field(default_factory=Selection)
-
-    @property
-    def settings(self) -> Sequence[object]:
-        """What its results depend on, besides the model."""
-        return self.feeder, self.meaning, self.selection
-
-    def explain(self, image: Image) -> Explained:
-        """Run on one image, uint8 RGB `[H, W, 3]`.
-
-        Raises:
-            XaiInsertError: the model cannot be run, or lacks a class that was asked for.
-        """
-        feed, view = self.feeder.feed(image)
-        return self.read(self.engine.infer(feed), feed.shape, view)
 
     def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
         """Read the outputs for the first image of an input of that shape.
