@@ -226,8 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for cell in measured(architecture, given.forms):
             print(cell.row(), flush=True)
             cells.append(cell)
-        if given.into is not None:
-            write_section(given.into, architecture, cells, setting)
+            if given.into is not None:  # after each, so that a run that is cut short keeps what it has
+                write_section(given.into, architecture, cells, setting)
 
 
 if __name__ == "__main__":
