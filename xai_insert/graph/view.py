@@ -191,10 +191,14 @@ class Node:
         return self.outputs[0]
 
     def read(self, index: int) -> Value:
-        """The operand at `index`, which the operation cannot do without."""
-        value = self.inputs[index]
+        """The operand at `index`, which the operation cannot do without.
+
+        Raises:
+            ModelFileError: it is left out.
+        """
+        value = self.operand(index)
         if value is None:
-            raise ValueError(f"{self.type} {self.name!r} has no operand {index}")
+            raise ModelFileError(f"{self.type} {self.name!r} has no operand {index}; is the file whole?")
         return value
 
     def operand(self, index: int) -> Value | None:
