@@ -190,6 +190,21 @@ class Node:
     def output(self) -> Value:
         return self.outputs[0]
 
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        """What it reads, without what is left out."""
+        return tuple(value for value in self.inputs if value is not None)
+
+    @property
+    def computed(self) -> tuple[Value, ...]:
+        """The operands that are not stored in the model."""
+        return tuple(value for value in self.operands if not value.is_constant)
+
+    @property
+    def stored(self) -> tuple[Value, ...]:
+        """The operands that are."""
+        return tuple(value for value in self.operands if value.is_constant)
+
     def read(self, index: int) -> Value:
         """The operand at `index`, which the operation cannot do without."""
         value = self.inputs[index]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from xai_insert.errors import AmbiguousModelError, UnknownNameError
 from xai_insert.graph.cuts import cut_values
 from xai_insert.graph.operators import Product, Resized, Window
+from xai_insert.graph.pattern import before, layer_of
+from xai_insert.graph.traits import SAME
 from xai_insert.graph.view import Graph, Node, Op, Value, numbers
 from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.layout import FeatureMap, Frame
@@ -96,7 +98,7 @@ def find_keypoints(graph: Graph, places: Places, output: str | None) -> HeatMaps
 
 
 def _bins(graph: Graph, places: Places, output: str | None) -> Bins | None:
-    values = [_before_softmax(value) for value in graph.outputs]
+    values = [before(value, SAME | {Op.SOFTMAX}) for value in graph.outputs]
     size = image_size(image_inputs(graph)[0])
     if len(values) != 2 or size is None or any(value.rank != 3 or places.is_placed(value) for value in values):
         return None
@@ -123,18 +125,8 @@ def _bins(graph: Graph, places: Places, output: str | None) -> Bins | None:
 
 def _linear_source(value: Value) -> Value | None:
     """What the linear layer reads that gives a value; None if none does."""
-    node = value.producer
-    if node is not None and node.op is Op.ADD:
-        node = next((item.producer for item in node.inputs if item is not None and not item.is_constant), None)
+    node = layer_of(value)
     return node.operand(0) if node is not None and isinstance(node.kind, Product) else None
-
-
-def _before_softmax(value: Value) -> Value:
-    node = value.producer
-    while node is not None and node.op in (Op.IDENTITY, Op.CAST, Op.SOFTMAX):
-        value = node.read(0)
-        node = value.producer
-    return value
 
 
 def _read_off(graph: Graph, places: Places) -> HeatMaps | None:

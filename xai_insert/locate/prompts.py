@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from xai_insert.errors import UnknownNameError
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.pattern import before
+from xai_insert.graph.traits import ARITHMETIC, JUDGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.logits import is_vector
-
-_COMPARES = frozenset({Op.SOFTMAX, Op.SIGMOID, Op.ARGMAX, Op.TOPK})
-_BESIDE = frozenset({Op.IDENTITY, Op.CAST})
-_SCALING = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV})
 
 
 @dataclass(frozen=True)
@@ -62,24 +60,15 @@ def find_prompts(graph: Graph, images: Collection[Value], output: str | None) ->
 
 
 def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> Prompts | None:
-    while (node := value.producer) is not None and node.op in _COMPARES | _BESIDE:
-        value = node.read(0)
-    scores, tail, flipped = value, list[Node](), False
+    value = scores = before(value, JUDGES | SAME)
+    tail = list[Node]()
     while (node := value.producer) is not None and node.op is not Op.MATMUL:
-        varying = [operand for operand in node.inputs if operand in seen]
-        others = [operand for operand in node.inputs if operand is not None and operand not in seen]
-        if not varying:
-            return None
-        if node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0):
-            flipped = not flipped
-        elif node.op in _SCALING:
-            if len(varying) != 1 or any(operand in read or volume(operand.sizes) != 1 for operand in others):
-                return None
-        elif node.op not in _BESIDE:
+        varying = [operand for operand in node.operands if operand in seen]
+        if not varying or not (_is_flip(node) or node.op in SAME or _scales(node, seen, read)):
             return None
         tail.insert(0, node)
         value = varying[0]
-    if node is None or node.operand(2) is not None or value.rank != 2 or node.attrs.get("is_scaled", False):
+    if node is None or value.rank != 2 or not _is_plain(node):
         return None
     operands = [(node.read(index), bool(node.attrs[f"transpose_{'ab'[index]}"])) for index in (0, 1)]
     of_image = [item for item in operands if item[0] in seen - read]
@@ -91,15 +80,29 @@ def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> P
     text, text_upright = _upright(*of_text[0], is_first=not image_first)
     if not upright or image.rank != 2 or not is_vector(image.shape):
         return None
+    flipped = sum(map(_is_flip, tail)) % 2 == 1
     return Prompts(name, scores, image_first == flipped, image, text, not text_upright, value, tuple(tail))
+
+
+def _is_flip(node: Node) -> bool:
+    return node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0)
+
+
+def _scales(node: Node, seen: set[Value], read: set[Value]) -> bool:
+    """Whether a node does the same to every score: arithmetic with one number that no input of the model gives."""
+    others = [operand for operand in node.operands if operand not in seen]
+    is_one = all(operand not in read and volume(operand.sizes) == 1 for operand in others)
+    return node.op in ARITHMETIC and len(node.operands) == len(others) + 1 and is_one
+
+
+def _is_plain(product: Node) -> bool:
+    return product.operand(2) is None and not product.attrs.get("is_scaled", False)
 
 
 def _upright(value: Value, transposed: bool, *, is_first: bool) -> tuple[Value, bool]:
     """An operand with its vectors as rows, from before a transpose that lays them out otherwise, and whether it is."""
     upright = transposed != is_first
-    while (node := value.producer) is not None and (
-        node.op in _BESIDE or (node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0))
-    ):
+    while (node := value.producer) is not None and (node.op in SAME or _is_flip(node)):
         upright ^= node.op is Op.TRANSPOSE
         value = node.read(0)
     return value, upright

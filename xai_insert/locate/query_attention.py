@@ -9,6 +9,7 @@ from typing import Literal
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.axes import Axis, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
+from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
@@ -20,7 +21,7 @@ WANTED = (
 )
 _BOX = 4
 _LEAST_WIDTH = 3  # of what is sampled: two coordinates and how much was read
-_KEEPING = (Op.RESHAPE, Op.TRANSPOSE, Op.IDENTITY, Op.CAST)
+_KEEPING = ARRANGES | SAME
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,8 @@ def _choice(places: Places, output: Value, origin: Origin) -> Node | None:
             if source.rank == node.output.rank == 3 and _is_of(places, source, origin):
                 return node
             continue
-        for value in node.inputs:
-            if value is not None and value not in seen and not value.is_constant:
+        for value in node.computed:
+            if value not in seen:
                 seen.add(value)
                 stack.append(value)
     return None
@@ -251,7 +252,7 @@ def _side_by_side(value: Value) -> Sequence[Value]:
     if node is not None and node.op is Op.RESHAPE and node.read(0).sizes[:3] == value.sizes[:3]:
         return _side_by_side(node.read(0))
     if node is not None and node.op is Op.CONCAT and node.attrs.get("axis") == 3:
-        return [part for operand in node.inputs if operand is not None for part in _side_by_side(operand)]
+        return [part for operand in node.operands for part in _side_by_side(operand)]
     return [value]
 
 
@@ -277,10 +278,10 @@ def _read(node: Node | None, width: int | None) -> Value | None:
     """The operand whose channels a node leaves apart: what is sampled, not where or how much."""
     if node is None:
         return None
-    if isinstance(node.kind, Sampled) or node.op in (*_KEEPING, Op.TAKE, Op.GATHER):
+    if isinstance(node.kind, Sampled) or node.op in _KEEPING | {Op.TAKE, Op.GATHER}:
         return node.read(0)
     if node.op in (Op.MUL, Op.ADD):
-        fitting = [v for v in node.inputs if v is not None and (v.rank or 0) > 1 and v.sizes[1] == width]
+        fitting = [v for v in node.operands if (v.rank or 0) > 1 and v.sizes[1] == width]
         return fitting[0] if fitting else None
     return None
 
@@ -315,8 +316,8 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
 def _maker(value: Value, start: int) -> Node | None:
     """What made the scores, behind what joins them to boxes or drops other layers' rows."""
     node = value.producer
-    while node is not None and node.op in (Op.IDENTITY, Op.CAST, Op.GATHER, Op.SLICE, Op.CONCAT, Op.RESHAPE):
-        operands = [v for v in node.inputs if v is not None] if node.op is Op.CONCAT else [node.read(0)]
+    while node is not None and node.op in CHOOSES_ROWS:
+        operands = node.operands if node.op is Op.CONCAT else [node.read(0)]
         node = operands[-1 if start else 0].producer
     return node
 

@@ -156,8 +156,8 @@ def _linear(value: Value) -> tuple[Value | None, Value | None]:
     """What a layer with weights reads, and the bias that it adds."""
     node, bias = value.producer, None
     if node is not None and node.op is Op.ADD:
-        operands = [operand for operand in node.inputs if operand is not None and not operand.is_constant]
-        bias = next((operand for operand in node.inputs if operand is not None and operand.is_constant), None)
+        operands = node.computed
+        bias = next((operand for operand in node.stored), None)
         node = operands[0].producer if len(operands) == 1 else None
     if node is None or not isinstance(node.kind, (Window, Product)):
         return None, None
