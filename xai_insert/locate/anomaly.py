@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from xai_insert.errors import UnknownNameError
 from xai_insert.graph.cuts import cut_values, makers, region
 from xai_insert.graph.operators import Resized
 from xai_insert.graph.pattern import before
@@ -69,29 +68,39 @@ def find_anomaly_map(graph: Graph, places: Places, output: str | None) -> Anomal
     Raises:
         UnknownNameError: no output has that name.
     """
-    names = list(graph.output_names)
-    if output is not None and output not in names:
-        raise UnknownNameError("output", output, names)
+    wanted = {index for index, _ in graph.chosen(output)}
     read = [_read(index, value) for index, value in enumerate(graph.outputs)]
     maps = {item.index: found for item in read if (found := _placed(item.value, places)) is not None}
     scores = [item for item in read if item.index not in maps and _is_one_number(item.value)]
     if not maps or len(maps) + len(scores) < len(read):
         return None
     masks, plain = _parted(item for item in read if item.index in maps)
-    chosen = [item for item in plain or masks if output in (None, names[item.index])]
+    return _chosen(graph, places, maps, masks, [item for item in plain or masks if item.index in wanted], scores)
+
+
+def _chosen(
+    graph: Graph,
+    places: Places,
+    maps: Mapping[int, FeatureMap],
+    masks: Sequence[_Read],
+    chosen: Sequence[_Read],
+    scores: Sequence[_Read],
+) -> AnomalyMap | None:
+    """What is known of the map that was chosen, of one alone."""
     if len(chosen) != 1 or "float" not in chosen[0].value.dtype:
         return None
     feature = maps[chosen[0].index]
     labels, numbers = _parted(scores)
-    is_compared = bool(masks) and bool(labels)
+    threshold = _threshold(feature.value, [(maps[item.index].value, item) for item in masks], labels)
+    is_sure = bool(masks and labels) or any(_is_maximum(item.value, places) for item in scores)
     return AnomalyMap(
         feature,
         _unbounded(graph, feature, places),
         chosen[0].index,
-        next((item.index for item in numbers), None),
-        next((item.index for item in labels), None),
-        _threshold(feature.value, [(maps[item.index].value, item) for item in masks], labels),
-        is_sure=bool(scores) and (is_compared or any(_is_maximum(item.value, places) for item in scores)),
+        _first(numbers),
+        _first(labels),
+        threshold,
+        is_sure,
     )
 
 
@@ -99,6 +108,10 @@ def _parted(items: Iterable[_Read]) -> tuple[list[_Read], list[_Read]]:
     """Those that are compared with something, and those that are not."""
     found = list(items)
     return [item for item in found if item.is_compared], [item for item in found if not item.is_compared]
+
+
+def _first(items: Iterable[_Read]) -> int | None:
+    return next((item.index for item in items), None)
 
 
 def map_of_one(value: Value, places: Places) -> FeatureMap | None:

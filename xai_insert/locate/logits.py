@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xai_insert.errors import AmbiguousModelError, UnknownNameError, UnsupportedTaskError
+from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 from xai_insert.graph.axes import Kind
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, UNCHANGED
@@ -88,19 +88,14 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
     Raises:
         UnknownNameError: no output has that name.
     """
-    names = list(graph.output_names)
-    if output is not None and output not in names:
-        raise UnknownNameError("output", output, names)
     reached = activations(graph, images)
     found: dict[Value, Logits] = {}
-    for name, value in zip(names, graph.outputs, strict=True):
-        if output not in (None, name):
-            continue
+    for index, value in graph.chosen(output):
         scores = peel(value)
         if scores in found or not _may_be_scores(scores, reached, graph) or scores.shape is None:
             continue
         if (classes := vector_size(scores.shape)) is not None:
-            found[scores] = Logits(scores, name, classes)
+            found[scores] = Logits(scores, graph.output_names[index], classes)
     return [item for item in found.values() if not _feeds_another(graph, item, found)]
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.axes import Axis, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
-from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME
+from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
@@ -227,23 +227,27 @@ def _is_upright(places: Places, place: Place) -> bool:
 
 def _sampled(places: Places, node: Node) -> Iterator[tuple[Origin, SampledLook]]:
     """The look of a product of what was sampled, `[N * heads, d, Q, points]`, with a weight for each point."""
-    sums = [use.node for use in node.output.uses if use.node.op is Op.REDUCE]
-    if node.output.rank != 4 or len(node.output.uses) != 1 or not sums:
-        return
-    if sums[0].attrs["mode"] != "sum" or sums[0].attrs["axes"] != (3,):
+    if node.output.rank != 4 or not _is_summed_over_points(node.output):
         return
     for samples, weights in ((node.read(0), node.read(1)), (node.read(1), node.read(0))):
         if samples.rank != 4 or weights.rank != 4 or weights.sizes[1] != 1 or (samples.sizes[1] or 0) < _LEAST_WIDTH:
             continue
         rows = places.traced.get(weights, ())
         found = [_sampling(places, part) for part in _side_by_side(samples)]
-        levels = [item for item in found if item is not None]
+        levels = tuple(item for item in found if item is not None)
         if not levels or len(levels) < len(found) or len(rows) < 3 or len(rows[2]) != 1:
             continue
         heads = places.beside_images(levels[0].source)
         finest = max(levels, key=lambda item: item.height * item.width)
         if heads is not None:
-            yield rows[2][0].origin, SampledLook(tuple(levels), weights, heads, finest.height, finest.width)
+            yield rows[2][0].origin, SampledLook(levels, weights, heads, finest.height, finest.width)
+
+
+def _is_summed_over_points(value: Value) -> bool:
+    if len(value.uses) != 1 or value.uses[0].node.op is not Op.REDUCE:
+        return False
+    attrs = value.uses[0].node.attrs
+    return bool(attrs["mode"] == "sum" and attrs["axes"] == (3,))
 
 
 def _side_by_side(value: Value) -> Sequence[Value]:
@@ -288,11 +292,7 @@ def _read(node: Node | None, width: int | None) -> Value | None:
 
 def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[ReportedScores | None, str]:
     """Class scores of each query, beside its box."""
-    found = [
-        other
-        for other in graph.outputs
-        if other is not boxes and other.rank == 3 and other.sizes[:2] == boxes.sizes[:2] and "float" in other.dtype
-    ]
+    found = [other for other in graph.outputs if other is not boxes and _is_beside(other, boxes)]
     start = 0
     if len(found) > 1 or (not found and (boxes.sizes[2] or 0) <= _BOX):
         return None, "the output with its class scores cannot be told"
@@ -300,8 +300,9 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
         found, start = [boxes], _BOX
     value, width = found[0], (found[0].sizes[2] or 0) - start
     maker = _maker(value, start)
-    is_share = maker is not None and maker.op in (Op.SIGMOID, Op.SOFTMAX)
-    if is_share and maker is not None and maker.op is Op.SIGMOID:
+    made = None if maker is None else maker.op
+    is_share = made in SQUASHES
+    if made is Op.SIGMOID:
         return ReportedScores(value, start), ""
     if num_classes in (width, width - 1):
         no_object = num_classes == width - 1
@@ -311,6 +312,10 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
         f"{value.describe()} holds raw scores of {width} classes, or of {width - 1} and of no object: "
         f"--num-classes {width} or {width - 1}"
     )
+
+
+def _is_beside(value: Value, boxes: Value) -> bool:
+    return value.rank == 3 and value.sizes[:2] == boxes.sizes[:2] and "float" in value.dtype
 
 
 def _maker(value: Value, start: int) -> Node | None:

@@ -110,31 +110,33 @@ def locate_readout(
     tokens = attentions[0].value.sizes[-2]
     if tokens is None:
         return "the number of tokens follows the size of the image"
-    masked = tuple(value for item in attentions if (value := _masked_value(graph, images, item, places)) is not None)
-    if len(masked) < len(attentions) or len({value.shape for value in masked}) > 1:
+    masked = _masked_values(graph, images, attentions, places)
+    if not masked:
         return f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
     feature = places.map_of(masked[0], others=True)
     if feature is None or None in feature.grid:
-        is_open = any(None in image.sizes[1:] for image in images)
-        hint = f"; {shape_hint(graph)}" if is_open else ""
-        return f"{tokens} tokens are not those of a patch embedding and a few before them{hint}"
-    if _has_mean_query([node for node in region(graph, images, masked) if node.op is not Op.SHAPE], tokens):
+        return f"{tokens} tokens are not those of a patch embedding and a few before them{_hint(graph, images)}"
+    if _has_mean_query(region(graph, images, masked), tokens):
         return MEAN_QUERY
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
     if read and tokens == feature.positions:
         return "single patches are read, and no token before them"
     rows = max(read, default=0)
     earlier = [item.result for group in groups[:-block] for item in group]
-    entry = _entry(
-        graph,
-        [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)],
-        masked,
-        earlier,
-    )
-    residual = entry or _passing_by(graph, images, masked, logits)
+    like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
+    residual = _entry(graph, like, masked, earlier) or _passing_by(graph, images, masked, logits)
     reads_patches = len(read) < len(ends) or rows > feature.prefix
-    attentions = tuple(replace(item, heads=places.beside_images(item.value)) for item in attentions)
-    return Readout(masked, residual, attentions, feature.prefix, rows, reads_patches), feature
+    return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
+
+
+def _hint(graph: Graph, images: Sequence[Value]) -> str:
+    """What to do where sizes follow the image; empty where none does."""
+    return f"; {shape_hint(graph)}" if any(None in image.sizes[1:] for image in images) else ""
+
+
+def _counted(attentions: Sequence[Attention], places: Places) -> tuple[Attention, ...]:
+    """Attentions with the number of their heads."""
+    return tuple(replace(item, heads=places.beside_images(item.value)) for item in attentions)
 
 
 def locate_pool(
@@ -154,8 +156,9 @@ def locate_pool(
     feature = places.map_of(masked, others=True)
     if feature is None or None in feature.grid:
         return None
-    item = replace(item, heads=places.beside_images(item.value))
-    readout = Readout((masked,), None, (item,), feature.prefix, rows, reads_patches=False, is_pool=True)
+    readout = Readout(
+        (masked,), None, _counted([item], places), feature.prefix, rows, reads_patches=False, is_pool=True
+    )
     return readout, feature
 
 
@@ -170,7 +173,7 @@ def attended_tokens(
     for group in _groups(graph, find_attentions(region(graph, images, [logits]))):
         tokens = {_masked_value(graph, images, item, places) for item in group if item.query in reached}
         if len(tokens) == 1 and (value := tokens.pop()) is not None:
-            found.append((tuple(replace(item, heads=places.beside_images(item.value)) for item in group), value))
+            found.append((_counted(group, places), value))
     return found
 
 
@@ -289,6 +292,15 @@ def _groups(graph: Graph, attentions: Sequence[Attention]) -> list[tuple[Attenti
 def _feeds(graph: Graph, first: Attention, second: Attention) -> bool:
     reached = activations(graph, [first.result])
     return any(value in reached for value in (second.query, second.key, second.value))
+
+
+def _masked_values(
+    graph: Graph, images: Sequence[Value], attentions: Sequence[Attention], places: Places
+) -> tuple[Value, ...]:
+    """The masked tokens of each of the attentions of a block; none if one has none, or they differ in size."""
+    values = [_masked_value(graph, images, item, places) for item in attentions]
+    masked = tuple(value for value in values if value is not None)
+    return masked if len(masked) == len(values) and len({value.shape for value in masked}) == 1 else ()
 
 
 def _masked_value(
