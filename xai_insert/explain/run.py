@@ -235,7 +235,7 @@ class FolderRun:
             every = self._draw_map(scene, found.saliency_map, only, "all", texts, found.instances)
             return [every, *self._draw_boxes(scene, boxes)]
         drawn = []
-        scores = [item.score if found.has_scores else None for item in found.chosen]
+        scores = [found.strength(item) for item in found.chosen]
         maps = scaled([found.values_of(item.class_id) for item in found.chosen], scores, self._options.scale)
         for item, values in zip(found.chosen, maps, strict=True):
             score = f"{item.score:.2f}" if found.has_scores else ""
@@ -244,6 +244,8 @@ class FolderRun:
             saliency = found.map_of(item.class_id)
             entry = self._draw_map(scene, saliency, values, mark, (item.label, score), own, found.has_overlays)
             about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
+            if found.strengths is not None:
+                about = {**about, "strength": found.strengths[item.class_id]}
             drawn.append(replace(entry, record={**about, **entry.record}))
             drawn += self._draw_boxes(scene, [pair for pair in boxes if pair[0].class_id == item.class_id])
         return drawn
