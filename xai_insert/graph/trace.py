@@ -36,7 +36,7 @@ class _Operands:
 
     def traced(self) -> list[Axes]:
         """Those from the image, the earliest first: what a block adds to its operand lies where the operand does."""
-        found = [value for value in self.node.inputs if value is not None and value in self._traced]
+        found = [value for value in self.node.operands if value in self._traced]
         return [self._traced[value] for value in sorted(found, key=lambda value: self._born[value])]
 
     def shape(self, index: int = 0) -> Sequence[int | None]:
@@ -356,7 +356,7 @@ def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
 
 
 def _controlled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
-    read = [(value, given.found(value)) for value in node.inputs if value is not None]
+    read = [(value, given.found(value)) for value in node.operands]
     found = []
     for output in node.outputs:
         alike = [axes for value, axes in read if axes is not None and value.shape == output.shape]

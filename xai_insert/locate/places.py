@@ -163,15 +163,18 @@ class Places:
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
         if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or set(place.grid) == {1}:
             return None
-        sides: tuple[Side, ...] = ()
-        if len(place.axes) == 1 and None in place.grid:
-            if place.times is not None:
-                return None
-            found = [self._side_of(origin) for origin in (place.first, place.second)]
-            sides = tuple(side for side in found if side is not None)
-            if len(sides) != len(found):
-                return None
+        sides = self._open_sides(place)
+        if sides is None:
+            return None
         return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place), sides)
+
+    def _open_sides(self, place: Place) -> tuple[Side, ...] | None:
+        """Where the sizes of a grid of tokens are read that follow the image; None if that is nowhere."""
+        if len(place.axes) != 1 or None not in place.grid:
+            return ()
+        found = [self._side_of(origin) for origin in (place.first, place.second)]
+        sides = tuple(side for side in found if side is not None)
+        return sides if len(sides) == len(found) and place.times is None else None
 
     def _side_of(self, origin: Origin) -> Side | None:
         """A value and its axis that is an origin, whole: where its size can be read while the model runs."""

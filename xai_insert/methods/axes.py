@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, of, other
 from xai_insert.graph.axes import regroup as graph_regroup
 from xai_insert.graph.operators import UnitNorm
+from xai_insert.graph.traits import ALONG_ONE_AXIS
 from xai_insert.graph.view import POINTWISE, Node, Op
 
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
@@ -81,7 +82,7 @@ def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
         axes = ()
     elif node.op in (Op.REDUCE, Op.LAYER_NORM):
         axes = node.attrs["axes"]
-    elif node.op in (Op.SOFTMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.SLICE):
+    elif node.op in ALONG_ONE_AXIS:
         axis = node.attrs.get("axis")
         axes = None if axis is None else (axis,)
     elif node.op is Op.MATMUL:

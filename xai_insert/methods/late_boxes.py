@@ -34,7 +34,7 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
         if _chooses(node, dependent) and node.read(0) in local and node.read(1) not in made:
             made[node.read(1)] = _every_row(surgeon, node)
     for node in graph.nodes:
-        operands = [value for value in node.inputs if value is not None]
+        operands = node.operands
         if not any(value in made for value in operands):
             continue
         takes_all = _chooses(node, dependent) and node.read(1) in made and node.read(0) not in made

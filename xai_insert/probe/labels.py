@@ -5,7 +5,7 @@ All class scores are held low but those of one class, everywhere: what is report
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import product
 
 import numpy as np
@@ -43,7 +43,7 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     images = image_inputs(graph)
     heads = find_heads(graph, images)
     values = {head.value: index for index, head in enumerate(heads)}
-    parts = [part for item in found.levels for part in item.parts]
+    parts = found.parts
     outputs = [value for value in graph.outputs if value.rank in _RANKS]
     everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
     if any(part.head.value not in values for part in parts) or not outputs:
@@ -58,13 +58,18 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
             rows = {label: _rows(value, arrays[number]) for label, arrays in zip(tried, runs, strict=True)}
             reported = {label: array for label, array in rows.items() if len(array)}
             offsets.update(_offsets(value, reported))
-            silent.update(label for label in rows if reported and label not in reported)
+            silent.update(rows.keys() - reported.keys() if reported else ())
     background = found.background
-    if background is None and len(silent) == 1 and silent <= {0, found.classes - 1}:
-        background = next(iter(silent))
+    if background is None:
+        background = _at_an_end(silent, found.classes)
     if background is None and _is_exclusive(probe, values, found):
         background = _of_nothing(loaded, images[0], found)
     return (offsets.pop() if len(offsets) == 1 else None), background
+
+
+def _at_an_end(silent: Set[int], classes: int) -> int | None:
+    """The one class that was not reported, if it is the first or the last."""
+    return next(iter(silent)) if len(silent) == 1 and silent <= {0, classes - 1} else None
 
 
 def _is_exclusive(probe: HeadProbe, values: Mapping[Value, int], found: Detector) -> bool:
@@ -80,7 +85,7 @@ def _of_nothing(loaded: LoadedModel, image: Value, found: Detector) -> int | Non
 
     One of the classes that exclude one another stands for places with nothing; a trained model tells which.
     """
-    parts = [part for item in found.levels for part in item.parts]
+    parts = found.parts
     values = list(dict.fromkeys(part.head.value for part in parts))
     runner = loaded.between([], [value.native for value in values])
     feeds = {name: random_array(np.random.default_rng(0), shape, dtype) for name, dtype, shape in runner.inputs}
@@ -113,7 +118,7 @@ def _with_class(
 ) -> dict[int, npt.NDArray[np.floating]]:
     """Results of the heads in which all classes are low but one, at every location."""
     feeds: dict[int, npt.NDArray[np.floating]] = {}
-    for part in (part for item in found.levels for part in item.parts):
+    for part in found.parts:
         index = values[part.head.value]
         array = feeds.setdefault(index, probe.fed(index))
         at: list[slice | int] = [slice(None)] * array.ndim

@@ -168,32 +168,44 @@ def without_sigmoid_boxes(
     """
     kept: list[Watched] = []
     for item in items:
-        rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
-        boxes = next((value for value in rows if value.rank == 3 and value.sizes[2] == _BOX), None)
-        beside = [] if boxes is None or item.head.channels % _BOX else _beside(graph, boxes)
-        is_apart = item.is_exclusive or (not item.has_tokens and is_boxed(item))  # the sides of a box are no softmax
-        if boxes is None or not beside or is_apart or any(value in rows for value in beside):
-            kept.append(item)
-            continue
-        if all(value.sizes[2] == _BOX for value in beside):
-            if item.has_tokens:
-                raise AmbiguousModelError(
-                    f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
-                    "the boxes, and nothing tells which holds the class scores"
-                )
+        beside = _scores_of_boxes(graph, item, observed, is_boxed)
+        if not beside:
             kept.append(item)
             continue
         scored = [found for other in every if other is not item and (found := _scores(other, beside, observed))]
-        if not any(other.is_class for other in items if other is not item) and not scored:
+        if not scored and not any(other.is_class for other in items if other is not item):
             raise TargetNotFoundError(
                 f"the head {item.head.value.describe()} gives boxes, and no head gives the scores "
                 f"{beside[0].describe()} beside them one by one"
             )
         for found in scored:  # of one class, scale and shift of the scores look like their head: all are one value
-            known = (*items, *kept)
-            if found.index not in {own.index for own in known} and found.head.value not in {h.head.value for h in kept}:
+            known = {own.index for own in (*items, *kept)}
+            if found.index not in known and found.head.value not in {own.head.value for own in kept}:
                 kept.append(found)
     return kept
+
+
+def _scores_of_boxes(
+    graph: Graph, item: Watched, observed: Sequence[Observed], is_boxed: Callable[[Watched], bool]
+) -> list[Value]:
+    """The scores beside the boxes in 0..1 that a head gives; none if it gives no such boxes."""
+    rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
+    boxes = next((value for value in rows if value.rank == 3 and value.sizes[2] == _BOX), None)
+    if boxes is None or item.head.channels % _BOX:
+        return []
+    if item.is_exclusive or (not item.has_tokens and is_boxed(item)):  # the sides of a box are no softmax
+        return []
+    beside = _beside(graph, boxes)
+    if any(value in rows for value in beside):
+        return []
+    if any(value.sizes[2] != _BOX for value in beside):
+        return beside
+    if beside and item.has_tokens:
+        raise AmbiguousModelError(
+            f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
+            "the boxes, and nothing tells which holds the class scores"
+        )
+    return []
 
 
 def _beside(graph: Graph, boxes: Value) -> list[Value]:
