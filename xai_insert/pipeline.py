@@ -35,7 +35,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
 from xai_insert.methods.shaping import reshape
-from xai_insert.opening import Opened, opened_sides
+from xai_insert.opening import Opened, opened_sizes
 from xai_insert.options import Options
 from xai_insert.report import Report, Stages, describe_plan
 from xai_insert.several import Planned, beside, planned, without_closed_form
@@ -182,7 +182,7 @@ def insert_loaded(
             plain = Plain(run_plain(loaded, graph), [_place(loaded, item) for item in plans])
     passed("run")
     with stages("plan"):
-        opened = opened_sides(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
+        opened = opened_sizes(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
     if opened is not None:
         try:
             return loaded, _carry_out(loaded, plans, options, source, plain, stages, opened)
@@ -308,7 +308,7 @@ def splice(
         ends = None if ends is None else branch.spread(ends)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     image = image_inputs(graph)[0]
-    if opened is None:
+    if opened is None or not opened.follows:
         saliency = surgeon.pinned(saliency, plan.map_shape, image, image_axes(image))
     surgeon.add_output(saliency, f"{SALIENCY_MAP}{suffix}", dtype, plan.map_shape)
     for name, output in branch.outputs.items():
@@ -324,7 +324,7 @@ def splice(
     if options.feature_vector:
         _add_feature_vector(surgeon, plan)
     if opened is not None:
-        loaded.close_sides()
+        loaded.close_sizes()
     common = {"version": __version__, "task": plan.found.task, "method": plan.method, "form": plan.form.value}
     common["quantiser_ignored_scope"] = IGNORED_SCOPE
     if written := options.written():
