@@ -55,10 +55,10 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     silent: set[int] = set()
     for number, value in enumerate(outputs):
         if value not in everywhere:
-            rows = {label: _rows(value, arrays[number]) for label, arrays in zip(tried, runs, strict=True)}
-            reported = {label: array for label, array in rows.items() if len(array)}
+            rows = [_rows(value, arrays[number]) for arrays in runs]
+            reported = {label: array for label, array in zip(tried, rows, strict=True) if len(array)}
             offsets.update(_offsets(value, reported))
-            silent.update(rows.keys() - reported.keys() if reported else ())
+            silent.update(set(tried) - reported.keys() if reported else ())
     background = found.background
     if background is None:
         background = _at_an_end(silent, found.classes)
