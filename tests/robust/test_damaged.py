@@ -1,11 +1,12 @@
 """Models that contradict themselves, as the fuzzer found them: each is refused in words of ours."""
 
 import numpy as np
+import onnx
 import openvino as ov
 import pytest
 
 from model_zoo_fixtures.testbed import detector_models, models
-from xai_insert import Options, errors, insert
+from xai_insert import Options, errors, insert, insert_file
 
 CHANNELS = models.CHANNELS
 
@@ -94,3 +95,23 @@ def test_classes_declared_by_the_billion():
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2**31 - 1
     with pytest.raises(errors.ModelFileError, match="would have 77,309,411,292 elements"):
         insert(model, Options(check=False))
+
+
+def test_an_operator_without_its_operands(tmp_path):
+    model = models.classifier(models.CLOSED["mean"])
+    del model.graph.node[-1].input[:]
+    with pytest.raises(errors.ModelFileError, match="has no operand 0"):
+        insert(model, Options(check=False))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(errors.ModelFileError, match="operands and has 0"):
+        insert(tmp_path / "model.onnx", Options(check=False))
+
+
+def test_metadata_that_are_no_text(tmp_path):
+    """Of a model that is written as an IR, whose reader hands on the bytes as they are."""
+    model = models.classifier(models.CLOSED["mean"])
+    model.metadata_props.add(key="a key", value="some text")
+    content = model.SerializeToString().replace(b"some text", b"some \xff\xff\xff\xff")
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(errors.ModelFileError, match="is no text"):
+        insert_file(tmp_path / "model.onnx", tmp_path / "out.xml")

@@ -206,10 +206,14 @@ class Node:
         return tuple(value for value in self.operands if value.is_constant)
 
     def read(self, index: int) -> Value:
-        """The operand at `index`, which the operation cannot do without."""
-        value = self.inputs[index]
+        """The operand at `index`, which the operation cannot do without.
+
+        Raises:
+            ModelFileError: it is left out.
+        """
+        value = self.operand(index)
         if value is None:
-            raise ValueError(f"{self.type} {self.name!r} has no operand {index}")
+            raise ModelFileError(f"{self.type} {self.name!r} has no operand {index}; is the file whole?")
         return value
 
     def operand(self, index: int) -> Value | None:
