@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
+from xai_insert.errors import AmbiguousModelError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
@@ -78,10 +78,9 @@ class QueryAttention(Method):
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundDetector):
             return Refusal(self.lacking)
-        try:
-            report = find_query_report(study.graph, study.options.num_classes)
-        except UnsupportedTaskError as err:
-            return Refusal(str(err).removeprefix("--per-box is for "))
+        report = find_query_report(study.graph, study.options.num_classes)
+        if isinstance(report, str):
+            return Refusal(report)
         if report.scores is None:
             return Refusal(report.untold, AmbiguousModelError)
         if report.scores.value.rank != 3:
