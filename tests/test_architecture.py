@@ -46,10 +46,11 @@ def test_format_libraries_stay_in_their_adapter(name):
 
 
 MATHS = {"errors", "graph", "locate", "methods"}
-FACTS = MATHS | {"options", "form", "formats", "feeds", "probe", "tasks"}
+FACTS = MATHS | {"options", "form", "layouts", "formats", "feeds", "probe", "tasks"}
 LAYERS = {
     "registry": set(),
     "form": set(),
+    "layouts": {"errors", "layouts"},
     "options": {"graph.shape", "registry"},
     "graph": {"errors", "graph"},
     "locate": {"errors", "graph", "options", "locate"},

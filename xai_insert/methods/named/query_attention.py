@@ -10,6 +10,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, format_grid
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.query_attention import QueryReport, ReportedScores, find_query_report
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.query_attention import class_query_maps, query_maps
@@ -60,7 +61,7 @@ class QueriesPlan(Plan):
         entries = {
             "target": self.scores.value.name,
             "grid": format_grid(self.report.grid),
-            "classes": str(self.scores.classes),
+            **Layout(self.scores.classes).written(),
         }
         return {**entries, "per_box": OF_QUERIES} if self.per_box else entries
 
