@@ -24,7 +24,7 @@ from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import Look, canvas, caption, draw, legend, rectangle_of
+from xai_insert.explain.picture import Look, canvas, caption, draw, legend
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 from xai_insert.explain.scale import Scaled, ScaleName, scaled
@@ -134,7 +134,7 @@ class FolderRun:
     ) -> None:
         self._model, self._output, self._options = model, output, options
         self._about = page.About(facts or {}, options.look, options.scale, beside)
-        self._rectangle = rectangle_of(model.engine.about)
+        self._rectangle = model.engine.layout.rectangle
         about = [*model.settings, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
