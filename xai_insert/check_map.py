@@ -61,7 +61,7 @@ def map_shows_place(
         number: of the image among the inputs of its size and type.
     """
     name, grid = input_name(runner, image, number), outputs[index].shape[-2:]
-    if not name or not feature.frame.is_upright or grid != feature.grid:
+    if not name or feature.frame.lines is None or not feature.frame.is_upright or grid != feature.grid:
         return False
     changed = feeds[name].copy()
     blocks = _change(changed, feature, image)

@@ -128,7 +128,7 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
     if not asked:
         return "axes"
     try:
-        runner = loaded.between([], [value.native for value in dict.fromkeys(item.value for item in asked)])
+        runner = loaded.between([], _natives(asked))
         for stimulus in STIMULI:
             for index, given in enumerate(answers(runner, image, asked, stimulus, number)):
                 if not proofs[index]:
@@ -141,13 +141,24 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
     except CheckFailedError:  # the values cannot be run to by themselves
         return "axes"
     for proof, feature, told, is_clear in zip(proofs, asked, doubts, clear, strict=True):
-        if not proof and (is_clear or any(_agree(a, b) for a, b in combinations(told, 2))):
-            found = ", ".join(str(answer) for answer in told[0] if not answer.is_near)
-            raise MisplacedMapError(
-                f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell "
-                f"{found}; choose another layer with --target-layer"
-            )
+        if not proof:
+            _require_no_doubt(feature, told, is_clear=is_clear)
     return "blocks" if len(asked) == len(placed) and all(proofs) else "axes"
+
+
+def _natives(features: Sequence[FeatureMap]) -> list[Any]:
+    """The values of maps, each once."""
+    return [value.native for value in dict.fromkeys(item.value for item in features)]
+
+
+def _require_no_doubt(feature: FeatureMap, told: Sequence[Sequence[Answer]], *, is_clear: bool) -> None:
+    """Refuse a map whose changed cells are elsewhere, clearly or the same ones twice; `told` says so each time."""
+    if is_clear or any(_agree(a, b) for a, b in combinations(told, 2)):
+        found = ", ".join(str(answer) for answer in told[0] if not answer.is_near)
+        raise MisplacedMapError(
+            f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell "
+            f"{found}; choose another layer with --target-layer"
+        )
 
 
 def _is_proof(given: Sequence[Answer]) -> bool:
@@ -239,9 +250,17 @@ def answers(
             list(_answers(windows, [change[index] for change in changes], feature))
             for index, feature in enumerate(features)
         ]
-        if len(windows) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for given in found for answer in given):
+        if all(_are_enough(given) for given in found):
             break
     return found
+
+
+def _are_enough(given: Sequence[Answer]) -> bool:
+    """Whether these blocks prove the place by themselves, whatever another one would say."""
+    sharp = len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given)
+    return sharp or (
+        len(given) >= _FEWEST_BLOCKS and all(answer.contrast >= _CLEAR and answer.is_near for answer in given)
+    )
 
 
 def _answers(windows: Sequence[Window], changes: Sequence[Floats], feature: FeatureMap) -> Iterator[Answer]:

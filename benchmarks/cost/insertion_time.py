@@ -36,7 +36,7 @@ from xai_insert.formats.backend import load
 from xai_insert.pipeline import insert_file
 
 _FUNCTIONS = {
-    pipeline: {"load": "read", "planned": "locate", "opened_sides": "locate", "splice": "splice"},
+    pipeline: {"load": "read", "planned": "locate", "opened_sizes": "locate", "splice": "splice"},
     check: {"run_random": "run"},  # of the plain model
     prove: {"run_random": "run", "check_definition": "definition", "map_shows_place": "place", "places_of": "place"},
 }

@@ -128,18 +128,22 @@ def _cell(name: str, path: Path, goal: Path, image: Array, scores: Mapping[str, 
     try:
         result = insert(model, _OPTIONS)
     except XaiInsertError as err:
-        return Cell(name, f"refused: {_short(err)}")
+        return Cell(name, f"refused: {_short(err, 600)}")  # whole, so that it says what to do
     after = _run(result.model, image)
     pairs = list(zip(scores.values(), before.values(), strict=False))
     shifted = max((relative_difference(*pair) for pair in pairs if pair[0].dtype == np.float32), default=None)
-    try:
-        counted = [kernels(item, goal.parent) for item in (model, result.model)]
-        told = f"{counted[1].total()} of {counted[0].total()}" if any(counted) else ""
-    except ort_errors.InvalidArgument:  # onnxruntime cannot write down what it has made of some models
-        told = "not known"
+    told = "" if name in FLOATS else _counted(model, result.model, goal.parent)
     method = f"{result.report.method}, {result.report.form}"
     difference, correlation = _difference(right, after[SALIENCY_MAP], scores)
     return Cell(name, method, difference, correlation, shifted, result.report.output_difference, told)
+
+
+def _counted(plain: Any, inserted: Any, folder: Path) -> str:
+    try:
+        counted = [kernels(model, folder) for model in (plain, inserted)]
+    except ort_errors.InvalidArgument:  # onnxruntime cannot write down what it has made of some models
+        return "not known"
+    return f"{counted[1].total()} of {counted[0].total()}" if any(counted) else ""
 
 
 def _cell_after(name: str, source: Path, goal: Path, image: Array, inserted: Mapping[str, Array]) -> Cell:
@@ -165,9 +169,9 @@ def _difference(right: Array, found: Array, scores: Mapping[str, Array]) -> tupl
     return difference, correlation
 
 
-def _short(err: Exception) -> str:
+def _short(err: Exception, length: int = 90) -> str:
     text = re.sub(r"\S*/\S*", "…", " ".join(str(err).split())).replace("|", "/")
-    return f"{type(err).__name__} {text[:90]}".strip()
+    return f"{type(err).__name__} {text[:length]}".strip()
 
 
 def write_section(into: Path, architecture: str, cells: Sequence[Cell], setting: Setting) -> None:
@@ -226,8 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for cell in measured(architecture, given.forms):
             print(cell.row(), flush=True)
             cells.append(cell)
-        if given.into is not None:
-            write_section(given.into, architecture, cells, setting)
+            if given.into is not None:  # after each, so that a run that is cut short keeps what it has
+                write_section(given.into, architecture, cells, setting)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 import re
 
+import numpy as np
+import onnx
 import pytest
 
-from benchmarks.exactness import forms
+from benchmarks.exactness import form_tools, forms
 from benchmarks.lib.tables import Setting
+from model_zoo_fixtures.testbed import deployed, oracle
 
 PART = ["ONNX", "saved, extended", "fused as vit", "nested functions", "float16", "QDQ", "QOperator", "dynamic"]
 PART += ["4 bits, dequantised", "IR version 10"]
@@ -38,3 +41,28 @@ def test_a_row_replaces_its_like_and_leaves_the_others(tmp_path):
     assert "3.0e+00" in text
     assert "1.0e+00" not in text
     assert "| QDQ | refused: why |" in text
+
+
+@pytest.fixture
+def one_image(tmp_path):
+    """A transformer that takes one image, so that its sizes are constants."""
+    model = onnx.load(deployed.SHAPES / "shapes_vit.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path := tmp_path / "plain.onnx")
+    return path
+
+
+@pytest.mark.parametrize("version", [9, 10, 15])
+def test_a_transformer_in_an_old_set_computes_the_same(version, one_image, tmp_path):
+    made = form_tools.BEFORE[f"set {version}"](one_image, tmp_path / "made.onnx")
+    assert made.opset_import[0].version == version
+    image = deployed.scenes(1)
+    wanted, found = (oracle.run(model, image) for model in (onnx.load(one_image), made))
+    for name, scores in wanted.items():
+        assert np.allclose(found[name], scores, rtol=0, atol=1e-5 * np.abs(scores).max())
+
+
+def test_a_set_without_the_operator_is_refused(one_image, tmp_path):
+    with pytest.raises(onnx.checker.ValidationError, match="Erf"):
+        form_tools.BEFORE["set 8"](one_image, tmp_path / "made.onnx")

@@ -62,17 +62,13 @@ class Facts:
         background = about.get("background", "none")
         return cls(
             size,
-            maps or labels or _whole(about.get("classes", "0")) or None,
-            int(background) if background.isdigit() else None,
+            maps or labels or int(about.get("classes") or 0) or None,
+            None if background == "none" else int(background),
             about.get("box_format", _BOX_FORMATS_BEFORE.get(about.get("boxes", ""), "")),
             float(about.get("suppression_overlap", _MOST_OVERLAP)),
             about.get("masks", about.get("form")) in ("pasted", _PASTED_BEFORE),
-            _whole(about.get("first_label", about.get("per_box_first_label", "0"))),
+            int(about.get("first_label", about.get("per_box_first_label", "0"))),
         )
-
-
-def _whole(text: str) -> int:
-    return int(text) if text.removeprefix("-").isdigit() else 0
 
 
 @dataclass(frozen=True, eq=False)

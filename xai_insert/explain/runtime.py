@@ -16,6 +16,7 @@ import numpy as np
 from xai_insert.errors import ModelFileError, UnknownNameError, UnsupportedTaskError, XaiInsertError
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.files import digest
+from xai_insert.explain.metadata import require_sound
 from xai_insert.explain.outputs import OF_ANOTHER, OWN, SALIENCY_MAP, Array, Outputs, read_outputs
 from xai_insert.files import read_with
 from xai_insert.formats.guard import last_line
@@ -174,6 +175,7 @@ class OpenVINOEngine:
         self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
         names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
         self._names = _names_for(self.image_input, names, self.about)
+        require_sound(self.about, self._names)
         try:
             how = {"NUM_STREAMS": "1"} if has_compressed_products(model) else {"PERFORMANCE_HINT": "THROUGHPUT"}
             self._compiled = ov.Core().compile_model(model, device, how)
@@ -226,6 +228,7 @@ class OnnxEngine:
         ]
         self.image_input = _image_input(inputs, fed)
         self._names = _names_for(self.image_input, [item.name for item in session.get_outputs()], self.about)
+        require_sound(self.about, self._names)
         self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
 
     def infer(self, feed: Array) -> Outputs:
@@ -295,26 +298,24 @@ def _openvino_input(port: Any) -> ImageInput:
 
 
 def _openvino_info(model: Any) -> tuple[dict[str, str], bool]:
+    from xai_insert.formats.openvino.entries import entries  # noqa: PLC0415 - see OpenVINOEngine
+
     if model.has_rt_info(["model_info"]):
-        return _texts(model.get_rt_info(["model_info"]).value), True
-    if model.has_rt_info(["framework"]):  # metadata of a model that was read from ONNX
-        return _flat_info(_texts(model.get_rt_info(["framework"]).value))
-    return {}, False
+        return entries(model, "model_info"), True
+    return _flat_info(entries(model, "framework"))  # metadata of a model that was read from ONNX
 
 
 def _openvino_about(model: Any) -> dict[str, str]:
+    from xai_insert.formats.openvino.entries import entries  # noqa: PLC0415 - see OpenVINOEngine
+
     if model.has_rt_info([_INSERTION]):
-        return _texts(model.get_rt_info([_INSERTION]).value)
-    return _about(_texts(model.get_rt_info(["framework"]).value)) if model.has_rt_info(["framework"]) else {}
+        return entries(model, _INSERTION)
+    return _about(entries(model, "framework"))
 
 
 def _about(entries: Mapping[str, str]) -> dict[str, str]:
     prefix = f"{_INSERTION}."
     return {key[len(prefix) :]: text for key, text in entries.items() if key.startswith(prefix)}
-
-
-def _texts(entries: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(getattr(item, "value", item)) for key, item in entries.items()}
 
 
 def _flat_info(entries: Mapping[str, str]) -> tuple[dict[str, str], bool]:

@@ -34,7 +34,7 @@ def region(graph: Graph, sources: Iterable[Value], targets: Iterable[Value]) -> 
         if producer is None or producer in needed:
             continue
         needed.add(producer)
-        stack += [v for v in producer.inputs if v is not None and v in dependent and v not in stop]
+        stack += [v for v in producer.operands if v in dependent and v not in stop]
     return sorted(needed, key=graph.order.__getitem__)
 
 
@@ -58,7 +58,7 @@ def makers(value: Value, wanted: Callable[[Node], bool], is_way: Callable[[Value
         if wanted(node):
             found[node] = None
         else:
-            stack += [operand for operand in node.inputs if operand is not None]
+            stack += node.operands
     return list(found)
 
 
@@ -82,7 +82,7 @@ def cut_values(graph: Graph, sources: Sequence[Value], target: Value) -> list[Va
         return a
 
     for node in graph.nodes:
-        operands = [value for value in node.inputs if value is not None and value in reached and value in depth]
+        operands = [value for value in node.operands if value in reached and value in depth]
         if not operands or node.op is Op.SHAPE:
             continue
         nearest: Value | Node | None = operands[0]

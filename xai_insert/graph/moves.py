@@ -14,7 +14,7 @@ def moved(node: Node) -> tuple[Value, ...]:
     if node.op in _FIRST or node.op is Op.TOPK or is_maximum(node):
         return (node.read(0),)
     if node.op is Op.CONCAT:
-        return tuple(value for value in node.inputs if value is not None)
+        return node.operands
     if node.op is Op.SELECT:
         return node.read(1), node.read(2)
     if node.op is Op.CAST and node.output.dtype == node.read(0).dtype:

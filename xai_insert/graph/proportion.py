@@ -45,7 +45,7 @@ def require_moderate_map(shape: Shape) -> None:
 
 def most_bytes(graph: Graph) -> int:
     """What the largest value of a model with these weights may take."""
-    operands = {value for node in graph.nodes for value in node.inputs if value is not None and value.is_constant}
+    operands = {value for node in graph.nodes for value in node.stored}
     return _MOST_BYTES + _PER_WEIGHT * sum(map(_bytes, operands))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import ModelFileError, ShapeUnknownError
+from xai_insert.errors import ModelFileError, ShapeUnknownError, UnknownNameError
 from xai_insert.graph.operators import Operator, Unknown
 from xai_insert.graph.shape import Shape as Shape  # noqa: PLC0414 - read here by all
 from xai_insert.graph.shape import format_grid as format_grid  # noqa: PLC0414 - read here by all
@@ -190,11 +190,30 @@ class Node:
     def output(self) -> Value:
         return self.outputs[0]
 
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        """What it reads, without what is left out."""
+        return tuple(value for value in self.inputs if value is not None)
+
+    @property
+    def computed(self) -> tuple[Value, ...]:
+        """The operands that are not stored in the model."""
+        return tuple(value for value in self.operands if not value.is_constant)
+
+    @property
+    def stored(self) -> tuple[Value, ...]:
+        """The operands that are."""
+        return tuple(value for value in self.operands if value.is_constant)
+
     def read(self, index: int) -> Value:
-        """The operand at `index`, which the operation cannot do without."""
-        value = self.inputs[index]
+        """The operand at `index`, which the operation cannot do without.
+
+        Raises:
+            ModelFileError: it is left out.
+        """
+        value = self.operand(index)
         if value is None:
-            raise ValueError(f"{self.type} {self.name!r} has no operand {index}")
+            raise ModelFileError(f"{self.type} {self.name!r} has no operand {index}; is the file whole?")
         return value
 
     def operand(self, index: int) -> Value | None:
@@ -221,6 +240,17 @@ class Graph:
     nodes: Sequence[Node]
     hint: str = ""
     watched: Value | None = None
+
+    def chosen(self, name: str | None) -> list[tuple[int, Value]]:
+        """The output of that name, or all of them, with their numbers.
+
+        Raises:
+            UnknownNameError: no output has that name.
+        """
+        names = list(self.output_names)
+        if name is not None and name not in names:
+            raise UnknownNameError("output", name, names)
+        return [(index, value) for index, value in enumerate(self.outputs) if name in (None, names[index])]
 
     @cached_property
     def order(self) -> dict[Node, int]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from xai_insert.errors import UnknownNameError
 from xai_insert.graph.cuts import cut_values, makers, region
 from xai_insert.graph.operators import Resized
+from xai_insert.graph.pattern import before
+from xai_insert.graph.traits import RANKS, SAME
 from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
-_SAME = (Op.IDENTITY, Op.CAST, Op.RESHAPE)
+_BARE = SAME | {Op.RESHAPE}
+"""What changes the type or the shape of a value alone."""
 
 
 @dataclass(frozen=True)
@@ -66,31 +68,50 @@ def find_anomaly_map(graph: Graph, places: Places, output: str | None) -> Anomal
     Raises:
         UnknownNameError: no output has that name.
     """
-    names = list(graph.output_names)
-    if output is not None and output not in names:
-        raise UnknownNameError("output", output, names)
+    wanted = {index for index, _ in graph.chosen(output)}
     read = [_read(index, value) for index, value in enumerate(graph.outputs)]
     maps = {item.index: found for item in read if (found := _placed(item.value, places)) is not None}
     scores = [item for item in read if item.index not in maps and _is_one_number(item.value)]
     if not maps or len(maps) + len(scores) < len(read):
         return None
-    plain = [item for item in read if item.index in maps and not item.is_compared]
-    masks = [item for item in read if item.index in maps and item.is_compared]
-    chosen = [item for item in plain or masks if output in (None, names[item.index])]
+    masks, plain = _parted(item for item in read if item.index in maps)
+    return _chosen(graph, places, maps, masks, [item for item in plain or masks if item.index in wanted], scores)
+
+
+def _chosen(
+    graph: Graph,
+    places: Places,
+    maps: Mapping[int, FeatureMap],
+    masks: Sequence[_Read],
+    chosen: Sequence[_Read],
+    scores: Sequence[_Read],
+) -> AnomalyMap | None:
+    """What is known of the map that was chosen, of one alone."""
     if len(chosen) != 1 or "float" not in chosen[0].value.dtype:
         return None
     feature = maps[chosen[0].index]
-    labels, numbers = ([item for item in scores if item.is_compared is wanted] for wanted in (True, False))
-    are_maxima = any(_is_maximum(item.value, places) for item in scores)
+    labels, numbers = _parted(scores)
+    threshold = _threshold(feature.value, [(maps[item.index].value, item) for item in masks], labels)
+    is_sure = bool(masks and labels) or any(_is_maximum(item.value, places) for item in scores)
     return AnomalyMap(
         feature,
         _unbounded(graph, feature, places),
         chosen[0].index,
-        numbers[0].index if numbers else None,
-        labels[0].index if labels else None,
-        _threshold(feature.value, [(maps[item.index].value, item) for item in masks], labels),
-        is_sure=bool(scores) and (are_maxima or bool(masks and labels)),
+        _first(numbers),
+        _first(labels),
+        threshold,
+        is_sure,
     )
+
+
+def _parted(items: Iterable[_Read]) -> tuple[list[_Read], list[_Read]]:
+    """Those that are compared with something, and those that are not."""
+    found = list(items)
+    return [item for item in found if item.is_compared], [item for item in found if not item.is_compared]
+
+
+def _first(items: Iterable[_Read]) -> int | None:
+    return next((item.index for item in items), None)
 
 
 def map_of_one(value: Value, places: Places) -> FeatureMap | None:
@@ -109,7 +130,7 @@ def _placed(value: Value, places: Places) -> FeatureMap | None:
     """A value as a map; of a size that follows the image, what stood before its last resize."""
     found = map_of_one(value, places)
     while found is None and (node := value.producer) is not None:
-        if node.op not in _SAME and not isinstance(node.kind, Resized):
+        if node.op not in _BARE and not isinstance(node.kind, Resized):
             break
         value = node.read(0)
         found = map_of_one(value, places)
@@ -128,7 +149,7 @@ def _unbounded(graph: Graph, feature: FeatureMap, places: Places) -> FeatureMap:
 
 
 def _read(index: int, output: Value) -> _Read:
-    value = _bare(output)
+    value = before(output, _BARE)
     node = value.producer
     if node is None or node.op is not Op.COMPARE:
         return _Read(index, output, is_compared=False)
@@ -137,13 +158,6 @@ def _read(index: int, output: Value) -> _Read:
         if threshold is not None and threshold.size == 1:
             return _Read(index, node.read(this), is_compared=True, threshold=float(threshold.reshape(-1)[0]))
     return _Read(index, node.read(0), is_compared=True)
-
-
-def _bare(value: Value) -> Value:
-    """What a value was before its type or its shape was changed."""
-    while (node := value.producer) is not None and node.op in _SAME:
-        value = node.read(0)
-    return value
 
 
 def _is_one_number(value: Value) -> bool:
@@ -155,8 +169,7 @@ def _is_maximum(score: Value, places: Places) -> bool:
 
     def ends(node: Node) -> bool:
         source = node.operand(0)
-        is_one = node.op in (Op.TOPK, Op.ARGMAX) or (node.op is Op.REDUCE and node.attrs.get("mode") == "max")
-        if not is_one or source is None or places.is_placed(node.output):
+        if not (node.op in RANKS or _takes_greatest(node)) or source is None or places.is_placed(node.output):
             return False
         place = places.of(source)
         if place is None:
@@ -168,14 +181,19 @@ def _is_maximum(score: Value, places: Places) -> bool:
 
 def _threshold(feature: Value, masks: Iterable[tuple[Value, _Read]], labels: Iterable[_Read]) -> float | None:
     """What the map is compared with, or its maximum, as it is."""
-    found = [item.threshold for value, item in masks if _bare(value) is _bare(feature)]
-    found += [item.threshold for item in labels if _greatest_of(item.value) is _bare(feature)]
+    bare = before(feature, _BARE)
+    found = [item.threshold for value, item in masks if before(value, _BARE) is bare]
+    found += [item.threshold for item in labels if _greatest_of(item.value) is bare]
     return next((threshold for threshold in found if threshold is not None), None)
 
 
 def _greatest_of(value: Value) -> Value:
     """What a value is the maximum of."""
-    value = _bare(value)
-    while (node := value.producer) is not None and node.op is Op.REDUCE and node.attrs.get("mode") == "max":
-        value = _bare(node.read(0))
+    value = before(value, _BARE)
+    while (node := value.producer) is not None and _takes_greatest(node):
+        value = before(node.read(0), _BARE)
     return value
+
+
+def _takes_greatest(node: Node) -> bool:
+    return node.op is Op.REDUCE and node.attrs.get("mode") == "max"

@@ -62,4 +62,4 @@ def _is_residual(value: Value) -> bool:
     node = value.producer
     if node is None or not isinstance(node.kind, Pointwise) or node.kind.function != "add":
         return False
-    return all(operand is not None and not operand.is_constant for operand in node.inputs)
+    return len(node.computed) == len(node.inputs)

@@ -95,52 +95,94 @@ def locate_classifier(
     return replace(found, consensus=consensus)
 
 
+@dataclass(frozen=True)
+class _Head:
+    """The way from the images to the class scores.
+
+    Attributes:
+        cuts: the values on every path, `logits` last.
+        gone: the first of them behind the grid.
+        ends: the nodes that end it.
+    """
+
+    graph: Graph
+    images: list[Value]
+    logits: Logits
+    places: Places
+    cuts: list[Value]
+    gone: Value
+    ends: tuple[GridEnd, ...]
+
+    @property
+    def before(self) -> list[Value]:
+        """The cut values that have a grid."""
+        return self.cuts[: self.cuts.index(self.gone)]
+
+    @property
+    def reads_token(self) -> bool:
+        return any(end.kind is Collapse.TOKEN for end in self.ends)
+
+    def map_of(self, value: Value) -> FeatureMap | None:
+        """A value as a map, of tokens with others beside its grid too."""
+        return self.places.map_of(value, others=True)
+
+    def pool(self) -> tuple[Readout, FeatureMap] | None:
+        """The attention pool that ends the grid."""
+        if all(end.kind not in (Collapse.LINEAR, Collapse.OTHER) for end in self.ends):
+            return None
+        return locate_pool(self.graph, self.images, self.logits.value, self.ends, self.places)
+
+    def normed(self, entry: FeatureMap) -> FeatureMap:
+        """The norm behind the entry of a block; the entry where it has none."""
+        return normed(self.graph, self.images, self.logits.value, entry, self.places)
+
+    def found(self, target: FeatureMap, obstacle: str | None = None, readout: Readout | None = None) -> Classifier:
+        return Classifier(self.logits, target, _pooled(self.cuts, self.gone), self.ends, obstacle, readout)
+
+    def masked(self, target: FeatureMap, streams: tuple[FeatureMap, ...] = ()) -> Classifier:
+        """What is found where one mask covers a map and those beside it."""
+        if not streams:
+            return self.found(target, closed_ends(self.graph, self.ends, target, self.places))
+        obstacle = f"{1 + len(streams)} maps of one grid feed the scores and are masked together"
+        return replace(self.found(target, obstacle), streams=streams)
+
+
 def _located(
     graph: Graph, options: Options, wanted: Wanted, images: list[Value], logits: Logits, places: Places
 ) -> Classifier:
     cuts = cut_values(graph, images, logits.value)
     gone = first_without_place(cuts, places)
-    pooled = _pooled(cuts, gone)
     ends = tuple(grid_ends(gone, activations(graph, images), places))
-    streams: tuple[FeatureMap, ...] = ()
-    reads_token = any(end.kind is Collapse.TOKEN for end in ends)
+    head = _Head(graph, images, logits, places, cuts, gone, ends)
     if options.target_layer is not None:
-        target = _chosen_target(graph, cuts, gone, places, options.target_layer, reads_token=reads_token)
-        if wanted is Wanted.DERIVATIVE and reads_token and stage_number(options.target_layer) == 1:
-            target = normed(graph, images, logits.value, target, places)
-    elif wanted is Wanted.DERIVATIVE:
-        target, streams = _last_maps(graph, images, logits.value, cuts, gone, ends, places, reads_token=reads_token)
-    elif wanted is Wanted.TOKENS or reads_token:
-        found = locate_readout(graph, images, logits.value, ends, places, options.block or 1)
-        if not isinstance(found, str):
-            readout, target = found
-            obstacle = _reading_obstacle(readout, options)
-            if obstacle is not None and readout.residual is None:
-                raise TargetNotFoundError(
-                    f"{obstacle}, and no single value holds the tokens at the entry of that block, which the mask of "
-                    "ViT Recipro-CAM covers too; choose a layer with --target-layer"
-                )
-            return Classifier(logits, target, pooled, ends, obstacle, readout)
-        reads_places = wanted is Wanted.ANY and not _attends(graph, images, ends)
-        if reads_token and wanted is not Wanted.TOKENS and _is_clip(images):  # attention in space and in time, apart
-            target = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
-            return Classifier(logits, target, pooled, ends, f"no block for ViT Recipro-CAM: {found}")
-        if wanted is Wanted.TOKENS or (found != MEAN_QUERY and not reads_places):
-            raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {found}; choose a layer with --target-layer")
-        bare = [_without_kind(end) for end in ends]
-        target, streams = _default_target(graph, cuts, gone, bare, places, others=reads_places)
-    else:
-        _require_grid(graph, logits.value, gone, ends)
-        if any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends):
-            pool = locate_pool(graph, images, logits.value, ends, places)
-            if pool is not None:
-                readout, target = pool
-                return Classifier(logits, target, pooled, ends, None, readout)
-        target, streams = _default_target(graph, cuts, gone, ends, places)
-    obstacle = closed_ends(graph, ends, target, places)
-    if streams:
-        obstacle = f"{1 + len(streams)} maps of one grid feed the scores and are masked together"
-    return Classifier(logits, target, pooled, ends, obstacle, streams=streams)
+        target = _chosen_target(head, options.target_layer)
+        if wanted is Wanted.DERIVATIVE and head.reads_token and stage_number(options.target_layer) == 1:
+            target = head.normed(target)
+        return head.masked(target)
+    if wanted is Wanted.DERIVATIVE:
+        return head.masked(*_last_maps(head))
+    if wanted is Wanted.TOKENS or head.reads_token:
+        return _by_tokens(head, options, wanted)
+    _require_grid(head)
+    pool = head.pool()
+    if pool is not None:
+        return head.found(pool[1], readout=pool[0])
+    return head.masked(*_default_target(head))
+
+
+def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> Classifier:
+    """What is found of a head that reads tokens."""
+    graph, images = head.graph, head.images
+    read = locate_readout(graph, images, head.logits.value, head.ends, head.places, options.block or 1)
+    if not isinstance(read, str):
+        return head.found(read[1], _reading_obstacle(read[0], options), read[0])
+    if wanted is not Wanted.TOKENS and _is_clip(images):  # attention in space and in time, apart
+        return head.found(_chosen_target(head, LAST), f"no block for ViT Recipro-CAM: {read}")
+    reads_places = wanted is Wanted.ANY and not _attends(graph, images, head.ends)
+    if wanted is Wanted.TOKENS or (read != MEAN_QUERY and not reads_places):
+        raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {read}; choose a layer with --target-layer")
+    bare = replace(head, ends=tuple(_without_kind(end) for end in head.ends))
+    return head.masked(*_default_target(bare, others=reads_places))
 
 
 def _is_clip(images: Sequence[Value]) -> bool:
@@ -163,11 +205,11 @@ def _pooled(cuts: list[Value], gone: Value) -> Value:
     return next((value for value in behind if is_vector(value.shape)), behind[-1])
 
 
-def _require_grid(graph: Graph, logits: Value, gone: Value, ends: tuple[GridEnd, ...]) -> None:
+def _require_grid(head: _Head) -> None:
     """Refuse a model whose image is so small that its pool finds one cell only."""
-    if all(end.kind is not Collapse.OTHER for end in ends):
+    if all(end.kind is not Collapse.OTHER for end in head.ends):
         return
-    for node in region(graph, [gone], [logits]):
+    for node in region(head.graph, [head.gone], [head.logits.value]):
         source = node.operand(0)
         is_map = node.op in (Op.REDUCE, Op.POOL) and source is not None and source.rank == 4
         if is_map and source is not None and 1 in (volume(source.sizes[2:]), volume(source.sizes[1:3])):
@@ -178,9 +220,16 @@ def _require_grid(graph: Graph, logits: Value, gone: Value, ends: tuple[GridEnd,
 
 
 def _reading_obstacle(readout: Readout, options: Options) -> str | None:
+    """Why what follows the block has no closed form; None if it has one."""
+    obstacle = "the head reads patch tokens as well" if readout.reads_patches else None
     if (options.block or 1) > 1:
-        return f"blocks follow block {options.block} from the end"
-    return "the head reads patch tokens as well" if readout.reads_patches else None
+        obstacle = f"blocks follow block {options.block} from the end"
+    if obstacle is not None and readout.residual is None:
+        raise TargetNotFoundError(
+            f"{obstacle}, and no single value holds the tokens at the entry of that block, which the mask of "
+            "ViT Recipro-CAM covers too; choose a layer with --target-layer"
+        )
+    return obstacle
 
 
 def _attends(graph: Graph, images: Sequence[Value], ends: Sequence[GridEnd]) -> bool:
@@ -193,59 +242,67 @@ def _without_kind(end: GridEnd) -> GridEnd:
     return replace(end, kind=Collapse.OTHER, grid_axes=())
 
 
-def _default_target(
-    graph: Graph, cuts: list[Value], gone: Value, ends: Sequence[GridEnd], places: Places, *, others: bool = True
-) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
+def _default_target(head: _Head, *, others: bool = True) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
     """The feature map to explain and those that are masked together with it; `others` are tokens beside its grid."""
+    graph, ends, places = head.graph, head.ends, head.places
     if not ends:
         raise TargetNotFoundError(
-            f"no feature map found before the logits {cuts[-1].describe()}: no value in which the rows and columns of "
-            f"the image can be followed{_where_lost(graph, places)}; {shape_hint(graph)}"
+            f"no feature map found before the logits {head.cuts[-1].describe()}: no value in which the rows and "
+            f"columns of the image can be followed{_where_lost(graph, places)}; {shape_hint(graph)}"
         )
     features: dict[Value, FeatureMap] = {}
     if all(end.grid_axes for end in ends):
         features = {feature.value: feature for feature in (feature_before(end, places) for end in ends)}
-        first = next(iter(features.values()))
-        if len(features) == 1:
-            if not is_feature(graph, first.value):
-                raise TargetNotFoundError(
-                    f"the first layer already ends the grid of the image {first.value.describe()}: there is no feature "
-                    "map to explain"
-                )
-            return first, ()
-        share = all(
-            (item.grid, item.grid_axes) == (first.grid, first.grid_axes) and item.frame.agrees(first.frame)
-            for item in features.values()
-        )
-        is_joint = any(places.map_of(value) and is_feature(graph, value) for value in cuts[: cuts.index(gone)])
-        if share and not is_joint and all(is_feature(graph, value) for value in features):
-            return first, tuple(features.values())[1:]
-    before = cuts[: cuts.index(gone)]
-    for value in reversed(before):
+        first, *rest = features.values()
+        if not rest and not is_feature(graph, first.value):
+            raise TargetNotFoundError(
+                f"the first layer already ends the grid of the image {first.value.describe()}: there is no feature "
+                "map to explain"
+            )
+        is_joint = any(places.map_of(value) and is_feature(graph, value) for value in head.before)
+        if not rest or (not is_joint and _share_grid(graph, list(features.values()))):
+            return first, tuple(rest)
+    for value in reversed(head.before):
         described = places.map_of(value, others=others)
         if described is not None and is_feature(graph, value):
             return described, ()
-    if any(folded_times(axes) is not None for axes in places.traced.values()):
-        raise TargetNotFoundError(
+    sources = list(features) or list(dict.fromkeys(end.source for end in ends))
+    raise TargetNotFoundError(_why_no_map(head, sources))
+
+
+def _share_grid(graph: Graph, features: Sequence[FeatureMap]) -> bool:
+    """Whether feature maps have one grid, so that one mask fits all."""
+    first = features[0]
+    return all(
+        (item.grid, item.grid_axes) == (first.grid, first.grid_axes)
+        and item.frame.agrees(first.frame)
+        and is_feature(graph, item.value)
+        for item in features
+    )
+
+
+def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
+    """What is said of a model none of whose cut values is a feature map; `sources` are the last values with a grid."""
+    if any(folded_times(axes) is not None for axes in head.places.traced.values()):
+        return (
             "the frames of a clip stand in the batch, and more than a mean of their scores is made of them: their maps "
             "cannot be told apart"
         )
-    if any(places.has_views(value) for value in places.traced):
-        raise TargetNotFoundError(
+    if any(map(head.places.has_views, head.places.traced)):
+        return (
             "views or parts of an image stand side by side in one batch (test-time augmentation): their maps cannot be "
             "told apart; insert into the model of one view"
         )
-    sources = list(features) or list(dict.fromkeys(end.source for end in ends))
     if len(sources) > 1:
         listed = ", ".join(value.describe() for value in sources)
-        raise TargetNotFoundError(
+        return (
             f"{len(sources)} streams of different grids feed the scores and meet only behind their pools: {listed}; no "
             "layer before them lies on every path, so no single map explains the scores"
         )
-    raise TargetNotFoundError(
-        f"no feature map found before the logits {cuts[-1].describe()}; nearest value with a grid of the image: "
+    return (
+        f"no feature map found before the logits {head.cuts[-1].describe()}; nearest value with a grid of the image: "
         f"{sources[0].describe()}, which is no batch of maps with channels; "
-        f"{shape_hint(graph)}"
+        f"{shape_hint(head.graph)}"
     )
 
 
@@ -262,54 +319,41 @@ def _where_lost(graph: Graph, places: Places) -> str:
     return ""
 
 
-def _chosen_target(
-    graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str, *, reads_token: bool
-) -> FeatureMap:
+def _chosen_target(head: _Head, name: str) -> FeatureMap:
     if (number := stage_number(name)) is None:
-        return _named_target(graph, cuts, gone, places, name)
-    features = [value for value in cuts[: cuts.index(gone)] if is_feature(graph, value)]
-    return stage(graph, features, lambda value: places.map_of(value, others=True), number, reads_token=reads_token)
+        return _named_target(head, name)
+    features = [value for value in head.before if is_feature(head.graph, value)]
+    return stage(head.graph, features, head.map_of, number, reads_token=head.reads_token)
 
 
-def _last_maps(
-    graph: Graph,
-    images: Sequence[Value],
-    logits: Value,
-    cuts: list[Value],
-    gone: Value,
-    ends: tuple[GridEnd, ...],
-    places: Places,
-    *,
-    reads_token: bool,
-) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
+def _last_maps(head: _Head) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
     """The last map by which a derivative says something, or several that feed the scores side by side."""
+    graph, reads_token = head.graph, head.reads_token
     if not reads_token:
-        _require_grid(graph, logits, gone, ends)
-    elif any(end.kind is not Collapse.TOKEN for end in ends):
+        _require_grid(head)
+    elif any(end.kind is not Collapse.TOKEN for end in head.ends):
         raise TargetNotFoundError(
             "the head reads patches beside its class token: a derivative at the last layer leaves out what the class "
             "token saw of them; choose an earlier one, --target-layer -2"
         )
     try:
         if reads_token:
-            entry = _chosen_target(graph, cuts, gone, places, LAST, reads_token=True)
-            return normed(graph, images, logits, entry, places), ()
-        is_pool = any(end.kind in (Collapse.LINEAR, Collapse.OTHER) for end in ends)
-        pool = locate_pool(graph, images, logits, ends, places) if is_pool else None
-        return _default_target(graph, cuts, gone, ends, places) if pool is None else (pool[1], ())
+            return head.normed(_chosen_target(head, LAST)), ()
+        pool = head.pool()
+        return _default_target(head) if pool is None else (pool[1], ())
     except TargetNotFoundError:
         if not reads_token:  # pools of maps on several grids have no one grid that is right
             raise
         found = last_maps(
             graph,
-            images,
-            logits,
-            lambda value: places.map_of(value, others=True) if is_feature(graph, value) else None,
+            head.images,
+            head.logits.value,
+            lambda value: head.map_of(value) if is_feature(graph, value) else None,
             reads_token=reads_token,
         )
         if not found:
             raise
-        found = [normed(graph, images, logits, item, places) for item in found] if reads_token else found
+        found = list(map(head.normed, found)) if reads_token else found
         return found[0], tuple(found[1:])
 
 
@@ -318,27 +362,27 @@ def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:
     images = image_inputs(graph)
     cuts = cut_values(graph, images, find_logits(graph, images, options.output).value)
     places = find_places(graph)
-    return _usable(cuts, first_without_place(cuts, places), places)
+    return _usable(cuts[: cuts.index(first_without_place(cuts, places))], places)
 
 
-def _usable(cuts: list[Value], gone: Value, places: Places) -> list[FeatureMap]:
-    made = [value for value in cuts[: cuts.index(gone)] if value.producer is not None]
+def _usable(before: Sequence[Value], places: Places) -> list[FeatureMap]:
+    made = [value for value in before if value.producer is not None]
     return [feature for value in made if (feature := places.map_of(value, others=True)) is not None]
 
 
-def _named_target(graph: Graph, cuts: list[Value], gone: Value, places: Places, name: str) -> FeatureMap:
-    found = _by_name(graph, name)
-    usable = [feature.value for feature in _usable(cuts, gone, places)]
+def _named_target(head: _Head, name: str) -> FeatureMap:
+    found = _by_name(head.graph, name)
+    usable = [feature.value for feature in _usable(head.before, head.places)]
     names = [value.producer.name for value in usable if value.producer is not None]
     hint = "" if not names else f"; the last layers that can be explained: {', '.join(map(repr, names[-4:]))}"
     if found is None:
-        known = [node.name for node in graph.nodes]
+        known = [node.name for node in head.graph.nodes]
         raise UnknownNameError("layer", name, known, hint)
-    if found not in cuts:
+    if found not in head.cuts:
         raise TargetNotFoundError(
             f"layer {name!r} {found.describe()} is not on every path from image to logits: some go round it{hint}"
         )
-    feature = places.map_of(found, others=True)
+    feature = head.map_of(found)
     if feature is None or found not in usable:
         raise TargetNotFoundError(
             f"layer {name!r} gives {found.describe()}, which is no feature map with a grid of the image{hint}"

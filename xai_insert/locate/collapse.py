@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from xai_insert.errors import TargetNotFoundError
+from xai_insert.errors import ModelFileError, TargetNotFoundError
 from xai_insert.graph.cuts import region
+from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
-
-_POINTWISE = frozenset(
-    {Op.ELEMENTWISE, Op.SIGMOID, Op.CAST, Op.IDENTITY, Op.CLIP, Op.QUANTIZE} | {Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.POW}
-)
 
 
 class Collapse(Enum):
@@ -90,7 +87,7 @@ def _classify(node: Node, source: Value, result: Value, places: Places) -> list[
         return [GridEnd(Collapse.CONV, node, source, result, grid)]
     if node.op is Op.RESHAPE:
         return _flattened(node, source, result, grid)
-    if node.op in (Op.GATHER, Op.SLICE, Op.SPLIT):
+    if node.op in CUTS_OUT:
         return [GridEnd(Collapse.TOKEN, node, source, result)]
     return [GridEnd(Collapse.OTHER, node, source, result)]
 
@@ -108,8 +105,11 @@ def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
         axes: tuple[int, ...] | None = node.attrs["axes"]
         return axes
     if node.op is Op.POOL and source.shape is not None and not any(node.attrs["pads"]):
-        sides = zip(node.attrs["kernel"], source.shape[2:], strict=True)
-        covers = all(side is not None and size >= side for size, side in sides)  # a larger one, with sizes rounded up
+        sides = source.shape[2:]
+        if len(sides) != len(node.attrs["kernel"]):
+            raise ModelFileError(f"{node.type} {node.name!r} has a window of other rank than {source.describe()}")
+        # a window may be larger, with sizes rounded up
+        covers = all(side is not None and size >= side for size, side in zip(node.attrs["kernel"], sides, strict=True))
         return tuple(range(2, len(source.shape))) if covers else None
     return None
 
@@ -168,7 +168,7 @@ def feature_before(end: GridEnd, places: Places) -> FeatureMap:
 
 def _varying(node: Node) -> Value | None:
     """The one operand that is no constant; None if there are several."""
-    operands = [value for value in node.inputs if value is not None and not value.is_constant]
+    operands = node.computed
     return operands[0] if len(operands) == 1 else None
 
 
@@ -207,9 +207,9 @@ def is_pointwise(graph: Graph, feature: FeatureMap, source: Value) -> bool:
 
 
 def _is_pointwise_node(node: Node, feature: FeatureMap) -> bool:
-    if node.op in _POINTWISE:
+    if node.op in ONE_FUNCTION:
         rank = feature.value.rank
-        operands = [value for value in node.inputs if value is not None]
+        operands = node.operands
         return all(_is_uniform(value, feature) if value.is_constant else value.rank == rank for value in operands)
     return node.op is Op.BATCH_NORM and feature.channel_axis == 1
 

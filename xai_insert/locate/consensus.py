@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xai_insert.graph.axes import Axes, Kind, Origin, coarse
-from xai_insert.graph.view import Op, Value
+from xai_insert.graph.traits import ARRANGES, SAME
+from xai_insert.graph.view import Node, Op, Value
 from xai_insert.locate.places import Places
 
-_THROUGH = (Op.RESHAPE, Op.TRANSPOSE, Op.IDENTITY, Op.CAST)
+_THROUGH = ARRANGES | SAME
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,17 @@ def find_consensus(logits: Value, places: Places) -> Consensus | None:
         if node is None:
             return None
         if node.op is Op.REDUCE and node.attrs["mode"] == "mean" and not is_mean:
-            gone = [places.traced.get(node.read(0), ())[axis : axis + 1] for axis in node.attrs["axes"] or ()]
-            times = [axes[0][0].origin.kind for axes in gone if axes and len(axes[0]) == 1]
-            if times != [Kind.TIME] or len(gone) != 1:
+            if not _is_over_times(node, places):
                 return None
             is_mean = True
         elif node.op not in _THROUGH:
             return None
         value = node.read(0)
+
+
+def _is_over_times(mean: Node, places: Places) -> bool:
+    gone = [places.traced.get(mean.read(0), ())[axis : axis + 1] for axis in mean.attrs["axes"] or ()]
+    return len(gone) == 1 and [axis[0].origin.kind for axis in gone[0] if len(axis) == 1] == [Kind.TIME]
 
 
 def _consensus(scores: Value, times: Origin, count: int, logits: Value) -> Consensus:

@@ -85,6 +85,11 @@ class Detector:
     evidence: str
 
     @property
+    def parts(self) -> list[ClassLevel]:
+        """The levels, and the other heads of their grids."""
+        return [part for level in self.levels for part in level.parts]
+
+    @property
     def middle(self) -> ClassLevel:
         """The level whose grid the map has."""
         return self.levels[len(self.levels) // 2]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xai_insert.graph.cuts import activations
-from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, WITHOUT_DATA
+from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, PRODUCTS, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
@@ -97,7 +97,7 @@ def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
 def is_learned(node: Node) -> bool:
     """Whether a node is a convolution or linear layer with weights that were learned."""
     weight = node.operand(1)
-    if node.op not in (Op.CONV, Op.MATMUL) or weight is None or not weight.is_constant or weight.shape is None:
+    if node.op not in PRODUCTS or weight is None or not weight.is_constant or weight.shape is None:
         return False
     if node.op is Op.MATMUL and weight.rank != 2:
         return False
@@ -292,7 +292,7 @@ def local_values(
     for node in graph.nodes:
         if node.op is Op.SHAPE:
             continue
-        read = [operand for operand in node.inputs if operand is not None and operand in local]
+        read = [operand for operand in node.operands if operand in local]
         if not read or any(output in local for output in node.outputs):
             continue
         if selects(node, dependent):
@@ -307,12 +307,12 @@ def reshapes_between(graph: Graph, heads: Sequence[Head], end: Value) -> list[Va
     """Values on the way from heads to `end`, where classes and locations may still have axes of their own."""
     from_heads: dict[Value, None] = {head.value: None for head in heads}
     for node in graph.nodes:
-        if node.op is not Op.SHAPE and any(operand in from_heads for operand in node.inputs if operand is not None):
+        if node.op is not Op.SHAPE and any(operand in from_heads for operand in node.operands):
             from_heads.update(dict.fromkeys(node.outputs))
     way: set[Value] = {end}
     for node in reversed(graph.nodes):
         if any(output in way for output in node.outputs):
-            way.update(operand for operand in node.inputs if operand is not None and operand in from_heads)
+            way.update(operand for operand in node.operands if operand in from_heads)
     heads_ = {head.value for head in heads}
     return [value for value in from_heads if value in way and value not in heads_ and "float" in value.dtype]
 

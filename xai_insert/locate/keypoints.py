@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from xai_insert.errors import AmbiguousModelError, UnknownNameError
+from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import cut_values
 from xai_insert.graph.operators import Product, Resized, Window
+from xai_insert.graph.pattern import before, layer_of
+from xai_insert.graph.traits import RANKS, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value, numbers
 from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.layout import FeatureMap, Frame
@@ -19,6 +21,7 @@ _COARSEST = 8
 """Pixels from one cell of heat maps to the next, at most; heads of boxes are coarser."""
 _FEWEST = 4
 """Channels from which on a single map is likely one of key points; fewer may be colours, normals or a flow."""
+_MOST_HEADS = 3  # of a detector: classes, boxes, objectness
 _FEWEST_WITH_OFFSETS = 3
 _NEAR = 6
 """Layers between the last widening of the grid and the heat maps."""
@@ -90,73 +93,72 @@ def find_keypoints(graph: Graph, places: Places, output: str | None) -> HeatMaps
         UnknownNameError: no output has that name.
         AmbiguousModelError: of a square image, bins along columns and rows cannot be told apart.
     """
-    if output is not None and output not in graph.output_names:
-        raise UnknownNameError("output", output, list(graph.output_names))
-    return _bins(graph, places, output) or _read_off(graph, places) or _given(graph, places, output)
+    chosen = graph.chosen(output)
+    return _bins(graph, places, output) or _read_off(graph, places) or _given(chosen, places)
 
 
 def _bins(graph: Graph, places: Places, output: str | None) -> Bins | None:
-    values = [_before_softmax(value) for value in graph.outputs]
+    values = [before(value, SAME | {Op.SOFTMAX}) for value in graph.outputs]
     size = image_size(image_inputs(graph)[0])
     if len(values) != 2 or size is None or any(value.rank != 3 or places.is_placed(value) for value in values):
         return None
-    joints, counts = {value.sizes[1] for value in values}, [value.sizes[2] or 0 for value in values]
+    counts, count = [value.sizes[2] or 0 for value in values], values[0].sizes[1]
     height, width = size
     orders = [(x, y) for x, y in ((0, 1), (1, 0)) if counts[x] * height == counts[y] * width and counts[x] >= width]
-    count = joints.pop()
-    sources = {_linear_source(value) for value in values}
-    if joints or count is None or not orders or None in sources or len(sources) > 1:
+    if count is None or not orders or not _have_one_source(values):
         return None
-    if len(orders) > 1:
-        names = list(graph.output_names)
-        if output is None:
-            raise AmbiguousModelError(
-                f"{values[0].describe()} and {values[1].describe()} score bins for key points, and the image is "
-                f"square: name the output of the columns (x) with --output, {names[0]} or {names[1]}"
-            )
-        orders = [order for order in orders if order[0] == names.index(output)]
-    x, y = orders[0]
+    x, y = orders[0] if len(orders) == 1 else _order_of_square(graph, values, output)
     per_pixel = counts[x] / width
-    each = max(n for n in range(1, max(round(_CELL * per_pixel), 1) + 1) if not counts[x] % n and not counts[y] % n)
+    most = max(round(_CELL * per_pixel), 1)
+    each = max(n for n in range(1, most + 1) if counts[x] % n == counts[y] % n == 0)
     return Bins(values[x], values[y], count, (x, y), each, per_pixel)
+
+
+def _order_of_square(graph: Graph, values: Sequence[Value], output: str | None) -> tuple[int, int]:
+    """Which output holds the columns and which the rows, of a square image."""
+    names = list(graph.output_names)
+    if output is None:
+        raise AmbiguousModelError(
+            f"{values[0].describe()} and {values[1].describe()} score bins for key points, and the image is "
+            f"square: name the output of the columns (x) with --output, {names[0]} or {names[1]}"
+        )
+    x = names.index(output)
+    return x, 1 - x
+
+
+def _have_one_source(values: Sequence[Value]) -> bool:
+    """Whether linear layers that read the same give values for as many key points each."""
+    sources = {_linear_source(value) for value in values}
+    return None not in sources and len(sources) == 1 and len({value.sizes[1] for value in values}) == 1
 
 
 def _linear_source(value: Value) -> Value | None:
     """What the linear layer reads that gives a value; None if none does."""
-    node = value.producer
-    if node is not None and node.op is Op.ADD:
-        node = next((item.producer for item in node.inputs if item is not None and not item.is_constant), None)
+    node = layer_of(value)
     return node.operand(0) if node is not None and isinstance(node.kind, Product) else None
-
-
-def _before_softmax(value: Value) -> Value:
-    node = value.producer
-    while node is not None and node.op in (Op.IDENTITY, Op.CAST, Op.SOFTMAX):
-        value = node.read(0)
-        node = value.producer
-    return value
 
 
 def _read_off(graph: Graph, places: Places) -> HeatMaps | None:
     """Maps whose greatest place the model itself finds, or whose mean place, for each of as many rows of an output."""
     for node in graph.nodes:
-        if node.op not in (Op.ARGMAX, Op.TOPK, Op.SOFTMAX) or node.operand(0) is None:
+        if node.op not in RANKS | {Op.SOFTMAX} or node.operand(0) is None:
             continue
-        value = node.output if node.op is Op.SOFTMAX else node.read(0)
+        is_mean = node.op is Op.SOFTMAX
+        value = node.output if is_mean else node.read(0)
         feature = places.map_of(value)
-        if (
-            feature is None
-            or len(feature.grid_axes) != 1
-            or node.attrs["axis"] % (value.rank or 1) != feature.grid_axes[0]
-        ):
+        if feature is None or not _is_over_places(node, feature):
             continue
-        joints = feature.channels
-        if joints is None or joints < 2 or (node.op is Op.TOPK and numbers(node.operand(1)) != (1,)):
-            continue
-        if any(_is_of(output, joints, graph, value, through=node.op is Op.SOFTMAX) for output in graph.outputs):
-            sign = "the mean place" if node.op is Op.SOFTMAX else "the greatest place"
+        joints = feature.channels or 0
+        if joints > 1 and any(_is_of(output, joints, graph, value, through=is_mean) for output in graph.outputs):
+            sign = "the mean place" if is_mean else "the greatest place"
             return HeatMaps(feature, joints, f"{sign} of each is read off them", is_sure=True)
     return None
+
+
+def _is_over_places(node: Node, feature: FeatureMap) -> bool:
+    """Whether a softmax goes over the places of a map, or the first of them is chosen."""
+    axes = (node.attrs["axis"] % (feature.value.rank or 1),)
+    return axes == feature.grid_axes and (node.op is not Op.TOPK or numbers(node.operand(1)) == (1,))
 
 
 def _is_of(output: Value, joints: int, graph: Graph, maps: Value, *, through: bool) -> bool:
@@ -169,32 +171,40 @@ def _is_of(output: Value, joints: int, graph: Graph, maps: Value, *, through: bo
     return not through or maps in cut_values(graph, image_inputs(graph), output)
 
 
-def _given(graph: Graph, places: Places, output: str | None) -> HeatMaps | None:
+def _given(chosen: Sequence[tuple[int, Value]], places: Places) -> HeatMaps | None:
     """Maps that are an output; with others of the same grid, those with half as many channels as there are offsets."""
-    chosen = [index for index, name in enumerate(graph.output_names) if output in (None, name)]
-    found = [(index, feature) for index in chosen if (feature := _map(graph.outputs[index], places)) is not None]
+    found = [(index, feature) for index, value in chosen if (feature := _map(value, places)) is not None]
     if not found or len(found) < len(chosen):
         return None
-    if len(found) == 1:
-        ((index, feature),) = found
-        joints = feature.channels
-        if joints is None:
-            return None
-        sign = _sign(feature, image_size(places.image) if places.image is not None else None)
-        is_whole = feature.value is graph.outputs[index]
-        is_sure = bool(sign) and joints >= _FEWEST and is_whole
-        return HeatMaps(feature, joints, sign or "as asked for", is_sure, index if is_whole else None)
+    if len(found) > 1:
+        return _beside_offsets(found)
+    ((index, feature),) = found
+    joints = feature.channels
+    if joints is None:
+        return None
+    sign = _sign(feature, image_size(places.image) if places.image is not None else None)
+    is_whole = feature.value is dict(chosen)[index]
+    is_sure = bool(sign) and joints >= _FEWEST and is_whole
+    return HeatMaps(feature, joints, sign or "as asked for", is_sure, index if is_whole else None)
+
+
+def _beside_offsets(found: Sequence[tuple[int, FeatureMap]]) -> HeatMaps | None:
+    """The one of several outputs on a grid beside which another has two offsets for each of its channels.
+
+    Of an even number of them, a detector's sides of boxes and scores of classes may have the same widths, with an
+    objectness at most beside them.
+    """
     widths = {feature.channels for _, feature in found}
     paired = [
-        (index, feature)
+        (index, feature, joints)
         for index, feature in found
-        if feature.channels is not None and feature.channels >= _FEWEST_WITH_OFFSETS and 2 * feature.channels in widths
+        if (joints := feature.channels or 0) >= _FEWEST_WITH_OFFSETS and 2 * joints in widths
     ]
     if len(paired) != 1 or len({feature.grid for _, feature in found}) > 1:
         return None
-    ((index, feature),) = paired
-    sign = f"beside {2 * (feature.channels or 0)} offsets on the same grid"
-    return HeatMaps(feature, feature.channels or 0, sign, is_sure=True, output=index)
+    ((index, feature, joints),) = paired
+    is_sure = joints % 2 == 1 or len(found) > _MOST_HEADS
+    return HeatMaps(feature, joints, f"beside {2 * joints} offsets on the same grid", is_sure, index)
 
 
 def _map(output: Value, places: Places) -> FeatureMap | None:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xai_insert.errors import AmbiguousModelError, UnknownNameError, UnsupportedTaskError
-from xai_insert.graph.axes import Kind
+from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
+from xai_insert.graph.axes import has_batch
 from xai_insert.graph.cuts import activations
-from xai_insert.graph.view import Graph, Op, Shape, Value, volume
+from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, UNCHANGED
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value, volume
 from xai_insert.locate.places import find_places
 
-_PEELED = frozenset({Op.SOFTMAX, Op.SIGMOID, Op.TOPK, Op.ARGMAX, Op.CAST, Op.IDENTITY, Op.QUANTIZE})
-
-_ARRANGING = frozenset(
-    {Op.RESHAPE, Op.TRANSPOSE, Op.CONCAT, Op.SLICE, Op.SPLIT, Op.SIGMOID, Op.SOFTMAX, Op.CLIP, Op.CAST, Op.IDENTITY}
-    | {Op.ADD, Op.MUL, Op.QUANTIZE}
-)
+_PEELED = JUDGES | UNCHANGED
 
 
 @dataclass(frozen=True)
@@ -92,24 +88,24 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
     Raises:
         UnknownNameError: no output has that name.
     """
-    names = list(graph.output_names)
-    if output is not None and output not in names:
-        raise UnknownNameError("output", output, names)
     reached = activations(graph, images)
     found: dict[Value, Logits] = {}
-    for name, value in zip(names, graph.outputs, strict=True):
-        if output not in (None, name):
-            continue
+    for index, value in graph.chosen(output):
         scores = peel(value)
-        if scores in found or scores not in reached or scores.producer is None or "float" not in scores.dtype:
-            continue
-        if _is_of_locations(scores, reached) or _has_images_behind(graph, scores):
-            continue
-        if scores.shape is None or not is_vector(scores.shape) or _is_of_another_batch(scores, graph):
+        if scores in found or not _may_be_scores(scores, reached, graph) or scores.shape is None:
             continue
         if (classes := vector_size(scores.shape)) is not None:
-            found[scores] = Logits(scores, name, classes)
+            found[scores] = Logits(scores, graph.output_names[index], classes)
     return [item for item in found.values() if not _feeds_another(graph, item, found)]
+
+
+def _may_be_scores(value: Value, reached: set[Value], graph: Graph) -> bool:
+    """Whether a value is a vector of numbers for each image that some operation has made of it."""
+    if value not in reached or value.producer is None or "float" not in value.dtype:
+        return False
+    if _is_of_locations(value, reached) or _has_images_behind(graph, value):
+        return False
+    return is_vector(value.shape) and not _is_of_another_batch(value, graph)
 
 
 def no_class_scores(graph: Graph) -> str:
@@ -129,21 +125,22 @@ def _is_of_locations(value: Value, reached: set[Value]) -> bool:
         node = stack.pop().producer
         if node is None:
             return False
-        if node.op is Op.CONV:
-            if node.output.rank != 4 or volume(node.output.sizes[2:]) == 1:
-                return False
-        elif node.op in _ARRANGING or node.type == "DepthToSpace":
+        if node.op in LISTS_LOCATIONS or node.type == "DepthToSpace":
             operands = {operand for operand in node.inputs if operand in reached} - seen
             stack += operands
             seen |= operands
-        else:
+        elif not _gives_locations(node):
             return False
     return True
 
 
+def _gives_locations(node: Node) -> bool:
+    return node.op is Op.CONV and node.output.rank == 4 and volume(node.output.sizes[2:]) != 1
+
+
 def _has_images_behind(graph: Graph, scores: Value) -> bool:
     """Whether the images of a batch stand in another axis than the first, as in the scores of prompts for them."""
-    holds = [any(d.origin.kind is Kind.BATCH for d in axis) for axis in find_places(graph).traced.get(scores, ())]
+    holds = [has_batch(axis) for axis in find_places(graph).traced.get(scores, ())]
     return any(holds) and not holds[0]
 
 

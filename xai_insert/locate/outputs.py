@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from xai_insert.graph.axes import Axes, has_place
+from xai_insert.graph.pattern import maker
 from xai_insert.graph.trace import Traced
+from xai_insert.graph.traits import ARRANGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.logits import is_softmax
 from xai_insert.locate.places import find_places
 
 _BOX = 4
 _FEWEST_CHARACTERS = 10
-_THROUGH = (Op.IDENTITY, Op.CAST, Op.GATHER, Op.TAKE, Op.SLICE, Op.RESHAPE, Op.TRANSPOSE)
+_THROUGH = SAME | ARRANGES | {Op.GATHER, Op.TAKE, Op.SLICE}
 
 
 def query_boxes(graph: Graph) -> list[Value]:
@@ -29,9 +31,9 @@ def likely_task(graph: Graph) -> str | None:
         if _is_map(value, traced):
             return f"{value.describe()} is a value for every place of the image: {_kind_of_map(value)}"
     for value in graph.outputs:
-        if value.shape is None or len(value.shape) != 3 or "float" not in value.dtype:
+        if value.rank != 3 or "float" not in value.dtype:
             continue
-        width = value.shape[2] or 0
+        width = value.sizes[2] or 0
         if width in (2, 3):
             return f"{value.describe()} looks like key points: {width} coordinates of each"
         if width >= _FEWEST_CHARACTERS:
@@ -41,23 +43,12 @@ def likely_task(graph: Graph) -> str | None:
 
 
 def _kind_of_map(value: Value) -> str:
-    if "float" not in value.dtype or (value.producer is not None and _source(value, (Op.CAST,)) is Op.ARGMAX):
+    made = maker(value, (Op.CAST,))
+    if "float" not in value.dtype or (made is not None and made.op is Op.ARGMAX):
         return "a semantic segmenter after its argmax"
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
         return "semantic segmentation, or heat maps of key points: --method keypoint-map says the latter"
     return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
-
-
-def _source(value: Value, through: tuple[Op, ...]) -> Op | None:
-    node = _maker(value, through)
-    return None if node is None else node.op
-
-
-def _maker(value: Value, through: tuple[Op, ...]) -> Node | None:
-    node = value.producer
-    while node is not None and node.op in through:
-        node = node.read(0).producer
-    return node
 
 
 def _is_map(value: Value, traced: Traced) -> bool:
@@ -66,15 +57,15 @@ def _is_map(value: Value, traced: Traced) -> bool:
 
 
 def _holds_boxes(value: Value, graph: Graph, traced: Traced) -> bool:
-    shape = value.shape
-    if shape is None or len(shape) != 3 or "float" not in value.dtype or is_softmax(value) or _is_map(value, traced):
+    if value.rank != 3 or "float" not in value.dtype or is_softmax(value) or _is_map(value, traced):
         return False
+    shape = value.sizes
     if shape[2] == _BOX:
         if _is_one_vector(traced.get(value, ())):
             return False  # numbers of a fixed list: coordinates of key points, and how sure they are
         others = [other for other in graph.outputs if other is not value and other.rank in (2, 3)]
         return any(other.sizes[1] == shape[1] for other in others)
-    node = _maker(value, _THROUGH)
+    node = maker(value, _THROUGH)
     return (shape[2] or 0) > _BOX and node is not None and node.op is Op.CONCAT and _joins_columns(node)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_place, parts_of
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_batch, has_place, parts_of
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import image_axes, image_inputs, time_axis
@@ -141,7 +141,7 @@ class Places:
     def has_views(self, value: Value) -> bool:
         """Whether several batches stand end to end in the first axis of a value."""
         first = next(iter(self.traced.get(value, ())), ())
-        return len(parts_of(first)) > 1 and any(d.origin.kind is Kind.BATCH for d in parts_of(first)[0])
+        return len(parts_of(first)) > 1 and has_batch(parts_of(first)[0])
 
     def beside_images(self, value: Value) -> int | None:
         """How many rows the first axis of a value has for each image of the batch: 1, or heads; None if unknown."""
@@ -163,15 +163,18 @@ class Places:
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
         if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or set(place.grid) == {1}:
             return None
-        sides: tuple[Side, ...] = ()
-        if len(place.axes) == 1 and None in place.grid:
-            if place.times is not None:
-                return None
-            found = [self._side_of(origin) for origin in (place.first, place.second)]
-            sides = tuple(side for side in found if side is not None)
-            if len(sides) != len(found):
-                return None
+        sides = self._open_sides(place)
+        if sides is None:
+            return None
         return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place), sides)
+
+    def _open_sides(self, place: Place) -> tuple[Side, ...] | None:
+        """Where the sizes of a grid of tokens are read that follow the image; None if that is nowhere."""
+        if len(place.axes) != 1 or None not in place.grid:
+            return ()
+        found = [self._side_of(origin) for origin in (place.first, place.second)]
+        sides = tuple(side for side in found if side is not None)
+        return sides if len(sides) == len(found) and place.times is None else None
 
     def _side_of(self, origin: Origin) -> Side | None:
         """A value and its axis that is an origin, whole: where its size can be read while the model runs."""

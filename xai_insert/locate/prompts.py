@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from xai_insert.errors import UnknownNameError
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.pattern import before
+from xai_insert.graph.traits import ARITHMETIC, JUDGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.logits import is_vector
-
-_COMPARES = frozenset({Op.SOFTMAX, Op.SIGMOID, Op.ARGMAX, Op.TOPK})
-_BESIDE = frozenset({Op.IDENTITY, Op.CAST})
-_SCALING = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV})
 
 
 @dataclass(frozen=True)
@@ -48,58 +45,59 @@ def find_prompts(graph: Graph, images: Collection[Value], output: str | None) ->
     Raises:
         UnknownNameError: no output is called `output`.
     """
-    names = list(graph.output_names)
-    if output is not None and output not in names:
-        raise UnknownNameError("output", output, names)
     seen = activations(graph, list(images))
     read = activations(graph, [value for value in graph.inputs if value not in images])
     found = [
         item
-        for name, value in zip(names, graph.outputs, strict=True)
-        if output in (None, name) and (item := _scores_at(value, name, seen, read)) is not None
+        for index, value in graph.chosen(output)
+        if (item := _scores_at(value, graph.output_names[index], seen, read)) is not None
     ]
     return min(found, key=lambda item: item.scores_transposed, default=None)
 
 
 def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> Prompts | None:
-    while (node := value.producer) is not None and node.op in _COMPARES | _BESIDE:
-        value = node.read(0)
-    scores, tail, flipped = value, list[Node](), False
+    value = scores = before(value, JUDGES | SAME)
+    tail = list[Node]()
     while (node := value.producer) is not None and node.op is not Op.MATMUL:
-        varying = [operand for operand in node.inputs if operand in seen]
-        others = [operand for operand in node.inputs if operand is not None and operand not in seen]
-        if not varying:
-            return None
-        if node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0):
-            flipped = not flipped
-        elif node.op in _SCALING:
-            if len(varying) != 1 or any(operand in read or volume(operand.sizes) != 1 for operand in others):
-                return None
-        elif node.op not in _BESIDE:
+        varying = [operand for operand in node.operands if operand in seen]
+        if not varying or not (_is_flip(node) or node.op in SAME or _scales(node, seen, read)):
             return None
         tail.insert(0, node)
         value = varying[0]
-    if node is None or node.operand(2) is not None or value.rank != 2 or node.attrs.get("is_scaled", False):
+    if node is None or value.rank != 2 or not _is_plain(node):
         return None
-    operands = [(node.read(index), bool(node.attrs[f"transpose_{'ab'[index]}"])) for index in (0, 1)]
-    of_image = [item for item in operands if item[0] in seen - read]
-    of_text = [item for item in operands if item[0] in read - seen]
-    if len(of_image) != 1 or len(of_text) != 1:
+    image_first = node.read(0) in seen - read
+    index = 0 if image_first else 1
+    if node.read(index) not in seen - read or node.read(1 - index) not in read - seen:
         return None
-    image_first = operands[0] is of_image[0]
-    image, upright = _upright(*of_image[0], is_first=image_first)
-    text, text_upright = _upright(*of_text[0], is_first=not image_first)
+    image, upright = _upright(node, index)
+    text, text_upright = _upright(node, 1 - index)
     if not upright or image.rank != 2 or not is_vector(image.shape):
         return None
+    flipped = sum(map(_is_flip, tail)) % 2 == 1
     return Prompts(name, scores, image_first == flipped, image, text, not text_upright, value, tuple(tail))
 
 
-def _upright(value: Value, transposed: bool, *, is_first: bool) -> tuple[Value, bool]:
+def _is_flip(node: Node) -> bool:
+    return node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0)
+
+
+def _scales(node: Node, seen: set[Value], read: set[Value]) -> bool:
+    """Whether a node does the same to every score: arithmetic with one number that no input of the model gives."""
+    others = [operand for operand in node.operands if operand not in seen]
+    is_one = all(operand not in read and volume(operand.sizes) == 1 for operand in others)
+    return node.op in ARITHMETIC and len(node.operands) == len(others) + 1 and is_one
+
+
+def _is_plain(product: Node) -> bool:
+    return product.operand(2) is None and not product.attrs.get("is_scaled", False)
+
+
+def _upright(product: Node, index: int) -> tuple[Value, bool]:
     """An operand with its vectors as rows, from before a transpose that lays them out otherwise, and whether it is."""
-    upright = transposed != is_first
-    while (node := value.producer) is not None and (
-        node.op in _BESIDE or (node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0))
-    ):
+    value = product.read(index)
+    upright = bool(product.attrs[("transpose_a", "transpose_b")[index]]) != (index == 0)
+    while (node := value.producer) is not None and (node.op in SAME or _is_flip(node)):
         upright ^= node.op is Op.TRANSPOSE
         value = node.read(0)
     return value, upright

@@ -9,6 +9,7 @@ from typing import Literal
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.axes import Axis, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
+from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
@@ -20,7 +21,7 @@ WANTED = (
 )
 _BOX = 4
 _LEAST_WIDTH = 3  # of what is sampled: two coordinates and how much was read
-_KEEPING = (Op.RESHAPE, Op.TRANSPOSE, Op.IDENTITY, Op.CAST)
+_KEEPING = ARRANGES | SAME
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,8 @@ def _choice(places: Places, output: Value, origin: Origin) -> Node | None:
             if source.rank == node.output.rank == 3 and _is_of(places, source, origin):
                 return node
             continue
-        for value in node.inputs:
-            if value is not None and value not in seen and not value.is_constant:
+        for value in node.computed:
+            if value not in seen:
                 seen.add(value)
                 stack.append(value)
     return None
@@ -226,23 +227,27 @@ def _is_upright(places: Places, place: Place) -> bool:
 
 def _sampled(places: Places, node: Node) -> Iterator[tuple[Origin, SampledLook]]:
     """The look of a product of what was sampled, `[N * heads, d, Q, points]`, with a weight for each point."""
-    sums = [use.node for use in node.output.uses if use.node.op is Op.REDUCE]
-    if node.output.rank != 4 or len(node.output.uses) != 1 or not sums:
-        return
-    if sums[0].attrs["mode"] != "sum" or sums[0].attrs["axes"] != (3,):
+    if node.output.rank != 4 or not _is_summed_over_points(node.output):
         return
     for samples, weights in ((node.read(0), node.read(1)), (node.read(1), node.read(0))):
         if samples.rank != 4 or weights.rank != 4 or weights.sizes[1] != 1 or (samples.sizes[1] or 0) < _LEAST_WIDTH:
             continue
         rows = places.traced.get(weights, ())
         found = [_sampling(places, part) for part in _side_by_side(samples)]
-        levels = [item for item in found if item is not None]
+        levels = tuple(item for item in found if item is not None)
         if not levels or len(levels) < len(found) or len(rows) < 3 or len(rows[2]) != 1:
             continue
         heads = places.beside_images(levels[0].source)
         finest = max(levels, key=lambda item: item.height * item.width)
         if heads is not None:
-            yield rows[2][0].origin, SampledLook(tuple(levels), weights, heads, finest.height, finest.width)
+            yield rows[2][0].origin, SampledLook(levels, weights, heads, finest.height, finest.width)
+
+
+def _is_summed_over_points(value: Value) -> bool:
+    if len(value.uses) != 1 or value.uses[0].node.op is not Op.REDUCE:
+        return False
+    attrs = value.uses[0].node.attrs
+    return bool(attrs["mode"] == "sum" and attrs["axes"] == (3,))
 
 
 def _side_by_side(value: Value) -> Sequence[Value]:
@@ -251,7 +256,7 @@ def _side_by_side(value: Value) -> Sequence[Value]:
     if node is not None and node.op is Op.RESHAPE and node.read(0).sizes[:3] == value.sizes[:3]:
         return _side_by_side(node.read(0))
     if node is not None and node.op is Op.CONCAT and node.attrs.get("axis") == 3:
-        return [part for operand in node.inputs if operand is not None for part in _side_by_side(operand)]
+        return [part for operand in node.operands for part in _side_by_side(operand)]
     return [value]
 
 
@@ -277,21 +282,17 @@ def _read(node: Node | None, width: int | None) -> Value | None:
     """The operand whose channels a node leaves apart: what is sampled, not where or how much."""
     if node is None:
         return None
-    if isinstance(node.kind, Sampled) or node.op in (*_KEEPING, Op.TAKE, Op.GATHER):
+    if isinstance(node.kind, Sampled) or node.op in _KEEPING | {Op.TAKE, Op.GATHER}:
         return node.read(0)
     if node.op in (Op.MUL, Op.ADD):
-        fitting = [v for v in node.inputs if v is not None and (v.rank or 0) > 1 and v.sizes[1] == width]
+        fitting = [v for v in node.operands if (v.rank or 0) > 1 and v.sizes[1] == width]
         return fitting[0] if fitting else None
     return None
 
 
 def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[ReportedScores | None, str]:
     """Class scores of each query, beside its box."""
-    found = [
-        other
-        for other in graph.outputs
-        if other is not boxes and other.rank == 3 and other.sizes[:2] == boxes.sizes[:2] and "float" in other.dtype
-    ]
+    found = [other for other in graph.outputs if other is not boxes and _is_beside(other, boxes)]
     start = 0
     if len(found) > 1 or (not found and (boxes.sizes[2] or 0) <= _BOX):
         return None, "the output with its class scores cannot be told"
@@ -299,8 +300,9 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
         found, start = [boxes], _BOX
     value, width = found[0], (found[0].sizes[2] or 0) - start
     maker = _maker(value, start)
-    is_share = maker is not None and maker.op in (Op.SIGMOID, Op.SOFTMAX)
-    if is_share and maker is not None and maker.op is Op.SIGMOID:
+    made = None if maker is None else maker.op
+    is_share = made in SQUASHES
+    if made is Op.SIGMOID:
         return ReportedScores(value, start), ""
     if num_classes in (width, width - 1):
         no_object = num_classes == width - 1
@@ -312,11 +314,15 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
     )
 
 
+def _is_beside(value: Value, boxes: Value) -> bool:
+    return value.rank == 3 and value.sizes[:2] == boxes.sizes[:2] and "float" in value.dtype
+
+
 def _maker(value: Value, start: int) -> Node | None:
     """What made the scores, behind what joins them to boxes or drops other layers' rows."""
     node = value.producer
-    while node is not None and node.op in (Op.IDENTITY, Op.CAST, Op.GATHER, Op.SLICE, Op.CONCAT, Op.RESHAPE):
-        operands = [v for v in node.inputs if v is not None] if node.op is Op.CONCAT else [node.read(0)]
+    while node is not None and node.op in CHOOSES_ROWS:
+        operands = node.operands if node.op is Op.CONCAT else [node.read(0)]
         node = operands[-1 if start else 0].producer
     return node
 

@@ -9,7 +9,7 @@ from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.cuts import activations, cut_values, makers
 from xai_insert.graph.moves import moved_into
 from xai_insert.graph.trace import trace
-from xai_insert.graph.traits import ARITHMETIC, SQUASHES
+from xai_insert.graph.traits import ARITHMETIC, PRODUCTS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.boxes import ReportedBoxes
 from xai_insert.locate.classifier import first_without_place
@@ -18,7 +18,7 @@ from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
-_BEHIND_LOGITS = SQUASHES | {Op.RESHAPE, Op.IDENTITY, Op.CAST}
+_BEHIND_LOGITS = SQUASHES | SAME | {Op.RESHAPE}
 _BOX = 4
 _COLUMNS = range(_BOX, 9)  # of a list of boxes
 _WANTED = "--per-box wants a two-stage detector that reports class scores of its regions"
@@ -176,7 +176,7 @@ def _refiners(graph: Graph, pools: Sequence[Node], scores: Value) -> tuple[Value
     dependent = activations(graph, [node.output for node in pools])
 
     def refines(node: Node) -> bool:
-        return node.op in (Op.MATMUL, Op.CONV) and node.output in dependent
+        return node.op in PRODUCTS and node.output in dependent
 
     def is_way(value: Value) -> bool:
         return value in dependent and value is not scores
@@ -199,8 +199,7 @@ def _with_bias(product: Value) -> Value:
     value = product
     while len(value.uses) == 1:
         node = value.uses[0].node
-        constants = [operand for operand in node.inputs if operand is not None and operand.is_constant]
-        if node.op not in ARITHMETIC or not constants:
+        if node.op not in ARITHMETIC or not node.stored:
             break
         value = node.output
     return value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from xai_insert.errors import UnknownNameError
 from xai_insert.graph.operators import Product, Resized, Window
 from xai_insert.graph.traits import ARRANGES, RANKS, SQUASHES, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Value
@@ -14,6 +13,7 @@ from xai_insert.locate.places import Places
 
 _COMPARES = RANKS | {Op.SOFTMAX}
 _THROUGH = UNCHANGED | ARRANGES | SQUASHES | RANKS
+_GONE = -1
 _FEWEST = 4
 _COARSEST = 4.0
 """Pixels from one cell of class scores to the next, at most, where no resize follows: heads of boxes are coarser."""
@@ -68,11 +68,7 @@ def find_segmenter(graph: Graph, places: Places, output: str | None) -> Segmente
     Raises:
         UnknownNameError: no output has that name.
     """
-    names = list(graph.output_names)
-    if output is not None and output not in names:
-        raise UnknownNameError("output", output, names)
-    chosen = [(index, value) for index, value in enumerate(graph.outputs) if output in (None, names[index])]
-    read = [_peeled(index, value, places) for index, value in chosen]
+    read = [_peeled(index, value, places) for index, value in graph.chosen(output)]
     found = [item for item in read if item is not None]
     if not found or len(found) < len(read) or len({item.scores.value for item in found}) > 1:
         return None
@@ -91,19 +87,10 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
     scores, behind = _first_map(output, places)
     if scores is None or scores.channels is None or "float" not in scores.value.dtype:
         return None
-    axis: int | None = scores.channel_axis
-    for node in reversed(behind):
-        if axis is None or (node.op in _COMPARES and node.attrs["axis"] % (node.read(0).rank or 1) != axis):
-            return None  # rows of places, as detectors give them, or a comparison of places
-        if node.op in RANKS:
-            if node.outputs[-1].rank == node.read(0).rank and node.outputs[-1].sizes[axis] != 1:
-                return None  # the best of several
-            axis = None
-            break
-        axis = _moved(node, axis, places)
-    else:
-        if axis is None:
-            return None
+    found = _axis_behind(behind, scores.channel_axis, places)
+    if found is None:
+        return None
+    axis = None if found == _GONE else found
     resizes = [node for node in behind if isinstance(node.kind, Resized)]
     is_plain = not resizes or resizes[0].operand(0) is scores.value
     source, bias = _linear(scores.value)
@@ -113,6 +100,24 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         compares=any(node.op in _COMPARES for node in behind),
         enlarged=any(_enlarges(node, places) for node in resizes),
     )  # fmt: skip
+
+
+def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | None:
+    """Where the axis of the classes is behind nodes, the last of them first; None if that is lost.
+
+    `_GONE` where one class is left of each place.
+    """
+    for node in reversed(behind):
+        if node.op in _COMPARES and node.attrs["axis"] % (node.read(0).rank or 1) != axis:
+            return None  # a comparison of places
+        if node.op in RANKS:
+            best = node.outputs[-1]
+            return None if best.rank == node.read(0).rank and best.sizes[axis] != 1 else _GONE
+        moved = _moved(node, axis, places)
+        if moved is None:
+            return None  # rows of places, as detectors give them
+        axis = moved
+    return axis
 
 
 def _first_map(output: Value, places: Places) -> tuple[FeatureMap | None, list[Node]]:
@@ -156,8 +161,8 @@ def _linear(value: Value) -> tuple[Value | None, Value | None]:
     """What a layer with weights reads, and the bias that it adds."""
     node, bias = value.producer, None
     if node is not None and node.op is Op.ADD:
-        operands = [operand for operand in node.inputs if operand is not None and not operand.is_constant]
-        bias = next((operand for operand in node.inputs if operand is not None and operand.is_constant), None)
+        operands = node.computed
+        bias = next((operand for operand in node.stored), None)
         node = operands[0].producer if len(operands) == 1 else None
     if node is None or not isinstance(node.kind, (Window, Product)):
         return None, None

@@ -43,7 +43,7 @@ def last_maps(
             if may_be and (found := map_of(value)) is not None and found.grid not in latest:
                 latest[found.grid] = found
         if isinstance(node.kind, (Softmax, FusedAttention)) or any(value in attended for value in node.outputs):
-            attended.update(value for value in node.inputs if value is not None)
+            attended.update(value for value in node.operands)
     return _joint(graph, images, logits, {found.value: found for found in latest.values()})
 
 
@@ -107,7 +107,7 @@ def _joint(graph: Graph, images: Sequence[Value], logits: Value, maps: dict[Valu
         elif value.producer is None:
             return []
         elif value.producer.op is not Op.SHAPE:
-            stack += [operand for operand in value.producer.inputs if operand is not None]
+            stack += value.producer.operands
     for found in met:
         behind = activations(graph, [found.value])
         if any(other.value in behind for other in met if other is not found):

@@ -46,7 +46,7 @@ def find_tower(graph: Graph, result: Value) -> Tower:
 
 def _source(graph: Graph, node: Node) -> Value | None:
     """The one value that a node's result is made of, behind an activation written in parts."""
-    given = [value for value in node.inputs if value is not None and not value.is_constant]
+    given = node.computed
     if len(given) == 1:
         return given[0]
     for value in given:  # a gate: one operand is a function of the other
@@ -57,7 +57,7 @@ def _source(graph: Graph, node: Node) -> Value | None:
 
 
 def _reads_alone(node: Node) -> bool:
-    return sum(value is not None and not value.is_constant for value in node.inputs) == 1
+    return len(node.computed) == 1
 
 
 def _is_local(node: Node) -> bool:

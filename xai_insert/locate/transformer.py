@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.pattern import maker
+from xai_insert.graph.traits import ARRANGES, CUTS_OUT, MIXES_HEADS, SCALES_SCORES
+from xai_insert.graph.view import Graph, Node, Op, Use, Value
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.inputs import shape_hint
 from xai_insert.locate.layout import FeatureMap
@@ -14,14 +16,6 @@ from xai_insert.locate.places import Places
 
 MEAN_QUERY = "the class token is the mean of the patches"
 _SEARCH_DEPTH = 16
-_ON_THE_WAY = frozenset(
-    {Op.IDENTITY, Op.CAST, Op.MUL, Op.ADD, Op.SUB, Op.DIV, Op.TRANSPOSE, Op.RESHAPE, Op.QUANTIZE, Op.CONV, Op.MATMUL}
-    | {Op.CLIP, Op.EXPAND, Op.SELECT, Op.RESIZE, Op.TAKE}
-)
-_BEHIND = _ON_THE_WAY | {Op.ELEMENTWISE, Op.LAYER_NORM}
-
-_PARTING = frozenset({Op.SPLIT, Op.SLICE, Op.GATHER})
-"""What takes keys and values out of the result of one linear layer, which is no token."""
 
 
 @dataclass(frozen=True)
@@ -116,33 +110,33 @@ def locate_readout(
     tokens = attentions[0].value.sizes[-2]
     if tokens is None:
         return "the number of tokens follows the size of the image"
-    masked = tuple(value for item in attentions if (value := _masked_value(graph, images, item, places)) is not None)
-    if len(masked) < len(attentions) or len({value.shape for value in masked}) > 1:
+    masked = _masked_values(graph, images, attentions, places)
+    if not masked:
         return f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
-    rows = max((_rows_read(end) for end in ends if end.kind is Collapse.TOKEN), default=0)
-    before = [node for node in region(graph, images, masked) if node.op is not Op.SHAPE]
     feature = places.map_of(masked[0], others=True)
     if feature is None or None in feature.grid:
-        is_open = any(None in image.sizes[1:] for image in images)
-        hint = f"; {shape_hint(graph)}" if is_open else ""
-        return f"{tokens} tokens are not those of a patch embedding and a few before them{hint}"
-    if _has_mean_query(before, tokens):
+        return f"{tokens} tokens are not those of a patch embedding and a few before them{_hint(graph, images)}"
+    if _has_mean_query(region(graph, images, masked), tokens):
         return MEAN_QUERY
-    if tokens == feature.positions and any(end.kind is Collapse.TOKEN for end in ends):
+    read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
+    if read and tokens == feature.positions:
         return "single patches are read, and no token before them"
+    rows = max(read, default=0)
     earlier = [item.result for group in groups[:-block] for item in group]
-    entry = [
-        value
-        for value in cut_values(graph, images, logits)
-        if value.shape == masked[0].shape
-        and places.map_of(value, others=True) is not None
-        and all(_is_before(graph, value, other) for other in masked)
-        and all(_is_before(graph, other, value) for other in earlier)
-    ]
-    residual = entry[-1] if entry else _passing_by(graph, images, masked, logits)
-    reads_patches = any(end.kind is not Collapse.TOKEN for end in ends) or rows > feature.prefix
-    attentions = tuple(replace(item, heads=places.beside_images(item.value)) for item in attentions)
-    return Readout(masked, residual, attentions, feature.prefix, rows, reads_patches), feature
+    like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
+    residual = _entry(graph, like, masked, earlier) or _passing_by(graph, images, masked, logits)
+    reads_patches = len(read) < len(ends) or rows > feature.prefix
+    return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
+
+
+def _hint(graph: Graph, images: Sequence[Value]) -> str:
+    """What to do where sizes follow the image; empty where none does."""
+    return f"; {shape_hint(graph)}" if any(None in image.sizes[1:] for image in images) else ""
+
+
+def _counted(attentions: Sequence[Attention], places: Places) -> tuple[Attention, ...]:
+    """Attentions with the number of their heads."""
+    return tuple(replace(item, heads=places.beside_images(item.value)) for item in attentions)
 
 
 def locate_pool(
@@ -162,8 +156,9 @@ def locate_pool(
     feature = places.map_of(masked, others=True)
     if feature is None or None in feature.grid:
         return None
-    item = replace(item, heads=places.beside_images(item.value))
-    readout = Readout((masked,), None, (item,), feature.prefix, rows, reads_patches=False, is_pool=True)
+    readout = Readout(
+        (masked,), None, _counted([item], places), feature.prefix, rows, reads_patches=False, is_pool=True
+    )
     return readout, feature
 
 
@@ -178,8 +173,23 @@ def attended_tokens(
     for group in _groups(graph, find_attentions(region(graph, images, [logits]))):
         tokens = {_masked_value(graph, images, item, places) for item in group if item.query in reached}
         if len(tokens) == 1 and (value := tokens.pop()) is not None:
-            found.append((tuple(replace(item, heads=places.beside_images(item.value)) for item in group), value))
+            found.append((_counted(group, places), value))
     return found
+
+
+def _is_like(value: Value, tokens: Value, places: Places) -> bool:
+    return value.shape == tokens.shape and places.map_of(value, others=True) is not None
+
+
+def _entry(
+    graph: Graph, candidates: Sequence[Value], masked: Sequence[Value], earlier: Sequence[Value]
+) -> Value | None:
+    """The last of the values between the blocks before and the masked ones."""
+    for value in reversed(candidates):
+        is_behind = all(_is_before(graph, other, value) for other in earlier)
+        if is_behind and all(_is_before(graph, value, other) for other in masked):
+            return value
+    return None
 
 
 def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], logits: Value) -> Value | None:
@@ -207,15 +217,21 @@ def find_attentions(nodes: Sequence[Node]) -> list[Attention]:
         if node.op is Op.ATTENTION and node.attrs.get("is_plain"):
             query, key, value = (node.read(index) for index in range(3))
             found.append(Attention(node, query, key, value, None, None, None, node.output, len(key.sizes) - 2))
-        elif node.op is Op.SOFTMAX and node.attrs["axis"] == (node.output.rank or 0) - 1:
-            product = _product_behind(node.output)
-            factors = _product_before(node.read(0), _SEARCH_DEPTH)
-            if product is not None and factors is not None:
-                weights, value = product.read(0), product.read(1)
-                shares = node.output
-                query, key, axis = factors
-                found.append(Attention(node, query, key, value, node.read(0), shares, weights, product.output, axis))
+        elif node.op is Op.SOFTMAX and (item := _in_parts(node)) is not None:
+            found.append(item)
     return found
+
+
+def _in_parts(softmax: Node) -> Attention | None:
+    """The attention of which a softmax over the last axis gives the weights."""
+    if softmax.attrs["axis"] != (softmax.output.rank or 0) - 1:
+        return None
+    product = _product_behind(softmax.output)
+    factors = _product_before(softmax.read(0), _SEARCH_DEPTH)
+    if product is None or factors is None:
+        return None
+    (query, key, axis), (weights, value) = factors, (product.read(0), product.read(1))
+    return Attention(softmax, query, key, value, softmax.read(0), softmax.output, weights, product.output, axis)
 
 
 def _product_behind(shares: Value) -> Node | None:
@@ -223,15 +239,17 @@ def _product_behind(shares: Value) -> Node | None:
     front, found = [shares], []
     for _ in range(_SEARCH_DEPTH):
         uses = [use for value in front for use in value.uses]
-        for use in uses:
-            other = use.node.operand(1)
-            if use.node.op is Op.MATMUL and use.index == 0 and other is not None and not other.is_constant:
-                found.append(use.node)
-        following = dict.fromkeys(use.node for use in uses if use.node.op in _BEHIND)
+        found += [use.node for use in uses if _weighs_values(use)]
+        following = dict.fromkeys(use.node for use in uses if use.node.op in MIXES_HEADS)
         front = [node.output for node in following if node not in found]
         if found or not front:
             break
     return found[0] if len(found) == 1 else None
+
+
+def _weighs_values(use: Use) -> bool:
+    """Whether it is the first factor of a product with what is computed."""
+    return use.node.op is Op.MATMUL and use.index == 0 and use.node.read(1) in use.node.computed
 
 
 def _product_before(scores: Value, depth: int) -> tuple[Value, Value, int] | None:
@@ -239,15 +257,14 @@ def _product_before(scores: Value, depth: int) -> tuple[Value, Value, int] | Non
     node = scores.producer
     if node is None or depth == 0:
         return None
-    operands = [value for value in node.inputs if value is not None and not value.is_constant]
-    if node.op is Op.MATMUL and (len(operands) >= 2 or _has_learned_query(node)):
+    if node.op is Op.MATMUL and (len(node.computed) >= 2 or _has_learned_query(node)):
         key = node.read(1)
         return (
             None if node.attrs["transpose_a"] else (node.read(0), key, len(key.sizes) - 1 - node.attrs["transpose_b"])
         )
-    if node.op not in _ON_THE_WAY:
+    if node.op not in SCALES_SCORES:
         return None
-    for operand in operands:
+    for operand in node.computed:
         found = _product_before(operand, depth - 1)
         if found is not None:
             return found
@@ -277,6 +294,15 @@ def _feeds(graph: Graph, first: Attention, second: Attention) -> bool:
     return any(value in reached for value in (second.query, second.key, second.value))
 
 
+def _masked_values(
+    graph: Graph, images: Sequence[Value], attentions: Sequence[Attention], places: Places
+) -> tuple[Value, ...]:
+    """The masked tokens of each of the attentions of a block; none if one has none, or they differ in size."""
+    values = [_masked_value(graph, images, item, places) for item in attentions]
+    masked = tuple(value for value in values if value is not None)
+    return masked if len(masked) == len(values) and len({value.shape for value in masked}) == 1 else ()
+
+
 def _masked_value(
     graph: Graph, images: Sequence[Value], item: Attention, places: Places, *, of_pool: bool = False
 ) -> Value | None:
@@ -290,7 +316,8 @@ def _masked_value(
     count = item.value.sizes[-2]
     fitting = [value for value in common if _are_tokens(value, places, count, in_any_layout=of_pool)]
     last = fitting[-1:]
-    if of_pool and not any(node.op in _PARTING for node in region(graph, last, [item.key])):
+    # Of the result of one linear layer, keys and values are cut out.
+    if of_pool and not any(node.op in CUTS_OUT for node in region(graph, last, [item.key])):
         return next(iter(last), None)
     # Query, key and value may come from one linear layer: its result is common to them as well, but it is no token.
     reached = activations(graph, images)
@@ -336,11 +363,7 @@ def _has_mean_query(before: Sequence[Node], tokens: int) -> bool:
     """Whether the first token is the mean of the others, as in the attention pool of CLIP's ResNets."""
     for node in before:
         if node.op is Op.CONCAT and node.output.rank == 3 and tokens in node.output.sizes:
-            first = node.inputs[0]
-            producer = None if first is None else first.producer
-            while producer is not None and producer.op in (Op.RESHAPE, Op.TRANSPOSE):
-                source = producer.inputs[0]
-                producer = None if source is None else source.producer
-            if producer is not None and producer.op is Op.REDUCE:
+            made = maker(node.read(0), ARRANGES)
+            if made is not None and made.op is Op.REDUCE:
                 return True
     return False

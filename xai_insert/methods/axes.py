@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, of, other
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, has_batch, of, other
 from xai_insert.graph.axes import regroup as graph_regroup
 from xai_insert.graph.operators import UnitNorm
+from xai_insert.graph.traits import ALONG_ONE_AXIS
 from xai_insert.graph.view import POINTWISE, Node, Op
 
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
@@ -26,11 +27,6 @@ def batch_axis(size: int | None) -> Axis:
 def token_axis(size: int) -> Axis:
     """As many tokens: a joint axis, as a reshape may not split it."""
     return of(Origin(Kind.JOINT, size, parts=(other(size),)))
-
-
-def has_batch(axis: Axis) -> bool:
-    """Whether an axis holds the batch."""
-    return any(digit.origin.kind is Kind.BATCH for digit in axis)
 
 
 def has_tokens(axis: Axis) -> bool:
@@ -81,7 +77,7 @@ def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
         axes = ()
     elif node.op in (Op.REDUCE, Op.LAYER_NORM):
         axes = node.attrs["axes"]
-    elif node.op in (Op.SOFTMAX, Op.CONCAT, Op.GATHER, Op.SPLIT, Op.SLICE):
+    elif node.op in ALONG_ONE_AXIS:
         axis = node.attrs.get("axis")
         axes = None if axis is None else (axis,)
     elif node.op is Op.MATMUL:

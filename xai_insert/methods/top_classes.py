@@ -90,8 +90,8 @@ def _without_bias(node: Node | None, classes: int) -> tuple[Node | None, Value |
     """What an addition of one number for each class adds to, and those numbers; any other node as it is."""
     if node is None or node.op is not Op.ADD:
         return node, None
-    constants = [value for value in node.inputs if value is not None and value.is_constant]
-    others = [value for value in node.inputs if value is not None and not value.is_constant]
+    constants = node.stored
+    others = node.computed
     if len(constants) != 1 or len(others) != 1 or constants[0].sizes[-1:] != (classes,):
         return None, None
     return others[0].producer, constants[0]

@@ -17,15 +17,7 @@ import numpy.typing as npt
 from xai_insert.errors import CannotFreeBatchError, CheckFailedError, ShapeUnknownError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
-from xai_insert.locate.boxes import (
-    BOX_FORMATS,
-    BoxFormat,
-    BoxVoters,
-    DecodedLevel,
-    ReportedBoxes,
-    corners,
-    overlap,
-)
+from xai_insert.locate.boxes import BOX_FORMATS, BoxFormat, BoxVoters, DecodedLevel, ReportedBoxes, corners, overlap
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
@@ -185,15 +177,12 @@ class _Search:
                 continue
             moved = {place: differs(quiet[number], arrays[number]) for place, arrays in after.items()}
             for row, column in (large, large[::-1]):
+                if shape[column] < 4 or shape[row] < cells * anchors:
+                    continue
                 others = tuple(axis for axis in range(len(shape)) if axis != row)
                 rows = {place: np.flatnonzero(array.any(axis=others)) for place, array in moved.items()}
-                if shape[column] < 4 or shape[row] < cells * anchors or not len(rows[0]):
-                    continue
-                start = int(rows[0][0])
-                for step, stride in ((anchors, 1), (1, cells))[: 1 if anchors == 1 else 2]:
-                    expected = [start + place * step + stride * np.arange(anchors) for place in places]
-                    if all(np.array_equal(rows[p], e) for p, e in zip(places, expected, strict=True)):
-                        yield DecodedLevel(observed.value, row, column, shape, start, stride != 1)
+                for start, anchors_first in _orders(rows, cells, anchors):
+                    yield DecodedLevel(observed.value, row, column, shape, start, anchors_first)
 
     def _stirred(
         self, item: ClassLevel, feeds: Mapping[int, npt.NDArray[np.floating]], place: int
@@ -291,10 +280,8 @@ class _Search:
         for number, value in enumerate(self.outputs):
             if value.rank == 1 or value in {level.value for level in chosen}:
                 continue
-            if any(array.ndim != value.rank or not len(array) for array in self._output(reports, number)):
-                continue
-            arrays = [array[0] if array.ndim == 3 else array for array in self._output(reports, number)]
-            if arrays[0].shape[1] < 4:
+            arrays = self._of_one_image(reports, number, rank=2)
+            if not arrays or arrays[0].shape[1] < 4:
                 continue
             for column, form, scale in product(range(arrays[0].shape[1] - 3), BOX_FORMATS, scales):
                 reads = [corners(a[:, column : column + 4], form) * (scale * 2) for a in arrays]
@@ -320,12 +307,8 @@ class _Search:
         """Where the label stands that follows the class: output, column, label of the class 0."""
         columns: list[tuple[Value, int | None, list[Array]]] = []
         for number, value in enumerate(self.outputs):
-            if value.rank != (boxes.rank or 0) - 1:
-                continue
-            if any(array.ndim != value.rank or not len(array) for array in self._output(reports, number)):
-                continue
-            lists = [array[0] if array.ndim == 2 else array for array in self._output(reports, number)]
-            if all(len(a) == len(b) for a, b in zip(lists, arrays, strict=True)):
+            lists = self._of_one_image(reports, number, rank=1) if value.rank == (boxes.rank or 0) - 1 else []
+            if lists and all(len(a) == len(b) for a, b in zip(lists, arrays, strict=True)):
                 columns.append((value, None, lists))
         width = arrays[0].shape[1]
         columns += [(boxes, c, [array[:, c] for array in arrays]) for c in range(width) if c not in taken]
@@ -335,8 +318,12 @@ class _Search:
                 return value, column, int(offset)
         return None
 
-    def _output(self, reports: Sequence[_Report], number: int) -> list[Array]:
-        return [report.arrays[len(self.decoded) + number] for report in reports]
+    def _of_one_image(self, reports: Sequence[_Report], number: int, *, rank: int) -> list[Array]:
+        """What an output says of the first image in each report, of that rank; none if one says nothing."""
+        arrays = [report.arrays[len(self.decoded) + number] for report in reports]
+        if any(array.ndim != self.outputs[number].rank or not len(array) for array in arrays):
+            return []
+        return [array[0] if array.ndim > rank else array for array in arrays]
 
     def _is_exclusive(self, feeds: Mapping[int, npt.NDArray[np.floating]], quiet: Sequence[Array]) -> bool:
         """Whether raising all classes together raises no score."""
@@ -349,6 +336,16 @@ class _Search:
         if not follows:
             raise UnsupportedTaskError(f"{_WANTED}; no score was found that follows the class heads")
         return not any(differs(quiet[n], every[n]).any() for n in follows)
+
+
+def _orders(rows: Mapping[int, npt.NDArray[np.intp]], cells: int, anchors: int) -> Iterator[tuple[int, bool]]:
+    """The first row, and whether anchors come before locations, of orders in which locations moved those rows."""
+    if not len(rows[0]):
+        return
+    start = int(rows[0][0])
+    for step, stride in ((anchors, 1), (1, cells))[: 1 if anchors == 1 else 2]:
+        if all(np.array_equal(found, start + at * step + stride * np.arange(anchors)) for at, found in rows.items()):
+            yield start, stride != 1
 
 
 def _places(height: int, width: int) -> Array:

@@ -99,12 +99,8 @@ def resolve_fused(
         rows.setdefault(tuple(element[axis] for axis in axes[1]), []).append(channel)
     runs = sorted(rows.values())
     anchors, first = len(runs), runs[0]
-    if channels % anchors:
-        return None
     stride = channels // anchors
-    if any([channel - index * stride for channel in run] != first for index, run in enumerate(runs)):
-        return None
-    if first != list(range(first[0], first[0] + len(first))):
+    if channels % anchors or not _repeat(runs, stride):
         return None
     start, classes = first[0], len(first)
     distinct = len({here[channel] for channel in first})
@@ -115,6 +111,14 @@ def resolve_fused(
         # sizes may look like scores, and so does the objectness
         start, classes = _BOX + 1, start + classes - _BOX - 1
     return Channels(start, classes, anchors, stride) if classes > 0 else None
+
+
+def _repeat(runs: Sequence[Sequence[int]], stride: int) -> bool:
+    """Whether the first run has no gaps, and the others are the same, each `stride` further."""
+    first = runs[0]
+    if list(first) != list(range(first[0], first[0] + len(first))):
+        return False
+    return all([channel - index * stride for channel in run] == first for index, run in enumerate(runs))
 
 
 def _fills(here: Moves, free: Sequence[int], sizes: Shape) -> bool:
@@ -154,6 +158,13 @@ def _stride_along(axis: int, here: Moves, channels: int) -> int | None:
         rows.setdefault(channel // stride, set()).add((*element[:axis], *element[axis + 1 :]))
     is_apart = all(len(row) == 1 for row in rows.values()) and len(set.union(*rows.values())) == len(rows)
     return stride if channels % stride == 0 and is_apart else None
+
+
+def columns_of(here: Moves, there: Moves) -> set[Element]:
+    """Where elements lie along the axes on which they stay when the location changes, that of the images left out."""
+    axes = _axes(here, there)
+    free = [] if axes is None else axes[0]
+    return {tuple(element[axis] for axis in free if axis) for element in here.values()}
 
 
 def _axes(here: Moves, there: Moves) -> tuple[list[int], list[int]] | None:

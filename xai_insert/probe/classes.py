@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.proportion import require_proportion
-from xai_insert.graph.view import Graph, Op
+from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.outputs import query_boxes
-from xai_insert.probe.channels import raw_channels, resolve, samples
+from xai_insert.probe.channels import columns_of, raw_channels, resolve, samples
 from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
@@ -90,19 +90,20 @@ class _Search(Orders):
         ends = {index for item in items for index in item.moved()}
         if len({item.head.channel_axis for item in items}) > 1 or not ends:
             return False
-        orders = []
-        for observed in (self.observed, self.arranged([item.head for item in items], self.observed[min(ends)].value)):
-            probe = self.probe if observed is self.observed else None
-            if not observed:
-                continue
-            probe = probe or HeadProbe(self.loaded, self.heads, observed)
-            for index in range(len(observed)):
-                orders = [self._rows_of(probe, item, index) for item in items]
-                if all(order is not None for order in orders):
-                    columns = {order[0] for order in orders if order is not None}  # first, and how many
-                    rows = [order[1] for order in orders if order is not None]
+        for probe, count in self._probes(items, self.observed[min(ends)].value):
+            for index in range(count):
+                found = [self._rows_of(probe, item, index) for item in items]
+                orders = [order for order in found if order is not None]
+                if len(orders) == len(found):
+                    columns, rows = {columns for columns, _ in orders}, [rows for _, rows in orders]
                     return len(columns) == 1 and len(frozenset().union(*rows)) == sum(map(len, rows))
         return False
+
+    def _probes(self, items: Sequence[Watched], end: Value) -> Iterator[tuple[HeadProbe, int]]:
+        """Probes that see what heads move, and how many values: the search's own, and one of what leads to `end`."""
+        yield self.probe, len(self.observed)
+        if arranged := self.arranged([item.head for item in items], end):
+            yield HeadProbe(self.loaded, self.heads, arranged), len(arranged)
 
     def _rows_of(
         self, probe: HeadProbe, item: Watched, index: int
@@ -122,8 +123,7 @@ class _Search(Orders):
         order = Channels(0, 1, 1, 1) if channels == 1 else resolve(here, there, channels)
         if len(here) < len(chosen) or len(there) < len(chosen) or order is None:
             return None
-        free = [axis for axis in range(len(here[chosen[0]])) if all(here[c][axis] == there[c][axis] for c in chosen)]
-        columns = {tuple(element[axis] for axis in free if axis) for element in here.values()}
+        columns = columns_of(here, there)
         if len(columns) < min(2, channels) or any(len(column) != 1 for column in columns):
             return None
         return (min(columns)[0], order.classes), frozenset(here.values())
@@ -219,16 +219,20 @@ def _raw_orders(
     search: _Search, raw: Sequence[Watched], widths: Mapping[int, tuple[tuple[int, int], int]], num_classes: int | None
 ) -> dict[int, Channels]:
     """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, widths, a reshape."""
-    found = _orders(raw, search.beside_boxes)
-    if num_classes is not None or any(order.classes > 1 for order in found.values()):
-        wanted = {order.classes for order in found.values()} - {1} if num_classes is None else {num_classes}
-        found = {index: order for index, order in found.items() if order.classes in wanted}
+    found = _with_several(_orders(raw, search.beside_boxes), num_classes)
     found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
     found = found or _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, num_classes)))
     is_map = not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
     if num_classes is None and is_map and [order.anchors for order in found.values()] == [1]:
         found = {}  # two maps of one size, one of them of four channels: not only detectors have them
     return found or (_orders(raw, search.raw_layout) if num_classes is None else {})
+
+
+def _with_several(found: dict[int, Channels], num_classes: int | None) -> dict[int, Channels]:
+    """Orders of as many classes as the user says; else those of several, where there are any."""
+    if num_classes is not None:
+        return {index: order for index, order in found.items() if order.classes == num_classes}
+    return {index: order for index, order in found.items() if order.classes != 1} or found
 
 
 def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
@@ -250,7 +254,7 @@ def _detector(
     background: int | None,
     evidence: str,
 ) -> Detector:
-    levels = []
+    levels = list[tuple[int, ClassLevel]]()
     single: dict[tuple[int, int], list[ClassLevel]] = {}
     for item in scoring:
         if len(item.head.levels) == 1:

@@ -139,10 +139,13 @@ def undecoded(graph: Graph, widths: Sequence[int]) -> AmbiguousModelError:
     """The error for heads that are outputs as they are, of so many channels each."""
     alike = len({value.shape for value in graph.outputs}) == 1  # not a level each
     likely = likely_task(graph) if alike else None
+    others = "" if likely is None else f"; else {likely}, which is no detection"
+    if {*widths} & {2 * width for width in widths}:
+        others += "; else maps of key points beside their offsets: --method keypoint-map"
     return AmbiguousModelError(
         "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
         f"({', '.join(map(str, widths))} channels) do not tell classes from boxes: give the number of classes, "
-        "--num-classes" + ("" if likely is None else f"; else {likely}, which is no detection")
+        f"--num-classes{others}"
     )
 
 
@@ -168,32 +171,44 @@ def without_sigmoid_boxes(
     """
     kept: list[Watched] = []
     for item in items:
-        rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
-        boxes = next((value for value in rows if value.rank == 3 and value.sizes[2] == _BOX), None)
-        beside = [] if boxes is None or item.head.channels % _BOX else _beside(graph, boxes)
-        is_apart = item.is_exclusive or (not item.has_tokens and is_boxed(item))  # the sides of a box are no softmax
-        if boxes is None or not beside or is_apart or any(value in rows for value in beside):
-            kept.append(item)
-            continue
-        if all(value.sizes[2] == _BOX for value in beside):
-            if item.has_tokens:
-                raise AmbiguousModelError(
-                    f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
-                    "the boxes, and nothing tells which holds the class scores"
-                )
+        beside = _scores_of_boxes(graph, item, observed, is_boxed)
+        if not beside:
             kept.append(item)
             continue
         scored = [found for other in every if other is not item and (found := _scores(other, beside, observed))]
-        if not any(other.is_class for other in items if other is not item) and not scored:
+        if not scored and not any(other.is_class for other in items if other is not item):
             raise TargetNotFoundError(
                 f"the head {item.head.value.describe()} gives boxes, and no head gives the scores "
                 f"{beside[0].describe()} beside them one by one"
             )
         for found in scored:  # of one class, scale and shift of the scores look like their head: all are one value
-            known = (*items, *kept)
-            if found.index not in {own.index for own in known} and found.head.value not in {h.head.value for h in kept}:
+            known = {own.index for own in (*items, *kept)}
+            if found.index not in known and found.head.value not in {own.head.value for own in kept}:
                 kept.append(found)
     return kept
+
+
+def _scores_of_boxes(
+    graph: Graph, item: Watched, observed: Sequence[Observed], is_boxed: Callable[[Watched], bool]
+) -> list[Value]:
+    """The scores beside the boxes in 0..1 that a head gives; none if it gives no such boxes."""
+    rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
+    boxes = next((value for value in rows if value.rank == 3 and value.sizes[2] == _BOX), None)
+    if boxes is None or item.head.channels % _BOX:
+        return []
+    if item.is_exclusive or (not item.has_tokens and is_boxed(item)):  # the sides of a box are no softmax
+        return []
+    beside = _beside(graph, boxes)
+    if any(value in rows for value in beside):
+        return []
+    if any(value.sizes[2] != _BOX for value in beside):
+        return beside
+    if beside and item.has_tokens:
+        raise AmbiguousModelError(
+            f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
+            "the boxes, and nothing tells which holds the class scores"
+        )
+    return []
 
 
 def _beside(graph: Graph, boxes: Value) -> list[Value]:

@@ -21,6 +21,7 @@ import random
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -78,7 +79,7 @@ class Case:
     def given(self) -> dict[Path, bytes]:
         """What no call may change: everything but the output."""
         files = (path for path in self.source.parent.rglob("*") if self.output not in (path, *path.parents))
-        own = {self.output, self.output.with_suffix(".bin")}
+        own = {self.output, self.output.with_suffix(".bin"), self.output.with_name(f"{self.output.name}.data")}
         return {path: path.read_bytes() for path in files if path not in own and path.is_file()}
 
 
@@ -232,6 +233,11 @@ class Worker:
         return found
 
 
+def _pipes(folder: str, names: list[str]) -> list[str]:
+    """What no copy can be made of."""
+    return [name for name in names if stat.S_ISFIFO(os.lstat(os.path.join(folder, name)).st_mode)]
+
+
 def through_command_line(case: Case) -> str:
     """How the command line ends on a file that killed the worker or kept it busy: `clean`, or one of `BAD`."""
     options = []
@@ -290,7 +296,7 @@ def fuzz(
                     ending = through_command_line(case)
                     outcome = replace(outcome, kind=f"{outcome.kind} reported" if ending == "clean" else ending)
                 if keep is not None and (outcome.kind in BAD or outcome.kind.endswith("reported")):
-                    shutil.copytree(folder, keep / f"{outcome.kind} {number}", dirs_exist_ok=True)
+                    shutil.copytree(folder, keep / f"{outcome.kind} {number}", dirs_exist_ok=True, ignore=_pipes)
                 yield case, outcome
                 shutil.rmtree(folder)
         finally:

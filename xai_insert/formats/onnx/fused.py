@@ -59,18 +59,25 @@ def multi_head_attention(w: Writer) -> Written:
             return None
     if len(w.node.inputs) > 6 or _others(w) or w.has("unidirectional"):
         return None
-    if any(w.rank(part) not in (3, None) for part in (query, key, value)):
-        return None
     parts = [query, key, value]
+    if any(w.rank(part) not in (3, None) for part in parts):
+        return None
     if bias is not None:
-        width = bias.shape[-1] if bias.shape is not None else None
-        if not isinstance(width, int):
+        biases = _thirds(w, bias)
+        if not biases:
             return None
-        cuts = [w.constant([number * width // 3]) for number in range(4)]
-        axis = w.constant([0])
-        biases = [w("Slice", bias, start, end, axis) for start, end in pairwise(cuts)]
         parts = [w("Add", part, shift) for part, shift in zip(parts, biases, strict=True)]
     return [_attended(w, [_headed(w, part, heads) for part in parts], added)]
+
+
+def _thirds(w: Writer, bias: ir.Value) -> list[ir.Value]:
+    """The biases of query, key and value, which stand end to end; none where their width is not known."""
+    width = bias.shape[-1] if bias.shape is not None else None
+    if not isinstance(width, int):
+        return []
+    cuts = [w.constant([number * width // 3]) for number in range(4)]
+    axis = w.constant([0])
+    return [w("Slice", bias, start, end, axis) for start, end in pairwise(cuts)]
 
 
 def standard_attention(w: Writer) -> Written:
@@ -341,12 +348,11 @@ def is_product_of_rows(node: ir.Node) -> bool:
     if gemm is None or rows is None or (gemm.op_type, rows.op_type) != ("Gemm", "Reshape"):
         return False
     numbers = gemm.attributes
-    is_plain = not numbers.get_int("transA", 0) and not numbers.get_int("transB", 0)
-    return is_plain and numbers.get_float("alpha", 1.0) == numbers.get_float("beta", 1.0) == 1.0
+    return not numbers.get_int("transA", 0) and numbers.get_float("alpha", 1.0) == numbers.get_float("beta", 1.0) == 1.0
 
 
 def product_of_rows(w: Writer) -> Written:
-    """What onnxruntime makes of a linear layer over more than two axes: the layer with its axes."""
+    """What optimisers make of a linear layer over more than two axes: the layer with its axes."""
     gemm = w.node.inputs[0].producer() if w.node.inputs[0] is not None else None
     rows = gemm.inputs[0].producer() if gemm is not None and gemm.inputs[0] is not None else None
     source = None if rows is None else rows.inputs[0]
@@ -355,8 +361,10 @@ def product_of_rows(w: Writer) -> Written:
     before, after, weight = w.sizes(source), w.sizes(w.node.outputs[0]), gemm.inputs[1]
     if before is None or after is None or len(before) < 3 or before[:-1] != after[:-1] or None in before[1:]:
         return None
-    if weight.shape is None or list(weight.shape) != [before[-1], after[-1]]:
+    is_turned = bool(gemm.attributes.get_int("transB", 0))
+    widths = [before[-1], after[-1]]
+    if weight.shape is None or list(weight.shape) != (widths[::-1] if is_turned else widths):
         return None
-    made = w("MatMul", source, weight)
+    made = w("MatMul", source, w.transpose(weight, [1, 0]) if is_turned else weight)
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     return [made if bias is None else w("Add", made, bias)]

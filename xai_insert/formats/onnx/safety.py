@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import stat
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import onnx
 import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
@@ -37,12 +39,32 @@ def require_safe(model: ir.Model, folder: Path) -> None:
     for domain, version in model.opset_imports.items():
         if version is not None and version > _LATEST:
             raise ModelFileError(f"operator set {domain!r} is of version {version}, which is none; is the file whole?")
+    for node in model.graph.all_nodes():
+        _require_operands(node, model.opset_imports.get(node.domain))
     for value in model.graph.inputs:
         sizes = [size for size in value.shape or () if isinstance(size, int)]
         if any(size < -1 for size in sizes):  # -1 is an open size
             raise ModelFileError(
                 f"input {value.name!r} declares a negative size; give its sizes: --input-shape {value.name}:1,3,224,224"
             )
+
+
+def _require_operands(node: ir.Node, version: int | None) -> None:
+    """Refuse a node with fewer operands than its operator needs; of operators that nobody knows, nothing is known."""
+    needed = _operands(node.op_type, version or 1, node.domain)
+    if len(node.inputs) < needed:
+        raise ModelFileError(
+            f"{node.op_type} {node.name!r} needs {needed} operands and has {len(node.inputs)}; is the file whole?"
+        )
+
+
+@lru_cache(maxsize=1024)
+def _operands(operator: str, version: int, domain: str) -> int:
+    """How many operands an operator names at least, those left out among them."""
+    try:
+        return int(onnx.defs.get_schema(operator, version, domain).min_input)
+    except onnx.defs.SchemaError:
+        return 0
 
 
 def _require_inside(tensor: ir.ExternalTensor, folder: Path) -> None:

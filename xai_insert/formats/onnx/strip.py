@@ -22,34 +22,49 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     """
     graph = model.graph
     gone = [value for value in graph.outputs if value.name in names]
-    kept = [value for value in graph.outputs if value.name not in names]
-    needed = _makers(kept)
-    alone = _makers(gone) - needed
-    for node in graph:  # what reads the map and ends nowhere
-        if node not in needed and any(value is not None and value.producer() in alone for value in node.inputs):
-            alone.add(node)
-    own = [node for node in graph if node in alone]
+    own = _read_by(graph, gone, [value for value in graph.outputs if value.name not in names])
     inner = [node for top in own for node in (top, *_inner_nodes(top))]
-    made = [value for node in inner for value in node.outputs]
-    types = {kinds.get(value.name or "", value.dtype) for value in made}
     removed = Removed(
         operations=len(own),
-        floats=frozenset(kind.numpy().name for kind in types if kind in _FLOATS and kind is not None),
+        floats=_floats_of(inner, kinds),
         rounding=sum(node.op_type in _ROUNDING and _is_computed(node.inputs[0]) for node in inner),
     )
     for value in gone:
         graph.outputs.remove(value)
-    operands = {value for node in inner for value in node.inputs if value is not None}
+    operands = {value for node in inner for value in _read(node)}
     for node in inner:
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
     graph.remove(list(reversed(own)), safe=True)
     for value in operands:
-        if value.is_initializer() and not value.uses() and not value.is_graph_output():
-            graph.initializers.pop(value.name or "", None)
-        elif value in graph.inputs and not value.uses() and not value.is_graph_output():
-            graph.inputs.remove(value)
+        _drop_unread(graph, value)
     return removed
+
+
+def _floats_of(nodes: Iterable[ir.Node], kinds: dict[str, ir.DataType]) -> frozenset[str]:
+    """The floating-point types in which nodes compute."""
+    types = {kinds.get(value.name or "", value.dtype) for node in nodes for value in node.outputs}
+    return frozenset(kind.numpy().name for kind in types if kind in _FLOATS and kind is not None)
+
+
+def _read_by(graph: ir.Graph, gone: Iterable[ir.Value], kept: Iterable[ir.Value]) -> list[ir.Node]:
+    """The nodes that `gone` is computed by and `kept` is not, and what reads them and ends nowhere."""
+    needed = _makers(kept)
+    alone = _makers(gone) - needed
+    for node in graph:
+        if node not in needed and any(value.producer() in alone for value in _read(node)):
+            alone.add(node)
+    return [node for node in graph if node in alone]
+
+
+def _drop_unread(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove a constant or an input of the graph that nothing reads any more."""
+    if value.uses() or value.is_graph_output():
+        return
+    if value.is_initializer():
+        graph.initializers.pop(value.name or "", None)
+    elif value in graph.inputs:
+        graph.inputs.remove(value)
 
 
 def _makers(values: Iterable[ir.Value]) -> set[ir.Node]:
@@ -61,12 +76,14 @@ def _makers(values: Iterable[ir.Value]) -> set[ir.Node]:
         if node is None or node in found:
             continue
         found.add(node)
-        stack += [value.producer() for value in node.inputs if value is not None]
-        for inner in _inner_nodes(node):
-            stack += [value.producer() for value in inner.inputs if value is not None]
+        stack += [value.producer() for reader in (node, *_inner_nodes(node)) for value in _read(reader)]
         for body in _bodies(node):
             stack += [value.producer() for value in body.outputs]
     return found
+
+
+def _read(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None]
 
 
 def _bodies(node: ir.Node) -> Iterator[ir.Graph]:

@@ -14,6 +14,7 @@ from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
 from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
 from xai_insert.formats.openvino.einsum import WrittenOut
+from xai_insert.formats.openvino.entries import entries
 from xai_insert.formats.openvino.mapped import pages_dropped
 from xai_insert.formats.openvino.merging import keep_apart
 from xai_insert.formats.openvino.precision import mark_branch, marked
@@ -54,7 +55,7 @@ class OpenVINOModel:
         with taking_apart("the OpenVINO graph"), self._products.shown():
             return moderate(build_view(self.native))
 
-    def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
+    def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
         axes_of = {value.native.get_node().get_instance_id(): axes for value, axes in sides.items()}
         self._closed = [(node, node.get_partial_shape()) for node in self.native.get_parameters()]
         opened = []
@@ -67,11 +68,11 @@ class OpenVINOModel:
             with self._products.shown():
                 self._set_shapes(opened)
         except RAISED:
-            self.close_sides()
+            self.close_sizes()
             return False
         return True
 
-    def close_sides(self) -> None:
+    def close_sizes(self) -> None:
         self._set_shapes(self._closed)
 
     def _set_shapes(self, shapes: Sequence[tuple[ov.Node, ov.PartialShape]]) -> None:
@@ -122,12 +123,8 @@ class OpenVINOModel:
         return marked(self.native) if self.keeps_float32 else self.native
 
     def read_metadata(self) -> dict[str, str]:
-        entries = [(key, text, prefix) for path, prefix in _SECTIONS for key, text in self._entries(path).items()]
-        return {key.removeprefix(prefix): text for key, text, prefix in entries if key.startswith(prefix)}
-
-    def _entries(self, section: str) -> dict[str, str]:
-        entries = self.native.get_rt_info([section]).value if self.native.has_rt_info([section]) else {}
-        return {str(key): str(getattr(item, "value", item)) for key, item in entries.items()}
+        found = [(key, text, prefix) for path, prefix in _SECTIONS for key, text in entries(self.native, path).items()]
+        return {key.removeprefix(prefix): text for key, text, prefix in found if key.startswith(prefix)}
 
     def annotate(self, entries: Mapping[str, str]) -> None:
         for key, text in entries.items():
@@ -136,7 +133,7 @@ class OpenVINOModel:
     def strip(self, outputs: Sequence[str]) -> tuple[OpenVINOModel, Removed]:
         removed = strip(self.native, outputs)
         for path, prefix in _SECTIONS:
-            others = {key: text for key, text in self._entries(path).items() if not key.startswith(prefix)}
+            others = {key: text for key, text in entries(self.native, path).items() if not key.startswith(prefix)}
             if path in self.native.rt_info:
                 del self.native.rt_info[path]
             for key, text in others.items():

@@ -16,16 +16,14 @@ _MARK = "DisablePrecisionConversion_0"
 def strip(model: ov.Model, names: Sequence[str]) -> Removed:
     """Remove the outputs called `names` from `model`, in place."""
     gone = [result for result in model.get_results() if result.input_value(0).get_names() & set(names)]
-    before = {node.get_instance_id() for node in model.get_ordered_ops()}
+    before = _instances(model)
     for result in gone:
         model.remove_result(result)
-    after = {node.get_instance_id() for node in model.get_ordered_ops()}
-    own = [node for node in _makers(gone) if node.get_instance_id() in before - after]
+    unreached = before - _instances(model)
+    own = [node for node in _makers(gone) if node.get_instance_id() in unreached]
     for output in (result.input_value(0) for result in gone):
         output.set_names(output.get_names() - set(names))  # where an output of the model is the map itself
-    for parameter in {port.get_node() for node in own for port in node.input_values()} & set(model.get_parameters()):
-        if all(reader.get_node() in own for reader in parameter.output(0).get_target_inputs()):
-            model.remove_parameter(parameter)
+    _drop_parameters(model, own)
     inner = [*own, *(part for node in own if node.get_type_name() == "Loop" for part in node.get_function().get_ops())]
     types = {output.get_element_type() for node in inner for output in node.outputs()}
     return Removed(
@@ -34,6 +32,17 @@ def strip(model: ov.Model, names: Sequence[str]) -> Removed:
         rounding=sum(node.get_type_name() in _ROUNDING and _is_computed(node) for node in inner),
         is_marked=any(_MARK in node.get_rt_info() for node in own),
     )
+
+
+def _drop_parameters(model: ov.Model, own: Sequence[ov.Node]) -> None:
+    """Remove the inputs of the model that nothing else reads."""
+    for parameter in {port.get_node() for node in own for port in node.input_values()} & set(model.get_parameters()):
+        if all(reader.get_node() in own for reader in parameter.output(0).get_target_inputs()):
+            model.remove_parameter(parameter)
+
+
+def _instances(model: ov.Model) -> set[int]:
+    return {node.get_instance_id() for node in model.get_ordered_ops()}
 
 
 def _makers(results: Iterable[ov.Node]) -> Iterator[ov.Node]:

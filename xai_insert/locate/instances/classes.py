@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xai_insert.graph.cuts import makers
+from xai_insert.graph.traits import PRODUCTS
 from xai_insert.graph.view import Node, Op, Value
 
 
@@ -50,7 +51,7 @@ def _may_be_float(value: Value) -> bool:
 def has_weights(node: Node) -> bool:
     """Whether a node is a linear layer or a convolution with stored weights."""
     weight = node.operand(1)
-    return node.op in (Op.CONV, Op.MATMUL) and weight is not None and weight.is_constant
+    return node.op in PRODUCTS and weight is not None and weight.is_constant
 
 
 def _head_of(node: Node) -> ClassHead | None:

@@ -22,25 +22,34 @@ def find_list(samples: Sequence[Sample], image: tuple[int, int]) -> ListedInstan
     Raises:
         AmbiguousModelError: several outputs fit equally well.
     """
-    for boxes in samples:
-        if not _are_boxes(boxes):
-            continue
-        lead = boxes.shape[:-1]
-        others = [sample for sample in samples if sample is not boxes]
-        masks = [sample for sample in others if _are_masks(sample, lead)]
-        numbers = [sample for sample in others if _without_ones(sample.shape) == _without_ones(lead)]
-        labels = [sample for sample in numbers if _are_labels(sample)]
-        scores = [sample for sample in numbers if sample not in labels and sample.is_float]
-        if not masks or not labels or not (scores or boxes.shape[-1] == 5):
-            continue
-        one_score = scores if boxes.shape[-1] == 4 else []
-        _require_one({"masks": masks, "labels": labels, "scores": one_score})
-        per_box = _is_per_box(masks[0], image)
-        relative = bool(boxes.array.size) and are_shares(boxes.array[..., :4])
-        return ListedInstances(
-            masks[0], labels[0], one_score[0] if one_score else None, boxes, per_box, BoxFormat(is_relative=relative)
-        )
+    for boxes in filter(_are_boxes, samples):
+        found = _beside(boxes, [sample for sample in samples if sample is not boxes], image)
+        if found is not None:
+            return found
     return None
+
+
+def _beside(boxes: Sample, others: Sequence[Sample], image: tuple[int, int]) -> ListedInstances | None:
+    """The list that boxes make with other outputs."""
+    lead = boxes.shape[:-1]
+    masks = [sample for sample in others if _are_masks(sample, lead)]
+    numbers = [sample for sample in others if _without_ones(sample.shape) == _without_ones(lead)]
+    labels = [sample for sample in numbers if _are_labels(sample)]
+    scores = [sample for sample in numbers if sample not in labels and sample.is_float]
+    if boxes.shape[-1] == 5:
+        scores = [boxes]
+    if not masks or not labels or not scores:
+        return None
+    _require_one({"masks": masks, "labels": labels, "scores": scores})
+    relative = bool(boxes.array.size) and are_shares(boxes.array[..., :4])
+    return ListedInstances(
+        masks[0],
+        labels[0],
+        None if scores[0] is boxes else scores[0],
+        boxes,
+        _is_per_box(masks[0], image),
+        BoxFormat(is_relative=relative),
+    )
 
 
 def _require_one(fitting: Mapping[str, Sequence[Sample]]) -> None:

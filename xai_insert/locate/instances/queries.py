@@ -8,12 +8,13 @@ import numpy as np
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import activations
-from xai_insert.graph.traits import ARRANGES, SQUASHES, UNCHANGED
+from xai_insert.graph.pattern import before
+from xai_insert.graph.traits import ARRANGES, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.instances.classes import has_weights
 from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
 
-_AFTER_LINEAR = (UNCHANGED - {Op.QUANTIZE}) | ARRANGES | SQUASHES | {Op.ADD, Op.SLICE, Op.GATHER}
+_AFTER_LINEAR = SAME | ARRANGES | SQUASHES | {Op.ADD, Op.SLICE, Op.GATHER}
 
 
 def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | None) -> QueryInstances | None:
@@ -43,25 +44,26 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
 def _pairs(graph: Graph, samples: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
     """Class scores and masks that may be of the same queries."""
     floats = [sample for sample in samples if sample.is_float]
-    pairs = [
-        (scores, masks)
-        for masks in floats
-        if len(masks.shape) == 4 and masks.shape[1] > 1  # one is a depth map, and a pose beside it
-        for scores in floats
-        if len(scores.shape) == 3 and scores.shape[:2] == masks.shape[:2] and scores.shape[2] > 1
-    ]
-    pairs = [(scores, masks) for scores, masks in pairs if not _are_boxes(scores) and not _of_classes(scores, masks)]
+    pairs = [(scores, masks) for masks in floats for scores in floats if _may_pair(scores, masks)]
     found = {sample for pair in pairs for sample in pair}
     inner = [sample for sample in found if _leads_to_another(graph, sample, found)]
     pairs = [pair for pair in pairs if pair[0] not in inner and pair[1] not in inner]
     return [pair for pair in pairs if _is_read_out(pair[0].value)] or pairs
 
 
+def _may_pair(scores: Sample, masks: Sample) -> bool:
+    if len(masks.shape) != 4 or masks.shape[1] == 1:  # one is a depth map, and a pose beside it
+        return False
+    if len(scores.shape) != 3 or scores.shape[:2] != masks.shape[:2] or scores.shape[2] == 1:
+        return False
+    return not _are_boxes(scores) and not _of_classes(scores, masks)
+
+
 def _leads_to_another(graph: Graph, sample: Sample, found: Iterable[Sample]) -> bool:
     """Whether another output is made from this one: a hidden state that the model also gives."""
-    source = _source(sample.value)
+    source = before(sample.value, SAME)
     dependent = activations(graph, [source])
-    return any(_source(other.value) is not source and other.value in dependent for other in found)
+    return any(before(other.value, SAME) is not source and other.value in dependent for other in found)
 
 
 def _is_read_out(value: Value) -> bool:
@@ -70,17 +72,10 @@ def _is_read_out(value: Value) -> bool:
     while node is not None:
         if has_weights(node):
             return True
-        has_one_operand = sum(operand is not None and not operand.is_constant for operand in node.inputs) == 1
-        if node.op not in _AFTER_LINEAR or not has_one_operand:
+        if node.op not in _AFTER_LINEAR or len(node.computed) != 1:
             return False
-        node = next(v.producer for v in node.inputs if v is not None and not v.is_constant)
+        node = node.computed[0].producer
     return False
-
-
-def _source(value: Value) -> Value:
-    while value.producer is not None and value.producer.op in (Op.IDENTITY, Op.CAST):
-        value = value.producer.read(0)
-    return value
 
 
 def _are_boxes(sample: Sample) -> bool:

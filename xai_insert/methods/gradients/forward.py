@@ -100,7 +100,7 @@ def _joins(node: Node) -> bool:
     """Whether a node ends what runtimes merge: a residual sum, the bias of a layer, a rectifier."""
     if not isinstance(node.kind, Pointwise) or node.kind.function != "add":
         return isinstance(node.kind, Pointwise) and node.kind.function in _ENDS
-    given = [value.producer for value in node.inputs if value is not None and not value.is_constant]
+    given = [value.producer for value in node.computed]
     return len(given) > 1 or any(
         before is not None and isinstance(before.kind, (Window, Product)) and not _is_product_of_activations(before)
         for before in given

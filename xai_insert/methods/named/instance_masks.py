@@ -52,6 +52,10 @@ class InstancesPlan(Plan):
     def keep_float32(self) -> bool:
         return True  # coordinates of boxes need more than the eight bits of bf16
 
+    @property
+    def keeps_batch(self) -> bool:
+        return self.reported is None
+
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         del loaded
         maps, present = instance_masks(surgeon, self.target)

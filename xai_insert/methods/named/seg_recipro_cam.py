@@ -13,7 +13,8 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.operators import Window
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph, Op, Value, fixed, format_grid
+from xai_insert.graph.pattern import layer_of
+from xai_insert.graph.view import Graph, Value, fixed, format_grid
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.segmenter import Segmenter
 from xai_insert.methods.base import Method, Refusal
@@ -116,9 +117,7 @@ def _resize_of(loaded: LoadedModel, before: FeatureMap, after: FeatureMap) -> tu
 
 def _is_pointwise(scores: Value) -> bool:
     """Whether the layer that gives the scores reads each place alone."""
-    node = scores.producer
-    if node is not None and node.op is Op.ADD:
-        node = next((value.producer for value in node.inputs if value is not None and not value.is_constant), None)
+    node = layer_of(scores)
     return node is not None and (not isinstance(node.kind, Window) or set(node.kind.kernel or ()) == {1})
 
 
