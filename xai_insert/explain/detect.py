@@ -75,7 +75,8 @@ class Finder(ReadyToRun):
     def _chosen(self, best: Floats, predicted: Sequence[int], facts: Facts) -> Sequence[int]:
         """Numbers of the maps to draw; classes that are asked for by number are labels of the model."""
         maps = len(best)
-        self.meaning.require(maps, maps + 1, *([maps - 1] if facts.background == 0 else []))
+        others = [maps + 1] * (facts.first_label == 1) + [maps - 1] * (facts.background == 0)
+        self.meaning.require(maps, *others)
         names = [self._label(number, facts) for number in range(maps)]
         return self.selection.choose(best, predicted, names, facts.first_label)
 
