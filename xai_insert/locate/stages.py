@@ -79,6 +79,10 @@ def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
 
 
 def is_sum(node: Node) -> bool:
-    """Whether a node adds two values, as a residual connection does, and no bias."""
+    """Whether a node adds two values, as a residual connection does, and no bias, which has one axis."""
     adds = isinstance(node.kind, Pointwise) and node.kind.function == "add"
-    return adds and all(value is not None and not (value.is_constant and value.rank in (0, 1)) for value in node.inputs)
+    return adds and not any(value is None or (value.is_constant and _is_line(value)) for value in node.inputs)
+
+
+def _is_line(value: Value) -> bool:
+    return sum(size != 1 for size in value.sizes) < 2
