@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.cuts import region
-from xai_insert.graph.operators import FusedAttention, Pointwise, Softmax
+from xai_insert.graph.operators import FusedAttention, Padded, Pointwise, Softmax
 from xai_insert.graph.view import Graph, Node, Value
 from xai_insert.locate.layout import FeatureMap
 
@@ -47,7 +47,7 @@ def stage(
     Raises:
         TargetNotFoundError: there are not as many.
     """
-    maps = [found for value in cuts if (found := map_of(value)) is not None]
+    maps = [found for value in cuts if not _is_padded(value) and (found := map_of(value)) is not None]
     stages: list[FeatureMap] = []
     for found in reversed(maps):
         if not stages or found.grid != stages[-1].grid:
@@ -65,6 +65,11 @@ def stage(
             f"there is no stage -{number} on every path from image to scores; found {grids or 'none'}"
         )
     return stages[number - 1]
+
+
+def _is_padded(value: Value) -> bool:
+    """Whether a value is another with a margin: as a grid of its own it would count as a stage."""
+    return value.producer is not None and isinstance(value.producer.kind, Padded)
 
 
 def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
