@@ -81,4 +81,9 @@ def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
 def is_sum(node: Node) -> bool:
     """Whether a node adds two values, as a residual connection does, and no bias."""
     adds = isinstance(node.kind, Pointwise) and node.kind.function == "add"
-    return adds and all(value is not None and not (value.is_constant and value.rank in (0, 1)) for value in node.inputs)
+    return adds and not any(value is None or _is_bias(value) for value in node.inputs)
+
+
+def _is_bias(value: Value) -> bool:
+    """Whether a constant has one number for each channel; OpenVINO gives it as many axes as the other operand."""
+    return value.is_constant and sum(size != 1 for size in value.sizes) <= 1
