@@ -132,14 +132,18 @@ def _cell(name: str, path: Path, goal: Path, image: Array, scores: Mapping[str, 
     after = _run(result.model, image)
     pairs = list(zip(scores.values(), before.values(), strict=False))
     shifted = max((relative_difference(*pair) for pair in pairs if pair[0].dtype == np.float32), default=None)
-    try:
-        counted = [kernels(item, goal.parent) for item in (model, result.model)]
-        told = f"{counted[1].total()} of {counted[0].total()}" if any(counted) else ""
-    except ort_errors.InvalidArgument:  # onnxruntime cannot write down what it has made of some models
-        told = "not known"
+    told = "" if name in FLOATS else _counted(model, result.model, goal.parent)
     method = f"{result.report.method}, {result.report.form}"
     difference, correlation = _difference(right, after[SALIENCY_MAP], scores)
     return Cell(name, method, difference, correlation, shifted, result.report.output_difference, told)
+
+
+def _counted(plain: Any, inserted: Any, folder: Path) -> str:
+    try:
+        counted = [kernels(model, folder) for model in (plain, inserted)]
+    except ort_errors.InvalidArgument:  # onnxruntime cannot write down what it has made of some models
+        return "not known"
+    return f"{counted[1].total()} of {counted[0].total()}" if any(counted) else ""
 
 
 def _cell_after(name: str, source: Path, goal: Path, image: Array, inserted: Mapping[str, Array]) -> Cell:

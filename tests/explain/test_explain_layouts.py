@@ -8,6 +8,7 @@ from xai_insert.explain.detections import Detections, Facts, overlaps
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.layouts import detections
 from xai_insert.explain.masks import instances
+from xai_insert.layouts.record import Layout
 
 HEIGHT, WIDTH = 100, 200
 CLASSES = 5
@@ -165,7 +166,7 @@ def test_no_guess(arrays, message):
 def test_queries_without_known_classes_are_not_read():
     with pytest.raises(UnknownLayoutError):
         detections(queries(CLASSES), Facts((HEIGHT, WIDTH)))
-    check(detections(queries(CLASSES), Facts.of({}, (HEIGHT, WIDTH), None, CLASSES)))
+    check(detections(queries(CLASSES), Facts.of(Layout(), (HEIGHT, WIDTH), None, CLASSES)))
 
 
 def test_overlaps():

@@ -14,6 +14,7 @@ from xai_insert import Options, errors, insert
 from xai_insert.explain.detections import Facts
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.layouts import detections
+from xai_insert.layouts.record import Layout
 
 GRID = 8
 
@@ -262,7 +263,7 @@ def test_first_label_is_measured_and_honoured(report, label, tmp_path):
     inserted = insert(net.model).model
     about = {item.key.removeprefix("xai_insert."): item.value for item in inserted.metadata_props}
     assert about["first_label"] == str(label)
-    facts = Facts.of(about, (SIDE, SIDE), CLASSES, 0)
+    facts = Facts.of(Layout.read(about, outputs=9), (SIDE, SIDE), CLASSES, 0)
     pixels = np.random.default_rng(5).standard_normal((1, 3, SIDE, SIDE), dtype=np.float32)
     outputs = oracle.run(net.model, pixels)
     arrays = list(outputs.values())

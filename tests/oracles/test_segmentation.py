@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from model_zoo_fixtures.shapes import semantic
 from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, multi_object_scene
 from model_zoo_fixtures.testbed import models, oracle
-from xai_insert import Options, errors, insert, plan_insertion
+from xai_insert import Explainer, Options, errors, insert, plan_insertion
 from xai_insert.cli.explain import main as explain
 
 K, SIDE = 5, 32
@@ -245,6 +245,19 @@ def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     for item in record["predictions"]:
         assert item["score"] == pytest.approx(shares[item["class_id"]], abs=0.005)  # a runtime may use half precision
     assert [item["class_id"] for item in record["maps"]] == [n for n in np.argsort(-shares) if shares[n] >= 0.01]
+
+
+@pytest.mark.parametrize(("count", "first"), [(K, "name0"), (K - 1, "background")])
+def test_model_api_names_no_background(count, first, tmp_path):
+    model, _ = build("deeplab", batch=1)
+    model.metadata_props.add(key="model_info labels", value=" ".join(f"name{n}" for n in range(count)))
+    onnx.save(model, tmp_path / "model.onnx")
+    (found,) = Explainer(tmp_path / "model.onnx").explain([np.zeros((SIDE, SIDE, 3), np.uint8)])
+    named = dict(enumerate(["background"] * (count < K) + [f"name{n}" for n in range(count)]))
+    assert named[0] == first
+    assert {item.class_id: item.label for item in found.predictions}.items() <= named.items()
+    with pytest.raises(errors.XaiInsertError, match=f"{K - 1} labels, but {K} classes"):
+        Explainer(tmp_path / "model.onnx", labels=["x"] * (K - 1)).explain([np.zeros((SIDE, SIDE, 3), np.uint8)])
 
 
 def compared(how):

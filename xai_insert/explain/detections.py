@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.outputs import Array
+from xai_insert.layouts.record import PASTED, Layout
 
 Floats = npt.NDArray[np.float64]
 Masks = Callable[[int], Floats]
@@ -18,13 +19,6 @@ _MOST_KEPT = 300
 _BOX = 4
 _PAST_IMAGE = 2.0  # boxes may reach over the border; coordinates in pixels go far beyond
 _NEARLY_ALL = 0.99
-# What files hold that were written before `masks` and `box_format`.
-_PASTED_BEFORE = "masks pasted from boxes"
-_BOX_FORMATS_BEFORE = {
-    f"{points} in {unit}": f"{points}-{unit.split()[0]}"
-    for points in ("corners", "centres")
-    for unit in ("pixels", "shares of the image")
-}
 
 
 @dataclass(frozen=True)
@@ -50,24 +44,24 @@ class Facts:
     first_label: int = 0
 
     @classmethod
-    def of(cls, about: Mapping[str, str], size: tuple[int, int], maps: int | None, labels: int) -> Facts:
-        """Read what was written when the map was inserted.
+    def of(cls, layout: Layout, size: tuple[int, int], maps: int | None, labels: int) -> Facts:
+        """What is needed to read its boxes.
 
         Args:
-            about: metadata of the insertion.
+            layout: what was written when the map was inserted.
             size: height and width of the input.
             maps: number of maps; None if there is one for all classes.
             labels: number of class names; counts where there are no maps, and before what was written of the classes.
         """
-        background = about.get("background", "none")
+        overlap = layout.suppression_overlap
         return cls(
             size,
-            maps or labels or int(about.get("classes") or 0) or None,
-            None if background == "none" else int(background),
-            about.get("box_format", _BOX_FORMATS_BEFORE.get(about.get("boxes", ""), "")),
-            float(about.get("suppression_overlap", _MOST_OVERLAP)),
-            about.get("masks", about.get("form")) in ("pasted", _PASTED_BEFORE),
-            int(about.get("first_label", about.get("per_box_first_label", "0"))),
+            maps or labels or layout.classes or None,
+            layout.background,
+            layout.box_format,
+            _MOST_OVERLAP if overlap is None else overlap,
+            layout.masks == PASTED,
+            layout.first_label or 0,
         )
 
 

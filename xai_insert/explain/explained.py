@@ -144,7 +144,7 @@ class ScoreMeaning:
         labels: names of the classes; empty if unknown.
         multilabel: whether the classes are independent.
         threshold: least score of a predicted class, where they are.
-        is_told: whether the user gave the names, whose number must fit then.
+        is_told: whether the user gave the names, and not the model.
     """
 
     labels: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ class ScoreMeaning:
     is_told: bool = False
 
     def require(self, *counts: int) -> None:
-        """Refuse names that the user gave for another number of classes.
+        """Refuse names of another number of classes, which would be those of others.
 
         Args:
             counts: how many names fit; the first is the number of classes.
@@ -161,10 +161,13 @@ class ScoreMeaning:
         Raises:
             RunError: the number of names is none of them.
         """
-        if self.is_told and len(self.labels) not in counts:
-            raise RunError(
-                f"there are {len(self.labels)} labels, but {counts[0]} classes: one name for each, in their order"
-            )
+        if len(self.labels) in counts or not (self.labels or self.is_told):
+            return
+        where, remedy = ("there are", "") if self.is_told else ("the model's metadata have", "; give them as --labels")
+        classes = f"{counts[0]} {'class' if counts[0] == 1 else 'classes'}"
+        raise RunError(
+            f"{where} {len(self.labels)} labels, but {classes}: one name for each is wanted, in their order{remedy}"
+        )
 
     @classmethod
     def from_metadata(cls, info: Mapping[str, str]) -> ScoreMeaning:

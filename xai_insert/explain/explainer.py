@@ -26,7 +26,7 @@ from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import encode_jpeg, read_image
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array, Outputs
-from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out, rectangle_of
+from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out
 from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, Resize, View, from_metadata
 from xai_insert.explain.runtime import RUNTIMES, RuntimeName, load_engine
 from xai_insert.explain.scale import SCALES, ScaleName, scaled
@@ -36,6 +36,34 @@ _CHANNELS = ("rgb", "bgr")
 _SHOWN = 5
 
 Which = int | str | Prediction | None
+
+
+_CHOICES = {"runtime": RUNTIMES, "channels": _CHANNELS, "layout": LAYOUTS, "resize": RESIZES}
+
+
+def _require_known(given: Mapping[str, str | None]) -> None:
+    for name, value in given.items():
+        if value is not None and value not in _CHOICES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
+
+
+def _require_in_range(
+    batch_size: int,
+    threshold: float | None,
+    labels: Sequence[str] | None,
+    scale: Sequence[float] | None,
+    input_size: tuple[int, int] | None,
+) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size counts images, not {batch_size}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in 0..1, not {threshold}")
+    if isinstance(labels, str):
+        raise ValueError("labels must be a sequence of names, not one string")
+    if scale is not None and 0 in scale:
+        raise ValueError("images are divided by scale, so it cannot be 0")
+    if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
+        raise ValueError(f"input_size must be height and width, not {input_size}")
 
 
 class Explainer:
@@ -84,27 +112,10 @@ class Explainer:
         self._path = Path(model)
         if not self._path.is_file():
             raise ModelFileError(f"no such file: {self._path}")
-        choices = {
-            "runtime": (runtime, RUNTIMES),
-            "channels": (channels, _CHANNELS),
-            "layout": (layout, LAYOUTS),
-            "resize": (resize, RESIZES),
-        }
-        for name, (value, known) in choices.items():
-            if value is not None and value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        _require_known({"runtime": runtime, "channels": channels, "layout": layout, "resize": resize})
         if runtime == "onnxruntime" and self._path.suffix.lower() == ".xml":
             raise ValueError("runtime onnxruntime cannot run an OpenVINO IR: give the .onnx file or runtime='openvino'")
-        if batch_size < 1:
-            raise ValueError(f"batch_size counts images, not {batch_size}")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must lie in 0..1, not {threshold}")
-        if isinstance(labels, str):
-            raise ValueError("labels must be a sequence of names, not one string")
-        if scale is not None and 0 in scale:
-            raise ValueError("images are divided by scale, so it cannot be 0")
-        if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
-            raise ValueError(f"input_size must be height and width, not {input_size}")
+        _require_in_range(batch_size, threshold, labels, scale, input_size)
         self._runtime, self._device, self._batch_size, self._threshold = runtime, device, batch_size, threshold
         self._labels = None if labels is None else tuple(labels)
         self._prepared = {
@@ -181,7 +192,7 @@ class Explainer:
         meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")
         if self._labels is not None:
             meaning = replace(meaning, labels=self._labels, is_told=True)
-        rectangle = rectangle_of(engine.about)
+        rectangle = engine.layout.rectangle
         model = model_of(engine, feeder, meaning, every, self._threshold)
         if not isinstance(model, Classifier):
             return Ready(model, 1, rectangle)

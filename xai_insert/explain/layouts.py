@@ -142,13 +142,17 @@ def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> tuple[Detec
     count = _count(arrays, labels[0], images) if boxes.ndim == 3 else None
     if count is not None:
         own, label, score = (values[:count] for values in (own, label, score))
-        if labels[0].dtype.kind == "f":  # as TensorFlow's: y before x
-            if np.abs(own).max(initial=0) > 2:
-                raise UnknownLayoutError("boxes with a count beside them are not in shares of the image")
-            own = own[:, [1, 0, 3, 2]]
+        own = _of_tensorflow(own) if labels[0].dtype.kind == "f" else own
     places = corners(own[:, :_BOX], facts, are_centres=False)
     _require_corners(places[score > 0])
     return _made(places, label, score), [*labels, *scores]
+
+
+def _of_tensorflow(boxes: Floats) -> Floats:
+    """Boxes that TensorFlow wrote, with x before y."""
+    if np.abs(boxes).max(initial=0) > 2:
+        raise UnknownLayoutError("boxes with a count beside them are not in shares of the image")
+    return boxes[:, [1, 0, 3, 2]]
 
 
 def _labels_and_scores(boxes: Floats, numbers: Sequence[Array]) -> tuple[list[Array], list[Array]]:
@@ -177,17 +181,20 @@ def scored(arrays: Sequence[Array], facts: Facts) -> Detections | None:
         if boxes.ndim != 3 or boxes.shape[2] != _BOX or boxes.dtype.kind != "f":
             continue
         for scores in arrays:
-            if scores is not boxes and scores.ndim == 3 and scores.shape[:2] == boxes.shape[:2]:
-                read = class_scores(scores[0], facts)
-                if read is not None:
-                    is_query = not are_shares(scores)
-                    if is_query and not are_shares(boxes):
-                        continue  # logits stand beside distances yet to be decoded, but for queries
-                    places = corners(boxes[0], facts, True if is_query else None)
-                    best = read.argmax(axis=1)
-                    top = np.take_along_axis(read, best[:, None], 1)[:, 0]
-                    found.append(Detections(places, best, top, is_dense=not is_query))
+            if scores is boxes or scores.ndim != 3 or scores.shape[:2] != boxes.shape[:2]:
+                continue
+            read, is_query = class_scores(scores[0], facts), not are_shares(scores)
+            if read is None or (is_query and not are_shares(boxes)):
+                continue  # logits stand beside distances yet to be decoded, but for queries
+            places = corners(boxes[0], facts, True if is_query else None)
+            found.append(Detections(places, *_best(read), is_dense=not is_query))
     return only(found)
+
+
+def _best(scores: Floats) -> tuple[Array, Floats]:
+    """The best class of each row and its score."""
+    best = scores.argmax(axis=1)
+    return best, np.take_along_axis(scores, best[:, None], 1)[:, 0]
 
 
 def class_scores(values: Array, facts: Facts) -> Floats | None:
@@ -244,6 +251,4 @@ def _fused(own: Array, objectness: int, facts: Facts) -> Detections | None:
     read = scores[:, objectness:].astype(np.float64)
     if objectness:
         read = read * scores[:, :1]
-    best = read.argmax(axis=1)
-    top = np.take_along_axis(read, best[:, None], 1)[:, 0]
-    return Detections(corners(own[:, :_BOX], facts), best, top, is_dense=True)
+    return Detections(corners(own[:, :_BOX], facts), *_best(read), is_dense=True)

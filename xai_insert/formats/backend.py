@@ -70,8 +70,8 @@ class LoadedModel(Protocol):
     def view(self) -> Graph:
         """Read-only view; taken once, before the first edit."""
 
-    def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
-        """Leave sizes of inputs open until `close_sides`, if the format lets a user change them and the model can.
+    def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
+        """Leave sizes of inputs open until `close_sizes`, if the format lets a user change them and the model can.
 
         What is inserted meanwhile follows them. `view()` is to be taken anew.
 
@@ -79,8 +79,8 @@ class LoadedModel(Protocol):
             sides: axes, by input.
         """
 
-    def close_sides(self) -> None:
-        """Give the inputs the sizes that they had before `open_sides`."""
+    def close_sizes(self) -> None:
+        """Give the inputs the sizes that they had before `open_sizes`."""
 
     def surgeon(self, *, keep_float32: bool = False) -> Surgeon[Any]:
         """The editor of this model.

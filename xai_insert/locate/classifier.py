@@ -18,7 +18,7 @@ from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.stages import LAST, stage, stage_number
 from xai_insert.locate.streams import last_maps, normed
-from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
+from xai_insert.locate.transformer import NoBlock, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
 
@@ -179,13 +179,13 @@ def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> Classifier:
     """What is found of a head that reads tokens."""
     graph, images = head.graph, head.images
     read = locate_readout(graph, images, head.logits.value, head.ends, head.places, options.block or 1)
-    if not isinstance(read, str):
+    if not isinstance(read, NoBlock):
         return head.found(read[1], _reading_obstacle(read[0], options), read[0])
     if wanted is not Wanted.TOKENS and _is_clip(images):  # attention in space and in time, apart
-        return head.found(_chosen_target(head, LAST), f"no block for ViT Recipro-CAM: {read}")
+        return head.found(_chosen_target(head, LAST), f"no block for ViT Recipro-CAM: {read.reason}")
     reads_places = wanted is Wanted.ANY and not _attends(graph, images, head.ends)
-    if wanted is Wanted.TOKENS or (read != MEAN_QUERY and not reads_places):
-        raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {read}; choose a layer with --target-layer")
+    if wanted is Wanted.TOKENS or (not read.is_mean_query and not reads_places):
+        raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {read.reason}; choose a layer with --target-layer")
     bare = replace(head, ends=tuple(_without_kind(end) for end in head.ends))
     return head.masked(*_default_target(bare, others=reads_places))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
-from xai_insert.graph.axes import Kind
+from xai_insert.graph.axes import has_batch
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, volume
@@ -144,7 +144,7 @@ def _gives_locations(node: Node) -> bool:
 
 def _has_images_behind(graph: Graph, scores: Value) -> bool:
     """Whether the images of a batch stand in another axis than the first, as in the scores of prompts for them."""
-    holds = [any(d.origin.kind is Kind.BATCH for d in axis) for axis in find_places(graph).traced.get(scores, ())]
+    holds = [has_batch(axis) for axis in find_places(graph).traced.get(scores, ())]
     return any(holds) and not holds[0]
 
 

@@ -17,6 +17,7 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import Side
 from xai_insert.locate.logits import Logits
@@ -110,11 +111,9 @@ class ClassifierPlan(Plan):
         }
         if self.found.reading is not None:
             entries["reference"] = self.found.reading.name
-        rectangle = self.found.frame.rectangle
-        if rectangle is not None and not self.found.frame.within(target.grid):
-            entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
-        if self.found.frame.times is not None:
-            entries["frames"] = " ".join(f"{number:.6g}" for number in self.found.frame.times)
+        frame = self.found.frame
+        rectangle = None if frame.within(target.grid) else frame.rectangle
+        entries |= Layout(rectangle=rectangle, frames=frame.times).written()
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         if options.classes is not None:

@@ -145,10 +145,13 @@ def undecoded(graph: Graph, widths: Sequence[int], num_classes: int | None) -> A
         )
     alike = len({value.shape for value in graph.outputs}) == 1  # not a level each
     likely = likely_task(graph) if alike else None
+    others = "" if likely is None else f"; else {likely}, which is no detection"
+    if {*widths} & {2 * width for width in widths}:
+        others += "; else maps of key points beside their offsets: --method keypoint-map"
     return AmbiguousModelError(
         "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
         f"({', '.join(map(str, widths))} channels) do not tell classes from boxes: give the number of classes, "
-        "--num-classes" + ("" if likely is None else f"; else {likely}, which is no detection")
+        f"--num-classes{others}"
     )
 
 
