@@ -213,7 +213,7 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     alike = {item.head.channels for item in scoring}
     left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
     if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
-        raise undecoded(search.graph, [width for _, width in widths.values()])
+        raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
 
 
