@@ -23,6 +23,7 @@ from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
 from xai_insert.explain.runtime import ImageInput
+from xai_insert.layouts.record import Layout
 
 # Drawing
 
@@ -274,7 +275,8 @@ def test_maps_of_other_boxes_are_not_taken(count):
     rows = np.array([[[4, 4, 20, 20, 0.9, 1], [10, 8, 30, 28, 0.8, 1]]], np.float32)
 
     class Engine:
-        about = {"task": "detection", "background": "none"}  # noqa: RUF012
+        about = {"task": "detection"}  # noqa: RUF012
+        layout = Layout()
 
         def infer(self, feed):
             maps = np.arange(count, dtype=np.uint8)[None, :, None, None] * np.ones((1, 1, 2, 2), np.uint8)
