@@ -16,7 +16,7 @@ import numpy.typing as npt
 from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
-from xai_insert.graph.view import Value
+from xai_insert.graph.view import Shape, Value
 from xai_insert.tasks.plan import Derivative
 
 Array = npt.NDArray[Any]
@@ -49,9 +49,9 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
         [derivative.target], [derivative.raw, derivative.scores, classes, derivative.gradient, *derivative.beside]
     )
     rng = np.random.default_rng(_SEED)
-    name = runner.inputs[0][0]
-    rest = {other: random_array(rng, sizes, kind, batch=_BATCH) for other, kind, sizes in runner.inputs[1:]}
-    feature = _features(model, derivative.target, rest, rng)
+    name, _, sizes = runner.inputs[0]
+    rest = {other: random_array(rng, shape, kind, batch=_BATCH) for other, kind, shape in runner.inputs[1:]}
+    feature = _features(model, derivative.target, sizes, rest, rng)
     maps, _, chosen, gradient, *beside = runner.run({name: feature, **rest})
     gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)
     if not derivative.formula(np.abs(feature), np.abs(gradient), *map(np.abs, beside)).any():
@@ -94,10 +94,12 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
     return worst
 
 
-def _features(model: LoadedModel, target: Value, rest: dict[str, Array], rng: np.random.Generator) -> Array:
+def _features(
+    model: LoadedModel, target: Value, sizes: Shape, rest: dict[str, Array], rng: np.random.Generator
+) -> Array:
     """What the model gives at the target; without exact zeros, at which many functions have no derivative."""
     if target.producer is None:
-        return random_array(rng, target.sizes, target.dtype, batch=_BATCH)
+        return random_array(rng, sizes, target.dtype, batch=_BATCH)
     runner = model.between([], [target.native])
     given = {name: rest.get(name) for name, _, _ in runner.inputs}
     feeds = {

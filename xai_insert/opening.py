@@ -1,4 +1,4 @@
-"""Inserting into a model of one size in a way that its map follows, should it be reshaped to another."""
+"""Inserting into a model of one size in a way that its map follows, should it be given another."""
 
 from __future__ import annotations
 
@@ -18,34 +18,37 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Opened:
-    """A model whose image has an open height and width, and the plan for it.
+    """A model whose image has an open height and width, or an open batch, and the plan for it.
 
     Attributes:
         graph: its view.
         plan: the plan.
+        follows: whether the sides are open, not the batch alone.
     """
 
     graph: Graph
     plan: Plan
+    follows: bool
 
 
-def opened_sides(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Opened | None:
+def opened_sizes(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Opened | None:
     """Open the sides of the image for the time of the insertion, so that the map follows a later reshape.
 
-    None, and nothing is open, where the model, the format or the plan is for one size alone.
+    The batch alone where the plan is for one size of the image, but would be for one batch as well. None, and nothing
+    is open, where the model, the format or the plan is for the sizes that there are.
     """
-    sides = {image: image_axes(image) for image in image_inputs(graph)}
-    is_fixed = all(None not in (image.sizes[axis] for axis in axes) for image, axes in sides.items())
-    if not (plan.may_follow and is_fixed and loaded.open_sides(sides)):
+    sizes = {image: image_axes(image) if plan.may_follow else (0,) for image in image_inputs(graph)}
+    is_fixed = all(None not in (image.sizes[axis] for axis in axes) for image, axes in sizes.items())
+    if not ((plan.may_follow or plan.keeps_batch) and is_fixed and loaded.open_sizes(sizes)):
         return None
     try:
         open_graph = loaded.view()
         other = make_plan(loaded, open_graph, options)
         if _choice(other) == _choice(plan):
-            return Opened(open_graph, other.following(plan, graph, open_graph))
+            return Opened(open_graph, other.following(plan, graph, open_graph), plan.may_follow)
     except XaiInsertError as err:
         logger.info("the map is for one size of the image: %s", err)
-    loaded.close_sides()
+    loaded.close_sizes()
     return None
 
 

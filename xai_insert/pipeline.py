@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
-from xai_insert.check_derivative import check_derivative
-from xai_insert.check_place import places_of
-from xai_insert.check_time import require_times
+from xai_insert.check import CheckResult, run_plain
 from xai_insert.errors import (
     AlreadyInsertedError,
     CannotFreeBatchError,
     DefinitionError,
     ModelFileError,
-    TargetNotFoundError,
     XaiInsertError,
 )
 from xai_insert.files import size
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
-from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.shape import format_shape
-from xai_insert.graph.view import Graph, Shape, fixed
+from xai_insert.graph.view import Graph
 from xai_insert.locate.inputs import image_axes, image_inputs
-from xai_insert.locate.layout import FeatureMap
-from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
-from xai_insert.methods.shaping import reshape
-from xai_insert.opening import Opened, opened_sides
+from xai_insert.opening import Opened, opened_sizes
 from xai_insert.options import Options, settled
+from xai_insert.outputs import add_feature_vector, add_range, finished
+from xai_insert.prove import prove
 from xai_insert.report import Report, Stages, describe_plan
 from xai_insert.several import Planned, beside, planned, without_closed_form
-from xai_insert.tasks.plan import Branch, Masking, Plan
+from xai_insert.tasks.plan import Branch, Plan
 from xai_insert.version import __version__
 from xai_insert.writing import require_folder, require_writable, write_model
 
@@ -179,10 +172,10 @@ def insert_loaded(
     plain = None
     if options.check and not dry_run:
         with stages("check"):
-            plain = Plain(run_plain(loaded, graph), [_place(loaded, item) for item in plans])
+            plain = run_plain(loaded, graph)
     passed("run")
     with stages("plan"):
-        opened = opened_sides(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
+        opened = opened_sizes(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
     if opened is not None:
         try:
             return loaded, _carry_out(loaded, plans, options, source, plain, stages, opened)
@@ -207,34 +200,12 @@ def insert_loaded(
     return loaded, _carry_out(loaded, others, options, source, plain, stages)
 
 
-@dataclass(frozen=True)
-class Plain:
-    """What the model says before anything is inserted.
-
-    Attributes:
-        outputs: its outputs for a random input.
-        places: for each plan, see `CheckResult`.
-    """
-
-    outputs: Sequence[Any]
-    places: Sequence[str | None]
-
-
-def _place(loaded: LoadedModel, item: Planned) -> str | None:
-    features = item.plan.found.placed()
-    if not features:
-        return None
-    image = image_inputs(item.graph)[0]
-    require_times(features, loaded, image)
-    return places_of(features, loaded, image, item.place)
-
-
 def _carry_out(
     loaded: LoadedModel,
     plans: Sequence[Planned],
     options: Options,
     source: str,
-    plain: Plain | None,
+    plain: Sequence[Any] | None,
     stages: Stages,
     opened: Opened | None = None,
 ) -> Report:
@@ -254,29 +225,9 @@ def _carry_out(
     checked = None
     if plain is not None:
         with stages("check"):
-            outputs = run_random(loaded.runner())
-            declared = [branches[0].plan.map_shape, *(output.shape for output in branches[0].outputs.values())]
-            moved = check_outputs(plans[0].graph, plain.outputs, outputs, declared)
-            first, off = len(plain.outputs), list[float | None]()
-            for item, branch in zip(plans, branches, strict=True):
-                masking = (item.plan if opened is None else opened.plan).masking(options)
-                off.append(_off(loaded, branch, masking, outputs[first]))
-                first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
-            known = [difference for difference in off if difference is not None]
-            place = min(plain.places, key=lambda place: place != "axes")  # all of them or none
-            checked = CheckResult(moved, max(known, default=None), place)
+            checked = prove(loaded, plans, branches, options, plain, opened)
     report = _report(loaded, branches[0].plan, options, source, checked)
     return replace(report, seconds=stages.seconds, beside=beside(made))
-
-
-def _off(loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any) -> float | None:
-    """How far a map differs from its definition; None if that masks nothing."""
-    found = branch.plan.found
-    if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
-        require_varied(maps)
-    if branch.derivatives:
-        return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
-    return None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
 
 
 def splice(
@@ -291,14 +242,8 @@ def splice(
         branch = plan.splice(loaded, surgeon, graph, options)
     else:
         branch = replace(opened.plan.splice(loaded, surgeon, opened.graph, options), plan=plan)
-    plan, saliency = branch.plan, branch.raw if branch.arranged is None else branch.arranged(branch.raw)
-    if not plan.found.frame.is_upright:
-        saliency, shape = straightened(surgeon.ops, saliency, plan.map_shape, plan.found.frame)
-        plan = replace(plan, map_shape=shape)
+    saliency, plan = finished(surgeon, branch, options)
     rank = len(plan.map_shape)
-    if options.saliency_size is not None and plan.map_shape[-2:] != options.saliency_size:
-        saliency = _resized(surgeon, saliency, plan.map_shape, options.saliency_size)
-        plan = replace(plan, map_shape=(*plan.map_shape[:-2], *options.saliency_size))
     ends = least_and_greatest(surgeon.ops, saliency, rank) if options.range else None
     if options.output_dtype == "u8":
         in_bytes = branch.in_bytes or partial(to_bytes, surgeon.ops, axes=map_axes(rank))
@@ -308,65 +253,26 @@ def splice(
         ends = None if ends is None else branch.spread(ends)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     image = image_inputs(graph)[0]
-    if opened is None:
+    if opened is None or not opened.follows:
         saliency = surgeon.pinned(saliency, plan.map_shape, image, image_axes(image))
     surgeon.add_output(saliency, f"{SALIENCY_MAP}{suffix}", dtype, plan.map_shape)
     for name, output in branch.outputs.items():
         surgeon.add_output(output.handle, f"{name}{suffix}", output.dtype, output.shape)
     if ends is not None:
-        sizes = (*plan.map_shape[: map_axes(rank)[0]], 2)
-        batch = surgeon.ops.size(ends, 0) if None in sizes[1:] else -1
-        flat = surgeon.ops.reshape(ends, [batch, *(-1 if size is None else size for size in sizes[1:])])
-        surgeon.add_output(flat, f"{SALIENCY_RANGE}{suffix}", "float32", sizes)
+        add_range(surgeon, ends, plan.map_shape, f"{SALIENCY_RANGE}{suffix}")
     if suffix:
         loaded.annotate({f"{key}{suffix}": text for key, text in plan.metadata(options).items()})
         return replace(branch, plan=plan)
     if options.feature_vector:
-        _add_feature_vector(surgeon, plan)
+        add_feature_vector(surgeon, plan, FEATURE_VECTOR)
     if opened is not None:
-        loaded.close_sides()
+        loaded.close_sizes()
     common = {"version": __version__, "task": plan.found.task, "method": plan.method, "form": plan.form.value}
     common["quantiser_ignored_scope"] = IGNORED_SCOPE
     if written := options.written():
         common["options"] = written
     loaded.annotate(common | plan.metadata(options))
     return replace(branch, plan=plan)
-
-
-def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int]) -> Any:
-    op = surgeon.ops
-    if len(shape) == 4:
-        return op.resize(raw, *size)
-    if len(shape) == 5:  # each time by itself
-        classes, times, *sides = fixed(shape[1:])
-        frames = op.resize(op.reshape(raw, [-1, classes * times, *sides]), *size)
-        return op.reshape(frames, [-1, classes, times, *size])
-    batch, height, width = (op.size(raw, axis) if side is None else side for axis, side in enumerate(shape))
-    return reshape(op, op.resize(reshape(op, raw, [batch, 1, height, width]), *size), [batch, *size])
-
-
-def _add_feature_vector(surgeon: Surgeon[Any], plan: Plan) -> None:
-    pooled = plan.found.pooled()
-    if pooled is None:
-        _add_feature_means(surgeon, plan.found.features())
-        return
-    handle = surgeon.handle(pooled)
-    width = math.prod(fixed(pooled.sizes[1:]))
-    vector = surgeon.ops.isolated(surgeon.ops.reshape(handle, [-1, width]), width)
-    surgeon.add_output(vector, FEATURE_VECTOR, pooled.dtype, (pooled.sizes[0], width))
-
-
-def _add_feature_means(surgeon: Surgeon[Any], maps: Sequence[FeatureMap]) -> None:
-    if not maps:
-        raise TargetNotFoundError("this model has no pooled feature for --feature-vector; leave the option out")
-    op, parts = surgeon.ops, []
-    widths = fixed([feature.channels for feature in maps])
-    for feature, width in zip(maps, widths, strict=True):
-        means = op.reduce(surgeon.handle(feature.value), "mean", feature.grid_axes)
-        parts.append(op.reshape(means, [-1, width]))
-    vector = parts[0] if len(parts) == 1 else op.concat(parts, 1)
-    vector = op.isolated(vector, sum(widths))
-    surgeon.add_output(vector, FEATURE_VECTOR, "float32", (maps[0].shape[0], sum(widths)))
 
 
 def _refuse_twice(loaded: LoadedModel, graph: Graph) -> None:

@@ -8,7 +8,7 @@ as ever; the map of the file is to be that map.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -127,36 +127,19 @@ def verify(model: Any) -> Verification:
         (relative_difference(a[name], b[name]) for a, b in zip(without, outputs, strict=True) for name in others),
         default=0.0,
     )
-    off: list[str] = []
-    most = max((_MOST_MOVED.get(kind, 0.0) for kind in removed.floats), default=0.0) or _DEFAULT_MOST_MOVED
-    if moved > most:
-        off.append(f"the branch moves the predictions by {moved:.1e} of the largest")
     metadata = whole.read_metadata()
     correlation = difference = marked = None
+    refused = ""
     try:
-        with TemporaryDirectory() as folder:
-            options = options_of(metadata, outputs[0][SALIENCY_MAP], own)
-            if metadata.get("reference") == ToClasses.name:
-                path = Path(folder, "classes.npy")
-                np.save(path, _class_embeddings(whole.view()))
-                options = replace(options, class_embeddings=str(path))
-            fresh = afresh(plain, options, outputs[0][SALIENCY_MAP])
+        fresh = _inserted_again(whole, plain, outputs[0][SALIENCY_MAP], own)
     except XaiInsertError as err:
-        off.append(f"the map cannot be compared with its definition, for none can be inserted afresh: {err}")
+        refused = str(err)
     else:
         again = fresh.runner()
         maps = [_named([*others, *own], again.run(feed))[SALIENCY_MAP] for feed in feeds]
         correlation, difference = compared(maps, [found[SALIENCY_MAP] for found in outputs])
         marked = removed.is_marked if fresh.keeps_float32 else None
-    if correlation is not None and correlation < _LEAST_CORRELATION:
-        why = f": {removed.rounding} operations of the branch round to integers, leave {IGNORED_SCOPE!r} alone"
-        text = f"the map is not that of its definition, correlation {correlation:.3f} on random images"
-        off.append(text + (why if removed.rounding else ""))
-    if marked is False:
-        off.append("the branch has lost the mark that keeps it in float32 where a device computes in half precision")
     between = _in_openvino(model, names, feeds, outputs) if whole.format_name == "ONNX" else None
-    if between is not None and between < _LEAST_BETWEEN_RUNTIMES:
-        off.append(f"OpenVINO gives another map than onnxruntime, correlation {between:.4f}")
     found = Verification(
         moved,
         correlation,
@@ -168,7 +151,38 @@ def verify(model: Any) -> Verification:
         marked,
         bool(metadata),
     )
-    return replace(found, off=off)
+    return replace(found, off=[*_off(found, refused)])
+
+
+def _inserted_again(
+    whole: LoadedModel, plain: Callable[[], LoadedModel], maps: npt.NDArray[Any], own: Sequence[str]
+) -> LoadedModel:
+    """The plain model with a map by the options of the inserted one, `whole`, which gave `maps`."""
+    metadata = whole.read_metadata()
+    with TemporaryDirectory() as folder:
+        options = options_of(metadata, maps, own)
+        if metadata.get("reference") == ToClasses.name:
+            path = Path(folder, "classes.npy")
+            np.save(path, _class_embeddings(whole.view()))
+            options = replace(options, class_embeddings=str(path))
+        return afresh(plain, options, maps)
+
+
+def _off(found: Verification, refused: str) -> Iterator[str]:
+    """What is wrong, a sentence each; `refused` says why no map could be inserted afresh, empty if one was."""
+    most = max((_MOST_MOVED.get(kind, 0.0) for kind in found.precision), default=0.0) or _DEFAULT_MOST_MOVED
+    if found.outputs_moved > most:
+        yield f"the branch moves the predictions by {found.outputs_moved:.1e} of the largest"
+    if refused:
+        yield f"the map cannot be compared with its definition, for none can be inserted afresh: {refused}"
+    if found.correlation is not None and found.correlation < _LEAST_CORRELATION:
+        why = f": {found.rounding} operations of the branch round to integers, leave {IGNORED_SCOPE!r} alone"
+        text = f"the map is not that of its definition, correlation {found.correlation:.3f} on random images"
+        yield text + (why if found.rounding else "")
+    if found.is_marked is False:
+        yield "the branch has lost the mark that keeps it in float32 where a device computes in half precision"
+    if found.openvino_correlation is not None and found.openvino_correlation < _LEAST_BETWEEN_RUNTIMES:
+        yield f"OpenVINO gives another map than onnxruntime, correlation {found.openvino_correlation:.4f}"
 
 
 def _named(names: Sequence[str], arrays: Sequence[npt.NDArray[Any]]) -> Outputs:

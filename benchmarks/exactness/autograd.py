@@ -1,6 +1,6 @@
 """Every method of derivatives beside PyTorch's own: architectures x exporters x batches. Needs torch and timm.
 
-    python -m benchmarks.exactness.autograd [NAME ...] [--exporters legacydyn ptirdyn dynamo] [--json rows.json]
+    python -m benchmarks.exactness.autograd [NAME ...] [--exporters legacydyn ptirdyn dynamodyn] [--json rows.json]
 
 Networks have seeded random weights. The layer that the tool explains is found among the inputs and outputs of PyTorch's
 modules by its values, so no name is compared. Where pytorch-grad-cam is installed, it is asked as well, about layers
@@ -12,6 +12,7 @@ that are the output of a module `[B, C, h, w]`; its maps are taken before it sca
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import tempfile
@@ -33,6 +34,7 @@ from xai_insert.formats.backend import load
 
 METHODS = ("hirescam", "grad-cam", "layercam", "input-x-gradient")
 BATCHES = (1, 3)
+_CLOSE = 1e-5  # beyond it, how exact PyTorch itself is gets asked
 TIMM = (
     "resnet18",
     "resnet10t",
@@ -108,8 +110,10 @@ def exported(model: torch.nn.Module, side: int, exporter: str, folder: Path) -> 
         )
         return path
     path = folder / f"{exporter}.onnx"
-    if exporter == "dynamo":
-        torch.onnx.export(model, (image,), path, dynamo=True, external_data=False)
+    if exporter.startswith("dynamo"):
+        free = ({0: torch.export.Dim("batch", min=1, max=64)},) if exporter.endswith("dyn") else None
+        image = image.expand(2, -1, -1, -1) if free else image  # a batch of one would be taken for its only size
+        torch.onnx.export(model, (image,), path, dynamo=True, external_data=False, dynamic_shapes=free)
     else:
         free = {"input": {0: "batch"}, "output": {0: "batch"}}
         names = {"input_names": ["input"], "output_names": ["output"]}
@@ -191,22 +195,36 @@ def other_tool(method: str, model: torch.nn.Module, layer: torch.nn.Module, pass
     return found if method == "hirescam" else np.maximum(found, 0)
 
 
+def own_error(model: torch.nn.Module, passed: Passed, place: int, order: list[int], **how: Any) -> float:
+    """How far PyTorch's own map is from what it computes in float64, as a share of its largest value."""
+    exact = Passed(copy.deepcopy(model).double(), passed.image.detach().double())
+    maps = []
+    for run in (passed, exact):
+        tensor = run.tensors[place][1]
+        feature, gradient = (item.detach().permute(order).numpy() for item in (tensor, run.gradient(tensor)))
+        maps.append(formula(feature=feature, gradient=gradient, **how))
+    return float(np.abs(maps[0] - maps[1]).max() / np.abs(maps[1]).max())
+
+
 def rows(name: str, exporter: str, folder: Path) -> Iterator[dict[str, Any]]:
     """What is found for one export."""
     model, side = built(name)
     path = exported(model, side, exporter, folder)
+    news = {}
+    for method in METHODS:
+        new = folder / f"new-{method}{path.suffix}"
+        target = insert_file(path, new, Options(method=method, output_dtype="f32", check=False)).target
+        news[method] = (new, target)
+    loaded = load(path, {})
+    graph, runner = loaded.view(), loaded.runner()
+    values = {value.name: value for node in graph.nodes for value in node.outputs}
     for batch in BATCHES if exporter.endswith("dyn") else (1,):
         image = np.random.default_rng(batch).standard_normal((batch, 3, side, side)).astype(np.float32)
         passed = Passed(model, torch.from_numpy(image))
-        loaded = load(path, {})
-        graph = loaded.view()
-        fed = {loaded.runner().inputs[0][0]: image}
-        values = {value.name: value for node in graph.nodes for value in node.outputs}
-        for method in METHODS:
-            new = folder / f"new{path.suffix}"
-            target = insert_file(path, new, Options(method=method, output_dtype="f32", check=False)).target
-            names = load(new, {}).view().output_names
-            outputs = dict(zip(names, load(new, {}).runner().run(fed), strict=True))
+        fed = {runner.inputs[0][0]: image}
+        for method, (new, target) in news.items():
+            inserted = load(new, {})
+            outputs = dict(zip(inserted.view().output_names, inserted.runner().run(fed), strict=True))
             value = values.get(target["name"])  # none: the image itself
             feature = image if value is None else loaded.between([], [value.native]).run(fed)[0]
             found = passed.alike(feature)
@@ -220,6 +238,9 @@ def rows(name: str, exporter: str, folder: Path) -> Iterator[dict[str, Any]]:
             scale = max(np.abs(wanted).max(), np.finfo(np.float32).tiny)
             row = {"name": name, "exporter": exporter, "batch": batch, "method": method, "grid": list(target["grid"])}
             row["off"] = float(np.abs(got - wanted).max() / scale)
+            if row["off"] > _CLOSE:
+                place = next(number for number, (_, item) in enumerate(passed.tensors) if item is tensor)
+                row["own"] = own_error(model, passed, place, order, method=method, target=target)
             row["correlation"] = float(np.corrcoef(got.ravel(), wanted.ravel())[0, 1])
             row["same class"] = bool((outputs["saliency_classes"][:, 0] == passed.best.numpy()).all())
             if owner is not None and order == [0, 1, 2, 3] and feature.ndim == 4:

@@ -1,4 +1,4 @@
-"""Every form in which a model is deployed, for eleven architectures: is it inserted into, and is the map the same?
+"""Every form in which a model is deployed, for twelve architectures: is it inserted into, and is the map the same?
 
     python -m benchmarks.exactness.forms [--only ARCHITECTURE ...] [--forms FORM ...] [--into docs/forms.md]
     python -m benchmarks.exactness.forms --model FILE.onnx ... [--image INPUT.npy] [--forms FORM ...]
@@ -46,12 +46,13 @@ ARCHITECTURES = {
     "MobileNetV3": "mobilenetv3_large_100.legacy",
     "ViT": "vit_tiny_patch16_224.legacy",
     "DeiT": "deit_tiny_distilled_patch16_224.legacy",
-    "Swin": "swin_tiny_patch4_window7_224.legacy",
+    "Swin": "hf_swin.legacy",
     "ConvNeXt": "convnext_atto_tall.legacy",
     "CLIP": "hf_clip.legacy",
     "SigLIP": "hf_siglip.legacy",
     "YOLOv8": "yolov8n.legacy",
-    "SSD": "ssdlite320_mobilenet_v3_large.legacy",
+    "SSD": "otx_ssd_mobilenetv2.legacy",
+    "SSD, dense": "ssd_dense_all.legacy",
     "RT-DETR": "hf_rt_detr.legacy",
 }
 FORMS = [*BEFORE, *AFTER]
@@ -132,14 +133,18 @@ def _cell(name: str, path: Path, goal: Path, image: Array, scores: Mapping[str, 
     after = _run(result.model, image)
     pairs = list(zip(scores.values(), before.values(), strict=False))
     shifted = max((relative_difference(*pair) for pair in pairs if pair[0].dtype == np.float32), default=None)
-    try:
-        counted = [kernels(item, goal.parent) for item in (model, result.model)]
-        told = f"{counted[1].total()} of {counted[0].total()}" if any(counted) else ""
-    except ort_errors.InvalidArgument:  # onnxruntime cannot write down what it has made of some models
-        told = "not known"
+    told = "" if name in FLOATS else _counted(model, result.model, goal.parent)
     method = f"{result.report.method}, {result.report.form}"
     difference, correlation = _difference(right, after[SALIENCY_MAP], scores)
     return Cell(name, method, difference, correlation, shifted, result.report.output_difference, told)
+
+
+def _counted(plain: Any, inserted: Any, folder: Path) -> str:
+    try:
+        counted = [kernels(model, folder) for model in (plain, inserted)]
+    except ort_errors.InvalidArgument:  # onnxruntime cannot write down what it has made of some models
+        return "not known"
+    return f"{counted[1].total()} of {counted[0].total()}" if any(counted) else ""
 
 
 def _cell_after(name: str, source: Path, goal: Path, image: Array, inserted: Mapping[str, Array]) -> Cell:

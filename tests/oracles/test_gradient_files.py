@@ -15,7 +15,7 @@ WIDTH = 32
 def square(b):
     """A convolution and a linear layer as wide as long, behind the layer explained."""
     x = b.node("Tanh", b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2]))
-    x = b.node("Tanh", b.node("Conv", x, b.weight(WIDTH, WIDTH, 3, 3, scale=0.1), pads=[1] * 4, strides=[2, 2]))
+    x = b.node("Tanh", b.node("Conv", x, b.weight(WIDTH, WIDTH, 3, 3, scale=0.1), pads=[1] * 4, strides=[3, 3]))
     x = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, WIDTH, -1]))), perm=[0, 2, 1])
     x = b.node("Tanh", b.node("MatMul", x, b.weight(WIDTH, WIDTH, scale=0.1)))
     return b.linear(b.node("ReduceMean", x, axes=[1], keepdims=0), WIDTH)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model_zoo_fixtures.testbed.gradient_oracle import assert_is_derivative
@@ -346,6 +346,9 @@ def convolved(out, groups, kernel, **attributes):
     pads=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     together=st.booleans(),
 )
+@example(sides=2, groups=1, kernel=1, stride=2, dilation=1, pads=(0, 0), together=True)
+@example(sides=2, groups=2, kernel=3, stride=2, dilation=1, pads=(1, 1), together=False)
+@example(sides=3, groups=1, kernel=3, stride=2, dilation=1, pads=(1, 0), together=False)
 def test_convolutions(kind, sides, groups, kernel, stride, dilation, pads, together):
     attributes = {"strides": [stride] * sides, "dilations": [dilation] * sides}
     attributes["pads"] = [min(pad, (kernel - 1) * dilation) for pad in pads for _ in range(sides)]

@@ -135,7 +135,8 @@ def test_enlarged_maps_may_be_asked_for():
     b = models.Builder(size=(HEIGHT, WIDTH))
     maps = conv(b, feature(b), JOINTS)
     model = b.model(resized(b, maps))
-    compare(model, image(), raw_maps(model, "hrnet", maps, image()), "onnx", method="keypoint-map")
+    wanted = oracle.run(with_output(model, maps), image())[maps]
+    compare(model, image(), wanted, "onnx", method="keypoint-map")
 
 
 def test_of_several_stacks_the_user_chooses():
@@ -155,6 +156,18 @@ def test_a_detector_of_one_level_is_none():
     with pytest.raises(errors.XaiInsertError):
         insert(model)
     assert insert(model, Options(num_classes=5)).report.task == "detection"
+
+
+def test_heads_that_may_be_a_detectors_want_a_word():
+    """Eight channels and sixteen: two anchors' boxes and eight classes, or eight key points and their offsets."""
+    b = models.Builder(size=(HEIGHT, WIDTH))
+    x = feature(b)
+    maps, offsets = conv(b, x, 8), conv(b, x, 16)
+    model = b.model(maps, offsets)
+    with pytest.raises(errors.AmbiguousModelError, match=r"--num-classes; else .* --method keypoint-map"):
+        insert(model)
+    wanted = oracle.run(with_output(model, maps), image())[maps]
+    compare(model, image(), wanted, "onnx", method="keypoint-map")
 
 
 def test_an_attention_pool_is_none():

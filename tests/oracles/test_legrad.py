@@ -1,6 +1,8 @@
 """LeGrad beside central differences by every single weight of attention, in a transformer written in NumPy."""
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from model_zoo_fixtures.testbed import models, oracle
@@ -136,3 +138,17 @@ def test_a_layer_that_a_norm_alone_reads_is_refused():
     entry = [node.output[0] for node in graph.graph.node if node.op_type == "Add"][2 * BLOCKS - 3]
     with pytest.raises(errors.CheckFailedError, match="right angles"):
         insert(graph, Options(method="hirescam", target_layer=entry))
+
+
+def test_the_last_norm_stays_merged_with_the_sum_before_it(tmp_path):
+    """Where onnxruntime merges them, another reader of the sum would move the predictions in their last digits."""
+    plain = Transformer(reads_token=True).graph()
+    merged = []
+    for model in (plain, insert(plain, Options(method="legrad")).model):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options)
+        nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+        merged.append([node.output[0] for node in nodes if node.op_type == "SkipLayerNormalization"])
+    assert merged[0]
+    assert set(merged[0]) <= set(merged[1])

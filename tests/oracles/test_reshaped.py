@@ -97,6 +97,30 @@ def test_heads_of_one_size_fail_as_the_plain_model_does(network):
             item.reshape([1, 3, 10, 18])
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("shapes_cnn", {"method": "hirescam"}),
+        ("shapes_cnn", {"method": "input-x-gradient"}),
+        ("shapes_vit", {"method": "legrad"}),
+        ("shapes_detector", {}),
+        ("shapes_segmenter", {}),
+    ],
+    ids=str,
+)
+def test_the_batch_is_free(name, chosen):
+    plain = deployed.plain(name, ".xml")
+    sizes = [1, *list(plain.input(0).partial_shape)[1:]]
+    plain.reshape(sizes)
+    model = insert(plain, Options(output_dtype="f32", **chosen)).model
+    images = np.random.default_rng(0).uniform(0, 255, [2, *model.input(0).shape[1:]]).astype(np.float32)
+    alone = [oracle.run(model, images[index : index + 1])["saliency_map"] for index in range(2)]
+    model.reshape([2, *sizes[1:]])
+    np.testing.assert_allclose(
+        oracle.run(model, images)["saliency_map"], np.concatenate(alone), rtol=0, atol=2e-5 * np.abs(alone).max()
+    )
+
+
 @pytest.mark.parametrize("name", ["shapes_detector", "shapes_segmenter", "shapes_two_stage"])
 def test_detectors_follow_or_are_refused(name):
     inserted = insert(deployed.plain(name, ".xml")).model

@@ -7,6 +7,7 @@ import pytest
 
 from model_zoo_fixtures.testbed import detector_models, models
 from xai_insert import Options, errors, insert, insert_file
+from xai_insert.graph.proportion import require_moderate_map
 
 CHANNELS = models.CHANNELS
 
@@ -91,10 +92,15 @@ def test_rows_that_are_no_images_are_refused(kind):
 
 
 def test_classes_declared_by_the_billion():
+    """Runtimes go by what is computed."""
     model = models.classifier(models.CLOSED["global average pool"], batch=1)
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2**31 - 1
+    assert insert(model, Options(check=False)).report.logits["classes"] == models.CLASSES
+
+
+def test_a_map_of_billions_of_elements():
     with pytest.raises(errors.ModelFileError, match="would have 77,309,411,292 elements"):
-        insert(model, Options(check=False))
+        require_moderate_map((1, 2**31 - 1, 6, 6))
 
 
 def test_an_operator_without_its_operands(tmp_path):
@@ -115,3 +121,12 @@ def test_metadata_that_are_no_text(tmp_path):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(errors.ModelFileError, match="is no text"):
         insert_file(tmp_path / "model.onnx", tmp_path / "out.xml")
+
+
+def test_a_window_of_another_rank():
+    """Without the check, nothing runs it."""
+    model = models.classifier(models.CLOSED["window"])
+    pool = next(node for node in model.graph.node if node.op_type == "AveragePool")
+    next(item for item in pool.attribute if item.name == "kernel_shape").ints.pop()
+    with pytest.raises(errors.ModelFileError, match="other rank"):
+        insert(model, Options(check=False))

@@ -97,7 +97,6 @@ def main(
         raise Refused("--fail-under judges a comparison: give --against")
     if against is not None and annotations is not None:
         raise Refused("--against compares two models and does not go by --annotations: leave one out")
-    trouble: str | None = None
     try:
         if output is not None:
             require_own(output)
@@ -120,6 +119,12 @@ def main(
     except XaiInsertError as err:
         say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
+    sys.exit(_ended(run, text, output, quiet))
+
+
+def _ended(run: Run, text: str, output: Path | None, quiet: bool) -> int:
+    """Say what was measured, and give the exit code."""
+    trouble: str | None = None
     for note in run.notes():
         say(f"note: {note}", err=True)
     if not quiet:
@@ -131,7 +136,7 @@ def main(
     verdict = run.verdict()
     if verdict is not None:
         say(f"error: {verdict}", err=True)
-    sys.exit(EXIT_FAILED if trouble is not None or verdict is not None or run.failed else 0)
+    return EXIT_FAILED if trouble is not None or verdict is not None or run.failed else 0
 
 
 def _evaluated(

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -183,9 +183,9 @@ def main(
         names = None if labels is None else read_labels(labels)
         setup = Setup(model, runtime, device, classes, threshold, names, chosen, layout, input_size, feed)  # type: ignore[arg-type]
         videos, pictures = split(images)
+        if kind != HTML and videos:
+            raise Refused(f"--format {kind} is for images, not for videos")
         if kind != HTML:
-            if videos:
-                raise Refused(f"--format {kind} is for images, not for videos")
             sys.exit(write_rows(setup, pictures, output, kind, shard, engine == RAY, address, quiet))  # type: ignore[arg-type]
         results = [output / name for name in FOLDERS]
         sources = deque(shard.of(find_images(pictures, results)))
@@ -204,20 +204,27 @@ def main(
     except XaiInsertError as err:
         say(f"error: {' '.join(str(err).split())}", err=True)
         sys.exit(EXIT_FAILED)
-    if skipped := left_out(pictures, results):
-        listed = ", ".join(printable(str(path)) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        say(f"note: {len(skipped)} pictures of kinds that are not read were left out: {listed}", err=True)
-    if run.journal.odd:
-        say(f"note: {run.journal.odd} lines of an earlier results.jsonl were set aside", err=True)
-    if not run.journal.is_guarded:
-        say("note: the drive of the output folder has no locks: let one run at a time write into it", err=True)
-    for note in tally.notes:
+    for note in (*_notes(left_out(pictures, results), run), *tally.notes):
         say(f"note: {note}", err=True)
     if not quiet:
         trouble = say(tally.text(output)) or trouble
+    sys.exit(_ended(trouble, tally))
+
+
+def _ended(trouble: str | None, tally: _Tally) -> int:
     if trouble is not None:
         say(f"error: cannot write to the standard output: {trouble}", err=True)
-    sys.exit(EXIT_FAILED if trouble is not None or tally.failed else 0)
+    return EXIT_FAILED if trouble is not None or tally.failed else 0
+
+
+def _notes(skipped: Sequence[Path], run: FolderRun) -> Iterator[str]:
+    if skipped:
+        listed = ", ".join(printable(str(path)) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        yield f"{len(skipped)} pictures of kinds that are not read were left out: {listed}"
+    if run.journal.odd:
+        yield f"{run.journal.odd} lines of an earlier results.jsonl were set aside"
+    if not run.journal.is_guarded:
+        yield "the drive of the output folder has no locks: let one run at a time write into it"
 
 
 @dataclass

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,14 +104,7 @@ def main(
     """Put a saliency map into MODEL (.xml or .onnx), whose predictions stay."""
     open_streams()
     configure_logging(verbose)
-    values: dict[str, Any] = {name: not chosen[name] if name == "check" else chosen[name] for name in OPTIONS}
-    values["input_shapes"] = dict(values["input_shapes"])
-    given = [name for name in OPTIONS if _was_typed(name)]
-    if output_model is None and Path(values["output"] or "").suffix.lower() in (".onnx", ".xml"):
-        say(f"note: --output is for an output of the model; taken as -o {printable(values['output'])}", err=True)
-        output_model, values["output"] = Path(values["output"]), None
-        given.remove("output")
-    options = Options(**values, given=tuple(given))
+    options, output_model = _options(chosen, output_model)
     writes_nothing = _writes_nothing(action, output_model, dry_run, options) or dry_run
     goals = _outputs(models, output_model, writes_nothing)
     _require_apart(models, goals, report_path, writes_nothing)
@@ -139,12 +132,30 @@ def main(
 
     with signals_end_cleanly(), Workers(min(jobs, len(work)), verbose, time_limit) as workers:
         reports = _done(work, existing.beside(workers if run is None else lambda jobs: map(run, jobs)), show, keep)
-    for text in troubles:
+    sys.exit(_ended(reports, troubles))
+
+
+def _options(chosen: Mapping[str, Any], output_model: Path | None) -> tuple[Options, Path | None]:
+    """The options that were given, and the file to write, which some call `--output`."""
+    values: dict[str, Any] = {name: not chosen[name] if name == "check" else chosen[name] for name in OPTIONS}
+    values["input_shapes"] = dict(values["input_shapes"])
+    given = [name for name in OPTIONS if _was_typed(name)]
+    if output_model is None and Path(values["output"] or "").suffix.lower() in (".onnx", ".xml"):
+        say(f"note: --output is for an output of the model; taken as -o {printable(values['output'])}", err=True)
+        output_model, values["output"] = Path(values["output"]), None
+        given.remove("output")
+    return Options(**values, given=tuple(given)), output_model
+
+
+def _ended(reports: Sequence[Report], troubles: Iterable[str]) -> int:
+    """Say what went wrong, and give the exit code."""
+    known = list(troubles)
+    for text in known:
         say(f"error: {text}", err=True)
     failed = sum(report.error is not None for report in reports)
     if failed and len(reports) > 1:
         say(f"{failed} of {len(reports)} models failed", err=True)
-    sys.exit(EXIT_FAILED if failed or troubles else 0)
+    return EXIT_FAILED if failed or known else 0
 
 
 def _writes_nothing(action: str | None, output: Path | None, dry_run: bool, options: Options) -> bool:

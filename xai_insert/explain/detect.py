@@ -54,7 +54,7 @@ class Finder(ReadyToRun):
         saliency = outputs.saliency_map[0]
         size = (shape[self.feeder.layout.index("H")], shape[self.feeder.layout.index("W")])
         maps = len(saliency) if saliency.ndim == 3 else None
-        facts = Facts.of(self.engine.about, size, maps, len(self.meaning.labels))
+        facts = Facts.of(self.engine.layout, size, maps, len(self.meaning.labels))
         read = instances if self.engine.about.get("task") == SEGMENTATION else detections
         try:
             found = read(list(outputs.predictions.values()), facts)

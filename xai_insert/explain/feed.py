@@ -51,16 +51,10 @@ class Feeder:
         Raises:
             PreprocessingError: the input's layout, channels or size cannot be told.
         """
-        is_clip = len(model.shape) == 5
-        if is_clip and layout:
-            raise PreprocessingError("--layout is for images, and the model takes clips")
-        layout = _clip_layout(model) if is_clip else layout or _layout(model)
-        frames = model.shape[layout.index("T")] if is_clip else None
-        if is_clip and frames is None:
-            raise PreprocessingError(
-                f"the input {model.name!r} leaves the number of frames open: fix it when the map is inserted, for "
-                "example xai-insert --input-shape"
-            )
+        frames = None
+        if len(model.shape) == 5:
+            layout, frames = _of_clips(model, layout)
+        layout = layout or _layout(model)
         batch, channels, height, width = (model.shape[layout.index(axis)] for axis in "NCHW")
         if channels not in (1, 3, None):
             raise PreprocessingError(
@@ -70,12 +64,13 @@ class Feeder:
         fixed = None if height is None or width is None else (height, width)
         if fixed and size and fixed != size:
             raise PreprocessingError(f"the model's input is {fixed[0]}x{fixed[1]}: leave out --input-size")
-        if not fixed and not size and not how.embedded:
+        size = fixed or size
+        if not size and not how.embedded:
             raise PreprocessingError(
                 f"the input {model.name!r} has no fixed size: say at which size to run the model, "
                 "for example --input-size 224x224"
             )
-        return cls(how, layout, batch or 1, channels or 3, fixed or size, model.dtype, frames)
+        return cls(how, layout, batch or 1, channels or 3, size, model.dtype, frames)
 
     def feed(self, image: Image) -> tuple[Array, View]:
         """Turn uint8 RGB `[H, W, 3]` into an input, and say which area of the image it shows."""
@@ -118,6 +113,20 @@ def _layout(model: ImageInput) -> str:
         return model.layout
     first, last = model.shape[1], model.shape[3]
     return "NHWC" if last in (1, 3) and first not in (1, 3) else "NCHW"
+
+
+def _of_clips(model: ImageInput, layout: str | None) -> tuple[str, int]:
+    """The layout of an input of clips, and how many frames it takes."""
+    if layout:
+        raise PreprocessingError("--layout is for images, and the model takes clips")
+    found = _clip_layout(model)
+    frames = model.shape[found.index("T")]
+    if frames is None:
+        raise PreprocessingError(
+            f"the input {model.name!r} leaves the number of frames open: fix it when the map is inserted, for "
+            "example xai-insert --input-shape"
+        )
+    return found, frames
 
 
 def _clip_layout(model: ImageInput) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -24,7 +24,7 @@ from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import Look, canvas, caption, draw, legend, rectangle_of
+from xai_insert.explain.picture import Look, canvas, caption, draw, legend
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.runtime import Engine
 from xai_insert.explain.scale import Scaled, ScaleName, scaled
@@ -134,7 +134,7 @@ class FolderRun:
     ) -> None:
         self._model, self._output, self._options = model, output, options
         self._about = page.About(facts or {}, options.look, options.scale, beside)
-        self._rectangle = rectangle_of(model.engine.about)
+        self._rectangle = model.engine.layout.rectangle
         about = [*model.settings, replace(options, overwrite=False)]
         settings = [__version__, *identity, *map(repr, about)]
         self._settings = sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -222,19 +222,24 @@ class FolderRun:
 
     def _draw(self, scene: _Scene, found: Explained) -> list[_Drawn]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
-        with_map = [item for item in found.instances if item.saliency_map is not None]
-        of_boxes = scaled(
-            [item.saliency_map for item in with_map if item.saliency_map is not None],
-            [item.score for item in with_map],
-            self._options.scale,
-        )
-        boxes = list(zip(with_map, of_boxes, strict=True))
+        boxes = self._maps_of_boxes(found)
         if found.saliency_map.ndim == 2:
             texts = (ALL_CLASSES, f"{len(found.instances)} found" if found.instances else "")
             (only,) = scaled([found.saliency_map], [None], self._options.scale)
             every = self._draw_map(scene, found.saliency_map, only, "all", texts, found.instances)
             return [every, *self._draw_boxes(scene, boxes)]
-        drawn = []
+        return [*self._draw_classes(scene, found, boxes)]
+
+    def _maps_of_boxes(self, found: Explained) -> list[tuple[Instance, Scaled]]:
+        """The objects that have a map of their own, with it."""
+        maps = [(item, item.saliency_map) for item in found.instances if item.saliency_map is not None]
+        values = scaled([saliency for _, saliency in maps], [item.score for item, _ in maps], self._options.scale)
+        return [(item, own) for (item, _), own in zip(maps, values, strict=True)]
+
+    def _draw_classes(
+        self, scene: _Scene, found: Explained, boxes: Sequence[tuple[Instance, Scaled]]
+    ) -> Iterator[_Drawn]:
+        """Draw the map of each chosen class, and those of its objects."""
         scores = [found.strength(item) for item in found.chosen]
         maps = scaled([found.values_of(item.class_id) for item in found.chosen], scores, self._options.scale)
         for item, values in zip(found.chosen, maps, strict=True):
@@ -246,9 +251,8 @@ class FolderRun:
             about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
             if found.strengths is not None:
                 about = {**about, "strength": found.strengths[item.class_id]}
-            drawn.append(replace(entry, record={**about, **entry.record}))
-            drawn += self._draw_boxes(scene, [pair for pair in boxes if pair[0].class_id == item.class_id])
-        return drawn
+            yield replace(entry, record={**about, **entry.record})
+            yield from self._draw_boxes(scene, [pair for pair in boxes if pair[0].class_id == item.class_id])
 
     def _draw_boxes(self, scene: _Scene, boxes: Sequence[tuple[Instance, Scaled]]) -> list[_Drawn]:
         """Draw the map of each object that has a map of its own, with its box alone; objects count within a class."""

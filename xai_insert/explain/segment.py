@@ -66,9 +66,8 @@ class Painter(ReadyToRun):
 
     def _shares(self, outputs: Outputs, classes: int) -> Scores:
         """How much of the first image each class has, `[K]`."""
-        about = self.engine.about
-        index, axis = int(about.get("classes_at", "0")), about.get("class_axis", "none")
-        found = list(outputs.predictions.values())[index]
-        labels: Array = found[0] if axis == "none" else found[0].argmax(axis=int(axis) - 1)
+        axis = self.engine.layout.class_axis
+        found = list(outputs.predictions.values())[self.engine.layout.classes_at or 0]
+        labels: Array = found[0] if axis is None else found[0].argmax(axis=axis - 1)
         counted = np.bincount(np.asarray(labels, np.int64).reshape(-1).clip(0), minlength=classes)[:classes]
         return np.asarray(counted / labels.size, np.float64)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError
+from xai_insert.formats.deferred import import_without
 from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
@@ -70,8 +71,8 @@ class LoadedModel(Protocol):
     def view(self) -> Graph:
         """Read-only view; taken once, before the first edit."""
 
-    def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
-        """Leave sizes of inputs open until `close_sides`, if the format lets a user change them and the model can.
+    def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
+        """Leave sizes of inputs open until `close_sizes`, if the format lets a user change them and the model can.
 
         What is inserted meanwhile follows them. `view()` is to be taken anew.
 
@@ -79,8 +80,8 @@ class LoadedModel(Protocol):
             sides: axes, by input.
         """
 
-    def close_sides(self) -> None:
-        """Give the inputs the sizes that they had before `open_sides`."""
+    def close_sizes(self) -> None:
+        """Give the inputs the sizes that they had before `open_sizes`."""
 
     def surgeon(self, *, keep_float32: bool = False) -> Surgeon[Any]:
         """The editor of this model.
@@ -188,6 +189,8 @@ def _openvino() -> _Loader:
 
 
 def _onnx() -> _Loader:
+    # onnx-ir needs it for arithmetic with names of sizes alone; loading it takes as long as a small insertion.
+    import_without("onnx_ir", ("sympy", "onnx_ir._symbolic_shapes"))
     from xai_insert.formats.onnx import model  # noqa: PLC0415 - an IR user does not pay for ONNX
 
     return model

@@ -111,6 +111,11 @@ def has_place(axis: Axis) -> bool:
     return any(d.origin.is_place or any(has_place(part) for part in d.origin.parts) for d in axis)
 
 
+def has_batch(axis: Axis) -> bool:
+    """Whether an axis holds anything of the batch."""
+    return any(digit.origin.kind is Kind.BATCH for digit in axis)
+
+
 def parts_of(axis: Axis) -> tuple[Axis, ...]:
     """The axes that stand end to end in one; itself if it is not joint."""
     if len(axis) == 1 and axis[0].origin.kind is Kind.JOINT and axis[0].size == axis[0].origin.size:

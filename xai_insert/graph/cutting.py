@@ -11,6 +11,7 @@ from xai_insert.graph.axes import (
     Origin,
     axis_size,
     coarse,
+    has_batch,
     has_place,
     line,
     merged,
@@ -31,21 +32,27 @@ def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
         return _cut_parts(parts, start, count) if step == 1 else other(count)
     if step == -1 and count is not None and count == size and start == count - 1:
         return reversed_axis(axis)
-    origin = line(axis)
     if count == 0:
         return other(0)
-    whole = rolled_line(axis, step) if step > 0 else None
-    if origin is None and whole is not None:
-        return _piece(whole, start, count, step)
-    if not axis or (count == 1 and (origin is None or step != 1)):
-        return () if count == 1 else other(count)
+    origin = line(axis)
     if origin is not None:
-        if step == 1 and start == 0 and count is None and origin.size is None:
-            return axis
-        stride, offset = origin.stride * step, origin.offset + origin.stride * start
-        whole = origin if step == 1 else None
-        return of(Origin(origin.kind, count, stride, offset, whole=whole, start=start))
-    return _cut_major(axis, start, count) if step == 1 else other(count)
+        return _cut_line(axis, origin, start, count, step)
+    whole = rolled_line(axis, step) if step > 0 else None
+    if whole is not None:
+        return _piece(whole, start, count, step)
+    if count == 1:
+        return ()
+    return _cut_major(axis, start, count) if axis and step == 1 else other(count)
+
+
+def _cut_line(axis: Axis, origin: Origin, start: int, count: int | None, step: int) -> Axis:
+    """A part of rows or columns."""
+    if count == 1 and step != 1:
+        return ()
+    if step == 1 and start == 0 and count is None and origin.size is None:
+        return axis
+    stride, offset = origin.stride * step, origin.offset + origin.stride * start
+    return of(Origin(origin.kind, count, stride, offset, whole=origin if step == 1 else None, start=start))
 
 
 def _cut_major(axis: Axis, start: int, count: int | None) -> Axis:
@@ -58,10 +65,10 @@ def _cut_major(axis: Axis, start: int, count: int | None) -> Axis:
 
 def reversed_axis(axis: Axis) -> Axis:
     """An axis read backwards."""
-    lines = [coarse(digit) for digit in axis]
-    if any(origin is None or not origin.is_place or not origin.size for origin in lines):
+    lines = [origin for digit in axis if (origin := coarse(digit)) is not None and origin.is_place and origin.size]
+    if len(lines) < len(axis):
         return other(axis_size(axis))
-    return tuple(digit for origin in lines if origin is not None for digit in of(turned(origin)))
+    return tuple(digit for origin in lines for digit in of(turned(origin)))
 
 
 def turned(origin: Origin) -> Origin:
@@ -102,11 +109,9 @@ def _cut_parts(parts: Sequence[Axis], start: int, count: int | None) -> Axis:
 
 def joint(parts: Sequence[Axis]) -> Axis:
     """Axes end to end, pieces that belong together put together."""
-    flat = [piece for part in parts if axis_size(part) != 0 for piece in parts_of(part)]
     made: list[Axis] = []
-    for part in flat:
-        last = made[-1] if made else None
-        together = None if last is None else _together(last, part)
+    for part in (piece for whole in parts if axis_size(whole) != 0 for piece in parts_of(whole)):
+        together = _together(made[-1], part) if made else None
         if together is None:
             made.append(part)
         else:
@@ -115,7 +120,7 @@ def joint(parts: Sequence[Axis]) -> Axis:
         return made[0] if made else other(0)
     sizes = [axis_size(part) for part in made]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    if not any(map(has_place, made)) and not any(d.origin.kind is Kind.BATCH for part in made for d in part):
+    if not any(has_place(part) or has_batch(part) for part in made):
         return other(total)
     return of(Origin(Kind.JOINT, total, parts=tuple(made)))
 
@@ -125,7 +130,7 @@ def _together(a: Axis, b: Axis) -> Axis | None:
     found = _of_one_whole(a[0].origin, b[0].origin) if len(a) == len(b) == 1 else None
     if found is not None:
         return found
-    if any(has_place(axis) or any(d.origin.kind is Kind.BATCH or d.origin.whole for d in axis) for axis in (a, b)):
+    if any(has_place(axis) or has_batch(axis) or any(digit.origin.whole for digit in axis) for axis in (a, b)):
         return None
     sizes = (axis_size(a), axis_size(b))
     return None if None in sizes else other((sizes[0] or 0) + (sizes[1] or 0))

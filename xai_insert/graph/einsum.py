@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -38,28 +38,27 @@ def as_product(equation: str) -> Product | None:
     if labels is None:
         return None
     first, second, result = labels
-    summed = (set(first) & set(second)) - set(result)
+    both = set(first) & set(second)
+    summed = both - set(result)
     if len(summed) != 1 or set(first + second) != {*result, *summed}:
         return None
-    free = [label for label in result if (label in first) != (label in second)]
-    has_batch = any(label in first and label in second for label in result)
-    is_row = has_batch and len(free) == 1
+    batch = [label for label in result if label in both]
+    free = [label for label in result if label not in both]
+    is_row = bool(batch) and len(free) == 1
     swapped = bool(free) and (free[0] in first) == is_row
     if swapped:
         first, second = second, first
-    batch = [label for label in result if label in first and label in second]
     rows = [label for label in free if label in first]
     columns = [label for label in free if label in second]
     if len(columns) != 1 or (batch and len(rows) != 1 and not is_row):
         return None
-    made = [*batch, *rows, *columns]
-    return Product(
-        swapped,
-        tuple(first.index(label) for label in [*batch, *rows, *summed]),
-        tuple(second.index(label) for label in [*batch, *summed, *columns]),
-        tuple(made.index(label) for label in result),
-        is_row,
-    )
+    made = "".join([*batch, *rows, *columns])
+    left, right = _order(first, [*batch, *rows, *summed]), _order(second, [*batch, *summed, *columns])
+    return Product(swapped, left, right, _order(made, result), is_row)
+
+
+def _order(axes: str, wanted: Iterable[str]) -> Permutation:
+    return tuple(map(axes.index, wanted))
 
 
 def _labels(equation: str) -> tuple[str, str, str] | None:

@@ -11,6 +11,7 @@ from xai_insert.graph.axes import (
     Kind,
     axis_size,
     coarse,
+    has_batch,
     has_place,
     line,
     moved,
@@ -46,14 +47,19 @@ def join(a: Axis, b: Axis) -> Axis:
     if not a or not b:
         return a or b
     if has_place(a) and has_place(b):
-        if agree(a, b):
-            return b if _grain(b) < _grain(a) else a  # a pyramid adds interpolated cells to finer ones
-        if _is_whole(a) and not _is_whole(b):
-            return a
-        return b if _is_whole(b) and not _is_whole(a) else other(axis_size(a))
+        return _meet(a, b)
     if has_place(a) or has_place(b):
         return a if has_place(a) else b
-    return b if any(d.origin.kind is Kind.BATCH for d in b) and not any(d.origin.kind is Kind.BATCH for d in a) else a
+    return b if has_batch(b) and not has_batch(a) else a
+
+
+def _meet(a: Axis, b: Axis) -> Axis:
+    """One axis of two that both have places."""
+    if agree(a, b):
+        return b if _grain(b) < _grain(a) else a  # a pyramid adds interpolated cells to finer ones
+    if _is_whole(a) is _is_whole(b):
+        return other(axis_size(a))
+    return a if _is_whole(a) else b
 
 
 def _grain(axis: Axis) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
+
+import numpy as np
 
 from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, line, moved, of, other, parts_of
 from xai_insert.graph.cutting import cut, rolled, turned
@@ -53,24 +55,15 @@ def unfolded(axis: Axis, indices: Sequence[int] | None, sizes: Sequence[int | No
 
 def _reordered(axis: Axis, indices: Sequence[int]) -> Axis | None:
     """Tokens of a grid read in another order: rows or columns turned round, or the columns before the rows."""
-    lines = [coarse(digit) for digit in axis]
-    if len(axis) != 2 or None in lines or axis_size(axis) != len(indices):
+    lines = [origin for digit in axis if (origin := coarse(digit)) is not None and origin.size]
+    if len(axis) != 2 or len(lines) < 2 or axis_size(axis) != len(indices):
         return None
-    a, b = (origin for origin in lines if origin is not None)
-    if not a.size or not b.size:
-        return None
-    for first, second, outer in ((a.size, b.size, True), (b.size, a.size, False)):
-        for one in (1, -1):
-            for two in (1, -1):
-                firsts = range(first)[::one]
-                seconds = range(second)[::two]
-                if outer:
-                    wanted = (i * second + j for i in firsts for j in seconds)
-                else:
-                    wanted = (i * first + j for j in firsts for i in seconds)
-                if all(x == y for x, y in zip(indices, wanted, strict=True)):
-                    ends = (_directed(a, one), _directed(b, two)) if outer else (_directed(b, one), _directed(a, two))
-                    return (*of(ends[0]), *of(ends[1]))
+    a, b = lines
+    cells = np.arange(len(indices)).reshape(a.size or 0, b.size or 0)
+    for (first, second), grid in (((a, b), cells), ((b, a), cells.T)):
+        for one, two in product((1, -1), repeat=2):
+            if np.array_equal(grid[::one, ::two].ravel(), indices):
+                return (*of(_directed(first, one)), *of(_directed(second, two)))
     return None
 
 

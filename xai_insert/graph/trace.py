@@ -117,15 +117,20 @@ def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
     if origin is None:
         return axis if stride == 1 and size == before else _coarser(axis, size, stride)
     reach = (kernel - 1) * dilation
-    if kind.pads_begin is not None:
-        pad: float = kind.pads_begin[index]
-    elif size is not None and before is not None and not kind.transposed:
-        pad = max((size - 1) * stride + reach + 1 - before, 0) // 2
-    else:
-        pad = (reach + 1 - stride) / 2
+    pad = _pad_before(kind, index, (before, size), stride, reach)
     if kind.transposed:
         return ax.moved(origin, size, 1 / stride, (pad - reach / 2) / stride)
     return ax.moved(origin, size, stride, reach / 2 - pad)
+
+
+def _pad_before(kind: kinds.Window, index: int, sizes: tuple[int | None, int | None], stride: int, reach: int) -> float:
+    """Cells added before the first: as stored, or as the sizes before and behind tell."""
+    if kind.pads_begin is not None:
+        return kind.pads_begin[index]
+    before, after = sizes
+    if after is None or before is None or kind.transposed:
+        return (reach + 1 - stride) / 2
+    return max((after - 1) * stride + reach + 1 - before, 0) // 2
 
 
 def _goes_on(axis: Axis, kind: kinds.Window, index: int) -> bool:

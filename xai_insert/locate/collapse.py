@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from xai_insert.errors import TargetNotFoundError
+from xai_insert.errors import ModelFileError, TargetNotFoundError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
@@ -105,8 +105,11 @@ def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
         axes: tuple[int, ...] | None = node.attrs["axes"]
         return axes
     if node.op is Op.POOL and source.shape is not None and not any(node.attrs["pads"]):
-        sides = zip(node.attrs["kernel"], source.shape[2:], strict=True)
-        covers = all(side is not None and size >= side for size, side in sides)  # a larger one, with sizes rounded up
+        sides = source.shape[2:]
+        if len(sides) != len(node.attrs["kernel"]):
+            raise ModelFileError(f"{node.type} {node.name!r} has a window of other rank than {source.describe()}")
+        # a window may be larger, with sizes rounded up
+        covers = all(side is not None and size >= side for size, side in zip(node.attrs["kernel"], sides, strict=True))
         return tuple(range(2, len(source.shape))) if covers else None
     return None
 

@@ -21,6 +21,7 @@ _COARSEST = 8
 """Pixels from one cell of heat maps to the next, at most; heads of boxes are coarser."""
 _FEWEST = 4
 """Channels from which on a single map is likely one of key points; fewer may be colours, normals or a flow."""
+_MOST_HEADS = 3  # of a detector: classes, boxes, objectness
 _FEWEST_WITH_OFFSETS = 3
 _NEAR = 6
 """Layers between the last widening of the grid and the heat maps."""
@@ -188,7 +189,11 @@ def _given(chosen: Sequence[tuple[int, Value]], places: Places) -> HeatMaps | No
 
 
 def _beside_offsets(found: Sequence[tuple[int, FeatureMap]]) -> HeatMaps | None:
-    """The one of several outputs on a grid beside which another has two offsets for each of its channels."""
+    """The one of several outputs on a grid beside which another has two offsets for each of its channels.
+
+    Of an even number of them, a detector's sides of boxes and scores of classes may have the same widths, with an
+    objectness at most beside them.
+    """
     widths = {feature.channels for _, feature in found}
     paired = [
         (index, feature, joints)
@@ -198,7 +203,8 @@ def _beside_offsets(found: Sequence[tuple[int, FeatureMap]]) -> HeatMaps | None:
     if len(paired) != 1 or len({feature.grid for _, feature in found}) > 1:
         return None
     ((index, feature, joints),) = paired
-    return HeatMaps(feature, joints, f"beside {2 * joints} offsets on the same grid", is_sure=True, output=index)
+    is_sure = joints % 2 == 1 or len(found) > _MOST_HEADS
+    return HeatMaps(feature, joints, f"beside {2 * joints} offsets on the same grid", is_sure, index)
 
 
 def _map(output: Value, places: Places) -> FeatureMap | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_place, parts_of
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_batch, has_place, parts_of
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import image_axes, image_inputs, time_axis
@@ -141,7 +141,7 @@ class Places:
     def has_views(self, value: Value) -> bool:
         """Whether several batches stand end to end in the first axis of a value."""
         first = next(iter(self.traced.get(value, ())), ())
-        return len(parts_of(first)) > 1 and any(d.origin.kind is Kind.BATCH for d in parts_of(first)[0])
+        return len(parts_of(first)) > 1 and has_batch(parts_of(first)[0])
 
     def beside_images(self, value: Value) -> int | None:
         """How many rows the first axis of a value has for each image of the batch: 1, or heads; None if unknown."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, of, other
+from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, has_batch, of, other
 from xai_insert.graph.axes import regroup as graph_regroup
 from xai_insert.graph.operators import UnitNorm
 from xai_insert.graph.traits import ALONG_ONE_AXIS
@@ -27,11 +27,6 @@ def batch_axis(size: int | None) -> Axis:
 def token_axis(size: int) -> Axis:
     """As many tokens: a joint axis, as a reshape may not split it."""
     return of(Origin(Kind.JOINT, size, parts=(other(size),)))
-
-
-def has_batch(axis: Axis) -> bool:
-    """Whether an axis holds the batch."""
-    return any(digit.origin.kind is Kind.BATCH for digit in axis)
 
 
 def has_tokens(axis: Axis) -> bool:

@@ -34,14 +34,17 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
         if _chooses(node, dependent) and node.read(0) in local and node.read(1) not in made:
             made[node.read(1)] = _every_row(surgeon, node)
     for node in graph.nodes:
-        operands = node.operands
-        if not any(value in made for value in operands):
+        if not any(value in made for value in node.operands):
             continue
-        takes_all = _chooses(node, dependent) and node.read(1) in made and node.read(0) not in made
-        is_way = all(value in made or value in local or value not in dependent for value in operands)
-        if is_way and (takes_all or not selects(node, dependent)):
+        is_way = all(value in made or value in local or value not in dependent for value in node.operands)
+        if is_way and (_takes_all(node, dependent, made) or not selects(node, dependent)):
             made.update(zip(node.outputs, _again(surgeon, node, made), strict=True))
     return {value: handle for value, handle in made.items() if _may_be_boxes(value)}
+
+
+def _takes_all(node: Node, dependent: set[Value], made: Mapping[Value, V]) -> bool:
+    """Whether a node takes rows, and the indices were replaced by those of all rows."""
+    return _chooses(node, dependent) and node.read(1) in made and node.read(0) not in made
 
 
 def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Generic
 
 from xai_insert.errors import CannotFreeBatchError
-from xai_insert.graph.axes import Axes, other
+from xai_insert.graph.axes import Axes, has_batch, other
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
 from xai_insert.methods.axes import (
     ELEMENTWISE,
     alike,
     batch_axis,
-    has_batch,
     has_tokens,
     regroup,
     token_axis,

@@ -5,7 +5,7 @@ All class scores are held low but those of one class, everywhere: what is report
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -43,33 +43,26 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     images = image_inputs(graph)
     heads = find_heads(graph, images)
     values = {head.value: index for index, head in enumerate(heads)}
-    parts = found.parts
     outputs = [value for value in graph.outputs if value.rank in _RANKS]
     everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
-    if any(part.head.value not in values for part in parts) or not outputs:
+    if any(part.head.value not in values for part in found.parts) or not outputs:
         return None, found.background
     probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset(values)) for value in outputs])
     tried = sorted({0, min(1, found.classes - 1), found.classes // 2, found.classes - 1} - {found.background})
     runs = [probe.run(_with_class(probe, values, found, label)) for label in tried]
     offsets: set[int] = set()
     silent: set[int] = set()
-    for number, value in enumerate(outputs):
+    for value, arrays in zip(outputs, zip(*runs, strict=True), strict=True):
         if value not in everywhere:
-            rows = {label: _rows(value, arrays[number]) for label, arrays in zip(tried, runs, strict=True)}
-            reported = {label: array for label, array in rows.items() if len(array)}
+            reported = _reported(value, tried, arrays)
             offsets.update(_offsets(value, reported))
-            silent.update(rows.keys() - reported.keys() if reported else ())
+            silent.update(set(tried) - reported.keys() if reported else ())
     background = found.background
-    if background is None:
-        background = _at_an_end(silent, found.classes)
+    if background is None and len(silent) == 1 and silent <= {0, found.classes - 1}:
+        background = silent.pop()
     if background is None and _is_exclusive(probe, values, found):
         background = _of_nothing(loaded, images[0], found)
     return (offsets.pop() if len(offsets) == 1 else None), background
-
-
-def _at_an_end(silent: Set[int], classes: int) -> int | None:
-    """The one class that was not reported, if it is the first or the last."""
-    return next(iter(silent)) if len(silent) == 1 and silent <= {0, classes - 1} else None
 
 
 def _is_exclusive(probe: HeadProbe, values: Mapping[Value, int], found: Detector) -> bool:
@@ -130,6 +123,12 @@ def _with_class(
             at[part.head.channel_axis] = part.channels.channel(anchor, label)
             array[tuple(at)] += _SILENCE if label == raised else -_SILENCE
     return feeds
+
+
+def _reported(value: Value, tried: Sequence[int], arrays: Sequence[Array]) -> dict[int, Array]:
+    """What an output reported of the classes that were tried, by class; those of which it reported anything."""
+    rows = {label: _rows(value, array) for label, array in zip(tried, arrays, strict=True)}
+    return {label: array for label, array in rows.items() if len(array)}
 
 
 def _rows(value: Value, array: Array) -> Array:

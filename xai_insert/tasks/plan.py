@@ -133,13 +133,18 @@ class Plan(ABC):
         """Whether the same plan may serve any size of the image, if the model does."""
         return False
 
+    @property
+    def keeps_batch(self) -> bool:
+        """Whether the branch is for the batch that the model has while it is added, open or not."""
+        return False
+
     def following(self, closed: Plan, graph: Graph, open_graph: Graph) -> Plan:
-        """This plan, made for open sides, with the sizes of its grid taken from those of the image.
+        """This plan, made for open sides or an open batch, with the sizes of its grid taken from those of the image.
 
         Args:
             closed: the plan for the one size that the model has.
             graph: the model of that size.
-            open_graph: the model with open sides.
+            open_graph: the model with open sizes.
         """
         del closed, graph, open_graph
         return self

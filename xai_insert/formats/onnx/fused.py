@@ -59,18 +59,25 @@ def multi_head_attention(w: Writer) -> Written:
             return None
     if len(w.node.inputs) > 6 or _others(w) or w.has("unidirectional"):
         return None
-    if any(w.rank(part) not in (3, None) for part in (query, key, value)):
-        return None
     parts = [query, key, value]
+    if any(w.rank(part) not in (3, None) for part in parts):
+        return None
     if bias is not None:
-        width = bias.shape[-1] if bias.shape is not None else None
-        if not isinstance(width, int):
+        biases = _thirds(w, bias)
+        if not biases:
             return None
-        cuts = [w.constant([number * width // 3]) for number in range(4)]
-        axis = w.constant([0])
-        biases = [w("Slice", bias, start, end, axis) for start, end in pairwise(cuts)]
         parts = [w("Add", part, shift) for part, shift in zip(parts, biases, strict=True)]
     return [_attended(w, [_headed(w, part, heads) for part in parts], added)]
+
+
+def _thirds(w: Writer, bias: ir.Value) -> list[ir.Value]:
+    """The biases of query, key and value, which stand end to end; none where their width is not known."""
+    width = bias.shape[-1] if bias.shape is not None else None
+    if not isinstance(width, int):
+        return []
+    cuts = [w.constant([number * width // 3]) for number in range(4)]
+    axis = w.constant([0])
+    return [w("Slice", bias, start, end, axis) for start, end in pairwise(cuts)]
 
 
 def standard_attention(w: Writer) -> Written:

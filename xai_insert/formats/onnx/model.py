@@ -62,11 +62,11 @@ class OnnxModel:
             self._inferred = infer(self.native, self._input_shapes)
             return moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
 
-    def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
+    def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
         del sides
         return False
 
-    def close_sides(self) -> None:
+    def close_sizes(self) -> None:
         pass
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:

@@ -63,17 +63,12 @@ def _always(operator: Operator) -> Reader:
 
 def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     spatial = (_rank(inputs) or 4) - 2
-    kernel = ints(native, "kernel_shape")
-    weight = _operand(inputs, 1)
-    is_conv = native.op_type.startswith("Conv") or native.op_type == "ConvInteger"
-    if kernel is None and is_conv and weight is not None and weight.shape is not None:
-        kernel = tuple(size or 1 for size in weight.shape[2:])
+    is_conv = native.op_type.startswith("Conv")
+    kernel = ints(native, "kernel_shape") or (_kernel(_operand(inputs, 1)) if is_conv else None)
     ones = (1,) * spatial
     auto = native.attributes["auto_pad"].as_string() if "auto_pad" in native.attributes else "NOTSET"
     pads = ints(native, "pads") or (0,) * (2 * spatial)
-    begin: tuple[int, ...] | None = pads[:spatial]
-    if auto.startswith("SAME"):
-        begin = None
+    begin = None if auto.startswith("SAME") else pads[:spatial]
     channels = None if inputs[0] is None or inputs[0].shape is None or spatial < 1 else inputs[0].shape[1]
     group = integer(native, "group", 1)
     depthwise = group > 1 and group == channels and bool(outputs[0].shape) and outputs[0].sizes[1] == channels
@@ -89,6 +84,11 @@ def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
         counts_pads=bool(integer(native, "count_include_pad", 0)),
         is_late=auto == "SAME_LOWER",
     )
+
+
+def _kernel(weight: Value | None) -> tuple[int, ...] | None:
+    """The sides of a convolution's kernel."""
+    return None if weight is None or weight.shape is None else tuple(size or 1 for size in weight.shape[2:])
 
 
 def _reduced(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:

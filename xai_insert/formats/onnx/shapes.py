@@ -62,7 +62,7 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
     types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
     more_shapes, more_types = _inferred(light)
     names = {value.name for value in values}
-    shapes.update((name, shape) for name, shape in more_shapes.items() if name in names)
+    shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in more_shapes.items() if name in names)
     types.update((name, kind) for name, kind in more_types.items() if name in names)
     if _is_incomplete(model, shapes):
         content = light.SerializeToString()
@@ -71,6 +71,13 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
         types = {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()} | types
         _fill_in_transposes(model, shapes)
     return Inferred(shapes, types)
+
+
+def _joined(inferred: Shape, declared: Shape | None) -> Shape:
+    """What is inferred, and where that tells nothing what is declared."""
+    if declared is None or len(inferred) != len(declared):
+        return inferred
+    return tuple(said if size is None else size for size, said in zip(inferred, declared, strict=True))
 
 
 def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, ir.DataType]]:
@@ -85,6 +92,8 @@ def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, ir.Da
     for node in twin.graph.node:
         if node.op_type == "ZipMap":  # inference gives it a type that onnx-ir has not, and knows none of another name
             node.op_type = "ZipMapUntyped"
+    for value in twin.graph.output:  # what is declared would win over what is computed
+        value.type.tensor_type.ClearField("shape")
     try:
         found = onnx.shape_inference.infer_shapes(twin, data_prop=True)
     except Exception as err:

@@ -24,11 +24,9 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     gone = [value for value in graph.outputs if value.name in names]
     own = _read_by(graph, gone, [value for value in graph.outputs if value.name not in names])
     inner = [node for top in own for node in (top, *_inner_nodes(top))]
-    made = [value for node in inner for value in node.outputs]
-    types = {kinds.get(value.name or "", value.dtype) for value in made}
     removed = Removed(
         operations=len(own),
-        floats=frozenset(kind.numpy().name for kind in types if kind in _FLOATS and kind is not None),
+        floats=_floats_of(inner, kinds),
         rounding=sum(node.op_type in _ROUNDING and _is_computed(node.inputs[0]) for node in inner),
     )
     for value in gone:
@@ -41,6 +39,12 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     for value in operands:
         _drop_unread(graph, value)
     return removed
+
+
+def _floats_of(nodes: Iterable[ir.Node], kinds: dict[str, ir.DataType]) -> frozenset[str]:
+    """The floating-point types in which nodes compute."""
+    types = {kinds.get(value.name or "", value.dtype) for node in nodes for value in node.outputs}
+    return frozenset(kind.numpy().name for kind in types if kind in _FLOATS and kind is not None)
 
 
 def _read_by(graph: ir.Graph, gone: Iterable[ir.Value], kept: Iterable[ir.Value]) -> list[ir.Node]:

@@ -100,22 +100,31 @@ def build_view(
         if native.op_type in INTEGER:
             inputs = _float_operands(native, inputs)
         op = _kind(native, inputs, version)
-        captured = _captured(native)
-        inputs += tuple(view_of(value) for value in captured)
-        whole = (fused or {}).get(native.outputs[0])
-        maker = None if whole is None or whole.index() != 0 else whole.producer()
-        name = (native if maker is None else maker).name or outputs[0].name
+        inputs += tuple(map(view_of, _captured(native)))
+        name = _written_as(native, fused or {}).name or outputs[0].name
         node = Node(name, op, native.op_type, inputs, outputs, attributes(native, op, inputs, outputs, version), native)
         node.kind = Regroup() if op is Op.RESHAPE else read(native, inputs, outputs)
-        for value in outputs:
-            value.producer = node
-        for index, operand in enumerate(inputs):
-            if operand is not None:
-                operand.uses.append(Use(node, index))
+        _link(node)
         nodes.append(node)
     inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
     names = [value.name or "" for value in graph.outputs]
     return Graph(inputs_, [view_of(_named_scores(value)) for value in graph.outputs], names, nodes, _hint(nodes))
+
+
+def _written_as(native: ir.Node, fused: Mapping[ir.Value, ir.Value]) -> ir.Node:
+    """The fused node whose first result a node gives in the view; else the node itself."""
+    whole = fused.get(native.outputs[0])
+    maker = None if whole is None or whole.index() != 0 else whole.producer()
+    return native if maker is None else maker
+
+
+def _link(node: Node) -> None:
+    """Tell the values of a node that it makes or reads them."""
+    for value in node.outputs:
+        value.producer = node
+    for index, operand in enumerate(node.inputs):
+        if operand is not None:
+            operand.uses.append(Use(node, index))
 
 
 def _named_scores(output: ir.Value) -> ir.Value:
@@ -220,22 +229,28 @@ def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Valu
         outputs[0].load, outputs[0].shape = _reader(tensor), _tensor_shape(tensor)
         return True
     if native.op_type == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
-        start, end = (native.attributes[k].as_int() if k in native.attributes else None for k in ("start", "end"))
-        part = inputs[0].shape[start:end]
-        if None not in part:
-            outputs[0].load, outputs[0].shape = (lambda: np.array(part, np.int64)), (len(part),)
-            return True
-        return False
+        return _fold_shape(native, inputs[0].shape, outputs[0])
     if not inputs or any(value is None or not value.is_constant for value in inputs) or len(outputs) != 1:
         return False
-    if native.op_type in ("RandomNormalLike", "RandomUniformLike") or any(
-        attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in native.attributes.values()
-    ):
+    if native.op_type in ("RandomNormalLike", "RandomUniformLike") or any(map(_is_body, native.attributes.values())):
         return False
     outputs[0].load = _evaluator(native, inputs)
     if outputs[0].shape is None or None in outputs[0].shape:
         outputs[0].shape = tuple(outputs[0].elements().shape)
     return True
+
+
+def _fold_shape(native: ir.Node, shape: Shape, output: Value) -> bool:
+    start, end = (native.attributes[k].as_int() if k in native.attributes else None for k in ("start", "end"))
+    part = shape[start:end]
+    if None in part:
+        return False
+    output.load, output.shape = (lambda: np.array(part, np.int64)), (len(part),)
+    return True
+
+
+def _is_body(attribute: ir.Attr) -> bool:
+    return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[], npt.NDArray[Any]]:

@@ -55,7 +55,7 @@ class OpenVINOModel:
         with taking_apart("the OpenVINO graph"), self._products.shown():
             return moderate(build_view(self.native))
 
-    def open_sides(self, sides: Mapping[Value, Sequence[int]]) -> bool:
+    def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
         axes_of = {value.native.get_node().get_instance_id(): axes for value, axes in sides.items()}
         self._closed = [(node, node.get_partial_shape()) for node in self.native.get_parameters()]
         opened = []
@@ -68,11 +68,11 @@ class OpenVINOModel:
             with self._products.shown():
                 self._set_shapes(opened)
         except RAISED:
-            self.close_sides()
+            self.close_sizes()
             return False
         return True
 
-    def close_sides(self) -> None:
+    def close_sizes(self) -> None:
         self._set_shapes(self._closed)
 
     def _set_shapes(self, shapes: Sequence[tuple[ov.Node, ov.PartialShape]]) -> None:

@@ -10,7 +10,7 @@ import openvino as ov
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.operators import Cut, Operator
-from xai_insert.graph.view import POINTWISE, Value, constant_of, numbers
+from xai_insert.graph.view import POINTWISE, Shape, Value, constant_of, numbers
 
 Reader: TypeAlias = Callable[[ov.Node, Sequence[Value], Sequence[Value]], Operator]
 _MANY = 1 << 16
@@ -85,25 +85,38 @@ def _slices(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     if shape is None or len(parts) < 2 or any(part is None for part in parts):
         return kinds.Slices(None)
     starts, _, steps, *rest = ((part or ()) for part in (*parts, (), ())[: max(3, len(parts))])
-    begin_mask: Sequence[int] = ()
-    shrunk: Sequence[int] = ()
-    axes: Sequence[int] = range(len(starts))
+    every = range(len(starts))
     if native.get_type_name() == "Slice":
-        axes = [axis % len(shape) for axis in (rest[0] if rest and rest[0] else range(len(starts)))]
-    else:
-        raw = native.get_attributes()
-        if any(any(raw[mask]) for mask in ("new_axis_mask", "ellipsis_mask")):
-            return kinds.Slices(None)
-        begin_mask, shrunk = raw["begin_mask"], raw["shrink_axis_mask"]
+        axes = [axis % len(shape) for axis in (rest[0] if rest and rest[0] else every)]
+        return _cuts(shape, axes, starts, steps)
+    raw = native.get_attributes()
+    if any(any(raw[mask]) for mask in ("new_axis_mask", "ellipsis_mask")):
+        return kinds.Slices(None)
+    dropped = tuple(axis for axis, gone in enumerate(raw["shrink_axis_mask"]) if gone)
+    return _cuts(shape, every, starts, steps, raw["begin_mask"], dropped)
+
+
+def _cuts(
+    shape: Shape,
+    axes: Sequence[int],
+    starts: Sequence[int],
+    steps: Sequence[int],
+    is_open: Sequence[int] = (),
+    dropped: tuple[int, ...] = (),
+) -> kinds.Slices:
+    """Cuts of axes; in steps of one where `steps` ends, from the end of the axis on where the start is open."""
     cuts = []
     for index, (axis, start) in enumerate(zip(axes, starts, strict=False)):
-        step = steps[index] if index < len(steps) else 1
-        is_open = index < len(begin_mask) and begin_mask[index]
-        cut = _cut(axis, shape[axis], (0 if step > 0 else -1) if is_open else start, step)
+        step = _at(steps, index, 1)
+        cut = _cut(axis, shape[axis], (0 if step > 0 else -1) if _at(is_open, index, 0) else start, step)
         if cut is None:
             return kinds.Slices(None)
         cuts.append(cut)
-    return kinds.Slices(tuple(cuts), tuple(axis for axis, gone in enumerate(shrunk) if gone))
+    return kinds.Slices(tuple(cuts), dropped)
+
+
+def _at(values: Sequence[int], index: int, default: int) -> int:
+    return values[index] if index < len(values) else default
 
 
 def _cut(axis: int, size: int | None, start: int, step: int) -> Cut | None:

@@ -15,6 +15,7 @@ from xai_insert.formats.openvino.merging import zero_of
 from xai_insert.formats.openvino.ops import OpenVINOOps
 from xai_insert.graph.names import Names
 from xai_insert.graph.rounding import folded_range
+from xai_insert.graph.traits import ARITHMETIC
 from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, volume
 
 _SMALL = 1 << 16
@@ -92,21 +93,15 @@ class OpenVINOSurgeon:
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too;
             # so does a layer scale.
             # Quantised weights with two readers keep it from making the model's own layer one of integers.
-            keeps_own = original is not None and self._keeps_own(operand, original)
-            if not keeps_own:
+            if original is not None and self._keeps_own(operand, original):
+                given = self._own_constant(node, inputs, index, twin.input_value(index), is_fused=is_fused)
+                if given is not None:
+                    twin.set_argument(index, given)
+            else:
                 twin.set_argument(index, operand)
                 if self._keep_float32 and node.op is Op.MUL and _is_made_by(Op.SUB, original):
                     # A scaled difference passes for a dequantisation, which loses its mark.
                     twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
-            elif original is not None and _holds_normal_floats(original.native.get_node()):
-                # OpenVINO folds their codes in float16, where a linear layer that it knows to have them does not.
-                twin.set_argument(index, self.ops.constant(original.elements().astype(np.float32)))
-            elif is_fused:
-                twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
-            elif (sums := self._sums_beside(node, inputs, index)) is not None:
-                twin.set_argument(index, self.ops.add(twin.input_value(index), zero_of(self.ops, sums)))
-            elif self._keep_float32 and node.op is Op.MATMUL and original is not None and not _is_stored(original):
-                twin.set_argument(index, self._folded(twin.input_value(index)))
             if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
                 twin.set_argument(index, self.ops.cast(twin.input_value(index), "float32"))
         try:
@@ -114,6 +109,22 @@ class OpenVINOSurgeon:
         except RAISED as err:
             raise CannotFreeBatchError(f"{node.type} {node.name!r} does not take operands of other sizes") from err
         return [twin.output(port) for port in range(twin.get_output_size())]
+
+    def _own_constant(
+        self, node: Node, inputs: Sequence[ov.Output | None], index: int, own: ov.Output, *, is_fused: bool
+    ) -> ov.Output | None:
+        """What a twin reads in place of its constant, so that OpenVINO does not merge it; None for that itself."""
+        original = node.read(index)
+        if _holds_normal_floats(original.native.get_node()):
+            # OpenVINO folds their codes in float16, where a linear layer that it knows to have them does not.
+            return self.ops.constant(original.elements().astype(np.float32))
+        if is_fused:
+            return self.ops.add(own, self._zero())
+        if (sums := self._sums_beside(node, inputs, index)) is not None:
+            return self.ops.add(own, zero_of(self.ops, sums))
+        if self._keep_float32 and node.op is Op.MATMUL and not _is_stored(original):
+            return self._folded(own)
+        return None
 
     def _keeps_own(self, operand: ov.Output | None, original: Value) -> bool:
         """Whether a twin is to read a constant that was copied with it."""
@@ -165,7 +176,7 @@ class OpenVINOSurgeon:
     def _sums_beside(self, node: Node, inputs: Sequence[ov.Output | None], index: int) -> ov.Output | None:
         """What a reduction gives that meets a constant, operand `index`, see `merging`; None elsewhere."""
         constant = node.read(index)
-        if node.op not in (Op.ADD, Op.SUB, Op.MUL, Op.DIV) or (volume(constant.sizes) or 0) < 2:
+        if node.op not in ARITHMETIC or (volume(constant.sizes) or 0) < 2:
             return None
         found = [inputs[at] for at, value in enumerate(node.inputs) if at != index and _is_made_by(Op.REDUCE, value)]
         return next(iter(found), None)

@@ -25,7 +25,8 @@ from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.blocks import Block
 from xai_insert.locate.transformer import Attention
-from xai_insert.methods.gradients.maps import one_hot
+from xai_insert.methods.gradients.forward import Forward
+from xai_insert.methods.gradients.maps import seeds_of
 from xai_insert.methods.gradients.pullback import pullback
 from xai_insert.methods.shaping import scalar
 from xai_insert.methods.top_classes import ClassChoice
@@ -71,12 +72,12 @@ def legrad(
         ShapeUnknownError: a size there follows the input.
     """
     count = None if choice.count == 1 else choice.count
-    seed = one_hot(surgeon.ops, logits, choice)
+    seeds = seeds_of(surgeon, logits, choice)
     last = blocks[-1].output
     made = []
     for block in blocks:
         read = _read(surgeon, graph, last, logits, block.output)
-        (gradient,) = pullback(surgeon, graph, [last], {logits: seed}, count, read)
+        (gradient,) = pullback(surgeon, graph, [last], seeds, count, read)
         results = [item.result for item in block.attentions]
         gradients = pullback(surgeon, graph, results, {block.output: gradient}, count)
         scores = read.get(logits, surgeon.handle(logits))
@@ -89,8 +90,8 @@ def legrad(
 
 def _read(surgeon: Surgeon[V], graph: Graph, last: Value, logits: Value, output: Value) -> Mapping[Value, V]:
     """The values of the head when it reads `output` in place of `last`."""
-    if output is last:
-        return {}
+    if output is last:  # which the norm behind it may be merged with
+        return {last: Forward(surgeon, ()).read(last)}
     made: dict[Value, V] = {last: surgeon.handle(output)}
     for node in region(graph, [last], [logits]):
         if node.op is not Op.SHAPE:

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.graph.ops import Ops, Surgeon, V
-from xai_insert.graph.view import Graph, Value
+from xai_insert.graph.view import Graph, Value, fixed
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.gradients.pullback import pullback
 from xai_insert.methods.shaping import grid_sizes, scalar
-from xai_insert.methods.top_classes import ClassChoice
+from xai_insert.methods.top_classes import ClassChoice, last_layer
 
 Array = npt.NDArray[Any]
 _STEEP = 2.0  # the gamma of LayerCAM's fusion
@@ -94,14 +94,14 @@ def gradient_maps(
         ShapeUnknownError: a size between them follows the input.
     """
     count = None if choice.count == 1 else choice.count
-    seed = one_hot(surgeon.ops, logits, choice)
+    seeds = seeds_of(surgeon, logits, choice)
     if not one_by_one:
-        gradients = pullback(surgeon, graph, [item.value for item in features], {logits: seed}, count)
+        gradients = pullback(surgeon, graph, [item.value for item in features], seeds, count)
     else:
-        gradients, behind = [], logits
+        gradients = []
         for item in features:
-            (seed,) = pullback(surgeon, graph, [item.value], {behind: seed}, count)
-            gradients, behind = [*gradients, seed], item.value
+            gradients += pullback(surgeon, graph, [item.value], seeds, count)
+            seeds = {item.value: gradients[-1]}
     made = []
     for feature, gradient in zip(features, gradients, strict=True):
         handle = surgeon.handle(feature.value)
@@ -148,7 +148,24 @@ def fused(surgeon: Surgeon[V], maps: Sequence[GradientMap[V]]) -> V:
     return best
 
 
-def one_hot(op: Ops[V], logits: Value, choice: ClassChoice[V]) -> V:
+def seeds_of(surgeon: Surgeon[V], logits: Value, choice: ClassChoice[V]) -> dict[Value, V]:
+    """Where the walk back begins: the derivatives of the chosen scores, with an axis of classes if there are several.
+
+    Those by what the last layer reads are rows of its weight; where there is no such layer, one-hot rows at the scores.
+    """
+    op, layer = surgeon.ops, None
+    if len(logits.sizes) == 2 and (classes := logits.sizes[1]) is not None:
+        layer = last_layer(surgeon, logits, classes)
+    if layer is None:
+        return {logits: _one_hot(op, logits, choice)}
+    weight = surgeon.handle(layer.weight)
+    rows = op.gather(weight if layer.is_transposed else op.transpose(weight, (1, 0)), choice.indices)  # [B, K, C]
+    if choice.count == 1:
+        return {layer.source: op.reshape(rows, [-1, *fixed(layer.source.sizes[1:])])}
+    return {layer.source: op.transpose(rows, (1, 0, 2))}
+
+
+def _one_hot(op: Ops[V], logits: Value, choice: ClassChoice[V]) -> V:
     """1 at the chosen class, of the sizes of the logits; with an axis of classes before them if there are several."""
     classes = max(size or 1 for size in logits.sizes[1:] or logits.sizes)
     wanted = op.cast(op.reshape(choice.indices, [-1, choice.count, 1]), "float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from xai_insert.graph.operators import Operator, Window
 from xai_insert.graph.ops import Windows
 from xai_insert.graph.view import fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
+
+_MOST_PHASES = 8  # of a convolution with strides that is turned round as convolutions, which runtimes do faster
 
 
 def _window(step: Step[Any]) -> Gradients:
@@ -53,7 +56,11 @@ def _convolution(step: Step[Any], kind: Window) -> Gradients:
     if not kind.transposed:
         windows, added = _back(step, kind, kind.kernel or ())
         if (straight := _straight(kind, windows, added)) is not None:
-            return {0: step.unflat(step.op.convolve(gradient, _reversed(step, kind), straight), source)}
+            weight = _reversed(step, kind, [range(size)[::-1] for size in kind.kernel or ()])
+            return {0: step.unflat(step.op.convolve(gradient, weight, straight), source)}
+        phases = _phases(kind, windows, fixed(source.sizes[2:]), fixed(result.sizes[2:]))
+        if phases is not None:
+            return {0: step.unflat(_woven(step, kind, gradient, phases), source)}
     weight, gradient = step.turned(1, gradient, is_square=ends[0] == ends[1])
     if kind.transposed:
         return {0: step.unflat(_forth(step, kind, gradient, weight), source)}
@@ -70,8 +77,78 @@ def _straight(kind: Window, windows: Windows, added: Sequence[int]) -> Windows |
     return Windows(kind.strides, kind.dilations, begin, end, kind.groups)
 
 
-def _reversed(step: Step[Any], kind: Window) -> Any:
-    """The weight from results to sources, its windows back to front."""
+@dataclass(frozen=True)
+class _Phase:
+    """Along one axis, the sources `first`, `first + stride`, ... of a convolution with strides.
+
+    The derivative by them is a convolution without strides.
+
+    Attributes:
+        taps: those of the kernel that reach them, back to front.
+        begin: cells of padding before the derivative by the results.
+        end: cells behind it.
+    """
+
+    taps: Sequence[int]
+    begin: int
+    end: int
+
+
+def _phases(kind: Window, windows: Windows, source: Sequence[int], result: Sequence[int]) -> list[list[_Phase]] | None:
+    """By axis, the phases that the kernel reaches; None if they are too many, or not the first ones."""
+    if (volume(kind.strides) or 1) > _MOST_PHASES or set(kind.dilations) != {1}:
+        return None
+    axes = []
+    for axis, (size, count) in enumerate(zip(source, result, strict=True)):
+        stride, pad, phases = kind.strides[axis], windows.pads_begin[axis], []
+        for first in range(stride):
+            lag, tap = divmod(first + pad, stride)
+            taps = range(tap, (kind.kernel or ())[axis], stride)
+            phases.append(_Phase(taps[::-1], len(taps) - 1 - lag, -(-size // stride) + lag - count))
+        reached = [phase for phase in phases if phase.taps]
+        if phases[: len(reached)] != reached or any(min(phase.begin, phase.end) < 0 for phase in reached):
+            return None
+        axes.append(reached)
+    return axes
+
+
+def _woven(step: Step[Any], kind: Window, gradient: Any, phases: Sequence[Sequence[_Phase]]) -> Any:
+    """The derivative by the sources: that of each phase, in its cells; zero where no phase is."""
+    op = step.op
+    channels, *sides = fixed(step.node.read(0).sizes[1:])
+    counts = [-(-size // stride) for size, stride in zip(sides, kind.strides, strict=True)]
+    once = (1,) * len(sides)
+
+    def along(axis: int, chosen: tuple[_Phase, ...]) -> Any:
+        if axis == len(sides):
+            begin, end = [phase.begin for phase in chosen], [phase.end for phase in chosen]
+            weight = _reversed(step, kind, [phase.taps for phase in chosen])
+            return op.convolve(gradient, weight, Windows(once, once, begin, end, kind.groups))
+        parts = [along(axis + 1, (*chosen, phase)) for phase in phases[axis]]
+        stride, before, behind = kind.strides[axis], counts[:axis], sides[axis + 1 :]
+        if stride == 1:
+            return parts[0]
+        missing = stride - len(parts)
+        if behind:
+            lines = [op.reshape(part, [-1, channels, volume(counts[: axis + 1]), volume(behind)]) for part in parts]
+            joined = op.concat(lines, 3) if len(lines) > 1 else lines[0]
+            if missing:
+                joined = op.pad(joined, [0] * 4, [0, 0, 0, missing * (volume(behind) or 1)])
+        else:  # numbers one by one: joining or padding them is slower than exchanging two axes
+            lines = [op.reshape(part, [-1, 1, channels * (volume(counts) or 1)]) for part in parts]
+            joined = op.concat(lines, 1) if len(lines) > 1 else lines[0]
+            if missing:
+                joined = op.pad(joined, [0] * 3, [0, missing, 0])
+            joined = op.transpose(joined, (0, 2, 1))
+        whole = counts[axis] * stride
+        joined = op.reshape(joined, [-1, channels, *before, whole, *behind])
+        return joined if whole == sides[axis] else op.slice(joined, axis + 2, 0, sides[axis])
+
+    return along(0, ())
+
+
+def _reversed(step: Step[Any], kind: Window, taps: Sequence[Sequence[int]]) -> Any:
+    """The weight from results to sources, with some taps of its windows by axis."""
     op, weight = step.op, step.operand(1)
     sizes, kernel = list(fixed(step.node.read(1).sizes)), list(kind.kernel or ())
     lead = sizes[: len(sizes) - len(kernel)]  # groups, results, sources; groups within the results but in OpenVINO
@@ -82,10 +159,10 @@ def _reversed(step: Step[Any], kind: Window) -> Any:
     order = [*range(first), first + 1, first, *range(first + 2, first + 2 + len(kernel))]
     weight = op.transpose(weight, order)
     for axis, size in enumerate(kernel, first + 2):
-        if size > 1:
-            weight = op.pick(weight, range(size)[::-1], axis)
+        if list(taps[axis - first - 2]) != list(range(size)):
+            weight = op.pick(weight, taps[axis - first - 2], axis)
     if kind.groups > 1 and not is_apart:
-        weight = op.reshape(weight, [kind.groups * lead[1], lead[0] // kind.groups, *kernel])
+        weight = op.reshape(weight, [kind.groups * lead[1], lead[0] // kind.groups, *map(len, taps)])
     return weight
 
 

@@ -45,6 +45,10 @@ class LegradPlan(ClassifierPlan):
 
     blocks: tuple[Block, ...]
 
+    @property
+    def keeps_batch(self) -> bool:
+        return True
+
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         logits = self.found.parts.logits
         choice = choose_classes(surgeon, logits, options) or best_classes(surgeon, logits.value, logits.classes, 1)
