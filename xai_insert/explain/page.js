@@ -18,7 +18,7 @@ const xai = (() => {
   // Which images
 
   function doubt(record) {
-    const [first, second] = record.predictions;
+    const [first] = record.predictions, second = record.predictions.find((item) => item.label !== first.label);
     if (!runs[1]) return second ? second.score / first.score : 0;
     const other = runs[1].byName.get(record.name);
     if (!other) return -1;
