@@ -266,6 +266,19 @@ def test_wrong_models_are_told_at_once(inserted_shapes, tmp_path):
         Explainer(onnx.ModelProto())
 
 
+@pytest.mark.parametrize("image", [np.zeros((0, 4, 3), np.uint8), PIL.Image.new("RGB", (0, 4))])
+def test_an_empty_image_is_refused(onnx_model, image):
+    with pytest.raises(ValueError, match=r"an image must be uint8 RGB .* not uint8 \["):
+        Explainer(onnx_model).explain([image])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_more_bits_are_not_cut_off(onnx_model, dtype):
+    deep = PIL.Image.fromarray(np.full((4, 4), 5000, dtype))
+    with pytest.raises(ValueError, match="more than 8 bits: give its path"):
+        Explainer(onnx_model).explain([deep])
+
+
 # Results of an insertion
 
 

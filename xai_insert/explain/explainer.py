@@ -239,7 +239,11 @@ def _pixels(given: Any) -> Image:
     if isinstance(given, (str, Path)):
         return read_image(Path(given))
     if isinstance(given, Pillow.Image):
-        return np.asarray(ImageOps.exif_transpose(given).convert("RGB"), np.uint8)
+        if given.mode[0] in "IF":  # Pillow would cut off all above 255
+            raise ValueError(
+                f"an image of Pillow in mode {given.mode} has more than 8 bits: give its path, or uint8 RGB"
+            )
+        given = np.asarray(ImageOps.exif_transpose(given).convert("RGB"), np.uint8)
     if (
         isinstance(given, np.ndarray)
         and given.dtype == np.uint8
