@@ -45,15 +45,19 @@ class CheckResult:
     place: str | None = None
 
 
+def random_feeds(runner: Runner) -> dict[str, Array]:
+    """One random input, the same on every call."""
+    rng = np.random.default_rng(_SEED)
+    return {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+
+
 def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
-    """Outputs for one random input, the same on every call.
+    """Outputs for it.
 
     Raises:
         TimeLimitError: the run takes longer than `seconds`.
     """
-    rng = np.random.default_rng(_SEED)
-    feeds = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
-    return runner.run(feeds, seconds)
+    return runner.run(random_feeds(runner), seconds)
 
 
 def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:

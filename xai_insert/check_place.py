@@ -21,22 +21,28 @@ from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Value
+from xai_insert.image_blocks import (
+    FEWEST_CELLS,
+    STIMULI,
+    Cell,
+    Floats,
+    Stimulus,
+    Window,
+    averaged,
+    block_windows,
+    cells_at,
+    change_block,
+    input_name,
+)
 from xai_insert.locate.inputs import image_axes
 from xai_insert.locate.layout import FeatureMap
 
 Proof = Literal["blocks", "axes"]
-Floats = npt.NDArray[np.float64]
-Cell = tuple[int, int]
 Move = tuple[bool, tuple[bool, bool], tuple[bool, bool]]
-Window = tuple[tuple[float, float], tuple[float, float]]
 
 _SEED = 1
 _SIZE = 224  # where the model leaves it open
 _BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.9, 0.6), (0.55, 0.5))  # rows and columns, in parts of the grid
-_CELL = 0.6  # cells from the middle of a block to its edge
-_BESIDE = 0.35  # cells from the edge of a block to the middle of a cell that answers to it
-_LEAST = 0.03  # likewise, in parts of the grid
-_FEWEST = 5  # cells along a side of a grid whose cells may be the blocks of finer ones too
 _FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
 _REACH = 1.5  # cells between the block and what changes most
 _CLEAR = 2.0  # the largest change over the median one, from which on blocks count
@@ -50,42 +56,6 @@ _MOVES += [(False, (False, False), rolls) for rolls in ((True, False), (False, T
 _FLOOR = 0.3  # of the largest change, so that cells that never change are not the first
 _ENOUGH = 0.75  # of the blocks
 _HELD = 12.0  # contrast where all change lies around one cell, and most cells do not change at all
-
-
-@dataclass(frozen=True)
-class Stimulus:
-    """An image, and how a block of it is changed.
-
-    Attributes:
-        base: how strong the noise of the image is.
-        kept: how much of it stays in the block.
-        added: how strong the noise is that is added there.
-    """
-
-    base: float
-    kept: float
-    added: float
-
-    @property
-    def is_loud(self) -> bool:
-        """Whether it is above what a model in eight bits rounds away."""
-        return self.added > 1
-
-    def picture(self, noise: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The image, of noise of its shape and type."""
-        return noise if self.base == 1 else (noise * self.base).astype(noise.dtype)
-
-    def changed(self, part: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
-        """Other pixels for a part of the image."""
-        noise = rng.standard_normal(part.shape)
-        if "float" in part.dtype.name:
-            return (self.kept * part + self.added * noise).astype(part.dtype)
-        return np.clip(self.kept * part + self.added * 85 * np.abs(noise), 0, 255).astype(part.dtype)
-
-
-_STIMULI = (Stimulus(0, 0, 0.3), Stimulus(1, 0, 3), Stimulus(1, 1, 0.1), Stimulus(40, 0, 120))
-"""Quiet blocks in an even image, which most networks answer sharply; then loud ones, and traces, in noise; then such as
-images of 0 to 255 hold, below which a model in eight bits may round all away."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +83,7 @@ class Answer:
 
     def _is_at(self, cell: Cell) -> bool:
         gaps = self._gaps(cell)
-        return all(gap <= min(_REACH, size / _FEWEST) for gap, size in zip(gaps, self.change.shape, strict=True))
+        return all(gap <= min(_REACH, size / FEWEST_CELLS) for gap, size in zip(gaps, self.change.shape, strict=True))
 
     def _gaps(self, cell: Cell) -> list[int]:
         return [max(low - at, at - high, 0) for at, (low, high) in zip(cell, self.block, strict=True)]
@@ -159,7 +129,7 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
         return "axes"
     try:
         runner = loaded.between([], _natives(asked))
-        for stimulus in _STIMULI:
+        for stimulus in STIMULI:
             for index, given in enumerate(answers(runner, image, asked, stimulus, number)):
                 if not proofs[index]:
                     proofs[index] = _is_proof(given)
@@ -261,8 +231,7 @@ def answers(
     """
     rng = np.random.default_rng(_SEED)
     feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
-    alike = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
-    name = image.name if image.name in feeds else next(iter(alike[number:]), "")
+    name = input_name(runner, image, number)
     if not name:
         return [[] for _ in features]
     feeds[name] = stimulus.picture(feeds[name])
@@ -270,9 +239,9 @@ def answers(
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
     sides = [feeds[name].shape[axis] for axis in image_axes(image)]
-    for window in _windows(features, [array.shape[:2] for array in plain], sides):
+    for window in block_windows(features, [array.shape[:2] for array in plain], sides, _BLOCKS):
         pixels = feeds[name].copy()
-        if not _change(pixels, image, window, stimulus, rng):
+        if not change_block(pixels, image, window, stimulus, rng):
             continue
         after = _maps(runner, {**feeds, name: pixels}, features)
         windows.append(window)
@@ -281,47 +250,22 @@ def answers(
             list(_answers(windows, [change[index] for change in changes], feature))
             for index, feature in enumerate(features)
         ]
-        if len(windows) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for given in found for answer in given):
+        if all(_are_enough(given) for given in found):
             break
     return found
 
 
-def _windows(features: Sequence[FeatureMap], grids: Sequence[Sequence[int]], image: Sequence[int]) -> Iterator[Window]:
-    """Blocks of the image in pixels: each a cell of the coarsest map that has enough of them."""
-    fine = [index for index, grid in enumerate(grids) if min(grid) >= _FEWEST] or range(len(features))
-    anchor = max(fine, key=lambda index: max(abs(stride) for stride, _ in features[index].frame.lines or ()))
-    frame = features[anchor].frame
-    for fractions in _BLOCKS:
-        sides = []
-        lengths = image[::-1] if frame.transposed else image
-        for (stride, offset), part, size, length in zip(
-            frame.lines or (), fractions, grids[anchor], lengths, strict=True
-        ):
-            half = max(abs(stride) * max(_CELL, _LEAST * size), 1.0)
-            ends = sorted((-offset / stride, (length - 1 - offset) / stride))  # cells at the edges of the image
-            first, last = max(round(ends[0]), 0), min(round(ends[1]), size - 1)
-            centre = stride * min(first + int(part * (last - first + 1)), last) + offset
-            sides.append((centre - half, centre + half))
-        yield (sides[1], sides[0]) if frame.transposed else (sides[0], sides[1])
-
-
-def _change(
-    pixels: npt.NDArray[Any], image: Value, window: Window, stimulus: Stimulus, rng: np.random.Generator
-) -> bool:
-    """Write other pixels into a block; whether it lies in the image."""
-    place = [slice(None)] * pixels.ndim
-    for axis, (first, last) in zip(image_axes(image), window, strict=True):
-        low, high = max(int(np.ceil(first)), 0), min(int(np.floor(last)) + 1, pixels.shape[axis])
-        if low >= high:
-            return False
-        place[axis] = slice(low, high)
-    pixels[tuple(place)] = stimulus.changed(pixels[tuple(place)], rng)
-    return True
+def _are_enough(given: Sequence[Answer]) -> bool:
+    """Whether these blocks prove the place by themselves, whatever another one would say."""
+    sharp = len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given)
+    return sharp or (
+        len(given) >= _FEWEST_BLOCKS and all(answer.contrast >= _CLEAR and answer.is_near for answer in given)
+    )
 
 
 def _answers(windows: Sequence[Window], changes: Sequence[Floats], feature: FeatureMap) -> Iterator[Answer]:
-    blocks = [_cells_at(window, feature, changes[0].shape) for window in windows]
-    means = [_averaged(change, block) for change, block in zip(changes, blocks, strict=True)]
+    blocks = [cells_at(window, feature, changes[0].shape) for window in windows]
+    means = [averaged(change, block) for change, block in zip(changes, blocks, strict=True)]
     shares = [mean / (mean.max() or 1.0) for mean in means]
     for index, (block, share) in enumerate(zip(blocks, shares, strict=True)):
         others = [other for number, other in enumerate(shares) if number != index]
@@ -330,30 +274,6 @@ def _answers(windows: Sequence[Window], changes: Sequence[Floats], feature: Feat
         peak, median = (int(row), int(column)), float(np.median(relative))
         contrast = float(relative.max()) / median if median > 0 else _held(share, peak, block) * _HELD
         yield Answer(block, share, peak, _middle(share, peak), contrast)
-
-
-def _cells_at(window: Window, feature: FeatureMap, grid: Sequence[int]) -> tuple[Cell, Cell]:
-    """First and last cell, along each axis of a grid, whose middle lies in or beside a block; else the nearest."""
-    found = []
-    sides = window[::-1] if feature.frame.transposed else window
-    for (stride, offset), side, size in zip(feature.frame.lines or (), sides, grid, strict=True):
-        low, high = sorted((end - offset) / stride for end in side)
-        first, last = int(np.ceil(low - _BESIDE)), int(np.floor(high + _BESIDE))
-        if first > last:
-            first = last = round((low + high) / 2)
-        found.append((min(max(first, 0), size - 1), min(max(last, 0), size - 1)))
-    return found[0], found[1]
-
-
-def _averaged(change: Floats, block: tuple[Cell, Cell]) -> Floats:
-    """Means over windows as large as a block."""
-    sizes = [high - low + 1 for low, high in block]
-    if sizes == [1, 1]:
-        return change
-    padded = np.pad(change, [((size - 1) // 2, size // 2) for size in sizes], mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, sizes)
-    means: Floats = windows.mean(axis=(2, 3))
-    return means
 
 
 def _middle(change: Floats, peak: Cell) -> Cell:

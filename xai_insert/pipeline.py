@@ -9,10 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, check_definition, check_outputs, require_varied, run_plain, run_random
-from xai_insert.check_derivative import check_derivative
-from xai_insert.check_place import places_of
-from xai_insert.check_time import require_times
+from xai_insert.check import CheckResult, run_plain
 from xai_insert.errors import (
     AlreadyInsertedError,
     CannotFreeBatchError,
@@ -32,9 +29,10 @@ from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
 from xai_insert.opening import Opened, opened_sizes
 from xai_insert.options import Options
 from xai_insert.outputs import add_feature_vector, add_range, finished
+from xai_insert.prove import prove
 from xai_insert.report import Report, Stages, describe_plan
 from xai_insert.several import Planned, beside, planned, without_closed_form
-from xai_insert.tasks.plan import Branch, Masking, Plan
+from xai_insert.tasks.plan import Branch, Plan
 from xai_insert.version import __version__
 from xai_insert.writing import require_folder, require_writable, write_model
 
@@ -174,7 +172,7 @@ def insert_loaded(
     plain = None
     if options.check and not dry_run:
         with stages("check"):
-            plain = Plain(run_plain(loaded, graph), [_place(loaded, item) for item in plans])
+            plain = run_plain(loaded, graph)
     passed("run")
     with stages("plan"):
         opened = opened_sizes(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
@@ -202,34 +200,12 @@ def insert_loaded(
     return loaded, _carry_out(loaded, others, options, source, plain, stages)
 
 
-@dataclass(frozen=True)
-class Plain:
-    """What the model says before anything is inserted.
-
-    Attributes:
-        outputs: its outputs for a random input.
-        places: for each plan, see `CheckResult`.
-    """
-
-    outputs: Sequence[Any]
-    places: Sequence[str | None]
-
-
-def _place(loaded: LoadedModel, item: Planned) -> str | None:
-    features = item.plan.found.placed()
-    if not features:
-        return None
-    image = image_inputs(item.graph)[0]
-    require_times(features, loaded, image)
-    return places_of(features, loaded, image, item.place)
-
-
 def _carry_out(
     loaded: LoadedModel,
     plans: Sequence[Planned],
     options: Options,
     source: str,
-    plain: Plain | None,
+    plain: Sequence[Any] | None,
     stages: Stages,
     opened: Opened | None = None,
 ) -> Report:
@@ -249,29 +225,9 @@ def _carry_out(
     checked = None
     if plain is not None:
         with stages("check"):
-            outputs = run_random(loaded.runner())
-            declared = [branches[0].plan.map_shape, *(output.shape for output in branches[0].outputs.values())]
-            moved = check_outputs(plans[0].graph, plain.outputs, outputs, declared)
-            first, off = len(plain.outputs), list[float | None]()
-            for item, branch in zip(plans, branches, strict=True):
-                masking = (item.plan if opened is None else opened.plan).masking(options)
-                off.append(_off(loaded, branch, masking, outputs[first]))
-                first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
-            known = [difference for difference in off if difference is not None]
-            place = min(plain.places, key=lambda place: place != "axes")  # all of them or none
-            checked = CheckResult(moved, max(known, default=None), place)
+            checked = prove(loaded, plans, branches, options, plain, opened)
     report = _report(loaded, branches[0].plan, options, source, checked)
     return replace(report, seconds=stages.seconds, beside=beside(made))
-
-
-def _off(loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any) -> float | None:
-    """How far a map differs from its definition; None if that masks nothing."""
-    found = branch.plan.found
-    if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
-        require_varied(maps)
-    if branch.derivatives:
-        return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
-    return None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
 
 
 def splice(

@@ -30,18 +30,15 @@ import numpy as np
 from benchmarks.lib.tables import Row, Setting, text_table, write_json, write_markdown
 from benchmarks.lib.timing import Ratio, paired_ratio
 from benchmarks.lib.variants import resolve
-from xai_insert import pipeline
+from xai_insert import check, pipeline, prove
 from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import load
 from xai_insert.pipeline import insert_file
 
 _FUNCTIONS = {
-    "load": "read",
-    "make_plan": "locate",
-    "splice": "splice",
-    "run_random": "run",
-    "check_definition": "definition",
-    "places_of": "place",
+    pipeline: {"load": "read", "planned": "locate", "opened_sizes": "locate", "splice": "splice"},
+    check: {"run_random": "run"},  # of the plain model
+    prove: {"run_random": "run", "check_definition": "definition", "map_shows_place": "place", "places_of": "place"},
 }
 _METHODS = {"view": "view", "runner": "compile", "save": "write"}
 STAGES = ("read", "view", "locate", "splice", "compile", "run", "definition", "place", "write", "other")
@@ -124,7 +121,7 @@ class Stages:
             backend: class of the loaded model.
         """
         with ExitStack() as stack:
-            for owner, names in ((pipeline, _FUNCTIONS), (backend, _METHODS)):
+            for owner, names in (*_FUNCTIONS.items(), (backend, _METHODS)):
                 for name, stage in names.items():
                     stack.enter_context(patch.object(owner, name, self.timed(stage, getattr(owner, name))))
             yield

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from model_zoo_fixtures.testbed import models, oracle
-from xai_insert import pipeline, writing
+from xai_insert import prove, writing
 from xai_insert.cli.insert import main
 from xai_insert.cli.worker import run_here
 
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_the_old_file(folder, monkeypatch):
 
 
 def test_a_moved_prediction_is_never_written(folder, monkeypatch):
-    monkeypatch.setattr(pipeline, "run_random", _drifting(pipeline.run_random))
+    monkeypatch.setattr(prove, "run_random", _drifting(prove.run_random))
     result = call("good.onnx", "-o", "new.onnx")
     assert result.exit_code == 1
     assert "would move" in result.output

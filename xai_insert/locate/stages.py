@@ -86,8 +86,9 @@ def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
 def is_sum(node: Node) -> bool:
     """Whether a node adds two values, as a residual connection does, and no bias, which has one axis."""
     adds = isinstance(node.kind, Pointwise) and node.kind.function == "add"
-    return adds and not any(value is None or (value.is_constant and _is_line(value)) for value in node.inputs)
+    return adds and not any(value is None or _is_bias(value) for value in node.inputs)
 
 
-def _is_line(value: Value) -> bool:
-    return sum(size != 1 for size in value.sizes) < 2
+def _is_bias(value: Value) -> bool:
+    """Whether a constant has one number for each channel; OpenVINO gives it as many axes as the other operand."""
+    return value.is_constant and sum(size != 1 for size in value.sizes) <= 1

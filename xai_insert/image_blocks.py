@@ -1,0 +1,143 @@
+"""Blocks of an image that are changed to see which cells of a map answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xai_insert.formats.backend import Runner
+from xai_insert.graph.view import Value
+from xai_insert.locate.inputs import image_axes
+from xai_insert.locate.layout import FeatureMap
+
+Floats = npt.NDArray[np.float64]
+Cell = tuple[int, int]
+Window = tuple[tuple[float, float], tuple[float, float]]
+
+FEWEST_CELLS = 5  # along a side of a grid whose cells may be the blocks of finer ones too
+_CELL = 0.6  # cells from the middle of a block to its edge
+_BESIDE = 0.35  # cells from the edge of a block to the middle of a cell that answers to it
+_LEAST = 0.03  # likewise, in parts of the grid
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """An image, and how a block of it is changed.
+
+    Attributes:
+        base: how strong the noise of the image is.
+        kept: how much of it stays in the block.
+        added: how strong the noise is that is added there.
+    """
+
+    base: float
+    kept: float
+    added: float
+
+    @property
+    def is_loud(self) -> bool:
+        """Whether it is above what a model in eight bits rounds away."""
+        return self.added > 1
+
+    def picture(self, noise: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The image, of noise of its shape and type."""
+        return noise if self.base == 1 else (noise * self.base).astype(noise.dtype)
+
+    def changed(self, part: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
+        """Other pixels for a part of the image."""
+        noise = rng.standard_normal(part.shape)
+        if "float" in part.dtype.name:
+            return (self.kept * part + self.added * noise).astype(part.dtype)
+        return np.clip(self.kept * part + self.added * 85 * np.abs(noise), 0, 255).astype(part.dtype)
+
+
+STIMULI = (Stimulus(0, 0, 0.3), Stimulus(1, 0, 3), Stimulus(1, 1, 0.1), Stimulus(40, 0, 120))
+"""Quiet blocks in an even image, which most networks answer sharply; then loud ones, and traces, in noise; then such as
+images of 0 to 255 hold, below which a model in eight bits may round all away."""
+
+
+def input_name(runner: Runner, image: Value, number: int = 0) -> str:
+    """Name of the image among the inputs of a runner, which may have names of its own; empty if it is not there.
+
+    Args:
+        runner: a compiled model.
+        image: the image input.
+        number: of that among the inputs of its size and type.
+    """
+    if any(name == image.name for name, _, _ in runner.inputs):
+        return image.name
+    alike = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
+    return next(iter(alike[number:]), "")
+
+
+def block_windows(
+    features: Sequence[FeatureMap],
+    grids: Sequence[Sequence[int]],
+    image: Sequence[int],
+    places: Sequence[tuple[float, float]],
+) -> Iterator[Window]:
+    """Blocks of the image in pixels: each a cell of the coarsest map that has enough of them.
+
+    Args:
+        features: the maps.
+        grids: sizes of each in cells.
+        image: height and width of the image.
+        places: rows and columns of the blocks, in parts of the grid.
+    """
+    fine = [index for index, grid in enumerate(grids) if min(grid) >= FEWEST_CELLS] or range(len(features))
+    anchor = max(fine, key=lambda index: max(abs(stride) for stride, _ in features[index].frame.lines or ()))
+    frame = features[anchor].frame
+    for fractions in places:
+        sides = []
+        lengths = image[::-1] if frame.transposed else image
+        for (stride, offset), part, size, length in zip(
+            frame.lines or (), fractions, grids[anchor], lengths, strict=True
+        ):
+            half = max(abs(stride) * max(_CELL, _LEAST * size), 1.0)
+            ends = sorted((-offset / stride, (length - 1 - offset) / stride))  # cells at the edges of the image
+            first, last = max(round(ends[0]), 0), min(round(ends[1]), size - 1)
+            centre = stride * min(first + int(part * (last - first + 1)), last) + offset
+            sides.append((centre - half, centre + half))
+        yield (sides[1], sides[0]) if frame.transposed else (sides[0], sides[1])
+
+
+def change_block(
+    pixels: npt.NDArray[Any], image: Value, window: Window, stimulus: Stimulus, rng: np.random.Generator
+) -> bool:
+    """Write other pixels into a block; whether it lies in the image."""
+    place = [slice(None)] * pixels.ndim
+    for axis, (first, last) in zip(image_axes(image), window, strict=True):
+        low, high = max(int(np.ceil(first)), 0), min(int(np.floor(last)) + 1, pixels.shape[axis])
+        if low >= high:
+            return False
+        place[axis] = slice(low, high)
+    pixels[tuple(place)] = stimulus.changed(pixels[tuple(place)], rng)
+    return True
+
+
+def cells_at(window: Window, feature: FeatureMap, grid: Sequence[int]) -> tuple[Cell, Cell]:
+    """First and last cell, along each axis of a grid, whose middle lies in or beside a block; else the nearest."""
+    found = []
+    sides = window[::-1] if feature.frame.transposed else window
+    for (stride, offset), side, size in zip(feature.frame.lines or (), sides, grid, strict=True):
+        low, high = sorted((end - offset) / stride for end in side)
+        first, last = int(np.ceil(low - _BESIDE)), int(np.floor(high + _BESIDE))
+        if first > last:
+            first = last = round((low + high) / 2)
+        found.append((min(max(first, 0), size - 1), min(max(last, 0), size - 1)))
+    return found[0], found[1]
+
+
+def averaged(change: Floats, block: tuple[Cell, Cell]) -> Floats:
+    """Means over windows as large as a block."""
+    sizes = [high - low + 1 for low, high in block]
+    if sizes == [1, 1]:
+        return change
+    padded = np.pad(change, [((size - 1) // 2, size // 2) for size in sizes], mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, sizes)
+    means: Floats = windows.mean(axis=(2, 3))
+    return means

@@ -1,0 +1,77 @@
+"""Every proof of an inserted model: its predictions, its maps against their definition, and where the maps lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xai_insert.check import CheckResult, check_definition, check_outputs, random_feeds, require_varied, run_random
+from xai_insert.check_derivative import check_derivative
+from xai_insert.check_map import map_shows_place
+from xai_insert.check_place import places_of
+from xai_insert.check_time import require_times
+from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.locate.inputs import image_inputs
+from xai_insert.opening import Opened
+from xai_insert.options import Options
+from xai_insert.several import Planned
+from xai_insert.tasks.plan import Branch, Masking
+
+
+def prove(
+    loaded: LoadedModel,
+    plans: Sequence[Planned],
+    branches: Sequence[Branch],
+    options: Options,
+    plain: Sequence[Any],
+    opened: Opened | None,
+) -> CheckResult:
+    """Compare with the plain model and the definition, and change blocks of the image.
+
+    Args:
+        loaded: the inserted model.
+        plans: what was planned, for each image input.
+        branches: what was added.
+        options: those of the insertion.
+        plain: outputs of the plain model for a random input.
+        opened: the plan with open sides, if that was carried out.
+
+    Raises:
+        XaiInsertError: what is refuted.
+    """
+    runner = loaded.runner()
+    outputs = run_random(runner)
+    declared = [branches[0].plan.map_shape, *(output.shape for output in branches[0].outputs.values())]
+    moved = check_outputs(plans[0].graph, plain, outputs, declared)
+    first, off, places = len(plain), list[float | None](), list[str | None]()
+    for item, branch in zip(plans, branches, strict=True):
+        masking = (item.plan if opened is None else opened.plan).masking(options)
+        off.append(_off(loaded, branch, masking, outputs[first]))
+        places.append(_place(loaded, item, runner, outputs, first))
+        first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
+    known = [difference for difference in off if difference is not None]
+    place = min(places, key=lambda place: place != "axes")  # all of them or none
+    return CheckResult(moved, max(known, default=None), place)
+
+
+def _off(loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any) -> float | None:
+    """How far a map differs from its definition; None if that masks nothing."""
+    found = branch.plan.found
+    if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
+        require_varied(maps)
+    if branch.derivatives:
+        return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
+    return None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+
+
+def _place(loaded: LoadedModel, item: Planned, runner: Runner, outputs: Sequence[Any], index: int) -> str | None:
+    """Where a map lies, by the map itself if it tells, else by the values that it explains."""
+    features = item.plan.found.placed()
+    if not features:
+        return None
+    image = image_inputs(item.graph)[0]
+    require_times(features, loaded, image)
+    asked = [feature for feature in features if feature.positions != 1]  # a single cell can lie nowhere else
+    if len(asked) == 1 and map_shows_place(asked[0], image, runner, random_feeds(runner), outputs, index, item.place):
+        return "blocks"
+    return places_of(features, loaded, image, item.place)
