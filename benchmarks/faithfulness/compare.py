@@ -184,7 +184,7 @@ behind a mean, Grad-CAM is Recipro-CAM without the negative part, up to a consta
 Which to take, by what was measured here: for a CNN, Recipro-CAM or HiResCAM at the last map (the same map) for where
 the evidence is, LayerCAM one stage before for a finer outline of it, fused over three stages where the peak must lie on
 the object. Further back a map shows edges. For a ViT, ViT Recipro-CAM: HiResCAM peaks at the object as well, but most
-of what it shows lies beside it, and LeGrad was hardly better than a centred Gaussian on the bundled ViT of four blocks."""
+of what it shows lies beside it, and LeGrad was hardly better than a centred Gaussian (a ViT of four blocks)."""
 
 
 if __name__ == "__main__":
