@@ -45,15 +45,15 @@ def test_format_libraries_stay_in_their_adapter(name):
             assert name.startswith(f"xai_insert.formats.{FORMAT_LIBRARIES[library]}"), f"{name} imports {imported}"
 
 
-MATHS = {"errors", "graph", "locate", "methods"}
-FACTS = MATHS | {"options", "form", "layouts", "formats", "feeds", "probe", "tasks"}
+MATHS = {"errors", "graph", "layouts", "locate", "methods"}
+FACTS = MATHS | {"options", "form", "formats", "feeds", "probe", "tasks"}
 LAYERS = {
     "registry": set(),
     "form": set(),
     "layouts": {"errors", "layouts"},
     "options": {"graph.shape", "registry"},
     "graph": {"errors", "graph"},
-    "locate": {"errors", "graph", "options", "locate"},
+    "locate": {"errors", "graph", "layouts", "options", "locate"},
     "formats": {"errors", "graph", "feeds", "formats"},
     "methods": MATHS,  # formulas, over `Ops` and `Surgeon`
     "tasks": FACTS,

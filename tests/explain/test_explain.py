@@ -37,6 +37,7 @@ from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
 from xai_insert.explain.run import DrawOptions, FolderRun
 from xai_insert.explain.runtime import ImageInput
+from xai_insert.layouts.record import Layout
 
 # The command
 
@@ -366,6 +367,7 @@ def test_memory_is_bounded(tmp_path):
     class Engine:
         parallel = 2
         about = {}  # noqa: RUF012 - a stand-in
+        layout = Layout()
 
         def infer(self, feed):
             return Outputs({"scores": np.array([[0.1, 0.9]])}, np.zeros((1, 2, 3, 3), np.uint8))

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.outputs import Array
+from xai_insert.layouts.boxes import corners as boxes_as_corners
+from xai_insert.layouts.boxes import overlap as overlap_with
 from xai_insert.layouts.record import PASTED, Layout
 
 Floats = npt.NDArray[np.float64]
@@ -99,19 +101,11 @@ class Detections:
         kept: list[int] = []
         for index in order:
             same = [other for other in kept if self.classes[other] == self.classes[index]]
-            if not same or overlaps(self.boxes[index], self.boxes[same]).max() <= overlap:
+            if not same or overlap_with(self.boxes[same], self.boxes[index]).max() <= overlap:
                 kept.append(index)
             if len(kept) == _MOST_KEPT:
                 break
         return kept
-
-
-def overlaps(box: Floats, others: Floats) -> Floats:
-    """Intersection over union of a box `[4]` with others `[M, 4]`, all as corners: `[M]`."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = (high - low).clip(0).prod(axis=1)
-    areas = (others[:, 2:] - others[:, :2]).clip(0).prod(axis=1) + (box[2:] - box[:2]).clip(0).prod()
-    return np.asarray(shared / np.maximum(areas - shared, 1e-12), np.float64)
 
 
 def corners(boxes: Array, facts: Facts, are_centres: bool | None = None) -> Floats:
@@ -138,10 +132,7 @@ def corners(boxes: Array, facts: Facts, are_centres: bool | None = None) -> Floa
     shares = values if is_relative else values / np.array([facts.size[1], facts.size[0]] * 2)
     if are_centres is None:
         are_centres = _are_centres(shares)
-    if not are_centres:
-        return shares
-    half = shares[:, 2:] / 2
-    return np.concatenate([shares[:, :2] - half, shares[:, :2] + half], axis=1)
+    return boxes_as_corners(shares, "cxcywh") if are_centres else shares
 
 
 def _are_centres(shares: Floats) -> bool:
