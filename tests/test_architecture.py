@@ -10,6 +10,7 @@ import pytest
 
 import xai_insert
 from xai_insert.form import Form
+from xai_insert.graph import operators, traits
 from xai_insert.options import AUTO, METHODS
 
 ROOT = Path(xai_insert.__file__).parent
@@ -44,14 +45,15 @@ def test_format_libraries_stay_in_their_adapter(name):
             assert name.startswith(f"xai_insert.formats.{FORMAT_LIBRARIES[library]}"), f"{name} imports {imported}"
 
 
-MATHS = {"errors", "graph", "locate", "methods"}
+MATHS = {"errors", "graph", "layouts", "locate", "methods"}
 FACTS = MATHS | {"options", "form", "formats", "feeds", "probe", "tasks"}
 LAYERS = {
     "registry": set(),
     "form": set(),
+    "layouts": {"errors", "layouts"},
     "options": {"graph.shape", "registry"},
     "graph": {"errors", "graph"},
-    "locate": {"errors", "graph", "options", "locate"},
+    "locate": {"errors", "graph", "layouts", "options", "locate"},
     "formats": {"errors", "graph", "feeds", "formats"},
     "methods": MATHS,  # formulas, over `Ops` and `Surgeon`
     "tasks": FACTS,
@@ -95,6 +97,27 @@ def test_nobody_decides_by_the_name_of_a_method_or_a_form(name):
         if isinstance(node, ast.Compare):
             compared = {item.value for item in ast.walk(node) if isinstance(item, ast.Constant)}
             assert not compared & known, f"{name}:{node.lineno}"
+
+
+KNOW_OPERATORS = ("graph", "formats", "methods.lifting", "methods.gradients")
+"""Rooms where rules for single operators stand: families, readers, batching, derivatives."""
+MOST_OPERATORS = 3
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_families_of_operators_have_one_home(name):
+    """A list of more stands in graph/traits.py under a name that says what its members have in common."""
+    if any(is_in(name.removeprefix("xai_insert."), room) for room in KNOW_OPERATORS):
+        return
+    families = {*vars(traits), *vars(operators)}
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, (ast.Set, ast.Tuple, ast.List)):
+            members = [
+                item for item in node.elts if isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name)
+            ]
+            listed = [item.attr for item in members if item.value.id == "Op"]
+            listed += [item.id for item in node.elts if isinstance(item, ast.Name) and item.id in families]
+            assert len(listed) <= MOST_OPERATORS, f"{name}:{node.lineno}: {', '.join(listed)}"
 
 
 def test_no_import_cycle():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.graph.view import Shape
+from xai_insert.graph.shape import Shape, holds_pixels
 
 _WORDS = 8
 
@@ -15,7 +15,7 @@ _WORDS = 8
 def random_array(
     rng: np.random.Generator, shape: Shape, dtype: str, *, batch: int = 1, size: int = 224
 ) -> npt.NDArray[Any]:
-    """Random content: normal floats, ones for integers, whole bytes.
+    """Random content: normal floats, bytes for pixels in whole numbers, ones for other integers.
 
     Ones are tokens that any vocabulary has, positions that no mask hides, sizes that divide nothing by zero.
 
@@ -26,7 +26,7 @@ def random_array(
         batch: stands for an unknown first size.
         size: stands for any other unknown size; of integers, which are text, no more than a few.
     """
-    is_image = "float" in dtype or dtype == "uint8"
+    is_image = "float" in dtype or holds_pixels(shape, dtype)
     other = size if is_image else min(size, _WORDS)
     sizes = [(batch if axis == 0 else other) if dim is None else dim for axis, dim in enumerate(shape)]
     if "float" in dtype:

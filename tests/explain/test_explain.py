@@ -37,6 +37,7 @@ from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
 from xai_insert.explain.run import DrawOptions, FolderRun
 from xai_insert.explain.runtime import ImageInput
+from xai_insert.layouts.record import Layout
 
 # The command
 
@@ -149,15 +150,21 @@ def test_labels_from_a_file_and_missing_labels(inserted_shapes, tmp_path):
 @pytest.mark.parametrize("count", [2, 7, 9, 1001])
 @pytest.mark.parametrize("model", ["shapes_cnn", "shapes_detector"])
 def test_labels_of_another_number_are_refused(tmp_path, model, count):
-    """One too many or too few would shift every name; a detector may count its labels from one."""
+    """One too many or too few would shift every name, whoever gives them."""
     names = tmp_path / "names.txt"
     names.write_text("x\n" * count)
     result = call(SHAPES / f"{model}.onnx", IMAGES[0], "-o", tmp_path / "out", "--labels", names)
-    if model == "shapes_detector" and count == 9:
-        assert result.exit_code == 0
-        return
     assert result.exit_code == 1
     assert f"there are {count} labels, but 8 classes" in result.stderr
+    labelled = onnx.load(SHAPES / f"{model}.onnx")
+    del labelled.metadata_props[:]
+    labelled.metadata_props.add(key="labels", value="x " * count)
+    onnx.save(labelled, tmp_path / "labelled.onnx")
+    result = call(tmp_path / "labelled.onnx", IMAGES[0], "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"the model's metadata have {count} labels, but 8 classes" in result.stderr
+    names.write_text("\n".join("abcdefgh"))
+    fine(tmp_path / "labelled.onnx", IMAGES[0], "-o", tmp_path / "out", "--labels", names)
 
 
 def test_classes_of_one_name_are_told_apart_by_number(tmp_path):
@@ -360,6 +367,7 @@ def test_memory_is_bounded(tmp_path):
     class Engine:
         parallel = 2
         about = {}  # noqa: RUF012 - a stand-in
+        layout = Layout()
 
         def infer(self, feed):
             return Outputs({"scores": np.array([[0.1, 0.9]])}, np.zeros((1, 2, 3, 3), np.uint8))

@@ -16,13 +16,14 @@ from model_zoo_fixtures.testbed.detector_models import found_objects, reporting_
 from model_zoo_fixtures.testbed.explaining import SHAPES, call, fine, on_page, records
 from model_zoo_fixtures.testbed.region_models import HEIGHT, WIDTH, Net
 from xai_insert.explain.detect import Finder
-from xai_insert.explain.detections import overlaps
 from xai_insert.explain.explained import Instance, ScoreMeaning
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
 from xai_insert.explain.runtime import ImageInput
+from xai_insert.layouts.boxes import overlap
+from xai_insert.layouts.record import Layout
 
 # Drawing
 
@@ -77,7 +78,7 @@ def agreement(record, scene, move=lambda box: np.array(box, float)):
     for item in scene.objects:
         same = [other for other in record["predictions"] if other["class_id"] == item.class_id]
         boxes = np.array([move(other["box"]) for other in same]).reshape(-1, 4)
-        hits += bool(len(boxes) and overlaps(np.array(item.box, float), boxes).max() > 0.5)
+        hits += bool(len(boxes) and overlap(boxes, np.array(item.box, float)).max() > 0.5)
     return hits, len(scene.objects), len(record["predictions"])
 
 
@@ -274,7 +275,8 @@ def test_maps_of_other_boxes_are_not_taken(count):
     rows = np.array([[[4, 4, 20, 20, 0.9, 1], [10, 8, 30, 28, 0.8, 1]]], np.float32)
 
     class Engine:
-        about = {"task": "detection", "background": "none"}  # noqa: RUF012
+        about = {"task": "detection"}  # noqa: RUF012
+        layout = Layout()
 
         def infer(self, feed):
             maps = np.arange(count, dtype=np.uint8)[None, :, None, None] * np.ones((1, 1, 2, 2), np.uint8)

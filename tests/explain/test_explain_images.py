@@ -273,6 +273,7 @@ def test_metadata_of_model_api():
 def test_names_of_ultralytics(text, names):
     assert class_names({"names": text}) == names
     assert class_names({"names": text, "labels": "Model API"}) == ("Model", "API")
+    assert class_names({"names": text, "labels": "otx_empty_lbl Model API"}) == ("Model", "API")
 
 
 HOSTILE_NAMES = {

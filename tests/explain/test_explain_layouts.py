@@ -4,10 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from xai_insert.explain.detections import Detections, Facts, overlaps
+from xai_insert.explain.detections import Detections, Facts
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.layouts import detections
 from xai_insert.explain.masks import instances
+from xai_insert.layouts.boxes import overlap
+from xai_insert.layouts.record import Layout
 
 HEIGHT, WIDTH = 100, 200
 CLASSES = 5
@@ -165,13 +167,13 @@ def test_no_guess(arrays, message):
 def test_queries_without_known_classes_are_not_read():
     with pytest.raises(UnknownLayoutError):
         detections(queries(CLASSES), Facts((HEIGHT, WIDTH)))
-    check(detections(queries(CLASSES), Facts.of({}, (HEIGHT, WIDTH), None, CLASSES)))
+    check(detections(queries(CLASSES), Facts.of(Layout(), (HEIGHT, WIDTH), None, CLASSES)))
 
 
 def test_overlaps():
     box = np.array([0.0, 0.0, 2.0, 2.0])
     others = np.array([[0, 0, 2, 2], [1, 0, 3, 2], [2, 2, 3, 3], [0, 0, 1, 1]], float)
-    np.testing.assert_allclose(overlaps(box, others), [1, 1 / 3, 0, 1 / 4])
+    np.testing.assert_allclose(overlap(others, box), [1, 1 / 3, 0, 1 / 4])
 
 
 def test_suppression_is_greedy_and_by_class():

@@ -1,10 +1,12 @@
 """Kinds of classifiers whose numbers coincide: the grid is that of the image, and the map is the definition's."""
 
 import numpy as np
+import onnx
 import pytest
 
 from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, insert
+from xai_insert.graph.shape import holds_pixels
 
 SIDE = 64
 SCORES = 5
@@ -108,7 +110,42 @@ def scores_in_four_axes(*, last=False):
     return net, b.model(b.node("Softmax", moved, axis=3)), (8, 8)
 
 
+def recurrent(cell):
+    """A recurrent layer over the cells, row by row, of which the last state is read."""
+    net = Net(32, 48)
+    b, gates = net.b, {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]
+    tokens = b.node("Reshape", net.patches(8), net.ints(1, 8, 24))
+    steps = b.node("Transpose", tokens, perm=[2, 0, 1])
+    weights = (b.weight(1, gates * 6, 8), b.weight(1, gates * 6, 6), b.weight(1, 2 * gates * 6))
+    _, last = b.node(cell, steps, *weights, outputs=2, hidden_size=6)[:2]
+    return net, b.model(net.product(b.node("Reshape", last, net.ints(1, 6)), 6, SCORES)), (4, 6)
+
+
+def three_places():
+    """Three cells of the map are read, and no others."""
+    net = Net(32, 48)
+    b = net.b
+    row = b.node("Gather", net.patches(8), b.const(np.array([0, 1, 3])), axis=2)
+    cells = b.node("Gather", row, b.const(np.array(4)), axis=3)
+    return net, b.model(net.product(b.node("Reshape", cells, net.ints(1, 24)), 24, SCORES)), (4, 6)
+
+
+def joined_streams():
+    """As HRNet: streams of two grids with layers of their own, that meet behind their pools; one map feeds both."""
+    net = Net(64, 96)
+    b = net.b
+    fine = b.node("Relu", b.node("Conv", net.patches(8), b.weight(8, 8, 1, 1)))
+    coarse = b.node("Conv", net.features[0], b.weight(8, 8, 3, 3), pads=[1] * 4, strides=[2, 2])
+    both = [b.node("Flatten", b.node("GlobalAveragePool", b.node("Relu", x))) for x in (fine, coarse)]
+    return net, b.model(net.product(b.node("Concat", *both, axis=1), 16, SCORES)), (8, 12)
+
+
 KINDS = {
+    "LSTM": lambda: recurrent("LSTM"),
+    "GRU": lambda: recurrent("GRU"),
+    "RNN": lambda: recurrent("RNN"),
+    "three places": three_places,
+    "joined streams": joined_streams,
     "as many tokens as channels": as_many_tokens_as_channels,
     "averaged heads": averaged_heads,
     "backbones": backbones,
@@ -144,3 +181,22 @@ def test_the_map_shows_the_image(name, kind):
     wanted = np.stack(wanted, axis=-1).reshape(1, -1, *grid)
     got = oracle.run(result.model, image)["saliency_map"]
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize(("dtype", "last"), [("int32", True), ("int64", False)])
+def test_pixels_may_be_whole_numbers(dtype, last, kind):
+    """As MoveNet takes them; attention masks of one channel are no image."""
+    b = models.Builder(batch=1)
+    shape, code = ([1, 12, 12, 3] if last else [1, 3, 12, 12]), onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    pixels = b.node("Cast", "image", to=onnx.TensorProto.FLOAT)
+    pixels = b.node("Transpose", pixels, perm=[0, 3, 1, 2]) if last else pixels
+    feature = b.backbone(b.node("Mul", pixels, b.const(np.array(1 / 255, np.float32))))
+    rest = b.node("Flatten", b.node("GlobalAveragePool", feature))
+    plain = b.model(b.linear(rest, 6), inputs=[onnx.helper.make_tensor_value_info("image", code, shape)])
+    result = insert(models.as_format(plain, kind), Options(output_dtype="f32"))
+    image = np.random.default_rng(3).integers(0, 256, shape).astype(dtype)
+    wanted = oracle.Parts(plain, feature, b.nodes[-1].output[0]).definition(image, (2, 3))
+    got = oracle.run(result.model, image)["saliency_map"]
+    np.testing.assert_allclose(got, wanted.reshape(got.shape), rtol=0, atol=2e-5 * np.abs(wanted).max())
+    assert not holds_pixels((1, 1, 64, 64), "int64")

@@ -128,9 +128,62 @@ def test_frozen_prompts_are_classes(name, kind, batch):
     np.testing.assert_allclose(got, wanted, atol=TOLERANCE * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("most", [2, 5])
+def test_the_best_prompts_alone(most, kind):
+    """As many as are wanted, or all of them, the best first."""
+    plain, _ = both(images_first)
+    model = models.as_format(plain, kind)
+    result = insert(model, Options(output_dtype="f32", top_k=most))
+    every = run(insert(model, Options(output_dtype="f32")).model, IMAGES, ids=IDS)["saliency_map"]
+    outputs = run(result.model, IMAGES, ids=IDS)
+    scores = next(value for key, value in outputs.items() if not key.startswith("saliency"))
+    best = np.argsort(-scores, axis=1)[:, :most]
+    np.testing.assert_array_equal(outputs["saliency_classes"], best)
+    np.testing.assert_array_equal(outputs["saliency_map"], np.take_along_axis(every, best[..., None, None], 1))
+
+
+def texts_by_images(b, image, text):
+    """The texts first, and nothing behind it: a row for each prompt."""
+    return [b.node("MatMul", text, b.node("Transpose", image, perm=[1, 0]))]
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("most", [None, 2])
+def test_frozen_prompts_may_come_first(most, kind):
+    rows = np.random.default_rng(8).standard_normal((3, WIDTH)).astype(np.float32)
+    plain, image = both(texts_by_images, frozen=rows, batch=1)
+    result = insert(models.as_format(plain, kind), Options(output_dtype="f32", top_k=most))
+    assert (result.report.task, result.report.form) == ("image and text", "closed form")
+    tower = alone(plain, image)
+    target = insert(tower, Options(reference="self")).report.target
+    each = np.moveaxis(oracle.Parts(tower, target["name"], image).definition(IMAGES[:1], target["grid_axes"]), 1, -1)
+    wanted = np.moveaxis(each @ rows.T, -1, 1).reshape(1, 3, 4, 6)
+    outputs = run(result.model, IMAGES[:1])
+    if most is not None:
+        best = np.argsort(-outputs["saliency_scores"], axis=1)[:, :most]
+        np.testing.assert_array_equal(outputs["saliency_classes"], best)
+        wanted = wanted[:, best[0]]
+    assert_close(outputs["saliency_map"], wanted)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_one_image_turned_by_a_reshape(kind):
+    """OpenVINO writes the transpose of one column as a reshape."""
+
+    def reshaped(b, image, text):
+        product = b.node("Gemm", text, image, transB=1)
+        return [b.node("Reshape", product, b.const(np.array([1, 3], np.int64)))]
+
+    plain, _ = both(reshaped, batch=1)
+    plain.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 3
+    result = insert(models.as_format(plain, kind), Options(output_dtype="f32"))
+    assert (result.report.task, result.report.saliency_map["shape"]) == ("image and text", (1, 3, 4, 6))
+
+
 def test_options_that_say_nothing_to_prompts_are_refused():
     model, _ = both(images_first)
-    with pytest.raises(errors.UnusedOptionError, match="--top-k"):
-        insert(model, Options(top_k=1))
+    with pytest.raises(errors.UnusedOptionError, match="--classes"):
+        insert(model, Options(classes=(1,)))
     with pytest.raises(errors.UnknownNameError):
         insert(model, Options(output="nowhere"))

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from model_zoo_fixtures.shapes import semantic
 from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, multi_object_scene
 from model_zoo_fixtures.testbed import models, oracle
-from xai_insert import Options, errors, insert, plan_insertion
+from xai_insert import Explainer, Options, errors, insert, plan_insertion
 from xai_insert.cli.explain import main as explain
 
 K, SIDE = 5, 32
@@ -103,11 +103,19 @@ def unet(b):
     return scores, [scores]
 
 
+def lraspp(b):
+    """Scores of two levels, added."""
+    low = head(b, b.node("Conv", "image", b.weight(6, 3, 4, 4), strides=[4, 4]))
+    high = enlarged(b, head(b, b.node("Conv", coarse(b), b.weight(6, 6, 2, 2), strides=[2, 2])), 2.0)
+    scores = b.node("Add", high, low)
+    return scores, [enlarged(b, scores)]
+
+
 NETWORKS = {
     item.__name__: item
     for item in (
         deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
-        logits_and_labels, channels_last, last_channels, segformer, unet,
+        logits_and_labels, channels_last, last_channels, segformer, unet, lraspp,
     )
 }  # fmt: skip
 LAST = {"last_channels"}
@@ -225,7 +233,7 @@ def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     onnx.save(inserted, file) if kind == "onnx" else ov.save_model(inserted, file, compress_to_fp16=False)
     picture = (image(1)[0].transpose(1, 2, 0) * 60 + 120).clip(0, 255).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "scene.png"), picture[..., ::-1])
-    arguments = [file, tmp_path / "scene.png", "-o", tmp_path / "out", "--raw", "npy"]
+    arguments = [file, tmp_path / "scene.png", "-o", tmp_path / "out", "--raw", "npy", "--classes", "all"]
     done = CliRunner().invoke(explain, [*map(str, arguments)])
     assert done.exit_code == 0, done.output
     (record,) = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
@@ -236,7 +244,25 @@ def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     shares = np.bincount(labels.reshape(-1), minlength=K) / labels.size
     for item in record["predictions"]:
         assert item["score"] == pytest.approx(shares[item["class_id"]], abs=0.005)  # a runtime may use half precision
+    for item in record["maps"]:  # a small object is there as much as a large one
+        assert item["strength"] == pytest.approx(min(100 * shares[item["class_id"]], 1), abs=0.1)
+    done = CliRunner().invoke(explain, [*map(str, arguments[:-2])])
+    assert done.exit_code == 0, done.output
+    (record,) = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()[-1:]]
     assert [item["class_id"] for item in record["maps"]] == [n for n in np.argsort(-shares) if shares[n] >= 0.01]
+
+
+@pytest.mark.parametrize(("count", "first"), [(K, "name0"), (K - 1, "background")])
+def test_model_api_names_no_background(count, first, tmp_path):
+    model, _ = build("deeplab", batch=1)
+    model.metadata_props.add(key="model_info labels", value=" ".join(f"name{n}" for n in range(count)))
+    onnx.save(model, tmp_path / "model.onnx")
+    (found,) = Explainer(tmp_path / "model.onnx").explain([np.zeros((SIDE, SIDE, 3), np.uint8)])
+    named = dict(enumerate(["background"] * (count < K) + [f"name{n}" for n in range(count)]))
+    assert named[0] == first
+    assert {item.class_id: item.label for item in found.predictions}.items() <= named.items()
+    with pytest.raises(errors.XaiInsertError, match=f"{K - 1} labels, but {K} classes"):
+        Explainer(tmp_path / "model.onnx", labels=["x"] * (K - 1)).explain([np.zeros((SIDE, SIDE, 3), np.uint8)])
 
 
 def compared(how):

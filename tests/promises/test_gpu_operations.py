@@ -40,7 +40,9 @@ REGISTERED = {
 # Of these the class (`v0::CumSum`, `v3::ScatterNDUpdate`) is older than the operation set that its type names.
 RENAMED = {("CumSum", "opset3"), ("ScatterNDUpdate", "opset4")}
 KNOWN = RENAMED | {(name, f"opset{version}") for version, names in REGISTERED.items() for name in names.split()}
-QUICK = ["resnet18_gem.ptir", "swin_tiny_patch4_window7_224.ptir", "yolov8n.ptir"]
+QUICK = ["resnet18_gem.ptir", "swin_tiny_patch4_window7_224.ptir", "yolov8n.ptir", "yolov8n_seg.ptir"]
+QUICK += ["clip_r3d.ptir", "hf_vitpose.ptir", "padim_resnet18.ptir", "hf_dinov2_embedding.legacydyn"]
+FURTHER = {"hf_conditional_detr.ptir": {"method": "query-attention", "num_classes": 20, "per_box": True}}
 BUNDLED = {
     "pooled": ("shapes_cnn", {}),
     "best classes": ("shapes_cnn", {"top_k": 2, "feature_vector": True, "saliency_size": (20, 20)}),
@@ -51,6 +53,11 @@ BUNDLED = {
     "detector": ("shapes_detector", {}),
     "instances": ("shapes_segmenter", {}),
     "two stages": ("shapes_two_stage", {"per_box": True}),
+    "range": ("shapes_cnn", {"range": True}),
+    "layers fused": ("shapes_cnn", {"method": "layercam"}),
+    "gradient at the input": ("shapes_cnn", {"method": "input-x-gradient"}),
+    "gradient of tokens": ("shapes_vit", {"method": "hirescam"}),
+    "gradient of attention": ("shapes_vit", {"method": "legrad"}),
 }
 
 
@@ -86,14 +93,23 @@ def test_every_operation_that_is_inserted_is_one_of_the_gpu(case):
 def pytest_generate_tests(metafunc):
     if "fixture" in metafunc.fixturenames:
         whole = metafunc.config.getoption("--zoo")
-        chosen = [f for f in fixtures(format="ir") if whole or f.id in QUICK]
+        known = [f for f in fixtures() if f.format == "ir" or f.task in ("embedding", "image-text")]
+        chosen = [f for f in known if whole or f.id in [*QUICK, *FURTHER]]
         metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
 
 
 def test_in_the_zoo(fixture, tmp_path):
     plain = ov.Core().read_model(materialise(fixture, tmp_path))
-    try:
-        new = insert(plain, Options(check=False)).model
-    except errors.XaiInsertError as err:
-        pytest.skip(f"refused: {err}")
-    assert not unknown(plain, new)
+    ways = [FURTHER.get(fixture.id, {})]
+    if fixture.task == "classification":
+        ways.append({"method": "hirescam"})
+    refused = []
+    for chosen in ways:
+        try:
+            new = insert(plain, Options(check=False, **chosen)).model
+        except errors.XaiInsertError as err:
+            refused.append(str(err))
+            continue
+        assert not unknown(plain, new)
+    if len(refused) == len(ways):
+        pytest.skip(f"refused: {refused}")

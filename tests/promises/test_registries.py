@@ -15,6 +15,7 @@ from xai_insert.cli.insert import main
 from xai_insert.explain.detections import Facts
 from xai_insert.form import Form
 from xai_insert.formats.backend import load
+from xai_insert.layouts.record import Layout
 from xai_insert.options import DECIDING, EVERY_METHOD, METHODS, OPTIONS, flag
 from xai_insert.registry import METHODS_FOLDER, TASKS_FOLDER, names
 from xai_insert.report import REPORT_VERSION, Report, to_json
@@ -160,7 +161,7 @@ NEW = {"form": Form.PASTED.value, "masks": "pasted", "boxes": "anything", "box_f
 
 @pytest.mark.parametrize("about", [OLD, NEW], ids=["before", "now"])
 def test_files_of_older_versions_are_read_alike(about):
-    facts = Facts.of(about, (32, 32), 3, 0)
+    facts = Facts.of(Layout.read(about, outputs=4), (32, 32), 3, 0)
     assert facts.pastes_masks
     assert facts.boxes == "centres-shares"
 

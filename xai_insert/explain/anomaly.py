@@ -43,16 +43,16 @@ class Inspector(ReadyToRun):
         """
         if outputs.saliency_map is None:
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
-        about, given = self.engine.about, outputs.saliency_map[0]
-        label, score = (self._number(outputs, key) for key in ("label_at", "score_at"))
+        layout, given = self.engine.layout, outputs.saliency_map[0]
+        label, score = (_number(outputs, index) for index in (layout.label_at, layout.score_at))
         name = "anomaly" if label is None else "anomalous" if label else "normal"
         if label is not None and len(self.meaning.labels) == 2:
             name = self.meaning.labels[bool(label)]
         found = Prediction(0, name, float(given.max()) if score is None else score)
-        if "threshold" not in about:
+        threshold = layout.threshold
+        if threshold is None:
             ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
             return Explained([found], [found], given, view, ranges=ranges)
-        threshold = float(about["threshold"])
         maps = given if given.dtype == np.uint8 else in_bytes(given, threshold)
         size = (shape[self.feeder.layout.index("H")], shape[self.feeder.layout.index("W")])
         parts = outline(maps[0] / (2 * _HALF), size, view)
@@ -63,11 +63,10 @@ class Inspector(ReadyToRun):
             over = [Instance(0, "over", threshold, box, parts)]
         return Explained([found], [found], maps, view, instances=over)
 
-    def _number(self, outputs: Outputs, key: str) -> float | None:
-        index = self.engine.about.get(key)
-        if index is None:
-            return None
-        return float(list(outputs.predictions.values())[int(index)].reshape(-1)[0])
+
+def _number(outputs: Outputs, index: int | None) -> float | None:
+    """The one number that an output holds."""
+    return None if index is None else float(list(outputs.predictions.values())[index].reshape(-1)[0])
 
 
 def in_bytes(maps: Array, threshold: float) -> Array:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 _MOST_TEXT = 1 << 21
+_NO_OBJECT = "otx_empty_lbl"
 _STRING = r"""'(?:[^'\\\n]|\\.){0,400}'|"(?:[^"\\\n]|\\.){0,400}\""""
 _ENTRY = re.compile(rf"\s*(?:(\d{{1,6}})\s*:\s*)?({_STRING})\s*")
 
@@ -18,9 +19,13 @@ def class_names(info: Mapping[str, str]) -> tuple[str, ...]:
         info: the metadata; `names` is a Python dictionary or list as text, such as `{0: 'person', 1: 'traffic light'}`.
 
     Returns:
-        One name for each class; empty if there are none, or if `names` is anything else than that.
+        One name for each class; empty if there are none, or if `names` is anything else than that. What OTX puts before
+        them, because Model API counts classes of masks from 1, is left out.
     """
-    return tuple(info.get("labels", "").split()) or _written_out(info.get("names", ""))
+    words = tuple(info.get("labels", "").split())
+    if words[:1] == (_NO_OBJECT,):
+        words = words[1:]
+    return words or _written_out(info.get("names", ""))
 
 
 def _written_out(text: str) -> tuple[str, ...]:

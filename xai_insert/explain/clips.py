@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from xai_insert.explain.classify import Classifier
 from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Explained
 from xai_insert.explain.outputs import Array
+from xai_insert.layouts.record import Layout
 
 
 def explained_frames(frames: Iterator[Image], model: Classifier, count: int) -> Iterator[tuple[Image, Explained]]:
@@ -37,17 +38,17 @@ def _explained(clip: list[Image], model: Classifier, count: int) -> Iterator[tup
     feed, view = model.feeder.clip(clip)
     found = model.read(model.engine.infer(feed), feed.shape, view)
     maps = _bytes(found.saliency_map)
-    stride, offset = _times(model.engine.about, count / maps.shape[1])
+    stride, offset = _times(model.engine.layout, count / maps.shape[1])
     for number, frame in enumerate(clip):
         yield frame, replace(found, saliency_map=_at(maps, (number - offset) / stride), ranges=None)
 
 
-def _times(about: Mapping[str, str], frames: float) -> tuple[float, float]:
+def _times(layout: Layout, frames: float) -> tuple[float, float]:
     """Frames from one time of a map to the next, and the frame in the middle of the first, as they were written."""
-    numbers = about.get("frames", "").split()
-    if len(numbers) != 2:
+    if layout.frames is None:
         return frames, (frames - 1) / 2
-    return float(numbers[0]), float(numbers[1])
+    stride, offset = layout.frames
+    return stride, offset
 
 
 def _bytes(maps: Array) -> Array:

@@ -54,7 +54,7 @@ class Finder(ReadyToRun):
         saliency = outputs.saliency_map[0]
         size = (shape[self.feeder.layout.index("H")], shape[self.feeder.layout.index("W")])
         maps = len(saliency) if saliency.ndim == 3 else None
-        facts = Facts.of(self.engine.about, size, maps, len(self.meaning.labels))
+        facts = Facts.of(self.engine.layout, size, maps, len(self.meaning.labels))
         read = instances if self.engine.about.get("task") == SEGMENTATION else detections
         try:
             found = read(list(outputs.predictions.values()), facts)
@@ -75,7 +75,8 @@ class Finder(ReadyToRun):
     def _chosen(self, best: Floats, predicted: Sequence[int], facts: Facts) -> Sequence[int]:
         """Numbers of the maps to draw; classes that are asked for by number are labels of the model."""
         maps = len(best)
-        self.meaning.require(maps, maps + 1, *([maps - 1] if facts.background == 0 else []))
+        others = [maps + 1] * (facts.first_label == 1) + [maps - 1] * (facts.background == 0)
+        self.meaning.require(maps, *others)
         names = [self._label(number, facts) for number in range(maps)]
         return self.selection.choose(best, predicted, names, facts.first_label)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.outputs import Array
+from xai_insert.layouts.boxes import corners as boxes_as_corners
+from xai_insert.layouts.boxes import overlap as overlap_with
+from xai_insert.layouts.record import PASTED, Layout
 
 Floats = npt.NDArray[np.float64]
 Masks = Callable[[int], Floats]
@@ -18,13 +21,6 @@ _MOST_KEPT = 300
 _BOX = 4
 _PAST_IMAGE = 2.0  # boxes may reach over the border; coordinates in pixels go far beyond
 _NEARLY_ALL = 0.99
-# What files hold that were written before `masks` and `box_format`.
-_PASTED_BEFORE = "masks pasted from boxes"
-_BOX_FORMATS_BEFORE = {
-    f"{points} in {unit}": f"{points}-{unit.split()[0]}"
-    for points in ("corners", "centres")
-    for unit in ("pixels", "shares of the image")
-}
 
 
 @dataclass(frozen=True)
@@ -50,24 +46,24 @@ class Facts:
     first_label: int = 0
 
     @classmethod
-    def of(cls, about: Mapping[str, str], size: tuple[int, int], maps: int | None, labels: int) -> Facts:
-        """Read what was written when the map was inserted.
+    def of(cls, layout: Layout, size: tuple[int, int], maps: int | None, labels: int) -> Facts:
+        """What is needed to read its boxes.
 
         Args:
-            about: metadata of the insertion.
+            layout: what was written when the map was inserted.
             size: height and width of the input.
             maps: number of maps; None if there is one for all classes.
             labels: number of class names; counts where there are no maps, and before what was written of the classes.
         """
-        background = about.get("background", "none")
+        overlap = layout.suppression_overlap
         return cls(
             size,
-            maps or labels or int(about.get("classes") or 0) or None,
-            None if background == "none" else int(background),
-            about.get("box_format", _BOX_FORMATS_BEFORE.get(about.get("boxes", ""), "")),
-            float(about.get("suppression_overlap", _MOST_OVERLAP)),
-            about.get("masks", about.get("form")) in ("pasted", _PASTED_BEFORE),
-            int(about.get("first_label", about.get("per_box_first_label", "0"))),
+            maps or labels or layout.classes or None,
+            layout.background,
+            layout.box_format,
+            _MOST_OVERLAP if overlap is None else overlap,
+            layout.masks == PASTED,
+            layout.first_label or 0,
         )
 
 
@@ -105,19 +101,11 @@ class Detections:
         kept: list[int] = []
         for index in order:
             same = [other for other in kept if self.classes[other] == self.classes[index]]
-            if not same or overlaps(self.boxes[index], self.boxes[same]).max() <= overlap:
+            if not same or overlap_with(self.boxes[same], self.boxes[index]).max() <= overlap:
                 kept.append(index)
             if len(kept) == _MOST_KEPT:
                 break
         return kept
-
-
-def overlaps(box: Floats, others: Floats) -> Floats:
-    """Intersection over union of a box `[4]` with others `[M, 4]`, all as corners: `[M]`."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = (high - low).clip(0).prod(axis=1)
-    areas = (others[:, 2:] - others[:, :2]).clip(0).prod(axis=1) + (box[2:] - box[:2]).clip(0).prod()
-    return np.asarray(shared / np.maximum(areas - shared, 1e-12), np.float64)
 
 
 def corners(boxes: Array, facts: Facts, are_centres: bool | None = None) -> Floats:
@@ -144,10 +132,7 @@ def corners(boxes: Array, facts: Facts, are_centres: bool | None = None) -> Floa
     shares = values if is_relative else values / np.array([facts.size[1], facts.size[0]] * 2)
     if are_centres is None:
         are_centres = _are_centres(shares)
-    if not are_centres:
-        return shares
-    half = shares[:, 2:] / 2
-    return np.concatenate([shares[:, :2] - half, shares[:, :2] + half], axis=1)
+    return boxes_as_corners(shares, "cxcywh") if are_centres else shares
 
 
 def _are_centres(shares: Floats) -> bool:

@@ -144,7 +144,7 @@ class ScoreMeaning:
         labels: names of the classes; empty if unknown.
         multilabel: whether the classes are independent.
         threshold: least score of a predicted class, where they are.
-        is_told: whether the user gave the names, whose number must fit then.
+        is_told: whether the user gave the names, and not the model.
     """
 
     labels: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ class ScoreMeaning:
     is_told: bool = False
 
     def require(self, *counts: int) -> None:
-        """Refuse names that the user gave for another number of classes.
+        """Refuse names of another number of classes, which would be those of others.
 
         Args:
             counts: how many names fit; the first is the number of classes.
@@ -161,10 +161,13 @@ class ScoreMeaning:
         Raises:
             RunError: the number of names is none of them.
         """
-        if self.is_told and len(self.labels) not in counts:
-            raise RunError(
-                f"there are {len(self.labels)} labels, but {counts[0]} classes: one name for each, in their order"
-            )
+        if len(self.labels) in counts or not (self.labels or self.is_told):
+            return
+        where, remedy = ("there are", "") if self.is_told else ("the model's metadata have", "; give them as --labels")
+        classes = f"{counts[0]} {'class' if counts[0] == 1 else 'classes'}"
+        raise RunError(
+            f"{where} {len(self.labels)} labels, but {classes}: one name for each is wanted, in their order{remedy}"
+        )
 
     @classmethod
     def from_metadata(cls, info: Mapping[str, str]) -> ScoreMeaning:
@@ -198,6 +201,7 @@ class Explained:
         note: what could not be told about the image, one line.
         has_overlays: whether the chosen maps are drawn over the image, else only written as they are.
         ranges: raw values behind 0 and 255 of each map, `[K, 2]`; None where the model does not say them.
+        strengths: by class, what its map is faint by beside others, 0..1; None if that is its score.
     """
 
     predictions: Sequence[Prediction]
@@ -209,11 +213,18 @@ class Explained:
     note: str | None = None
     has_overlays: bool = True
     ranges: Array | None = None
+    strengths: Mapping[int, float] | None = None
 
     @property
     def has_scores(self) -> bool:
         """Whether the scores of the chosen classes are known."""
         return self.note is None
+
+    def strength(self, item: Prediction) -> float | None:
+        """What the map of a chosen class is faint by beside others; None if unknown."""
+        if not self.has_scores:
+            return None
+        return item.score if self.strengths is None else self.strengths[item.class_id]
 
     def map_of(self, class_id: int) -> Array:
         """The map `[h, w]` of a class that was chosen, as the model gave it."""

@@ -26,7 +26,7 @@ from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import encode_jpeg, read_image
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array, Outputs
-from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out, rectangle_of
+from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out
 from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, Resize, View, from_metadata
 from xai_insert.explain.runtime import RUNTIMES, RuntimeName, load_engine
 from xai_insert.explain.scale import SCALES, ScaleName, scaled
@@ -192,7 +192,7 @@ class Explainer:
         meaning, every = ScoreMeaning.from_metadata(engine.info), Selection("all")
         if self._labels is not None:
             meaning = replace(meaning, labels=self._labels, is_told=True)
-        rectangle = rectangle_of(engine.about)
+        rectangle = engine.layout.rectangle
         model = model_of(engine, feeder, meaning, every, self._threshold)
         if not isinstance(model, Classifier):
             return Ready(model, 1, rectangle)
@@ -340,7 +340,7 @@ class Explanation:
         else:
             item = self._class(which)
             both = [item, max(found.chosen, key=lambda other: other.score)]
-            scores = [other.score if found.has_scores else None for other in both]
+            scores = [found.strength(other) for other in both]
             first, _ = scaled([found.values_of(other.class_id) for other in both], scores, scale)
             own = [instance for instance in found.instances if instance.class_id == item.class_id]
         return draw_marks(draw(image, first, self.view, look, self.rectangle), own)

@@ -16,7 +16,7 @@ from xai_insert.explain.ready import ReadyToRun
 from xai_insert.explain.scale import raw_values
 
 KEYPOINTS = "keypoints"
-_RADIUS = 0.015
+_RADIUS = 0.02
 _CORNERS = np.linspace(0, 2 * np.pi, 12, endpoint=False)
 
 
@@ -63,13 +63,13 @@ class Joints(ReadyToRun):
 
     def _scores(self, outputs: Outputs, values: Array) -> Scores | None:
         """How sure the model is of each key point: the peak of its map, the lower of those of its bins, or its own."""
-        about, given = self.engine.about, list(outputs.predictions.values())
+        layout, given = self.engine.layout, list(outputs.predictions.values())
         joints = len(values)
-        if "bins_at" in about:
-            peaks = [given[int(index)][0].max(axis=1) for index in about["bins_at"].split()]
+        if layout.bins_at is not None:
+            peaks = [given[index][0].max(axis=1) for index in layout.bins_at]
             return np.asarray(np.minimum(*peaks), np.float64)
-        if "map_at" in about and "class_axis" in about:
-            maps = np.moveaxis(given[int(about["map_at"])][0], int(about["class_axis"]) - 1, 0)
+        if layout.map_at is not None and layout.class_axis is not None:
+            maps = np.moveaxis(given[layout.map_at][0], layout.class_axis - 1, 0)
             return np.asarray(maps.reshape(joints, -1).max(axis=1), np.float64)
         listed = [array for array in given if array.shape[-2:] == (joints, 3)]
         if listed:

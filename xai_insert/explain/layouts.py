@@ -10,6 +10,7 @@ import numpy as np
 from xai_insert.explain.detections import Detections, Facts, Floats, corners, numbered
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.outputs import Array
+from xai_insert.layouts.boxes import are_shares, are_whole
 
 _BOX = 4
 _ROW = 6
@@ -56,12 +57,12 @@ def _by_map(found: Detections, facts: Facts) -> Detections:
 
 def is_whole(array: Array) -> bool:
     """Whether every element is a whole number, of whatever type, and none is negative but -1."""
-    return array.dtype.kind in "iu" or bool(np.array_equal(array, np.floor(array)) and array.min(initial=0) >= -1)
+    return are_whole(array) and (array.dtype.kind in "iu" or bool(array.min(initial=0) >= -1))
 
 
-def are_shares(array: Array) -> bool:
-    """Whether every element lies in 0..1."""
-    return array.dtype.kind == "f" and bool(array.min(initial=0) >= 0 and array.max(initial=0) <= 1 + 1e-6)
+def are_scores(array: Array) -> bool:
+    """Whether every element is a float in 0..1."""
+    return array.dtype.kind == "f" and are_shares(array)
 
 
 def only(found: Sequence[Detections]) -> Detections | None:
@@ -87,7 +88,7 @@ def rows(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections | 
             continue
         if array.ndim in (2, 3) and array.shape[-1] == _ROW + extra:
             own = (array if array.ndim == 2 else array[0]).astype(np.float64)
-            if are_shares(own[:, 4]) and is_whole(own[:, 5]):
+            if are_scores(own[:, 4]) and is_whole(own[:, 5]):
                 sure = own[:, 4] > 0
                 boxes = np.zeros((len(own), _BOX))
                 boxes[sure] = corners(own[sure, :_BOX], facts, are_centres=False)
@@ -95,7 +96,7 @@ def rows(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections | 
                 found.append(_made(boxes, own[:, 5], own[:, 4]))
         elif array.ndim == _BOX and array.shape[:2] == (1, 1) and array.shape[3] == _DETECTION_OUTPUT:
             own = array[0, 0].astype(np.float64)
-            if is_whole(own[:, :2]) and are_shares(own[:, 2]):
+            if is_whole(own[:, :2]) and are_scores(own[:, 2]):
                 own = own[own[:, 0] == 0]
                 found.append(_made(own[:, 3:], own[:, 1], own[:, 2]))
     return only(found)
@@ -159,8 +160,8 @@ def _labels_and_scores(boxes: Floats, numbers: Sequence[Array]) -> tuple[list[Ar
     """Which outputs may be the labels and which the scores of boxes `[M, 4 or 5]`."""
     labels = [array for array in numbers if array.dtype.kind in "iu"] or [item for item in numbers if is_whole(item)]
     if boxes.shape[1] > _BOX:
-        return labels, [boxes[:, _BOX]] if are_shares(boxes[:, _BOX]) else []
-    return labels, [array for array in numbers if are_shares(array) and not any(array is label for label in labels)]
+        return labels, [boxes[:, _BOX]] if are_scores(boxes[:, _BOX]) else []
+    return labels, [array for array in numbers if are_scores(array) and not any(array is label for label in labels)]
 
 
 def _count(arrays: Sequence[Array], labels: Array, images: int) -> int | None:
@@ -183,8 +184,8 @@ def scored(arrays: Sequence[Array], facts: Facts) -> Detections | None:
         for scores in arrays:
             if scores is boxes or scores.ndim != 3 or scores.shape[:2] != boxes.shape[:2]:
                 continue
-            read, is_query = class_scores(scores[0], facts), not are_shares(scores)
-            if read is None or (is_query and not are_shares(boxes)):
+            read, is_query = class_scores(scores[0], facts), not are_scores(scores)
+            if read is None or (is_query and not are_scores(boxes)):
                 continue  # logits stand beside distances yet to be decoded, but for queries
             places = corners(boxes[0], facts, True if is_query else None)
             found.append(Detections(places, *_best(read), is_dense=not is_query))
@@ -212,7 +213,7 @@ def class_scores(values: Array, facts: Facts) -> Floats | None:
     if width != classes and not has_no_object and not lacks_background:
         return None
     scores = values.astype(np.float64)
-    if not are_shares(values):
+    if not are_scores(values):
         if has_no_object or (facts.background is not None and not lacks_background):
             scores = np.exp(scores - scores.max(axis=1, keepdims=True))
             scores /= scores.sum(axis=1, keepdims=True)
@@ -246,7 +247,7 @@ def _fused(own: Array, objectness: int, facts: Facts) -> Detections | None:
     assert facts.classes is not None
     first = _BOX + objectness
     scores = own[:, _BOX : first + facts.classes]
-    if not are_shares(scores):
+    if not are_scores(scores):
         return None
     read = scores[:, objectness:].astype(np.float64)
     if objectness:

@@ -10,7 +10,7 @@ import numpy as np
 
 from xai_insert.explain.detections import Detections, Facts, Floats, Masks, numbered
 from xai_insert.explain.errors import UnknownLayoutError
-from xai_insert.explain.layouts import are_shares, class_scores, fused, listed, rows
+from xai_insert.explain.layouts import are_scores, class_scores, fused, listed, rows
 from xai_insert.explain.outputs import Array
 
 _BOX = 4
@@ -72,7 +72,7 @@ def _from_list(arrays: Sequence[Array], facts: Facts) -> Detections | None:
     if found is None:
         return None
     count = len(found.scores)
-    masks = [array for array in arrays if array.ndim >= 3 and min(array.shape[-2:]) > 1 and are_shares(array)]
+    masks = [array for array in arrays if array.ndim >= 3 and min(array.shape[-2:]) > 1 and are_scores(array)]
     masks = [array for array in masks if int(np.prod(array.shape[:-2])) == count]
     if count == 0:
         return found
@@ -104,7 +104,7 @@ def _from_queries(arrays: Sequence[Array], facts: Facts) -> Detections | None:
             scores = class_scores(logits[0], facts)
             if scores is not None and masks.dtype.kind == "f":
                 shares = masks[0].astype(np.float64)
-                if not are_shares(masks):
+                if not are_scores(masks):
                     shares = 1 / (1 + np.exp(-shares.clip(-500, 500)))
                 best = scores.argmax(axis=1)
                 top = np.take_along_axis(scores, best[:, None], 1)[:, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -59,13 +58,8 @@ def canvas(image: Image) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC), np.uint8)
 
 
-Rectangle = tuple[float, float, float, float]
-
-
-def rectangle_of(about: Mapping[str, str]) -> Rectangle | None:
-    """Where the maps of a model lie in its input; None if they cover all of it."""
-    edges = [float(part) for part in about.get("rectangle", "").split()]
-    return (edges[0], edges[1], edges[2], edges[3]) if len(edges) == 4 else None
+Rectangle = tuple[float, ...]
+"""Top, left, bottom and right, as fractions of the model's input."""
 
 
 def draw(image: Image, scaled: Scaled, view: View, look: Look, rectangle: Rectangle | None = None) -> Image:

@@ -16,11 +16,11 @@ import numpy as np
 from xai_insert.errors import ModelFileError, UnknownNameError, UnsupportedTaskError, XaiInsertError
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.files import digest
-from xai_insert.explain.metadata import require_sound
 from xai_insert.explain.outputs import OF_ANOTHER, OWN, SALIENCY_MAP, Array, Outputs, read_outputs
 from xai_insert.files import read_with
 from xai_insert.formats.guard import last_line
 from xai_insert.graph.shape import format_shape
+from xai_insert.layouts.record import Layout
 
 RuntimeName = Literal["openvino", "onnxruntime"]
 
@@ -63,6 +63,10 @@ class Engine(Protocol):
     @property
     def about(self) -> Mapping[str, str]:
         """What was written when the map was inserted: task, method and more."""
+
+    @property
+    def layout(self) -> Layout:
+        """What its outputs mean, as far as that was written."""
 
     @property
     def by_model_api(self) -> bool:
@@ -175,7 +179,7 @@ class OpenVINOEngine:
         self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
         names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
         self._names = _names_for(self.image_input, names, self.about)
-        require_sound(self.about, self._names)
+        self.layout = Layout.read(self.about, _predictions(self._names))
         try:
             how = {"NUM_STREAMS": "1"} if has_compressed_products(model) else {"PERFORMANCE_HINT": "THROUGHPUT"}
             self._compiled = ov.Core().compile_model(model, device, how)
@@ -228,7 +232,7 @@ class OnnxEngine:
         ]
         self.image_input = _image_input(inputs, fed)
         self._names = _names_for(self.image_input, [item.name for item in session.get_outputs()], self.about)
-        require_sound(self.about, self._names)
+        self.layout = Layout.read(self.about, _predictions(self._names))
         self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
 
     def infer(self, feed: Array) -> Outputs:
@@ -286,6 +290,11 @@ def _names_for(shown: ImageInput, names: Sequence[str], about: Mapping[str, str]
     own = {f"{name}{suffix}": name for name in OWN}
     others = {f"{name}{key}" for name in OWN for key in inputs} - set(own)
     return [own.get(name, f"{OF_ANOTHER}{name}" if name in others else name) for name in names]
+
+
+def _predictions(names: Sequence[str]) -> int:
+    """How many outputs are the model's own, of names as `read_outputs` takes them."""
+    return sum(name not in OWN and not name.startswith(OF_ANOTHER) for name in names)
 
 
 def _openvino_input(port: Any) -> ImageInput:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
-from xai_insert.explain.explained import Explained, Scores, ranking
+from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, ranking
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
@@ -21,6 +21,8 @@ _LISTED = 5
 @dataclass(frozen=True)
 class Painter(ReadyToRun):
     """A semantic segmenter that is ready to run; a class's score is the share of the places that it has.
+
+    A small object is there as much as a large one, so maps of predicted classes are not fainter by their scores.
 
     Attributes:
         engine: the compiled model.
@@ -40,24 +42,32 @@ class Painter(ReadyToRun):
             raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
         maps = outputs.saliency_map[0]
         shares = self._shares(outputs, len(maps))
-        self.meaning.require(len(maps))
-        names = [self.meaning.label(number) for number in range(len(maps))]
+        meaning = self._meaning(len(maps))
+        names = [meaning.label(number) for number in range(len(maps))]
         order = ranking(shares)
         likely = max(int((shares >= _LEAST_SHARE).sum()), 1)
         chosen = self.selection.choose(shares, order[:likely], names)
         return Explained(
-            [self.meaning.prediction(shares, number) for number in order[: max(likely, _LISTED)]],
-            [self.meaning.prediction(shares, number) for number in chosen],
+            [meaning.prediction(shares, number) for number in order[: max(likely, _LISTED)]],
+            [meaning.prediction(shares, number) for number in chosen],
             maps,
             view,
             ranges=None if outputs.saliency_range is None else outputs.saliency_range[0],
+            strengths={number: min(float(share) / _LEAST_SHARE, 1.0) for number, share in enumerate(shares)},
         )
+
+    def _meaning(self, classes: int) -> ScoreMeaning:
+        """The names of that many classes; Model API's metadata leave out the background, which is class 0."""
+        meaning = self.meaning
+        if not meaning.is_told and self.engine.by_model_api and len(meaning.labels) == classes - 1:
+            meaning = replace(meaning, labels=("background", *meaning.labels))
+        meaning.require(classes)
+        return meaning
 
     def _shares(self, outputs: Outputs, classes: int) -> Scores:
         """How much of the first image each class has, `[K]`."""
-        about = self.engine.about
-        index, axis = int(about.get("classes_at", "0")), about.get("class_axis", "none")
-        found = list(outputs.predictions.values())[index]
-        labels: Array = found[0] if axis == "none" else found[0].argmax(axis=int(axis) - 1)
+        axis = self.engine.layout.class_axis
+        found = list(outputs.predictions.values())[self.engine.layout.classes_at or 0]
+        labels: Array = found[0] if axis is None else found[0].argmax(axis=axis - 1)
         counted = np.bincount(np.asarray(labels, np.int64).reshape(-1).clip(0), minlength=classes)[:classes]
         return np.asarray(counted / labels.size, np.float64)

@@ -21,7 +21,7 @@ from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import ImageFileError, RunError
 from xai_insert.explain.explained import Explained
 from xai_insert.explain.marks import draw_marks
-from xai_insert.explain.picture import Rectangle, canvas, caption, draw, rectangle_of
+from xai_insert.explain.picture import Rectangle, canvas, caption, draw
 from xai_insert.explain.run import ALL_CLASSES, DrawOptions, Model
 from xai_insert.explain.scale import scaled
 
@@ -79,7 +79,7 @@ def explain_video(video: Video, output: Path, model: Model, options: DrawOptions
     goal, part = folder / f"{video.name}.mp4", folder / f".{video.name}.{os.getpid()}.part.mp4"
     if _NO_UTF8 in files.shown(goal):
         raise RunError(f"cannot write {files.shown(goal)}: OpenCV takes no such name")
-    rectangle = rectangle_of(model.engine.about)
+    rectangle = model.engine.layout.rectangle
     source = _opened(video)
     rate = source.get(cv2.CAP_PROP_FPS)
     writer = None

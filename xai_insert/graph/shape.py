@@ -6,6 +6,16 @@ Shape = tuple[int | None, ...]
 """Sizes of a value; None where the size is not known before the model runs."""
 
 
+_INTEGERS = frozenset({"int16", "int32", "int64"})
+_RANK, _COLOURS = 4, 3
+
+
+def holds_pixels(shape: Shape | None, dtype: str) -> bool:
+    """Whether a value of whole numbers may hold pixels: bytes, or wider integers with three colours (MoveNet)."""
+    is_wide = dtype in _INTEGERS and shape is not None and len(shape) == _RANK
+    return dtype == "uint8" or (is_wide and shape is not None and _COLOURS in (shape[1], shape[3]))
+
+
 def format_shape(shape: Shape | None) -> str:
     """`[1, 512, ?, ?]`."""
     if shape is None:

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import numpy as np
-import numpy.typing as npt
 
 from xai_insert.graph.view import Value
-
-Array = npt.NDArray[np.float64]
-
-BoxFormat = Literal["xyxy", "yxyx", "cxcywh", "xywh"]
-BOX_FORMATS: tuple[BoxFormat, ...] = get_args(BoxFormat)
+from xai_insert.layouts.boxes import BoxFormat
 
 
 @dataclass(frozen=True)
@@ -82,24 +74,3 @@ class BoxVoters:
     reported: ReportedBoxes
     is_exclusive: bool
     is_late: bool = False
-
-
-def corners(boxes: Array, meaning: BoxFormat) -> Array:
-    """Left, top, right and bottom, `[..., 4]`, of boxes in another format."""
-    a, b, c, d = np.moveaxis(boxes, -1, 0)
-    if meaning == "cxcywh":
-        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
-    elif meaning == "xywh":
-        c, d = a + c, b + d
-    elif meaning == "yxyx":
-        a, b, c, d = b, a, d, c
-    return np.stack([a, b, c, d], axis=-1)
-
-
-def overlap(boxes: Array, other: Array) -> Array:
-    """Intersection over union of each of `boxes` `[M, 4]` with one box; 0 where either is empty."""
-    sides = np.minimum(boxes[:, 2:], other[2:]) - np.maximum(boxes[:, :2], other[:2])
-    common = np.prod(np.maximum(sides, 0), axis=1)
-    areas = [np.prod(np.maximum(item[..., 2:] - item[..., :2], 0), axis=-1) for item in (boxes, other)]
-    union = areas[0] + areas[1] - common
-    return np.where((areas[0] > 0) & (areas[1] > 0), common / np.where(union > 0, union, 1), 0.0)

@@ -18,7 +18,7 @@ from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.stages import LAST, stage, stage_number
 from xai_insert.locate.streams import last_maps, normed
-from xai_insert.locate.transformer import MEAN_QUERY, Readout, locate_pool, locate_readout
+from xai_insert.locate.transformer import NoBlock, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
 
 
@@ -33,6 +33,8 @@ class Wanted(Enum):
     """The tokens of a block."""
     DERIVATIVE = auto()
     """A feature map by which a derivative is taken; of tokens too."""
+    IMAGE = auto()
+    """The image itself, by which a derivative is taken."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,9 @@ def _located(
     gone = first_without_place(cuts, places)
     ends = tuple(grid_ends(gone, activations(graph, images), places))
     head = _Head(graph, images, logits, places, cuts, gone, ends)
+    whole = places.map_of(images[0]) if wanted is Wanted.IMAGE and len(images) == 1 else None
+    if whole is not None:
+        return head.found(whole)
     if options.target_layer is not None:
         target = _chosen_target(head, options.target_layer)
         if wanted is Wanted.DERIVATIVE and head.reads_token and stage_number(options.target_layer) == 1:
@@ -174,13 +179,13 @@ def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> Classifier:
     """What is found of a head that reads tokens."""
     graph, images = head.graph, head.images
     read = locate_readout(graph, images, head.logits.value, head.ends, head.places, options.block or 1)
-    if not isinstance(read, str):
+    if not isinstance(read, NoBlock):
         return head.found(read[1], _reading_obstacle(read[0], options), read[0])
     if wanted is not Wanted.TOKENS and _is_clip(images):  # attention in space and in time, apart
-        return head.found(_chosen_target(head, LAST), f"no block for ViT Recipro-CAM: {read}")
+        return head.found(_chosen_target(head, LAST), f"no block for ViT Recipro-CAM: {read.reason}")
     reads_places = wanted is Wanted.ANY and not _attends(graph, images, head.ends)
-    if wanted is Wanted.TOKENS or (read != MEAN_QUERY and not reads_places):
-        raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {read}; choose a layer with --target-layer")
+    if wanted is Wanted.TOKENS or (not read.is_mean_query and not reads_places):
+        raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {read.reason}; choose a layer with --target-layer")
     bare = replace(head, ends=tuple(_without_kind(end) for end in head.ends))
     return head.masked(*_default_target(bare, others=reads_places))
 
@@ -297,7 +302,8 @@ def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
         listed = ", ".join(value.describe() for value in sources)
         return (
             f"{len(sources)} streams of different grids feed the scores and meet only behind their pools: {listed}; no "
-            "layer before them lies on every path, so no single map explains the scores"
+            "layer before them lies on every path, so no single map explains the scores; --method input-x-gradient "
+            "explains them by the image itself"
         )
     return (
         f"no feature map found before the logits {head.cuts[-1].describe()}; nearest value with a grid of the image: "

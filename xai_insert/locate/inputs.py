@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
+from xai_insert.graph.shape import holds_pixels
 from xai_insert.graph.view import Graph, Shape, Value, format_shape
 
 _MOST_CHANNELS = 16
@@ -55,7 +56,9 @@ def watching(graph: Graph, name: str | None) -> list[Graph]:
 def _is_image(value: Value) -> bool:
     if value.shape is not None and len(value.shape) == 5 and "float" in value.dtype:
         return _clip_axes(value.shape) is not None
-    if value.shape is None or len(value.shape) != 4 or not ("float" in value.dtype or value.dtype == "uint8"):
+    if value.shape is None or len(value.shape) != 4:
+        return False
+    if "float" not in value.dtype and not holds_pixels(value.shape, value.dtype):
         return False
     return any(_is_layout(value.shape, channel) for channel in (1, 3))
 

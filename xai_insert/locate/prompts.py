@@ -11,6 +11,8 @@ from xai_insert.graph.traits import ARITHMETIC, JUDGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.logits import is_vector
 
+_RANK = 2
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -40,7 +42,8 @@ class Prompts:
 def find_prompts(graph: Graph, images: Collection[Value], output: str | None) -> Prompts | None:
     """Scores by the product of what depends on the images alone with what depends on other inputs alone.
 
-    Of several outputs with such scores the one is taken that has the images first.
+    Stored vectors do for the latter where the scores have the images last: no classifier has. Of several outputs with
+    such scores the one is taken that has the images first.
 
     Raises:
         UnknownNameError: no output is called `output`.
@@ -68,18 +71,23 @@ def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> P
         return None
     image_first = node.read(0) in seen - read
     index = 0 if image_first else 1
-    if node.read(index) not in seen - read or node.read(1 - index) not in read - seen:
+    image_last = image_first != (sum(map(_is_flip, tail)) % 2 == 0)
+    vectors = node.read(1 - index)
+    if node.read(index) not in seen - read or not (vectors in read - seen or (vectors.is_constant and image_last)):
         return None
     image, upright = _upright(node, index)
     text, text_upright = _upright(node, 1 - index)
     if not upright or image.rank != 2 or not is_vector(image.shape):
         return None
-    flipped = sum(map(_is_flip, tail)) % 2 == 1
-    return Prompts(name, scores, image_first == flipped, image, text, not text_upright, value, tuple(tail))
+    return Prompts(name, scores, image_last, image, text, not text_upright, value, tuple(tail))
 
 
 def _is_flip(node: Node) -> bool:
-    return node.op is Op.TRANSPOSE and node.attrs["perm"] == (1, 0)
+    """Whether a node exchanges rows and columns; where there is one of them, OpenVINO reshapes."""
+    if node.op is Op.TRANSPOSE:
+        return bool(node.attrs["perm"] == (1, 0))
+    sizes = node.read(0).sizes if node.op is Op.RESHAPE and node.read(0).rank == _RANK else ()
+    return 1 in sizes and node.output.sizes == sizes[::-1] != sizes
 
 
 def _scales(node: Node, seen: set[Value], read: set[Value]) -> bool:
@@ -98,6 +106,6 @@ def _upright(product: Node, index: int) -> tuple[Value, bool]:
     value = product.read(index)
     upright = bool(product.attrs[("transpose_a", "transpose_b")[index]]) != (index == 0)
     while (node := value.producer) is not None and (node.op in SAME or _is_flip(node)):
-        upright ^= node.op is Op.TRANSPOSE
+        upright ^= node.op not in SAME
         value = node.read(0)
     return value, upright

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.axes import Axis, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
 from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
@@ -16,7 +15,7 @@ from xai_insert.locate.places import Place, Places, find_places
 from xai_insert.locate.transformer import Attention, find_attentions
 
 WANTED = (
-    "--per-box is for detectors with class scores at every location, with a head that classifies regions, or with "
+    "detectors with class scores at every location, with a head that classifies regions, or with "
     "queries whose attention to the image can be followed"
 )
 _BOX = 4
@@ -128,15 +127,14 @@ class QueryReport:
         return self.look.height, self.look.width
 
 
-def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryReport:
+def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryReport | str:
     """Follow the rows of the boxes back to the queries and to their last attention to the image.
+
+    The result is the reason where no such attention was found: which detectors have one, and what this one lacks.
 
     Args:
         graph: the model.
         num_classes: the number of classes, if the user has given it; tells whether one score means no object.
-
-    Raises:
-        UnsupportedTaskError: no such attention was found.
     """
     places = find_places(graph)
     boxes = query_boxes(graph)
@@ -151,7 +149,7 @@ def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryRepo
             if chosen is not None:
                 return QueryReport(output, origin.size or 0, chosen, look, *_chosen_scores(graph, output))
     found = f"{len(looks)} attentions to places of the image" if looks else "no attention to places of the image"
-    raise UnsupportedTaskError(f"{WANTED}; found {found}, and none whose rows are those of the boxes")
+    return f"{WANTED}; found {found}, and none whose rows are those of the boxes"
 
 
 def _is_of(places: Places, value: Value, origin: Origin) -> bool:

@@ -14,7 +14,6 @@ from xai_insert.locate.inputs import shape_hint
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
-MEAN_QUERY = "the class token is the mean of the patches"
 _SEARCH_DEPTH = 16
 
 
@@ -89,9 +88,22 @@ class Readout:
         return self.masked[0].dtype
 
 
+@dataclass(frozen=True)
+class NoBlock:
+    """Why tokens are not masked in a block.
+
+    Attributes:
+        reason: for people.
+        is_mean_query: whether that is because the token that is read is the mean of the patches, whose map is masked.
+    """
+
+    reason: str
+    is_mean_query: bool = False
+
+
 def locate_readout(
     graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd], places: Places, block: int = 1
-) -> tuple[Readout, FeatureMap] | str:
+) -> tuple[Readout, FeatureMap] | NoBlock:
     """Find the last block and its tokens; the reason if that fails.
 
     Args:
@@ -105,26 +117,30 @@ def locate_readout(
     nodes = region(graph, images, [end.source for end in ends])
     groups = _groups(graph, find_attentions(nodes))
     if len(groups) < block:
-        return f"wanted block {block} from the end, found {len(groups)} blocks with attention before the tokens"
+        found = f"found {len(groups)} blocks with attention before the tokens"
+        return NoBlock(f"wanted block {block} from the end, {found}")
     attentions = groups[-block]
     tokens = attentions[0].value.sizes[-2]
     if tokens is None:
-        return "the number of tokens follows the size of the image"
+        return NoBlock("the number of tokens follows the size of the image")
     masked = _masked_values(graph, images, attentions, places)
     if not masked:
-        return f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}"
+        return NoBlock(f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}")
     feature = places.map_of(masked[0], others=True)
     if feature is None or None in feature.grid:
-        return f"{tokens} tokens are not those of a patch embedding and a few before them{_hint(graph, images)}"
+        what = "those of a patch embedding and a few before them"
+        return NoBlock(f"{tokens} tokens are not {what}{_hint(graph, images)}")
     if _has_mean_query(region(graph, images, masked), tokens):
-        return MEAN_QUERY
+        return NoBlock("the class token is the mean of the patches", is_mean_query=True)
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
     if read and tokens == feature.positions:
-        return "single patches are read, and no token before them"
+        return NoBlock("single patches are read, and no token before them")
     rows = max(read, default=0)
     earlier = [item.result for group in groups[:-block] for item in group]
     like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
-    residual = _entry(graph, like, masked, earlier) or _passing_by(graph, images, masked, logits)
+    residual, beside = _entry(graph, like, masked, earlier), _passing_by(graph, images, masked, logits)
+    if residual is None or (beside is not None and _rounds(residual, beside)):
+        residual = beside
     reads_patches = len(read) < len(ends) or rows > feature.prefix
     return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
 
@@ -202,6 +218,13 @@ def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], 
     outside = activations(graph, images) - inside
     found = {value for node in nodes for value in node.inputs if value in outside and value.shape == masked[0].shape}
     return found.pop() if len(found) == 1 else None
+
+
+def _rounds(before: Value, value: Value) -> bool:
+    """Whether a value is another, rounded for one of its readers, as NNCF does with what a block adds to."""
+    while value is not before and value.producer is not None and value.producer.op is Op.QUANTIZE:
+        value = value.producer.read(0)
+    return value is before
 
 
 def _is_before(graph: Graph, value: Value, other: Value) -> bool:

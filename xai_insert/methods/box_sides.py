@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xai_insert.graph.ops import Ops, V
-from xai_insert.locate.boxes import BoxFormat
+from xai_insert.layouts.boxes import BoxFormat
 from xai_insert.methods.shaping import scalar
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.locate.layout import FeatureMap
+
 Kernel = Literal["gaussian", "point"]
 Floats = npt.NDArray[np.float32]
 WEIGHTS = {"gaussian": (0.25, 0.125, 0.0625), "point": ()}
@@ -46,3 +48,13 @@ def patch_weights(
     behind = 0 if tokens is None else tokens - prefix - len(patches)
     parts = [np.ones((len(patches), prefix), np.float32), patches, np.ones((len(patches), behind), np.float32)]
     return np.concatenate(parts, axis=1)
+
+
+def position_mask(shape: Sequence[int], target: FeatureMap, position: int) -> npt.NDArray[np.float32]:
+    """A mask that keeps one position (row-major in the grid) and other tokens, of sizes 1 on the other axes."""
+    sizes = [shape[axis] if axis in target.grid_axes else 1 for axis in range(len(shape))]
+    mask = np.zeros(int(np.prod(sizes)), np.float32)
+    if len(target.grid_axes) == 1 and target.positions is not None:
+        mask[: target.prefix] = mask[target.prefix + target.positions :] = 1.0
+    mask[target.prefix + position] = 1.0
+    return mask.reshape(sizes)

@@ -17,15 +17,22 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_axes, image_inputs
-from xai_insert.locate.layout import FeatureMap, Side
+from xai_insert.locate.layout import Side
 from xai_insert.locate.logits import Logits
 from xai_insert.locate.transformer import Attention, Readout
-from xai_insert.methods.kernels import Kernel, patch_weights
+from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
-from xai_insert.methods.top_classes import ClassChoice, best_classes, choose_maps, named_classes
+from xai_insert.methods.top_classes import (
+    ClassChoice,
+    best_classes,
+    best_maps,
+    choose_maps,
+    named_classes,
+)
 from xai_insert.methods.vit_recipro_cam import (
     VitTarget,
     ZeroTokens,
@@ -42,13 +49,13 @@ from xai_insert.tasks.plan import Branch, Masking, Output, Plan, unmasked
 
 logger = logging.getLogger(__name__)
 
+Choice = ClassChoice[Any] | None
 SALIENCY_CLASSES = "saliency_classes"
 SALIENCY_SCORES = "saliency_scores"
 NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
 OF_VECTORS = frozenset({"num_classes", "reference", "class_embeddings"})
 """Options that say what a model's vector is."""
 NO_CLIPS = "this method is not for clips, or not for frames in the batch; leave --method to the tool"
-Choice = ClassChoice[Any] | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class ClassifierPlan(Plan):
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         logits = self.found.parts.logits
-        choice = choose_classes(surgeon, logits, options)
+        choice = choose_classes(surgeon, logits, options) if self.found.reading is None else None
         raw = self.add(loaded, surgeon, graph, options, choice)
         masking = self.masking(options)
         sources = [] if masking is None else masking.features
@@ -104,11 +111,9 @@ class ClassifierPlan(Plan):
         }
         if self.found.reading is not None:
             entries["reference"] = self.found.reading.name
-        rectangle = self.found.frame.rectangle
-        if rectangle is not None and not self.found.frame.within(target.grid):
-            entries["rectangle"] = " ".join(f"{edge:.6g}" for edge in rectangle)
-        if self.found.frame.times is not None:
-            entries["frames"] = " ".join(f"{number:.6g}" for number in self.found.frame.times)
+        frame = self.found.frame
+        rectangle = None if frame.within(target.grid) else frame.rectangle
+        entries |= Layout(rectangle=rectangle, frames=frame.times).written()
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         if options.classes is not None:
@@ -151,7 +156,8 @@ class MaskedPlan(ClassifierPlan):
 
     def uses(self) -> frozenset[str]:
         used = super().uses() | {"form"} | ({"mask_batch"} if self.form is Form.RUNS else set())
-        return used | {"top_k", "classes"} if self.found.reading is None else used
+        reading = self.found.reading
+        return used | ({"top_k", "classes"} if reading is None else {"top_k"} if reading.is_of_many else set())
 
     @property
     def may_follow(self) -> bool:
@@ -161,12 +167,17 @@ class MaskedPlan(ClassifierPlan):
         branch, reading = super().splice(loaded, surgeon, graph, options), self.found.reading
         if reading is None:
             return branch
-        against = reading.against(surgeon, branch.scores)
-        raw = reading.products(surgeon, branch.raw, against, self.found.parts.target.grid)
+        against, target = reading.against(surgeon, branch.scores), self.found.parts.target
+        raw = reading.products(surgeon, branch.raw, against, target.grid)
         scores = reading.scores(surgeon, branch.scores, against)
         new = not reading.has_scores  # else they are an output already
-        outputs = {SALIENCY_SCORES: Output(scores, "float32", self.map_shape[:2])} if new else {}
-        return replace(branch, raw=raw, scores=reading.checked(branch.scores, scores), outputs=outputs)
+        outputs = {SALIENCY_SCORES: Output(scores, "float32", (self.map_shape[0], reading.count))} if new else {}
+        branch = replace(branch, scores=reading.checked(branch.scores, scores), outputs=outputs)
+        if options.top_k is None or not reading.is_of_many:
+            return replace(branch, raw=raw)
+        raw, best = best_maps(surgeon, raw, scores, options.top_k, (None, reading.count, *target.grid))
+        outputs[SALIENCY_CLASSES] = Output(best, "int64", self.map_shape[:2])
+        return replace(branch, raw=raw, classes=best)
 
     @property
     def attentions(self) -> Sequence[Attention]:
@@ -230,7 +241,7 @@ class MaskedPlan(ClassifierPlan):
                 item: ZeroTokens(_any_token(item.key), _any_token(item.value), is_affine=True)
                 for item in self.attentions
             }
-            count = chosen_count(options, parts.logits)
+            count = chosen_count(options, parts.logits) if self.found.reading is None else None
             choice = None if count is None else ClassChoice(STAND_IN, count)
             try:
                 self.closed(Rehearsal(), graph, options, choice, zeros)
@@ -332,8 +343,10 @@ class TokensPlan(MaskedPlan):
 def map_shape(study: Study, found: FoundClassifier) -> Shape:
     """`[B, K, h, w]`, of the chosen classes if only those are wanted."""
     target, logits = found.parts.target, found.parts.logits
-    count = found.maps if found.reading is not None else chosen_count(study.options, logits) or logits.classes
-    return (target.shape[0], count, *target.grid)
+    if found.reading is None:
+        return (target.shape[0], chosen_count(study.options, logits) or logits.classes, *target.grid)
+    count, most = found.maps, study.options.top_k
+    return (target.shape[0], count if most is None or count is None else min(count, most), *target.grid)
 
 
 def chosen_count(options: Options, logits: Logits) -> int | None:
@@ -380,16 +393,6 @@ def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Read
     reason = "attention pool" if readout.is_pool else "class token"
     shape = map_shape(study, found)
     return TokensPlan(found, method, Form.CLOSED, reason, shape, mega(flops), readout, kernel).checked(study)
-
-
-def position_mask(shape: Sequence[int], target: FeatureMap, position: int) -> npt.NDArray[np.float32]:
-    """A mask that keeps one position (row-major in the grid) and other tokens, of sizes 1 on the other axes."""
-    sizes = [shape[axis] if axis in target.grid_axes else 1 for axis in range(len(shape))]
-    mask = np.zeros(int(np.prod(sizes)), np.float32)
-    if len(target.grid_axes) == 1 and target.positions is not None:
-        mask[: target.prefix] = mask[target.prefix + target.positions :] = 1.0
-    mask[target.prefix + position] = 1.0
-    return mask.reshape(sizes)
 
 
 def _any_token(value: Value) -> npt.NDArray[Any]:

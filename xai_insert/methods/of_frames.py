@@ -18,6 +18,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, fixed
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.consensus import Consensus
 from xai_insert.methods.base import Refusal
 from xai_insert.methods.of_classifier import MapPlan, map_plan
@@ -68,7 +69,7 @@ class FramesPlan(MapPlan):
 
     def metadata(self, options: Options) -> dict[str, str]:
         times = self.consensus.times
-        return super().metadata(options) | {"frames": f"{times.stride:.6g} {times.offset:.6g}"}
+        return super().metadata(options) | Layout(frames=(times.stride, times.offset)).written()
 
 
 def frames_plan(study: Study, found: FoundClassifier, method: str, consensus: Consensus) -> Plan | Refusal:

@@ -42,6 +42,9 @@ class Reading(ABC):
     follows: ClassVar[bool] = True
     """Whether the grid may have any size."""
 
+    is_of_many: ClassVar[bool] = False
+    """Whether there may be several maps, of which the best can be chosen."""
+
     @property
     def has_scores(self) -> bool:
         """Whether the model has an output of the scores `[B, M]`."""
@@ -131,6 +134,7 @@ class ToClasses(Reading):
     """
 
     name = "classes"
+    is_of_many = True
     rows: Array
 
     def against(self, surgeon: Surgeon[V], vector: V) -> V:
@@ -166,6 +170,7 @@ class ToPrompts(Reading):
     scores_transposed: bool
 
     follows = False
+    is_of_many = True
 
     @property
     def has_scores(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
@@ -10,6 +11,7 @@ import numpy as np
 
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Node, Op, Shape, Value, fixed, volume
+from xai_insert.methods.shaping import scalar
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,10 @@ def choose_maps(surgeon: Surgeon[V], maps: V, choice: ClassChoice[V], shape: Sha
         surgeon: the model being edited.
         maps: the maps of all classes.
         choice: the classes.
-        shape: `[B, classes, h, w]`, sizes of `maps`.
+        shape: `[B, classes, h, w]`, sizes of `maps`; the number of classes is known.
     """
     op = surgeon.ops
-    classes, *sides = shape[1:]
-    if classes is None:
-        raise ValueError("the number of classes is known")
+    (classes,), sides = fixed(shape[1:2]), shape[2:]
     if None in sides:
         batch, *open_sides = (op.size(maps, axis) for axis in (0, *range(2, len(shape))))
         flat, result = [batch, classes, -1], [batch, choice.count, *open_sides]
@@ -156,3 +156,33 @@ def choose_maps(surgeon: Surgeon[V], maps: V, choice: ClassChoice[V], shape: Sha
     wanted = op.cast(op.reshape(choice.indices, [-1, choice.count, 1]), "float32")
     selectors = op.equal(wanted, op.constant(np.arange(classes, dtype=np.float32).reshape(1, 1, classes)))
     return op.reshape(op.matmul(selectors, op.reshape(maps, flat)), result)
+
+
+def best_maps(surgeon: Surgeon[V], maps: V, scores: V, count: int, shape: Shape) -> tuple[V, V]:
+    """The maps of the largest scores of each image.
+
+    Args:
+        surgeon: the model being edited.
+        maps: the maps of all, `shape`.
+        scores: `[B, P]`.
+        count: how many are wanted; all P where there are fewer.
+        shape: `[B, P, h, w]`; of P alone it may be told while the model runs how many there are.
+
+    Returns:
+        Those maps, and the int64 indices `[B, count]` of what they are maps of.
+    """
+    op = surgeon.ops
+    if shape[1] is not None:
+        count = min(count, shape[1])
+        choice = ClassChoice(op.largest(scores, count), count)
+        return choose_maps(surgeon, maps, choice, shape), choice.indices
+    sides = fixed(shape[2:])
+    batch, number = op.size(maps, 0), op.size(maps, 1)
+    more = op.maximum(op.sub(op.cast(number, "float32"), scalar(op, float(count))), scalar(op, 0.0))
+    fewer = op.sub(op.cast(number, "float32"), more)
+    taken = op.reshape(op.cast(fewer, "int64"), [1])
+    indices = op.top(scores, taken)[1]
+    every = op.reshape(op.cast(op.numbers(number), "float32"), [1, 1, -1])
+    selectors = op.equal(op.unsqueeze(op.cast(indices, "float32"), [2]), every)
+    flat = op.reshape(maps, [batch, number, math.prod(sides)])
+    return op.reshape(op.matmul(selectors, flat), [batch, taken, *sides]), indices

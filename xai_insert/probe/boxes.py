@@ -17,7 +17,8 @@ import numpy.typing as npt
 from xai_insert.errors import CannotFreeBatchError, CheckFailedError, ShapeUnknownError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
-from xai_insert.locate.boxes import BOX_FORMATS, BoxFormat, BoxVoters, DecodedLevel, ReportedBoxes, corners, overlap
+from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners, overlap
+from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint

@@ -17,7 +17,8 @@ from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
-from xai_insert.locate.boxes import BOX_FORMATS, BoxFormat, ReportedBoxes, corners, overlap
+from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners, overlap
+from xai_insert.locate.boxes import ReportedBoxes
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
 from xai_insert.locate.region_head import RegionHead, RegionReport, may_be_boxes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
+from xai_insert.errors import AmbiguousModelError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_proportion
@@ -74,9 +74,8 @@ def query_report(graph: Graph, options: Options, classes: int | None = None) -> 
     Raises:
         AmbiguousModelError: their class scores are wanted and cannot be told.
     """
-    try:
-        found = find_query_report(graph, options.num_classes or classes)
-    except UnsupportedTaskError:
+    found = find_query_report(graph, options.num_classes or classes)
+    if isinstance(found, str):
         return None
     if found.scores is None and options.output_dtype == "f32":
         raise AmbiguousModelError(f"--per-box in f32 is attention times the class score: {found.untold}")

@@ -181,6 +181,7 @@ class OnnxOps:
 
     def top(self, a: ir.Value, count: ir.Value) -> tuple[ir.Value, ir.Value]:
         values, indices = self._nodes("TopK", 2, a, count, axis=-1)
+        indices.type = ir.TensorType(ir.DataType.INT64)
         return values, indices
 
     def take(self, a: ir.Value, indices: ir.Value, axis: int) -> ir.Value:

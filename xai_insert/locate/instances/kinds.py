@@ -8,12 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from xai_insert.graph.view import Value
-
-_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +32,6 @@ class Sample:
     def describe(self) -> str:
         """`'masks' [100, 28, 28]`, for messages."""
         return f"{self.name!r} {list(self.shape)}"
-
-
-def are_whole(array: npt.NDArray[Any]) -> bool:
-    """Whether every element is a whole number, of whatever type."""
-    return array.dtype.kind in "iu" or bool(np.array_equal(array, np.floor(array)))
-
-
-def are_shares(array: npt.NDArray[Any]) -> bool:
-    """Whether every element lies in 0..1, but for rounding: a runtime's sigmoid may give 1.0000001."""
-    return not array.size or bool(array.min() >= -_ROUNDING and array.max() <= 1 + _ROUNDING)
 
 
 @dataclass(frozen=True)

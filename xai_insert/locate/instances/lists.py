@@ -9,7 +9,8 @@ import numpy as np
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import makers
 from xai_insert.graph.view import Node, Op
-from xai_insert.locate.instances.kinds import BoxFormat, ListedInstances, Sample, are_shares, are_whole
+from xai_insert.layouts.boxes import are_shares, are_whole
+from xai_insert.locate.instances.kinds import BoxFormat, ListedInstances, Sample
 
 
 def find_list(samples: Sequence[Sample], image: tuple[int, int]) -> ListedInstances | None:

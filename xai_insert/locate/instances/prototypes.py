@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import UnsupportedTaskError
-from xai_insert.locate.instances.kinds import BoxFormat, LocationInstances, RowInstances, Sample, are_shares, are_whole
+from xai_insert.layouts.boxes import are_shares, are_whole
+from xai_insert.locate.instances.kinds import BoxFormat, LocationInstances, RowInstances, Sample
 
 _BOX = 4
 _LEAST_PROTOTYPES = 4

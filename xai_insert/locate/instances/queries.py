@@ -11,8 +11,9 @@ from xai_insert.graph.cuts import activations
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARRANGES, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.layouts.boxes import are_shares
 from xai_insert.locate.instances.classes import has_weights
-from xai_insert.locate.instances.kinds import QueryInstances, Sample, are_shares
+from xai_insert.locate.instances.kinds import QueryInstances, Sample
 
 _AFTER_LINEAR = SAME | ARRANGES | SQUASHES | {Op.ADD, Op.SLICE, Op.GATHER}
 

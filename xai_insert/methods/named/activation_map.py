@@ -10,6 +10,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, format_grid, volume
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.query_attention import WANTED, QueryReport
@@ -102,7 +103,7 @@ class RegionsPlan(Plan):
         if not isinstance(self.reported, QueryReport):
             return {**entries, "per_box": OF_REGIONS}
         if self.reported.scores is not None and self.reported.scores.value.rank == 3:
-            entries["classes"] = str(self.reported.scores.classes)
+            entries |= Layout(self.reported.scores.classes).written()
         return {**entries, "per_box": OF_QUERIES}
 
 

@@ -10,6 +10,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Ops, Surgeon
 from xai_insert.graph.view import Graph, format_grid
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.scaling import to_bytes_by_threshold
@@ -41,11 +42,11 @@ class AnomalyPlan(Plan):
     def metadata(self, options: Options) -> dict[str, str]:
         del options
         parts = self.found.parts
-        told = {"map_at": parts.output, "score_at": parts.score, "label_at": parts.label, "threshold": parts.threshold}
+        layout = Layout(map_at=parts.output, score_at=parts.score, label_at=parts.label, threshold=parts.threshold)
         return {
             "target": parts.feature.value.name,
             "grid": format_grid(parts.feature.grid),
-            **{name: repr(value) for name, value in told.items() if value is not None},
+            **layout.written(),
         }
 
 

@@ -9,6 +9,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, format_grid
+from xai_insert.layouts.record import Layout
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study
@@ -39,9 +40,7 @@ class ScoreMapPlan(Plan):
         return {
             "target": parts.scores.value.name,
             "grid": format_grid(parts.scores.grid),
-            "classes": str(parts.classes),
-            "classes_at": str(parts.output),
-            "class_axis": "none" if parts.class_axis is None else str(parts.class_axis),
+            **Layout(classes=parts.classes, classes_at=parts.output, class_axis=parts.class_axis).written("class_axis"),
         }
 
 

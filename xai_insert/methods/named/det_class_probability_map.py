@@ -9,6 +9,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, volume
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import Detector
 from xai_insert.locate.query_attention import QueryReport
@@ -110,11 +111,8 @@ class ScoresPlan(Plan):
         entries = {
             "target": ", ".join(dict.fromkeys(item.head.value.name for level in found.levels for item in level.parts)),
             "levels": str(len(found.levels)),
-            "classes": str(found.classes),
-            "background": "none" if found.background is None else str(found.background),
+            **Layout(found.classes, found.background, self.first_label).written("background"),
         }
-        if self.first_label is not None:
-            entries["first_label"] = str(self.first_label)
         if isinstance(self.voters, QueryReport):
             entries["per_box"] = OF_QUERIES
         elif self.voters is not None:

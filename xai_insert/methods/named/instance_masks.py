@@ -10,9 +10,10 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, fixed, format_grid
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.instances.kinds import (
-    Found as Layout,
+    Found as Instances,
 )
 from xai_insert.locate.instances.kinds import (
     ListedInstances,
@@ -89,15 +90,19 @@ class InstancesPlan(Plan):
         entries = {
             "target": found.drawn.value.name,
             "grid": format_grid(self.target.grid),
-            "classes": str(self.target.classes),
-            "masks": self.form.name.lower(),
+            **Layout(
+                self.target.classes,
+                masks=self.form.name.lower(),
+                box_format="" if isinstance(found, QueryInstances) else found.box_format.key,
+                suppression_overlap=MOST_OVERLAP if isinstance(found, LocationInstances) else None,
+            ).written(),
         }
         if self.reported is not None:
             entries["per_box"] = OF_REGIONS
         if not isinstance(found, QueryInstances):
-            entries |= {"boxes": str(found.box_format), "box_format": found.box_format.key}
+            entries["boxes"] = str(found.box_format)
         if isinstance(found, LocationInstances):
-            entries |= {"suppression_overlap": str(MOST_OVERLAP), "most_instances": str(MOST_INSTANCES)}
+            entries["most_instances"] = str(MOST_INSTANCES)
         if options.score_threshold is not None:
             entries["score_threshold"] = str(options.score_threshold)
         elif isinstance(found, LocationInstances):
@@ -142,7 +147,7 @@ def _default_grid(size: tuple[int, int]) -> tuple[int, int]:
     return max(size[0] // _PIXELS_PER_CELL, 1), max(size[1] // _PIXELS_PER_CELL, 1)
 
 
-def _batch(found: Layout) -> int | None:
+def _batch(found: Instances) -> int | None:
     """Images at once; 1 where the outputs have no axis for them."""
     counted = found.boxes if isinstance(found, ListedInstances) else found.scored
     if len(counted.shape) == 2:
@@ -150,7 +155,7 @@ def _batch(found: Layout) -> int | None:
     return None if counted.value.shape is None else counted.value.shape[0]
 
 
-def _form(found: Layout) -> tuple[Form, str]:
+def _form(found: Instances) -> tuple[Form, str]:
     """How the masks come about, and why, for the report."""
     if isinstance(found, ListedInstances):
         if found.per_box:

@@ -9,6 +9,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.keypoints import Bins, HeatMaps
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.options import Options
@@ -36,13 +37,12 @@ class KeypointPlan(Plan):
         del options
         parts = self.found.parts
         if isinstance(parts, Bins):
-            told = {"target": parts.columns.name, "bins_at": "{} {}".format(*parts.outputs)}
+            target, layout = parts.columns.name, Layout(parts.joints, bins_at=parts.outputs)
         else:
-            told = {"target": parts.feature.value.name}
-            if parts.output is not None:
-                axis = parts.feature.channel_axis
-                told |= {"map_at": str(parts.output), "class_axis": str(axis)}
-        return told | {"grid": format_grid(self.map_shape[-2:]), "classes": str(parts.joints)}
+            axis = None if parts.output is None else parts.feature.channel_axis
+            target = parts.feature.value.name
+            layout = Layout(parts.joints, map_at=parts.output, class_axis=axis)
+        return {"target": target, "grid": format_grid(self.map_shape[-2:]), **layout.written()}
 
 
 def _of_maps(surgeon: Surgeon[Any], parts: HeatMaps) -> Any:

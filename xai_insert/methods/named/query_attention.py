@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
+from xai_insert.errors import AmbiguousModelError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, format_grid
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.query_attention import QueryReport, ReportedScores, find_query_report
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.query_attention import class_query_maps, query_maps
@@ -60,7 +61,7 @@ class QueriesPlan(Plan):
         entries = {
             "target": self.scores.value.name,
             "grid": format_grid(self.report.grid),
-            "classes": str(self.scores.classes),
+            **Layout(self.scores.classes).written(),
         }
         return {**entries, "per_box": OF_QUERIES} if self.per_box else entries
 
@@ -78,10 +79,9 @@ class QueryAttention(Method):
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundDetector):
             return Refusal(self.lacking)
-        try:
-            report = find_query_report(study.graph, study.options.num_classes)
-        except UnsupportedTaskError as err:
-            return Refusal(str(err).removeprefix("--per-box is for "))
+        report = find_query_report(study.graph, study.options.num_classes)
+        if isinstance(report, str):
+            return Refusal(report)
         if report.scores is None:
             return Refusal(report.untold, AmbiguousModelError)
         if report.scores.value.rank != 3:

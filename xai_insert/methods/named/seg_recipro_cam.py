@@ -15,6 +15,7 @@ from xai_insert.graph.operators import Window
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.pattern import layer_of
 from xai_insert.graph.view import Graph, Value, fixed, format_grid
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.segmenter import Segmenter
 from xai_insert.methods.base import Method, Refusal
@@ -84,9 +85,7 @@ class SegReciproCamPlan(Plan):
         return {
             "target": parts.scores.value.name if parts.source is None else parts.source.name,
             "grid": format_grid(parts.scores.grid),
-            "classes": str(parts.classes),
-            "classes_at": str(parts.output),
-            "class_axis": "none" if parts.class_axis is None else str(parts.class_axis),
+            **Layout(classes=parts.classes, classes_at=parts.output, class_axis=parts.class_axis).written("class_axis"),
         }
 
 

@@ -88,7 +88,7 @@ class Detection(Task):
                 return FoundDetector(detector, Regions(read, "class head"))
         queries = encoder_feature(graph, images)
         if detector is None and queries is None:
-            reason = WANTED if study.options.per_box else _nothing_found(graph)
+            reason = f"--per-box is for {WANTED}" if study.options.per_box else _nothing_found(graph)
             if reports_boxes(graph):
                 raise UnsupportedTaskError(reason)
             return NotMine(reason)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from xai_insert.graph.view import fixed
 from xai_insert.locate.inputs import image_inputs
-from xai_insert.locate.logits import Logits, vector_size
+from xai_insert.locate.logits import Logits, scored_outputs, vector_size
 from xai_insert.locate.prompts import find_prompts
 from xai_insert.methods.reading import ToPrompts
 from xai_insert.tasks.base import NotMine, Study, Task
@@ -31,8 +31,9 @@ class PromptScores(Task):
 
     def recognise(self, study: Study) -> FoundPrompts | NotMine:
         graph = study.graph
-        found = find_prompts(graph, image_inputs(graph), study.options.output)
-        if found is None:
+        images, output = image_inputs(graph), study.options.output
+        found = find_prompts(graph, images, output)
+        if found is None or (found.text.is_constant and scored_outputs(graph, images, output)):
             return NotMine("")
         (width,) = fixed([vector_size(found.image.sizes)])
         parts = located(study, Logits(found.image, found.output_name, width))
