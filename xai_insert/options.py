@@ -51,11 +51,19 @@ class Option:
     wrong: str = ""
 
 
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _are_whole(values: Any, least: int) -> bool:
+    return isinstance(values, (tuple, list)) and all(_is_whole(value, least) for value in values)
+
+
 _MAY_BE: Mapping[str, Callable[[Any], bool]] = {
-    "count": lambda value: bool(value >= 1),
-    "share": lambda value: bool(0 <= value <= 1),
-    "size": lambda value: bool(min(value) >= 1),
-    "classes": lambda value: bool(value) and min(value) >= 0 and len(set(value)) == len(value),
+    "count": lambda value: _is_whole(value, 1),
+    "share": lambda value: isinstance(value, (int, float)) and 0 <= value <= 1,
+    "size": lambda value: _are_whole(value, 1) and len(value) == 2,
+    "classes": lambda value: _are_whole(value, 0) and 0 < len(set(value)) == len(value),
 }
 
 
@@ -139,7 +147,7 @@ class Options:
             "size",
             metavar="HxW",
             for_all=True,
-            wrong="saliency_size must be positive, not {}",
+            wrong="saliency_size must be height and width, positive, not {}",
         ),
     )
     """Height and width of the map; None keeps the grid of the feature, or a quarter of the input's size for instance
@@ -252,7 +260,9 @@ class Options:
             if option.choices and value not in (*option.choices, getattr(Options, name)):
                 raise ValueError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}")
             if option.wrong and value is not None and not _MAY_BE[option.kind](value):
-                raise ValueError(option.wrong.format(value))
+                raise ValueError(option.wrong.format(repr(value)))
+            if option.kind == "flag" and not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, not {value!r}")
         if unknown := set(self.given or ()) - {item.name for item in fields(self)}:
             raise ValueError(f"given names options, not {sorted(unknown)}")
 
@@ -303,3 +313,14 @@ DECIDING = frozenset(name for name, option in OPTIONS.items() if option.decides)
 def flag(name: str) -> str:
     """What the command line calls an option, `--top-k`."""
     return OPTIONS[name].flag or f"--{name.replace('_', '-')}"
+
+
+def settled(options: Any) -> Options:
+    """The options that were given, or the default of all for None.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if options is not None and not isinstance(options, Options):
+        raise ValueError(f"options must be Options(...), not a {type(options).__name__}")
+    return options or Options()

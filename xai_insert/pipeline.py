@@ -27,7 +27,7 @@ from xai_insert.graph.view import Graph
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
 from xai_insert.opening import Opened, opened_sizes
-from xai_insert.options import Options
+from xai_insert.options import Options, settled
 from xai_insert.outputs import add_feature_vector, add_range, finished
 from xai_insert.prove import prove
 from xai_insert.report import Report, Stages, describe_plan
@@ -98,7 +98,7 @@ def insert(model: Any, options: Options | None = None) -> InsertResult:
     Raises:
         XaiInsertError: one of its children says what is wrong with the model or the options.
     """
-    options = options or Options()
+    options = settled(options)
     loaded, report = insert_loaded(lambda: load(model, options.input_shapes), options, _name(model))
     return InsertResult(loaded.result_like(model), report)
 
@@ -113,7 +113,7 @@ def plan_insertion(
 
     It is done, on a copy that nobody gets, but for the check: the inserted model is not run.
     """
-    options, goal = options or Options(), None if output is None else Path(output)
+    options, goal = settled(options), None if output is None else Path(output)
     return insert_loaded(lambda: load(model, options.input_shapes, goal), options, _name(model), passed, dry_run=True)[
         1
     ]
@@ -137,7 +137,7 @@ def insert_file(
     Raises:
         XaiInsertError: one of its children; nothing was written.
     """
-    options, source, output = options or Options(), Path(source), Path(output)
+    options, source, output = settled(options), Path(source), Path(output)
     require_writable(source, output)
     loaded, report = insert_loaded(lambda: load(source, options.input_shapes, output), options, str(source), passed)
     stages = Stages(report.seconds)

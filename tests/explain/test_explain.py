@@ -248,6 +248,7 @@ def test_unreadable_images_are_skipped(inserted_shapes, tmp_path):
         (["{model}", "{image}", "--classes", "some"], 2, "is not predictions, all, top5"),
         (["{model}", "{image}", "--scale", "0"], 2, "it cannot be 0"),
         (["{model}", "{image}", "--opacity", "2"], 2, "0<=x<=1"),
+        (["{model}", "{image}", "--frames", "3"], 2, "--frames counts those of videos and cameras"),
         (["{model}"], 2, "Missing argument"),
     ],
 )

@@ -185,9 +185,18 @@ def test_what_a_notebook_shows(onnx_model):
         ({"channels": "gbr"}, "channels must be one of rgb, bgr"),
         ({"layout": "CHWN"}, "layout must be one of NCHW, NHWC"),
         ({"resize": "half"}, "resize must be one of fit, letterbox"),
-        ({"batch_size": 0}, "batch_size counts images, not 0"),
+        ({"device": None}, "device must be the name of a device"),
+        ({"batch_size": 0}, "batch_size must count images, from 1, not 0"),
+        ({"batch_size": 2.5}, "batch_size must count images"),
         ({"threshold": 2}, r"threshold must lie in 0\.\.1"),
+        ({"threshold": "high"}, r"threshold must lie in 0\.\.1, not 'high'"),
         ({"labels": "names.txt"}, "labels must be a sequence of names"),
+        ({"labels": [1, 2]}, "labels must be a sequence of names"),
+        ({"mean": "1,2,3"}, "mean must be a number, or one for each channel, not '1,2,3'"),
+        ({"mean": [float("nan")]}, "mean must be a number"),
+        ({"scale": 0}, "it cannot be 0"),
+        ({"input_size": 224}, "input_size must be height and width, not 224"),
+        ({"fed": {"ids": "ids.npy"}}, "fed must be arrays by the names of inputs"),
         ({"scale": [0]}, "it cannot be 0"),
         ({"input_size": (0, 3)}, "input_size must be height and width"),
     ],
@@ -195,6 +204,57 @@ def test_what_a_notebook_shows(onnx_model):
 def test_wrong_options_are_told_at_once(onnx_model, options, message):
     with pytest.raises(ValueError, match=message):
         Explainer(onnx_model, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opacity": 7}, r"opacity must lie in 0\.\.1, not 7"),
+        ({"opacity": "half"}, r"opacity must lie in 0\.\.1, not 'half'"),
+        ({"colormap": "rainbow"}, "colormap must be one of jet, turbo"),
+        ({"background": "none"}, "background must be one of photo, gray"),
+        ({"blend": "all"}, "blend must be one of value, even"),
+    ],
+)
+def test_wrong_looks_are_told_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        Look(**options)
+    with pytest.raises(ValueError, match=message):
+        overlay(PICTURES[0], np.zeros((2, 2), np.uint8), **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, np.zeros((2, 2))), "image must be uint8"),
+        ((np.zeros((0, 4, 3), np.uint8), np.zeros((2, 2))), "image must be uint8"),
+        ((PICTURES[0], [[0, 1]]), "saliency_map must be uint8 or float .*, not list"),
+        ((PICTURES[0], np.zeros((0, 2))), "saliency_map must be uint8 or float"),
+    ],
+)
+def test_what_cannot_be_drawn(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        overlay(*arguments)
+    with pytest.raises(ValueError, match="span must be two values, the lower one first"):
+        overlay(PICTURES[0], np.zeros((2, 2)), span=(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": "three"}, "top_k counts maps, not 'three'"),
+        ({"classes": "cat"}, "classes are different numbers from 0 on, not 'cat'"),
+        ({"saliency_size": 7}, "saliency_size must be height and width, positive, not 7"),
+        ({"saliency_size": (7,)}, "saliency_size must be height and width"),
+        ({"score_threshold": "low"}, "score_threshold must lie in"),
+        ({"per_box": "no"}, "per_box must be True or False, not 'no'"),
+    ],
+)
+def test_options_of_a_wrong_kind_are_told_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
+    with pytest.raises(ValueError, match="options must be Options"):
+        insert(SHAPES / "shapes_cnn.onnx", options)
 
 
 def test_wrong_models_are_told_at_once(inserted_shapes, tmp_path):

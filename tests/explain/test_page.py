@@ -168,6 +168,13 @@ def test_filter_and_sort(page, results):
     assert page.names() == sorted(best, key=lambda name: best[name]["score"])
     page.set("sort", "class")
     assert page.names() == sorted(best, key=lambda name: best[name]["label"])
+    page.set("sort", "doubt")
+    doubt = {}
+    for record in on_page(results / "one"):
+        first, *others = record["predictions"]
+        second = next((item["score"] for item in others if item["label"] != first["label"]), 0)
+        doubt[record["source"].split("/")[-1]] = second / first["score"]
+    assert page.names() == sorted(doubt, key=lambda name: -doubt[name])
     page.set("text", "nothing like it")
     page.wait("return document.querySelector('.none')")
 

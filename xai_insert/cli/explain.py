@@ -264,6 +264,8 @@ def _require_fitting(kind: str, engine: str | None, address: str | None) -> None
         if typed:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
             raise Refused(f"--format {kind} writes no pictures and does not go by {flags}: leave it out")
+    if context.params["frames"] is not None and not split(context.params["images"])[0]:
+        raise Refused("--frames counts those of videos and cameras, and none is given: leave it out")
     if kind == HTML and engine is not None:
         raise Refused(f"--engine {engine} writes rows: give --format jsonl or parquet")
     if address is not None and engine is None:

@@ -52,11 +52,9 @@ def overlay(
         ValueError: an argument is of another shape, type or range.
     """
     _require(image, saliency_map)
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must lie in 0..1, not {opacity}")
-    for name, value, known in (("blend", blend, BLENDS), ("background", background, BACKGROUNDS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    require_look(opacity, colormap, background, blend)
+    if span is not None and not (np.shape(span) == (2,) and np.isfinite(span).all() and span[0] <= span[1]):
+        raise ValueError(f"span must be two values, the lower one first, not {span!r}")
     if background == "gray":
         image = in_gray(image)
     height, width = image.shape[:2]
@@ -91,13 +89,36 @@ def to_bytes(saliency_map: npt.NDArray[Any], span: Span | None = None) -> Image:
     return np.asarray((scaled + 1e-6).clip(0, 255), np.uint8)  # the greatest value is 255, however it is rounded
 
 
-def _require(image: Image, saliency_map: npt.NDArray[Any]) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-    is_known = saliency_map.dtype == np.uint8 or saliency_map.dtype.kind == "f"
-    if saliency_map.ndim != 2 or not is_known:
+def require_look(opacity: Any, colormap: Any, background: Any, blend: Any) -> None:
+    """Refuse what `overlay` could not draw with.
+
+    Raises:
+        ValueError: the first argument that is none of its values.
+    """
+    if not isinstance(opacity, (int, float, np.number)) or not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must lie in 0..1, not {opacity!r}")
+    choices = {
+        "colormap": (colormap, COLORMAPS),
+        "background": (background, BACKGROUNDS),
+        "blend": (blend, BLENDS),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _require(image: Any, saliency_map: Any) -> None:
+    is_image = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if not is_image or not image.size:
+        raise ValueError(f"image must be uint8 [H, W, 3], not {_shown(image)}")
+    is_map = isinstance(saliency_map, np.ndarray) and saliency_map.ndim == 2 and saliency_map.size > 0
+    if not is_map or not (saliency_map.dtype == np.uint8 or saliency_map.dtype.kind == "f"):
         raise ValueError(
-            f"saliency_map must be uint8 or float [h, w], not {saliency_map.dtype} {list(saliency_map.shape)}: "
+            f"saliency_map must be uint8 or float [h, w], not {_shown(saliency_map)}: "
             "pick one image and one class, saliency_map[image, class]"
         )
     if saliency_map.dtype != np.uint8 and not np.isfinite(saliency_map).all():
@@ -116,8 +137,6 @@ def _inks(name: str, opacity: float, blend: str) -> tuple[tuple[Image, Image, Im
 @lru_cache
 def palette(name: str) -> tuple[Image, Image, Image]:
     """Red, green and blue of the values 0..255: uint8 `[256]` each; OpenCV looks up single channels faster."""
-    if name not in COLORMAPS:
-        raise ValueError(f"colormap must be one of {', '.join(COLORMAPS)}, not {name!r}")
     ramp = np.arange(256, dtype=np.uint8)
     if name == "gray":
         return ramp, ramp, ramp

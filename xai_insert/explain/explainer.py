@@ -27,43 +27,14 @@ from xai_insert.explain.files import encode_jpeg, read_image
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Array, Outputs
 from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out
-from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, Resize, View, from_metadata
-from xai_insert.explain.runtime import RUNTIMES, RuntimeName, load_engine
+from xai_insert.explain.preprocessing import Resize, View, from_metadata
+from xai_insert.explain.runtime import RuntimeName, load_engine
 from xai_insert.explain.scale import SCALES, ScaleName, scaled
-from xai_insert.explain.setup import ReadyModel, model_of
+from xai_insert.explain.setup import ReadyModel, model_of, require_choices
 
-_CHANNELS = ("rgb", "bgr")
 _SHOWN = 5
 
 Which = int | str | Prediction | None
-
-
-_CHOICES = {"runtime": RUNTIMES, "channels": _CHANNELS, "layout": LAYOUTS, "resize": RESIZES}
-
-
-def _require_known(given: Mapping[str, str | None]) -> None:
-    for name, value in given.items():
-        if value is not None and value not in _CHOICES[name]:
-            raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
-
-
-def _require_in_range(
-    batch_size: int,
-    threshold: float | None,
-    labels: Sequence[str] | None,
-    scale: Sequence[float] | None,
-    input_size: tuple[int, int] | None,
-) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size counts images, not {batch_size}")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie in 0..1, not {threshold}")
-    if isinstance(labels, str):
-        raise ValueError("labels must be a sequence of names, not one string")
-    if scale is not None and 0 in scale:
-        raise ValueError("images are divided by scale, so it cannot be 0")
-    if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
-        raise ValueError(f"input_size must be height and width, not {input_size}")
 
 
 class Explainer:
@@ -99,8 +70,8 @@ class Explainer:
         batch_size: int = 8,
         threshold: float | None = None,
         labels: Sequence[str] | None = None,
-        mean: Sequence[float] | None = None,
-        scale: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        scale: float | Sequence[float] | None = None,
         channels: str | None = None,
         layout: str | None = None,
         resize: Resize | None = None,
@@ -112,15 +83,29 @@ class Explainer:
         self._path = Path(model)
         if not self._path.is_file():
             raise ModelFileError(f"no such file: {self._path}")
-        _require_known({"runtime": runtime, "channels": channels, "layout": layout, "resize": resize})
+        require_choices(
+            {
+                "device": "" if device is None else device,
+                "runtime": runtime,
+                "batch_size": 0 if batch_size is None else batch_size,
+                "threshold": threshold,
+                "labels": labels,
+                "mean": mean,
+                "scale": scale,
+                "channels": channels,
+                "layout": layout,
+                "resize": resize,
+                "input_size": input_size,
+                "fed": fed,
+            }
+        )
         if runtime == "onnxruntime" and self._path.suffix.lower() == ".xml":
             raise ValueError("runtime onnxruntime cannot run an OpenVINO IR: give the .onnx file or runtime='openvino'")
-        _require_in_range(batch_size, threshold, labels, scale, input_size)
         self._runtime, self._device, self._batch_size, self._threshold = runtime, device, batch_size, threshold
         self._labels = None if labels is None else tuple(labels)
         self._prepared = {
-            "mean": None if mean is None else tuple(mean),
-            "scale": None if scale is None else tuple(scale),
+            "mean": None if mean is None else tuple(np.atleast_1d(mean).tolist()),
+            "scale": None if scale is None else tuple(np.atleast_1d(scale).tolist()),
             "resize": resize,
             "bgr": None if channels is None else channels == "bgr",
         }
@@ -255,7 +240,13 @@ def _pixels(given: Any) -> Image:
         return read_image(Path(given))
     if isinstance(given, Pillow.Image):
         return np.asarray(ImageOps.exif_transpose(given).convert("RGB"), np.uint8)
-    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim == 3 and given.shape[2] == 3:
+    if (
+        isinstance(given, np.ndarray)
+        and given.dtype == np.uint8
+        and given.ndim == 3
+        and given.shape[2] == 3
+        and given.size
+    ):
         return given
     what = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else type(given).__name__
     raise ValueError(f"an image must be uint8 RGB [H, W, 3], a path or an image of Pillow, not {what}")
@@ -330,6 +321,8 @@ class Explanation:
         """
         if scale not in SCALES:
             raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {scale!r}")
+        if look is not None and not isinstance(look, Look):
+            raise ValueError(f"look must be a Look, not {look!r}")
         return self._drawn(self.image, which, look or Look(), scale)
 
     def _drawn(self, image: Image, which: Which, look: Look, scale: ScaleName) -> Image:

@@ -3,6 +3,7 @@
 // that is opened as a file may read nothing else. Their texts are anyone's: they become text nodes, never markup.
 const xai = (() => {
   const KEPT = 400, AT_ONCE = 8, SETTLED = 60, PHONE = 760;
+  const alike = new Intl.Collator("en").compare, counted = new Intl.Collator("en", { numeric: true }).compare;
   const byId = (id) => document.getElementById(id);
   const runs = [], luts = new Map(), loaded = new Map();
   let shown = [], rows = new Map(), palettes = {}, layout = {}, open = null, waiting = [], loading = 0;
@@ -17,7 +18,7 @@ const xai = (() => {
   // Which images
 
   function doubt(record) {
-    const [first, second] = record.predictions;
+    const [first] = record.predictions, second = record.predictions.find((item) => item.label !== first.label);
     if (!runs[1]) return second ? second.score / first.score : 0;
     const other = runs[1].byName.get(record.name);
     if (!other) return -1;
@@ -29,8 +30,8 @@ const xai = (() => {
 
   const SORTS = {
     order: ["order of the run", null],
-    name: ["file name", (a, b) => a.file.localeCompare(b.file, "en", { numeric: true })],
-    class: ["class", (a, b) => (best(a)?.label ?? "\uffff").localeCompare(best(b)?.label ?? "\uffff", "en")],
+    name: ["file name", (a, b) => counted(a.file, b.file)],
+    class: ["class", (a, b) => alike(best(a)?.label ?? "\uffff", best(b)?.label ?? "\uffff")],
     high: ["score, best first", (a, b) => (best(b)?.score ?? -1) - (best(a)?.score ?? -1)],
     low: ["score, least first", (a, b) => (best(a)?.score ?? -1) - (best(b)?.score ?? -1)],
     doubt: ["disagreement", (a, b) => b.doubt - a.doubt],
@@ -311,7 +312,7 @@ const xai = (() => {
       }
     }
     for (const record of runs[0].records) record.doubt = doubt(record);
-    const sorted = (names) => [...names].sort((a, b) => a.localeCompare(b, "en", { numeric: true })).map((name) => [`=${name}`, name]);
+    const sorted = (names) => [...names].sort(counted).map((name) => [`=${name}`, name]);
     options(byId("class"), [["", "any"], ...sorted(predicted)]);
     options(byId("first"), [["", "all that were drawn"], ...sorted(drawn)]);
     options(byId("second"), [["", "nothing"], ...sorted(drawn)]);

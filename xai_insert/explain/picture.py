@@ -19,6 +19,7 @@ from xai_insert.explain.draw import (
     Image,
     in_gray,
     overlay,
+    require_look,
     stretch,
     to_bytes,
 )
@@ -40,12 +41,18 @@ class Look:
         colormap: colours of the map.
         background: whether the photo keeps its colours.
         blend: whether the weight of the map's colours follows the map.
+
+    Raises:
+        ValueError: one of them is none of its values.
     """
 
     opacity: float = OPACITY
     colormap: ColormapName = "turbo"
     background: BackgroundName = "photo"
     blend: BlendName = "value"
+
+    def __post_init__(self) -> None:
+        require_look(self.opacity, self.colormap, self.background, self.blend)
 
 
 def canvas(image: Image) -> Image:

@@ -2,20 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.dense import READERS, Reader
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
-from xai_insert.explain.preprocessing import from_metadata
-from xai_insert.explain.runtime import Engine, RuntimeName, load_settled
+from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, from_metadata
+from xai_insert.explain.runtime import RUNTIMES, Engine, RuntimeName, load_settled
 
 ReadyModel = Classifier | Finder | Reader
+CHANNELS = ("rgb", "bgr")
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def _are_numbers(value: Any) -> bool:
+    return _is_number(value) or (_is_sequence(value) and len(value) > 0 and all(map(_is_number, value)))
+
+
+def _one_of(known: Sequence[str]) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in known, f"be one of {', '.join(known)}"
+
+
+_MUST: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "device": (lambda value: isinstance(value, str) and value != "", "be the name of a device, such as CPU"),
+    "runtime": _one_of(RUNTIMES),
+    "batch_size": (_is_count, "count images, from 1"),
+    "threshold": (lambda value: _is_number(value) and 0 <= value <= 1, "lie in 0..1"),
+    "labels": (
+        lambda value: _is_sequence(value) and all(isinstance(item, str) for item in value),
+        "be a sequence of names",
+    ),
+    "mean": (_are_numbers, "be a number, or one for each channel"),
+    "scale": (
+        lambda value: _are_numbers(value) and bool(np.all(np.asarray(value) != 0)),
+        "be a number, or one for each channel; images are divided by it, so it cannot be 0",
+    ),
+    "channels": _one_of(CHANNELS),
+    "layout": _one_of(LAYOUTS),
+    "resize": _one_of(RESIZES),
+    "input_size": (
+        lambda value: _is_sequence(value) and len(value) == 2 and all(map(_is_count, value)),
+        "be height and width",
+    ),
+    "fed": (
+        lambda value: (
+            isinstance(value, Mapping) and all(np.asarray(item).dtype.kind in "biuf" for item in value.values())
+        ),
+        "be arrays by the names of inputs",
+    ),
+}
+
+
+def require_choices(given: Mapping[str, Any]) -> None:
+    """Refuse choices that no model could be run with.
+
+    Args:
+        given: value of each choice, by its name in `Explainer`; None leaves it to the model.
+
+    Raises:
+        ValueError: the first that cannot be.
+    """
+    for name, value in given.items():
+        fits, wanted = _MUST[name]
+        if value is not None and not fits(value):
+            raise ValueError(f"{name} must {wanted}, not {value!r}")
 
 
 @dataclass(frozen=True)
