@@ -12,6 +12,7 @@ that are the output of a module `[B, C, h, w]`; its maps are taken before it sca
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import tempfile
@@ -196,8 +197,7 @@ def other_tool(method: str, model: torch.nn.Module, layer: torch.nn.Module, pass
 
 def own_error(model: torch.nn.Module, passed: Passed, place: int, order: list[int], **how: Any) -> float:
     """How far PyTorch's own map is from what it computes in float64, as a share of its largest value."""
-    exact = Passed(model.double(), passed.image.detach().double())
-    model.float()
+    exact = Passed(copy.deepcopy(model).double(), passed.image.detach().double())
     maps = []
     for run in (passed, exact):
         tensor = run.tensors[place][1]

@@ -1,4 +1,4 @@
-"""Every form in which a model is deployed, for eleven architectures: is it inserted into, and is the map the same?
+"""Every form in which a model is deployed, for twelve architectures: is it inserted into, and is the map the same?
 
     python -m benchmarks.exactness.forms [--only ARCHITECTURE ...] [--forms FORM ...] [--into docs/forms.md]
     python -m benchmarks.exactness.forms --model FILE.onnx ... [--image INPUT.npy] [--forms FORM ...]
@@ -46,12 +46,13 @@ ARCHITECTURES = {
     "MobileNetV3": "mobilenetv3_large_100.legacy",
     "ViT": "vit_tiny_patch16_224.legacy",
     "DeiT": "deit_tiny_distilled_patch16_224.legacy",
-    "Swin": "swin_tiny_patch4_window7_224.legacy",
+    "Swin": "hf_swin.legacy",
     "ConvNeXt": "convnext_atto_tall.legacy",
     "CLIP": "hf_clip.legacy",
     "SigLIP": "hf_siglip.legacy",
     "YOLOv8": "yolov8n.legacy",
-    "SSD": "ssdlite320_mobilenet_v3_large.legacy",
+    "SSD": "otx_ssd_mobilenetv2.legacy",
+    "SSD, dense": "ssd_dense_all.legacy",
     "RT-DETR": "hf_rt_detr.legacy",
 }
 FORMS = [*BEFORE, *AFTER]

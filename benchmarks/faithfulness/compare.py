@@ -122,22 +122,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--real", type=Path, help="folder that benchmarks.lib.real_models wrote")
     parser.add_argument("--images", type=int, default=100, help="shape images (default: 100)")
     parser.add_argument("--steps", type=int, default=32, help="steps of insertion and deletion (default: 32)")
+    parser.add_argument("--only", nargs="+", help="names of models to measure (default: all)")
     parser.add_argument("--docs", type=Path, help="folder for faithfulness.md and images/")
     args = parser.parse_args(argv)
     rest = ("grad-cam", "activation-map", "gaussian", "random")
     pooled = ("recipro-cam", "hirescam", "layercam-2", "layercam-3", "fused", *rest)
     tokens = ("vit-recipro-cam", "point", "hirescam", "legrad", *rest)
     shapes = shape_samples(args.images)
-    setups: list[Callable[[], Setup]] = [
-        lambda: Setup("shapes_cnn", SHAPES / "shapes_cnn.onnx", shapes, 0.0, pooled),
-        lambda: Setup("shapes_vit", SHAPES / "shapes_vit.onnx", shapes, 0.0, tokens),
-    ]
+    setups: dict[str, Callable[[str], Setup]] = {
+        "shapes_cnn": lambda name: Setup(name, SHAPES / f"{name}.onnx", shapes, 0.0, pooled),
+        "shapes_vit": lambda name: Setup(name, SHAPES / f"{name}.onnx", shapes, 0.0, tokens),
+    }
     if args.real:
         path = args.real / "efficientnet_lite0.legacy.onnx"
-        setups.append(lambda: Setup("efficientnet_lite0", path, list(photo_samples(args.real)), -127 / 128, pooled))
+        setups[path.name.partition(".")[0]] = lambda name: Setup(
+            name, path, list(photo_samples(args.real)), -127 / 128, pooled
+        )
     sections = []
-    for make in setups:
-        setup = make()
+    for name in args.only or setups:
+        setup = setups[name](name)
         rows, maps = measure(setup, args.steps)
         table = markdown_table(rows)
         print(setup.name, table, sep="\n", flush=True)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
@@ -475,3 +475,25 @@ def test_a_layer_over_rows_is_one_over_tokens(gemm):
     assert np.allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     kinds = Counter(node.op_type for node in b.model.graph.node if not node.name.startswith("xai/"))
     assert kinds["Gemm"] == 3
+
+
+def test_what_a_block_adds_to_may_be_rounded_apart_from_what_its_norm_reads():
+    """As NNCF quantises a transformer in ONNX; the definition masks what is added."""
+    plain = transformer()
+    model = onnx.ModelProto.FromString(plain.SerializeToString())
+    norms = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
+    weights = [("scale", np.float32(0.05)), ("zero", np.int8(0))]
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in weights)
+    for index, node in enumerate([*model.graph.node]):
+        for place in [k for k, name in enumerate(node.input) if node.op_type == "Add" and name in norms]:
+            source, names = node.input[place], [f"{index}_bytes", f"{index}_rounded"]
+            node.input[place] = names[1]
+            at = list(model.graph.node).index(node)
+            model.graph.node.insert(at, helper.make_node("QuantizeLinear", [source, "scale", "zero"], names[:1]))
+            model.graph.node.insert(
+                at + 1, helper.make_node("DequantizeLinear", [names[0], "scale", "zero"], names[1:])
+            )
+    wanted, found = insert(plain, RAW), insert(model, RAW)
+    assert found.report.form == wanted.report.form == "closed form"
+    a, b = (oracle.run(result.model, images())["saliency_map"].reshape(14, -1) for result in (wanted, found))
+    assert min(np.corrcoef(*pair)[0, 1] for pair in zip(a, b, strict=True)) >= 0.95

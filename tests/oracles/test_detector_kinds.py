@@ -7,7 +7,7 @@ import openvino.opset8 as opset
 import pytest
 from onnxruntime import quantization
 
-from model_zoo_fixtures.testbed import detection_oracle, oracle
+from model_zoo_fixtures.testbed import detection_oracle, models, oracle
 from model_zoo_fixtures.testbed.detector_models import CLASSES, SIDE, Net
 from model_zoo_fixtures.testbed.models import Builder
 from xai_insert import Options, errors, insert
@@ -441,3 +441,32 @@ def test_maps_of_turned_levels_stand_as_the_image_does(kind):
     upright = scores.swapaxes(2, 3) if kind == "transposed" else scores[..., ::-1]
     wanted = detection_oracle.definition([upright], [1], 3)
     np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-6)
+
+
+def read_text(b):
+    """Scores `[T, 1, K]` of the characters along the columns, as CRNN gives them."""
+    x = b.node("ReduceMean", b.backbone(), axes=[2], keepdims=0)
+    return b.model(b.node("MatMul", b.node("Transpose", x, perm=[2, 0, 1]), b.weight(6, 37)))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_scores_of_several_steps_are_no_classes(kind):
+    with pytest.raises(errors.UnsupportedTaskError, match="looks like text"):
+        insert(models.as_format(read_text(small()), kind))
+
+
+def test_a_size_of_the_image_is_no_row_of_places():
+    """A depth whose rows and columns are lost on the way to it."""
+    b = small()
+    lost = b.node("Gemm", b.node("Flatten", b.backbone()), b.weight(6 * GRID * GRID, 4 * GRID * GRID))
+    with pytest.raises(errors.UnsupportedTaskError, match="depth"):
+        insert(b.model(b.node("Reshape", lost, b.const(np.array([1, 2 * GRID, 2 * GRID])))))
+
+
+def test_heads_of_equal_width_stay_open_with_a_number_of_classes():
+    b = small()
+    x = b.backbone()
+    coarse = b.node("Conv", x, b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2])
+    heads = [conv(b, feature, 12) for feature in (x, coarse, x, coarse)]
+    with pytest.raises(errors.AmbiguousModelError, match="--num-classes 3 does not tell"):
+        insert(b.model(*heads), Options(num_classes=3))

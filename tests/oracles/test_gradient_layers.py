@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.gradient_oracle import in_float64
 from xai_insert import Options, errors, insert, plan_insertion
 
 KINDS = pytest.mark.parametrize("kind", models.FORMATS)
@@ -90,3 +91,16 @@ def test_pools_of_several_grids_are_refused_as_ever():
     for options in ({}, {"method": "hirescam"}, {"form": "masked"}, {"method": "recipro-cam"}):
         with pytest.raises(errors.TargetNotFoundError, match="streams of different grids"):
             plan_insertion(models.classifier(two_sides), Options(**options))
+
+
+@KINDS
+def test_pools_of_several_grids_are_explained_by_the_image(kind):
+    """As the refusal says; against differences in float64."""
+    plain, x = models.classifier(two_sides), image(1)
+    report, found = outputs(models.as_format(plain, kind), x, method="input-x-gradient")
+    assert report.target["grid"] == (models.SIDE, models.SIDE)
+    run, step = in_float64(plain), 1e-4
+    moves = np.eye(x.size).reshape(-1, *x.shape[1:]) * step
+    ahead, behind = (run.run(None, {"image": x.astype(np.float64) + sign * moves})[0] for sign in (1, -1))
+    slope = ((ahead - behind) / (2 * step))[:, found["saliency_classes"][0, 0]].reshape(x.shape)
+    np.testing.assert_allclose(found["saliency_map"], (slope * x).sum(axis=1, keepdims=True), atol=1e-5)

@@ -1,5 +1,6 @@
 """The methods that are made of derivatives, beside closed forms and differences computed outside the tool."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,18 +67,21 @@ def test_each_formula_where_the_derivative_is_known(method, kind):
     np.testing.assert_allclose(outputs["saliency_map"][:, 0], expected, atol=1e-6 * np.abs(slope * feature).max() * 6)
 
 
-def deep(b):
-    """Three stages, the grid halved between them."""
-    x = b.backbone()
+def deep(b, *, pads_apart=False):
+    """Three stages, the grid halved between them; a padding of its own is no stage."""
+    x, margin = b.backbone(), b.const(np.array([0, 0, 1, 1] * 2))
     for _ in range(2):
-        x = b.node("Conv", x, b.weight(models.CHANNELS, models.CHANNELS, 3, 3), pads=[1] * 4, strides=[2, 2])
+        x = b.node("Pad", x, margin) if pads_apart else x
+        pads = [0 if pads_apart else 1] * 4
+        x = b.node("Conv", x, b.weight(models.CHANNELS, models.CHANNELS, 3, 3), pads=pads, strides=[2, 2])
         x = b.node("Relu", x)
     return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), models.CHANNELS)
 
 
 @KINDS
-def test_stages_are_counted_from_the_end(kind):
-    model = models.as_format(models.classifier(deep), kind)
+@pytest.mark.parametrize("pads_apart", [False, True])
+def test_stages_are_counted_from_the_end(pads_apart, kind):
+    model = models.as_format(models.classifier(partial(deep, pads_apart=pads_apart)), kind)
     for layer, grid in (("LAST", (2, 2)), ("-1", (2, 2)), ("-2", (3, 3)), ("-3", (6, 6))):
         report, outputs = inserted(model, image(), method="layercam", target_layer=layer)
         assert report.target["grid"] == grid

@@ -103,11 +103,19 @@ def unet(b):
     return scores, [scores]
 
 
+def lraspp(b):
+    """Scores of two levels, added."""
+    low = head(b, b.node("Conv", "image", b.weight(6, 3, 4, 4), strides=[4, 4]))
+    high = enlarged(b, head(b, b.node("Conv", coarse(b), b.weight(6, 6, 2, 2), strides=[2, 2])), 2.0)
+    scores = b.node("Add", high, low)
+    return scores, [enlarged(b, scores)]
+
+
 NETWORKS = {
     item.__name__: item
     for item in (
         deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
-        logits_and_labels, channels_last, last_channels, segformer, unet,
+        logits_and_labels, channels_last, last_channels, segformer, unet, lraspp,
     )
 }  # fmt: skip
 LAST = {"last_channels"}

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import xai_insert
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene
-from model_zoo_fixtures.testbed import instance_models
+from model_zoo_fixtures.testbed import anomaly_models, instance_models, keypoint_models, models
 from model_zoo_fixtures.testbed.detector_models import reporting_detector
 
 pytest.importorskip("model_api", reason="pip install openvino-model-api")
@@ -163,3 +163,33 @@ def test_wrappers_that_count_outputs_refuse(tmp_path):
     xai_insert.insert_file(plain, tmp_path / "xai.xml", xai_insert.Options(num_classes=instance_models.CLASSES))
     with pytest.raises(WrapperError, match="Expected 2 output"):
         load(tmp_path / "xai.xml")
+
+
+def segmenter():
+    """Scores of five classes, enlarged to the image."""
+    b = models.Builder(batch=1, size=(32, 48))
+    x = b.node("Conv", b.backbone(), b.weight(5, models.CHANNELS, 1, 1), b.weight(5))
+    scales = b.const(np.array([1, 1, 2, 2], np.float32))
+    return b.model(b.node("Resize", x, "", scales, mode="linear"))
+
+
+def bins():
+    """Scores of bins along columns and rows, as RTMPose has them."""
+    b = models.Builder(batch=1, size=(64, 48))
+    return b.model(*keypoint_models.simcc(b)[1])
+
+
+@pytest.mark.parametrize(
+    ("build", "wrapper"),
+    [
+        (segmenter, "Segmentation"),
+        (lambda: anomaly_models.build("patchcore", batch=1)[0], "AnomalyDetection"),
+        (bins, "keypoint_detection"),
+    ],
+    ids=["segmenter", "anomalies", "key points"],
+)
+def test_wrappers_of_dense_tasks_refuse_a_map(build, wrapper, tmp_path):
+    plain = as_ir(build(), tmp_path, model_type=wrapper, labels=" ".join(CLASS_NAMES[:5]))
+    xai_insert.insert_file(plain, tmp_path / "map.xml", xai_insert.Options())
+    with pytest.raises(WrapperError, match="output"):
+        load(tmp_path / "map.xml")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError
+from xai_insert.formats.deferred import import_without
 from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
@@ -188,6 +189,8 @@ def _openvino() -> _Loader:
 
 
 def _onnx() -> _Loader:
+    # onnx-ir needs it for arithmetic with names of sizes alone; loading it takes as long as a small insertion.
+    import_without("onnx_ir", ("sympy", "onnx_ir._symbolic_shapes"))
     from xai_insert.formats.onnx import model  # noqa: PLC0415 - an IR user does not pay for ONNX
 
     return model

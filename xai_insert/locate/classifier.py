@@ -33,6 +33,8 @@ class Wanted(Enum):
     """The tokens of a block."""
     DERIVATIVE = auto()
     """A feature map by which a derivative is taken; of tokens too."""
+    IMAGE = auto()
+    """The image itself, by which a derivative is taken."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,9 @@ def _located(
     gone = first_without_place(cuts, places)
     ends = tuple(grid_ends(gone, activations(graph, images), places))
     head = _Head(graph, images, logits, places, cuts, gone, ends)
+    whole = places.map_of(images[0]) if wanted is Wanted.IMAGE and len(images) == 1 else None
+    if whole is not None:
+        return head.found(whole)
     if options.target_layer is not None:
         target = _chosen_target(head, options.target_layer)
         if wanted is Wanted.DERIVATIVE and head.reads_token and stage_number(options.target_layer) == 1:
@@ -297,7 +302,8 @@ def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
         listed = ", ".join(value.describe() for value in sources)
         return (
             f"{len(sources)} streams of different grids feed the scores and meet only behind their pools: {listed}; no "
-            "layer before them lies on every path, so no single map explains the scores"
+            "layer before them lies on every path, so no single map explains the scores; --method input-x-gradient "
+            "explains them by the image itself"
         )
     return (
         f"no feature map found before the logits {head.cuts[-1].describe()}; nearest value with a grid of the image: "

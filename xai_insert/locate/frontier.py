@@ -157,7 +157,7 @@ def _data_operands(node: Node, value: Value) -> list[Value]:
 def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
     value = _with_bias(layer, dependent)
     shape = value.shape
-    if shape is None or 0 in shape:
+    if shape is None or 0 in shape or len(shape) not in (3, 4):
         return None
     features, channel = _reading(layer, dependent)
     if shape[channel] is None:

@@ -9,9 +9,13 @@ from xai_insert.graph.axes import has_batch
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, volume
+from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.places import find_places
 
 _PEELED = JUDGES | UNCHANGED
+
+
+_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def _may_be_scores(value: Value, reached: set[Value], graph: Graph) -> bool:
     """Whether a value is a vector of numbers for each image that some operation has made of it."""
     if value not in reached or value.producer is None or "float" not in value.dtype:
         return False
-    if _is_of_locations(value, reached) or _has_images_behind(graph, value):
+    if _is_of_locations(value, reached) or _has_images_behind(graph, value) or _is_of_steps(value, graph):
         return False
     return is_vector(value.shape) and not _is_of_another_batch(value, graph)
 
@@ -142,6 +146,12 @@ def _has_images_behind(graph: Graph, scores: Value) -> bool:
     """Whether the images of a batch stand in another axis than the first, as in the scores of prompts for them."""
     holds = [has_batch(axis) for axis in find_places(graph).traced.get(scores, ())]
     return any(holds) and not holds[0]
+
+
+def _is_of_steps(value: Value, graph: Graph) -> bool:
+    """Whether scores `[T, B, K]` are those of T steps, as a reader of text has them for each character."""
+    images = {image.sizes[0] for image in image_inputs(graph)}
+    return (value.rank or 0) > _ROWS and None not in images and value.sizes[0] not in {None, *images}
 
 
 def _is_of_another_batch(value: Value, graph: Graph) -> bool:

@@ -7,10 +7,12 @@ from xai_insert.graph.pattern import maker
 from xai_insert.graph.trace import Traced
 from xai_insert.graph.traits import ARRANGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.logits import is_softmax
 from xai_insert.locate.places import find_places
 
 _BOX = 4
+_COLOURS = 3
 _FEWEST_CHARACTERS = 10
 _THROUGH = SAME | ARRANGES | {Op.GATHER, Op.TAKE, Op.SLICE}
 
@@ -28,7 +30,7 @@ def likely_task(graph: Graph) -> str | None:
     """What outputs that are no detections most likely are, for people; None if nothing tells."""
     traced = find_places(graph).traced
     for value in graph.outputs:
-        if _is_map(value, traced):
+        if _is_map(value, traced) or _is_as_large(value, graph):
             return f"{value.describe()} is a value for every place of the image: {_kind_of_map(value)}"
     for value in graph.outputs:
         if value.rank != 3 or "float" not in value.dtype:
@@ -47,8 +49,18 @@ def _kind_of_map(value: Value) -> str:
     if "float" not in value.dtype or (made is not None and made.op is Op.ARGMAX):
         return "a semantic segmenter after its argmax"
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
+        if value.sizes[1] == _COLOURS:
+            return "colours (super-resolution, restoration), normals, semantic segmentation, or heat maps of key points"
         return "semantic segmentation, or heat maps of key points: --method keypoint-map says the latter"
     return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
+
+
+def _is_as_large(value: Value, graph: Graph) -> bool:
+    """Whether the last two sizes are the sides of the image, twice these or half, wherever the axes come from."""
+    size = image_size(image_inputs(graph)[0])
+    if size is None or value.rank not in (3, 4):
+        return False
+    return any(value.sizes[-2:] == tuple(int(side * times) for side in size) for times in (0.5, 1, 2))
 
 
 def _is_map(value: Value, traced: Traced) -> bool:

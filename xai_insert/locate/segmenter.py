@@ -33,6 +33,7 @@ class Segmenter:
         whole: the scores behind the resize, or the scores themselves; None if they are changed before that.
         compares: whether a softmax or an argmax compares them.
         enlarged: whether a resize follows.
+        is_scored: whether a linear layer gives them, or a sum of such.
     """
 
     output: int
@@ -44,6 +45,7 @@ class Segmenter:
     whole: FeatureMap | None
     compares: bool
     enlarged: bool
+    is_scored: bool
 
     @property
     def is_sure(self) -> bool:
@@ -54,7 +56,7 @@ class Segmenter:
         """
         lines = self.scores.frame.lines
         is_fine = lines is not None and max(abs(stride) for stride, _ in lines) <= _COARSEST
-        return self.compares or (self.source is not None and self.classes >= _FEWEST and (self.enlarged or is_fine))
+        return self.compares or (self.is_scored and self.classes >= _FEWEST and (self.enlarged or is_fine))
 
 
 def find_segmenter(graph: Graph, places: Places, output: str | None) -> Segmenter | None:
@@ -99,6 +101,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         whole=_map_of(resizes[0].output if resizes else scores.value, places) if is_plain else None,
         compares=any(node.op in _COMPARES for node in behind),
         enlarged=any(_enlarges(node, places) for node in resizes),
+        is_scored=source is not None or _sums_layers(scores.value),
     )  # fmt: skip
 
 
@@ -155,6 +158,16 @@ def _enlarges(node: Node, places: Places) -> bool:
     """Whether a resize makes more cells; of unknown sizes it is taken to, as last ones do."""
     after, before = places.of(node.output), places.of(node.read(0))
     return after is None or before is None or abs(after.rows.stride) < abs(before.rows.stride)
+
+
+def _sums_layers(value: Value) -> bool:
+    """Whether a value adds what several linear layers give, resized or not, as in LR-ASPP and FCN-8s."""
+    node = value.producer
+    if node is not None and isinstance(node.kind, Resized):
+        return _sums_layers(node.read(0)) or _linear(node.read(0))[0] is not None
+    if node is None or node.op is not Op.ADD or len(node.computed) < 2:
+        return False
+    return all(_linear(operand)[0] is not None or _sums_layers(operand) for operand in node.computed)
 
 
 def _linear(value: Value) -> tuple[Value | None, Value | None]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.cuts import region
-from xai_insert.graph.operators import FusedAttention, Pointwise, Softmax
+from xai_insert.graph.operators import FusedAttention, Padded, Pointwise, Softmax
 from xai_insert.graph.view import Graph, Node, Value
 from xai_insert.locate.layout import FeatureMap
 
@@ -47,7 +47,7 @@ def stage(
     Raises:
         TargetNotFoundError: there are not as many.
     """
-    maps = [found for value in cuts if (found := map_of(value)) is not None]
+    maps = [found for value in cuts if not _is_padded(value) and (found := map_of(value)) is not None]
     stages: list[FeatureMap] = []
     for found in reversed(maps):
         if not stages or found.grid != stages[-1].grid:
@@ -67,6 +67,11 @@ def stage(
     return stages[number - 1]
 
 
+def _is_padded(value: Value) -> bool:
+    """Whether a value is another with a margin: as a grid of its own it would count as a stage."""
+    return value.producer is not None and isinstance(value.producer.kind, Padded)
+
+
 def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
     """What each block with attention reads, the last block first."""
     joints = [found for found in maps if found.value.producer is None or is_sum(found.value.producer)]
@@ -79,6 +84,11 @@ def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
 
 
 def is_sum(node: Node) -> bool:
-    """Whether a node adds two values, as a residual connection does, and no bias."""
+    """Whether a node adds two values, as a residual connection does, and no bias, which has one axis."""
     adds = isinstance(node.kind, Pointwise) and node.kind.function == "add"
-    return adds and all(value is not None and not (value.is_constant and value.rank in (0, 1)) for value in node.inputs)
+    return adds and not any(value is None or _is_bias(value) for value in node.inputs)
+
+
+def _is_bias(value: Value) -> bool:
+    """Whether a constant has one number for each channel; OpenVINO gives it as many axes as the other operand."""
+    return value.is_constant and sum(size != 1 for size in value.sizes) <= 1

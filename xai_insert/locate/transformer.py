@@ -138,7 +138,9 @@ def locate_readout(
     rows = max(read, default=0)
     earlier = [item.result for group in groups[:-block] for item in group]
     like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
-    residual = _entry(graph, like, masked, earlier) or _passing_by(graph, images, masked, logits)
+    residual, beside = _entry(graph, like, masked, earlier), _passing_by(graph, images, masked, logits)
+    if residual is None or (beside is not None and _rounds(residual, beside)):
+        residual = beside
     reads_patches = len(read) < len(ends) or rows > feature.prefix
     return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
 
@@ -216,6 +218,13 @@ def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], 
     outside = activations(graph, images) - inside
     found = {value for node in nodes for value in node.inputs if value in outside and value.shape == masked[0].shape}
     return found.pop() if len(found) == 1 else None
+
+
+def _rounds(before: Value, value: Value) -> bool:
+    """Whether a value is another, rounded for one of its readers, as NNCF does with what a block adds to."""
+    while value is not before and value.producer is not None and value.producer.op is Op.QUANTIZE:
+        value = value.producer.read(0)
+    return value is before
 
 
 def _is_before(graph: Graph, value: Value, other: Value) -> bool:

@@ -14,7 +14,7 @@ from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.outputs import query_boxes
-from xai_insert.probe.channels import columns_of, raw_channels, resolve, samples
+from xai_insert.probe.channels import Element, columns_of, raw_channels, resolve, samples
 from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
@@ -107,7 +107,7 @@ class _Search(Orders):
 
     def _rows_of(
         self, probe: HeadProbe, item: Watched, index: int
-    ) -> tuple[tuple[int, int], frozenset[tuple[int, ...]]] | None:
+    ) -> tuple[tuple[Element, int], frozenset[Element]] | None:
         """Columns of the classes and elements that a head's channels move in one value; None if it does not tell."""
         cells = probe.cells(item.index)
         chosen = samples(item.head.channels)
@@ -119,14 +119,16 @@ class _Search(Orders):
             moved({channel: probe.respond(item.index, channel, cell) for channel in chosen}, chosen, index)
             for cell in cells
         )
-        channels = item.head.channels
-        order = Channels(0, 1, 1, 1) if channels == 1 else resolve(here, there, channels)
+        channels, known = item.head.channels, self.layout(item)
+        is_single = channels == 1 or (known is not None and known.classes == 1)
+        order = Channels(0, 1, channels, 1) if is_single else resolve(here, there, channels)
         if len(here) < len(chosen) or len(there) < len(chosen) or order is None:
             return None
         columns = columns_of(here, there)
-        if len(columns) < min(2, channels) or any(len(column) != 1 for column in columns):
+        widths = {len(column) for column in columns}
+        if not (widths <= {0, 1} if is_single else widths == {1} and len(columns) > 1):
             return None
-        return (min(columns)[0], order.classes), frozenset(here.values())
+        return (min(columns), order.classes), frozenset(here.values())
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which does not read the feature of the boxes, as a gate does."""
@@ -211,7 +213,7 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     alike = {item.head.channels for item in scoring}
     left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
     if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
-        raise undecoded(search.graph, [width for _, width in widths.values()])
+        raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
 
 

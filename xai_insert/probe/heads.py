@@ -7,9 +7,11 @@ then one channel at one location is raised and lowered. A class channel moves on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +90,7 @@ class HeadProbe:
         for name, dtype, shape in self._runner.inputs[len(heads) :]:
             self._feeds[name] = random_array(rng, shape, dtype, size=_SIZE)
         self._heads = heads
-        self._base = self.run({})
+        self._base = self._outputs({})
 
     def grid(self, head: int, level: Level | None = None) -> tuple[int, int]:
         """Height and width of one of a head's levels, as run; the first if none is given."""
@@ -107,17 +109,19 @@ class HeadProbe:
 
     def respond(self, head: int, channel: int, cell: tuple[int, int]) -> Response:
         """Raise and lower one channel at one location."""
-        place = self.place(head, channel, cell)
-        raised, lowered = self.fed(head), self.fed(head)
-        raised[place] += _PUSH
-        lowered[place] -= _PUSH
-        up, down = self.run({head: raised}), self.run({head: lowered})
+        place, lowered = self.place(head, channel, cell), list[npt.NDArray[Any]]()
+
+        def low(index: int) -> npt.NDArray[Any]:  # of most boxes nobody asks
+            if not lowered:
+                lowered.extend(self._pushed(head, place, -_PUSH))
+            return lowered[index]
+
         effects: set[Effect] = set()
         elements, moved = {}, {}
-        for index, (base, high, low) in enumerate(zip(self._base, up, down, strict=True)):
+        for index, (base, high) in enumerate(zip(self._base, self._pushed(head, place, _PUSH), strict=True)):
             if self._heads[head].value not in self._observed[index].heads:
                 continue
-            effect, element, count = _effect(self._observed[index], base, high, low)
+            effect, element, count = _effect(self._observed[index], base, high, partial(low, index))
             effects.add(effect)
             if count:
                 moved[index] = count
@@ -129,6 +133,12 @@ class HeadProbe:
             if effect in effects:
                 return Response(effect, elements, moved)
         return Response(Effect.SILENT)
+
+    def _pushed(self, head: int, place: Place, push: float) -> list[npt.NDArray[Any]]:
+        """What is observed with one element of a head raised or lowered."""
+        changed = self.fed(head)
+        changed[place] += push
+        return self._outputs({head: changed})
 
     def moved_at(self, head: int) -> dict[int, tuple[int, int, int]]:
         """What moves in each observed value if every channel at one location does.
@@ -153,7 +163,7 @@ class HeadProbe:
     def _moved_by_all(self, head: int, cell: tuple[int, int]) -> list[npt.NDArray[np.bool_]]:
         changed = self.fed(head)
         stir(changed, self.place(head, slice(None), cell))
-        return [differs(a, b) for a, b in zip(self._base, self.run({head: changed}), strict=True)]
+        return [differs(a, b) for a, b in zip(self._base, self._outputs({head: changed}), strict=True)]
 
     def place(self, head: int, channel: int | slice, cell: tuple[int, int], level: Level | None = None) -> Place:
         """Index of a channel at a location in the first image; of the first of the head's levels if none is given."""
@@ -173,33 +183,46 @@ class HeadProbe:
 
     def run(self, changes: Mapping[int, npt.NDArray[np.floating]]) -> list[Array]:
         """What is observed with other results of some heads."""
-        feeds = {**self._feeds, **{self._names[head]: array for head, array in changes.items()}}
-        return [result.astype(np.float64) for result in self._runner.run(feeds)]
+        return [result.astype(np.float64) for result in self._outputs(changes)]
+
+    def _outputs(self, changes: Mapping[int, npt.NDArray[np.floating]]) -> list[npt.NDArray[Any]]:
+        """The same in the types of the model: large values of which little moves."""
+        return self._runner.run({**self._feeds, **{self._names[head]: array for head, array in changes.items()}})
 
 
-def _effect(observed: Observed, base: Array, high: Array, low: Array) -> tuple[Effect, Element | None, int]:
+def _effect(
+    observed: Observed, base: npt.NDArray[Any], high: npt.NDArray[Any], low: Callable[[], npt.NDArray[Any]]
+) -> tuple[Effect, Element | None, int]:
     """What happened to one observed value, the one element that rose, and how many moved."""
     moves = differs(base, high)
-    count = int(moves.sum())
+    before, raised = (array[moves].astype(np.float64) for array in (base, high))
+    count = len(before)
     if not count:
         return Effect.SILENT, None, 0
-    rises = moves & (high > base)
-    ups = np.argwhere(rises)
+    rises = raised > before
+    ups = np.argwhere(moves)[rises]
     element = tuple(int(n) for n in ups[0]) if len(ups) == 1 else None
-    pushed = np.concatenate([high[moves], low[moves]])
-    bounded = bool((pushed >= -_MOVED).all() and (pushed <= 1 + _MOVED).all())
-    if element is not None and bounded and low[element] <= 20 * _MOVED:
+    bounded = _is_bounded(raised)
+    if not bounded and (element is None or count > 1):
+        return Effect.OTHER, element, count
+    lowered = low()[moves].astype(np.float64)
+    bounded = bounded and _is_bounded(lowered)
+    if element is not None and bounded and lowered[rises][0] <= 20 * _MOVED:
         return Effect.CLASS, element, count
     if element is not None and count == 1:
-        steps = np.array([high[element] - base[element], base[element] - low[element]])
+        steps = np.array([raised[0] - before[0], before[0] - lowered[0]])
         if np.allclose(steps, _PUSH, rtol=1e-2):
             raw = Effect.RAW if observed.is_output else Effect.CARRIED
             return (Effect.CLASS if observed.by_magnitude else raw), element, count
     if bounded and len(ups) == 0:
         return Effect.FALLING, None, count
-    if bounded and len(ups) > 1 and (low[rises] <= 20 * _MOVED).all():
+    if bounded and len(ups) > 1 and (lowered[rises] <= 20 * _MOVED).all():
         return Effect.GATE, None, count
     return Effect.OTHER, element, count
+
+
+def _is_bounded(scores: Array) -> bool:
+    return bool((scores >= -_MOVED).all() and (scores <= 1 + _MOVED).all())
 
 
 def stir(array: npt.NDArray[np.floating], place: Place) -> None:
@@ -207,11 +230,15 @@ def stir(array: npt.NDArray[np.floating], place: Place) -> None:
     array[place] += np.random.default_rng(1).uniform(0.5, 1.5, array[place].shape).astype(array.dtype)
 
 
-def differs(before: Array, after: Array) -> npt.NDArray[np.bool_]:
+def differs(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which elements have moved."""
-    with np.errstate(invalid="ignore"):
-        close = np.abs(after - before) <= _MOVED * np.maximum(1.0, np.abs(before))
-    return np.asarray(~close & ~((before == after) | (np.isnan(before) & np.isnan(after))))
+    moved = np.asarray(before != after)
+    if moved.any():  # few of very many
+        old, new = before[moved].astype(np.float64), after[moved].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            close = np.abs(new - old) <= _MOVED * np.maximum(1.0, np.abs(old))
+        moved[moved] = ~close & ~(np.isnan(old) & np.isnan(new))
+    return moved
 
 
 def _shapes_of(loaded: LoadedModel, values: Sequence[Value]) -> list[Shape]:

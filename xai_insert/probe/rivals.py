@@ -135,8 +135,14 @@ def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -
     return silent.pop() if len(silent) == 1 else None
 
 
-def undecoded(graph: Graph, widths: Sequence[int]) -> AmbiguousModelError:
+def undecoded(graph: Graph, widths: Sequence[int], num_classes: int | None) -> AmbiguousModelError:
     """The error for heads that are outputs as they are, of so many channels each."""
+    if num_classes is not None:
+        return AmbiguousModelError(
+            f"the heads are returned undecoded, and of their widths ({', '.join(map(str, widths))} channels) "
+            f"--num-classes {num_classes} does not tell which are classes: those of boxes may be as wide; export the "
+            "model with its boxes decoded"
+        )
     alike = len({value.shape for value in graph.outputs}) == 1  # not a level each
     likely = likely_task(graph) if alike else None
     others = "" if likely is None else f"; else {likely}, which is no detection"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xai_insert.errors import UnsupportedTaskError
+from xai_insert.locate.classifier import Wanted
 from xai_insert.methods.base import Refusal
 from xai_insert.methods.of_gradients import GradientMethod, of_image
 from xai_insert.tasks.base import Found, Study
@@ -18,6 +19,7 @@ class InputTimesGradient(GradientMethod):
     paper = "Shrikumar et al., Not just a black box: Learning important features through propagating differences, 2016"
     page = "input-x-gradient.md"
     options = frozenset({"output", "top_k", "classes"})
+    reads = Wanted.IMAGE
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if study.options.target_layer is not None:
