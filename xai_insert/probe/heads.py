@@ -211,13 +211,19 @@ def _effect(
     if element is not None and bounded and falls:
         return Effect.CLASS, element, count
     if element is not None and count == 1 and _is_passed_on(before[0], raised[0], lowered[0]):
-        raw = Effect.RAW if observed.is_output else Effect.CARRIED
-        return (Effect.CLASS if observed.by_magnitude else raw), element, count
+        return _passed_on(observed), element, count
     if bounded and not len(ups):
         return Effect.FALLING, None, count
     if bounded and len(ups) > 1 and falls:
         return Effect.GATE, None, count
     return Effect.OTHER, element, count
+
+
+def _passed_on(observed: Observed) -> Effect:
+    """What it is to move by as much as the channel."""
+    if observed.by_magnitude:
+        return Effect.CLASS
+    return Effect.RAW if observed.is_output else Effect.CARRIED
 
 
 def _only(elements: npt.NDArray[np.intp]) -> Element | None:
