@@ -112,6 +112,7 @@ def shape_segmenter() -> onnx.ModelProto:
     del model.graph.output[:]
     kind = helper.make_tensor_value_info("classes", TensorProto.FLOAT, ["N", BACKGROUND + 1, SIDE, SIDE])
     model.graph.output.append(kind)
+    helper.set_model_props(model, {"labels": " ".join((*CLASS_NAMES, "background"))})
     onnx.checker.check_model(model)
     return model
 

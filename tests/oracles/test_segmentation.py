@@ -233,7 +233,7 @@ def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     onnx.save(inserted, file) if kind == "onnx" else ov.save_model(inserted, file, compress_to_fp16=False)
     picture = (image(1)[0].transpose(1, 2, 0) * 60 + 120).clip(0, 255).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "scene.png"), picture[..., ::-1])
-    arguments = [file, tmp_path / "scene.png", "-o", tmp_path / "out", "--raw", "npy"]
+    arguments = [file, tmp_path / "scene.png", "-o", tmp_path / "out", "--raw", "npy", "--classes", "all"]
     done = CliRunner().invoke(explain, [*map(str, arguments)])
     assert done.exit_code == 0, done.output
     (record,) = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
@@ -244,6 +244,11 @@ def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     shares = np.bincount(labels.reshape(-1), minlength=K) / labels.size
     for item in record["predictions"]:
         assert item["score"] == pytest.approx(shares[item["class_id"]], abs=0.005)  # a runtime may use half precision
+    for item in record["maps"]:  # a small object is there as much as a large one
+        assert item["strength"] == pytest.approx(min(100 * shares[item["class_id"]], 1), abs=0.1)
+    done = CliRunner().invoke(explain, [*map(str, arguments[:-2])])
+    assert done.exit_code == 0, done.output
+    (record,) = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()[-1:]]
     assert [item["class_id"] for item in record["maps"]] == [n for n in np.argsort(-shares) if shares[n] >= 0.01]
 
 

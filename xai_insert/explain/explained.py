@@ -201,6 +201,7 @@ class Explained:
         note: what could not be told about the image, one line.
         has_overlays: whether the chosen maps are drawn over the image, else only written as they are.
         ranges: raw values behind 0 and 255 of each map, `[K, 2]`; None where the model does not say them.
+        strengths: by class, what its map is faint by beside others, 0..1; None if that is its score.
     """
 
     predictions: Sequence[Prediction]
@@ -212,11 +213,18 @@ class Explained:
     note: str | None = None
     has_overlays: bool = True
     ranges: Array | None = None
+    strengths: Mapping[int, float] | None = None
 
     @property
     def has_scores(self) -> bool:
         """Whether the scores of the chosen classes are known."""
         return self.note is None
+
+    def strength(self, item: Prediction) -> float | None:
+        """What the map of a chosen class is faint by beside others; None if unknown."""
+        if not self.has_scores:
+            return None
+        return item.score if self.strengths is None else self.strengths[item.class_id]
 
     def map_of(self, class_id: int) -> Array:
         """The map `[h, w]` of a class that was chosen, as the model gave it."""

@@ -340,7 +340,7 @@ class Explanation:
         else:
             item = self._class(which)
             both = [item, max(found.chosen, key=lambda other: other.score)]
-            scores = [other.score if found.has_scores else None for other in both]
+            scores = [found.strength(other) for other in both]
             first, _ = scaled([found.values_of(other.class_id) for other in both], scores, scale)
             own = [instance for instance in found.instances if instance.class_id == item.class_id]
         return draw_marks(draw(image, first, self.view, look, self.rectangle), own)

@@ -16,7 +16,7 @@ from xai_insert.explain.ready import ReadyToRun
 from xai_insert.explain.scale import raw_values
 
 KEYPOINTS = "keypoints"
-_RADIUS = 0.015
+_RADIUS = 0.02
 _CORNERS = np.linspace(0, 2 * np.pi, 12, endpoint=False)
 
 

@@ -65,7 +65,8 @@ function scaling(record, data, index, isEach) {
   const group = record.maps.map((item, at) => ({ item, map: data.maps[at] }))
     .filter(({ item }) => isBox(item) === isBox(record.maps[index]));
   if (isEach) return { fade: 1, reach: 1, text: "own scale" };
-  const top = Math.max(...group.map(({ item }) => item.score ?? 0)), score = record.maps[index].score;
+  const strength = (item) => item.strength ?? item.score, score = strength(record.maps[index]);
+  const top = Math.max(...group.map(({ item }) => strength(item) ?? 0));
   const fade = score === undefined || top <= 0 ? 1 : Math.max(score / top, FAINTEST);
   const widest = Math.max(...group.map((one) => (one.map.span ? one.map.span[1] - one.map.span[0] : 0)));
   const isShared = map.span && group.length > 1;

@@ -240,7 +240,7 @@ class FolderRun:
         self, scene: _Scene, found: Explained, boxes: Sequence[tuple[Instance, Scaled]]
     ) -> Iterator[_Drawn]:
         """Draw the map of each chosen class, and those of its objects."""
-        scores = [item.score if found.has_scores else None for item in found.chosen]
+        scores = [found.strength(item) for item in found.chosen]
         maps = scaled([found.values_of(item.class_id) for item in found.chosen], scores, self._options.scale)
         for item, values in zip(found.chosen, maps, strict=True):
             score = f"{item.score:.2f}" if found.has_scores else ""
@@ -249,6 +249,8 @@ class FolderRun:
             saliency = found.map_of(item.class_id)
             entry = self._draw_map(scene, saliency, values, mark, (item.label, score), own, found.has_overlays)
             about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
+            if found.strengths is not None:
+                about = {**about, "strength": found.strengths[item.class_id]}
             yield replace(entry, record={**about, **entry.record})
             yield from self._draw_boxes(scene, [pair for pair in boxes if pair[0].class_id == item.class_id])
 

@@ -22,6 +22,8 @@ _LISTED = 5
 class Painter(ReadyToRun):
     """A semantic segmenter that is ready to run; a class's score is the share of the places that it has.
 
+    A small object is there as much as a large one, so maps of predicted classes are not fainter by their scores.
+
     Attributes:
         engine: the compiled model.
         feeder: makes its input from an image.
@@ -51,6 +53,7 @@ class Painter(ReadyToRun):
             maps,
             view,
             ranges=None if outputs.saliency_range is None else outputs.saliency_range[0],
+            strengths={number: min(float(share) / _LEAST_SHARE, 1.0) for number, share in enumerate(shares)},
         )
 
     def _meaning(self, classes: int) -> ScoreMeaning:

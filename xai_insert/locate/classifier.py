@@ -374,7 +374,7 @@ def _usable(before: Sequence[Value], places: Places) -> list[FeatureMap]:
 
 
 def _named_target(head: _Head, name: str) -> FeatureMap:
-    found = _by_name(head.graph, name)
+    found = head.graph.named(name)
     usable = [feature.value for feature in _usable(head.before, head.places)]
     names = [value.producer.name for value in usable if value.producer is not None]
     hint = "" if not names else f"; the last layers that can be explained: {', '.join(map(repr, names[-4:]))}"
@@ -391,10 +391,3 @@ def _named_target(head: _Head, name: str) -> FeatureMap:
             f"layer {name!r} gives {found.describe()}, which is no feature map with a grid of the image{hint}"
         )
     return feature
-
-
-def _by_name(graph: Graph, name: str) -> Value | None:
-    for node in graph.nodes:
-        if node.name == name or any(value.name == name for value in node.outputs):
-            return next((value for value in node.outputs if value.name == name), node.output)
-    return None
