@@ -120,6 +120,38 @@ def test_families_of_operators_have_one_home(name):
             assert len(listed) <= MOST_OPERATORS, f"{name}:{node.lineno}: {', '.join(listed)}"
 
 
+MOST_PATHS = 19
+"""Of a function, as radon counts them: the limit between what is read once and what is read twice."""
+
+
+def paths(function):
+    """Cyclomatic complexity: one, and one for each place where a function may go on in two ways."""
+    count, stack = 1, list(ast.iter_child_nodes(function))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.FunctionDef):
+            continue  # it is counted by itself
+        stack += ast.iter_child_nodes(node)
+        if isinstance(node, (ast.If, ast.IfExp, ast.Assert, ast.Lambda)):
+            count += 1
+        elif isinstance(node, (ast.For, ast.While)):
+            count += 1 + bool(node.orelse)
+        elif isinstance(node, ast.Try):
+            count += len(node.handlers) + bool(node.orelse)
+        elif isinstance(node, ast.BoolOp):
+            count += len(node.values) - 1
+        elif isinstance(node, ast.comprehension):
+            count += 1 + len(node.ifs)
+    return count
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_functions_stay_readable(name):
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert paths(node) <= MOST_PATHS, f"{name}.{node.name}: {paths(node)}; split it along what it asks"
+
+
 def test_no_import_cycle():
     graph = {name: {i for i in imports(path, at_import_time=True) if i in MODULES} for name, path in MODULES.items()}
     done = set()

@@ -201,9 +201,16 @@ HEAD = """# Forms of deployment
 
 Each form of each architecture: what is inserted, and whether the map is that of the plain export. Written by
 `python -m benchmarks.exactness.forms --into docs/forms.md`; `test_forms.py` measures a part of it. The models are
-exports of the zoo with stand-ins for their weights, on a smooth random image. Differences are relative to the largest
-score; a form that rounds has the map of its own, rounded weights, so that its column "scores shifted" is to be read
-beside it.
+exports of the zoo, Swin, SSD, CLIP, SigLIP and RT-DETR of small widths, with stand-ins for their weights, on a smooth
+random image. Differences are relative to the largest score; a form that rounds has the map of its own, rounded weights,
+so that its column "scores shifted" is to be read beside it.
+
+Sets 7 to 10 are written as exporters of their time wrote them (`benchmarks/exactness/old_sets.py`); where a set has no
+operator for what the model does (Erf before 9, what selects detections before 11) there is no such file. "saved, all"
+is refused: onnxruntime writes its NCHWc layout there, for one kind of processor. "then float16" rounds the map as well;
+with stand-in weights the scores of a class may hardly differ between places, so that rounding shows in the correlation
+(DeiT): what it does to trained models stands in [deployment.md](deployment.md). A form without a row has not been
+measured.
 
 """
 

@@ -179,7 +179,12 @@ the class that the model predicts; the figures are means over the images with th
 The centred Gaussian and the random map know nothing of the model. A Gaussian is perfectly coherent, since it is the
 same for every image, and photographs show their subject in the middle: what it scores is what a map has to beat.
 Grad-CAM's gradients are central differences of the model's own head, exact for a linear head. With a linear head
-behind a mean, Grad-CAM is Recipro-CAM without the negative part, up to a constant: the two differ by that alone."""
+behind a mean, Grad-CAM is Recipro-CAM without the negative part, up to a constant: the two differ by that alone.
+
+Which to take, by what was measured here: for a CNN, Recipro-CAM or HiResCAM at the last map (the same map) for where
+the evidence is, LayerCAM one stage before for a finer outline of it, fused over three stages where the peak must lie on
+the object. Further back a map shows edges. For a ViT, ViT Recipro-CAM: HiResCAM peaks at the object as well, but most
+of what it shows lies beside it, and LeGrad was hardly better than a centred Gaussian (a ViT of four blocks)."""
 
 
 if __name__ == "__main__":

@@ -174,6 +174,9 @@ def test_a_score_alone_is_explained_by_recipro_cam(head, batch, kind):
     model = b.model(score, b.node("Greater", score, number(b, 0.3)))
     plain, images = models.as_format(model, kind), image(1 if batch == 1 else 2)
     result = insert(plain, Options(output_dtype="f32"))
+    is_distance = head is not of_linear
+    assert result.report.task == ("anomaly detection" if is_distance else "classification")
+    assert ("one number" in result.report.logits["note"]) is not is_distance
     outputs = oracle.run(result.model, images)
     for key, array in oracle.run(plain, images).items():
         np.testing.assert_array_equal(outputs[key], array)

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
+from benchmarks.exactness.form_tools import kernels
 from model_zoo_fixtures.testbed import oracle
 from model_zoo_fixtures.testbed.fused_models import (
     HEADS,
@@ -497,3 +498,17 @@ def test_what_a_block_adds_to_may_be_rounded_apart_from_what_its_norm_reads():
     assert found.report.form == wanted.report.form == "closed form"
     a, b = (oracle.run(result.model, images())["saliency_map"].reshape(14, -1) for result in (wanted, found))
     assert min(np.corrcoef(*pair)[0, 1] for pair in zip(a, b, strict=True)) >= 0.95
+
+
+def test_scores_of_a_quantised_head_are_read_behind_its_bias_and_its_rounding(tmp_path):
+    """Before it, the runtime has no integer kernel for the head; before the bias, they are no scores."""
+    options = Options(output_dtype="f32", num_classes=7)
+    plain = best_tokens(None)
+    model = quantised(plain, tmp_path, quant_format=QuantFormat.QDQ)
+    found = insert(model, options)
+    assert kernels(found.model, tmp_path) == kernels(model, tmp_path)
+    assert found.report.output_difference == 0
+    scores = next(node.input[0] for node in model.graph.node if node.op_type == "ReduceMax")
+    assert found.report.heads[0]["name"] == scores
+    a, b = (oracle.run(result.model, images())["saliency_map"] for result in (insert(plain, options), found))
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] >= 0.95

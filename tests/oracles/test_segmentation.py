@@ -111,11 +111,19 @@ def lraspp(b):
     return scores, [enlarged(b, scores)]
 
 
+def sub_pixels(b):
+    """Scores made of channels by reshapes, as an IR has a pixel shuffle."""
+    shape = [b.const(np.array(sizes)) for sizes in ([0, K, 2, 2, SIDE // 4, SIDE // 4], [0, K, SIDE // 2, SIDE // 2])]
+    x = b.node("Transpose", b.node("Reshape", head(b, coarse(b), 4 * K), shape[0]), perm=[0, 1, 4, 2, 5, 3])
+    scores = b.node("Reshape", x, shape[1])
+    return scores, [b.node("Softmax", scores, axis=1)]
+
+
 NETWORKS = {
     item.__name__: item
     for item in (
         deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
-        logits_and_labels, channels_last, last_channels, segformer, unet, lraspp,
+        logits_and_labels, channels_last, last_channels, segformer, unet, lraspp, sub_pixels,
     )
 }  # fmt: skip
 LAST = {"last_channels"}

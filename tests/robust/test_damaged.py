@@ -130,3 +130,11 @@ def test_a_window_of_another_rank():
     next(item for item in pool.attribute if item.name == "kernel_shape").ints.pop()
     with pytest.raises(errors.ModelFileError, match="other rank"):
         insert(model, Options(check=False))
+
+
+def test_a_number_without_its_byte(tmp_path):
+    model = models.classifier(models.CLOSED["mean"])
+    next(item for item in model.graph.initializer if not item.dims or item.dims[0] < 9).raw_data = b""
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(errors.ModelFileError, match="the file holds 0 of it"):
+        insert(tmp_path / "model.onnx", Options(check=False))

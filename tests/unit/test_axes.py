@@ -165,6 +165,40 @@ def test_a_residual_carries_the_place_past_a_mixer():
     assert net.place(net.node("Add", x, mixed)).grid == (6, 9)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_sub_pixel_layer_by_reshapes_is_finer(last):
+    """Channels made into 2x2 cells of each cell, in either layout."""
+    net = Net()
+    x = net.conv("image", channels=20)
+    if last:
+        x = net.node("Reshape", net.node("Transpose", x, perm=[0, 2, 3, 1]), net.ints(1, 6, 9, 2, 2, 5))
+        x = net.node("Reshape", net.node("Transpose", x, perm=[0, 1, 3, 2, 4, 5]), net.ints(1, 12, 18, 5))
+    else:
+        x = net.node("Transpose", net.node("Reshape", x, net.ints(1, 5, 2, 2, 6, 9)), perm=[0, 1, 4, 2, 5, 3])
+        x = net.node("Reshape", x, net.ints(1, 5, 12, 18))
+    place = net.place(x)
+    assert (place.grid, place.rows.stride, place.rows.offset) == ((12, 18), 2.0, 0.5)
+
+
+def test_channels_beside_rows_alone_are_no_finer_rows():
+    net = Net()
+    x = net.node("Reshape", net.conv("image", channels=10), net.ints(1, 5, 2, 6, 9))
+    x = net.node("Reshape", net.node("Transpose", x, perm=[0, 1, 3, 2, 4]), net.ints(1, 5, 12, 9))
+    assert net.place(x) is None
+
+
+@pytest.mark.parametrize("rows", [6, 4])
+def test_corners_laid_on_corners_agree_to_half_a_cell(rows):
+    """A pyramid as DPT's: the coarser level has its corners where the finer one has them, if it shows the same part."""
+    net = Net()
+    fine = net.conv("image")
+    part = net.node("Slice", fine, net.ints(0), net.ints(rows), net.ints(2))
+    coarse = net.conv(part, 5, kernel=3, stride=2, pads=1)
+    sizes = net.ints(1, 5, 6, 9)
+    wide = net.node("Resize", coarse, "", "", sizes, mode="linear", coordinate_transformation_mode="align_corners")
+    assert (net.place(net.node("Add", fine, wide)) is not None) is (rows == 6)
+
+
 def test_grids_of_other_strides_do_not_agree():
     net = Net()
     fine = net.conv("image", kernel=2, stride=2)

@@ -264,8 +264,18 @@ def _take(stream: list[Digit], size: int, end: int) -> list[Digit] | None:
 
 
 def near(a: Origin, b: Origin) -> bool:
-    """Whether two grids have their cells at the same places, to half a stride, or half a cell they were made from."""
-    return a.roll == b.roll and is_near((a.stride, a.offset), (b.stride, b.offset), max(a.grain, b.grain))
+    """Whether two grids have their cells at the same places, to half a stride, or half a cell they were made from.
+
+    Interpolation that puts the corners of both grids on each other has another stride: both ends count there.
+    """
+    if a.roll != b.roll:
+        return False
+    grain = max(a.grain, b.grain)
+    if not grain or not a.size or a.size != b.size or a.stride * b.stride < 0:
+        return is_near((a.stride, a.offset), (b.stride, b.offset), grain)
+    slack = max(abs(a.stride), grain) / 2 + 1e-6
+    ends = [(item.offset, item.offset + item.stride * (item.size or 1) - item.stride) for item in (a, b)]
+    return all(abs(one - two) <= slack for one, two in zip(*ends, strict=True))
 
 
 def is_near(a: tuple[float, float], b: tuple[float, float], grain: float = 0.0) -> bool:
@@ -279,6 +289,27 @@ def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axi
     roll = round(origin.roll / stride) if size else 0
     grain = max(origin.grain, abs(origin.stride)) if stride < 1 else origin.grain
     return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset, roll, grain))
+
+
+def interleaved(axes: Axes) -> Axes:
+    """Axes after a reshape, with the cells that channels were made into (a sub-pixel layer) as finer rows and columns.
+
+    Only where rows and columns each have one part of the same channels beside them, equally large.
+    """
+    found = [index for index, axis in enumerate(axes) if len(axis) > 1 and axis[0].origin.is_place]
+    pairs = [axes[index] for index in found]
+    if len(found) != 2 or any(len(pair) != 2 for pair in pairs):
+        return axes
+    (rows, first), (columns, second) = pairs
+    sides = [line((digit,)) for digit in (rows, columns)]
+    is_shared = first.origin is second.origin and first.size == second.size and first.origin.kind is Kind.OTHER
+    if None in sides or not is_shared or not first.size:
+        return axes
+    made, ratio = list(axes), 1 / first.size
+    for index, side in zip(found, sides, strict=True):
+        if side is not None and side.size is not None:
+            made[index] = moved(side, side.size * first.size, ratio, (ratio - 1) / 2)
+    return tuple(made)
 
 
 def resized(origin: Origin, size: int, *, corners: bool) -> Axis:

@@ -182,7 +182,7 @@ def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     if added and len(shape) == len(source) + len(added):
         kept = iter(source)
         return [tuple(() if axis in added else next(kept) for axis in range(len(shape)))]
-    return [ax.regroup(source, _known(node, shape))]
+    return [ax.interleaved(ax.regroup(source, _known(node, shape)))]
 
 
 def _known(node: Node, shape: Sequence[int | None]) -> Sequence[int | None]:

@@ -257,6 +257,13 @@ class Graph:
         """Position of each node in topological order."""
         return {node: index for index, node in enumerate(self.nodes)}
 
+    def named(self, name: str) -> Value | None:
+        """The value of that name, or the first that the node of that name gives; None if there is neither."""
+        for node in self.nodes:
+            if node.name == name or any(value.name == name for value in node.outputs):
+                return next((value for value in node.outputs if value.name == name), node.output)
+        return None
+
 
 def volume(shape: Sequence[int | None]) -> int | None:
     """Product of sizes, or None if one is unknown."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from xai_insert.graph.cuts import cut_values, makers, region
 from xai_insert.graph.operators import Resized
-from xai_insert.graph.pattern import before
-from xai_insert.graph.traits import RANKS, SAME
+from xai_insert.graph.pattern import before, maker
+from xai_insert.graph.traits import RANKS, ROOTS, SAME
 from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap
@@ -112,6 +112,28 @@ def _parted(items: Iterable[_Read]) -> tuple[list[_Read], list[_Read]]:
 
 def _first(items: Iterable[_Read]) -> int | None:
     return next((item.index for item in items), None)
+
+
+def is_distance(score: Value) -> bool:
+    """Whether one number is made of the squares of differences, by sums, means, maxima and roots alone.
+
+    As the scores of DFM and of autoencoders are; a score of a class comes from a layer with weights.
+    """
+    node = score.producer
+    while node is not None and not _squares_a_difference(node):
+        if node.op not in _BARE | ROOTS | {Op.REDUCE} or len(node.computed) != 1:
+            return False
+        node = node.computed[0].producer
+    return node is not None
+
+
+def _squares_a_difference(node: Node) -> bool:
+    exponent = constant_of(node.operand(1)) if node.op is Op.POW else None
+    is_power = exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2
+    if not is_power and not (node.op is Op.MUL and node.operand(0) is node.operand(1)):
+        return False
+    made = maker(node.read(0), _BARE)
+    return made is not None and made.op is Op.SUB
 
 
 def map_of_one(value: Value, places: Places) -> FeatureMap | None:

@@ -334,8 +334,7 @@ def _chosen_target(head: _Head, name: str) -> FeatureMap:
 
 def _last_maps(head: _Head) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
     """The last map by which a derivative says something, or several that feed the scores side by side."""
-    graph, reads_token = head.graph, head.reads_token
-    if not reads_token:
+    if not head.reads_token:
         _require_grid(head)
     elif any(end.kind is not Collapse.TOKEN for end in head.ends):
         raise TargetNotFoundError(
@@ -343,24 +342,22 @@ def _last_maps(head: _Head) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
             "token saw of them; choose an earlier one, --target-layer -2"
         )
     try:
-        if reads_token:
+        if head.reads_token:
             return head.normed(_chosen_target(head, LAST)), ()
         pool = head.pool()
         return _default_target(head) if pool is None else (pool[1], ())
     except TargetNotFoundError:
-        if not reads_token:  # pools of maps on several grids have no one grid that is right
+        if not head.reads_token:  # pools of maps on several grids have no one grid that is right
             raise
-        found = last_maps(
-            graph,
-            head.images,
-            head.logits.value,
-            lambda value: head.map_of(value) if is_feature(graph, value) else None,
-            reads_token=reads_token,
-        )
+
+        def described(value: Value) -> FeatureMap | None:
+            return head.map_of(value) if is_feature(head.graph, value) else None
+
+        found = last_maps(head.graph, head.images, head.logits.value, described, reads_token=True)
         if not found:
             raise
-        found = list(map(head.normed, found)) if reads_token else found
-        return found[0], tuple(found[1:])
+        first, *rest = map(head.normed, found)
+        return first, tuple(rest)
 
 
 def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:
@@ -377,7 +374,7 @@ def _usable(before: Sequence[Value], places: Places) -> list[FeatureMap]:
 
 
 def _named_target(head: _Head, name: str) -> FeatureMap:
-    found = _by_name(head.graph, name)
+    found = head.graph.named(name)
     usable = [feature.value for feature in _usable(head.before, head.places)]
     names = [value.producer.name for value in usable if value.producer is not None]
     hint = "" if not names else f"; the last layers that can be explained: {', '.join(map(repr, names[-4:]))}"
@@ -394,10 +391,3 @@ def _named_target(head: _Head, name: str) -> FeatureMap:
             f"layer {name!r} gives {found.describe()}, which is no feature map with a grid of the image{hint}"
         )
     return feature
-
-
-def _by_name(graph: Graph, name: str) -> Value | None:
-    for node in graph.nodes:
-        if node.name == name or any(value.name == name for value in node.outputs):
-            return next((value for value in node.outputs if value.name == name), node.output)
-    return None

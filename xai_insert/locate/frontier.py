@@ -217,8 +217,21 @@ def _scaled(layer: Node) -> Value:
     return value
 
 
+def _rounded(value: Value) -> Value:
+    """What the model goes on with where it rounds a result to integers, that a kernel which rounds may be used."""
+    end = value
+    while len(uses := [use for use in end.uses if use.node.op is not Op.SHAPE]) == 1:
+        node = uses[0].node
+        if node.op is not Op.QUANTIZE or uses[0].index:
+            break
+        end = node.output
+        if "float" in end.dtype:
+            return end if node.read(0) is not value else value  # FakeQuantize is a part of the layer before it
+    return value
+
+
 def _with_bias(layer: Node, dependent: set[Value]) -> Value:
-    value = layer.output if "int" not in layer.output.dtype else _scaled(layer)
+    value = _rounded(layer.output if "int" not in layer.output.dtype else _scaled(layer))
     uses = [use for use in value.uses if use.node.op is not Op.SHAPE]
     if len(uses) != 1 or uses[0].node.op is not Op.ADD:
         return value
@@ -227,7 +240,7 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
     if other is None or other in dependent or other.rank is None:
         return value
     channel = value.sizes[1 if layer.op is Op.CONV else -1]
-    return add.output if not other.is_constant or volume(other.sizes) in (channel, 1) else value
+    return _rounded(add.output) if not other.is_constant or volume(other.sizes) in (channel, 1) else value
 
 
 def finished(graph: Graph, head: Head) -> Head:

@@ -59,15 +59,11 @@ def find_prompts(graph: Graph, images: Collection[Value], output: str | None) ->
 
 
 def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> Prompts | None:
-    value = scores = before(value, JUDGES | SAME)
-    tail = list[Node]()
-    while (node := value.producer) is not None and node.op is not Op.MATMUL:
-        varying = [operand for operand in node.operands if operand in seen]
-        if not varying or not (_is_flip(node) or node.op in SAME or _scales(node, seen, read)):
-            return None
-        tail.insert(0, node)
-        value = varying[0]
-    if node is None or value.rank != 2 or not _is_plain(node):
+    scores = before(value, JUDGES | SAME)
+    tail = _behind_product(scores, seen, read)
+    value = scores if not tail else next(operand for operand in tail[0].operands if operand in seen)
+    node = value.producer
+    if tail is None or node is None or value.rank != 2 or not _is_plain(node):
         return None
     image_first = node.read(0) in seen - read
     index = 0 if image_first else 1
@@ -80,6 +76,18 @@ def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> P
     if not upright or image.rank != 2 or not is_vector(image.shape):
         return None
     return Prompts(name, scores, image_last, image, text, not text_upright, value, tuple(tail))
+
+
+def _behind_product(scores: Value, seen: set[Value], read: set[Value]) -> list[Node] | None:
+    """What stands between a product and the scores, in order; None if that is more than scaling and turning them."""
+    tail, value = list[Node](), scores
+    while (node := value.producer) is not None and node.op is not Op.MATMUL:
+        varying = [operand for operand in node.operands if operand in seen]
+        if not varying or not (_is_flip(node) or node.op in SAME or _scales(node, seen, read)):
+            return None
+        tail.insert(0, node)
+        value = varying[0]
+    return tail
 
 
 def _is_flip(node: Node) -> bool:

@@ -133,8 +133,12 @@ def _first_map(output: Value, places: Places) -> tuple[FeatureMap | None, list[N
             break
         passed.append(node)
         value, found = source, _map_of(source, places)
-        if found is not None:
-            scores, behind = found, list(passed)
+        if found is None:
+            continue
+        is_judged = any(step.op in RANKS for step in passed[len(behind) :])
+        if scores is not None and found.channels != scores.channels and not is_judged:
+            break  # a sub-pixel layer, which makes finer cells of channels
+        scores, behind = found, list(passed)
     return scores, behind
 
 

@@ -138,11 +138,16 @@ def locate_readout(
     rows = max(read, default=0)
     earlier = [item.result for group in groups[:-block] for item in group]
     like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
-    residual, beside = _entry(graph, like, masked, earlier), _passing_by(graph, images, masked, logits)
-    if residual is None or (beside is not None and _rounds(residual, beside)):
-        residual = beside
+    residual = _residual(_entry(graph, like, masked, earlier), _passing_by(graph, images, masked, logits))
     reads_patches = len(read) < len(ends) or rows > feature.prefix
     return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
+
+
+def _residual(entry: Value | None, beside: Value | None) -> Value | None:
+    """The tokens at the entry of a block; in the rounded form that passes the block by, where there is one."""
+    if entry is None or (beside is not None and _rounds(entry, beside)):
+        return beside
+    return entry
 
 
 def _hint(graph: Graph, images: Sequence[Value]) -> str:

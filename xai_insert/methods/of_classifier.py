@@ -113,7 +113,7 @@ class ClassifierPlan(Plan):
             entries["reference"] = self.found.reading.name
         frame = self.found.frame
         rectangle = None if frame.within(target.grid) else frame.rectangle
-        entries |= Layout(rectangle=rectangle, frames=frame.times).written()
+        entries |= Layout(rectangle=rectangle, frames=frame.times, score_at=self.found.score_at).written()
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         if options.classes is not None:

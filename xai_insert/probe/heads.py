@@ -201,24 +201,39 @@ def _effect(
         return Effect.SILENT, None, 0
     rises = raised > before
     ups = np.argwhere(moves)[rises]
-    element = tuple(int(n) for n in ups[0]) if len(ups) == 1 else None
+    element = _only(ups)
     bounded = _is_bounded(raised)
     if not bounded and (element is None or count > 1):
         return Effect.OTHER, element, count
     lowered = low()[moves].astype(np.float64)
     bounded = bounded and _is_bounded(lowered)
-    if element is not None and bounded and lowered[rises][0] <= 20 * _MOVED:
+    falls = bool((lowered[rises] <= 20 * _MOVED).all())
+    if element is not None and bounded and falls:
         return Effect.CLASS, element, count
-    if element is not None and count == 1:
-        steps = np.array([raised[0] - before[0], before[0] - lowered[0]])
-        if np.allclose(steps, _PUSH, rtol=1e-2):
-            raw = Effect.RAW if observed.is_output else Effect.CARRIED
-            return (Effect.CLASS if observed.by_magnitude else raw), element, count
-    if bounded and len(ups) == 0:
+    if element is not None and count == 1 and _is_passed_on(before[0], raised[0], lowered[0]):
+        return _passed_on(observed), element, count
+    if bounded and not len(ups):
         return Effect.FALLING, None, count
-    if bounded and len(ups) > 1 and (lowered[rises] <= 20 * _MOVED).all():
+    if bounded and len(ups) > 1 and falls:
         return Effect.GATE, None, count
     return Effect.OTHER, element, count
+
+
+def _passed_on(observed: Observed) -> Effect:
+    """What it is to move by as much as the channel."""
+    if observed.by_magnitude:
+        return Effect.CLASS
+    return Effect.RAW if observed.is_output else Effect.CARRIED
+
+
+def _only(elements: npt.NDArray[np.intp]) -> Element | None:
+    """The element, if there is one alone."""
+    return tuple(int(index) for index in elements[0]) if len(elements) == 1 else None
+
+
+def _is_passed_on(before: float, raised: float, lowered: float) -> bool:
+    """Whether a number moved by what its channel was moved by, up and down."""
+    return np.allclose([raised - before, before - lowered], _PUSH, rtol=1e-2)
 
 
 def _is_bounded(scores: Array) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.view import Value
+from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.classifier import Classifier, Wanted, locate_classifier
 from xai_insert.locate.embedding import is_normalised, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
@@ -57,6 +58,11 @@ class FoundClassifier(Found):
     def pooled(self) -> Value | None:
         return self.parts.pooled
 
+    @property
+    def score_at(self) -> int | None:
+        """Which output is the one score of an anomaly detector; None for all else."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         logits, target = self.parts.logits, self.parts.target
         return {
@@ -69,6 +75,22 @@ class FoundClassifier(Found):
             },
             "target": target.describe() | {"masked": [], "rectangle": target.frame.rectangle},
         }
+
+
+@dataclass(frozen=True)
+class FoundDistance(FoundClassifier):
+    """An anomaly detector that gives one number for an image, how far it is from what is normal, and no map.
+
+    Attributes:
+        number: which output that is.
+    """
+
+    task = "anomaly detection"
+    number: int = 0
+
+    @property
+    def score_at(self) -> int | None:
+        return self.number
 
 
 class Unmasked(FoundClassifier):
@@ -102,6 +124,11 @@ class Classification(Task):
                 f"taken for scores of {logits.classes} classes; if it is an embedding: --reference or "
                 "--class-embeddings"
             )
+        if logits.classes == 1 and not stated:
+            if is_distance(logits.value):
+                number = list(graph.output_names).index(logits.output_name)
+                return FoundDistance(located(study, logits), number=number)
+            note = "one number for each image: the map shows what raises it, be it a class, an anomaly or a measure"
         try:
             return FoundClassifier(located(study, logits), decided=decided, note=note)
         except TargetNotFoundError as err:
