@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from benchmarks.exactness.old_sets import Lowered
+from model_zoo_fixtures.testbed import deployed
 
 # ruff: noqa: PLC0415 - slow to import, or seldom installed
 
@@ -26,7 +27,6 @@ Array = np.ndarray
 Maker = Callable[[Path, Path], Any]
 """Makes a form of the ONNX file at the first path; the second is a file that it may write."""
 
-_INTEGER = ("QLinear", "QGemm", "QAttention", "DynamicQuantizeM", "DynamicQuantizeL", "MatMulNBits")
 _LAYERS = frozenset({"Convolution", "FullyConnected", "MatMul", "Pooling", "Eltwise", "Deconvolution"})
 
 
@@ -345,13 +345,7 @@ FLOATS = frozenset(BEFORE) - {name for name in BEFORE if re.search("float16|QDQ|
 def kernels(model: Any, folder: Path) -> Counter[str]:
     """Integer kernels that the runtime makes of the model's own layers, by kind."""
     if isinstance(model, onnx.ModelProto):
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.qdqisint8allowed", "1")  # or signed ones are float32 on x64
-        options.optimized_model_filepath = str(folder / "kernels.onnx")
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        own = [node for node in onnx.load(folder / "kernels.onnx").graph.node if not node.name.startswith("xai/")]
-        return Counter(node.op_type for node in own if "Integer" in node.op_type or node.op_type.startswith(_INTEGER))
+        return deployed.integer_kernels(model, folder)
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ordered_ops():

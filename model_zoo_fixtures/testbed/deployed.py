@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from openvino.preprocess import ColorFormat, PrePostProcessor, ResizeAlgorithm
 
 from model_zoo_fixtures.shapes.dataset import classification_scene
+
+_INTEGER = ("QLinear", "QGemm", "QAttention", "DynamicQuantizeM", "DynamicQuantizeL", "MatMulNBits")
 
 SHAPES = Path(__file__).parents[1] / "shapes"
 HELD_OUT = 1_000_000
@@ -205,3 +208,14 @@ def with_metadata_input(model: Any) -> Any:
     model.graph.node.append(helper.make_node("Add", ["logits", "bias"], ["total"]))
     model.graph.output[0].name = "total"
     return model
+
+
+def integer_kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """Types of the integer operations that onnxruntime makes of a model's own layers, and how many."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.qdqisint8allowed", "1")  # or signed activations are float32 on x64
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    own = [node for node in onnx.load(folder / "optimised.onnx").graph.node if not node.name.startswith("xai/")]
+    return Counter(node.op_type for node in own if "Integer" in node.op_type or node.op_type.startswith(_INTEGER))

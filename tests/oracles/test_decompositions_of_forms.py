@@ -10,8 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
-from benchmarks.exactness.form_tools import kernels
-from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed import deployed, oracle
 from model_zoo_fixtures.testbed.fused_models import (
     HEADS,
     MS,
@@ -506,7 +505,8 @@ def test_scores_of_a_quantised_head_are_read_behind_its_bias_and_its_rounding(tm
     plain = best_tokens(None)
     model = quantised(plain, tmp_path, quant_format=QuantFormat.QDQ)
     found = insert(model, options)
-    assert kernels(found.model, tmp_path) == kernels(model, tmp_path)
+    before = deployed.integer_kernels(model, tmp_path)
+    assert deployed.integer_kernels(found.model, tmp_path) == before
     assert found.report.output_difference == 0
     scores = next(node.input[0] for node in model.graph.node if node.op_type == "ReduceMax")
     assert found.report.heads[0]["name"] == scores

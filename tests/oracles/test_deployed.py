@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import openvino as ov
 import pytest
 from onnx import TensorProto
@@ -152,8 +151,8 @@ def test_weights_alone_in_int8(reference, suffix, tmp_path):
     assert correlations(after["saliency_map"], reference).min() >= 0.99
     if suffix == ".onnx" and name == "shapes_vit":
         if deployed.runs_since(1, 25):  # earlier ones multiply in floats
-            assert integer_kernels(model, tmp_path)["MatMulNBits"] > 5
-        assert integer_kernels(new.model, tmp_path) == integer_kernels(model, tmp_path)
+            assert deployed.integer_kernels(model, tmp_path)["MatMulNBits"] > 5
+        assert deployed.integer_kernels(new.model, tmp_path) == deployed.integer_kernels(model, tmp_path)
 
 
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
@@ -161,25 +160,9 @@ def test_weights_alone_in_int8(reference, suffix, tmp_path):
 def test_integer_kernels_of_onnx_stay(quantise, per_channel, tmp_path):
     for name in NAMES:
         model = quantise(name, tmp_path / f"{name}.onnx", per_channel=per_channel)
-        before, after = (integer_kernels(item, tmp_path) for item in (model, insert(model, RAW).model))
+        before, after = (deployed.integer_kernels(item, tmp_path) for item in (model, insert(model, RAW).model))
         assert sum(before.values()) > 5
         assert after == before
-
-
-def integer_kernels(model, folder):
-    """Types of the integer operations that onnxruntime makes of a model's own layers, and how many."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.qdqisint8allowed", "1")  # or signed activations are float32 on x64
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    nodes = onnx.load(folder / "optimised.onnx").graph.node
-    own = [node for node in nodes if not node.name.startswith("xai/")]
-    return Counter(
-        n.op_type
-        for n in own
-        if "Integer" in n.op_type or n.op_type.startswith(("QLinear", "QGemm", "DynamicQuantizeM", "MatMulNBits"))
-    )
 
 
 @pytest.mark.parametrize("half", [deployed.halved, deployed.brain_halved])

@@ -13,7 +13,7 @@ from model_zoo_fixtures.testbed import instance_oracle as definition
 from model_zoo_fixtures.testbed import oracle
 from model_zoo_fixtures.testbed.instance_oracle import opened
 from xai_insert import Options, errors, insert
-from xai_insert.locate.instances.kinds import are_shares
+from xai_insert.layouts.boxes import are_shares
 
 IMAGE = (models.HEIGHT, models.WIDTH)
 GRID = (models.HEIGHT // 4, models.WIDTH // 4)

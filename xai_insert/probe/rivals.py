@@ -137,15 +137,15 @@ def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -
 
 def undecoded(graph: Graph, widths: Sequence[int], num_classes: int | None) -> AmbiguousModelError:
     """The error for heads that are outputs as they are, of so many channels each."""
+    alike = len({value.shape for value in graph.outputs}) == 1  # not a level each
+    likely = likely_task(graph) if alike else None
+    others = "" if likely is None else f"; else {likely}, which is no detection"
     if num_classes is not None:
         return AmbiguousModelError(
             f"the heads are returned undecoded, and of their widths ({', '.join(map(str, widths))} channels) "
             f"--num-classes {num_classes} does not tell which are classes: those of boxes may be as wide; export the "
-            "model with its boxes decoded"
+            f"model with its boxes decoded{others}"
         )
-    alike = len({value.shape for value in graph.outputs}) == 1  # not a level each
-    likely = likely_task(graph) if alike else None
-    others = "" if likely is None else f"; else {likely}, which is no detection"
     if {*widths} & {2 * width for width in widths}:
         others += "; else maps of key points beside their offsets: --method keypoint-map"
     return AmbiguousModelError(
