@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import Any
 
 from xai_insert.errors import ModelFileError
@@ -90,17 +91,25 @@ class Layout:
         return cls(**{"first_label": before, **told})
 
 
+class _Kind(Enum):
+    """What a number stands for, in words."""
+
+    OUTPUT = "that of an output"
+    WHOLE = "a whole number"
+    REAL = "a finite number"
+
+
 @dataclass(frozen=True)
 class _Numbers:
     """What an entry holds.
 
     Attributes:
-        wanted: for people.
+        kind: of its numbers.
         count: how many numbers.
         nothing: what is written where there is none.
     """
 
-    wanted: str
+    kind: _Kind
     count: int = 1
     nothing: str = _NONE
 
@@ -108,35 +117,34 @@ class _Numbers:
         parts = text.split()
         found = [self._number(part, outputs) for part in parts]
         if len(found) != self.count or None in found:
-            what = f"the metadata entry {name!r} is {text[:60]!r}, wanted {self.wanted}"
+            what = f"the metadata entry {name!r} is {text[:60]!r}, wanted {self.kind.value}"
             raise ModelFileError(f"{what}; has another tool changed the model?")
         return found[0] if self.count == 1 else tuple(found)
 
     def _number(self, text: str, outputs: int) -> float | None:
-        if self.wanted == _REAL:
+        if self.kind is _Kind.REAL:
             return _finite(text)
         number = int(text) if _WHOLE_NUMBER.fullmatch(text) else None
         if number is None or abs(number) > _LARGEST:
             return None
-        return number if self.wanted != _OUTPUT or 0 <= number < outputs else None
+        return number if self.kind is _Kind.WHOLE or 0 <= number < outputs else None
 
 
-_OUTPUT, _WHOLE, _REAL = "that of an output", "a whole number", "a finite number"
 _NUMBERS = {
-    "classes": _Numbers(_WHOLE, nothing=""),
-    "background": _Numbers(_WHOLE),
-    "first_label": _Numbers(_WHOLE),
-    "per_box_first_label": _Numbers(_WHOLE),
-    "suppression_overlap": _Numbers(_REAL),
-    "classes_at": _Numbers(_OUTPUT),
-    "class_axis": _Numbers(_WHOLE),
-    "map_at": _Numbers(_OUTPUT),
-    "score_at": _Numbers(_OUTPUT),
-    "label_at": _Numbers(_OUTPUT),
-    "bins_at": _Numbers(_OUTPUT, count=2),
-    "threshold": _Numbers(_REAL),
-    "rectangle": _Numbers(_REAL, count=4),
-    "frames": _Numbers(_REAL, count=2),
+    "classes": _Numbers(_Kind.WHOLE, nothing=""),
+    "background": _Numbers(_Kind.WHOLE),
+    "first_label": _Numbers(_Kind.WHOLE),
+    "per_box_first_label": _Numbers(_Kind.WHOLE),
+    "suppression_overlap": _Numbers(_Kind.REAL),
+    "classes_at": _Numbers(_Kind.OUTPUT),
+    "class_axis": _Numbers(_Kind.WHOLE),
+    "map_at": _Numbers(_Kind.OUTPUT),
+    "score_at": _Numbers(_Kind.OUTPUT),
+    "label_at": _Numbers(_Kind.OUTPUT),
+    "bins_at": _Numbers(_Kind.OUTPUT, count=2),
+    "threshold": _Numbers(_Kind.REAL),
+    "rectangle": _Numbers(_Kind.REAL, count=4),
+    "frames": _Numbers(_Kind.REAL, count=2),
 }
 
 

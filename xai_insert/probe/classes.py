@@ -90,9 +90,10 @@ class _Search(Orders):
         ends = {index for item in items for index in item.moved()}
         if len({item.head.channel_axis for item in items}) > 1 or not ends:
             return False
+        single = {item.index for item in items if (order := self.layout(item)) is not None and order.classes == 1}
         for probe, count in self._probes(items, self.observed[min(ends)].value):
             for index in range(count):
-                found = [self._rows_of(probe, item, index) for item in items]
+                found = [self._rows_of(probe, item, index, is_single=item.index in single) for item in items]
                 orders = [order for order in found if order is not None]
                 if len(orders) == len(found):
                     columns, rows = {columns for columns, _ in orders}, [rows for _, rows in orders]
@@ -106,7 +107,7 @@ class _Search(Orders):
             yield HeadProbe(self.loaded, self.heads, arranged), len(arranged)
 
     def _rows_of(
-        self, probe: HeadProbe, item: Watched, index: int
+        self, probe: HeadProbe, item: Watched, index: int, *, is_single: bool
     ) -> tuple[tuple[Element, int], frozenset[Element]] | None:
         """Columns of the classes and elements that a head's channels move in one value; None if it does not tell."""
         cells = probe.cells(item.index)
@@ -119,8 +120,7 @@ class _Search(Orders):
             moved({channel: probe.respond(item.index, channel, cell) for channel in chosen}, chosen, index)
             for cell in cells
         )
-        channels, known = item.head.channels, self.layout(item)
-        is_single = channels == 1 or (known is not None and known.classes == 1)
+        channels = item.head.channels
         order = Channels(0, 1, channels, 1) if is_single else resolve(here, there, channels)
         if len(here) < len(chosen) or len(there) < len(chosen) or order is None:
             return None
