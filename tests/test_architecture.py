@@ -4,7 +4,7 @@ import ast
 import importlib
 import re
 import runpy
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,12 @@ MODULES = {
 FORMAT_LIBRARIES = {"openvino": "openvino", "onnx": "onnx", "onnx_ir": "onnx", "onnxruntime": "onnx"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def tree_of(path):
     return ast.parse(path.read_text())
 
 
-@lru_cache(maxsize=None)
+@cache
 def imports(path, *, at_import_time=False):
     """Every module imported by a file, lazily as well unless told otherwise."""
     tree = tree_of(path)
