@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from xai_insert.errors import NoDerivativeError, ShapeUnknownError, UnsupportedTaskError
+from xai_insert.errors import NoDerivativeError, UnsupportedTaskError
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph
 from xai_insert.locate.boxes import BoxVoters
-from xai_insert.locate.inputs import shape_hint
 from xai_insert.methods.base import Refusal
 from xai_insert.methods.gradients.odam import odam, towers
 from xai_insert.methods.named.det_class_probability_map import DetClassProbabilityMap, ScoresPlan
 from xai_insert.methods.rehearsal import Rehearsal
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study
-from xai_insert.tasks.known.detection import FoundDetector
 from xai_insert.tasks.plan import Plan
 
 
@@ -43,8 +41,6 @@ class Odam(DetClassProbabilityMap):
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not study.options.per_box:
             return Refusal("ODAM is a map of each reported box: add --per-box", UnsupportedTaskError)
-        if isinstance(found, FoundDetector) and found.scored is not None and found.scored.batch is None:
-            return Refusal(f"ODAM needs a batch that is known; {shape_hint(study.graph)}", ShapeUnknownError)
         plan = super().applies(study, found)
         if not isinstance(plan, ScoresPlan):
             return plan
