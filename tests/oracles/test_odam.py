@@ -8,6 +8,7 @@ from onnx.utils import Extractor
 from model_zoo_fixtures.testbed import models, oracle
 from model_zoo_fixtures.testbed.detection_oracle import resized, values
 from model_zoo_fixtures.testbed.detector_models import ANCHORS, CLASSES, GRIDS, SIDE, Net, reporting_detector
+from tests.oracles import test_query_attention as queries
 from xai_insert import Options, errors, insert, plan_insertion
 
 STEP = 3e-3
@@ -86,3 +87,57 @@ def test_no_detection_gives_no_map(kind):
 def test_what_odam_wants():
     with pytest.raises(errors.UnsupportedTaskError, match="add --per-box"):
         plan_insertion(reporting_detector(), Options(method="odam"))
+
+
+QUERY_STEP = 1e-2
+
+
+def by_values(net, path, images):
+    """`[N, M, h, w]`: every cell that the last look of the queries reads grown and shrunk in turn."""
+    (height, width), total = queries.GRIDS[0], 0.0
+    logits = values(path, [net.logits], images)[0]
+    best = logits.argmax(-1)
+    for name, grid in net.read:
+        (read,) = values(path, [name], images)
+        session = oracle.session(
+            Extractor(onnx.shape_inference.infer_shapes(net.model)).extract_model([name, "image"], [net.logits])
+        )
+        cells = grid[0] * grid[1]
+        flat = (
+            read.reshape(len(images), queries.HEADS, *read.shape[-2:])
+            if net.look == "dense"
+            else read.reshape(len(images), queries.HEADS, -1, cells).swapaxes(2, 3)
+        )
+        slopes = np.zeros((len(images), queries.QUERIES, cells))
+        for cell in range(cells):
+            both = []
+            for sign in (1, -1):
+                moved = flat.copy()
+                moved[:, :, cell] *= 1 + sign * QUERY_STEP
+                moved = moved if net.look == "dense" else moved.swapaxes(2, 3)
+                found = session.run(None, {name: moved.reshape(read.shape), "image": images})[0].astype(float)
+                both.append(np.take_along_axis(found, best[..., None], 2)[..., 0])
+            slopes[:, :, cell] = (both[0] - both[1]) / (2 * QUERY_STEP)
+        made = np.maximum(slopes, 0).reshape(len(images), -1, *grid)
+        total = total + resized(made, (height, width))
+    if net.report == "best":
+        rows = values(path, [net.query], images)[0].astype(int)
+        total = np.stack([item[row] for item, row in zip(total, rows, strict=True)])
+    return total
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize(("look", "report"), [("dense", "raw"), ("grid", "scores"), ("gather", "best")])
+def test_odam_of_queries_is_the_derivative_by_what_they_read(tmp_path, look, report, kind):
+    net = queries.Net(look, report)
+    path = tmp_path / "net.onnx"
+    onnx.save(net.model, path)
+    images = np.random.default_rng(3).standard_normal((2, 3, *queries.SIZE), dtype=np.float32)
+    classes = queries.CLASSES if report == "raw" else None
+    options = Options(method="odam", per_box=True, output_dtype="f32", num_classes=classes)
+    result = insert(models.as_format(net.model, kind), options)
+    outputs = oracle.run(result.model, images)
+    wanted = by_values(net, path, images)
+    assert wanted.max((2, 3)).min() > 0
+    np.testing.assert_allclose(outputs["saliency_map_per_box"], wanted, atol=1e-3 * wanted.max())
+    assert result.report.output_difference == 0
