@@ -101,35 +101,36 @@ def _rows(surgeon: Surgeon[V], report: QueryReport) -> V:
     return op.cast(op.slice(surgeon.copy(node, operands)[0], 2, 0, 1), "int64")
 
 
-def dense_shares(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: int) -> V:
-    """Attention to the tokens of the grid: `[B, heads, Q, h * w]`."""
+def dense_shares(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: int, *, as_met: bool = False) -> V:
+    """Attention to the tokens of the grid: `[B, heads, Q, h * w]`; with `as_met` what meets the values."""
     op, item = surgeon.ops, look.attention
-    rank, cells = len(item.query.sizes), look.height * look.width
+    rank, cells = len(item.value.sizes if as_met else item.query.sizes), look.height * look.width
     if item.is_fused:
         shares = _fused(surgeon, look, queries)
     else:
-        shares = part_of_axis(op, _again(surgeon, graph, item), rank - 2, look.first_row, queries, item.query.sizes[-2])
+        shares = _again(surgeon, graph, item, item.weights if as_met else item.shares)
+        shares = part_of_axis(op, shares, rank - 2, look.first_row, queries, item.query.sizes[-2])
     shares = part_of_axis(op, shares, rank - 1, look.first_token, cells, item.value.sizes[-2])
     return op.reshape(shares, [-1, look.heads, queries, cells])
 
 
-def _again(surgeon: Surgeon[V], graph: Graph, item: Attention) -> V:
-    """The shares once more, since a runtime that merges the model's attention must find it read by nothing else.
+def _again(surgeon: Surgeon[V], graph: Graph, item: Attention, wanted: Value | None) -> V:
+    """The shares, or what is made of them, once more.
 
-    For the same reason query and key are read before they are transposed, and the product is not the model's own: of
+    A runtime that merges the model's attention must find it read by nothing else. For the same reason query and key are read before they are transposed, and the product is not the model's own: of
     half the query, and then doubled, which changes no bit.
     """
     op = surgeon.ops
-    assert item.shares is not None
+    assert wanted is not None
     made = {item.query: _untransposed(surgeon, item.query), item.key: _untransposed(surgeon, item.key)}
-    for node in region(graph, [item.query, item.key], [item.shares]):
+    for node in region(graph, [item.query, item.key], [wanted]):
         operands = [None if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]
         is_product = node.op is Op.MATMUL and node.read(0) is item.query
         if is_product:
             operands[0] = op.mul(made[item.query], scalar(op, 0.5))
         results = surgeon.copy(node, operands)
         made.update(zip(node.outputs, [op.mul(results[0], scalar(op, 2.0))] if is_product else results, strict=True))
-    return made[item.shares]
+    return made[wanted]
 
 
 def _untransposed(surgeon: Surgeon[V], value: Value) -> V:

@@ -40,8 +40,6 @@ def odam_of_queries(surgeon: Surgeon[V], graph: Graph, report: QueryReport, look
     if scores is None:
         raise UnsupportedTaskError(f"ODAM wants the class scores of each query: {report.untold or 'found none'}")
     read = look.attention.result if isinstance(look, DenseLook) else look.result
-    if isinstance(look, DenseLook) and look.attention.weights is not look.attention.shares:
-        raise UnsupportedTaskError(f"the heads of {look.attention.node.name!r} are mixed")
     raw = scores.value.producer
     source = raw.read(0) if raw is not None and raw.op is Op.SIGMOID else scores.value
     if meeting := _meeting(graph, read, source):
@@ -87,7 +85,7 @@ def _dense(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: int, gra
     values = op.reshape(values, [-1, look.heads, cells, width])
     gradient = part_of_axis(op, gradient, rank - 2, look.first_row, queries, item.result.sizes[-2])
     gradient = op.reshape(gradient, [-1, look.heads, queries, width])
-    slope = op.mul(dense_shares(surgeon, graph, look, queries), op.matmul_transposed(gradient, values, 4))
+    slope = op.mul(dense_shares(surgeon, graph, look, queries, as_met=True), op.matmul_transposed(gradient, values, 4))
     return op.maximum(op.reduce(slope, "sum", [1]), scalar(op, 0.0))
 
 
