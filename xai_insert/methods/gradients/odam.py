@@ -20,11 +20,11 @@ from xai_insert.graph.view import Graph, Node, Op, Use, Value, fixed
 from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.towers import Tower, find_tower
+from xai_insert.methods.box_sides import overlap_of
 from xai_insert.methods.box_votes import (
     class_shares,
     decoded_boxes,
     labels_one_hot,
-    overlap_of,
     reported_sides,
     sides_of,
 )
@@ -58,7 +58,7 @@ def odam(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoter
     sides = reported_sides(surgeon, voters.reported)
     for item, rows in zip(detector.levels, voters.levels, strict=True):
         boxes = decoded_boxes(op, late.get(rows.value, surgeon.handle(rows.value)), item, rows)
-        fit = overlap_of(op, sides, sides_of(op, boxes, voters))
+        fit = overlap_of(sides, sides_of(op, boxes, voters)).handle
         if wanted is not None:
             shares = class_shares(surgeon, item, voters.is_exclusive)
             fit = op.add(fit, op.mul(op.matmul(wanted, shares), scalar(op, _BREAKS_TIES)))
