@@ -25,14 +25,17 @@ class Net:
     Args:
         look: `dense`, or deformable by `grid` samples, or by `gather`, as exporters write those out.
         report: `raw` logits and boxes, `scores` for logits, or the `best` boxes, scores and labels.
+        turned: whether, of one image, the queries stand before the batch for a layer, turned by reshapes as IRs do.
     """
 
-    def __init__(self, look, report):
-        b = self.b = Builder(size=SIZE)
+    def __init__(self, look, report, *, turned=False):
+        b = self.b = Builder(size=SIZE, batch=1 if turned else "N")
         self.look, self.report, self.samples = look, report, []
         fine = b.backbone()
         maps = [fine, b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])]
         x = self.attended(b.weight(1, QUERIES, WIDTH), maps[1], GRIDS[1])
+        if turned:
+            x = b.node("Add", x, self.linear(self.among_queries(x), WIDTH))
         x = self.attended(x, maps[0], GRIDS[0]) if look == "dense" else self.sampled(x, maps)
         logits, boxes = self.linear(x, CLASSES), b.node("Sigmoid", self.linear(x, 4))
         self.logits = logits
@@ -70,6 +73,22 @@ class Net:
         read = b.node("Transpose", b.node("MatMul", self.shares, self.heads(value, cells)), perm=[0, 2, 1, 3])
         read = b.node("Reshape", read, b.const(np.array([0, QUERIES, WIDTH])))
         return b.node("Add", x, self.linear(read, WIDTH))
+
+    def among_queries(self, x):
+        """Attention with its heads in the batch, as PyTorch's own module has it."""
+        b = self.b
+        rows = b.node("Transpose", x, perm=[1, 0, 2])
+        query, key, value = (
+            b.node(
+                "Transpose",
+                b.node("Reshape", self.linear(rows, WIDTH), b.const(np.array([QUERIES, HEADS, DEEP]))),
+                perm=[1, 0, 2],
+            )
+            for _ in range(3)
+        )
+        shares = b.node("Softmax", b.node("MatMul", query, b.node("Transpose", key, perm=[0, 2, 1])), axis=-1)
+        read = b.node("Transpose", b.node("MatMul", shares, value), perm=[1, 0, 2])
+        return b.node("Reshape", read, b.const(np.array([1, QUERIES, WIDTH])))
 
     def sampled(self, x, maps):
         b, read = self.b, []
@@ -190,6 +209,18 @@ def test_definition(tmp_path, look, report, kind):
     assert np.ptp(wanted, axis=(2, 3)).min() > 1e-3
     np.testing.assert_allclose(outputs["saliency_map_per_box"], wanted, atol=1e-5)
     assert result.report.per_box["shape"][1:] == wanted.shape[1:]
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("look", ["dense", "grid"])
+def test_queries_that_stood_before_the_batch(tmp_path, look, kind):
+    """LW-DETR as IR: a batch of one is left behind in the axis of the queries."""
+    net = Net(look, "scores", turned=True)
+    onnx.save(net.model, tmp_path / "net.onnx")
+    image = np.random.default_rng(3).standard_normal((1, 3, *SIZE), dtype=np.float32)
+    result = insert(models.as_format(net.model, kind), Options(per_box=True, output_dtype="f32"))
+    wanted = net.expected(tmp_path / "net.onnx", image)
+    np.testing.assert_allclose(oracle.run(result.model, image)["saliency_map_per_box"], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
