@@ -12,6 +12,7 @@ SHAPES = Path(__file__).parents[1] / "model_zoo_fixtures" / "shapes"
 
 def pytest_addoption(parser):
     parser.addoption("--zoo", action="store_true", help="test the whole model zoo (minutes), not a subset")
+    parser.addoption("--long", action="store_true", help="all cases of the long matrices, not some of each")
     parser.addoption("--zoo-table", metavar="FILE", type=Path, help="write what the tests of the whole zoo found")
 
 
@@ -21,6 +22,16 @@ def pytest_configure(config):
         raise pytest.UsageError("--zoo-table needs --zoo")
     if path is not None and not hasattr(config, "workerinput"):  # workers report to the one that writes
         config.pluginmanager.register(zoo_table.Writer(path))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked as long, unless all of it is wanted or one is asked for by its name."""
+    if config.getoption("--long") or any("::" in str(given) for given in config.args):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(scope="session")
