@@ -43,6 +43,14 @@ def test_a_value_that_nothing_gives():
         insert(net.model)
 
 
+def test_an_output_that_nothing_gives():
+    """The last node is gone, the output it gave is still declared."""
+    net = detector_models.Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="lists")
+    del net.model.graph.node[-1]
+    with pytest.raises(errors.ModelFileError, match="given by no node"):
+        insert(net.model)
+
+
 def test_a_transpose_of_more_axes_than_there_are():
     model = models.classifier(models.CLOSED["channels last"])
     next(node for node in model.graph.node if node.op_type == "Transpose").attribute[0].ints.append(-1)
