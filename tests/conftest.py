@@ -28,7 +28,7 @@ def pytest_configure(config):
 
 MATRICES = {"explain", "nets", "oracles", "robust", "zoo"}
 """Rooms where one test may stand for dozens of models, each of which is inserted into."""
-CASES = 4
+CASES = 2
 
 
 def pytest_collection_modifyitems(config, items):
