@@ -1,6 +1,6 @@
 """Every fixture inserted into by two revisions: which files changed, and for what reason.
 
-    python -m benchmarks.exactness.same_files --against 95189fb [--only resnet] [--json FILE]
+    python -m benchmarks.exactness.same_files --against 95189fb [--only resnet] [--every 10] [--json FILE]
 
 Files are compared without the `xai_insert.*` metadata, which name the version. Predictions are not compared here: that
 is the insertion's own check.
@@ -110,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="REV", required=True, help="the revision to compare with")
     parser.add_argument("--only", metavar="TEXT", default="", help="fixtures whose name holds it")
+    parser.add_argument("--every", metavar="N", type=int, default=1, help="one fixture of so many")
     parser.add_argument("--json", metavar="FILE", type=Path, help="what was found of each fixture")
     args = parser.parse_args()
     found: dict[str, str] = {}
@@ -119,12 +120,11 @@ def main() -> None:
         subprocess.run([*git, "add", "--detach", str(old), args.against], check=True, capture_output=True)
         try:
             with inserting(old) as before, inserting(HERE) as after:
-                for fixture in fixtures():
-                    if args.only in fixture.id:
-                        with tempfile.TemporaryDirectory() as own:
-                            path = materialise(fixture, Path(own))
-                            found[fixture.id] = reason(asked(before, path), asked(after, path))
-                        print(f"{fixture.id}: {found[fixture.id]}", flush=True)
+                for fixture in [fixture for fixture in fixtures() if args.only in fixture.id][:: args.every]:
+                    with tempfile.TemporaryDirectory() as own:
+                        path = materialise(fixture, Path(own))
+                        found[fixture.id] = reason(asked(before, path), asked(after, path))
+                    print(f"{fixture.id}: {found[fixture.id]}", flush=True)
         finally:
             subprocess.run([*git, "remove", "--force", str(old)], check=True, capture_output=True)
     groups = defaultdict(list)
