@@ -98,6 +98,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
 
 
+@pytest.mark.long
 def test_in_the_zoo(fixture, tmp_path):
     plain = ov.Core().read_model(materialise(fixture, tmp_path))
     ways = [FURTHER.get(fixture.id, {})]

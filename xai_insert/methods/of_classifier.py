@@ -18,10 +18,11 @@ from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.layouts.record import Layout
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import Side
 from xai_insert.locate.logits import Logits
-from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.locate.transformer import Readout
 from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
