@@ -1,12 +1,20 @@
 """Inference without the content of large weights: the sizes are those that ONNX's own inference gives for all of it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from xai_insert.formats.onnx.maps import read as read_model
 from xai_insert.formats.onnx.shapes import infer
 
+SHAPES = Path(__file__).parents[2] / "model_zoo_fixtures" / "shapes"
 LARGE = np.ones((128, 200), np.float32)  # left out
 
 
@@ -49,3 +57,34 @@ def test_sizes_behind_weights_that_are_left_out():
         assert found.shapes[value.name] == sizes
         assert found.types[value.name] == ir.DataType(value.type.tensor_type.elem_type)
     assert found.shapes["then"] == found.shapes["other"] == (4, 200)
+
+
+def test_sizes_that_an_exporter_computes_from_others_are_known_without_openvino(monkeypatch):
+    """Heads of a width that is a quotient, and a class token that is expanded, both with the batch open."""
+    monkeypatch.setattr("xai_insert.formats.onnx.shapes._read_shapes", None)
+    model = read_model(SHAPES / "shapes_vit.onnx")
+    found = infer(model, {}).shapes
+    session = ort.InferenceSession(every_value_given(model), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    one, two = (session.run(names, {"image": np.zeros((batch, 3, 96, 96), np.float32)}) for batch in (4, 5))
+    for name, a, b in zip(names, one, two, strict=True):
+        assert found[name] == tuple(p if p == q else None for p, q in zip(a.shape, b.shape, strict=True)), name
+
+
+def every_value_given(model):
+    proto = ir.to_proto(model)
+    given = {value.name for value in proto.graph.output}
+    names = [name for node in proto.graph.node for name in node.output if name not in given]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit", "detector", "segmenter"])
+def test_an_insertion_into_onnx_does_without_openvino(kind, tmp_path):
+    command = (
+        "import sys; sys.modules['openvino'] = None; from xai_insert import insert_file; "
+        "print(insert_file(sys.argv[1], sys.argv[2]).check)"
+    )
+    files = [SHAPES / f"shapes_{kind}.onnx", tmp_path / "model.onnx"]
+    run = subprocess.run([sys.executable, "-c", command, *map(str, files)], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "done", run.stderr

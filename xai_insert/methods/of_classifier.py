@@ -110,8 +110,9 @@ class ClassifierPlan(Plan):
         if self.found.reading is not None:
             entries["reference"] = self.found.reading.name
         frame = self.found.frame
-        rectangle = None if frame.within(target.grid) else frame.rectangle
-        entries |= Layout(rectangle=rectangle, frames=frame.times, score_at=self.found.score_at).written()
+        entries |= Layout(
+            rectangle=frame.drawn(target.grid), frames=frame.times, score_at=self.found.score_at
+        ).written()
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         if options.classes is not None:

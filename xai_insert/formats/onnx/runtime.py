@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
-from xai_insert.formats.onnx.maps import read, to_proto
+from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.stored import StoredTensor, exchanged, stored_tensors, tensors
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
@@ -111,38 +111,22 @@ def _array(result: Any) -> npt.NDArray[Any]:
     return np.asarray(result)
 
 
-def folded(content: bytes) -> ir.Model | None:
-    """A model after onnxruntime has computed what depends on no input; None if it cannot read the model.
+def described(content: bytes) -> tuple[dict[str, Shape], dict[str, ir.DataType]]:
+    """Sizes and element types of the outputs of a model, by name; empty if onnxruntime cannot read it.
 
     Args:
         content: the bytes of the model.
     """
     options = _options()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    with tempfile.TemporaryDirectory(prefix="xai-insert-") as folder:
-        path = Path(folder, "model.onnx")
-        options.optimized_model_filepath = str(path)
-        try:
-            _session(content, options)
-        except Exception as err:  # see OnnxRunner
-            logger.debug("onnxruntime cannot read the model for its shapes: %s", first_line(err))
-            return None
-        return read(path)
-
-
-def typed_ranks(model: ir.Model) -> dict[str, int]:
-    """Number of axes of the values of a model, its own operators' too; empty if onnxruntime cannot read it."""
-    twin = model.clone()
-    values = [value for node in twin.graph for value in node.outputs if value.name and not value.is_graph_output()]
-    twin.graph.outputs.extend(values)  # the runtime tells what it has inferred of outputs alone
-    options = _options()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # what depends on no input
     try:
-        session = _session(to_proto(twin).SerializeToString(), options)
+        session = _session(content, options)
     except Exception as err:  # see OnnxRunner
-        logger.debug("onnxruntime cannot read the model for its ranks: %s", first_line(err))
-        return {}
-    return {arg.name: len(arg.shape) for arg in session.get_outputs() if arg.shape}
+        logger.debug("onnxruntime cannot read the model for its shapes: %s", first_line(err))
+        return {}, {}
+    results = [arg for arg in session.get_outputs() if arg.type.startswith("tensor(")]
+    shapes = {arg.name: tuple(d if isinstance(d, int) else None for d in arg.shape) for arg in results if arg.shape}
+    return shapes, {arg.name: ir.DataType[arg.type[7:-1].upper()] for arg in results}
 
 
 def _options() -> ort.SessionOptions:

@@ -1,8 +1,8 @@
 """Sizes and element types of every value of an ONNX model.
 
-By ONNX's own inference and, where that fails, by OpenVINO's ONNX reader or, for models that it cannot read, after
-onnxruntime has folded constants. Real exports carry computed reshapes and pads through which ONNX's inference cannot
-see (a fifth of a Swin's values). OpenVINO and onnxruntime are imported for those models only.
+By ONNX's own inference and, where that fails, by onnxruntime's, which computes what depends on no input: real exports
+carry computed reshapes and pads through which ONNX's inference cannot see (a fifth of a Swin's values). By OpenVINO's
+reader where a size is open even so, as behind a selection of boxes; it is imported for those models only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import onnx
 
 logger = logging.getLogger(__name__)
+
+Described = tuple[dict[str, Shape], dict[str, ir.DataType]]
+"""Sizes and element types of values by their names."""
 
 _LARGE = 1 << 16
 """Bytes of a weight that is not handed to another library."""
@@ -65,11 +68,14 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
     shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in more_shapes.items() if name in names)
     types.update((name, kind) for name, kind in more_types.items() if name in names)
     if _is_incomplete(model, shapes):
-        content = light.SerializeToString()
-        known, kinds = _read_shapes(content, input_shapes)
-        shapes.update(known or _folded_shapes(light))
-        types = {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()} | types
-        _fill_in_transposes(model, shapes)
+        known, kinds, at_one_batch = _of_runtime(light, shapes)
+        shapes.update(known)
+        types = {**kinds, **types}
+        if _is_incomplete(model, {**shapes, **at_one_batch}):
+            known, kinds = _read_shapes(light.SerializeToString(), input_shapes)
+            _fill_in_transposes(model, known)
+            shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in known.items())
+            types = {**kinds, **types}
     return Inferred(shapes, types)
 
 
@@ -80,7 +86,7 @@ def _joined(inferred: Shape, declared: Shape | None) -> Shape:
     return tuple(said if size is None else size for size, said in zip(inferred, declared, strict=True))
 
 
-def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, ir.DataType]]:
+def _inferred(model: onnx.ModelProto) -> Described:
     """What ONNX's own inference tells; empty where it fails.
 
     Of its result only the descriptions of values are read: to make all of it a model again takes longer than inference.
@@ -183,50 +189,74 @@ def _describe_learners(graph: onnx.GraphProto) -> None:
             kind.shape.dim.add(dim_value=widths[node.output[-1]])
 
 
-def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> tuple[Mapping[str, Shape], Mapping[str, str]]:
+def _of_runtime(
+    light: onnx.ModelProto, otherwise: Mapping[str, Shape]
+) -> tuple[dict[str, Shape], dict[str, ir.DataType], dict[str, Shape]]:
+    """Sizes and element types as onnxruntime infers them; empty if it cannot read the model.
+
+    Where the batch is all that is open, for two batches: what differs between them follows the batch.
+
+    Args:
+        light: the model.
+        otherwise: the sizes that are known; taken, for one batch, where the runtime tells nothing.
+
+    Returns:
+        Sizes, types, and the sizes for one of the batches.
+    """
+    from xai_insert.formats.onnx.runtime import described  # noqa: PLC0415 - only for models that need it
+
+    twin = _telling_all(light)
+
+    def as_it_is() -> tuple[dict[str, Shape], dict[str, ir.DataType], dict[str, Shape]]:
+        shapes, types = described(twin.SerializeToString())
+        return {name: _joined(shape, otherwise.get(name)) for name, shape in shapes.items()}, types, {}
+
+    free = [value.type.tensor_type.shape.dim for value in twin.graph.input]
+    free = [sizes for sizes in free if any(not size.HasField("dim_value") for size in sizes)]
+    if not free or any(not size.HasField("dim_value") for sizes in free for size in sizes[1:]):
+        return as_it_is()
+    known = []
+    for batch in batches.TRIED:
+        for sizes in free:
+            sizes[0].dim_value = batch
+        known.append(described(twin.SerializeToString()))
+    if all(shapes for shapes, _ in known):
+        (smaller, types), (larger, _) = known
+        return {name: batches.common(shape, larger.get(name)) for name, shape in smaller.items()}, types, smaller
+    for sizes in free:
+        sizes[0].ClearField("dim_value")
+    return as_it_is()
+
+
+def _telling_all(light: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every value as an output, none of a declared size: of others onnxruntime tells nothing."""
+    import onnx  # noqa: PLC0415 - see `maps`
+
+    twin = onnx.ModelProto()
+    twin.CopyFrom(light)
+    del twin.graph.value_info[:]  # as of the outputs, what is declared would win over what is computed
+    _describe_learners(twin.graph)
+    for value in twin.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    told = {value.name for value in twin.graph.output}
+    names = dict.fromkeys(name for node in twin.graph.node for name in node.output if name and name not in told)
+    twin.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return twin
+
+
+def ranks(model: ir.Model) -> Mapping[str, int]:
+    """Number of axes of each value as onnxruntime infers them, whose own operators ONNX does not know."""
+    return {name: len(shape) for name, shape in _of_runtime(_without_weights(model), {})[0].items()}
+
+
+def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> Described:
     """Sizes and element types by OpenVINO; empty if it cannot read the model or is not installed."""
     if importlib.util.find_spec("openvino") is None:
         return {}, {}
     from xai_insert.formats.openvino.shapes import read_shapes  # noqa: PLC0415 - only for models that need it
 
-    return read_shapes(content, input_shapes)
-
-
-def _folded_shapes(light: onnx.ModelProto) -> dict[str, Shape]:
-    """Sizes after onnxruntime has folded constants; empty if it cannot read the model. Changes the inputs of `light`.
-
-    Where the batch is all that is open, for two batches: what differs between them follows the batch.
-    """
-    dims = {value.name: value.type.tensor_type.shape.dim for value in light.graph.input}
-    free = [sizes for sizes in dims.values() if any(not size.HasField("dim_value") for size in sizes)]
-    if free and all(size.HasField("dim_value") for sizes in free for size in sizes[1:]):
-        known = []
-        for batch in batches.TRIED:
-            for sizes in free:
-                sizes[0].dim_value = batch
-            known.append(_folded(light))
-        if all(known):
-            return {name: batches.common(shape, known[1].get(name)) for name, shape in known[0].items()}
-        for sizes in free:
-            sizes[0].ClearField("dim_value")
-    return _folded(light)
-
-
-def _folded(light: onnx.ModelProto) -> dict[str, Shape]:
-    from xai_insert.formats.onnx.runtime import folded  # noqa: PLC0415 - only for models that need it
-
-    model = folded(light.SerializeToString())
-    if model is None:
-        return {}
-    stored = {value.name or "": _sizes(value.shape) for value in model.graph.initializers.values() if value.shape}
-    return stored | _inferred(_without_weights(model))[0]
-
-
-def ranks(model: ir.Model) -> Mapping[str, int]:
-    """Number of axes of each value as onnxruntime infers them, whose own operators ONNX does not know."""
-    from xai_insert.formats.onnx.runtime import typed_ranks  # noqa: PLC0415 - only for models that need it
-
-    return typed_ranks(model)
+    shapes, kinds = read_shapes(content, input_shapes)
+    return shapes, {name: ir.DataType.from_numpy(np.dtype(kind)) for name, kind in kinds.items()}
 
 
 def _fill_in_transposes(model: ir.Model, shapes: dict[str, Shape]) -> None:
