@@ -117,7 +117,8 @@ class Lowered:
         starts, ends = ([int(np.clip(end + rank * (end < 0), 0, rank))] for end in ends)
         whole = self.add("Shape", node.input[0])
         if self.version == 10:
-            self.add("Slice", whole, *(self.store(np.array(x, np.int64)) for x in (starts, ends)), output=node.output[0])
+            stored = (self.store(np.array(part, np.int64)) for part in (starts, ends))
+            self.add("Slice", whole, *stored, output=node.output[0])
         else:
             self.add("Slice", whole, output=node.output[0], starts=starts, ends=ends)
 
