@@ -63,7 +63,7 @@ def masks_of(report, shape):
 
 
 def exact_map(path, folder):
-    """Whether the best class has a map of exact derivatives, which the insertion holds against the scores' own slopes."""
+    """Whether the best class has a map of exact derivatives, which insertion holds against the scores' own slopes."""
     report = insert_file(path, folder / f"exact{path.suffix}", Options(method="hirescam"))
     return report.form == "derivative" and report.map_difference <= 2e-2 and report.output_difference <= 5e-6
 

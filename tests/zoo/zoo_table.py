@@ -168,8 +168,8 @@ def _exact(rows: Sequence[Row]) -> list[str]:
         return []
     count = sum(row["exact"] for row in rows)
     return [
-        f"Of the {len(rows)} exports for which Recipro-CAM has no map, or has to run the rest of the model masked, {count} "
-        "have one of exact derivatives (`--method hirescam`).",
+        f"Of the {len(rows)} exports for which Recipro-CAM has no map, or has to run the rest of the model masked, "
+        f"{count} have one of exact derivatives (`--method hirescam`).",
         "",
     ]
 
