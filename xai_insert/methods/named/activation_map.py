@@ -73,9 +73,12 @@ class RegionsPlan(Plan):
         return self.reported is not None  # numbers of regions need more than the eight bits of bf16
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        raw = activation_map(surgeon, self.read.feature)
+        feature = self.read.feature
+        follows = feature.is_whole and None not in feature.shape
+        follows = follows and self.reported is None and options.saliency_size is None
+        raw = activation_map(surgeon, feature, follows=follows)
         if self.reported is None:
-            return Branch(self, raw)
+            return Branch(self, raw, is_sized=not follows)
         if isinstance(self.reported, QueryReport):
             return Branch(self, raw, outputs=query_output(surgeon, graph, self.reported, self.by_query, options))
         grid = options.saliency_size or self.reported.grid

@@ -55,9 +55,11 @@ class ScoresPlan(Plan):
         return self.voters is not None  # coordinates of boxes need more than the eight bits of bf16
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        raw = det_class_probability_map(surgeon, self.scored)
+        maps = [item.feature for item in self.scored.parts]
+        follows = self.voters is None and all(item.is_whole and None not in item.shape for item in maps)
+        raw = det_class_probability_map(surgeon, self.scored, follows=follows)
         if self.voters is None:
-            return Branch(self, raw)
+            return Branch(self, raw, is_sized=not follows)
         if isinstance(self.voters, QueryReport):
             return Branch(self, raw, outputs=query_output(surgeon, graph, self.voters, self.by_query, options))
         votes = self.per_box(surgeon, graph, self.voters)
