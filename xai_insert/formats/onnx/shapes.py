@@ -203,19 +203,9 @@ def _of_runtime(
     Returns:
         Sizes, types, and the sizes for one of the batches.
     """
-    import onnx  # noqa: PLC0415 - see `maps`
-
     from xai_insert.formats.onnx.runtime import described  # noqa: PLC0415 - only for models that need it
 
-    twin = onnx.ModelProto()
-    twin.CopyFrom(light)
-    del twin.graph.value_info[:]  # as of the outputs, what is declared would win over what is computed
-    _describe_learners(twin.graph)
-    for value in twin.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    told = {value.name for value in twin.graph.output}  # the runtime tells what it has inferred of outputs alone
-    names = dict.fromkeys(name for node in twin.graph.node for name in node.output if name and name not in told)
-    twin.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    twin = _telling_all(light)
 
     def as_it_is() -> tuple[dict[str, Shape], dict[str, ir.DataType], dict[str, Shape]]:
         shapes, types = described(twin.SerializeToString())
@@ -236,6 +226,22 @@ def _of_runtime(
     for sizes in free:
         sizes[0].ClearField("dim_value")
     return as_it_is()
+
+
+def _telling_all(light: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every value as an output, none of a declared size: of others onnxruntime tells nothing."""
+    import onnx  # noqa: PLC0415 - see `maps`
+
+    twin = onnx.ModelProto()
+    twin.CopyFrom(light)
+    del twin.graph.value_info[:]  # as of the outputs, what is declared would win over what is computed
+    _describe_learners(twin.graph)
+    for value in twin.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    told = {value.name for value in twin.graph.output}
+    names = dict.fromkeys(name for node in twin.graph.node for name in node.output if name and name not in told)
+    twin.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return twin
 
 
 def ranks(model: ir.Model) -> Mapping[str, int]:
