@@ -34,7 +34,7 @@ import openvino as ov
 
 from benchmarks.exactness import forms
 from benchmarks.exactness.form_tools import BEFORE
-from benchmarks.faithfulness import dinov2
+from benchmarks.lib import fitted_head as dinov2
 from benchmarks.lib.real_models import centre_crop
 from benchmarks.lib.tables import Setting
 from model_zoo_fixtures.testbed import oracle
