@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model_zoo_fixtures import Fixture, failures, fixtures
+from xai_insert import Options, insert_file
 from xai_insert.graph.view import format_grid
 
 PROPERTY = "zoo"
@@ -79,6 +80,13 @@ def record(
             "difference": difference,
         }
     record_property(PROPERTY, json.dumps(row))
+
+
+def exact_map(path: Path, folder: Path) -> bool:
+    """Whether the best class has a map of exact derivatives, which insertion holds against the scores' own slopes."""
+    report = insert_file(path, folder / f"exact{path.suffix}", Options(method="hirescam"))
+    found = report.map_difference
+    return report.form == "derivative" and found is not None and found <= 2e-2 and report.output_difference <= 5e-6
 
 
 def _sides(shape: Sequence[int | None]) -> tuple[int | None, ...]:
