@@ -9,6 +9,7 @@ from model_zoo_fixtures.shapes.dataset import overlapping_scene
 from model_zoo_fixtures.testbed import models, oracle
 from model_zoo_fixtures.testbed.detection_oracle import values
 from model_zoo_fixtures.testbed.detector_models import DETECTOR, SIDE, Net, found_objects, reporting_detector
+from model_zoo_fixtures.testbed.quick import some
 from xai_insert import Options, errors, insert
 
 
@@ -44,7 +45,7 @@ def test_definition(tmp_path, kind, anchors_first, exclusive, decoded, reported,
     np.testing.assert_allclose(maps, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("kind", some(models.FORMATS, "onnx"))
 def test_tells_overlapping_objects_of_one_class_apart(kind):
     model = insert(models.as_format(reporting_detector(), kind), Options(per_box=True)).model
     scenes = in_own = in_other = 0
