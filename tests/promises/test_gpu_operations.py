@@ -7,7 +7,8 @@ import openvino as ov
 import pytest
 
 from model_zoo_fixtures import fixtures, materialise
-from model_zoo_fixtures.testbed import deployed
+from model_zoo_fixtures.shapes import anomalies, keypoints, likeness, semantic
+from model_zoo_fixtures.testbed import deployed, models
 from xai_insert import Options, errors, insert
 from xai_insert.graph.names import PREFIX
 
@@ -58,6 +59,11 @@ BUNDLED = {
     "gradient at the input": ("shapes_cnn", {"method": "input-x-gradient"}),
     "gradient of tokens": ("shapes_vit", {"method": "hirescam"}),
     "gradient of attention": ("shapes_vit", {"method": "legrad"}),
+    "class scores": (semantic.shape_segmenter, {}),
+    "why a region": (semantic.shape_segmenter, {"method": "seg-recipro-cam"}),
+    "key points": (keypoints.shape_keypoints, {"method": "keypoint-map"}),
+    "anomalies": (anomalies.shape_inspector, {}),
+    "likeness": (likeness.shape_embedding, {}),
 }
 
 
@@ -84,7 +90,7 @@ def unknown(plain, inserted):
 @pytest.mark.parametrize("case", BUNDLED)
 def test_every_operation_that_is_inserted_is_one_of_the_gpu(case):
     name, chosen = BUNDLED[case]
-    plain = deployed.plain(name, ".xml")
+    plain = deployed.plain(name, ".xml") if isinstance(name, str) else models.as_format(name(), "openvino")
     new = insert(plain, Options(**chosen)).model
     assert any(node.get_friendly_name().startswith(PREFIX) for node in operations(new))
     assert not unknown(plain, new)
@@ -112,5 +118,4 @@ def test_in_the_zoo(fixture, tmp_path):
             refused.append(str(err))
             continue
         assert not unknown(plain, new)
-    if len(refused) == len(ways):
-        pytest.skip(f"refused: {refused}")
+    assert len(refused) < len(ways), refused

@@ -117,9 +117,9 @@ def dense_shares(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: in
 def _again(surgeon: Surgeon[V], graph: Graph, item: Attention, wanted: Value | None) -> V:
     """The shares, or what is made of them, once more.
 
-    A runtime that merges the model's attention must find it read by nothing else. For the same reason query and key are
-    read before they are transposed, and the product is not the model's own: of half the query, and then doubled, which
-    changes no bit.
+    A runtime that merges the model's attention must find it read by nothing else. For the same reason query and key
+    are read before they are transposed, and the product is not the model's own: of half the query, and then doubled,
+    which changes no bit.
     """
     op = surgeon.ops
     assert wanted is not None

@@ -117,7 +117,7 @@ def vit_recipro_cam(
     classes = class_count(logits)
     layer = None if choice is None else last_layer(surgeon, logits, classes)
     if choice is not None and layer is not None and (before := region(graph, results, [layer.source])):
-        chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), patches, classes)
+        chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), (-1, patches), classes)
         return op.reshape(chosen, [-1, choice.count, *sides])
     scores = rest.run(region(graph, results, [logits]), logits)
     by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))

@@ -80,7 +80,8 @@ class Branch:
 
     Attributes:
         plan: the plan that was carried out.
-        raw: handle of the unscaled map, of `plan.map_shape`; before `spread`, where there is one.
+        raw: handle of the unscaled map, of `plan.map_shape`; before `spread`, where there is one; None if there is no
+            map.
         scores: handle of the class scores, where the map is defined by masking.
         classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
         outputs: further outputs, by name.
@@ -114,7 +115,7 @@ class Plan(ABC):
         form: how it is computed.
         reason: why in this form.
         map_shape: shape of `saliency_map`, height and width last, in the order of the feature map (see `Found.frame`);
-            None where a size follows the input.
+            None where a size follows the input; empty if there is to be no map.
         mflops: extra work per image in millions of floating-point operations; None if a size is unknown.
     """
 
