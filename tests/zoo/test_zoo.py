@@ -62,12 +62,6 @@ def masks_of(report, shape):
     return chosen, [np.eye(cells, dtype=np.float32)[i].reshape(sizes) for i in chosen]
 
 
-def exact_map(path, folder):
-    """Whether the best class has a map of exact derivatives, which insertion holds against the scores' own slopes."""
-    report = insert_file(path, folder / f"exact{path.suffix}", Options(method="hirescam"))
-    return report.form == "derivative" and report.map_difference <= 2e-2 and report.output_difference <= 5e-6
-
-
 def test_fixture(fixture, tmp_path, record_property):
     path = materialise(fixture, tmp_path)
     if fixture.arch in UNMASKED:
@@ -97,7 +91,7 @@ def test_fixture(fixture, tmp_path, record_property):
     scale = max(np.abs(scores).max(), np.abs(logits).max())
     difference = float(np.abs(raw[..., chosen] - scores).max() / scale)
     is_masked = report.form == "masked runs"
-    exact = is_masked and exact_map(path, tmp_path)
+    exact = is_masked and zoo_table.exact_map(path, tmp_path)
     zoo_table.record(record_property, fixture, report, difference, exact=exact if is_masked else None)
     assert exact or not is_masked
     assert difference <= ROUNDED.get(fixture.arch, TOLERANCE)

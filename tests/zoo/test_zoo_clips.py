@@ -8,7 +8,6 @@ from model_zoo_fixtures import fixtures, materialise
 from model_zoo_fixtures.testbed import oracle
 from model_zoo_fixtures.testbed.oracle import load
 from tests.zoo import zoo_table
-from tests.zoo.test_zoo import exact_map
 from xai_insert import Options, insert_file
 
 QUICK = {"clip_r3d.ptir", "clip_tsn.legacy", "clip_videomae.legacy", "clip_vivit.ptir", "clip_timesformer.legacy"}
@@ -60,7 +59,7 @@ def test_fixture(fixture, tmp_path, record_property):
         wanted[(slice(None), *place)] = parts.head(clip, *kept)[0]
     difference = float(np.abs(maps - wanted).max() / np.abs(wanted).max())
     is_masked = report.form == "masked runs"
-    exact = is_masked and exact_map(path, tmp_path)
+    exact = is_masked and zoo_table.exact_map(path, tmp_path)
     zoo_table.record(record_property, fixture, report, difference, exact=exact if is_masked else None)
     assert exact or not is_masked
     assert difference <= 1e-5
