@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import runpy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,17 @@ MODULES = {
 FORMAT_LIBRARIES = {"openvino": "openvino", "onnx": "onnx", "onnx_ir": "onnx", "onnxruntime": "onnx"}
 
 
+@cache
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path, *, at_import_time=False):
     """Every module imported by a file, lazily as well unless told otherwise."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     found = set()
-    for node in ast.walk(tree):
-        if at_import_time and not any(node is item for item in tree.body):
-            continue
+    for node in tree.body if at_import_time else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -35,7 +40,25 @@ def imports(path, *, at_import_time=False):
     return found
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+def for_each(items):
+    """One test for all files, for to hand out thousands of tests takes longer than to run them; names all that fail."""
+
+    def of(test):
+        def run():
+            failures = []
+            for item in items:
+                try:
+                    test(item)
+                except AssertionError as err:
+                    failures.append(f"{item}: {err}")
+            assert not failures, "\n".join(failures)
+
+        return run
+
+    return of
+
+
+@for_each(sorted(MODULES))
 def test_format_libraries_stay_in_their_adapter(name):
     if name.startswith("xai_insert.explain"):
         return  # it runs models with either runtime
@@ -72,7 +95,7 @@ def is_in(name, room):
     return name == room or name.startswith(f"{room}.")
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@for_each(sorted(MODULES))
 def test_layers_import_downwards_only(name):
     own = name.removeprefix("xai_insert.")
     rooms = [room for room in LAYERS if is_in(own, room)]
@@ -89,11 +112,11 @@ def test_layers_import_downwards_only(name):
                 assert not is_in(other, "tasks.choose"), f"{name} imports {imported}"
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@for_each(sorted(MODULES))
 def test_nobody_decides_by_the_name_of_a_method_or_a_form(name):
     """What differs between methods stands in their own files; a name that is compared is a decision elsewhere."""
     known = {*METHODS} - {AUTO} | {form.value for form in Form}
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    for node in ast.walk(tree_of(MODULES[name])):
         if isinstance(node, ast.Compare):
             compared = {item.value for item in ast.walk(node) if isinstance(item, ast.Constant)}
             assert not compared & known, f"{name}:{node.lineno}"
@@ -104,13 +127,13 @@ KNOW_OPERATORS = ("graph", "formats", "methods.lifting", "methods.gradients")
 MOST_OPERATORS = 3
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@for_each(sorted(MODULES))
 def test_families_of_operators_have_one_home(name):
     """A list of more stands in graph/traits.py under a name that says what its members have in common."""
     if any(is_in(name.removeprefix("xai_insert."), room) for room in KNOW_OPERATORS):
         return
     families = {*vars(traits), *vars(operators)}
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    for node in ast.walk(tree_of(MODULES[name])):
         if isinstance(node, (ast.Set, ast.Tuple, ast.List)):
             members = [
                 item for item in node.elts if isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name)
@@ -145,9 +168,9 @@ def paths(function):
     return count
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@for_each(sorted(MODULES))
 def test_functions_stay_readable(name):
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    for node in ast.walk(tree_of(MODULES[name])):
         if isinstance(node, ast.FunctionDef):
             assert paths(node) <= MOST_PATHS, f"{name}.{node.name}: {paths(node)}; split it along what it asks"
 
@@ -167,7 +190,7 @@ def test_no_import_cycle():
         visit(name, [])
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@for_each(sorted(MODULES))
 def test_files_stay_readable(name):
     assert len(MODULES[name].read_text().splitlines()) <= 400
 
@@ -231,7 +254,7 @@ TESTS = {"unit", "nets", "oracles", "promises", "zoo", "robust", "explain"}
 BENCHMARKS = {"exactness", "faithfulness", "cost", "robustness", "lib"}
 
 
-@pytest.mark.parametrize("path", OUTSIDE, ids=str)
+@for_each(OUTSIDE)
 def test_packages_import_downwards_only(path):
     for imported in imports(HOUSE / path):
         package = imported.split(".")[0]
@@ -255,7 +278,7 @@ def test_tests_stand_in_their_rooms_by_themselves(path):
         assert len(path.parts) == 3
 
 
-@pytest.mark.parametrize("path", OUTSIDE, ids=str)
+@for_each(OUTSIDE)
 def test_files_find_the_repository_where_it_is(path):
     for count in re.findall(r"Path\(__file__\)(?:\.resolve\(\))?\.parents\[(\d)\]", (HOUSE / path).read_text()):
         above = path.parts[: len(path.parts) - 1 - int(count)]

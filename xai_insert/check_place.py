@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any, Literal
 
@@ -109,6 +110,26 @@ class Answer:
         return f"{tuple(low for low, _ in self.block)} changed {self.found}"
 
 
+@dataclass
+class _Told:
+    """What is known of one map.
+
+    Attributes:
+        proof: whether the changed cells are at the changed blocks.
+        doubts: what blocks changed each time that it was clearly elsewhere.
+        is_clear: whether loud blocks raised a doubt.
+    """
+
+    proof: bool = False
+    doubts: list[Sequence[Answer]] = field(default_factory=list)
+    is_clear: bool = False
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether its changed cells are elsewhere, clearly or the same ones twice."""
+        return not self.proof and (self.is_clear or any(_agree(a, b) for a, b in combinations(self.doubts, 2)))
+
+
 def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value, number: int = 0) -> Proof:
     """Ask the plain model where the cells of feature maps lie in the image.
 
@@ -127,28 +148,39 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
     """
     placed = [feature for feature in features if feature.positions != 1]  # a single cell can lie nowhere else
     asked = [feature for feature in placed if feature.frame.lines is not None]
-    doubts: list[list[Sequence[Answer]]] = [[] for _ in asked]
-    clear: list[bool] = [False] * len(asked)
     if not asked:
         return "axes"
     try:
-        runner = loaded.between([], _natives(asked))
-        proofs = _at_once(runner, image, asked, number)
-        for stimulus in STIMULI:
-            if all(proofs):
-                break
-            for index, given in enumerate(answers(runner, image, asked, stimulus, number)):
-                if not proofs[index]:
-                    proofs[index] = _is_proof(given)
-                    if not proofs[index] and _is_doubt(given):
-                        doubts[index].append(given)
-                        clear[index] |= stimulus.is_loud
+        told = _told(loaded.between([], _natives(asked)), image, asked, number)
     except CheckFailedError:  # the values cannot be run to by themselves
         return "axes"
-    for proof, feature, told, is_clear in zip(proofs, asked, doubts, clear, strict=True):
-        if not proof:
-            _require_no_doubt(feature, told, is_clear=is_clear)
-    return "blocks" if len(asked) == len(placed) and all(proofs) else "axes"
+    if any(item.is_refuted for item in told):
+        # A network in eight bits may turn any change into noise far away; without its rounding it may not.
+        with suppress(CheckFailedError):
+            told = _told(loaded.between([], _natives(asked), is_rounded=False), image, asked, number)
+    for feature, item in zip(asked, told, strict=True):
+        if item.is_refuted:
+            found = ", ".join(str(answer) for answer in item.doubts[0] if not answer.is_near)
+            raise MisplacedMapError(
+                f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell "
+                f"{found}; choose another layer with --target-layer"
+            )
+    return "blocks" if len(asked) == len(placed) and all(item.proof for item in told) else "axes"
+
+
+def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[_Told]:
+    """What all ways of changing blocks say of each map, until all are proved."""
+    told = [_Told(proof) for proof in _at_once(runner, image, features, number)]
+    for stimulus in STIMULI:
+        if all(item.proof for item in told):
+            break
+        for item, given in zip(told, answers(runner, image, features, stimulus, number), strict=True):
+            if not item.proof:
+                item.proof = _is_proof(given)
+                if not item.proof and _is_doubt(given):
+                    item.doubts.append(given)
+                    item.is_clear |= stimulus.is_loud
+    return told
 
 
 def _at_once(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[bool]:
@@ -179,16 +211,6 @@ def _noise(runner: Runner, rng: np.random.Generator) -> dict[str, npt.NDArray[An
 def _natives(features: Sequence[FeatureMap]) -> list[Any]:
     """The values of maps, each once."""
     return [value.native for value in dict.fromkeys(item.value for item in features)]
-
-
-def _require_no_doubt(feature: FeatureMap, told: Sequence[Sequence[Answer]], *, is_clear: bool) -> None:
-    """Refuse a map whose changed cells are elsewhere, clearly or the same ones twice; `told` says so each time."""
-    if is_clear or any(_agree(a, b) for a, b in combinations(told, 2)):
-        found = ", ".join(str(answer) for answer in told[0] if not answer.is_near)
-        raise MisplacedMapError(
-            f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell "
-            f"{found}; choose another layer with --target-layer"
-        )
 
 
 def _is_proof(given: Sequence[Answer]) -> bool:

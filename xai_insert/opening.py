@@ -45,7 +45,8 @@ def opened_sizes(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options
         open_graph = loaded.view()
         other = make_plan(loaded, open_graph, options)
         if _choice(other) == _choice(plan):
-            return Opened(open_graph, other.following(plan, graph, open_graph), plan.may_follow)
+            found = other.following(plan, graph, open_graph) if plan.may_follow else other
+            return Opened(open_graph, found, plan.may_follow)
     except XaiInsertError as err:
         logger.info("the map is for one size of the image: %s", err)
     loaded.close_sizes()

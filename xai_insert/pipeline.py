@@ -253,7 +253,7 @@ def splice(
         ends = None if ends is None else branch.spread(ends)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     image = image_inputs(graph)[0]
-    if opened is None or not opened.follows:
+    if branch.is_sized and (opened is None or not opened.follows):
         saliency = surgeon.pinned(saliency, plan.map_shape, image, image_axes(image))
     surgeon.add_output(saliency, f"{SALIENCY_MAP}{suffix}", dtype, plan.map_shape)
     for name, output in branch.outputs.items():

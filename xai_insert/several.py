@@ -57,20 +57,26 @@ def planned(loaded: LoadedModel, graph: Graph, options: Options) -> list[Planned
     views = watching(graph, options.input)
     if len(views) == 1:
         return [Planned(views[0], make_plan(loaded, views[0], options))]
-    try:
-        plans = [Planned(view, make_plan(loaded, view, options), _suffix(index)) for index, view in enumerate(views)]
-    except XaiInsertError as err:
-        logger.info("no map for each image input: %s", err)
-        plans = []
+    plans = [found for index, view in enumerate(views) if (found := _alone(loaded, view, options, index)) is not None]
+    are_all = len(plans) == len(views) and all(isinstance(item.plan.found, FoundClassifier) for item in plans)
     targets = {tuple(feature.value for feature in item.plan.found.placed()) for item in plans}
-    if len(targets) > 1 and all(isinstance(item.plan.found, FoundClassifier) for item in plans):
+    if are_all and len(targets) > 1:
         return plans
     try:
         return [Planned(graph, make_plan(loaded, graph, options))]
     except XaiInsertError as err:
-        names = ", ".join(repr(image.name) for image in image_inputs(graph))
-        err.args = (f"{err}; of the image inputs {names}, --input NAME explains one",)
+        if plans:
+            names = ", ".join(repr(item.input) for item in plans)
+            err.args = (f"{err}; of the image inputs, --input NAME explains {names}",)
         raise
+
+
+def _alone(loaded: LoadedModel, view: Graph, options: Options, index: int) -> Planned | None:
+    try:
+        return Planned(view, make_plan(loaded, view, options), _suffix(index))
+    except XaiInsertError as err:
+        logger.info("no map for each image input: %s", err)
+        return None
 
 
 def beside(items: Sequence[Planned]) -> list[dict[str, Any]]:

@@ -232,9 +232,9 @@ def found_objects(scene, boxes, labels):
     return chosen if len(set(chosen)) == len(chosen) else None
 
 
-def raw_detector():
+def raw_detector(**more):
     """Two levels of undecoded heads, 3 anchors of a box, an objectness and 4 classes each."""
-    b = Builder(size=(32, 32))
+    b = Builder(size=(32, 32), **more)
     fine = b.backbone()
     coarse = b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])
     heads = [b.node("Conv", x, b.weight(27, 6, 1, 1), b.weight(27)) for x in (fine, coarse)]

@@ -7,7 +7,7 @@ import openvino.opset8 as opset
 import pytest
 from onnxruntime import quantization
 
-from model_zoo_fixtures.testbed import detection_oracle, models, oracle
+from model_zoo_fixtures.testbed import detection_oracle, models, oracle, vector_models
 from model_zoo_fixtures.testbed.detector_models import CLASSES, SIDE, Net
 from model_zoo_fixtures.testbed.models import Builder
 from xai_insert import Options, errors, insert
@@ -441,6 +441,39 @@ def test_maps_of_turned_levels_stand_as_the_image_does(kind):
     upright = scores.swapaxes(2, 3) if kind == "transposed" else scores[..., ::-1]
     wanted = detection_oracle.definition([upright], [1], 3)
     np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-6)
+
+
+def by_length(b, x):
+    return b.node("Div", x, b.node("ReduceL2", x, axes=[-1], keepdims=1))
+
+
+def open_vocabulary():
+    """OWL-ViT: cosines of each place with texts, by an Einsum, shifted and scaled by what the place says."""
+    b = small()
+    tokens = b.node("Transpose", b.node("Reshape", b.backbone(), b.const(np.array([1, 6, GRID**2]))), perm=[0, 2, 1])
+    words = b.node("Gather", b.weight(11, 8, scale=1), "ids", axis=0)
+    texts = by_length(b, b.node("ReduceMean", words, axes=[1], keepdims=0))
+    texts = b.node("Unsqueeze", texts, b.const(np.array([0])))
+    places = by_length(b, b.node("MatMul", tokens, b.weight(6, 8)))
+    scores = b.node("Einsum", places, texts, equation="...pd,...qd->...pq")
+    scores = b.node("Add", scores, b.node("MatMul", tokens, b.weight(6, 1)))
+    scores = b.node("Mul", scores, b.node("Exp", b.node("MatMul", tokens, b.weight(6, 1, scale=0.05))))
+    boxes = b.node("Sigmoid", b.node("Add", b.node("MatMul", tokens, b.weight(6, 4)), b.weight(GRID**2, 4)))
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 2 * GRID, 2 * GRID])
+    ids = onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [3, 4])
+    return b.model(scores, boxes, inputs=[image, ids])
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_classes_that_are_texts_have_the_map_of_their_scores(kind):
+    """Of texts that are alike, as the check feeds them, the maps are one: no reason to refuse."""
+    plain = open_vocabulary()
+    result = insert(models.as_format(plain, kind), Options(output_dtype="f32"))
+    ids = np.random.default_rng(4).integers(0, 11, (3, 4))
+    scores, _ = vector_models.run(plain, image(), ids=ids).values()
+    wanted = np.exp(scores) / np.exp(scores).sum(2, keepdims=True)
+    found = vector_models.run(result.model, image(), ids=ids)["saliency_map"]
+    np.testing.assert_allclose(found, np.moveaxis(wanted, 2, 1).reshape(1, 3, GRID, GRID), atol=1e-6)
 
 
 def read_text(b):

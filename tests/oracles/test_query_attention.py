@@ -29,7 +29,7 @@ class Net:
 
     def __init__(self, look, report):
         b = self.b = Builder(size=SIZE)
-        self.look, self.report, self.samples = look, report, []
+        self.look, self.report, self.samples, self.read = look, report, [], []
         fine = b.backbone()
         maps = [fine, b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])]
         x = self.attended(b.weight(1, QUERIES, WIDTH), maps[1], GRIDS[1])
@@ -67,12 +67,15 @@ class Net:
             "MatMul", self.heads(query, QUERIES), b.node("Transpose", self.heads(key, cells), perm=[0, 1, 3, 2])
         )
         self.shares = b.node("Softmax", scores, axis=-1)
-        read = b.node("Transpose", b.node("MatMul", self.shares, self.heads(value, cells)), perm=[0, 2, 1, 3])
+        values = self.heads(value, cells)
+        self.read = [(values, grid)]
+        read = b.node("Transpose", b.node("MatMul", self.shares, values), perm=[0, 2, 1, 3])
         read = b.node("Reshape", read, b.const(np.array([0, QUERIES, WIDTH])))
         return b.node("Add", x, self.linear(read, WIDTH))
 
     def sampled(self, x, maps):
         b, read = self.b, []
+        self.read = []
         weights = b.node(
             "Reshape", self.linear(x, HEADS * 2 * POINTS), b.const(np.array([0, QUERIES, HEADS, 2 * POINTS]))
         )
@@ -87,6 +90,7 @@ class Net:
             self.samples.append(points)
             value = b.node("Conv", map_, b.weight(WIDTH, 6, 1, 1))
             value = b.node("Reshape", value, b.const(np.array([-1, DEEP, height, width])))
+            self.read.append((value, (height, width)))
             if self.look == "grid":
                 read.append(b.node("GridSample", value, points, align_corners=0))
             else:

@@ -89,13 +89,16 @@ def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-re
 @pytest.mark.parametrize(
     "equation",
     ["btnh,bsnh->bnts", "bsnh,btnh->bnts", "bnts,bsnh->btnh", "abc,cd->abd", "abc,bd->acd", "ij,jk->ik", "ij,ik->kj",
-     "bn,bnd->bd", "bnd,bd->bn"],
+     "bn,bnd->bd", "bnd,bd->bn", "...ij,...kj->...ik", "i...j,...jk->...ik"],
 )  # fmt: skip
-def test_an_einsum_is_a_product_between_transposes(equation):
+@pytest.mark.parametrize("hidden", ["c", "ab"])
+def test_an_einsum_is_a_product_between_transposes(equation, hidden):
+    """`hidden` is what an ellipsis stands for."""
     rng = np.random.default_rng(0)
     sizes = dict(zip("abcdhijknst", range(2, 13), strict=True))
-    arrays = [rng.standard_normal([sizes[label] for label in part]) for part in equation.split("->")[0].split(",")]
-    found = as_product(equation)
+    parts = equation.replace("...", hidden).split("->")[0].split(",")
+    arrays = [rng.standard_normal([sizes[label] for label in part]) for part in parts]
+    found = as_product(equation, [array.ndim for array in arrays])
     left, right = reversed(arrays) if found.swapped else arrays
     left, right = left.transpose(found.left), right.transpose(found.right)
     product = (left[..., None, :] @ right)[..., 0, :] if found.is_row else left @ right
@@ -106,10 +109,11 @@ def test_an_einsum_is_a_product_between_transposes(equation):
 @pytest.mark.parametrize(
     "equation",
     ["bij,bjk", "bij->bji", "ii,ij->ij", "bij,bjk,bkl->bil", "b...,b...->b", "bij,bij->bij", "bij,bij->b",
-     "abij,jkl->abikl", "bij,bjk->bi", "bij,bkj->bijk"],
+     "abij,jkl->abikl", "bij,bjk->bi", "bij,bkj->bijk", "...ij,jk->...ik"],
 )  # fmt: skip
-def test_an_einsum_that_is_more_or_less_than_a_product(equation):
-    assert as_product(equation) is None
+@pytest.mark.parametrize("ranks", [(None, None), (3, 2)])
+def test_an_einsum_that_is_more_or_less_than_a_product(equation, ranks):
+    assert as_product(equation, ranks) is None
 
 
 def prefix_of(name):

@@ -43,6 +43,14 @@ def test_a_value_that_nothing_gives():
         insert(net.model)
 
 
+def test_an_output_that_nothing_gives():
+    """The last node is gone, the output it gave is still declared."""
+    net = detector_models.Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="lists")
+    del net.model.graph.node[-1]
+    with pytest.raises(errors.ModelFileError, match="given by no node"):
+        insert(net.model)
+
+
 def test_a_transpose_of_more_axes_than_there_are():
     model = models.classifier(models.CLOSED["channels last"])
     next(node for node in model.graph.node if node.op_type == "Transpose").attribute[0].ints.append(-1)
@@ -76,6 +84,15 @@ def test_a_detector_that_declares_a_huge_batch_is_not_run(options):
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 65_537
     with pytest.raises(errors.CheckFailedError, match="out of proportion"):
         insert(model, options)
+
+
+def test_a_grid_far_finer_than_the_image():
+    """A padding of a million rows around an image of twelve."""
+    model = models.classifier(models.CLOSED["mean"])
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    next(item for item in conv.attribute if item.name == "pads").ints[0] = 1 << 20
+    with pytest.raises(errors.CheckFailedError, match="weights and inputs"):
+        insert(model)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

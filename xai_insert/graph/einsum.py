@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from string import ascii_letters
 from typing import TypeVar
 
 Permutation = tuple[int, ...]
@@ -32,9 +33,14 @@ class Product:
     is_row: bool = False
 
 
-def as_product(equation: str) -> Product | None:
-    """The product that an Einsum with this equation is; None if it is more, or less, than one."""
-    labels = _labels(equation)
+def as_product(equation: str, ranks: Sequence[int | None] = (None, None)) -> Product | None:
+    """The product that an Einsum with this equation is; None if it is more, or less, than one.
+
+    Args:
+        equation: as NumPy has it.
+        ranks: how many axes its operands have, which an ellipsis does not tell.
+    """
+    labels = _labels(equation, ranks)
     if labels is None:
         return None
     first, second, result = labels
@@ -61,10 +67,19 @@ def _order(axes: str, wanted: Iterable[str]) -> Permutation:
     return tuple(map(axes.index, wanted))
 
 
-def _labels(equation: str) -> tuple[str, str, str] | None:
+def _labels(equation: str, ranks: Sequence[int | None]) -> tuple[str, str, str] | None:
     """The axes of both operands and of the result; None unless each has its own."""
     operands, arrow, result = equation.replace(" ", "").partition("->")
     first, comma, second = operands.partition(",")
+    if "..." in equation:
+        left, right = (
+            -1 if rank is None else rank - len(text.replace("...", ""))
+            for text, rank in zip((first, second), ranks, strict=True)
+        )
+        if left != right or left < 0:  # axes of one operand alone are no batch
+            return None
+        unused = [letter for letter in ascii_letters if letter not in equation]
+        first, second, result = (text.replace("...", "".join(unused[:left])) for text in (first, second, result))
     are_plain = all(text.isalpha() and len(set(text)) == len(text) for text in (first, second, result))
     return (first, second, result) if arrow and comma and are_plain else None
 

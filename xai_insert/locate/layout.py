@@ -8,6 +8,10 @@ from typing import Any
 from xai_insert.graph.axes import is_near
 from xai_insert.graph.view import Shape, Value, volume
 
+# Layers of stride 2 with a padding that keeps the size move the grid by up to half a cell (SqueezeNet's by 0.53), which
+# everybody draws over the whole image; a crop or a padding of more than that is told.
+DRIFT = 0.55
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -61,17 +65,21 @@ class Frame:
         """The two sides of a grid that are not time."""
         return grid[:2] if self.times_last else grid[-2:]
 
-    def within(self, grid: Shape) -> bool:
-        """Whether the grid covers the image, to the size of one cell on each side; unknown sizes count as such."""
+    def within(self, grid: Shape, cells: float = 1.0) -> bool:
+        """Whether the grid covers the image, to so many `cells` on each side; unknown sizes count as such."""
         if self.rectangle is None or None in grid:
             return True
         plane = self.plane(grid)
         sides = [size or 1 for size in (plane[::-1] if self.transposed else plane)]
-        cells = [(self.rectangle[2 + axis] - self.rectangle[axis]) / sides[axis] for axis in (0, 1)]
+        room = [cells * (self.rectangle[2 + axis] - self.rectangle[axis]) / sides[axis] + 1e-6 for axis in (0, 1)]
         return all(
-            abs(self.rectangle[axis]) <= cells[axis] + 1e-6 and abs(1 - self.rectangle[2 + axis]) <= cells[axis] + 1e-6
+            abs(self.rectangle[axis]) <= room[axis] and abs(1 - self.rectangle[2 + axis]) <= room[axis]
             for axis in (0, 1)
         )
+
+    def drawn(self, grid: Shape) -> tuple[float, float, float, float] | None:
+        """The rectangle to draw maps in; None where that is the whole image, to the drift of strided layers."""
+        return None if self.within(grid, DRIFT) else self.rectangle
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,11 @@ class FeatureMap:
     prefix: int = 0
     frame: Frame = Frame()
     sides: tuple[Side, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the grid covers the image in the image's own order, so that a map of another size does as well."""
+        return len(self.grid_axes) == 2 and self.frame.is_upright and self.frame.within(self.grid)
 
     @property
     def channels(self) -> int | None:

@@ -10,6 +10,7 @@ from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.logits import is_softmax
 from xai_insert.locate.places import find_places
+from xai_insert.locate.texts import texts_read
 
 _BOX = 4
 _COLOURS = 3
@@ -38,6 +39,11 @@ def likely_task(graph: Graph) -> str | None:
         width = value.sizes[2] or 0
         if width in (2, 3):
             return f"{value.describe()} looks like key points: {width} coordinates of each"
+        if texts := texts_read(graph, value):
+            return (
+                f"{value.describe()} looks like a caption or an answer: it is made of the image and of the text "
+                f"{texts[0].describe()}"
+            )
         if width >= _FEWEST_CHARACTERS:
             return f"{value.describe()} looks like text, or features of tokens: many values for each of a row of places"
         return f"{value.describe()} has no classes beside it that share its rows"
@@ -51,7 +57,10 @@ def _kind_of_map(value: Value) -> str:
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
         if value.sizes[1] == _COLOURS:
             return "colours (super-resolution, restoration), normals, semantic segmentation, or heat maps of key points"
-        return "semantic segmentation, or heat maps of key points: --method keypoint-map says the latter"
+        return (
+            "semantic segmentation, heat maps of key points (--method keypoint-map says the latter), "
+            "or features for another model"
+        )
     return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
 
 

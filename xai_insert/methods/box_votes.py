@@ -15,13 +15,11 @@ from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph
 from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
 from xai_insert.locate.detector import ClassLevel, Detector
-from xai_insert.methods.box_sides import box_sides
+from xai_insert.methods.box_sides import TINY, box_sides, overlap_of
 from xai_insert.methods.det_class_probability_map import grid_of_level, level_channels
 from xai_insert.methods.late_boxes import boxes_everywhere
 from xai_insert.methods.shaping import scalar
 from xai_insert.methods.tensor import Tensor, tensor
-
-_TINY = 1e-12
 
 
 def box_votes(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoters) -> V:
@@ -54,22 +52,19 @@ def box_votes(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: Box
     return op.mul(total, scalar(op, 1.0 / len(detector.levels), "float32"))
 
 
-def reported_sides(surgeon: Surgeon[V], found: ReportedBoxes) -> list[V]:
+def reported_sides(surgeon: Surgeon[V], found: ReportedBoxes) -> list[Tensor[V]]:
     """The sides of the reported boxes in units of the decoded ones, `[B, M, 1]` each."""
-    op = surgeon.ops
-    sides = box_sides(op, _reported(surgeon, found), found.format, 2)
-    return [op.mul(side, scalar(op, factor, "float32")) for side, factor in zip(sides, found.scale * 2, strict=True)]
+    sides = box_sides(surgeon.ops, _reported(surgeon, found), found.format, 2)
+    return [side * factor for side, factor in zip(sides, found.scale * 2, strict=True)]
 
 
-def sides_of(op: Ops[V], boxes: V, voters: BoxVoters) -> list[V]:
+def sides_of(op: Ops[V], boxes: V, voters: BoxVoters) -> list[Tensor[V]]:
     """The sides of decoded boxes `[B, 4, L]`, within the bounds of the reported ones, `[B, 1, L]` each."""
     decoded = box_sides(op, boxes, voters.format, 1)
     if voters.bounds is None:
-        return list(decoded)
-    return [
-        Tensor(op, side).at_most(tensor(op, bound)).at_least(0.0).handle
-        for side, bound in zip(decoded, voters.bounds * 2, strict=True)
-    ]
+        return decoded
+    bounds = voters.bounds * 2
+    return [side.at_most(tensor(op, bound)).at_least(0.0) for side, bound in zip(decoded, bounds, strict=True)]
 
 
 def _level_votes(
@@ -77,11 +72,11 @@ def _level_votes(
     item: ClassLevel,
     boxes: V,
     voters: BoxVoters,
-    reported: Sequence[V],
+    reported: Sequence[Tensor[V]],
     wanted: V | None,
 ) -> V:
     op = surgeon.ops
-    votes = overlap_of(op, reported, sides_of(op, boxes, voters))
+    votes = overlap_of(reported, sides_of(op, boxes, voters)).handle
     if wanted is not None:
         votes = op.mul(votes, op.matmul(wanted, _directions(surgeon, item, voters.is_exclusive)))
     anchors, (height, width) = item.channels.anchors, grid_of_level(surgeon, item)
@@ -131,7 +126,7 @@ def class_shares(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V
 def _directions(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V:
     """Class probabilities of a level divided by their norm, `[B, K, A * P]`."""
     scores = Tensor(surgeon.ops, class_shares(surgeon, item, is_exclusive))
-    return (scores / (scores * scores).sum(1).sqrt().at_least(_TINY)).handle
+    return (scores / (scores * scores).sum(1).sqrt().at_least(TINY)).handle
 
 
 def _reported(surgeon: Surgeon[V], found: ReportedBoxes) -> V:
@@ -159,20 +154,3 @@ def labels_one_hot(surgeon: Surgeon[V], detector: Detector, found: ReportedBoxes
     numbers = np.arange(detector.classes, dtype=np.float32) + found.first_label
     # No comparison: where one reads SSDLite's labels, OpenVINO 2026.4 computes its outputs wrongly.
     return (Tensor(op, x) - numbers.reshape(1, 1, -1)).tent().handle
-
-
-def overlap_of(op: Ops[V], one: Sequence[V], other: Sequence[V]) -> V:
-    """Intersection over union of `[B, M, 1]` and `[B, 1, L]` sides: `[B, M, L]`; 0 where a box is empty."""
-    zero = tensor(op, 0.0)
-
-    def length(start: Tensor[V], end: Tensor[V]) -> Tensor[V]:
-        return (end - start).at_least(zero)
-
-    def area(sides: Sequence[Tensor[V]]) -> Tensor[V]:
-        return length(sides[0], sides[2]) * length(sides[1], sides[3])
-
-    a, b = ([Tensor(op, side) for side in sides] for sides in (one, other))
-    across = length(a[0].at_least(b[0]), a[2].at_most(b[2]))
-    down = length(a[1].at_least(b[1]), a[3].at_most(b[3]))
-    common = across * down
-    return (common / (area(a) + area(b) - common).at_least(_TINY)).handle

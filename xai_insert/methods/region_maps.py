@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.graph.moves import is_maximum, moved, moved_into
-from xai_insert.graph.ops import Ops, Surgeon, V
+from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Value, fixed
 from xai_insert.locate.region_head import RegionHead, RegionReport
 from xai_insert.methods.box_sides import box_sides
@@ -73,9 +73,9 @@ def region_maps(
     boxes = op.reshape(boxes, [batch, -1, 4, 1])
     corners = op.reshape(op.gather(surgeon.handle(head.regions), region), [batch, -1, 4, 1])
     maps = op.reshape(maps, [batch, -1, *sides])
-    regions = _in_cells(op, box_sides(op, corners, "xyxy", 2), cells)
+    regions = _in_cells(box_sides(op, corners, "xyxy", 2), cells)
     factors = [cell * factor for cell, factor in zip(cells, found.scale, strict=True)]
-    wanted = _in_cells(op, box_sides(op, boxes, found.format, 2), factors)
+    wanted = _in_cells(box_sides(op, boxes, found.format, 2), factors)
     return _laid(Tensor(op, maps), regions, wanted, sides, grid).handle
 
 
@@ -142,8 +142,8 @@ def _mapped(surgeon: Surgeon[V], graph: Graph, head: RegionHead, region: V, labe
     return op.slice(op.reshape(maps, [-1, *fixed(head.feature.grid)]), 0, 1, _ALL)
 
 
-def _in_cells(op: Ops[V], sides: Sequence[V], factors: Sequence[float]) -> list[Tensor[V]]:
-    return [Tensor(op, side) * factor for side, factor in zip(sides, [*factors, *factors], strict=True)]
+def _in_cells(sides: Sequence[Tensor[V]], factors: Sequence[float]) -> list[Tensor[V]]:
+    return [side * factor for side, factor in zip(sides, [*factors, *factors], strict=True)]
 
 
 def _laid(

@@ -89,6 +89,7 @@ class Branch:
         arranged: makes maps of `plan.map_shape` of `raw`, where that is of another; None if it is not.
         in_bytes: scales the raw map to bytes by what the model itself says of its values; None scales each map by its
             own minimum and maximum.
+        is_sized: whether what was added is for one height and width of the image.
     """
 
     plan: Plan
@@ -100,6 +101,7 @@ class Branch:
     derivatives: Sequence[Derivative] = ()
     arranged: Callable[[Any], Any] | None = None
     in_bytes: Callable[[Any], Any] | None = None
+    is_sized: bool = True
 
 
 @dataclass(frozen=True)

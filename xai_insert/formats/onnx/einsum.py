@@ -7,10 +7,15 @@ import onnx_ir as ir
 from xai_insert.formats.onnx.writer import Writer, Written
 from xai_insert.graph.einsum import Permutation, as_product, is_identity
 
+_FACTORS = 2
+
 
 def einsum(w: Writer) -> Written:
     """Einsum of two operands."""
-    found = as_product(w.node.attributes.get_string("equation", "")) if len(w.node.inputs) == 2 else None
+    if len(w.node.inputs) != _FACTORS:
+        return None
+    ranks = [None if value is None else w.rank(value) for value in w.node.inputs]
+    found = as_product(w.node.attributes.get_string("equation", ""), ranks)
     if found is None:
         return None
 

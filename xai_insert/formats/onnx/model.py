@@ -222,14 +222,22 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
 
 
 def _require_sound(graph: ir.Graph) -> None:
-    """Refuse names that are no text, and a graph that reads what no node, input or initializer gives."""
+    """Refuse names that are no text, and a graph that reads or reports what no node, input or initializer gives."""
     for node in graph.all_nodes():
         values = [value for value in (*node.inputs, *node.outputs) if value is not None]
         if any(isinstance(name, bytes) for name in (node.name, node.op_type, *(value.name for value in values))):
             raise ModelFileError(f"a name at {node.op_type} {node.name!r} is no text; is the file whole?")
         for value in values:
-            if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+            if not _is_given(value):
                 raise ModelFileError(f"{node.op_type} {node.name!r} reads {value.name!r}, which nothing gives")
+    for part in (graph, *graph.subgraphs()):
+        for value in part.outputs:
+            if not _is_given(value):
+                raise ModelFileError(f"the output {value.name!r} is given by no node; is the file whole?")
+
+
+def _is_given(value: ir.Value) -> bool:
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
 
 
 def _open_negative_sizes(graph: ir.Graph) -> bool:

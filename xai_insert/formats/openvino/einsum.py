@@ -40,7 +40,8 @@ def _redirect(old: ov.Output, new: ov.Output) -> None:
 
 
 def _product(node: ov.Node) -> ov.Output | None:
-    found = as_product(str(node.get_attributes()["equation"]))
+    ranks = [_rank(value) for value in node.input_values()]
+    found = as_product(str(node.get_attributes()["equation"]), ranks)
     if found is None:
         return None
     first, second = reversed(node.input_values()) if found.swapped else node.input_values()
@@ -53,6 +54,11 @@ def _product(node: ov.Node) -> ov.Output | None:
     result = _transposed(product.output(0), found.result)
     result.get_node().set_friendly_name(PREFIX + node.get_friendly_name())
     return result
+
+
+def _rank(value: ov.Output) -> int | None:
+    rank = value.get_partial_shape().rank
+    return int(rank.get_length()) if rank.is_static else None
 
 
 def _transposed(value: ov.Output, order: Permutation) -> ov.Output:

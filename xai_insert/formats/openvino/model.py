@@ -92,14 +92,14 @@ class OpenVINOModel:
     def between(
         self, features: Sequence[Value], results: Sequence[ov.Output], *, is_rounded: bool = True
     ) -> OpenVINORunner:
-        wanted = [opset.result(result) for result in results]  # so that they are cloned, though no output reads them
-        self.native.add_results(wanted)
-        twin = self.native.clone()
-        twin_of = dict(
-            zip((n.get_instance_id() for n in self.native.get_ordered_ops()), twin.get_ordered_ops(), strict=True)
-        )
-        for result in wanted:
-            self.native.remove_result(result)
+        with self._products.shown():  # a head may be one of them
+            wanted = [opset.result(result) for result in results]  # for them to be cloned, though no output reads them
+            self.native.add_results(wanted)
+            twin = self.native.clone()
+            numbers = [node.get_instance_id() for node in self.native.get_ordered_ops()]
+            twin_of = dict(zip(numbers, twin.get_ordered_ops(), strict=True))
+            for result in wanted:
+                self.native.remove_result(result)
 
         def port(output: ov.Output) -> ov.Output:
             return twin_of[output.get_node().get_instance_id()].output(output.get_index())

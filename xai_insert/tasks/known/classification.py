@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from xai_insert.errors import TargetNotFoundError
+from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.graph.view import Value
 from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.classifier import Classifier, Wanted, locate_classifier
@@ -14,6 +14,7 @@ from xai_insert.locate.embedding import is_normalised, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.logits import Logits, find_logits, no_class_scores, scored_outputs
+from xai_insert.locate.texts import texts_read
 from xai_insert.methods.reading import Reading
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
@@ -112,6 +113,8 @@ class Classification(Task):
             return NotMine(no_class_scores(graph))
         logits = find_logits(graph, image_inputs(graph), options.output)
         stated = options.num_classes == logits.classes
+        if study.wanted is Wanted.ANY and not stated and (texts := texts_read(graph, logits.value)):
+            raise UnsupportedTaskError(_read_with_text(texts[0], logits))
         if is_normalised(logits.value) and not stated:
             return NotMine(
                 f"{logits.value.describe()} ends in a norm over its own elements, as an embedding does: it is no "
@@ -139,6 +142,14 @@ class Classification(Task):
             except TargetNotFoundError:
                 raise err from None
             return Unmasked(parts, str(err), decided=decided, note=note)
+
+
+def _read_with_text(text: Value, logits: Logits) -> str:
+    return (
+        f"not a classifier of images alone: the scores {logits.value.describe()} are read off the image and the text "
+        f"{text.describe()} together, as documents and answers to questions are; --method recipro-cam explains them by "
+        "the image, with the text as it is fed"
+    )
 
 
 def located(study: Study, logits: Logits, wanted: Wanted | None = None) -> Classifier:

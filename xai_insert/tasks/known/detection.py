@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
+from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.frontier import Head
@@ -52,6 +53,12 @@ class FoundDetector(Found):
         return [source_map(head) for head in heads.values()]
 
 
+class OpenVocabulary(FoundDetector):
+    """A detector whose classes are texts that it is given; those that are alike have one map."""
+
+    may_be_empty = True
+
+
 class Detection(Task):
     """Boxes with classes."""
 
@@ -82,17 +89,23 @@ class Detection(Task):
                 raise
             # a classifier that drops tokens by their scores looks like this too
             return NotMine(str(err), TargetNotFoundError)
-        if detector is not None:
-            read = source_map(detector.middle.head)
-            if read.channel_axis == 1:
-                return FoundDetector(detector, Regions(read, "class head"))
-        queries = encoder_feature(graph, images)
+        queries = (None if detector is None else _read_by_heads(detector)) or encoder_feature(graph, images)
         if detector is None and queries is None:
             reason = f"--per-box is for {WANTED}" if study.options.per_box else _nothing_found(graph)
             if reports_boxes(graph):
                 raise UnsupportedTaskError(reason)
             return NotMine(reason)
-        return FoundDetector(detector, queries)
+        by_text = detector is not None and detector.middle.head.value in activations(graph, _others(graph, images))
+        return (OpenVocabulary if by_text else FoundDetector)(detector, queries)
+
+
+def _read_by_heads(detector: Detector) -> Regions | None:
+    read = source_map(detector.middle.head)
+    return Regions(read, "class head") if read.channel_axis == 1 else None
+
+
+def _others(graph: Graph, images: Sequence[Value]) -> list[Value]:
+    return [value for value in graph.inputs if value not in images]
 
 
 def _require_one_frame(found: FoundDetector) -> None:

@@ -72,7 +72,8 @@ class Segmentation(Task):
                 return NotMine("")  # depth, a mask, a heat map
             return NotMine(
                 f"{value.describe()} is {found.classes} values for every place of the image, which may be classes as "
-                "well as colours, normals, a flow, or boxes; --method class-score-map says that they are classes"
+                "well as colours (super-resolution, restoration), normals, an optical flow, features, or boxes; "
+                "--method class-score-map says that they are classes"
             )
         source = found.source
         read = None if source is None else study.places.map_of(source)

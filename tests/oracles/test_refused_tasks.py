@@ -1,0 +1,185 @@
+"""Models of tasks that have no map: refused in words that name the task, and told what decides otherwise."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.models import CHANNELS, Builder
+from model_zoo_fixtures.testbed.vector_models import run
+from xai_insert import Options, errors, insert, plan_insertion
+
+SIDE, WORDS, LENGTH = 16, 11, 4
+GRID = SIDE // 2
+PLACES = GRID * GRID
+
+
+def image(name="image", channels=3, batch=1):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, channels, SIDE, SIDE])
+
+
+def ids(length=LENGTH):
+    return helper.make_tensor_value_info("ids", TensorProto.INT64, [1, length])
+
+
+def tokens(b, x, width=CHANNELS):
+    return b.node("Transpose", b.node("Reshape", x, b.const(np.array([1, width, PLACES]))), perm=[0, 2, 1])
+
+
+def words(b, width=CHANNELS):
+    return b.node("Gather", b.weight(WORDS, width, scale=1), "ids", axis=0)
+
+
+def attended(b, query, context, width=CHANNELS):
+    """Attention of one head, with its residual."""
+    scores = b.node("MatMul", query, b.node("Transpose", context, perm=[0, 2, 1]))
+    return b.node(
+        "Add",
+        query,
+        b.node("MatMul", b.node("Softmax", scores, axis=-1), b.node("MatMul", context, b.weight(width, width))),
+    )
+
+
+def mean_of(b, x, axes=(1,)):
+    return b.node("ReduceMean", x, axes=list(axes), keepdims=0)
+
+
+def document(b):
+    """Words and patches in one sequence, read off the first word, as LayoutLMv3 does."""
+    joined = b.node("Concat", words(b), tokens(b, b.backbone()), axis=1)
+    first = b.node("Gather", attended(b, joined, joined), b.const(np.array(0)), axis=1)
+    return [b.linear(first, CHANNELS)], [image(), ids()]
+
+
+def question(b):
+    """A product of what is seen and what is asked."""
+    asked = b.node("MatMul", mean_of(b, words(b)), b.weight(CHANNELS, CHANNELS))
+    seen = b.node("Flatten", b.node("GlobalAveragePool", b.backbone()))
+    return [b.linear(b.node("Mul", seen, asked), CHANNELS)], [image(), ids()]
+
+
+def caption(b):
+    """A score of each word behind each word so far."""
+    told = attended(b, words(b), tokens(b, b.backbone()))
+    return [b.node("MatMul", told, b.weight(CHANNELS, WORDS))], [image(), ids()]
+
+
+def reader(b):
+    """Scores of the characters of each column, with the blank of CTC."""
+    columns = b.node("Transpose", mean_of(b, b.backbone(), (2,)), perm=[0, 2, 1])
+    return [b.node("LogSoftmax", b.node("MatMul", columns, b.weight(CHANNELS, 37)), axis=2)], [image()]
+
+
+def enlarged(b):
+    x = b.node("Conv", b.backbone(), b.weight(48, CHANNELS, 1, 1))
+    return [b.node("DepthToSpace", x, blocksize=4)], [image()]
+
+
+def depth(b):
+    x = b.node("Relu", b.node("Conv", b.backbone(), b.weight(1, CHANNELS, 1, 1)))
+    return [b.node("Squeeze", x, b.const(np.array([1])))], [image()]
+
+
+def flow(b):
+    """Two frames, and how far each place moves between them."""
+    x = b.node("Concat", b.backbone("image"), b.backbone("next"), axis=1)
+    return [b.node("Conv", x, b.weight(2, 2 * CHANNELS, 1, 1))], [image(), image("next")]
+
+
+def tracker(b):
+    """A response for each place of the search image: the template slid over it."""
+    kernel = b.node("MaxPool", b.backbone("template"), kernel_shape=[4, 4], strides=[4, 4])
+    return [b.node("Conv", b.backbone(), kernel, pads=[0, 0, 1, 1])], [image(), image("template")]
+
+
+def features(b):
+    """The neck of a promptable segmenter: features for another model."""
+    return [b.node("Conv", b.backbone(), b.weight(32, CHANNELS, 4, 4), strides=[4, 4])], [image()]
+
+
+def body(b):
+    """Places of key points, in three coordinates."""
+    x = b.linear(b.node("Flatten", b.backbone()), CHANNELS * PLACES, 51)
+    return [b.node("Reshape", x, b.const(np.array([1, 17, 3])))], [image()]
+
+
+TASKS = {
+    document: "image and the text 'ids'",
+    question: "image and the text 'ids'",
+    caption: "caption",
+    reader: "text",
+    enlarged: "super-resolution",
+    depth: "depth",
+    flow: "optical flow",
+    tracker: "heat map",
+    features: "features",
+    body: "key points",
+}
+
+
+def model_of(task):
+    b = Builder(batch=1, size=(SIDE, SIDE))
+    outputs, inputs = task(b)
+    return b.model(*outputs, inputs=inputs)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_a_task_without_a_map_is_named(task, kind):
+    with pytest.raises(errors.XaiInsertError, match=TASKS[task]) as caught:
+        plan_insertion(models.as_format(model_of(task), kind))
+    assert "--input NAME" not in str(caught.value), "there is no map of one input either"
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_answers_to_a_question_are_explained_on_request(kind):
+    """The refusal names the option; the map is that of masked features with the question as it is fed, in NumPy."""
+    plain = model_of(question)
+    result = insert(models.as_format(plain, kind), Options(method="recipro-cam", output_dtype="f32"))
+    rng = np.random.default_rng(5)
+    x, asked = rng.standard_normal((1, 3, SIDE, SIDE)).astype(np.float32), rng.integers(0, WORDS, (1, LENGTH))
+    weights = {item.name: onnx.numpy_helper.to_array(item) for item in plain.graph.initializer}
+    pool = next(node for node in plain.graph.node if node.op_type == "GlobalAveragePool")
+    table, into, *_ = (
+        weights[node.input[index]]
+        for kind, index in (("Gather", 0), ("MatMul", 1))
+        for node in plain.graph.node
+        if node.op_type == kind
+    )
+    last = next(node for node in plain.graph.node if node.op_type == "Gemm")
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(plain)
+    tapped.graph.output.add(name=pool.input[0]).type.tensor_type.elem_type = TensorProto.FLOAT
+    feature = run(tapped, x, ids=asked)[pool.input[0]]
+    told = table[asked].mean(1) @ into
+    cells = np.moveaxis(feature, 1, -1) / PLACES * told[:, None, None]
+    wanted = np.moveaxis(cells @ weights[last.input[1]].T + weights[last.input[2]], -1, 1)
+    found = run(result.model, x, ids=asked)["saliency_map"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def pathways(b):
+    """Two rates of frames, as SlowFast has them, without a bias: doubled pixels double every score."""
+    slow = b.node("Slice", "image", *(b.const(np.array([value])) for value in (0, 8, 2, 4)))
+    parts = []
+    for frames, width in ((slow, 5), ("image", 3)):
+        x = b.node("Relu", b.node("Conv", frames, b.weight(width, 3, 1, 3, 3), pads=[0, 1, 1] * 2, strides=[1, 2, 2]))
+        parts.append(b.node("ReduceMean", x, axes=[2, 3, 4], keepdims=0))
+    return b.node("MatMul", b.node("Concat", *parts, axis=1), b.weight(8, 4))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_pathways_of_different_rates_are_explained_by_the_clip(kind):
+    """The refusal names the option; the map of a score that is homogeneous in the pixels adds up to it (Euler)."""
+    b = Builder(batch=1)
+    clip = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, SIDE, SIDE])
+    model = models.as_format(b.model(pathways(b), inputs=[clip]), kind)
+    with pytest.raises(errors.TargetNotFoundError, match="--method input-x-gradient"):
+        plan_insertion(model)
+    result = insert(model, Options(method="input-x-gradient", classes=(0, 1, 2, 3), output_dtype="f32"))
+    x = np.random.default_rng(5).standard_normal((1, 3, 8, SIDE, SIDE)).astype(np.float32)
+    outputs = oracle.run(result.model, x)
+    scores = next(value for value in outputs.values() if value.ndim == 2 and value.dtype == np.float32)
+    assert outputs["saliency_map"].shape == (1, 4, 8, SIDE, SIDE)
+    np.testing.assert_allclose(outputs["saliency_map"].sum((2, 3, 4)), scores, atol=1e-5)
