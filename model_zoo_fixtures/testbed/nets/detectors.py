@@ -123,7 +123,7 @@ def _design(net: Net, output: str) -> Design:
         normalised=net.chance(0.3),
         layout=layout,
         first=net.pick(FIRST) if fused and output != "heads" else (),
-        between=fused and net.chance(0.3),
+        between=fused and output == "joined" and net.chance(0.3),
         quality=fused and output != "heads" and objectness != "none" and layer == "conv" and net.chance(0.2),
     )
 
