@@ -232,7 +232,9 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     scoring = [item for item in raw if item.index in found]
     grids = [search.probe.grid(item.index) for item in scoring]
     alike = {item.head.channels for item in scoring}
-    left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
+    joint = any(order.classes < order.stride for order in found.values())  # then each grid has such a head
+    left = [item for item in raw if joint or item.head.channels in alike]
+    left = [item for item in left if search.probe.grid(item.index) not in grids]
     if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
         raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
@@ -261,8 +263,15 @@ def _with_several(found: dict[int, Channels], num_classes: int | None) -> dict[i
 def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
     """An order told by widths, corrected by how anchors are set apart; None if that contradicts it."""
     seen = [found for found in search.raw_orders(item) if found.anchors > 1]
-    if order is None or not seen or order.classes < order.stride:  # boxes and scores in one head
+    if order is None or not seen:
         return order
+    if order.classes < order.stride:  # boxes and scores in one head
+        whole = {found for found in seen if (found.classes, found.anchors) == (order.stride, order.anchors)}
+        if len(whole) > 1:
+            return None
+        is_inside = any(found.classes_first for found in whole)
+        start = order.start * order.anchors
+        return replace(order, start=start, stride=1, classes_first=True) if is_inside else order
     return next((found for found in seen if (found.classes, found.anchors) == (order.classes, order.anchors)), None)
 
 
