@@ -1,27 +1,31 @@
 """Proof, before anything is written, that the cells of a map lie where in the image the map says.
 
-The axes say which pixels a cell stands for. Here the plain model is asked: blocks of the image are changed one after
-another, and the cells of each feature map, or of the class scores of each level, that change most must be those at that
-block. What changes with every block alike, as behind a pool that scales the whole map, is divided out. Blocks at places
-that no transpose, turn or mirror maps onto one another tell rows from columns and forwards from backwards.
+The axes say which pixels a cell stands for. Here the plain model is asked: blocks of the image are changed, three at
+once and, where that does not tell, one after another, and the cells of each feature map, or of the class scores of each
+level, that change most must be those at that block. What changes with every block alike, as behind a pool that scales
+the whole map, is divided out. Blocks at places that no transpose, turn or mirror maps onto one another tell rows from
+columns and forwards from backwards.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Value
 from xai_insert.image_blocks import (
+    AT_ONCE,
     FEWEST_CELLS,
     STIMULI,
     Cell,
@@ -32,7 +36,9 @@ from xai_insert.image_blocks import (
     block_windows,
     cells_at,
     change_block,
+    change_blocks,
     input_name,
+    stand_out,
 )
 from xai_insert.locate.inputs import image_axes
 from xai_insert.locate.layout import FeatureMap
@@ -49,6 +55,7 @@ _CLEAR = 2.0  # the largest change over the median one, from which on blocks cou
 _SHARP = 6.0  # likewise, from which on they contradict without more
 _LITTLE = 0.5  # of the largest change
 _LEAST_CHANGE = 1e-3  # likewise: less is none
+_FINE = 16  # cells along a side from which on blocks that are changed at once are well apart
 _MARGIN = 0.05  # between the logarithms of two changes
 _AS_SAID: Move = (False, (False, False), (False, False))
 _MOVES: list[Move] = [(turn, (down, right), (False, False)) for turn, down, right in product((False, True), repeat=3)]
@@ -104,6 +111,26 @@ class Answer:
         return f"{tuple(low for low, _ in self.block)} changed {self.found}"
 
 
+@dataclass
+class _Told:
+    """What is known of one map.
+
+    Attributes:
+        proof: whether the changed cells are at the changed blocks.
+        doubts: what blocks changed each time that it was clearly elsewhere.
+        is_clear: whether loud blocks raised a doubt.
+    """
+
+    proof: bool = False
+    doubts: list[Sequence[Answer]] = field(default_factory=list)
+    is_clear: bool = False
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether its changed cells are elsewhere, clearly or the same ones twice."""
+        return not self.proof and (self.is_clear or any(_agree(a, b) for a, b in combinations(self.doubts, 2)))
+
+
 def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value, number: int = 0) -> Proof:
     """Ask the plain model where the cells of feature maps lie in the image.
 
@@ -122,43 +149,69 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
     """
     placed = [feature for feature in features if feature.positions != 1]  # a single cell can lie nowhere else
     asked = [feature for feature in placed if feature.frame.lines is not None]
-    proofs = [False] * len(asked)
-    doubts: list[list[Sequence[Answer]]] = [[] for _ in asked]
-    clear: list[bool] = [False] * len(asked)
     if not asked:
         return "axes"
     try:
-        runner = loaded.between([], _natives(asked))
-        for stimulus in STIMULI:
-            for index, given in enumerate(answers(runner, image, asked, stimulus, number)):
-                if not proofs[index]:
-                    proofs[index] = _is_proof(given)
-                    if not proofs[index] and _is_doubt(given):
-                        doubts[index].append(given)
-                        clear[index] |= stimulus.is_loud
-            if all(proofs):
-                break
+        told = _told(loaded.between([], _natives(asked)), image, asked, number)
     except CheckFailedError:  # the values cannot be run to by themselves
         return "axes"
-    for proof, feature, told, is_clear in zip(proofs, asked, doubts, clear, strict=True):
-        if not proof:
-            _require_no_doubt(feature, told, is_clear=is_clear)
-    return "blocks" if len(asked) == len(placed) and all(proofs) else "axes"
+    if any(item.is_refuted for item in told):
+        # A network in eight bits may turn any change into noise far away; without its rounding it may not.
+        with suppress(CheckFailedError):
+            told = _told(loaded.between([], _natives(asked), is_rounded=False), image, asked, number)
+    for feature, item in zip(asked, told, strict=True):
+        if item.is_refuted:
+            found = ", ".join(str(answer) for answer in item.doubts[0] if not answer.is_near)
+            raise MisplacedMapError(
+                f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell "
+                f"{found}; choose another layer with --target-layer"
+            )
+    return "blocks" if len(asked) == len(placed) and all(item.proof for item in told) else "axes"
+
+
+def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[_Told]:
+    """What all ways of changing blocks say of each map, until all are proved."""
+    told = [_Told(is_proved) for is_proved in _at_once(runner, image, features, number)]
+    for stimulus in STIMULI:
+        if all(item.proof for item in told):
+            break
+        for item, given in zip(told, answers(runner, image, features, stimulus, number), strict=True):
+            if not item.proof:
+                item.proof = _is_proof(given)
+                if not item.proof and _is_doubt(given):
+                    item.doubts.append(given)
+                    item.is_clear |= stimulus.is_loud
+    return told
+
+
+def _at_once(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[bool]:
+    """Whether three blocks that are changed at once show the place of each map, of all its cells together."""
+    rng, stimulus = np.random.default_rng(_SEED), STIMULI[0]
+    name = input_name(runner, image, number)
+    if not name or any((side or 0) < _FINE for feature in features for side in feature.grid):
+        return [False] * len(features)
+    feeds = _noise(runner, rng)
+    feeds[name] = stimulus.picture(feeds[name])
+    before = _maps(runner, feeds, features)
+    pixels, grids = feeds[name].copy(), [array.shape[:2] for array in before]
+    windows = change_blocks(pixels, image, features, grids, stimulus, rng)
+    if len(windows) < len(AT_ONCE):
+        return [False] * len(features)
+    after = _maps(runner, {**feeds, name: pixels}, features)
+    return [
+        stand_out(np.abs(b - a).sum(axis=2), [cells_at(window, feature, grid) for window in windows])
+        for feature, grid, a, b in zip(features, grids, before, after, strict=True)
+    ]
+
+
+def _noise(runner: Runner, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+    """Something for every input."""
+    return {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
 
 
 def _natives(features: Sequence[FeatureMap]) -> list[Any]:
     """The values of maps, each once."""
     return [value.native for value in dict.fromkeys(item.value for item in features)]
-
-
-def _require_no_doubt(feature: FeatureMap, told: Sequence[Sequence[Answer]], *, is_clear: bool) -> None:
-    """Refuse a map whose changed cells are elsewhere, clearly or the same ones twice; `told` says so each time."""
-    if is_clear or any(_agree(a, b) for a, b in combinations(told, 2)):
-        found = ", ".join(str(answer) for answer in told[0] if not answer.is_near)
-        raise MisplacedMapError(
-            f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell "
-            f"{found}; choose another layer with --target-layer"
-        )
 
 
 def _is_proof(given: Sequence[Answer]) -> bool:
@@ -230,16 +283,17 @@ def answers(
         number: of the image input among those of its size and type.
     """
     rng = np.random.default_rng(_SEED)
-    feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
+    feeds = _noise(runner, rng)
     name = input_name(runner, image, number)
     if not name:
         return [[] for _ in features]
     feeds[name] = stimulus.picture(feeds[name])
     plain = _maps(runner, feeds, features)
+    sides, grids = [feeds[name].shape[axis] for axis in image_axes(image)], [array.shape[:2] for array in plain]
+    require_cover(features, grids, sides)
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
-    sides = [feeds[name].shape[axis] for axis in image_axes(image)]
-    for window in block_windows(features, [array.shape[:2] for array in plain], sides, _BLOCKS):
+    for window in block_windows(features, grids, sides, _BLOCKS):
         pixels = feeds[name].copy()
         if not change_block(pixels, image, window, stimulus, rng):
             continue

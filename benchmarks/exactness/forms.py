@@ -19,8 +19,9 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -125,21 +126,22 @@ def _cell(name: str, path: Path, goal: Path, image: Array, scores: Mapping[str, 
     except ModuleNotFoundError as err:
         return Cell(name, f"not measured: {err.name} is not installed")
     except Exception as err:  # each tool fails in its own way
-        return Cell(name, f"the tool fails on the plain model: {_short(err)}")
+        return Cell(name, f"the tool fails on the plain model: {short(err)}")
     try:
         result = insert(model, _OPTIONS)
     except XaiInsertError as err:
-        return Cell(name, f"refused: {_short(err, 600)}")  # whole, so that it says what to do
+        return Cell(name, f"refused: {short(err, 600)}")  # whole, so that it says what to do
     after = _run(result.model, image)
     pairs = list(zip(scores.values(), before.values(), strict=False))
     shifted = max((relative_difference(*pair) for pair in pairs if pair[0].dtype == np.float32), default=None)
-    told = "" if name in FLOATS else _counted(model, result.model, goal.parent)
+    told = "" if name in FLOATS else counted(model, result.model, goal.parent)
     method = f"{result.report.method}, {result.report.form}"
     difference, correlation = _difference(right, after[SALIENCY_MAP], scores)
     return Cell(name, method, difference, correlation, shifted, result.report.output_difference, told)
 
 
-def _counted(plain: Any, inserted: Any, folder: Path) -> str:
+def counted(plain: Any, inserted: Any, folder: Path) -> str:
+    """Integer kernels of the model's own layers, after and before; empty if there are none."""
     try:
         counted = [kernels(model, folder) for model in (plain, inserted)]
     except ort_errors.InvalidArgument:  # onnxruntime cannot write down what it has made of some models
@@ -153,7 +155,7 @@ def _cell_after(name: str, source: Path, goal: Path, image: Array, inserted: Map
     except ModuleNotFoundError as err:
         return Cell(name, f"not measured: {err.name} is not installed")
     except Exception as err:  # each tool fails in its own way
-        return Cell(name, f"the tool fails on the inserted model: {_short(err)}")
+        return Cell(name, f"the tool fails on the inserted model: {short(err)}")
     others = {key: value for key, value in inserted.items() if key != SALIENCY_MAP}
     found = [value for key, value in after.items() if key != SALIENCY_MAP]
     moved = max(relative_difference(*pair) for pair in zip(others.values(), found, strict=True))
@@ -170,31 +172,48 @@ def _difference(right: Array, found: Array, scores: Mapping[str, Array]) -> tupl
     return difference, correlation
 
 
-def _short(err: Exception, length: int = 90) -> str:
+def short(err: Exception, length: int = 90) -> str:
+    """What a tool says, without paths and bars."""
     text = re.sub(r"\S*/\S*", "…", " ".join(str(err).split())).replace("|", "/")
     return f"{type(err).__name__} {text[:length]}".strip()
 
 
 def write_section(into: Path, architecture: str, cells: Sequence[Cell], setting: Setting) -> None:
     """Put rows of one architecture into the page, in place of those of the same forms."""
-    text = into.read_text(encoding="utf-8") if into.is_file() else HEAD
-    head, *old = re.split(r"^## ", text, flags=re.MULTILINE)
-    sections = {part.split("\n", 1)[0]: part for part in old}
     columns = (
         "| form | method | difference of the map | correlation | scores shifted by the form | moved by inserting "
-        "| INT8 kernels |"
-    )
-    rows = {line.split("|")[1].strip(): line for line in sections.get(architecture, "").splitlines() if "|" in line}
-    rows |= {cell.form: cell.row() for cell in cells}
-    table = "\n".join(
-        [columns, "| --- | --- | --- | --- | --- | --- | --- |", *(rows[name] for name in FORMS if name in rows)]
+        "| INT8 kernels |\n| --- | --- | --- | --- | --- | --- | --- |\n"
     )
     versions = ", ".join(f"{key} {value}" for key, value in setting.versions.items())
-    sections[architecture] = (
-        f"{architecture}\n\nPlain export: `{ARCHITECTURES[architecture]}`. {versions}.\n\n{table}\n\n"
-    )
-    ordered = [sections[name] for name in ARCHITECTURES if name in sections]
-    into.write_text(head + "".join(f"## {part}" for part in ordered).rstrip() + "\n", encoding="utf-8")
+    head = f"{architecture}\n\nPlain export: `{ARCHITECTURES[architecture]}`. {versions}.\n\n{columns}"
+    write_rows(into, head, [cell.row() for cell in cells], lambda row: (_texts(row)[0],), FORMS)
+
+
+def write_rows(
+    into: Path, head: str, rows: Sequence[str], key: Callable[[str], tuple[str, ...]], *orders: Sequence[str]
+) -> None:
+    """Put rows into a table of the page, in place of those of the same keys.
+
+    Args:
+        into: the page.
+        head: of the table: its title in the first line, its columns in the last two.
+        rows: Markdown.
+        key: what tells rows apart, of `orders`.
+        orders: what keys there are, in order; rows of others are dropped.
+    """
+    text = into.read_text(encoding="utf-8") if into.is_file() else HEAD
+    first, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    sections = {part.split("\n", 1)[0]: part for part in parts}
+    title = head.split("\n", 1)[0]
+    old = [line for line in sections.get(title, "").splitlines() if line.startswith("|")][2:]
+    found = {key(row): row for row in [*old, *rows]}
+    sections[title] = head + "".join(f"{found[item]}\n" for item in product(*orders) if item in found) + "\n"
+    ordered = [sections[name] for name in dict.fromkeys([*ARCHITECTURES, *sections]) if name in sections]
+    into.write_text(first + "".join(f"## {part}" for part in ordered).rstrip() + "\n", encoding="utf-8")
+
+
+def _texts(row: str) -> list[str]:
+    return [cell.strip() for cell in row.split("|")[1:]]
 
 
 HEAD = """# Forms of deployment
@@ -206,11 +225,18 @@ random image. Differences are relative to the largest score; a form that rounds 
 so that its column "scores shifted" is to be read beside it.
 
 Sets 7 to 10 are written as exporters of their time wrote them (`benchmarks/exactness/old_sets.py`); where a set has no
-operator for what the model does (Erf before 9, what selects detections before 11) there is no such file. "saved, all"
-is refused: onnxruntime writes its NCHWc layout there, for one kind of processor. "then float16" rounds the map as well;
+operator for what the model does (Erf before 9, steps of Slice before 10, Range of what selects detections before 11,
+GridSample of RT-DETR before 16) there is no such file, nor has onnxconverter's float16 one of most transformers.
+"saved, all" is refused: onnxruntime writes its NCHWc layout there, for one kind of processor. "then float16" rounds the
+map as well;
 with stand-in weights the scores of a class may hardly differ between places, so that rounding shows in the correlation
 (DeiT): what it does to trained models stands in [deployment.md](deployment.md). A form without a row has not been
 measured.
+
+"INT8 kernels" counts layers with integers in the runtime's graph, after and before. Of compressed weights alone these
+are products in floats whose weights stay stored in 8 bits. OpenVINO makes such a product of a 1x1 convolution that
+nothing but a reshape reads; the last layers of YOLOv8's class heads are read by the branch too, as grids, and stay the
+convolutions that they are in the file, of unfolded weights: 4 of 7, with the same predictions bit for bit.
 
 """
 

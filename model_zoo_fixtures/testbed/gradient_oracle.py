@@ -42,6 +42,23 @@ class Gelu(OpRun):
         return (0.5 * x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))),)
 
 
+class GridSample(OpRun):
+    """Likewise. Bilinear; zeros or the border outside."""
+
+    op_domain = ""
+
+    def _run(self, x, points, align_corners=0, mode=None, padding_mode=None):
+        made = np.zeros((*x.shape[:2], *points.shape[1:3]))
+        sides = np.array(x.shape[:1:-1])  # width and height
+        places = points * ((sides - 1) if align_corners else sides) / 2 + (sides - 1) / 2
+        if padding_mode == "border":
+            places = np.clip(places, 0, sides - 1)
+        for n, i, j in np.ndindex(points.shape[:3]):
+            across, down = (np.maximum(0, 1 - np.abs(places[n, i, j, a] - np.arange(sides[a]))) for a in (0, 1))
+            made[n, :, i, j] = down @ x[n] @ across
+        return (made.astype(x.dtype),)
+
+
 def plain(network: Network, shape: tuple[int, ...], opset: int = 17, batch: int | str | None = None) -> onnx.ModelProto:
     """`image`, of `shape`, to `result`; with `batch` in place of its first size."""
     b = Builder(opset=opset)
@@ -61,7 +78,7 @@ def in_float64(model: onnx.ModelProto) -> ReferenceEvaluator:
     for value in [*twin.graph.input, *twin.graph.output, *twin.graph.value_info]:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    return ReferenceEvaluator(twin, new_ops=[Erf, Gelu])
+    return ReferenceEvaluator(twin, new_ops=[Erf, Gelu, GridSample])
 
 
 def differences(model: onnx.ModelProto, x: Array, seeds: Array) -> Array:
@@ -120,9 +137,13 @@ def assert_is_derivative(
     x: Array | None = None,
     tolerance: float = 1e-4,
     reference: Network | None = None,
+    batch: str | None = None,
 ) -> None:
-    """The pullback is the derivative (of `reference`, which computes the same), and the result of the model stays."""
-    model = plain(network, shape, opset)
+    """The pullback is the derivative (of `reference`, which computes the same), and the result of the model stays.
+
+    With `batch` the first size is open, under that name.
+    """
+    model = plain(network, shape, opset, batch)
     evaluated = model if reference is None else plain(reference, shape, opset)
     rng = np.random.default_rng(5)
     x = rng.standard_normal(shape) if x is None else x

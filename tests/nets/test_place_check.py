@@ -61,6 +61,27 @@ def test_planted_faults_are_refused(name, fault):
         places_of([replace(feature, frame=FAULTS[fault](feature))], loaded, image)
 
 
+class Noisy:
+    """A model whose rounding alone moves what blocks of the image change, here to the mirrored place."""
+
+    def __init__(self, loaded):
+        self._loaded = loaded
+
+    def between(self, features, results, *, is_rounded=True):
+        runner = self._loaded.between(features, results)
+        if is_rounded:
+            run = runner.run
+            runner.run = lambda feeds: [array[..., ::-1] for array in run(feeds)]
+        return runner
+
+
+def test_what_rounding_alone_puts_elsewhere_is_no_fault():
+    loaded, image, feature = located("shapes_cnn.onnx")
+    assert places_of([feature], Noisy(loaded), image) == "blocks"
+    with pytest.raises(MisplacedMapError):
+        places_of([replace(feature, frame=flipped(feature))], Noisy(loaded), image)
+
+
 @pytest.mark.parametrize("name", ["shapes_vit.onnx", "shapes_vit.xml"])
 def test_widened_grids_are_refused(name):
     loaded, image, feature = located(name)

@@ -401,3 +401,51 @@ POOLS = {
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name, together, kind):
     assert_is_derivative(POOLS[name], MAP, kind, together=together)
+
+
+@KINDS
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    corners=st.booleans(),
+    border=st.booleans(),
+    points=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    seed=st.integers(0, 99),
+    together=st.booleans(),
+)
+def test_sampling(kind, corners, border, points, seed, together):
+    attributes = {"align_corners": int(corners), "padding_mode": "border" if border else "zeros"}
+    places = np.random.default_rng(seed).uniform(-1.3, 1.3, (2, *points, 2)).astype(np.float32)
+    network = lambda b: b.node("GridSample", "image", b.const(places), **attributes)  # noqa: E731
+    assert_is_derivative(network, (2, 1, 3, 2), kind, together=together)
+
+
+@KINDS
+@pytest.mark.parametrize("corners", [0, 1])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_sampling_by_its_places(corners, padding, kind):
+    def network(b):
+        moved = b.node("Mul", b.node("Tanh", "image"), b.const(np.float32(1.3)))
+        return b.node("GridSample", b.const(f32(2, 3, 4, 5)), moved, align_corners=corners, padding_mode=padding)
+
+    assert_is_derivative(network, (2, 1, 3, 2), kind, together=padding == "zeros")
+
+
+@KINDS
+@pytest.mark.parametrize("largest", [0, 1])
+def test_the_largest(largest, kind):
+    network = lambda b: b.node("TopK", "image", b.const(np.array([3])), largest=largest, outputs=2)[0]  # noqa: E731
+    assert_is_derivative(network, VECTOR, kind, together=largest == 0)
+
+
+@KINDS
+@pytest.mark.parametrize("batch", [None, "N"])
+def test_bounds_that_are_computed_from_known_sizes(batch, kind):
+    def network(b):  # as exporters cut channels in halves where the batch is free
+        channels = b.node("Gather", b.node("Shape", "image"), b.const(np.array(1)), axis=0)
+        half = b.node("Div", b.node("Add", channels, b.const(np.array(1))), b.const(np.array(2)))
+        zero, one = b.const(np.array([0])), b.const(np.array([1]))
+        ends = [b.node("Unsqueeze", end, zero) for end in (half, channels)]
+        first, second = b.node("Slice", "image", zero, ends[0], one), b.node("Slice", "image", *ends, one)
+        return b.node("Concat", b.node("Exp", second), b.node("Sin", first), axis=1)
+
+    assert_is_derivative(network, (2, 5, 2, 2), kind, batch=batch)

@@ -86,6 +86,15 @@ def test_a_detector_that_declares_a_huge_batch_is_not_run(options):
         insert(model, options)
 
 
+def test_a_grid_far_finer_than_the_image():
+    """A padding of a million rows around an image of twelve."""
+    model = models.classifier(models.CLOSED["mean"])
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    next(item for item in conv.attribute if item.name == "pads").ints[0] = 1 << 20
+    with pytest.raises(errors.CheckFailedError, match="weights and inputs"):
+        insert(model)
+
+
 @pytest.mark.parametrize("kind", models.FORMATS)
 def test_rows_that_are_no_images_are_refused(kind):
     """A quarter of the map is read by each row, as when a text's characters or tiles of the image are classified."""

@@ -270,7 +270,24 @@ class Blocks(Operator):
 
 @dataclass(frozen=True, slots=True)
 class Sampled(Operator):
-    """A map `[N, C, h, w]` read at computed points `[N, m, n, 2]`: `[N, C, m, n]`."""
+    """A map `[N, C, h, w]` read at computed points `[N, m, n, 2]` in -1 to 1: `[N, C, m, n]`.
+
+    Attributes:
+        mode: nearest, linear or cubic.
+        padding: what is read outside: zeros, border or reflection.
+        corners: whether -1 and 1 are the middles of the outermost cells, not their edges.
+    """
+
+    mode: str = "linear"
+    padding: str = "zeros"
+    corners: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked(Unknown):
+    """The largest or smallest elements along an axis, and where they were: which these are is not known."""
+
+    axis: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from xai_insert.graph.view import Graph, Shape, Value
 
 # A transformer at ten times its usual resolution stays below: attention of 8 heads over 5,000 tokens has 800 MB.
 _MOST_BYTES, _PER_WEIGHT, _ELEMENT = 96 << 20, 8, 4
+# That of a small image stays below too: its first layers have at most some hundred values for each of its own.
+_SMALL_BYTES, _PER_INPUT = 16 << 20, 4096
 _MOST_ELEMENTS = 1 << 31
 
 
@@ -20,14 +22,14 @@ def require_proportion(graph: Graph, advice: str = "it has to be run to find its
         advice: what to do about it, or why it is run.
 
     Raises:
-        CheckFailedError: a value of the model is out of proportion to its weights.
+        CheckFailedError: a value of the model is out of proportion to its weights and inputs.
     """
     values = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
     largest = max(values, key=_bytes, default=None)
     if largest is not None and _bytes(largest) > most_bytes(graph):
         raise CheckFailedError(
             f"{largest.describe()} would take {_bytes(largest) / 2**20:,.0f} MB, out of proportion to the model's "
-            f"weights; {advice}"
+            f"weights and inputs; {advice}"
         )
 
 
@@ -44,9 +46,10 @@ def require_moderate_map(shape: Shape) -> None:
 
 
 def most_bytes(graph: Graph) -> int:
-    """What the largest value of a model with these weights may take."""
+    """What the largest value of a model with these weights and inputs may take."""
     operands = {value for node in graph.nodes for value in node.stored}
-    return _MOST_BYTES + _PER_WEIGHT * sum(map(_bytes, operands))
+    own = min(_MOST_BYTES, _SMALL_BYTES + _PER_INPUT * sum(map(_bytes, graph.inputs)))
+    return own + _PER_WEIGHT * sum(map(_bytes, operands))
 
 
 def _bytes(value: Value) -> int:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from xai_insert.graph.axes import Axis, Origin, axis_size, parts_of
+from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
 from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.attention import Attention, find_attentions
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
-from xai_insert.locate.transformer import Attention, find_attentions
 
 WANTED = (
     "detectors with class scores at every location, with a head that classifies regions, or with "
@@ -68,6 +68,7 @@ class SampledLook:
     Attributes:
         samplings: in the order of the points.
         weights: of the points of all levels, `[N * heads, 1, Q, points]`.
+        result: the sum over the points, `[N * heads, d, Q]`, perhaps with a last axis of size 1.
         heads: how many.
         height: of the finest level, on which all points are laid.
         width: likewise.
@@ -75,6 +76,7 @@ class SampledLook:
 
     samplings: tuple[Sampling, ...]
     weights: Value
+    result: Value
     heads: int
     height: int
     width: int
@@ -113,6 +115,7 @@ class QueryReport:
         look: where the queries look.
         scores: their class scores; None where they cannot be told.
         untold: why not.
+        of_queries: the class scores `[N, Q, K]` of all queries; None where they are not found.
     """
 
     boxes: Value
@@ -121,6 +124,7 @@ class QueryReport:
     look: DenseLook | SampledLook
     scores: ReportedScores | None
     untold: str = ""
+    of_queries: ReportedScores | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -144,10 +148,13 @@ def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryRepo
             count = output.sizes[1]
             beside = [other for other in graph.outputs if other.rank == 3 and other.sizes[1] == count]
             if any(_is_of(places, value, origin) for value in beside):
-                return QueryReport(output, origin.size or 0, None, look, *_scores(graph, output, num_classes))
+                scores, untold = _scores(graph, output, num_classes)
+                return QueryReport(output, origin.size or 0, None, look, scores, untold, scores)
             chosen = _choice(places, output, origin)
             if chosen is not None:
-                return QueryReport(output, origin.size or 0, chosen, look, *_chosen_scores(graph, output))
+                scores, untold = _chosen_scores(graph, output)
+                every = None if scores is None else _behind(places, scores.value, origin)
+                return QueryReport(output, origin.size or 0, chosen, look, scores, untold, every)
     found = f"{len(looks)} attentions to places of the image" if looks else "no attention to places of the image"
     return f"{WANTED}; found {found}, and none whose rows are those of the boxes"
 
@@ -161,13 +168,20 @@ def _position(axis: Axis, origin: Origin) -> int | None:
     """Where the whole of an origin begins in an axis, in which others may stand beside it."""
     start = 0
     for part in parts_of(axis):
-        if len(part) == 1 and part[0].origin is origin and part[0].step == 1 and part[0].size == origin.size:
+        only = _only(part)
+        if only is not None and only.origin is origin and only.step == 1 and only.size == origin.size:
             return start
         size = axis_size(part)
         if size is None:
             return None
         start += size
     return None
+
+
+def _only(axis: Axis) -> Digit | None:
+    """What an axis is made of, beside a batch of one; None if of several."""
+    several = [digit for digit in axis if digit.size != 1]
+    return several[0] if len(several) == 1 else None
 
 
 def _choice(places: Places, output: Value, origin: Origin) -> Node | None:
@@ -186,6 +200,16 @@ def _choice(places: Places, output: Value, origin: Origin) -> Node | None:
             if value not in seen:
                 seen.add(value)
                 stack.append(value)
+    return None
+
+
+def _behind(places: Places, chosen: Value, origin: Origin) -> ReportedScores | None:
+    """The class scores of all queries, among which the best were taken."""
+    value = chosen
+    while (node := value.producer) is not None and node.computed:
+        value = node.read(0)
+        if value.rank == 3 and _is_of(places, value, origin):
+            return ReportedScores(value)
     return None
 
 
@@ -233,12 +257,14 @@ def _sampled(places: Places, node: Node) -> Iterator[tuple[Origin, SampledLook]]
         rows = places.traced.get(weights, ())
         found = [_sampling(places, part) for part in _side_by_side(samples)]
         levels = tuple(item for item in found if item is not None)
-        if not levels or len(levels) < len(found) or len(rows) < 3 or len(rows[2]) != 1:
+        queries = _only(rows[2]) if len(rows) == samples.rank else None
+        if not levels or len(levels) < len(found) or queries is None:
             continue
         heads = places.beside_images(levels[0].source)
         finest = max(levels, key=lambda item: item.height * item.width)
         if heads is not None:
-            yield rows[2][0].origin, SampledLook(levels, weights, heads, finest.height, finest.width)
+            result = node.output.uses[0].node.output
+            yield queries.origin, SampledLook(levels, weights, result, heads, finest.height, finest.width)
 
 
 def _is_summed_over_points(value: Value) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from xai_insert.graph.cuts import region
 from xai_insert.graph.operators import BatchNorm, Pointwise, Window
-from xai_insert.graph.view import Graph, Node, Value
+from xai_insert.graph.view import Graph, Node, Op, Value
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def find_tower(graph: Graph, result: Value) -> Tower:
         reach += sum(_reach(item) for item in between)
         inside = {*best.nodes, *between}
         best = Tower(before, result, tuple(sorted(inside, key=graph.order.__getitem__)), reach)
-        if best.reach and any(use.node not in inside for use in before.uses):
+        if best.reach and any(use.node not in inside and use.node.op is not Op.SHAPE for use in before.uses):
             break
         value = before
     return best

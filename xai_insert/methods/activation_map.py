@@ -10,7 +10,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.shaping import batch_size, grid_sizes, reshape
 
 
-def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
+def activation_map(surgeon: Surgeon[V], feature: FeatureMap, *, follows: bool = False) -> V:
     """Mean over channels, `[B, h, w]` float32.
 
     Written as a linear layer with weights 1/C instead of a reduction: OpenVINO's CPU plugin computes the tail of a
@@ -20,12 +20,15 @@ def activation_map(surgeon: Surgeon[V], feature: FeatureMap) -> V:
     Args:
         surgeon: the model being edited.
         feature: float `[B, C, h, w]`, `[B, h, w, C]` or tokens `[B, N, C]`, `[B, C, N]`.
+        follows: whether height and width are read while the model runs though they are known, so that the model may be
+            reshaped.
     """
     op = surgeon.ops
     value = feature.value
     x = surgeon.handle(value)
     channels = fixed([feature.channels])[0]
-    sizes = [batch_size(surgeon, x, feature), *grid_sizes(surgeon, x, feature)]
+    grid = [op.size(x, axis) for axis in feature.grid_axes] if follows else grid_sizes(surgeon, x, feature)
+    sizes = [batch_size(surgeon, x, feature), *grid]
     if feature.channel_axis == len(feature.shape) - 1:
         weight = np.full((channels, 1), 1.0 / channels, np.float32)
         mean = op.matmul(x, op.constant(weight))

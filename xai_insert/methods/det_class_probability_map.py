@@ -10,7 +10,7 @@ from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.methods.shaping import reshape, scalar, size_of
 
 
-def det_class_probability_map(surgeon: Surgeon[V], detector: Detector) -> V:
+def det_class_probability_map(surgeon: Surgeon[V], detector: Detector, *, follows: bool = False) -> V:
     """Class probabilities on the grid of the middle level, `[B, K, h, w]` float32, 0..1.
 
     For each level the raw class scores, maximum over anchors (of all its heads), resized to the middle level's grid
@@ -20,14 +20,16 @@ def det_class_probability_map(surgeon: Surgeon[V], detector: Detector) -> V:
     Args:
         surgeon: the model being edited.
         detector: its class scores; a background class takes part like the others.
+        follows: whether the sizes of grids are read while the model runs though they are known, so that the model may
+            be reshaped.
     """
     op = surgeon.ops
-    height, width = grid_of_level(surgeon, detector.middle)
+    height, width = grid_of_level(surgeon, detector.middle, follows=follows)
     total: V | None = None
     for item in detector.levels:
-        scores = class_scores(surgeon, item)
+        scores = class_scores(surgeon, item, follows=follows)
         for more in item.more:
-            scores = op.maximum(scores, class_scores(surgeon, more))
+            scores = op.maximum(scores, class_scores(surgeon, more, follows=follows))
         if item is not detector.middle:
             scores = op.resize(scores, height, width)
         total = scores if total is None else op.add(total, scores)
@@ -37,15 +39,14 @@ def det_class_probability_map(surgeon: Surgeon[V], detector: Detector) -> V:
     return mean if detector.classes == 1 else op.softmax(mean, axis=1)
 
 
-def class_scores(surgeon: Surgeon[V], item: ClassLevel) -> V:
+def class_scores(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
     """Raw class scores of one level, maximum over anchors: `[B, K, h, w]` float32."""
-    op = surgeon.ops
-    value, order = item.head.value, item.channels
+    op, order = surgeon.ops, item.channels
     x = level_channels(surgeon, item)
     if order.anchors == 1:
         return x
-    height, width = grid_of_level(surgeon, item)
-    batch = size_of(op, surgeon.handle(value), value, 0)
+    height, width = grid_of_level(surgeon, item, follows=follows)
+    batch: Size = -1 if follows else size_of(op, surgeon.handle(item.head.value), item.head.value, 0)
     if order.classes_first:
         x = reshape(op, x, [batch, order.classes, order.anchors, height, width])
         best = op.reduce(x, "max", [2])
@@ -78,11 +79,14 @@ def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:
     return x
 
 
-def grid_of_level(surgeon: Surgeon[V], item: ClassLevel) -> tuple[Size, Size]:
-    """Height and width of a level."""
+def grid_of_level(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool = False) -> tuple[Size, Size]:
+    """Height and width of a level; read while the model runs if the level is to follow another size of the image."""
     level, value = item.level, item.head.value
     if len(level.grid_axes) == 1:
         return level.height, level.width
-    handle = surgeon.handle(value)
-    height, width = (size_of(surgeon.ops, handle, value, axis) for axis in level.grid_axes)
+    op, handle = surgeon.ops, surgeon.handle(value)
+    if follows:
+        height, width = (op.size(handle, axis) for axis in level.grid_axes)
+    else:
+        height, width = (size_of(op, handle, value, axis) for axis in level.grid_axes)
     return height, width

@@ -18,10 +18,11 @@ from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.layouts.record import Layout
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import Side
 from xai_insert.locate.logits import Logits
-from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.locate.transformer import Readout
 from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
@@ -66,11 +67,9 @@ class ClassifierPlan(Plan):
 
     @property
     def may_follow(self) -> bool:
-        target, frame = self.found.parts.target, self.found.frame
-        if self.found.parts.readout is not None or len(target.grid_axes) != 2:
+        if self.found.parts.readout is not None:
             return False  # the number of tokens, and what their neighbours are, is written into the branch
-        is_whole = frame.is_upright and frame.within(target.grid)  # else order or rectangle are those of one size
-        return is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
+        return self.found.parts.target.is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
 
     def following(self, closed: Plan, graph: Graph, open_graph: Graph) -> Plan:
         # Sizes read off the feature map itself would join the model's own layers to the branch, of which OpenVINO
@@ -111,9 +110,7 @@ class ClassifierPlan(Plan):
         }
         if self.found.reading is not None:
             entries["reference"] = self.found.reading.name
-        frame = self.found.frame
-        rectangle = None if frame.within(target.grid) else frame.rectangle
-        entries |= Layout(rectangle=rectangle, frames=frame.times, score_at=self.found.score_at).written()
+        entries |= Layout(frames=self.found.frame.times, score_at=self.found.score_at).written()
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         if options.classes is not None:

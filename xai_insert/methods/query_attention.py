@@ -17,8 +17,8 @@ from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.query_attention import DenseLook, QueryReport, ReportedScores, SampledLook, Sampling
-from xai_insert.locate.transformer import Attention
 from xai_insert.methods.shaping import reshape, scalar, size_of
 from xai_insert.methods.tensor import Tensor
 
@@ -39,17 +39,22 @@ def query_maps(surgeon: Surgeon[V], graph: Graph, report: QueryReport) -> V:
         report: the queries and their attention.
     """
     op, look = surgeon.ops, report.look
-
-    def chosen(values: V, width: int) -> V:
-        """Rows of `[B, Q, width]` in the order of the boxes."""
-        if report.rows is None:
-            return values
-        return op.take(values, op.expand(_rows(surgeon, report), [1, 1, width]), 1)
-
     if isinstance(look, DenseLook):
-        return chosen(_dense(surgeon, graph, look, report.queries), look.height * look.width)
-    across, down, weights = (chosen(item, _points(look)) for item in _sampled(surgeon, graph, look, report.queries))
-    return _scattered(op, across, down, weights, look)
+        shares = op.reduce(dense_shares(surgeon, graph, look, report.queries), "mean", [1])
+        cells = look.height * look.width
+        return of_boxes(surgeon, report, op.reshape(shares, [-1, report.queries, cells]), cells)
+    points = _sampled(surgeon, graph, look, report.queries)
+    across, down, weights = (of_boxes(surgeon, report, item, _points(look)) for item in points)
+    maps = laid(op, across, down, weights, (look.height, look.width))
+    return op.reshape(maps, [*_leading(op, maps), look.height * look.width])
+
+
+def of_boxes(surgeon: Surgeon[V], report: QueryReport, values: V, width: int) -> V:
+    """Rows of `[B, Q, width]` in the order of the boxes."""
+    op = surgeon.ops
+    if report.rows is None:
+        return values
+    return op.take(values, op.expand(_rows(surgeon, report), [1, 1, width]), 1)
 
 
 def class_scores(surgeon: Surgeon[V], scores: ReportedScores) -> V:
@@ -96,36 +101,37 @@ def _rows(surgeon: Surgeon[V], report: QueryReport) -> V:
     return op.cast(op.slice(surgeon.copy(node, operands)[0], 2, 0, 1), "int64")
 
 
-def _dense(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: int) -> V:
-    """Attention to the tokens of the grid, mean over heads: `[B, Q, h * w]`."""
+def dense_shares(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: int, *, as_met: bool = False) -> V:
+    """Attention to the tokens of the grid: `[B, heads, Q, h * w]`; with `as_met` what meets the values."""
     op, item = surgeon.ops, look.attention
-    rank, cells = len(item.query.sizes), look.height * look.width
+    rank, cells = len(item.value.sizes if as_met else item.query.sizes), look.height * look.width
     if item.is_fused:
         shares = _fused(surgeon, look, queries)
     else:
-        shares = _part(op, _again(surgeon, graph, item), rank - 2, look.first_row, queries, item.query.sizes[-2])
-    shares = _part(op, shares, rank - 1, look.first_token, cells, item.value.sizes[-2])
-    mean = op.reduce(op.reshape(shares, [-1, look.heads, queries, cells]), "mean", [1])
-    return op.reshape(mean, [-1, queries, cells])
+        shares = _again(surgeon, graph, item, item.weights if as_met else item.shares)
+        shares = part_of_axis(op, shares, rank - 2, look.first_row, queries, item.query.sizes[-2])
+    shares = part_of_axis(op, shares, rank - 1, look.first_token, cells, item.value.sizes[-2])
+    return op.reshape(shares, [-1, look.heads, queries, cells])
 
 
-def _again(surgeon: Surgeon[V], graph: Graph, item: Attention) -> V:
-    """The shares once more, since a runtime that merges the model's attention must find it read by nothing else.
+def _again(surgeon: Surgeon[V], graph: Graph, item: Attention, wanted: Value | None) -> V:
+    """The shares, or what is made of them, once more.
 
-    For the same reason query and key are read before they are transposed, and the product is not the model's own: of
-    half the query, and then doubled, which changes no bit.
+    A runtime that merges the model's attention must find it read by nothing else. For the same reason query and key
+    are read before they are transposed, and the product is not the model's own: of half the query, and then doubled,
+    which changes no bit.
     """
     op = surgeon.ops
-    assert item.shares is not None
+    assert wanted is not None
     made = {item.query: _untransposed(surgeon, item.query), item.key: _untransposed(surgeon, item.key)}
-    for node in region(graph, [item.query, item.key], [item.shares]):
+    for node in region(graph, [item.query, item.key], [wanted]):
         operands = [None if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]
         is_product = node.op is Op.MATMUL and node.read(0) is item.query
         if is_product:
             operands[0] = op.mul(made[item.query], scalar(op, 0.5))
         results = surgeon.copy(node, operands)
         made.update(zip(node.outputs, [op.mul(results[0], scalar(op, 2.0))] if is_product else results, strict=True))
-    return made[item.shares]
+    return made[wanted]
 
 
 def _untransposed(surgeon: Surgeon[V], value: Value) -> V:
@@ -143,20 +149,21 @@ def _fused(surgeon: Surgeon[V], look: DenseLook, queries: int) -> V:
         raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
     scale = node.attrs["scale"] or 1.0 / float(np.sqrt(fixed([item.query.sizes[-1]])[0]))
     query = _untransposed(surgeon, item.query)
-    query = _part(op, query, rank - 2, look.first_row, queries, item.query.sizes[-2])
+    query = part_of_axis(op, query, rank - 2, look.first_row, queries, item.query.sizes[-2])
     scores = op.matmul_transposed(op.mul(query, scalar(op, scale)), _untransposed(surgeon, item.key), rank)
     mask = node.operand(3)
     if mask is None:
         return op.softmax(scores)
     handle, sizes = surgeon.handle(mask), mask.sizes
     if len(sizes) > 1 and sizes[-2] != 1:
-        handle = _part(op, handle, len(sizes) - 2, look.first_row, queries, sizes[-2])
+        handle = part_of_axis(op, handle, len(sizes) - 2, look.first_row, queries, sizes[-2])
     if "float" not in mask.dtype:
         handle = op.mul(op.sub(op.cast(handle, "float32"), scalar(op, 1.0)), scalar(op, _HIDDEN))
     return op.softmax(op.add(scores, handle))
 
 
-def _part(op: Ops[V], x: V, axis: int, start: int, count: int, size: int | None) -> V:
+def part_of_axis(op: Ops[V], x: V, axis: int, start: int, count: int, size: int | None) -> V:
+    """Some elements along an axis of `size`; `x` itself if these are all."""
     return x if (start, count) == (0, size) else op.slice(x, axis, start, start + count)
 
 
@@ -168,7 +175,7 @@ def _points(look: SampledLook) -> int:
 def _sampled(surgeon: Surgeon[V], graph: Graph, look: SampledLook, queries: int) -> tuple[V, V, V]:
     """Column, row (in cells of the finest level) and weight of every point, `[B, Q, heads * points]` each."""
     op = surgeon.ops
-    read = [_read(surgeon, graph, look, item) for item in look.samplings]
+    read = [sampled_places(surgeon, graph, item, (look.height, look.width)) for item in look.samplings]
     points = fixed(look.weights.sizes[3:])[0]
     joined = op.concat(read, 3) if len(read) > 1 else read[0]
 
@@ -178,16 +185,28 @@ def _sampled(surgeon: Surgeon[V], graph: Graph, look: SampledLook, queries: int)
         return op.reshape(x, [-1, queries, look.heads * points])
 
     across, down, share = (by_query(op.slice(joined, 1, channel, channel + 1)) for channel in range(3))
-    inside = op.maximum(share, scalar(op, _TINY))
     weights = op.mul(by_query(surgeon.handle(look.weights)), op.mul(share, scalar(op, 1.0 / look.heads)))
-    return op.div(across, inside), op.div(down, inside), weights
+    return (*in_cells(op, across, down, share), weights)
 
 
-def _read(surgeon: Surgeon[V], graph: Graph, look: SampledLook, item: Sampling) -> V:
-    """What the model reads at its points of a level whose cells hold their column, their row and 1 in its channels."""
+def in_cells(op: Ops[V], across: V, down: V, share: V) -> tuple[V, V]:
+    """Column and row of points, of their sums over the cells that are read and how much of them was read."""
+    inside = op.maximum(share, scalar(op, _TINY))
+    return op.div(across, inside), op.div(down, inside)
+
+
+def sampled_places(surgeon: Surgeon[V], graph: Graph, item: Sampling, grid: tuple[int, int]) -> V:
+    """What the model reads at its points of a level whose cells hold their column, their row and 1 in its channels.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        item: the points.
+        grid: in whose cells columns and rows count.
+    """
     op, source = surgeon.ops, item.source
     channels = fixed(source.sizes[1:2])[0]
-    rows, columns = (_centres(a, b) for a, b in ((item.height, look.height), (item.width, look.width)))
+    rows, columns = (_centres(a, b) for a, b in zip((item.height, item.width), grid, strict=True))
     # Widened while the model runs, so that the file stores no map.
     parts = [op.expand(op.constant(columns.reshape(1, 1, 1, -1)), [1, 1, item.height, 1])]
     parts.append(op.expand(op.constant(rows.reshape(1, 1, -1, 1)), [1, 1, 1, item.width]))
@@ -214,15 +233,14 @@ def _centres(count: int, finest: int) -> npt.NDArray[np.float32]:
     return ((np.arange(count, dtype=np.float32) + 0.5) * np.float32(finest / count) - 0.5).astype(np.float32)
 
 
-def _scattered(op: Ops[V], across: V, down: V, weights: V, look: SampledLook) -> V:
-    """Points laid on the grid, `[B, M, h, w]`."""
+def laid(op: Ops[V], across: V, down: V, weights: V, grid: tuple[int, int]) -> V:
+    """Points `[B, M, points]` laid on a grid, `[B, M, h, w]`."""
 
     def near(places: V, count: int) -> Tensor[V]:
         return (Tensor(op, places).unsqueeze([3]) - np.arange(count)).tent()
 
-    rows = near(down, look.height) * Tensor(op, op.unsqueeze(weights, [3]))
-    maps = op.matmul(op.transpose(rows.handle, (0, 1, 3, 2)), near(across, look.width).handle)
-    return op.reshape(maps, [*_leading(op, maps), look.height * look.width])
+    rows = near(down, grid[0]) * Tensor(op, op.unsqueeze(weights, [3]))
+    return op.matmul(op.transpose(rows.handle, (0, 1, 3, 2)), near(across, grid[1]).handle)
 
 
 def _leading(op: Ops[V], maps: V) -> Sequence[V]:

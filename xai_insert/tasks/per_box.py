@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from xai_insert.errors import AmbiguousModelError
@@ -12,15 +14,36 @@ from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.query_attention import DenseLook, QueryReport, find_query_report
 from xai_insert.locate.region_head import RegionReport, find_region_head
-from xai_insert.methods.query_attention import box_query_maps
+from xai_insert.methods.query_attention import box_query_maps, query_maps
 from xai_insert.methods.scaling import to_bytes
 from xai_insert.options import Options
 from xai_insert.probe.regions import find_region_report
 from xai_insert.tasks.plan import Output
 
 PER_BOX = "saliency_map_per_box"
-OF_QUERIES = "attention of the box's query to the image in the last decoder layer, times its class score"
 OF_REGIONS = "Recipro-CAM of the reported class on the feature of the box's region, where that lies"
+
+
+@dataclass(frozen=True)
+class QueryMethod:
+    """How the map of a box of a query is made.
+
+    Attributes:
+        meaning: for the metadata.
+        maps: adds `[B, M, h, w]`; its last argument is what `query_maps` gave, if that is there already.
+    """
+
+    meaning: str
+    maps: Callable[[Surgeon[Any], Graph, QueryReport, Any], Any]
+
+
+def _attended(surgeon: Surgeon[Any], graph: Graph, report: QueryReport, looks: Any) -> Any:
+    return box_query_maps(surgeon, report, query_maps(surgeon, graph, report) if looks is None else looks)
+
+
+BY_ATTENTION = QueryMethod(
+    "attention of the box's query to the image in the last decoder layer, times its class score", _attended
+)
 
 
 def reported_sizes(boxes: Value) -> Shape:
@@ -82,9 +105,11 @@ def query_report(graph: Graph, options: Options, classes: int | None = None) -> 
     return found
 
 
-def query_output(surgeon: Surgeon[Any], report: QueryReport, maps: Any, options: Options) -> dict[str, Output]:
-    """The output with the maps of the reported boxes' queries, which `query_maps` gives."""
-    maps, grid = box_query_maps(surgeon, report, maps), report.grid
+def query_output(
+    surgeon: Surgeon[Any], graph: Graph, report: QueryReport, method: QueryMethod, options: Options, looks: Any = None
+) -> dict[str, Output]:
+    """The output with the maps of the reported boxes' queries; for `looks` see `QueryMethod`."""
+    maps, grid = method.maps(surgeon, graph, report, looks), report.grid
     if options.saliency_size is not None and options.saliency_size != grid:
         maps, grid = surgeon.ops.resize(maps, *options.saliency_size), options.saliency_size
     return per_box_output(surgeon, maps, report.boxes, grid, options)

@@ -291,6 +291,18 @@ _NORMS = (
     "InstanceNormalization",
     "MeanVarianceNormalization",
 )
+
+
+def _sampled(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    mode = _text(native, "mode", "linear").removeprefix("bi")
+    return kinds.Sampled(mode, _text(native, "padding_mode", "zeros"), bool(integer(native, "align_corners", 0)))
+
+
+def _ranked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    return kinds.Unknown() if rank is None else kinds.Ranked(integer(native, "axis", -1) % rank)
+
+
 _READERS: Mapping[tuple[str, str], Reader] = {
     **{("", name): _pointwise for name, op in OPS.items() if op in POINTWISE},
     **{("", name): _always(kinds.InPlace()) for name in _IN_PLACE},
@@ -327,5 +339,6 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "SpaceToDepth"): _blocks,
     ("", "DepthToSpace"): _blocks,
     ("", "Attention"): _attention,
-    ("", "GridSample"): _always(kinds.Sampled()),
+    ("", "GridSample"): _sampled,
+    ("", "TopK"): _ranked,
 }

@@ -272,6 +272,19 @@ _REDUCTIONS = (
     "AdaptiveAvgPool",
     "AdaptiveMaxPool",
 )
+
+
+def _sampled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw = native.get_attributes()
+    mode, padding = (str(raw[name]).lower() for name in ("mode", "padding_mode"))
+    return kinds.Sampled(mode.removeprefix("bi"), padding, bool(raw["align_corners"]))
+
+
+def _ranked(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    rank = inputs[0].rank
+    return kinds.Unknown() if rank is None else kinds.Ranked(int(native.get_attributes()["axis"]) % rank)
+
+
 _READERS: Mapping[str, Reader] = {
     **{name: _pointwise for name, op in OPS.items() if op in POINTWISE},
     **{name: _always(kinds.InPlace()) for name in _IN_PLACE},
@@ -301,7 +314,8 @@ _READERS: Mapping[str, Reader] = {
     "DepthToSpace": _blocks,
     "ScaledDotProductAttention": _always(kinds.FusedAttention()),
     "Roll": _rolled,
-    "GridSample": _always(kinds.Sampled()),
+    "GridSample": _sampled,
+    "TopK": _ranked,
     **{name: _always(kinds.ControlFlow()) for name in ("If", "Loop", "TensorIterator")},
     "ShuffleChannels": _always(kinds.InPlace()),
 }

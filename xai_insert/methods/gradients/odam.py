@@ -8,14 +8,14 @@ around each location. So they are run again, and backwards, for windows around t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic
 
 import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.operators import Pointwise, Window
-from xai_insert.graph.ops import Surgeon, V, Windows
+from xai_insert.graph.ops import Ops, Surgeon, V, Windows
 from xai_insert.graph.view import Graph, Node, Op, Use, Value, fixed
 from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import ClassLevel, Detector
@@ -65,10 +65,11 @@ def odam(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoter
         places.append(fit)
     _, best = op.top(places[0] if len(places) == 1 else op.concat(places, 2), op.constant(np.array([1])))
     best = op.cast(best, "float32")  # [B, M, 1]
+    images = None if detector.batch == 1 else _numbered(op, best)
     total: V | None = None
     middle = grid_of_level(surgeon, detector.middle)
     for item in detector.levels:
-        made = _level(surgeon, graph, item, op.sub(best, scalar(op, float(starts))), wanted)
+        made = _level(surgeon, graph, item, op.sub(best, scalar(op, float(starts))), wanted, images)
         starts += (item.level.cells or 0) * item.channels.anchors
         if item is not detector.middle:
             made = op.resize(made, *middle)
@@ -91,7 +92,29 @@ def tower_of(graph: Graph, item: ClassLevel) -> Tower:
     return tower
 
 
-def _level(surgeon: Surgeon[V], graph: Graph, item: ClassLevel, best: V, wanted: V | None) -> V:
+@dataclass(frozen=True)
+class _Numbered(Generic[V]):
+    """Numbers of the boxes in a batch, float32 `[B, M, 1]`.
+
+    Attributes:
+        image: of the image of each.
+        box: of each box, counted through all images.
+    """
+
+    image: V
+    box: V
+
+
+def _numbered(op: Ops[V], best: V) -> _Numbered[V]:
+    one = scalar(op, 1.0)
+    ones = op.add(op.mul(best, scalar(op, 0.0)), one)
+    image, box = (op.sub(op.cumulative(ones, axis), one) for axis in (0, 1))
+    return _Numbered(image, op.add(box, op.mul(image, op.cast(op.size(best, 1), "float32"))))
+
+
+def _level(
+    surgeon: Surgeon[V], graph: Graph, item: ClassLevel, best: V, wanted: V | None, images: _Numbered[V] | None
+) -> V:
     """The maps `[B, M, h, w]` of one level, zero for boxes of others; `best` counts from its first place."""
     op, tower = surgeon.ops, tower_of(graph, item)
     height, width = fixed([item.level.height, item.level.width])
@@ -104,7 +127,7 @@ def _level(surgeon: Surgeon[V], graph: Graph, item: ClassLevel, best: V, wanted:
     row = op.floor(op.div(op.add(place, half), scalar(op, float(width))))
     column = op.sub(place, op.mul(row, scalar(op, float(width))))
     side = 2 * tower.reach + 1
-    windows = _Windows(surgeon, tower, row, column)
+    windows = _Windows(surgeon, tower, row, column, None if images is None else images.image)
     seed = op.reshape(_seed(surgeon, item, anchor, inside, wanted), [-1, item.head.channels, 1, 1])
     twins = windows.graph()
     source, result = windows.twins[tower.source], windows.twins[tower.result]
@@ -114,10 +137,10 @@ def _level(surgeon: Surgeon[V], graph: Graph, item: ClassLevel, best: V, wanted:
     down = op.reshape(_lines(surgeon, row, height, tower.reach), [-1, height, side])
     across = op.reshape(_lines(surgeon, column, width, tower.reach), [-1, width, side])
     made = op.matmul_transposed(op.matmul(down, made), across, 3)
-    batch = item.head.value.sizes[0] or 1
-    return (
-        op.unsqueeze(made, [0]) if batch == 1 else op.reshape(made, [batch, -1, height, width])
-    )  # there may be no box
+    if images is None:
+        return op.unsqueeze(made, [0])
+    apart = op.gather(made, op.cast(images.box, "int64"))  # [B, M, 1, h, w], also where there is no box
+    return op.reshape(apart, [op.size(apart, 0), op.size(apart, 1), height, width])
 
 
 def _seed(surgeon: Surgeon[V], item: ClassLevel, anchor: V, inside: V, wanted: V | None) -> V:
@@ -154,11 +177,12 @@ class _Windows(Generic[V]):
         tower: the layers.
         row: of the location of each box, `[B, M, 1]`.
         column: likewise.
+        image: the number of the image of each box, likewise; None for one image.
     """
 
-    def __init__(self, surgeon: Surgeon[V], tower: Tower, row: V, column: V) -> None:
+    def __init__(self, surgeon: Surgeon[V], tower: Tower, row: V, column: V, image: V | None) -> None:
         self._surgeon, self._tower = surgeon, tower
-        self._row, self._column = row, column
+        self._row, self._column, self._image = row, column, image
         self.twins: dict[Value, Value] = {}
         self.read: dict[Value, V] = {}
 
@@ -254,10 +278,8 @@ class _Windows(Generic[V]):
         first = op.add(self._around(self._row, reach), scalar(op, float(reach)))
         second = op.add(self._around(self._column, reach), scalar(op, float(reach)))
         cells = op.add(op.mul(op.unsqueeze(first, [3]), scalar(op, float(wide))), op.unsqueeze(second, [2]))
-        batch = source.sizes[0] or 1
-        if batch > 1:
-            offset = np.arange(batch, dtype=np.float32).reshape(-1, 1, 1, 1) * (high * wide)
-            cells = op.add(cells, op.constant(offset))
+        if self._image is not None:
+            cells = op.add(cells, op.mul(op.unsqueeze(self._image, [3]), scalar(op, float(high * wide))))
         index = op.cast(op.floor(op.add(cells, scalar(op, 0.5))), "int64")
         taken = op.gather(rows, op.reshape(index, [-1, side * side]))  # [B * M, side * side, C]
         return op.reshape(op.transpose(taken, [0, 2, 1]), [-1, channels, side, side])

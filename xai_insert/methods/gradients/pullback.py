@@ -10,7 +10,7 @@ from xai_insert.graph.operators import Operator, Pointwise, rule_for
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.methods.gradients import activations as functions
-from xai_insert.methods.gradients import arithmetic, linear, norms, resizing, shaping, windows
+from xai_insert.methods.gradients import arithmetic, linear, norms, resizing, sampling, shaping, windows
 from xai_insert.methods.gradients.forward import Forward
 from xai_insert.methods.gradients.step import Rule, Step
 
@@ -21,6 +21,7 @@ _RULES: Mapping[type[Operator], Rule] = {
     **norms.RULES,
     **shaping.RULES,
     **resizing.RULES,
+    **sampling.RULES,
 }
 
 

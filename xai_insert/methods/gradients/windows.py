@@ -14,7 +14,7 @@ from xai_insert.graph.ops import Windows
 from xai_insert.graph.view import fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 
-_MOST_PHASES = 8  # of a convolution with strides that is turned round as convolutions, which runtimes do faster
+_MOST_PHASES = 8  # of a convolution that is turned round as convolutions, which runtimes do faster
 
 
 def _window(step: Step[Any]) -> Gradients:
@@ -55,9 +55,6 @@ def _convolution(step: Step[Any], kind: Window) -> Gradients:
     gradient = step.flat(step.gradient, result)
     if not kind.transposed:
         windows, added = _back(step, kind, kind.kernel or ())
-        if (straight := _straight(kind, windows, added)) is not None:
-            weight = _reversed(step, kind, [range(size)[::-1] for size in kind.kernel or ()])
-            return {0: step.unflat(step.op.convolve(gradient, weight, straight), source)}
         phases = _phases(kind, windows, fixed(source.sizes[2:]), fixed(result.sizes[2:]))
         if phases is not None:
             return {0: step.unflat(_woven(step, kind, gradient, phases), source)}
@@ -67,19 +64,9 @@ def _convolution(step: Step[Any], kind: Window) -> Gradients:
     return {0: step.unflat(step.op.spread(gradient, weight, windows, added), source)}
 
 
-def _straight(kind: Window, windows: Windows, added: Sequence[int]) -> Windows | None:
-    """The transpose of a convolution without strides as a convolution, which runtimes do faster; None if it is none."""
-    reach = [(size - 1) * dilation for size, dilation in zip(kind.kernel or (), kind.dilations, strict=True)]
-    begin = [whole - pad for whole, pad in zip(reach, windows.pads_begin, strict=True)]
-    end = [whole - pad + more for whole, pad, more in zip(reach, windows.pads_end, added, strict=True)]
-    if set(kind.strides) != {1} or min(*begin, *end) < 0:
-        return None
-    return Windows(kind.strides, kind.dilations, begin, end, kind.groups)
-
-
 @dataclass(frozen=True)
 class _Phase:
-    """Along one axis, the sources `first`, `first + stride`, ... of a convolution with strides.
+    """Along one axis, the sources `first`, `first + stride`, ... of a convolution; without strides all of them.
 
     The derivative by them is a convolution without strides.
 
@@ -96,7 +83,8 @@ class _Phase:
 
 def _phases(kind: Window, windows: Windows, source: Sequence[int], result: Sequence[int]) -> list[list[_Phase]] | None:
     """By axis, the phases that the kernel reaches; None if they are too many, or not the first ones."""
-    if (volume(kind.strides) or 1) > _MOST_PHASES or set(kind.dilations) != {1}:
+    is_apart = any(stride > 1 < dilation for stride, dilation in zip(kind.strides, kind.dilations, strict=True))
+    if is_apart or (volume(kind.strides) or 1) > _MOST_PHASES:
         return None
     axes = []
     for axis, (size, count) in enumerate(zip(source, result, strict=True)):
@@ -104,7 +92,8 @@ def _phases(kind: Window, windows: Windows, source: Sequence[int], result: Seque
         for first in range(stride):
             lag, tap = divmod(first + pad, stride)
             taps = range(tap, (kind.kernel or ())[axis], stride)
-            phases.append(_Phase(taps[::-1], len(taps) - 1 - lag, -(-size // stride) + lag - count))
+            begin = (len(taps) - 1) * kind.dilations[axis] - lag
+            phases.append(_Phase(taps[::-1], begin, -(-size // stride) + lag - count))
         reached = [phase for phase in phases if phase.taps]
         if phases[: len(reached)] != reached or any(min(phase.begin, phase.end) < 0 for phase in reached):
             return None
@@ -123,7 +112,7 @@ def _woven(step: Step[Any], kind: Window, gradient: Any, phases: Sequence[Sequen
         if axis == len(sides):
             begin, end = [phase.begin for phase in chosen], [phase.end for phase in chosen]
             weight = _reversed(step, kind, [phase.taps for phase in chosen])
-            return op.convolve(gradient, weight, Windows(once, once, begin, end, kind.groups))
+            return op.convolve(gradient, weight, Windows(once, kind.dilations, begin, end, kind.groups))
         parts = [along(axis + 1, (*chosen, phase)) for phase in phases[axis]]
         stride, before, behind = kind.strides[axis], counts[:axis], sides[axis + 1 :]
         if stride == 1:

@@ -13,12 +13,11 @@ from xai_insert.graph.view import Graph, Shape, format_grid, volume
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.locate.query_attention import WANTED, QueryReport
+from xai_insert.locate.query_attention import WANTED, QueryReport, find_query_report
 from xai_insert.locate.region_head import RegionReport
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.of_classifier import NO_CLIPS, Choice, ClassifierPlan
-from xai_insert.methods.query_attention import query_maps
 from xai_insert.methods.region_maps import region_maps
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study
@@ -26,8 +25,9 @@ from xai_insert.tasks.cost import mega
 from xai_insert.tasks.known.classification import FoundClassifier
 from xai_insert.tasks.known.detection import FoundDetector
 from xai_insert.tasks.per_box import (
-    OF_QUERIES,
+    BY_ATTENTION,
     OF_REGIONS,
+    QueryMethod,
     describe_queries,
     describe_regions,
     per_box_output,
@@ -61,22 +61,26 @@ class RegionsPlan(Plan):
     Attributes:
         read: those features.
         reported: what a map of each reported box is made of; None if it is not wanted.
+        by_query: how the map of the box of a query is made.
     """
 
     read: Regions
     reported: RegionReport | QueryReport | None = None
+    by_query: QueryMethod = BY_ATTENTION
 
     @property
     def keep_float32(self) -> bool:
         return self.reported is not None  # numbers of regions need more than the eight bits of bf16
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        raw = activation_map(surgeon, self.read.feature)
+        feature = self.read.feature
+        follows = feature.is_whole and None not in feature.shape
+        follows = follows and self.reported is None and options.saliency_size is None
+        raw = activation_map(surgeon, feature, follows=follows)
         if self.reported is None:
-            return Branch(self, raw)
+            return Branch(self, raw, is_sized=not follows)
         if isinstance(self.reported, QueryReport):
-            looks = query_maps(surgeon, graph, self.reported)
-            return Branch(self, raw, outputs=query_output(surgeon, self.reported, looks, options))
+            return Branch(self, raw, outputs=query_output(surgeon, graph, self.reported, self.by_query, options))
         grid = options.saliency_size or self.reported.grid
         rows, columns = (self.reported.head.scale * a / b for a, b in zip(grid, self.reported.grid, strict=True))
         maps = region_maps(surgeon, graph, self.reported, grid, (columns, rows))
@@ -104,7 +108,7 @@ class RegionsPlan(Plan):
             return {**entries, "per_box": OF_REGIONS}
         if self.reported.scores is not None and self.reported.scores.value.rank == 3:
             entries |= Layout(self.reported.scores.classes).written()
-        return {**entries, "per_box": OF_QUERIES}
+        return {**entries, "per_box": self.by_query.meaning}
 
 
 class ActivationMap(Method):
@@ -137,6 +141,9 @@ class ActivationMap(Method):
             if reported is None:
                 return Refusal(WANTED, UnsupportedTaskError)
         reason = f"read by the {read.readers}; no class scores at locations"
+        queries = "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes)
+        if isinstance(queries, QueryReport) and queries.untold:
+            reason += f"; a map of each class wants to know them: {queries.untold}"
         shape, work = _size_and_work(read.feature)
         return RegionsPlan(found, _NAME, Form.CHANNEL_MEAN, reason, shape, work, read, reported)
 

@@ -29,7 +29,8 @@ class ScoreMapPlan(Plan):
         maps, perm = surgeon.handle(scores.value), (0, scores.channel_axis, *scores.grid_axes)
         if perm != (0, 1, 2, 3):
             maps = op.transpose(maps, perm)
-        return Branch(self, op.isolated(maps, self.found.parts.classes, is_map=True))
+        raw = op.isolated(maps, self.found.parts.classes, is_map=True)
+        return Branch(self, raw, is_sized=not scores.is_whole)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"output"})

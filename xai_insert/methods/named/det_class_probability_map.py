@@ -16,7 +16,6 @@ from xai_insert.locate.query_attention import QueryReport
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.box_votes import box_votes
 from xai_insert.methods.det_class_probability_map import det_class_probability_map
-from xai_insert.methods.query_attention import query_maps
 from xai_insert.options import Options
 from xai_insert.probe.boxes import find_box_voters
 from xai_insert.probe.labels import first_label
@@ -24,7 +23,8 @@ from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.cost import mega
 from xai_insert.tasks.known.detection import FoundDetector
 from xai_insert.tasks.per_box import (
-    OF_QUERIES,
+    BY_ATTENTION,
+    QueryMethod,
     describe_queries,
     per_box_output,
     query_output,
@@ -42,23 +42,26 @@ class ScoresPlan(Plan):
         scored: those scores.
         voters: what a map of each reported box is made of; None if it is not wanted.
         first_label: the label that the outputs give to class 0; None where no output holds labels.
+        by_query: how the map of the box of a query is made.
     """
 
     scored: Detector
     voters: BoxVoters | QueryReport | None = None
     first_label: int | None = None
+    by_query: QueryMethod = BY_ATTENTION
 
     @property
     def keep_float32(self) -> bool:
         return self.voters is not None  # coordinates of boxes need more than the eight bits of bf16
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        raw = det_class_probability_map(surgeon, self.scored)
+        maps = [item.feature for item in self.scored.parts]
+        follows = self.voters is None and all(item.is_whole and None not in item.shape for item in maps)
+        raw = det_class_probability_map(surgeon, self.scored, follows=follows)
         if self.voters is None:
-            return Branch(self, raw)
+            return Branch(self, raw, is_sized=not follows)
         if isinstance(self.voters, QueryReport):
-            looks = query_maps(surgeon, graph, self.voters)
-            return Branch(self, raw, outputs=query_output(surgeon, self.voters, looks, options))
+            return Branch(self, raw, outputs=query_output(surgeon, graph, self.voters, self.by_query, options))
         votes = self.per_box(surgeon, graph, self.voters)
         if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
             votes = surgeon.ops.resize(votes, *options.saliency_size)
@@ -114,7 +117,7 @@ class ScoresPlan(Plan):
             **Layout(found.classes, found.background, self.first_label).written("background"),
         }
         if isinstance(self.voters, QueryReport):
-            entries["per_box"] = OF_QUERIES
+            entries["per_box"] = self.by_query.meaning
         elif self.voters is not None:
             entries["per_box"] = "overlap with the reported box times cosine of class scores, at every location"
             entries["per_box_first_label"] = str(self.voters.reported.first_label)

@@ -28,7 +28,9 @@ class KeypointPlan(Plan):
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         del loaded, graph, options
         parts = self.found.parts
-        return Branch(self, _of_bins(surgeon, parts) if isinstance(parts, Bins) else _of_maps(surgeon, parts))
+        if isinstance(parts, Bins):
+            return Branch(self, _of_bins(surgeon, parts))
+        return Branch(self, _of_maps(surgeon, parts), is_sized=not parts.feature.is_whole)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"output"})

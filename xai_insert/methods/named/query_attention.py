@@ -18,7 +18,7 @@ from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.cost import mega
 from xai_insert.tasks.known.detection import FoundDetector
-from xai_insert.tasks.per_box import OF_QUERIES, describe_queries, query_output
+from xai_insert.tasks.per_box import BY_ATTENTION, QueryMethod, describe_queries, query_output
 from xai_insert.tasks.plan import Branch, Plan
 
 _NAME = "query-attention"
@@ -32,11 +32,13 @@ class QueriesPlan(Plan):
         report: the queries, their attention and their boxes.
         scores: their class scores.
         per_box: whether a map of each reported box is wanted as well.
+        by_query: how that is made.
     """
 
     report: QueryReport
     scores: ReportedScores
     per_box: bool
+    by_query: QueryMethod = BY_ATTENTION
 
     @property
     def keep_float32(self) -> bool:
@@ -48,7 +50,8 @@ class QueriesPlan(Plan):
         raw = class_query_maps(surgeon, self.report, self.scores, looks)
         if not self.per_box:
             return Branch(self, raw)
-        return Branch(self, raw, outputs=query_output(surgeon, self.report, looks, options))
+        outputs = query_output(surgeon, graph, self.report, self.by_query, options, looks)
+        return Branch(self, raw, outputs=outputs)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"num_classes", "per_box"})
@@ -63,7 +66,7 @@ class QueriesPlan(Plan):
             "grid": format_grid(self.report.grid),
             **Layout(self.scores.classes).written(),
         }
-        return {**entries, "per_box": OF_QUERIES} if self.per_box else entries
+        return {**entries, "per_box": self.by_query.meaning} if self.per_box else entries
 
 
 class QueryAttention(Method):
