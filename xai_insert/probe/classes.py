@@ -230,19 +230,22 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
     found = _raw_orders(search, raw, widths, num_classes)
     scoring = [item for item in raw if item.index in found]
-    if not _are_all(search, raw, scoring, found.values()):
+    grids = [search.probe.grid(item.index) for item in scoring]
+    left = _unread(search, raw, scoring, found)
+    if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
         raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
 
 
-def _are_all(search: _Search, raw: Sequence[Watched], scoring: Sequence[Watched], orders: Collection[Channels]) -> bool:
-    """Whether these undecoded heads give the scores of every grid, once and of the same classes."""
-    grids = [search.probe.grid(item.index) for item in scoring]
+def _unread(
+    search: _Search, raw: Sequence[Watched], scoring: Sequence[Watched], found: Mapping[int, Channels]
+) -> list[Watched]:
+    """Undecoded heads of other grids that should give scores too: all, where boxes and scores come of one head."""
+    grids = {search.probe.grid(item.index) for item in scoring}
     alike = {item.head.channels for item in scoring}
-    joint = any(order.classes < order.stride for order in orders)  # then each grid has such a head
-    left = [item for item in raw if joint or item.head.channels in alike]
-    left = [item for item in left if search.probe.grid(item.index) not in grids]
-    return not left and len(grids) == len(set(grids)) and len({order.classes for order in orders}) == 1
+    is_joint = any(order.classes < order.stride for order in found.values())
+    left = [item for item in raw if is_joint or item.head.channels in alike]
+    return [item for item in left if search.probe.grid(item.index) not in grids]
 
 
 def _raw_orders(
