@@ -15,6 +15,7 @@ from xai_insert.locate.frontier import Head, find_heads, finished, observed_valu
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.probe.channels import Element, columns_of, raw_channels, resolve, samples
+from xai_insert.probe.columns import with_columns
 from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
@@ -70,7 +71,9 @@ class _Search(Orders):
                 )
 
     def _best(self, items: Sequence[Watched]) -> list[Watched]:
-        """The only head; several that are anchors of one level; the classes beside an objectness."""
+        """The only head; several that are anchors of one level or are added up; the classes beside an objectness."""
+        if len({finished(self.graph, item.head).value for item in items}) == 1:
+            return list(items[:1])
         if len(items) > 1:
             counts = {item.index: None if (order := self.layout(item)) is None else order.classes for item in items}
             several = [item for item in items if counts[item.index] != 1]
@@ -132,13 +135,13 @@ class _Search(Orders):
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which does not read the feature of the boxes, as a gate does."""
-        moves = [{channel: item.elements for channel, item in head.responses.items()} for head in (one, other)]
-        if moves[0] == moves[1] and self.layout(one) is not None:
-            return one  # they are multiplied: either says where the class is
         boxes = {item.head.source for item in self.watched if item.moves_boxes}
         apart = [item for item in (one, other) if item.head.source not in boxes]
         if len(apart) == 1:
             return apart[0]
+        moves = [{channel: item.elements for channel, item in head.responses.items()} for head in (one, other)]
+        if moves[0] == moves[1] and self.layout(one) is not None:
+            return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
         if one.head.channels > 1 or places[0] == places[1]:
             raise refuse_rivals([one, other])
@@ -179,13 +182,26 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if not scoring:
         return _raw_detector(search, num_classes)
     search.require_all_levels(scoring)
-    known = next((found for item in scoring if (found := search.layout(item)) is not None), None)
+    told = next(((item, found) for item in scoring if (found := search.layout(item)) is not None), None)
+    plain = None if told is None else told[1]
+    known = _by_columns(search, scoring) if told is None else with_columns(search, *told) or plain
     if known is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
+    background = silent_class(scoring, {item.index: _like(known, item.head) for item in scoring})
     channels = {item.index: _like(known, item.head) for item in scoring}
-    background = silent_class(scoring, channels)
+    if known.picked:
+        background = known.picked.index(background) if background in known.picked else None
     return _detector(search, scoring, channels, background, "raising a channel raises one class score")
+
+
+def _by_columns(search: _Search, scoring: Sequence[Watched]) -> Channels | None:
+    """The order of classes that are turned about before locations are flattened, where a location has one box."""
+    for item in scoring:
+        plain = Channels(0, item.head.channels, 1, item.head.channels)
+        if item.is_class and search.has_one_box(item) and (found := with_columns(search, item, plain)) is not None:
+            return found
+    return None
 
 
 def _selects(graph: Graph) -> bool:
@@ -269,7 +285,7 @@ def _detector(
     levels += [(height * width, replace(one, more=(*more,))) for (height, width), (one, *more) in single.items()]
     levels.sort(key=lambda pair: -pair[0])
     ordered = tuple(_finished(search.graph, level) for _, level in levels)
-    return Detector(ordered, ordered[0].channels.classes, background, evidence)
+    return Detector(ordered, ordered[0].channels.labels, background, evidence)
 
 
 def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:
