@@ -158,9 +158,7 @@ class Lifter(Generic[V]):
             return lifted.handle
         is_masked_run = self._copies > 1 or any(map(has_tokens, main.dims))
         meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT} and is_masked_run
-        if value.is_constant and node.op is Op.CONCAT and any(map(has_batch, main.dims)):  # joined, it does not spread
-            if self._copies == 1:
-                raise self._refusal(node)
+        if value.is_constant and node.op is Op.CONCAT and self._copies > 1:
             return self._ordinary(value, main, spreads=False)
         if value.is_constant and not (meets_tokens and self._has_tokens(value, main)):
             return self._surgeon.handle(value)
@@ -174,7 +172,7 @@ class Lifter(Generic[V]):
         return any(has_tokens(dim) and size != 1 for size, dim in aligned)
 
     def _ordinary(self, value: Value, main: Lifted[V], *, spreads: bool = True) -> V:
-        """A value of the ordinary run at the read-out rows, once per sample; a constant one may spread by itself."""
+        """A value of the ordinary run at the read-out rows, once per sample; constants may spread by themselves."""
         op, shape = self._surgeon.ops, value.sizes
         dims = main.dims[len(main.dims) - len(shape) :]
         if len(dims) != len(shape):
