@@ -112,6 +112,7 @@ def inserted(plain, fixture, chosen):
         return insert(plain, Options(check=False, num_classes=fixture.expected["classes"])).model
 
 
+@pytest.mark.long
 def test_in_the_zoo(fixture, tmp_path):
     plain = ov.Core().read_model(materialise(fixture, tmp_path))
     ways = [FURTHER.get(fixture.id, {})]

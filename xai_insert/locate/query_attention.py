@@ -10,9 +10,9 @@ from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
 from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.attention import Attention, find_attentions
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
-from xai_insert.locate.transformer import Attention, find_attentions
 
 WANTED = (
     "detectors with class scores at every location, with a head that classifies regions, or with "

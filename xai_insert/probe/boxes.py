@@ -6,6 +6,7 @@ model report one of them, with a label that follows the class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -30,8 +31,12 @@ _SAME = 0.98  # intersection over union of a reported box with the decoded one t
 _FARTHEST = 2.0  # cells from a location to the centre of its box, on average, while all heads are near zero
 _APART = 0.25  # cells by which one reading must be better than another
 _FOLLOWS = 0.6  # correlation with the location from which on a number is a coordinate
+_BOX = 4
+_WHOLE = 0.9  # of boxes that have an area; the others lie at the edge, where they are cut off
 _FEWEST_CELLS = 16  # that tell it from chance
-_SHIFTS = (0.0, 1.0)  # of what is no class score; where 0 gives empty boxes, 1 does not
+# Of what is no class score, and of the sides of boxes as logarithms beside that. Where 0 gives empty boxes, 1 does not;
+# boxes larger than the image, which are cut off to all of it whatever their location says, are to be small.
+_SHIFTS = ((0.0, 0.0), (1.0, 0.0), (0.0, -3.0), (0.0, -25.0))
 _WANTED = "--per-box wants a detector that decodes a box at every location and reports some of them with labels"
 
 
@@ -72,7 +77,13 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
         raise UnsupportedTaskError(f"{_WANTED}; here several heads, or products with embeddings, score a location")
     try:
         return _voters(_Search(loaded, graph, found, size, {}))
-    except UnsupportedTaskError:
+    except UnsupportedTaskError as err:
+        if found.batch is None:
+            name = image_inputs(graph)[0].name
+            err.args = (
+                f"{err}; boxes that are decoded where the model has selected want a batch of 1, --input-shape "
+                f"{name}:1,...",
+            )
         if found.batch != 1:
             raise
         surgeon = loaded.surgeon(keep_float32=True)
@@ -91,7 +102,7 @@ def _voters(search: _Search) -> BoxVoters:
     problem = ""
     for shift in _SHIFTS:
         try:
-            return search.voters(shift)
+            return search.voters(*shift)
         except UnsupportedTaskError as err:
             problem = str(err)
     raise UnsupportedTaskError(problem)
@@ -116,15 +127,16 @@ class _Search:
         self.probe = HeadProbe(loaded, self.heads, [*self.decoded, *outputs])
         self.batched = found.batch is not None and found.batch > 1
 
-    def voters(self, shift: float) -> BoxVoters:
-        """Decoded and reported boxes, looked for with all boxes moved by `shift`."""
-        feeds = self._silent(shift)
+    def voters(self, shift: float, smaller: float) -> BoxVoters:
+        """Decoded and reported boxes, looked for with all boxes moved by `shift` and their sides by `smaller` too."""
+        feeds = self._silent(shift, smaller)
         quiet = self.probe.run(feeds)
         options = [list(self._level(index, feeds, quiet)) for index in range(len(self.found.levels))]
         if not all(options):
             raise UnsupportedTaskError(f"{_WANTED}; no boxes were found that follow the locations of the class scores")
         problem = f"{_WANTED}; no value holds boxes around the locations of the class scores"
-        for chosen in _choices(options):
+        counts = [math.prod(_sides(item)) * item.channels.anchors for item in self.found.levels]
+        for chosen in _choices(options, counts):
             for meaning in self._formats(chosen, quiet):
                 reports = [*self._reports(chosen, feeds)]
                 reported = self._reported(chosen, meaning, reports)
@@ -145,9 +157,13 @@ class _Search:
                 f"--input-shape {self.image.name}:1,..."
             )
 
-    def _silent(self, shift: float) -> dict[int, npt.NDArray[np.floating]]:
+    def _silent(self, shift: float, smaller: float) -> dict[int, npt.NDArray[np.floating]]:
         """Results of the heads with which nothing is found: the scores of all classes low."""
         feeds = {index: self.probe.fed(index) + np.float32(shift) for index in range(len(self.heads))}
+        for index, layer in enumerate(self.heads):
+            if layer.channels % _BOX == 0:
+                channels = np.moveaxis(feeds[index], layer.channel_axis, 0)
+                channels[np.arange(layer.channels) % _BOX >= _BOX // 2] += np.float32(smaller)
         for item in self.found.levels:
             head = self._head(item)
             feeds[head] = feeds[head].astype(self.probe.fed(head).dtype)
@@ -210,7 +226,7 @@ class _Search:
                     break  # they are no sizes
                 boxes = corners(columns, meaning)
                 with np.errstate(over="ignore", invalid="ignore"):
-                    if not (boxes[..., 2:] > boxes[..., :2]).mean() > 0.95:
+                    if not (boxes[..., 2:] > boxes[..., :2]).mean() > _WHOLE:
                         break
                     centres = (boxes[..., :2] + boxes[..., 2:]) / 2 / unit * (width, height)
                 places = _places(height, width)[:, None] + 0.5
@@ -340,13 +356,17 @@ class _Search:
 
 
 def _orders(rows: Mapping[int, npt.NDArray[np.intp]], cells: int, anchors: int) -> Iterator[tuple[int, bool]]:
-    """The first row, and whether anchors come before locations, of orders in which locations moved those rows."""
-    if not len(rows[0]):
+    """The first row, and whether anchors come before locations, of orders in which locations moved those rows.
+
+    Anchors larger than the image may be cut off to all of it, and do not move: the latest first row goes before others.
+    """
+    if not all(map(len, rows.values())):
         return
-    start = int(rows[0][0])
     for step, stride in ((anchors, 1), (1, cells))[: 1 if anchors == 1 else 2]:
-        if all(np.array_equal(found, start + at * step + stride * np.arange(anchors)) for at, found in rows.items()):
-            yield start, stride != 1
+        several = stride * np.arange(anchors)
+        for start in rows[0][0] - several:
+            if start >= 0 and all(np.isin(found - start - at * step, several).all() for at, found in rows.items()):
+                yield int(start), stride != 1
 
 
 def _places(height: int, width: int) -> Array:
@@ -365,13 +385,14 @@ def _follow_places(values: Array, height: int, width: int) -> bool:
     return bool((np.abs(common) > _FOLLOWS * norms + 1e-9).any())
 
 
-def _choices(levels: Sequence[Sequence[DecodedLevel]]) -> Iterator[list[DecodedLevel]]:
-    """One value for all levels, or, where there is none, each level's own."""
+def _choices(levels: Sequence[Sequence[DecodedLevel]], counts: Sequence[int]) -> Iterator[list[DecodedLevel]]:
+    """One value for all levels, of `counts` rows each, or, where there is none, each level's own."""
     for candidate in levels[0]:
-        chosen = []
-        for options in levels:
+        chosen = list[DecodedLevel]()
+        for options, count in zip(levels, counts, strict=True):
             same = [o for o in options if o.value is candidate.value and o.row_axis == candidate.row_axis]
-            chosen += same[:1]
+            ends = [(o.start, o.start + size) for o, size in zip(chosen, counts, strict=False)]
+            chosen += [o for o in same if all(o.start + count <= begin or o.start >= end for begin, end in ends)][:1]
         if len(chosen) == len(levels):
             yield chosen
     if len(levels) > 1:

@@ -53,6 +53,21 @@ class _Search(Orders):
             chosen += self._best(apart)
         return chosen
 
+    def own(self, item: Watched) -> Channels | None:
+        """The order of a head that gives boxes as well, if it tells; the others are as the first."""
+        return self.layout(item) if item.is_fused else None
+
+    def evidence(self, scoring: Sequence[Watched]) -> str:
+        """How the classes were told, and what was taken for granted, for people."""
+        told = "raising a channel raises one class score"
+        assumed = {self.assumed[item.index] for item in scoring if item.index in self.assumed}
+        for count in assumed:
+            told += (
+                f"; of the {count} scores behind each box the first is taken for objectness, as where one layer gives "
+                f"several boxes: if it is a class, say so with --num-classes {count}"
+            )
+        return told
+
     def require_all_levels(self, scoring: Sequence[Watched]) -> None:
         """Make sure that no other layer gives class scores too.
 
@@ -132,13 +147,13 @@ class _Search(Orders):
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which does not read the feature of the boxes, as a gate does."""
-        moves = [{channel: item.elements for channel, item in head.responses.items()} for head in (one, other)]
-        if moves[0] == moves[1] and self.layout(one) is not None:
-            return one  # they are multiplied: either says where the class is
         boxes = {item.head.source for item in self.watched if item.moves_boxes}
         apart = [item for item in (one, other) if item.head.source not in boxes]
         if len(apart) == 1:
             return apart[0]
+        moves = [{channel: item.elements for channel, item in head.responses.items()} for head in (one, other)]
+        if moves[0] == moves[1] and self.layout(one) is not None:
+            return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
         if one.head.channels > 1 or places[0] == places[1]:
             raise refuse_rivals([one, other])
@@ -180,12 +195,15 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         return _raw_detector(search, num_classes)
     search.require_all_levels(scoring)
     known = next((found for item in scoring if (found := search.layout(item)) is not None), None)
+    for item in scoring:
+        if item.index in search.doubts:
+            raise search.doubts[item.index]
     if known is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
-    channels = {item.index: _like(known, item.head) for item in scoring}
+    channels = {item.index: search.own(item) or _like(known, item.head) for item in scoring}
     background = silent_class(scoring, channels)
-    return _detector(search, scoring, channels, background, "raising a channel raises one class score")
+    return _detector(search, scoring, channels, background, search.evidence(scoring))
 
 
 def _selects(graph: Graph) -> bool:
