@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
@@ -288,10 +289,11 @@ def answers(
         return [[] for _ in features]
     feeds[name] = stimulus.picture(feeds[name])
     plain = _maps(runner, feeds, features)
+    sides, grids = [feeds[name].shape[axis] for axis in image_axes(image)], [array.shape[:2] for array in plain]
+    require_cover(features, grids, sides)
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
-    sides = [feeds[name].shape[axis] for axis in image_axes(image)]
-    for window in block_windows(features, [array.shape[:2] for array in plain], sides, _BLOCKS):
+    for window in block_windows(features, grids, sides, _BLOCKS):
         pixels = feeds[name].copy()
         if not change_block(pixels, image, window, stimulus, rng):
             continue

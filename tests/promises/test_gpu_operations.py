@@ -44,6 +44,7 @@ KNOWN = RENAMED | {(name, f"opset{version}") for version, names in REGISTERED.it
 QUICK = ["resnet18_gem.ptir", "swin_tiny_patch4_window7_224.ptir", "yolov8n.ptir", "yolov8n_seg.ptir"]
 QUICK += ["clip_r3d.ptir", "hf_vitpose.ptir", "padim_resnet18.ptir", "hf_dinov2_embedding.legacydyn"]
 FURTHER = {"hf_conditional_detr.ptir": {"method": "query-attention", "num_classes": 20, "per_box": True}}
+REFUSED = {"retina_raw_nc4_a3"}  # four classes, as many as sides of a box: see tests/zoo/test_zoo_detectors.py
 BUNDLED = {
     "pooled": ("shapes_cnn", {}),
     "best classes": ("shapes_cnn", {"top_k": 2, "feature_vector": True, "saliency_size": (20, 20)}),
@@ -100,8 +101,15 @@ def pytest_generate_tests(metafunc):
     if "fixture" in metafunc.fixturenames:
         whole = metafunc.config.getoption("--zoo")
         known = [f for f in fixtures() if f.format == "ir" or f.task in ("embedding", "image-text")]
-        chosen = [f for f in known if whole or f.id in [*QUICK, *FURTHER]]
+        chosen = [f for f in known if (whole and f.arch not in REFUSED) or f.id in [*QUICK, *FURTHER]]
         metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
+
+
+def inserted(plain, fixture, chosen):
+    try:
+        return insert(plain, Options(check=False, **chosen)).model
+    except errors.AmbiguousModelError:  # undecoded heads, whose widths fit several readings
+        return insert(plain, Options(check=False, num_classes=fixture.expected["classes"])).model
 
 
 @pytest.mark.long
@@ -113,7 +121,7 @@ def test_in_the_zoo(fixture, tmp_path):
     refused = []
     for chosen in ways:
         try:
-            new = insert(plain, Options(check=False, **chosen)).model
+            new = inserted(plain, fixture, chosen)
         except errors.XaiInsertError as err:
             refused.append(str(err))
             continue

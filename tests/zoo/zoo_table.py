@@ -82,6 +82,13 @@ def record(
     record_property(PROPERTY, json.dumps(row))
 
 
+def exact_map(path: Path, folder: Path) -> bool:
+    """Whether the best class has a map of exact derivatives, which insertion holds against the scores' own slopes."""
+    report = insert_file(path, folder / f"exact{path.suffix}", Options(method="hirescam"))
+    found = report.map_difference
+    return report.form == "derivative" and found is not None and found <= 2e-2 and report.output_difference <= 5e-6
+
+
 def _sides(shape: Sequence[int | None]) -> tuple[int | None, ...]:
     """Rows and columns of a map, of clips time before them."""
     return tuple(shape[2:] if len(shape) == 5 else shape[-2:])

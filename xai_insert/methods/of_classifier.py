@@ -110,10 +110,7 @@ class ClassifierPlan(Plan):
         }
         if self.found.reading is not None:
             entries["reference"] = self.found.reading.name
-        frame = self.found.frame
-        entries |= Layout(
-            rectangle=frame.drawn(target.grid), frames=frame.times, score_at=self.found.score_at
-        ).written()
+        entries |= Layout(frames=self.found.frame.times, score_at=self.found.score_at).written()
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         if options.classes is not None:
