@@ -13,6 +13,7 @@ PARTS = (0, 30), (30, 120)
 
 
 @pytest.mark.parametrize(("first", "end"), some(PARTS, PARTS[0]))
+@pytest.mark.long
 @pytest.mark.skipif("not __import__('pathlib').Path('/proc/self/clear_refs').exists()", reason="peak memory is Linux's")
 def test_damaged_files_end_cleanly(first, end):
     outcomes = list(fuzz(range(first, end), 1, bundled=False))
