@@ -229,21 +229,23 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
         return None
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
     found = _raw_orders(search, raw, widths, num_classes)
-    if not found or not _are_levels(search, raw, found):
-        raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     scoring = [item for item in raw if item.index in found]
+    grids = [search.probe.grid(item.index) for item in scoring]
+    left = _unread(search, raw, scoring, found)
+    if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
+        raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
 
 
-def _are_levels(search: _Search, raw: Sequence[Watched], found: Mapping[int, Channels]) -> bool:
-    """Whether heads score the same number of classes on a grid each, and no other grid has a head like them."""
-    grids = {item.index: search.probe.grid(item.index) for item in raw}
-    scored = [grids[index] for index in found]
-    alike = {item.head.channels for item in raw if item.index in found}
-    joint = any(order.classes < order.stride for order in found.values())  # then each grid has such a head
-    like = [item for item in raw if joint or item.head.channels in alike]
-    is_one_each = len(scored) == len(set(scored)) and len({order.classes for order in found.values()}) == 1
-    return is_one_each and all(grids[item.index] in scored for item in like)
+def _unread(
+    search: _Search, raw: Sequence[Watched], scoring: Sequence[Watched], found: Mapping[int, Channels]
+) -> list[Watched]:
+    """Undecoded heads of other grids that should give scores too: all, where boxes and scores come of one head."""
+    grids = {search.probe.grid(item.index) for item in scoring}
+    alike = {item.head.channels for item in scoring}
+    is_joint = any(order.classes < order.stride for order in found.values())
+    left = [item for item in raw if is_joint or item.head.channels in alike]
+    return [item for item in left if search.probe.grid(item.index) not in grids]
 
 
 def _raw_orders(
