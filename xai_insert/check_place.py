@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
@@ -170,7 +171,7 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
 
 def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[_Told]:
     """What all ways of changing blocks say of each map, until all are proved."""
-    told = [_Told(proof) for proof in _at_once(runner, image, features, number)]
+    told = [_Told(is_proved) for is_proved in _at_once(runner, image, features, number)]
     for stimulus in STIMULI:
         if all(item.proof for item in told):
             break
@@ -288,10 +289,11 @@ def answers(
         return [[] for _ in features]
     feeds[name] = stimulus.picture(feeds[name])
     plain = _maps(runner, feeds, features)
+    sides, grids = [feeds[name].shape[axis] for axis in image_axes(image)], [array.shape[:2] for array in plain]
+    require_cover(features, grids, sides)
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
-    sides = [feeds[name].shape[axis] for axis in image_axes(image)]
-    for window in block_windows(features, [array.shape[:2] for array in plain], sides, _BLOCKS):
+    for window in block_windows(features, grids, sides, _BLOCKS):
         pixels = feeds[name].copy()
         if not change_block(pixels, image, window, stimulus, rng):
             continue

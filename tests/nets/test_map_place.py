@@ -92,7 +92,7 @@ class Cut:
     """What `places_of` asks of a loaded model: here its values are these maps."""
 
     def __init__(self, model):
-        self.between = lambda features, results, **how: model
+        self.between = lambda features, results, **_: model
 
 
 @pytest.mark.parametrize(("size", "runs"), [(8, 5), (16, 2), (32, 2)])
@@ -121,8 +121,8 @@ def test_no_two_whole_models_are_in_memory_at_once(name, monkeypatch):
         most[0] = max(most[0], len(alive))
         return made
 
-    def cut(self, features, *rest):
-        made = between(self, features, *rest)
+    def cut(self, features, *rest, **how):
+        made = between(self, features, *rest, **how)
         return made if features else counted(made)  # a head alone is small
 
     monkeypatch.setattr(kind, "runner", lambda self: counted(runner(self)))

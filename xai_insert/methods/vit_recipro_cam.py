@@ -31,8 +31,9 @@ from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.locate.transformer import Readout
 from xai_insert.methods.axes import batch_axis, token_axis
 from xai_insert.methods.kernels import WEIGHTS, Floats, Kernel, kernel_factors
 from xai_insert.methods.lifting import Lifted, Lifter
