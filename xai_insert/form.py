@@ -18,3 +18,4 @@ class Form(str, Enum):
     PROTOTYPES = "masks from prototypes"
     SUPPRESSED = "masks from prototypes, suppressed"
     QUERIES = "masks of queries"
+    NONE = "no map"

@@ -21,9 +21,11 @@ from xai_insert.files import size
 from xai_insert.formats.backend import LoadedModel, load
 from xai_insert.formats.guard import RAISED, last_line
 from xai_insert.graph.names import PREFIX
+from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.shape import format_shape
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, Value
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
 from xai_insert.opening import Opened, opened_sizes
@@ -79,9 +81,9 @@ class InsertResult:
         return write_model(loaded, output)
 
     def __repr__(self) -> str:
-        report = self.report
-        shape, kind = format_shape(report.saliency_map["shape"]), report.saliency_map["dtype"]
-        return f"InsertResult({type(self.model).__name__}, {report.method}: saliency_map {shape} {kind})"
+        saliency, method = self.report.saliency_map, self.report.method
+        added = f"saliency_map {format_shape(saliency['shape'])} {saliency['dtype']}" if saliency else FEATURE_VECTOR
+        return f"InsertResult({type(self.model).__name__}, {method}: {added})"
 
 
 def _ignored(step: str) -> None:
@@ -242,6 +244,28 @@ def splice(
         branch = plan.splice(loaded, surgeon, graph, options)
     else:
         branch = replace(opened.plan.splice(loaded, surgeon, opened.graph, options), plan=plan)
+    if branch.raw is not None:
+        plan = _add_map(surgeon, branch, options, image_inputs(graph)[0], opened, suffix)
+    about = plan.metadata(options) | Layout(rectangle=plan.rectangle()).written()
+    if suffix:
+        loaded.annotate({f"{key}{suffix}": text for key, text in about.items()})
+        return replace(branch, plan=plan)
+    if options.feature_vector:
+        add_feature_vector(surgeon, plan, FEATURE_VECTOR)
+    if opened is not None:
+        loaded.close_sizes()
+    common = {"version": __version__, "task": plan.found.task, "method": plan.method, "form": plan.form.value}
+    common["quantiser_ignored_scope"] = IGNORED_SCOPE
+    if written := options.written():
+        common["options"] = written
+    loaded.annotate(common | about)
+    return replace(branch, plan=plan)
+
+
+def _add_map(
+    surgeon: Surgeon[Any], branch: Branch, options: Options, image: Value, opened: Opened | None, suffix: str
+) -> Plan:
+    """Add the outputs of a branch; the plan, with the final size of its map."""
     saliency, plan = finished(surgeon, branch, options)
     rank = len(plan.map_shape)
     ends = least_and_greatest(surgeon.ops, saliency, rank) if options.range else None
@@ -252,7 +276,6 @@ def splice(
         saliency = branch.spread(saliency)
         ends = None if ends is None else branch.spread(ends)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
-    image = image_inputs(graph)[0]
     if branch.is_sized and (opened is None or not opened.follows):
         saliency = surgeon.pinned(saliency, plan.map_shape, image, image_axes(image))
     surgeon.add_output(saliency, f"{SALIENCY_MAP}{suffix}", dtype, plan.map_shape)
@@ -260,27 +283,16 @@ def splice(
         surgeon.add_output(output.handle, f"{name}{suffix}", output.dtype, output.shape)
     if ends is not None:
         add_range(surgeon, ends, plan.map_shape, f"{SALIENCY_RANGE}{suffix}")
-    if suffix:
-        loaded.annotate({f"{key}{suffix}": text for key, text in plan.metadata(options).items()})
-        return replace(branch, plan=plan)
-    if options.feature_vector:
-        add_feature_vector(surgeon, plan, FEATURE_VECTOR)
-    if opened is not None:
-        loaded.close_sizes()
-    common = {"version": __version__, "task": plan.found.task, "method": plan.method, "form": plan.form.value}
-    common["quantiser_ignored_scope"] = IGNORED_SCOPE
-    if written := options.written():
-        common["options"] = written
-    loaded.annotate(common | plan.metadata(options))
-    return replace(branch, plan=plan)
+    return plan
 
 
 def _refuse_twice(loaded: LoadedModel, graph: Graph) -> None:
     known = loaded.read_metadata()
     if known:
+        is_alone = FEATURE_VECTOR in graph.output_names and SALIENCY_MAP not in graph.output_names
         raise AlreadyInsertedError(
-            f"the model already has a saliency map (inserted by xai-insert {known.get('version', '?')}, "
-            f"{known.get('method', '?')}); insert into the plain model instead"
+            f"the model already has a {'feature vector' if is_alone else 'saliency map'} (inserted by "
+            f"xai-insert {known.get('version', '?')}, {known.get('method', '?')}); insert into the plain model instead"
         )
     if SALIENCY_MAP in graph.output_names:
         raise AlreadyInsertedError(f"there already is an output {SALIENCY_MAP!r}; insert into the plain model instead")

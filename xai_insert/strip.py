@@ -18,13 +18,19 @@ from xai_insert.writing import require_writable, write_model
 _BESIDE = (FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_SCORES, SALIENCY_RANGE, PER_BOX)
 
 
-def own_outputs(names: Sequence[str]) -> list[str]:
+def own_outputs(names: Sequence[str], *, is_marked: bool = False) -> list[str]:
     """Those of a model's outputs that were inserted: the map, and what stands behind it under one of our names.
+
+    Args:
+        names: of all outputs.
+        is_marked: whether the model says that something was inserted, if only a vector.
 
     Raises:
         NotInsertedError: none is called `saliency_map`.
     """
     if SALIENCY_MAP not in names:
+        if is_marked and FEATURE_VECTOR in names:
+            return [FEATURE_VECTOR]
         listed = ", ".join(map(repr, names))
         raise NotInsertedError(
             f"no output is called {SALIENCY_MAP!r}, found {listed}: the model has none, or another tool has renamed it"
@@ -39,7 +45,7 @@ def without_map(loaded: LoadedModel, names: Sequence[str]) -> tuple[LoadedModel,
     Raises:
         NotInsertedError: no output is called `saliency_map`, or there is no other.
     """
-    own = own_outputs(names)
+    own = own_outputs(names, is_marked=bool(loaded.read_metadata()))
     if len(own) == len(names):
         raise NotInsertedError(f"the model has no output beside {', '.join(map(repr, own))}: nothing would be left")
     return loaded.strip(own)

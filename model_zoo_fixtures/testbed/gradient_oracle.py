@@ -137,9 +137,13 @@ def assert_is_derivative(
     x: Array | None = None,
     tolerance: float = 1e-4,
     reference: Network | None = None,
+    batch: str | None = None,
 ) -> None:
-    """The pullback is the derivative (of `reference`, which computes the same), and the result of the model stays."""
-    model = plain(network, shape, opset)
+    """The pullback is the derivative (of `reference`, which computes the same), and the result of the model stays.
+
+    With `batch` the first size is open, under that name.
+    """
+    model = plain(network, shape, opset, batch)
     evaluated = model if reference is None else plain(reference, shape, opset)
     rng = np.random.default_rng(5)
     x = rng.standard_normal(shape) if x is None else x

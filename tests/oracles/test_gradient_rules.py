@@ -435,3 +435,17 @@ def test_sampling_by_its_places(corners, padding, kind):
 def test_the_largest(largest, kind):
     network = lambda b: b.node("TopK", "image", b.const(np.array([3])), largest=largest, outputs=2)[0]  # noqa: E731
     assert_is_derivative(network, VECTOR, kind, together=largest == 0)
+
+
+@KINDS
+@pytest.mark.parametrize("batch", [None, "N"])
+def test_bounds_that_are_computed_from_known_sizes(batch, kind):
+    def network(b):  # as exporters cut channels in halves where the batch is free
+        channels = b.node("Gather", b.node("Shape", "image"), b.const(np.array(1)), axis=0)
+        half = b.node("Div", b.node("Add", channels, b.const(np.array(1))), b.const(np.array(2)))
+        zero, one = b.const(np.array([0])), b.const(np.array([1]))
+        ends = [b.node("Unsqueeze", end, zero) for end in (half, channels)]
+        first, second = b.node("Slice", "image", zero, ends[0], one), b.node("Slice", "image", *ends, one)
+        return b.node("Concat", b.node("Exp", second), b.node("Sin", first), axis=1)
+
+    assert_is_derivative(network, (2, 5, 2, 2), kind, batch=batch)

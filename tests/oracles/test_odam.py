@@ -6,9 +6,9 @@ import pytest
 from onnx.utils import Extractor
 
 from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed import query_models as queries
 from model_zoo_fixtures.testbed.detection_oracle import resized, values
 from model_zoo_fixtures.testbed.detector_models import ANCHORS, CLASSES, GRIDS, SIDE, Net, reporting_detector
-from tests.oracles import test_query_attention as queries
 from xai_insert import Options, errors, insert, plan_insertion
 
 STEP = 3e-3

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import xai_insert
 from model_zoo_fixtures.shapes.dataset import CLASS_NAMES, HELD_OUT_SEED, multi_object_scene
-from model_zoo_fixtures.testbed import anomaly_models, instance_models, keypoint_models, models
+from model_zoo_fixtures.testbed import anomaly_models, instance_models, keypoint_models, models, vector_models
 from model_zoo_fixtures.testbed.detector_models import reporting_detector
 
 pytest.importorskip("model_api", reason="pip install openvino-model-api")
@@ -193,3 +193,29 @@ def test_wrappers_of_dense_tasks_refuse_a_map(build, wrapper, tmp_path):
     xai_insert.insert_file(plain, tmp_path / "map.xml", xai_insert.Options())
     with pytest.raises(WrapperError, match="output"):
         load(tmp_path / "map.xml")
+
+
+def test_segmentation_wrapper_takes_the_vector_alone(tmp_path):
+    plain = as_ir(segmenter(), tmp_path, model_type="Segmentation", labels=" ".join(CLASS_NAMES[:5]))
+    xai_insert.insert_file(plain, tmp_path / "xai.xml", xai_insert.Options(method="none", feature_vector=True))
+    before, after = load(plain), load(tmp_path / "xai.xml")
+    image = SCENES[0].image[:32, :48]
+    expected, found = before(image), after(image)
+    np.testing.assert_array_equal(found.resultImage, expected.resultImage)
+    np.testing.assert_array_equal(found.soft_prediction, expected.soft_prediction)
+    assert not expected.feature_vector.size
+    b = models.Builder(batch=1, size=(32, 48))
+    feature = b.backbone()
+    fed = image.transpose(2, 0, 1)[None].astype(np.float32)
+    (mean,) = vector_models.run(b.model(feature), fed).values()
+    np.testing.assert_allclose(found.feature_vector.reshape(-1), mean.mean((0, 2, 3)), rtol=0.05)
+
+
+def test_models_of_several_clips_at_once_have_no_image_input(tmp_path):
+    """As the Action Classification wrapper wants them; the documentation says so."""
+    b = models.Builder(batch=1)
+    clips = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, 3, 4, 16, 16])
+    x = b.node("Reshape", "image", b.const(np.array([1, 3, 4, 16, 16])))
+    x = b.node("ReduceMean", b.node("Conv", x, b.weight(4, 3, 1, 3, 3)), axes=[2, 3, 4], keepdims=0)
+    with pytest.raises(xai_insert.errors.NotVisionModelError, match="no image input"):
+        xai_insert.insert(b.model(b.linear(x, 4), inputs=[clips]))

@@ -34,13 +34,13 @@ def reported(name, properties=(), error=""):
     )
 
 
-def found(difference):
+def found(difference, **beside):
     report = SimpleNamespace(
         method="recipro-cam", form="closed form", saliency_map={"shape": (1, 1000, 7, 7)}, mflops=1.25
     )
     rows = []
     (fixture,) = fixtures(id="resnet50.legacy")
-    zoo_table.record(lambda *row: rows.append(row), fixture, report, difference)
+    zoo_table.record(lambda *row: rows.append(row), fixture, report, difference, **beside)
     return rows
 
 
@@ -52,7 +52,7 @@ def written(tmp_path):
     first.pytest_runtest_logreport(reported("resnet50.legacy", error="def f():\nE   ValueError: no\nE   more"))
     first.pytest_runtest_logreport(reported("resnet50.dynamo", error="E   KeyError: 'a | b'"))
     first.pytest_sessionfinish()
-    second.pytest_runtest_logreport(reported("resnet50.legacy", found(2.6e-7)))
+    second.pytest_runtest_logreport(reported("resnet50.legacy", found(2.6e-7, exact=True)))
     second.pytest_sessionfinish()
     return zoo_table.table(list(json.loads(path.read_text()).values()))
 
@@ -61,6 +61,13 @@ def test_runs_over_parts_of_the_zoo_come_together(written):
     (line,) = (line for line in written.splitlines() if line.startswith("| resnet50 |"))
     assert "| recipro-cam, closed form | 7x7 | 3e-07 | *failed* | 1.2 |" in line
     assert zoo_table.cells(written) == {"resnet50.legacy", "resnet50.dynamo"}
+
+
+def test_exact_maps_are_counted(written):
+    assert (
+        "Of the 1 exports for which Recipro-CAM has no map, or has to run the rest of the model masked, 1 have"
+        in written
+    )
 
 
 def test_a_failure_stands_in_the_table_with_its_reason(written):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model_zoo_fixtures import Fixture, failures, fixtures
+from xai_insert import Options, insert_file
 from xai_insert.graph.view import format_grid
 
 PROPERTY = "zoo"
@@ -52,7 +53,13 @@ MFLOPs.
 
 
 def record(
-    record_property: Any, fixture: Fixture, report: Any = None, difference: float = 0.0, refused: str = ""
+    record_property: Any,
+    fixture: Fixture,
+    report: Any = None,
+    difference: float = 0.0,
+    refused: str = "",
+    *,
+    exact: bool | None = None,
 ) -> None:
     """Keep what a test found for the table.
 
@@ -62,8 +69,9 @@ def record(
         report: of the insertion; None if it was refused.
         difference: of the map from its definition.
         refused: the reason why nothing was inserted.
+        exact: whether it has a map of exact derivatives; None where its map needs no masked runs.
     """
-    row: Row = {"id": fixture.id, "refused": refused}
+    row: Row = {"id": fixture.id, "refused": refused} | ({} if exact is None else {"exact": exact})
     if report is not None:
         row |= {
             "method": f"{report.method}, {report.form}",
@@ -72,6 +80,13 @@ def record(
             "difference": difference,
         }
     record_property(PROPERTY, json.dumps(row))
+
+
+def exact_map(path: Path, folder: Path) -> bool:
+    """Whether the best class has a map of exact derivatives, which insertion holds against the scores' own slopes."""
+    report = insert_file(path, folder / f"exact{path.suffix}", Options(method="hirescam"))
+    found = report.map_difference
+    return report.form == "derivative" and found is not None and found <= 2e-2 and report.output_difference <= 5e-6
 
 
 def _sides(shape: Sequence[int | None]) -> tuple[int | None, ...]:
@@ -146,12 +161,25 @@ def _section(title: str, listed: Sequence[tuple[Fixture, Row]]) -> str:
         f"Found in every export: {good} of {len(by_arch)} architectures ({100 * good / len(by_arch):.1f} %), "
         f"{good_exports} of {len(listed)} exports.",
         "",
+        *_exact([row for _, row in listed if "exact" in row]),
         "| " + " | ".join(["architecture", "package", "method", "map", *exporters, "cost"]) + " |",
         "|" + "---|" * (5 + len(exporters)),
         *(_line(arch, group, exporters) for arch, group in by_arch.items()),
     ]
     reasons = _grouped((fixture.arch, fixture.exporter, _reason(row)) for fixture, row in listed if _reason(row))
     return "\n".join([*lines, *(["", "Not found:", "", *reasons] if reasons else []), ""])
+
+
+def _exact(rows: Sequence[Row]) -> list[str]:
+    """How many of the exports have an exact map that are refused by Recipro-CAM or run masked."""
+    if not rows:
+        return []
+    count = sum(row["exact"] for row in rows)
+    return [
+        f"Of the {len(rows)} exports for which Recipro-CAM has no map, or has to run the rest of the model masked, "
+        f"{count} have one of exact derivatives (`--method hirescam`).",
+        "",
+    ]
 
 
 def _line(arch: str, group: Sequence[tuple[Fixture, Row]], exporters: Sequence[str]) -> str:

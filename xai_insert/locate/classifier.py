@@ -256,7 +256,7 @@ def _default_target(head: _Head, *, others: bool = True) -> tuple[FeatureMap, tu
             f"columns of the image can be followed{_where_lost(graph, places)}; {shape_hint(graph)}"
         )
     features: dict[Value, FeatureMap] = {}
-    if all(end.grid_axes for end in ends):
+    if all(end.grid_axes and not _is_bare(end) for end in ends):
         features = {feature.value: feature for feature in (feature_before(end, places) for end in ends)}
         first, *rest = features.values()
         if not rest and not is_feature(graph, first.value):
@@ -273,6 +273,11 @@ def _default_target(head: _Head, *, others: bool = True) -> tuple[FeatureMap, tu
             return described, ()
     sources = list(features) or list(dict.fromkeys(end.source for end in ends))
     raise TargetNotFoundError(_why_no_map(head, sources))
+
+
+def _is_bare(end: GridEnd) -> bool:
+    """Whether what ends is one number for each place, as the distances of patches are: a map of scores, no feature."""
+    return len(end.source.sizes) == 1 + len(end.grid_axes)
 
 
 def _share_grid(graph: Graph, features: Sequence[FeatureMap]) -> bool:

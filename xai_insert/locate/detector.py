@@ -15,7 +15,7 @@ class Channels:
     """Where the class scores lie among the channels of a head.
 
     Class `k` as the head counts them, of anchor `a`, is channel `start + a * stride + k`, or `start + k * anchors + a`
-    if classes come first.
+    if classes come first. Other channels may stand before, between and behind.
 
     Attributes:
         start: first class channel.
@@ -45,7 +45,15 @@ class Channels:
 
     def label(self, channel: int) -> int:
         """The head's class of a channel; one of the anchor's other channels, where there are such, has no class."""
-        return channel // self.anchors if self.classes_first else (channel - self.start) % self.stride
+        return (channel - self.start) // self.anchors if self.classes_first else (channel - self.start) % self.stride
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Where the channels begin and end that a reshape sets apart into anchors and what each of them has."""
+        if self.classes_first or self.anchors == 1:
+            return self.start, self.start + self.classes * self.anchors
+        first = max(0, self.start + self.classes - self.stride)
+        return first, first + self.anchors * self.stride
 
 
 @dataclass(frozen=True)

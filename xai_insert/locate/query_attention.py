@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from xai_insert.graph.axes import Axis, Origin, axis_size, parts_of
+from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
 from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.attention import Attention, find_attentions
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
-from xai_insert.locate.transformer import Attention, find_attentions
 
 WANTED = (
     "detectors with class scores at every location, with a head that classifies regions, or with "
@@ -168,13 +168,20 @@ def _position(axis: Axis, origin: Origin) -> int | None:
     """Where the whole of an origin begins in an axis, in which others may stand beside it."""
     start = 0
     for part in parts_of(axis):
-        if len(part) == 1 and part[0].origin is origin and part[0].step == 1 and part[0].size == origin.size:
+        only = _only(part)
+        if only is not None and only.origin is origin and only.step == 1 and only.size == origin.size:
             return start
         size = axis_size(part)
         if size is None:
             return None
         start += size
     return None
+
+
+def _only(axis: Axis) -> Digit | None:
+    """What an axis is made of, beside a batch of one; None if of several."""
+    several = [digit for digit in axis if digit.size != 1]
+    return several[0] if len(several) == 1 else None
 
 
 def _choice(places: Places, output: Value, origin: Origin) -> Node | None:
@@ -250,13 +257,14 @@ def _sampled(places: Places, node: Node) -> Iterator[tuple[Origin, SampledLook]]
         rows = places.traced.get(weights, ())
         found = [_sampling(places, part) for part in _side_by_side(samples)]
         levels = tuple(item for item in found if item is not None)
-        if not levels or len(levels) < len(found) or len(rows) < 3 or len(rows[2]) != 1:
+        queries = _only(rows[2]) if len(rows) == samples.rank else None
+        if not levels or len(levels) < len(found) or queries is None:
             continue
         heads = places.beside_images(levels[0].source)
         finest = max(levels, key=lambda item: item.height * item.width)
         if heads is not None:
             result = node.output.uses[0].node.output
-            yield rows[2][0].origin, SampledLook(levels, weights, result, heads, finest.height, finest.width)
+            yield queries.origin, SampledLook(levels, weights, result, heads, finest.height, finest.width)
 
 
 def _is_summed_over_points(value: Value) -> bool:

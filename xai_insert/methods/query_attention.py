@@ -17,8 +17,8 @@ from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.query_attention import DenseLook, QueryReport, ReportedScores, SampledLook, Sampling
-from xai_insert.locate.transformer import Attention
 from xai_insert.methods.shaping import reshape, scalar, size_of
 from xai_insert.methods.tensor import Tensor
 
@@ -117,8 +117,9 @@ def dense_shares(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: in
 def _again(surgeon: Surgeon[V], graph: Graph, item: Attention, wanted: Value | None) -> V:
     """The shares, or what is made of them, once more.
 
-    A runtime that merges the model's attention must find it read by nothing else. For the same reason query and key are read before they are transposed, and the product is not the model's own: of
-    half the query, and then doubled, which changes no bit.
+    A runtime that merges the model's attention must find it read by nothing else. For the same reason query and key
+    are read before they are transposed, and the product is not the model's own: of half the query, and then doubled,
+    which changes no bit.
     """
     op = surgeon.ops
     assert wanted is not None

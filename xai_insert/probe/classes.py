@@ -54,6 +54,21 @@ class _Search(Orders):
             chosen += self._best(apart)
         return chosen
 
+    def own(self, item: Watched) -> Channels | None:
+        """The order of a head that gives boxes as well, if it tells; the others are as the first."""
+        return self.layout(item) if item.is_fused else None
+
+    def evidence(self, scoring: Sequence[Watched]) -> str:
+        """How the classes were told, and what was taken for granted, for people."""
+        told = "raising a channel raises one class score"
+        assumed = {self.assumed[item.index] for item in scoring if item.index in self.assumed}
+        for count in assumed:
+            told += (
+                f"; of the {count} scores behind each box the first is taken for objectness, as where one layer gives "
+                f"several boxes: if it is a class, say so with --num-classes {count}"
+            )
+        return told
+
     def require_all_levels(self, scoring: Sequence[Watched]) -> None:
         """Make sure that no other layer gives class scores too.
 
@@ -182,25 +197,31 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if not scoring:
         return _raw_detector(search, num_classes)
     search.require_all_levels(scoring)
-    told = next(((item, found) for item in scoring if (found := search.layout(item)) is not None), None)
-    plain = None if told is None else told[1]
-    known = _by_columns(search, scoring) if told is None else with_columns(search, *told) or plain
-    if known is None:
+    told = next(((found, item) for item in scoring if (found := search.layout(item)) is not None), None)
+    for item in scoring:
+        if item.index in search.doubts:
+            raise search.doubts[item.index]
+    told = told or _by_columns(search, scoring)
+    if told is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
-    background = silent_class(scoring, {item.index: _like(known, item.head) for item in scoring})
-    channels = {item.index: _like(known, item.head) for item in scoring}
-    if known.picked:
-        background = known.picked.index(background) if background in known.picked else None
-    return _detector(search, scoring, channels, background, "raising a channel raises one class score")
+    known, by = told
+    picked = (with_columns(search, by, known) or known).picked
+    channels = {
+        item.index: replace(search.own(item) or _like(known, by.head, item.head), picked=picked) for item in scoring
+    }
+    background = silent_class(scoring, channels)
+    if picked:
+        background = picked.index(background) if background in picked else None
+    return _detector(search, scoring, channels, background, search.evidence(scoring))
 
 
-def _by_columns(search: _Search, scoring: Sequence[Watched]) -> Channels | None:
+def _by_columns(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watched] | None:
     """The order of classes that are turned about before locations are flattened, where a location has one box."""
     for item in scoring:
         plain = Channels(0, item.head.channels, 1, item.head.channels)
-        if item.is_class and search.has_one_box(item) and (found := with_columns(search, item, plain)) is not None:
-            return found
+        if item.is_class and search.has_one_box(item) and with_columns(search, item, plain) is not None:
+            return plain, item
     return None
 
 
@@ -208,14 +229,17 @@ def _selects(graph: Graph) -> bool:
     return any(node.op is Op.NMS for node in graph.nodes)
 
 
-def _like(known: Channels, head: Head) -> Channels:
+def _like(known: Channels, by: Head, head: Head) -> Channels:
     """The order of another level's head: its number of anchors may differ, nothing else."""
-    anchors, rest = divmod(head.channels, known.classes if known.classes_first else known.stride)
+    width = by.channels // known.anchors
+    anchors, rest = divmod(head.channels, width)
     if rest:
         raise TargetNotFoundError(
-            f"the class head {head.value.describe()} has no whole number of anchors for {known.classes} classes"
+            f"the class head {head.value.describe()} has no whole number of anchors, as {by.value.describe()} has "
+            f"{known.anchors} of {width} channels"
         )
-    return replace(known, anchors=anchors)
+    before = known.block[0] if known.classes_first or known.anchors > 1 else 0  # some channels of each anchor
+    return replace(known, anchors=anchors, start=known.start + before * anchors // known.anchors - before)
 
 
 def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
@@ -226,11 +250,21 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     found = _raw_orders(search, raw, widths, num_classes)
     scoring = [item for item in raw if item.index in found]
     grids = [search.probe.grid(item.index) for item in scoring]
-    alike = {item.head.channels for item in scoring}
-    left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
+    left = _unread(search, raw, scoring, found)
     if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
         raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
+
+
+def _unread(
+    search: _Search, raw: Sequence[Watched], scoring: Sequence[Watched], found: Mapping[int, Channels]
+) -> list[Watched]:
+    """Undecoded heads of other grids that should give scores too: all, where boxes and scores come of one head."""
+    grids = {search.probe.grid(item.index) for item in scoring}
+    alike = {item.head.channels for item in scoring}
+    is_joint = any(order.classes < order.stride for order in found.values())
+    left = [item for item in raw if is_joint or item.head.channels in alike]
+    return [item for item in left if search.probe.grid(item.index) not in grids]
 
 
 def _raw_orders(
@@ -256,8 +290,15 @@ def _with_several(found: dict[int, Channels], num_classes: int | None) -> dict[i
 def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
     """An order told by widths, corrected by how anchors are set apart; None if that contradicts it."""
     seen = [found for found in search.raw_orders(item) if found.anchors > 1]
-    if order is None or not seen or order.classes < order.stride:  # boxes and scores in one head
+    if order is None or not seen:
         return order
+    if order.classes < order.stride:  # boxes and scores in one head
+        whole = {found for found in seen if (found.classes, found.anchors) == (order.stride, order.anchors)}
+        if len(whole) > 1:
+            return None
+        is_inside = any(found.classes_first for found in whole)
+        start = order.start * order.anchors
+        return replace(order, start=start, stride=1, classes_first=True) if is_inside else order
     return next((found for found in seen if (found.classes, found.anchors) == (order.classes, order.anchors)), None)
 
 

@@ -13,6 +13,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
+from xai_insert.locate.layout import Rectangle, drawn_in
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found
 
@@ -80,7 +81,8 @@ class Branch:
 
     Attributes:
         plan: the plan that was carried out.
-        raw: handle of the unscaled map, of `plan.map_shape`; before `spread`, where there is one.
+        raw: handle of the unscaled map, of `plan.map_shape`; before `spread`, where there is one; None if there is no
+            map.
         scores: handle of the class scores, where the map is defined by masking.
         classes: handle of the numbers `[B, K]` of the classes that have a map; None if all have.
         outputs: further outputs, by name.
@@ -114,7 +116,7 @@ class Plan(ABC):
         form: how it is computed.
         reason: why in this form.
         map_shape: shape of `saliency_map`, height and width last, in the order of the feature map (see `Found.frame`);
-            None where a size follows the input.
+            None where a size follows the input; empty if there is to be no map.
         mflops: extra work per image in millions of floating-point operations; None if a size is unknown.
     """
 
@@ -162,6 +164,14 @@ class Plan(ABC):
     def describe(self) -> dict[str, Any]:
         """What was found, as fields of a `Report`."""
         return self.found.describe()
+
+    def rectangle(self) -> Rectangle | None:
+        """Where in the image its map is drawn: top, left, bottom, right, as fractions; None for all of it.
+
+        Raises:
+            MisplacedMapError: what it is made of lies in several parts of the image.
+        """
+        return drawn_in(self.found.placed())
 
     @abstractmethod
     def metadata(self, options: Options) -> dict[str, str]:

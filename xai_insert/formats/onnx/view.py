@@ -17,7 +17,7 @@ from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
-from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, is_identity_gather
+from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -230,6 +230,9 @@ def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Valu
         return True
     if native.op_type == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
         return _fold_shape(native, inputs[0].shape, outputs[0])
+    if native.op_type == "Gather" and (sizes := _taken_sizes(inputs)) is not None:
+        outputs[0].load, outputs[0].shape = (lambda: sizes), sizes.shape
+        return True
     if not inputs or any(value is None or not value.is_constant for value in inputs) or len(outputs) != 1:
         return False
     if native.op_type in ("RandomNormalLike", "RandomUniformLike") or any(map(_is_body, native.attributes.values())):
@@ -247,6 +250,18 @@ def _fold_shape(native: ir.Node, shape: Shape, output: Value) -> bool:
         return False
     output.load, output.shape = (lambda: np.array(part, np.int64)), (len(part),)
     return True
+
+
+def _taken_sizes(inputs: tuple[Value | None, ...]) -> npt.NDArray[np.int64] | None:
+    """What a node takes of a shape whose batch alone may be open, if these sizes are known."""
+    whole, places = inputs
+    shape = None if whole is None else whole.producer
+    indices = constant_of(places)
+    if shape is None or shape.type != "Shape" or shape.native.attributes or indices is None:
+        return None
+    sizes = shape.read(0).shape or ()
+    taken = [sizes[index] if -len(sizes) <= index < len(sizes) else None for index in indices.reshape(-1).tolist()]
+    return None if None in taken else np.array(taken, np.int64).reshape(indices.shape)
 
 
 def _is_body(attribute: ir.Attr) -> bool:
