@@ -18,25 +18,21 @@ from xai_insert.errors import CheckFailedError
 from xai_insert.formats.backend import Runner
 from xai_insert.graph.view import Value
 from xai_insert.image_blocks import (
-    Cell,
+    AT_ONCE,
+    Block,
     Floats,
     Stimulus,
-    averaged,
-    block_windows,
+    away_from,
     cells_at,
-    change_block,
+    change_blocks,
     input_name,
+    stand_out,
 )
-from xai_insert.locate.inputs import image_axes
 from xai_insert.locate.layout import FeatureMap
 
 Array = npt.NDArray[Any]
 _SEED = 1
-_BLOCKS = ((0.36, 0.36), (0.64, 0.93), (0.93, 0.07))  # rows and columns, in parts of the grid
 _LOUD = Stimulus(1, 0, 10)  # between what images of 0 to 1 and of 0 to 255 hold
-_RING = 5  # cells along a side for each cell around a block that may answer as well
-_FEWEST = 16  # cells away from all blocks
-_OVER_ALL, _OVER_MEDIAN = 1.5, 3.0  # change at each block over the largest and the median one away from all
 _MOST_ELEMENTS = 1 << 20
 
 
@@ -64,23 +60,15 @@ def map_shows_place(
     if not name or feature.frame.lines is None or not feature.frame.is_upright or grid != feature.grid:
         return False
     changed = feeds[name].copy()
-    blocks = _change(changed, feature, image)
-    if len(blocks) < len(_BLOCKS):
+    windows = change_blocks(changed, image, [feature], [grid], _LOUD, np.random.default_rng(_SEED))
+    if len(windows) < len(AT_ONCE):
         return False
     try:
         after = runner.run({**feeds, name: changed})[index]
     except CheckFailedError:
         return False
+    blocks = [cells_at(window, feature, grid) for window in windows]
     return _stand_out(_first(outputs[index]), _first(after), blocks)
-
-
-def _change(pixels: Array, feature: FeatureMap, image: Value) -> list[tuple[Cell, Cell]]:
-    """Change the blocks of an image; the cells at those that lie in it."""
-    rng = np.random.default_rng(_SEED)
-    grid: list[int] = [size or 1 for size in feature.grid]
-    sides = [pixels.shape[axis] for axis in image_axes(image)]
-    windows = block_windows([feature], [grid], sides, _BLOCKS)
-    return [cells_at(window, feature, grid) for window in windows if change_block(pixels, image, window, _LOUD, rng)]
 
 
 def _first(maps: Array) -> Floats:
@@ -89,25 +77,14 @@ def _first(maps: Array) -> Floats:
     return flat[:: flat.size // _MOST_ELEMENTS + 1].astype(np.float64)
 
 
-def _stand_out(before: Floats, after: Floats, blocks: Sequence[tuple[Cell, Cell]]) -> bool:
+def _stand_out(before: Floats, after: Floats, blocks: Sequence[Block]) -> bool:
     """Whether the cells at every block changed more than all that are away from all blocks, up to each map's scale."""
-    grid = before.shape[1:]
-    away = np.ones(grid, dtype=bool)
-    for block in blocks:
-        away[_around(block, [side // _RING for side in grid])] = False
-    if np.count_nonzero(away) < _FEWEST:
+    away = away_from(blocks, before.shape[1:])
+    if not away.any():
         return False
     x, y = before[:, away], after[:, away]
     x_mean, y_mean = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
     spread = ((x - x_mean) ** 2).sum(axis=1, keepdims=True)
     factor = ((x - x_mean) * (y - y_mean)).sum(axis=1, keepdims=True) / np.where(spread > 0, spread, 1)
     expected = factor[..., None] * (before - x_mean[..., None]) + y_mean[..., None]
-    change = averaged(np.abs(after - expected).sum(axis=0), blocks[0])
-    least = min(float(change[_around(block, (0, 0))].max()) for block in blocks)
-    rest = change[away]
-    return least > 0 and least >= max(_OVER_ALL * float(rest.max()), _OVER_MEDIAN * float(np.median(rest)))
-
-
-def _around(block: tuple[Cell, Cell], reach: Sequence[int]) -> tuple[slice, ...]:
-    """The cells of a block and those around it."""
-    return tuple(slice(max(low - far, 0), high + far + 1) for (low, high), far in zip(block, reach, strict=True))
+    return stand_out(np.abs(after - expected).sum(axis=0), blocks)

@@ -1,9 +1,10 @@
 """Proof, before anything is written, that the cells of a map lie where in the image the map says.
 
-The axes say which pixels a cell stands for. Here the plain model is asked: blocks of the image are changed one after
-another, and the cells of each feature map, or of the class scores of each level, that change most must be those at that
-block. What changes with every block alike, as behind a pool that scales the whole map, is divided out. Blocks at places
-that no transpose, turn or mirror maps onto one another tell rows from columns and forwards from backwards.
+The axes say which pixels a cell stands for. Here the plain model is asked: blocks of the image are changed, three at
+once and, where that does not tell, one after another, and the cells of each feature map, or of the class scores of each
+level, that change most must be those at that block. What changes with every block alike, as behind a pool that scales
+the whole map, is divided out. Blocks at places that no transpose, turn or mirror maps onto one another tell rows from
+columns and forwards from backwards.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Value
 from xai_insert.image_blocks import (
+    AT_ONCE,
     FEWEST_CELLS,
     STIMULI,
     Cell,
@@ -33,7 +36,9 @@ from xai_insert.image_blocks import (
     block_windows,
     cells_at,
     change_block,
+    change_blocks,
     input_name,
+    stand_out,
 )
 from xai_insert.locate.inputs import image_axes
 from xai_insert.locate.layout import FeatureMap
@@ -50,6 +55,7 @@ _CLEAR = 2.0  # the largest change over the median one, from which on blocks cou
 _SHARP = 6.0  # likewise, from which on they contradict without more
 _LITTLE = 0.5  # of the largest change
 _LEAST_CHANGE = 1e-3  # likewise: less is none
+_FINE = 16  # cells along a side from which on blocks that are changed at once are well apart
 _MARGIN = 0.05  # between the logarithms of two changes
 _AS_SAID: Move = (False, (False, False), (False, False))
 _MOVES: list[Move] = [(turn, (down, right), (False, False)) for turn, down, right in product((False, True), repeat=3)]
@@ -165,17 +171,42 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
 
 def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[_Told]:
     """What all ways of changing blocks say of each map, until all are proved."""
-    told = [_Told() for _ in features]
+    told = [_Told(is_proved) for is_proved in _at_once(runner, image, features, number)]
     for stimulus in STIMULI:
+        if all(item.proof for item in told):
+            break
         for item, given in zip(told, answers(runner, image, features, stimulus, number), strict=True):
             if not item.proof:
                 item.proof = _is_proof(given)
                 if not item.proof and _is_doubt(given):
                     item.doubts.append(given)
                     item.is_clear |= stimulus.is_loud
-        if all(item.proof for item in told):
-            break
     return told
+
+
+def _at_once(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[bool]:
+    """Whether three blocks that are changed at once show the place of each map, of all its cells together."""
+    rng, stimulus = np.random.default_rng(_SEED), STIMULI[0]
+    name = input_name(runner, image, number)
+    if not name or any((side or 0) < _FINE for feature in features for side in feature.grid):
+        return [False] * len(features)
+    feeds = _noise(runner, rng)
+    feeds[name] = stimulus.picture(feeds[name])
+    before = _maps(runner, feeds, features)
+    pixels, grids = feeds[name].copy(), [array.shape[:2] for array in before]
+    windows = change_blocks(pixels, image, features, grids, stimulus, rng)
+    if len(windows) < len(AT_ONCE):
+        return [False] * len(features)
+    after = _maps(runner, {**feeds, name: pixels}, features)
+    return [
+        stand_out(np.abs(b - a).sum(axis=2), [cells_at(window, feature, grid) for window in windows])
+        for feature, grid, a, b in zip(features, grids, before, after, strict=True)
+    ]
+
+
+def _noise(runner: Runner, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+    """Something for every input."""
+    return {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
 
 
 def _natives(features: Sequence[FeatureMap]) -> list[Any]:
@@ -252,16 +283,17 @@ def answers(
         number: of the image input among those of its size and type.
     """
     rng = np.random.default_rng(_SEED)
-    feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
+    feeds = _noise(runner, rng)
     name = input_name(runner, image, number)
     if not name:
         return [[] for _ in features]
     feeds[name] = stimulus.picture(feeds[name])
     plain = _maps(runner, feeds, features)
+    sides, grids = [feeds[name].shape[axis] for axis in image_axes(image)], [array.shape[:2] for array in plain]
+    require_cover(features, grids, sides)
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
-    sides = [feeds[name].shape[axis] for axis in image_axes(image)]
-    for window in block_windows(features, [array.shape[:2] for array in plain], sides, _BLOCKS):
+    for window in block_windows(features, grids, sides, _BLOCKS):
         pixels = feeds[name].copy()
         if not change_block(pixels, image, window, stimulus, rng):
             continue

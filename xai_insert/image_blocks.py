@@ -16,12 +16,20 @@ from xai_insert.locate.layout import FeatureMap
 
 Floats = npt.NDArray[np.float64]
 Cell = tuple[int, int]
+Block = tuple[Cell, Cell]
+"""First and last row, and first and last column, of cells."""
 Window = tuple[tuple[float, float], tuple[float, float]]
 
 FEWEST_CELLS = 5  # along a side of a grid whose cells may be the blocks of finer ones too
 _CELL = 0.6  # cells from the middle of a block to its edge
 _BESIDE = 0.35  # cells from the edge of a block to the middle of a cell that answers to it
 _LEAST = 0.03  # likewise, in parts of the grid
+AT_ONCE = ((0.36, 0.36), (0.64, 0.93), (0.93, 0.07))
+"""Blocks that are changed together, rows and columns in parts of the grid. No transpose, turn, mirror or half roll puts
+them, or cells beside them, onto one another."""
+_RING = 5  # cells along a side for each cell around a block that may answer as well
+_FEWEST = 16  # cells away from all blocks
+_OVER_ALL, _OVER_MEDIAN = 1.5, 3.0  # change at each block over the largest and the median one away from all
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def change_block(
     return True
 
 
-def cells_at(window: Window, feature: FeatureMap, grid: Sequence[int]) -> tuple[Cell, Cell]:
+def cells_at(window: Window, feature: FeatureMap, grid: Sequence[int]) -> Block:
     """First and last cell, along each axis of a grid, whose middle lies in or beside a block; else the nearest."""
     found = []
     sides = window[::-1] if feature.frame.transposed else window
@@ -132,7 +140,7 @@ def cells_at(window: Window, feature: FeatureMap, grid: Sequence[int]) -> tuple[
     return found[0], found[1]
 
 
-def averaged(change: Floats, block: tuple[Cell, Cell]) -> Floats:
+def averaged(change: Floats, block: Block) -> Floats:
     """Means over windows as large as a block."""
     sizes = [high - low + 1 for low, high in block]
     if sizes == [1, 1]:
@@ -141,3 +149,52 @@ def averaged(change: Floats, block: tuple[Cell, Cell]) -> Floats:
     windows = np.lib.stride_tricks.sliding_window_view(padded, sizes)
     means: Floats = windows.mean(axis=(2, 3))
     return means
+
+
+def change_blocks(
+    pixels: npt.NDArray[Any],
+    image: Value,
+    features: Sequence[FeatureMap],
+    grids: Sequence[Sequence[int]],
+    stimulus: Stimulus,
+    rng: np.random.Generator,
+) -> list[Window]:
+    """Change all blocks of `AT_ONCE` in an image; those that lie in it."""
+    windows = block_windows(features, grids, [pixels.shape[axis] for axis in image_axes(image)], AT_ONCE)
+    return [window for window in windows if change_block(pixels, image, window, stimulus, rng)]
+
+
+def away_from(blocks: Sequence[Block], grid: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which cells are away from all blocks; none where they are too few to tell."""
+    away = np.ones(grid, dtype=bool)
+    for block in blocks:
+        away[_around(block, _ring(grid))] = False
+    return away & bool(np.count_nonzero(away) >= _FEWEST)
+
+
+def stand_out(change: Floats, blocks: Sequence[Block]) -> bool:
+    """Whether the cells at every block changed more than those around it, and than all that are away from all blocks.
+
+    Args:
+        change: of each cell, `[h, w]`.
+        blocks: the cells at the blocks that were changed at once.
+    """
+    change = averaged(change, blocks[0])
+    rest = change[away_from(blocks, change.shape)]
+    if not len(rest):
+        return False
+    most = [float(change[_around(block, (1, 1))].max()) for block in blocks]
+    if any(change[_around(block, _ring(change.shape))].max() > top for block, top in zip(blocks, most, strict=True)):
+        return False
+    least = min(float(change[_around(block, (0, 0))].max()) for block in blocks)
+    return least > 0 and least >= max(_OVER_ALL * float(rest.max()), _OVER_MEDIAN * float(np.median(rest)))
+
+
+def _ring(grid: Sequence[int]) -> list[int]:
+    """How many rows and columns around a block may answer as well."""
+    return [side // _RING for side in grid]
+
+
+def _around(block: Block, reach: Sequence[int]) -> tuple[slice, ...]:
+    """The cells of a block and those around it."""
+    return tuple(slice(max(low - far, 0), high + far + 1) for (low, high), far in zip(block, reach, strict=True))

@@ -25,6 +25,7 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.shape import format_shape
 from xai_insert.graph.view import Graph, Value
+from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
 from xai_insert.opening import Opened, opened_sizes
@@ -245,8 +246,9 @@ def splice(
         branch = replace(opened.plan.splice(loaded, surgeon, opened.graph, options), plan=plan)
     if branch.raw is not None:
         plan = _add_map(surgeon, branch, options, image_inputs(graph)[0], opened, suffix)
+    about = plan.metadata(options) | Layout(rectangle=plan.rectangle()).written()
     if suffix:
-        loaded.annotate({f"{key}{suffix}": text for key, text in plan.metadata(options).items()})
+        loaded.annotate({f"{key}{suffix}": text for key, text in about.items()})
         return replace(branch, plan=plan)
     if options.feature_vector:
         add_feature_vector(surgeon, plan, FEATURE_VECTOR)
@@ -256,7 +258,7 @@ def splice(
     common["quantiser_ignored_scope"] = IGNORED_SCOPE
     if written := options.written():
         common["options"] = written
-    loaded.annotate(common | plan.metadata(options))
+    loaded.annotate(common | about)
     return replace(branch, plan=plan)
 
 

@@ -45,12 +45,16 @@ def prove(
         return CheckResult(check_outputs(plans[0].graph, plain, outputs, []), None, None)
     declared = [branches[0].plan.map_shape, *(output.shape for output in branches[0].outputs.values())]
     moved = check_outputs(plans[0].graph, plain, outputs, declared)
-    first, off, places = len(plain), list[float | None](), list[str | None]()
+    first, shown = len(plain), list[tuple[Any, bool]]()
     for item, branch in zip(plans, branches, strict=True):
-        masking = (item.plan if opened is None else opened.plan).masking(options)
-        off.append(_off(loaded, branch, masking, outputs[first]))
-        places.append(_place(loaded, item, runner, outputs, first))
+        shown.append((outputs[first], _is_shown(item, runner, outputs, first)))
         first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
+    del runner  # no two whole models at a time in memory
+    off, places = list[float | None](), list[str | None]()
+    for item, branch, (maps, is_shown) in zip(plans, branches, shown, strict=True):
+        masking = (item.plan if opened is None else opened.plan).masking(options)
+        off.append(_off(loaded, branch, masking, maps))
+        places.append(_place(loaded, item, is_shown=is_shown))
     known = [difference for difference in off if difference is not None]
     place = min(places, key=lambda place: place != "axes")  # all of them or none
     return CheckResult(moved, max(known, default=None), place)
@@ -66,14 +70,19 @@ def _off(loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any
     return None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
 
 
-def _place(loaded: LoadedModel, item: Planned, runner: Runner, outputs: Sequence[Any], index: int) -> str | None:
+def _is_shown(item: Planned, runner: Runner, outputs: Sequence[Any], index: int) -> bool:
+    """Whether a map itself tells where it lies."""
+    asked = [feature for feature in item.plan.found.placed() if feature.positions != 1]  # one cell lies nowhere else
+    image = image_inputs(item.graph)[0]
+    feeds = random_feeds(runner)
+    return len(asked) == 1 and map_shows_place(asked[0], image, runner, feeds, outputs, index, item.place)
+
+
+def _place(loaded: LoadedModel, item: Planned, *, is_shown: bool) -> str | None:
     """Where a map lies, by the map itself if it tells, else by the values that it explains."""
     features = item.plan.found.placed()
     if not features:
         return None
     image = image_inputs(item.graph)[0]
     require_times(features, loaded, image)
-    asked = [feature for feature in features if feature.positions != 1]  # a single cell can lie nowhere else
-    if len(asked) == 1 and map_shows_place(asked[0], image, runner, random_feeds(runner), outputs, index, item.place):
-        return "blocks"
-    return places_of(features, loaded, image, item.place)
+    return "blocks" if is_shown else places_of(features, loaded, image, item.place)

@@ -55,7 +55,8 @@ class Report:
         background: index of a detector's background class; None if it has none.
         per_box: where the maps of reported boxes come from, `{decoded, decoded_format, boxes, boxes_format, labels,
             first_label, shape}` or, with two stages, `{feature, logits, regions, boxes, boxes_format, scores, shape}`.
-        saliency_map: `{shape, dtype, bytes_per_image}`; empty if there is no map.
+        saliency_map: `{shape, dtype, bytes_per_image, rectangle}`, the last top, left, bottom and right of where the
+            map lies, as fractions of the image, None for all of it; empty if there is no map.
         beside: of several image inputs, the maps of the second and those behind it: `{output, input, shape, form,
             target}` each.
         mflops: extra work per image.
@@ -127,6 +128,7 @@ class Report:
             *self._found(),
             ("method", f"{self.method}, {self.form} ({self.reason})"),
             ("output", _described(saliency) if saliency else "feature_vector"),
+            *(("lies in", _part(part)) for part in [saliency.get("rectangle")] if part),
             *(("beside", _other(item)) for item in self.beside),
             ("cost", "follows the input" if self.mflops is None else f"{self.mflops:.1f} MFLOPs per image"),
         ]
@@ -181,7 +183,11 @@ class Report:
 
 
 def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
-    """The fields of a report that a plan fills."""
+    """The fields of a report that a plan fills.
+
+    Raises:
+        MisplacedMapError: the values of a map lie in several parts of the image.
+    """
     cells = [size for size in plan.map_shape[1:] if size is not None]
     whole = len(cells) == len(plan.map_shape) - 1
     count = 1
@@ -191,6 +197,7 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
         "shape": plan.map_shape,
         "dtype": output_dtype,
         "bytes_per_image": count * (1 if output_dtype == "u8" else 4) if whole else None,
+        "rectangle": plan.rectangle(),
     }
     return {
         "task": plan.found.task,
@@ -206,6 +213,11 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
 def to_json(reports: list[Report]) -> str:
     """All reports of one call, as a JSON document."""
     return json.dumps({"models": [report.as_dict() for report in reports]}, indent=2) + "\n"
+
+
+def _part(rectangle: Sequence[float]) -> str:
+    top, left, bottom, right = (f"{100 * edge:.0f}" for edge in rectangle)
+    return f"a part of the image: rows from {top} to {bottom} %, columns from {left} to {right} %"
 
 
 def _other(item: Mapping[str, Any]) -> str:

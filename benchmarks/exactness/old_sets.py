@@ -70,6 +70,8 @@ class Lowered:
         """An input of a node that is stored; None if there is none."""
         if index >= len(node.input) or not node.input[index]:
             return None
+        if node.input[index] not in self._stored:
+            raise ValueError(f"{node.op_type} took no computed operands before set 10")
         return self._stored[node.input[index]]
 
     def shape(self, name: str) -> list[int]:
@@ -105,12 +107,30 @@ class Lowered:
         said.pop("noop_with_empty_axes", None)
         self.add(node.op_type, node.input[0], output=node.output[0], **said)
 
+    def sizes(self, node: NodeProto, said: dict[str, Any]) -> None:
+        """Shape, of all axes and cut."""
+        if not said:
+            self.nodes.append(node)
+            return
+        rank = len(self.shape(node.input[0]))
+        ends = [said.get("start", 0), said.get("end", rank)]
+        starts, ends = ([int(np.clip(end + rank * (end < 0), 0, rank))] for end in ends)
+        whole = self.add("Shape", node.input[0])
+        if self.version == 10:
+            stored = (self.store(np.array(part, np.int64)) for part in (starts, ends))
+            self.add("Slice", whole, *stored, output=node.output[0])
+        else:
+            self.add("Slice", whole, output=node.output[0], starts=starts, ends=ends)
+
     def split(self, node: NodeProto, said: dict[str, Any]) -> None:
         axis = said.get("axis", 0) % len(self.shape(node.input[0]))
         sizes = [self.shape(name)[axis] for name in node.output]
         self.nodes.append(helper.make_node("Split", node.input[:1], node.output, node.name, axis=axis, split=sizes))
 
     def slice(self, node: NodeProto, said: dict[str, Any]) -> None:
+        if self.version == 10 and any(name and name not in self._stored for name in node.input[1:]):
+            self.nodes.append(node)  # its axes count from the front, as exporters write them, or the checker complains
+            return
         starts, ends, axes, steps = (self.constant(node, index) for index in range(1, 5))
         assert starts is not None
         assert ends is not None
@@ -189,12 +209,14 @@ class Lowered:
         self.add(kind, node.input[0], self.store(np.float32(scales)), output=node.output[0], mode="nearest")
 
     def top_k(self, node: NodeProto, said: dict[str, Any]) -> None:
-        count, axis = self.constant(node, 1), said.get("axis", -1) % len(self.shape(node.input[0]))
-        if count is None or not said.get("largest", 1):
-            raise ValueError("TopK was of the largest, and of a fixed number, before set 10")
-        inputs, more = [node.input[0]], {"k": int(count[0])}
-        if self.version == 10:
-            inputs, more = [*inputs, self.store(count)], {}
+        axis = said.get("axis", -1) % len(self.shape(node.input[0]))
+        if not said.get("largest", 1):
+            raise ValueError("TopK was of the largest before set 11")
+        inputs, more = list(node.input), {}
+        if self.version < 10:
+            count = self.constant(node, 1)
+            assert count is not None
+            inputs, more = inputs[:1], {"k": int(count[0])}
         self.nodes.append(helper.make_node("TopK", inputs, node.output, node.name, axis=axis, **more))
 
 
@@ -203,6 +225,7 @@ _RULES: dict[str, Callable[[Lowered, NodeProto, dict[str, Any]], None]] = {
     "Squeeze": Lowered.with_axes,
     "Unsqueeze": Lowered.with_axes,
     "ReduceSum": Lowered.with_axes,
+    "Shape": Lowered.sizes,
     "Split": Lowered.split,
     "Slice": Lowered.slice,
     "Clip": Lowered.clip,

@@ -197,6 +197,16 @@ def _fix(model: onnx.ModelProto, shape: Sequence[int]) -> None:
     model.CopyFrom(onnx.shape_inference.infer_shapes(model, data_prop=True))
 
 
+def _prepared(path: Path, goal: Path) -> Path:
+    """The file with all shapes, as onnxruntime's quantisers want it."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = goal.with_name("prepared.onnx")
+    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+    prepared.with_suffix(".npz").symlink_to(path.with_suffix(".npz").absolute())
+    return prepared
+
+
 def class_map(outputs: dict[str, Array]) -> int:
     """The class to compare: the predicted one, else that whose map varies most."""
     maps = outputs[SALIENCY_MAP]
@@ -228,7 +238,7 @@ def _row(
     wanted: list[dict[str, Array]],
 ) -> str:
     try:
-        model = BEFORE[form](path, goal)
+        model = BEFORE[form](_prepared(path, goal) if form == "QOperator" else path, goal)
         before = [oracle.run(model, image) for image in images]
     except Exception as err:  # each tool fails in its own way
         return f"the tool fails on the plain model: {forms.short(err)} | | | |"

@@ -1,9 +1,9 @@
 """Every fixture inserted into by two revisions: which files changed, and for what reason.
 
-    python -m benchmarks.exactness.same_files --against 95189fb [--only resnet] [--json FILE]
+    python -m benchmarks.exactness.same_files --against 95189fb [--only resnet] [--every 10] [--json FILE]
 
-Files are compared without the `xai_insert.*` metadata, which name the version. Predictions are not compared here: that
-is the insertion's own check.
+Files are compared without the `xai_insert.*` metadata, which name the version. Of those that differ, both maps are made
+of one random image and compared, byte by byte. Predictions are not compared here: that is the insertion's own check.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parents[2]
 Told = Mapping[str, Any]
 
 
 def serve() -> None:
-    """Insert into each file that a line of standard input names, and tell what was written in a line of JSON."""
+    """Insert into each file that a line of standard input names, beside it, and tell what in a line of JSON."""
     from xai_insert import Options, insert_file  # noqa: PLC0415 - of the revision that the process is for
 
     for line in sys.stdin:
-        path = Path(line.rstrip("\n"))
-        with tempfile.TemporaryDirectory() as folder:
-            goal = Path(folder) / f"new{path.suffix}"
-            try:
-                report = insert_file(path, goal, Options(check=False))
-            except Exception as err:  # an old revision may fail in ways that this one does not
-                told: dict[str, Any] = {"refused": f"{type(err).__name__}: {err}"}
-            else:
-                told = {"method": report.method, "form": str(report.form), **read(goal)}
-                told["target"] = (report.target or {}).get("name")
+        path, goal = map(Path, json.loads(line))
+        try:
+            report = insert_file(path, goal, Options(check=False))
+        except Exception as err:  # an old revision may fail in ways that this one does not
+            told: dict[str, Any] = {"refused": f"{type(err).__name__}: {err}"}
+        else:
+            told = {"method": report.method, "form": str(report.form), **read(goal)}
+            told["target"] = (report.target or {}).get("name")
         print(json.dumps(told), flush=True)
 
 
@@ -94,13 +94,33 @@ def inserting(root: Path) -> Iterator[subprocess.Popen[str]]:
         process.terminate()
 
 
-def asked(process: subprocess.Popen[str], path: Path) -> Told:
-    """What a process tells of one file."""
+def asked(process: subprocess.Popen[str], path: Path, goal: Path) -> Told:
+    """What a process tells of one file, into which it inserts."""
     given, got = process.stdin, process.stdout
     assert got is not None  # both are pipes
-    print(path, file=given, flush=True)
+    print(json.dumps([str(path), str(goal)]), file=given, flush=True)
     told: Told = json.loads(got.readline())
     return told
+
+
+def saliency(path: Path) -> np.ndarray:
+    """The map of one random image."""
+    from model_zoo_fixtures.testbed.oracle import image_for, load, run  # noqa: PLC0415 - see `main`
+
+    model = load(path)
+    return np.asarray(run(model, image_for(model))["saliency_map"], np.int64)
+
+
+def compared(old: Path, new: Path, before: Told, after: Told) -> str:
+    """The reason for which files differ, and how far their maps do."""
+    why = reason(before, after)
+    if why == "identical" or "refused" in before or "refused" in after:
+        return why
+    one, other = saliency(old), saliency(new)
+    if one.shape != other.shape:
+        return f"{why}; another size of the map"
+    apart = int(np.abs(one - other).max(initial=0))
+    return f"{why}; the same map" if not apart else f"{why}; maps at most {apart} of 255 apart"
 
 
 def main() -> None:
@@ -110,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="REV", required=True, help="the revision to compare with")
     parser.add_argument("--only", metavar="TEXT", default="", help="fixtures whose name holds it")
+    parser.add_argument("--every", metavar="N", type=int, default=1, help="one fixture of so many")
     parser.add_argument("--json", metavar="FILE", type=Path, help="what was found of each fixture")
     args = parser.parse_args()
     found: dict[str, str] = {}
@@ -119,12 +140,13 @@ def main() -> None:
         subprocess.run([*git, "add", "--detach", str(old), args.against], check=True, capture_output=True)
         try:
             with inserting(old) as before, inserting(HERE) as after:
-                for fixture in fixtures():
-                    if args.only in fixture.id:
-                        with tempfile.TemporaryDirectory() as own:
-                            path = materialise(fixture, Path(own))
-                            found[fixture.id] = reason(asked(before, path), asked(after, path))
-                        print(f"{fixture.id}: {found[fixture.id]}", flush=True)
+                for fixture in [fixture for fixture in fixtures() if args.only in fixture.id][:: args.every]:
+                    with tempfile.TemporaryDirectory() as own:
+                        path = materialise(fixture, Path(own))
+                        goals = [path.with_name(f"{name}{path.suffix}") for name in ("old", "new")]
+                        told = [asked(item, path, goal) for item, goal in zip((before, after), goals, strict=True)]
+                        found[fixture.id] = compared(*goals, *told)
+                    print(f"{fixture.id}: {found[fixture.id]}", flush=True)
         finally:
             subprocess.run([*git, "remove", "--force", str(old)], check=True, capture_output=True)
     groups = defaultdict(list)

@@ -67,15 +67,19 @@ def smoothed(b):
     return four(b, maps, normal(greatest(b, raw)), 0.5), maps, 0.5
 
 
-def patchcore(b):
-    """Each patch's distance to the nearest of a bank; the score is the greatest, of its own neighbourhood."""
-    x = b.node("Reshape", b.node("Transpose", feature(b), perm=[0, 2, 3, 1]), ints(b, -1, 8))
+def nearest(b, x):
+    """`[B, cells]`: each patch's distance to the nearest of a bank."""
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 3, 1]), ints(b, -1, 8))
     bank = b.rng.random((10, 8)).astype(np.float32)
     product = b.node("MatMul", x, b.const(bank.T.copy()))
     squares = b.node("ReduceSum", squared(b, x), ints(b, 1), keepdims=1)
     both = b.node("Sub", b.node("Add", squares, b.const((bank**2).sum(1))), b.node("Mul", product, number(b, 2)))
-    nearest = b.node("ReduceMin", both, axes=[1], keepdims=0)
-    patches = b.node("Reshape", nearest, ints(b, -1, CELLS * CELLS))
+    return b.node("Reshape", b.node("ReduceMin", both, axes=[1], keepdims=0), ints(b, -1, CELLS * CELLS))
+
+
+def patchcore(b):
+    """The score is the greatest of the patches' distances, of its own neighbourhood."""
+    patches = nearest(b, feature(b))
     score = b.node("ReduceMax", patches, axes=[1], keepdims=0)
     maps = resized(b, b.node("Reshape", patches, ints(b, -1, 1, CELLS, CELLS)))
     return four(b, maps, b.node("Mul", score, number(b, 0.5))), maps, 0.8
@@ -144,6 +148,12 @@ def of_pooled(b):
 def of_greatest(b):
     maps = distance(b, feature(b))
     return greatest(b, maps), maps
+
+
+def of_nearest(b):
+    """PatchCore without its map."""
+    x = feature(b)
+    return b.node("ReduceMax", nearest(b, x), axes=[1], keepdims=0), x
 
 
 def of_linear(b):

@@ -60,10 +60,14 @@ def definition(levels, reported, labels, middle):
 class Net:
     """A detector with anchors on two levels that reports its best boxes, or those that suppression leaves.
 
-    Where `report` is `late`, boxes are decoded only of the best locations of each level.
+    Where `report` is `late`, boxes are decoded only of the best locations of each level. `wide` are the sides of the
+    anchors in cells; given, boxes are cut off at the image, and a late one finds its anchors by indices of their own.
     """
 
-    def __init__(self, *, anchors_first, exclusive, decoded, reported, report, count_baked=False, tower=None):
+    def __init__(
+        self, *, anchors_first, exclusive, decoded, reported, report, count_baked=False, tower=None, wide=None
+    ):
+        self.wide = wide
         self.exclusive, self.decoded, self.reported, self.anchors_first = exclusive, decoded, reported, anchors_first
         b = Builder(batch="N" if report == "rows" else 1, size=(SIDE, SIDE))
         x = b.backbone()
@@ -98,7 +102,7 @@ class Net:
         """Centre and size in pixels of each row's anchor."""
         step = SIDE / grid
         y, x, a = np.meshgrid(np.arange(grid), np.arange(grid), np.arange(ANCHORS), indexing="ij")
-        sizes = step * np.array([1.5, 2.0, 3.0])[a]
+        sizes = step * np.array(self.wide or [1.5, 2.0, 3.0])[a]
         found = np.stack([(x + 0.5) * step, (y + 0.5) * step, sizes, sizes * (0.6 + 0.3 * a)], -1)
         return (found.transpose(2, 0, 1, 3) if self.anchors_first else found).reshape(-1, 4)
 
@@ -113,7 +117,10 @@ class Net:
         if self.decoded == "cxcywh":
             return b.node("Concat", centre, size, axis=2)
         half = b.node("Mul", size, b.const(np.float32(0.5)))
-        return b.node("Concat", b.node("Sub", centre, half), b.node("Add", centre, half), axis=2)
+        return self.cut(b, b.node("Concat", b.node("Sub", centre, half), b.node("Add", centre, half), axis=2))
+
+    def cut(self, b, boxes):
+        return b.node("Clip", boxes, b.const(np.float32(0)), b.const(np.float32(SIDE))) if self.wide else boxes
 
     def best(self, b, boxes, scores):
         """`[N, M, 6]`: the locations of the largest scores; box, score, label in floats."""
@@ -147,14 +154,15 @@ class Net:
             _, places = b.node("TopK", best, b.const([4 * MOST]), axis=0, outputs=2)
             kept.append(b.node("Gather", sure, places, axis=0))
             moves = b.node("Gather", b.node("Squeeze", offset, b.const([0])), places, axis=0)
-            prior = b.node("Gather", b.const(priors.astype(np.float32)), places, axis=0)
+            own = places if self.wide is None else b.node("Add", places, b.const(np.array([0])))
+            prior = b.node("Gather", b.const(priors.astype(np.float32)), own, axis=0)
             parts = [b.const(np.array([n])) for n in (0, 2, 4, 1)]
             (move, grow), (centre, size) = (
                 [b.node("Slice", x, parts[i], parts[i + 1], parts[3]) for i in (0, 1)] for x in (moves, prior)
             )
             centre = b.node("Add", centre, b.node("Mul", move, size))
             half = b.node("Mul", b.node("Mul", size, b.node("Exp", grow)), b.const(np.float32(0.5)))
-            both = b.node("Concat", b.node("Sub", centre, half), b.node("Add", centre, half), axis=1)
+            both = self.cut(b, b.node("Concat", b.node("Sub", centre, half), b.node("Add", centre, half), axis=1))
             if count_baked:
                 both = b.node("Reshape", b.node("Reshape", both, b.const([4 * MOST, 2, 2])), b.const([4 * MOST, 4]))
             boxes.append(both)
@@ -188,7 +196,8 @@ class Net:
                 offsets, priors = offsets.reshape(-1, 4), priors.reshape(-1, 4)
                 centre = priors[:, :2] + offsets[:, :2] * priors[:, 2:]
                 size = np.exp(offsets[:, 2:]) * priors[:, 2:]
-                levels.append(((*(centre - size / 2).T, *(centre + size / 2).T), scores))
+                corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+                levels.append(((corners.clip(0, SIDE) if self.wide else corners).T, scores))
             factor = SIDE if self.reported == "cxcywh" else 1
             sides = side_arrays(boxes[number] * factor, self.reported)
             found.append(definition(levels, sides, labels[number], (GRIDS[1], GRIDS[1])))

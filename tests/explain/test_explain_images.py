@@ -9,6 +9,9 @@ import openvino as ov
 import pytest
 
 import xai_insert
+from model_zoo_fixtures.testbed.explaining import SHAPES
+from xai_insert import insert_file
+from xai_insert.errors import ModelFileError
 from xai_insert.explain import read_outputs
 from xai_insert.explain.class_names import class_names
 from xai_insert.explain.classify import probabilities
@@ -180,6 +183,28 @@ def test_a_picture_is_encoded_from_its_parts_in_their_order():
 
 
 # Reading outputs
+
+
+@pytest.mark.parametrize("kind", ["xml", "onnx"])
+def test_outputs_say_what_the_insertion_found_of_them(kind, tmp_path):
+    insert_file(SHAPES / f"shapes_segmenter.{kind}", tmp_path / f"a.{kind}")
+    feed = np.zeros((1, 3, 128, 128), np.float32)
+    if kind == "xml":
+        model = ov.Core().read_model(tmp_path / "a.xml")
+        about = model.get_rt_info(["xai_insert"]).value
+        outputs = read_outputs(ov.Core().compile_model(model, "CPU")(feed), metadata=about)
+    else:
+        session = ort.InferenceSession(tmp_path / "a.onnx")
+        entries = {"classes": "no number", **session.get_modelmeta().custom_metadata_map}  # of another tool
+        names = [item.name for item in session.get_outputs()]
+        outputs = read_outputs(session.run(None, {session.get_inputs()[0].name: feed}), names, entries)
+    assert outputs.layout.classes == outputs.saliency_map.shape[1] == 8
+    assert (outputs.layout.box_format, outputs.layout.masks) == ("centres-pixels", "suppressed")
+
+
+def test_metadata_that_name_another_output(inserted_shapes):
+    with pytest.raises(ModelFileError, match="'map_at' is '3'"):
+        read_outputs({"logits": np.zeros((1, 2))}, metadata={"map_at": "3"})
 
 
 def test_outputs_by_name_from_each_runtime(inserted_shapes):

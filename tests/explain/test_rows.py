@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, call, fine, rows
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, WithMap, call, fine, rows
 from xai_insert import Explainer
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.explained import Explained, Prediction
@@ -24,7 +24,7 @@ from xai_insert.explain.preprocessing import View
 from xai_insert.explain.stream import PART, Parts, explain_all
 
 ROOT = Path(__file__).parents[2]
-MODEL = SHAPES / "shapes_cnn.xml"
+MODEL = WithMap("shapes_cnn.xml")
 
 
 def parquet_rows(folder):

@@ -3,9 +3,10 @@
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
-from model_zoo_fixtures.testbed import models
-from xai_insert import insert
+from model_zoo_fixtures.testbed import detector_models, models
+from xai_insert import errors, insert
 
 
 def patches(b, image, cell=4):
@@ -47,3 +48,33 @@ def test_rectangles(kind, case):
 
     found = written(insert(models.as_format(models.classifier(network), kind)).model).get("rectangle")
     assert found is None if expected is None else tuple(map(float, found.split())) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_detectors_that_crop(kind):
+    """The finest level says it for all; the report says so too."""
+    style = {"anchors_first": False, "exclusive": False, "decoded": "xyxy", "reported": "xyxy"}
+    model = detector_models.Net(**style, report="lists").model
+    image, side = model.graph.input[0], detector_models.SIDE
+    for size in image.type.tensor_type.shape.dim[2:]:
+        size.dim_value = side + 16
+    parts = {"first": [16, 0], "last": [side + 16, side], "axes": [2, 3]}
+    for node in model.graph.node:
+        node.input[:] = ["cropped" if name == image.name else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Slice", [image.name, *parts], ["cropped"]))
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(ends), name) for name, ends in parts.items())
+    result = insert(models.as_format(model, kind))
+    part = 16 / (side + 16)
+    assert result.report.saliency_map["rectangle"] == pytest.approx((part, 0, 1, 1 - part), abs=0.02)
+    assert "a part of the image" in result.report.text()
+    assert "rectangle" in written(result.model)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("case", ["padded by a cell", "cropped by two cells"])
+def test_of_an_open_size_the_part_would_differ(kind, case):
+    feature, _ = CASES[case]
+    b = models.Builder(size=("H", "W"))
+    model = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", feature(b))), models.CHANNELS))
+    with pytest.raises(errors.MisplacedMapError, match="--input-shape"):
+        insert(models.as_format(model, kind))

@@ -1,5 +1,7 @@
-"""Place by the written map: means of blocks of an image, made by NumPy, moved in every way that a map can be wrong."""
+"""Place by changed blocks: means of blocks of an image, made by NumPy, moved in every way that a map can be wrong."""
 
+import contextlib
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from xai_insert import insert
 from xai_insert.check_map import map_shows_place
+from xai_insert.check_place import places_of
+from xai_insert.errors import MisplacedMapError
 from xai_insert.formats.backend import load
 from xai_insert.graph.view import Value
 from xai_insert.locate.layout import FeatureMap, Frame
@@ -34,9 +38,10 @@ MOVES = {
 class Means:
     """A model whose maps are means of blocks of 8x8 pixels and of those beside them, mixed and scaled to bytes."""
 
-    def __init__(self, size, move=None):
+    def __init__(self, size, move=None, *, is_raw=False):
         self.inputs = [("image", "float32", (1, 3, 8 * size, 8 * size))]
         self._size, self._move, self.runs = size, move, 0
+        self._is_raw = is_raw
         self._mix = np.random.default_rng(1).standard_normal((5, 3))
 
     def run(self, feeds, seconds=None):
@@ -49,13 +54,19 @@ class Means:
         cells = cells + 0.05 * cells.mean(axis=(2, 3), keepdims=True)  # all cells move a little with every block
         maps = np.einsum("kc,bchw->bkhw", self._mix, cells)
         maps = maps if self._move is None else self._move(maps)
+        if self._is_raw:
+            return [maps]
         low, high = maps.min(axis=(2, 3), keepdims=True), maps.max(axis=(2, 3), keepdims=True)
         return [np.zeros(1), np.round(255 * (maps - low) / np.maximum(high - low, 1e-9)).astype(np.uint8)]
 
 
-def shows(model, size):
+def described(size):
     image = Value("image", (1, 3, 8 * size, 8 * size), "float32")
-    feature = FeatureMap(image, 1, (2, 3), (size, size), frame=Frame(lines=((8.0, 3.5), (8.0, 3.5))))
+    return image, FeatureMap(image, 1, (2, 3), (size, size), frame=Frame(lines=((8.0, 3.5), (8.0, 3.5))))
+
+
+def shows(model, size):
+    image, feature = described(size)
     feeds = {"image": np.random.default_rng(0).standard_normal((1, 3, 8 * size, 8 * size)).astype(np.float32)}
     return map_shows_place(feature, image, model, feeds, model.run(feeds), 1)
 
@@ -75,6 +86,49 @@ def test_a_map_elsewhere_proves_nothing(size, move):
 
 def test_a_grid_of_few_cells_proves_nothing():
     assert not shows(Means(4), 4)
+
+
+class Cut:
+    """What `places_of` asks of a loaded model: here its values are these maps."""
+
+    def __init__(self, model):
+        self.between = lambda features, results, **_: model
+
+
+@pytest.mark.parametrize(("size", "runs"), [(8, 5), (16, 2), (32, 2)])
+def test_values_in_their_place_take_one_more_run_on_a_fine_grid(size, runs):
+    model = Means(size, is_raw=True)
+    image, feature = described(size)
+    assert places_of([feature], Cut(model), image) == "blocks"
+    assert model.runs <= runs
+
+
+@pytest.mark.parametrize("size", [16])
+@pytest.mark.parametrize("move", [*MOVES.values(), lambda maps: np.roll(maps, 4, 3), lambda maps: np.roll(maps, -4, 2)])
+def test_values_elsewhere_prove_nothing(size, move):
+    image, feature = described(size)
+    with contextlib.suppress(MisplacedMapError):
+        assert places_of([feature], Cut(Means(size, move, is_raw=True)), image) == "axes"
+
+
+@pytest.mark.parametrize("name", ["shapes_cnn.onnx", "shapes_vit.onnx", "shapes_vit.xml"])
+def test_no_two_whole_models_are_in_memory_at_once(name, monkeypatch):
+    kind, alive, most = type(load(SHAPES / name, {})), weakref.WeakSet(), [0]
+    runner, between = kind.runner, kind.between
+
+    def counted(made):
+        alive.add(made)
+        most[0] = max(most[0], len(alive))
+        return made
+
+    def cut(self, features, *rest, **how):
+        made = between(self, features, *rest, **how)
+        return made if features else counted(made)  # a head alone is small
+
+    monkeypatch.setattr(kind, "runner", lambda self: counted(runner(self)))
+    monkeypatch.setattr(kind, "between", cut)
+    insert(SHAPES / name)
+    assert most == [1]
 
 
 @pytest.mark.parametrize("name", ["shapes_cnn.onnx", "shapes_cnn.xml"])

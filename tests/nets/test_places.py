@@ -10,7 +10,7 @@ import pytest
 from model_zoo_fixtures.testbed.nets.classifiers import generate
 from model_zoo_fixtures.testbed.nets.oracle import judge
 
-SEEDS, QUICK = range(200), range(60)
+SEEDS, QUICK = range(200), range(30)
 WRONG = 0
 RIGHT = 0.8  # the others are refused
 

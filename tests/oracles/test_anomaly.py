@@ -15,6 +15,7 @@ from model_zoo_fixtures.testbed.anomaly_models import (
     number,
     of_greatest,
     of_linear,
+    of_nearest,
     of_pooled,
     resized,
     squared,
@@ -167,7 +168,7 @@ def test_what_it_is_not_for():
 
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("batch", [1, "N"])
-@pytest.mark.parametrize("head", [of_pooled, of_greatest, of_linear])
+@pytest.mark.parametrize("head", [of_pooled, of_greatest, of_nearest, of_linear])
 def test_a_score_alone_is_explained_by_recipro_cam(head, batch, kind):
     b = models.Builder(size=(SIDE, SIDE), batch=batch)
     score, target = head(b)

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
@@ -383,6 +384,65 @@ def test_learners_whose_scores_leave_as_maps(kind):
     assert np.array_equal(found["saliency_map"], wanted)
     assert found["named"] == oracle.run(model, images())["named"]
     assert set(found["named"][0]) == {"cat", "dog"}
+
+
+def root_mean_square(n, y, is_plain):
+    scale = n.const(1 + n.draw(8, scale=0.1))
+    if not is_plain:
+        return n("RMSNormalization", y, scale, axis=-1, epsilon=1e-5)
+    mean = n("ReduceMean", n("Mul", y, y), n.const(np.array([-1])), keepdims=1)
+    return n("Mul", n("Div", y, n("Sqrt", n("Add", mean, n.const(np.float32(1e-5))))), scale)
+
+
+def swish(n, y, is_plain):
+    return n("Mul", y, n("Sigmoid", y)) if is_plain else n("Swish", y)
+
+
+def gelu(n, y, is_plain):
+    if not is_plain:
+        return n("Gelu", y)
+    erf = n("Erf", n("Mul", y, n.const(np.float32(0.5**0.5))))
+    return n("Mul", n("Mul", y, n.const(np.float32(0.5))), n("Add", erf, n.const(np.float32(1))))
+
+
+@pytest.mark.parametrize(("function", "opset"), [(root_mean_square, 23), (gelu, 20), (swish, 24)])
+def test_operators_of_newer_sets(function, opset):
+    """Behind the feature map, so that the branch computes them too."""
+    made = []
+    for is_plain in (True, False):
+        n = Net(opset)
+        x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
+        flat = n("Flatten", n("GlobalAveragePool", x))
+        made.append(n.model(n("Gemm", function(n, flat, is_plain), n.const(n.draw(8, 7)), n.const(n.draw(7)))))
+    try:
+        before = [oracle.run(model, images()) for model in made]
+    except ort_errors.Fail:
+        pytest.skip(f"the installed onnxruntime runs no set {opset}")
+    assert np.allclose(*(next(iter(item.values())) for item in before), atol=1e-5)
+    results = [insert(model, RAW) for model in made]
+    assert [result.report.form for result in results] == ["closed form"] * 2
+    a, b = (oracle.run(result.model, images())["saliency_map"] for result in results)
+    assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+
+
+def test_names_that_are_looked_up_stay():
+    """ArrayFeatureExtractor, as CoreML's and Custom Vision's converters end a classifier."""
+    n = Net(15)
+    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
+    logits = n("Gemm", n("Flatten", n("GlobalAveragePool", x)), n.const(n.draw(8, 7)), n.const(n.draw(7)))
+    scores = n("Softmax", logits, axis=1)
+    names = n.const(np.array([f"class {k}" for k in range(7)], object))
+    n("ArrayFeatureExtractor", names, n("ArgMax", scores, axis=1, keepdims=0), domain="ai.onnx.ml", outputs=["label"])
+    model = n.model(scores)
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.STRING, None))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    result = insert(model, RAW)
+    assert result.report.form == "closed form"
+    plain, found = oracle.run(model, images()), oracle.run(result.model, images())
+    assert np.array_equal(found["label"], plain["label"])
+    alone = n.model(scores)
+    wanted = oracle.run(insert(alone, RAW).model, images())["saliency_map"]
+    assert np.allclose(found["saliency_map"], wanted, atol=1e-6)
 
 
 def test_a_sequence_among_the_outputs_stays():

@@ -155,6 +155,7 @@ def test_weights_alone_in_int8(reference, suffix, tmp_path):
         assert deployed.integer_kernels(new.model, tmp_path) == deployed.integer_kernels(model, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
 @pytest.mark.parametrize("quantise", [deployed.quantised, deployed.dynamically_quantised], ids=["static", "dynamic"])
 def test_integer_kernels_of_onnx_stay(quantise, per_channel, tmp_path):
@@ -165,6 +166,7 @@ def test_integer_kernels_of_onnx_stay(quantise, per_channel, tmp_path):
         assert after == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("half", [deployed.halved, deployed.brain_halved])
 def test_masked_runs_of_an_ir_in_half_precision(half):
     result = insert(as_format(half("shapes_vit"), "openvino"), Options(output_dtype="f32", block=2))

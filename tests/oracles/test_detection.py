@@ -13,7 +13,8 @@ from model_zoo_fixtures.testbed.detector_models import raw_detector, row_detecto
 from model_zoo_fixtures.testbed.models import Builder
 from xai_insert import Options, errors, insert
 from xai_insert.locate.detector import Channels
-from xai_insert.probe.channels import raw_channels, resolve, resolve_fused, resolve_raw, samples
+from xai_insert.probe.channels import raw_channels, resolve, resolve_raw, samples
+from xai_insert.probe.joint import Joint, read_joint
 
 DETECTOR = Path(__file__).parents[2] / "model_zoo_fixtures" / "shapes" / "shapes_detector"
 HELD_OUT = 1_000_000
@@ -45,16 +46,42 @@ def test_no_order_where_locations_and_classes_share_an_axis():
     assert resolve(*flat, 18) is None
 
 
-@pytest.mark.parametrize(("start", "classes", "stride"), [(5, 80, 85), (0, 10, 42), (5, 1, 6)])
-def test_order_of_heads_that_give_boxes_as_well(start, classes, stride):
-    anchors = 3 if start else 1
-    # behind a box come objectness and classes, all of them scores; before the bins of a box come classes only
-    scores = range(start - 1 if start else 0, start + classes)
+def joint(table, coordinates, columns=None):
+    """What a head does whose channel `table[a][k]` arrives in row a and column k, in rows of one location."""
     here, there = (
-        {anchor * stride + c: (0, row * anchors + anchor, c) for anchor in range(anchors) for c in scores}
+        {channel: (0, row * len(table) + anchor, k) for anchor, line in enumerate(table) for k, channel in line.items()}
         for row in (7, 8)
     )
-    assert resolve_fused(here, there, anchors * stride) == Channels(start, classes, anchors, stride)
+    boxes = {channel: [here.pop(channel)] for line in table for k, channel in line.items() if k in coordinates}
+    there = {channel: element for channel, element in there.items() if channel in here}
+    return Joint(here, there, boxes, (), lambda channel: frozenset(() if columns is None else [columns(channel)]))
+
+
+@pytest.mark.parametrize(("classes", "anchors"), [(80, 3), (1, 3), (4, 2)])
+@pytest.mark.parametrize("inner", [False, True])
+def test_order_of_heads_that_give_boxes_as_well(classes, anchors, inner):
+    stride = 5 + classes
+    steps = (1, anchors) if inner else (stride, 1)
+    table = [{k: a * steps[0] + k * steps[1] for k in range(stride)} for a in range(anchors)]
+    told = read_joint(joint(table, range(4)), anchors * stride)
+    found = [[told.channels.channel(a, k) for k in range(classes)] for a in range(anchors)]
+    assert found == [[row[5 + k] for k in range(classes)] for row in table]
+    assert told.assumed == classes + 1
+    named = read_joint(joint(table, range(4)), anchors * stride, classes + 1)  # no objectness, says the user
+    assert [named.channels.channel(0, k) for k in (0, classes)] == [table[0][4], table[0][4 + classes]]
+
+
+def test_classes_before_the_bins_of_a_box_have_no_objectness():
+    bins = {10 + k: 10 + k for k in range(32)}
+    assert read_joint(joint([{k: k for k in range(10)} | bins], bins), 42).channels == Channels(0, 10, 1, 42)
+
+
+def test_scores_behind_one_box_may_be_objectness_and_classes():
+    with pytest.raises(errors.AmbiguousModelError, match="--num-classes"):
+        read_joint(joint([{k: k for k in range(9)}], range(4)), 9)
+    told = read_joint(joint([{k: k for k in range(9)}], range(4), columns=lambda channel: channel > 4), 9)
+    assert told.channels == Channels(5, 4, 1, 9)  # what is cut out alone is the objectness
+    assert not told.assumed
 
 
 def test_order_of_undecoded_heads_with_an_axis_for_anchors():
@@ -81,6 +108,8 @@ GRID = (8, 8)
         ((255,), None, None),
         ((255,), 80, Channels(5, 80, 3, 85)),
         ((112,), 80, Channels(0, 80, 1, 112)),
+        ((30,), 1, None),
+        ((24,), 4, None),
         ((64, 64), 64, Channels(0, 64, 1, 64)),
     ],
 )

@@ -15,6 +15,7 @@ LATER = ["then saved, all", "then saved as IR"]
 OF_TRANSFORMERS = ["fused as vit", "dynamic", "4 bits, dequantised"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("architecture", "part"), [("ResNet", PART + LATER), ("DeiT", OF_TRANSFORMERS)])
 def test_a_part_of_the_matrix(architecture, part):
     cells = list(forms.measured(architecture, part))

@@ -9,6 +9,7 @@ from model_zoo_fixtures.shapes.dataset import overlapping_scene
 from model_zoo_fixtures.testbed import models, oracle
 from model_zoo_fixtures.testbed.detection_oracle import values
 from model_zoo_fixtures.testbed.detector_models import DETECTOR, SIDE, Net, found_objects, reporting_detector
+from model_zoo_fixtures.testbed.quick import some
 from xai_insert import Options, errors, insert
 
 
@@ -45,6 +46,21 @@ def test_definition(tmp_path, kind, anchors_first, exclusive, decoded, reported,
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("wide", [(1.5, 2, 20), (12, 16, 20)])
+def test_anchors_larger_than_the_image(tmp_path, kind, wide):
+    """SSD and ATSS: boxes that are cut off to the whole image follow no location, until they are made smaller."""
+    net = Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="late", wide=wide)
+    images = np.random.default_rng(3).standard_normal((1, 3, SIDE, SIDE), dtype=np.float32)
+    onnx.save(net.model, tmp_path / "net.onnx")
+    result = insert(models.as_format(net.model, kind), Options(per_box=True, output_dtype="f32"))
+    outputs = oracle.run(result.model, images)
+    boxes, labels, *_ = outputs.values()
+    plain = values(tmp_path / "net.onnx", net.heads, images)
+    expected = net.expected(plain, images, boxes[None], labels.astype(int)[None] - 1)
+    np.testing.assert_allclose(outputs["saliency_map_per_box"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", some(models.FORMATS, "onnx"))
 def test_tells_overlapping_objects_of_one_class_apart(kind):
     model = insert(models.as_format(reporting_detector(), kind), Options(per_box=True)).model
     scenes = in_own = in_other = 0

@@ -64,7 +64,9 @@ def test_class_maps(tmp_path, look, kind):
 
 
 def test_without_scores_that_are_told_the_activation_map_remains():
-    assert insert(Net("dense", "raw").model).report.method == "activation-map"
+    report = insert(Net("dense", "raw").model).report
+    assert report.method == "activation-map"
+    assert "--num-classes 5 or 4" in report.reason
     with pytest.raises(errors.AmbiguousModelError, match="--num-classes 5 or 4"):
         insert(Net("dense", "raw").model, Options(method="query-attention"))
 

@@ -102,6 +102,7 @@ def with_classes(name, rows, bias):
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["shapes_cnn", "shapes_vit"])
 def test_as_many_classes_as_imagenet_21k(name, kind):
@@ -119,3 +120,17 @@ def test_as_many_classes_as_imagenet_21k(name, kind):
         few = insert(as_format(with_classes(name, rows[chosen], bias[chosen]), kind), Options(output_dtype="f32")).model
         wanted = oracle.run(few, image[None])["saliency_map"][0]
         np.testing.assert_allclose(maps, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("sizes", [[1, 3, 96, 96], [-1, 3, -1, -1]], ids=str)
+def test_the_other_classes_are_computed_nowhere(sizes):
+    """In an IR of one size too, whose map follows another one."""
+    rng = np.random.default_rng(0)
+    rows, bias = rng.standard_normal((1003, 64), dtype=np.float32), rng.standard_normal(1003, dtype=np.float32)
+    model = as_format(with_classes("shapes_cnn", rows, bias), "openvino")
+    model.reshape(sizes)
+    inserted = insert(model, Options(top_k=K)).model
+    added = [node for node in inserted.get_ordered_ops() if node.get_friendly_name().startswith("xai/")]
+    products = [node.output(0).get_partial_shape() for node in added if node.get_type_name() == "MatMul"]
+    assert products
+    assert not any(size.is_static and size.get_length() == 1003 for shape in products for size in shape)

@@ -7,7 +7,8 @@ import openvino as ov
 import pytest
 
 from model_zoo_fixtures import fixtures, materialise
-from model_zoo_fixtures.testbed import deployed
+from model_zoo_fixtures.shapes import anomalies, keypoints, likeness, semantic
+from model_zoo_fixtures.testbed import deployed, models
 from xai_insert import Options, errors, insert
 from xai_insert.graph.names import PREFIX
 
@@ -43,6 +44,7 @@ KNOWN = RENAMED | {(name, f"opset{version}") for version, names in REGISTERED.it
 QUICK = ["resnet18_gem.ptir", "swin_tiny_patch4_window7_224.ptir", "yolov8n.ptir", "yolov8n_seg.ptir"]
 QUICK += ["clip_r3d.ptir", "hf_vitpose.ptir", "padim_resnet18.ptir", "hf_dinov2_embedding.legacydyn"]
 FURTHER = {"hf_conditional_detr.ptir": {"method": "query-attention", "num_classes": 20, "per_box": True}}
+REFUSED = {"retina_raw_nc4_a3"}  # four classes, as many as sides of a box: see tests/zoo/test_zoo_detectors.py
 BUNDLED = {
     "pooled": ("shapes_cnn", {}),
     "best classes": ("shapes_cnn", {"top_k": 2, "feature_vector": True, "saliency_size": (20, 20)}),
@@ -58,6 +60,11 @@ BUNDLED = {
     "gradient at the input": ("shapes_cnn", {"method": "input-x-gradient"}),
     "gradient of tokens": ("shapes_vit", {"method": "hirescam"}),
     "gradient of attention": ("shapes_vit", {"method": "legrad"}),
+    "class scores": (semantic.shape_segmenter, {}),
+    "why a region": (semantic.shape_segmenter, {"method": "seg-recipro-cam"}),
+    "key points": (keypoints.shape_keypoints, {"method": "keypoint-map"}),
+    "anomalies": (anomalies.shape_inspector, {}),
+    "likeness": (likeness.shape_embedding, {}),
 }
 
 
@@ -84,7 +91,7 @@ def unknown(plain, inserted):
 @pytest.mark.parametrize("case", BUNDLED)
 def test_every_operation_that_is_inserted_is_one_of_the_gpu(case):
     name, chosen = BUNDLED[case]
-    plain = deployed.plain(name, ".xml")
+    plain = deployed.plain(name, ".xml") if isinstance(name, str) else models.as_format(name(), "openvino")
     new = insert(plain, Options(**chosen)).model
     assert any(node.get_friendly_name().startswith(PREFIX) for node in operations(new))
     assert not unknown(plain, new)
@@ -94,10 +101,18 @@ def pytest_generate_tests(metafunc):
     if "fixture" in metafunc.fixturenames:
         whole = metafunc.config.getoption("--zoo")
         known = [f for f in fixtures() if f.format == "ir" or f.task in ("embedding", "image-text")]
-        chosen = [f for f in known if whole or f.id in [*QUICK, *FURTHER]]
+        chosen = [f for f in known if (whole and f.arch not in REFUSED) or f.id in [*QUICK, *FURTHER]]
         metafunc.parametrize("fixture", chosen, ids=[f.id for f in chosen])
 
 
+def inserted(plain, fixture, chosen):
+    try:
+        return insert(plain, Options(check=False, **chosen)).model
+    except errors.AmbiguousModelError:  # undecoded heads, whose widths fit several readings
+        return insert(plain, Options(check=False, num_classes=fixture.expected["classes"])).model
+
+
+@pytest.mark.long
 def test_in_the_zoo(fixture, tmp_path):
     plain = ov.Core().read_model(materialise(fixture, tmp_path))
     ways = [FURTHER.get(fixture.id, {})]
@@ -106,10 +121,9 @@ def test_in_the_zoo(fixture, tmp_path):
     refused = []
     for chosen in ways:
         try:
-            new = insert(plain, Options(check=False, **chosen)).model
+            new = inserted(plain, fixture, chosen)
         except errors.XaiInsertError as err:
             refused.append(str(err))
             continue
         assert not unknown(plain, new)
-    if len(refused) == len(ways):
-        pytest.skip(f"refused: {refused}")
+    assert len(refused) < len(ways), refused

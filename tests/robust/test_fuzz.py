@@ -9,6 +9,7 @@ from model_zoo_fixtures.testbed.fuzz.engine import BAD, fuzz
 FILES = 120
 
 
+@pytest.mark.long
 @pytest.mark.skipif("not __import__('pathlib').Path('/proc/self/clear_refs').exists()", reason="peak memory is Linux's")
 def test_damaged_files_end_cleanly():
     outcomes = list(fuzz(range(FILES), 1, bundled=False))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, call, fine, on_page, records, tree
+from model_zoo_fixtures.testbed.explaining import IMAGES, WithMap, call, fine, on_page, records, tree
 from xai_insert.explain import files
 from xai_insert.explain.errors import ImageFileError
 
-MODEL = SHAPES / "shapes_cnn.xml"
+MODEL = WithMap("shapes_cnn.xml")
 PICTURE = IMAGES[0].read_bytes()
 
 

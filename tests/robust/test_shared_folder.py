@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from model_zoo_fixtures.testbed import models
-from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, call, fine, on_page, records
+from model_zoo_fixtures.testbed.explaining import IMAGES, SHAPES, WithMap, call, fine, on_page, records
 from xai_insert import insert_file
 from xai_insert.errors import ModelFileError
 from xai_insert.explain import runtime, sharing
@@ -21,7 +21,7 @@ from xai_insert.explain.errors import RunError
 from xai_insert.explain.journal import Journal, Records
 
 ROOT = Path(__file__).parents[2]
-MODEL = SHAPES / "shapes_cnn.xml"
+MODEL = WithMap("shapes_cnn.xml")
 FACTS = {"source": "", "size": [1, 1], "predictions": [], "maps": []}
 
 

@@ -10,6 +10,7 @@ from onnxruntime.quantization import QuantType, quantize_static
 
 from model_zoo_fixtures import fixtures, materialise
 from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.quick import some
 from xai_insert import Options, insert
 
 QUICK = ("efficientnet_b0.legacy", "vit_tiny_patch16_224.legacy")
@@ -21,7 +22,8 @@ def pytest_generate_tests(metafunc):
     if "fixture" in metafunc.fixturenames:
         wanted = MORE if metafunc.config.getoption("--zoo") else QUICK
         chosen = [fixture for fixture in fixtures(exporter="legacy") if fixture.id in wanted]
-        metafunc.parametrize("fixture", chosen, ids=[fixture.id for fixture in chosen], scope="module")
+        cases, ids = some(chosen, chosen[0]), [fixture.id for fixture in chosen]
+        metafunc.parametrize("fixture", cases, ids=ids, scope="module")
 
 
 class Images:
@@ -65,7 +67,7 @@ def as_kind(model, kind):
     return model if kind == "onnx" else ov.Core().read_model(model.SerializeToString())
 
 
-@pytest.mark.parametrize("kind", ["onnx", "ir"])
+@pytest.mark.parametrize("kind", some(["onnx", "ir"], "onnx"))
 def test_fixture(fixture, kind, tmp_path_factory):
     model = quantised(fixture, tmp_path_factory.getbasetemp() / fixture.id)
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 20

@@ -25,7 +25,7 @@ from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreM
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import encode_jpeg, read_image
 from xai_insert.explain.marks import draw_marks
-from xai_insert.explain.outputs import Array, Outputs
+from xai_insert.explain.outputs import OWN, Array, Outputs
 from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out
 from xai_insert.explain.preprocessing import Resize, View, from_metadata
 from xai_insert.explain.runtime import RuntimeName, load_engine
@@ -231,8 +231,7 @@ def part_of(outputs: Outputs, index: int, batch: int) -> Outputs:
         return array[index : index + 1] if array is not None and array.shape[:1] == (batch,) else array
 
     predictions = {name: own(array) for name, array in outputs.predictions.items()}
-    rest = {name: own(array) for name, array in vars(outputs).items() if name != "predictions"}
-    return Outputs(predictions, **rest)
+    return replace(outputs, predictions=predictions, **{name: own(getattr(outputs, name)) for name in OWN})
 
 
 def _pixels(given: Any) -> Image:

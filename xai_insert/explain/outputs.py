@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from xai_insert.layouts.record import Layout
 
 Array = npt.NDArray[Any]
 
@@ -19,6 +21,7 @@ SALIENCY_RANGE = "saliency_range"
 SALIENCY_SCORES = "saliency_scores"
 OWN = (SALIENCY_MAP, FEATURE_VECTOR, SALIENCY_CLASSES, SALIENCY_MAP_PER_BOX, SALIENCY_RANGE, SALIENCY_SCORES)
 
+_PREFIX = "xai_insert."
 OF_ANOTHER = "of another image: "
 """How the names begin of what says something about another image input than the one that is shown."""
 
@@ -37,6 +40,8 @@ class Outputs:
         saliency_range: float `[N, K, 2]`, the raw values that stand behind 0 and 255 of each uint8 map; None if the
             model has none.
         saliency_scores: float `[N, K]`, of embeddings the products that the maps explain; None if the model has none.
+        layout: what the predictions mean, as far as the insertion found it and `read_outputs` was given the metadata;
+            it counts them in their order.
     """
 
     predictions: dict[str, Array]
@@ -46,18 +51,24 @@ class Outputs:
     saliency_map_per_box: Array | None = None
     saliency_range: Array | None = None
     saliency_scores: Array | None = None
+    layout: Layout = field(default_factory=Layout, kw_only=True)
 
 
-def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
+def read_outputs(
+    results: Any, names: Iterable[str] | None = None, metadata: Mapping[str, Any] | None = None
+) -> Outputs:
     """Tell predictions from what was inserted.
 
     Args:
         results: what `compiled_model(...)` of OpenVINO returns, any mapping from name to array, or the list that
             `session.run(None, ...)` of onnxruntime returns.
         names: names of the outputs, needed for a list: `[item.name for item in session.get_outputs()]`.
+        metadata: what was written into the model: `model.get_rt_info(["xai_insert"]).value` of an `ov.Model`, or
+            `session.get_modelmeta().custom_metadata_map` of onnxruntime.
 
     Raises:
         ValueError: `results` is a list and `names` does not fit it.
+        ModelFileError: `metadata` are not as an insertion writes them.
 
     Example:
         >>> outputs = read_outputs({"logits": np.zeros((1, 2)), "saliency_map": np.zeros((1, 2, 7, 7), np.uint8)})
@@ -71,7 +82,14 @@ def read_outputs(results: Any, names: Iterable[str] | None = None) -> Outputs:
             extra[special] = np.asarray(array)
         elif not any(key.startswith(OF_ANOTHER) for key in keys):
             predictions[keys[0] if keys else f"output_{index}"] = np.asarray(array)
-    return Outputs(predictions, *(extra.get(key) for key in OWN))
+    layout = Layout.read(_written(metadata or {}), len(predictions))
+    return Outputs(predictions, *(extra.get(key) for key in OWN), layout=layout)
+
+
+def _written(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The entries of an insertion, without the prefix that they have in ONNX beside those of others."""
+    prefixed = {key: text for key, text in metadata.items() if key.startswith(_PREFIX)}
+    return {key.removeprefix(_PREFIX): str(text) for key, text in (prefixed or metadata).items()}
 
 
 def _named(results: Any, names: Iterable[str] | None) -> Iterator[tuple[list[str], Any]]:

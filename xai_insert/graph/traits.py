@@ -28,7 +28,7 @@ ALONG_ONE_AXIS = CUTS_OUT | {Op.SOFTMAX, Op.CONCAT}
 WITHOUT_DATA = frozenset({Op.SHAPE, Op.NONZERO, Op.COMPARE, Op.ARGMAX})
 """Their result holds sizes, places or answers, and none of the operand's elements."""
 FIRST_IS_DATA = frozenset(
-    {Op.GATHER, Op.TAKE, Op.EXPAND, Op.SLICE, Op.SPLIT, Op.REDUCE, Op.RESIZE, Op.POOL, Op.CLIP, Op.SOFTMAX, Op.TOPK}
+    {Op.GATHER, Op.TAKE, Op.EXPAND, Op.SLICE, Op.SPLIT, Op.REDUCE, Op.RESIZE, Op.POOL, Op.SOFTMAX, Op.TOPK}
     | UNCHANGED
     | ARRANGES
 )

@@ -117,14 +117,19 @@ def _first(items: Iterable[_Read]) -> int | None:
 def is_distance(score: Value) -> bool:
     """Whether one number is made of the squares of differences, by sums, means, maxima and roots alone.
 
-    As the scores of DFM and of autoencoders are; a score of a class comes from a layer with weights.
+    As the scores of DFM and of autoencoders are; or of the nearest of several, as PatchCore's. A score of a class comes
+    from a layer with weights.
     """
     node = score.producer
-    while node is not None and not _squares_a_difference(node):
+    while node is not None and not (_squares_a_difference(node) or _is_nearest(node)):
         if node.op not in _BARE | ROOTS | {Op.REDUCE} or len(node.computed) != 1:
             return False
         node = node.computed[0].producer
     return node is not None
+
+
+def _is_nearest(node: Node) -> bool:
+    return node.op is Op.REDUCE and node.attrs.get("mode") == "min"
 
 
 def _squares_a_difference(node: Node) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from xai_insert.graph.cuts import activations, cut_values
 from xai_insert.graph.operators import Pointwise
 from xai_insert.graph.view import Graph, Value
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
-from xai_insert.locate.transformer import Attention, attended_tokens
+from xai_insert.locate.transformer import attended_tokens
 
 
 @dataclass(frozen=True)

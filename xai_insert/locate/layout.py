@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xai_insert.errors import MisplacedMapError
 from xai_insert.graph.axes import is_near
 from xai_insert.graph.view import Shape, Value, volume
 
 # Layers of stride 2 with a padding that keeps the size move the grid by up to half a cell (SqueezeNet's by 0.53), which
 # everybody draws over the whole image; a crop or a padding of more than that is told.
 DRIFT = 0.55
+
+Rectangle = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Frame:
     transposed: bool = False
     rolled: tuple[int, int] = (0, 0)
     lines: tuple[tuple[float, float], tuple[float, float]] | None = None
-    rectangle: tuple[float, float, float, float] | None = None
+    rectangle: Rectangle | None = None
     times: tuple[float, float] | None = None
     times_last: bool = False
 
@@ -67,19 +71,17 @@ class Frame:
 
     def within(self, grid: Shape, cells: float = 1.0) -> bool:
         """Whether the grid covers the image, to so many `cells` on each side; unknown sizes count as such."""
+        return self.covers(grid, (0.0, 0.0, 1.0, 1.0), cells)
+
+    def covers(self, grid: Shape, rectangle: Rectangle, cells: float = 1.0) -> bool:
+        """Likewise, a rectangle of the image."""
         if self.rectangle is None or None in grid:
             return True
         plane = self.plane(grid)
         sides = [size or 1 for size in (plane[::-1] if self.transposed else plane)]
-        room = [cells * (self.rectangle[2 + axis] - self.rectangle[axis]) / sides[axis] + 1e-6 for axis in (0, 1)]
-        return all(
-            abs(self.rectangle[axis]) <= room[axis] and abs(1 - self.rectangle[2 + axis]) <= room[axis]
-            for axis in (0, 1)
-        )
-
-    def drawn(self, grid: Shape) -> tuple[float, float, float, float] | None:
-        """The rectangle to draw maps in; None where that is the whole image, to the drift of strided layers."""
-        return None if self.within(grid, DRIFT) else self.rectangle
+        top, left, bottom, right = self.rectangle
+        room = [cells * (bottom - top) / sides[0] + 1e-6, cells * (right - left) / sides[1] + 1e-6] * 2
+        return all(abs(a - b) <= most for a, b, most in zip(self.rectangle, rectangle, room, strict=True))
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,25 @@ class FeatureMap:
     def positions(self) -> int | None:
         """Number of cells of the grid, or None if it follows the input."""
         return volume(self.grid)
+
+
+def drawn_in(features: Sequence[FeatureMap]) -> Rectangle | None:
+    """Where in the image to draw a map made of these, as `Frame.rectangle`; None if over all of it.
+
+    Raises:
+        MisplacedMapError: they lie in several parts of the image.
+    """
+    known = [item for item in features if item.frame.rectangle is not None and item.positions is not None]
+    if not known:
+        return None
+    finest = max(known, key=lambda item: item.positions or 0)
+    rectangle = finest.frame.rectangle
+    assert rectangle is not None
+    for item in known:
+        if not item.frame.covers(item.grid, rectangle):
+            names = f"{finest.value.describe()} and {item.value.describe()}"
+            raise MisplacedMapError(f"{names} show different parts of the image, so that no map of both can lie in it")
+    return None if finest.frame.within(finest.grid, DRIFT) else rectangle
 
 
 def grid_of_map(value: Value, grid_axes: tuple[int, ...]) -> tuple[int | None, int | None]:

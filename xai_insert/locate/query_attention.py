@@ -10,9 +10,9 @@ from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
 from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.attention import Attention, find_attentions
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
-from xai_insert.locate.transformer import Attention, find_attentions
 
 WANTED = (
     "detectors with class scores at every location, with a head that classifies regions, or with "
@@ -326,7 +326,8 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
     maker = _maker(value, start)
     made = None if maker is None else maker.op
     is_share = made in SQUASHES
-    if made is Op.SIGMOID:
+    is_left_out = is_share and maker is not None and maker.output.sizes[-1:] == (width + 1,)  # that of no object
+    if made is Op.SIGMOID or is_left_out:
         return ReportedScores(value, start), ""
     if num_classes in (width, width - 1):
         no_object = num_classes == width - 1

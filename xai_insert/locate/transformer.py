@@ -7,47 +7,13 @@ from dataclasses import dataclass, replace
 
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.pattern import maker
-from xai_insert.graph.traits import ARRANGES, CUTS_OUT, MIXES_HEADS, SCALES_SCORES
-from xai_insert.graph.view import Graph, Node, Op, Use, Value
+from xai_insert.graph.traits import ARRANGES, CUTS_OUT
+from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.attention import Attention, find_attentions, near_miss
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.inputs import shape_hint
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
-
-_SEARCH_DEPTH = 16
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention: `softmax(query @ key) @ value`, fused or in parts.
-
-    Attributes:
-        node: the fused node, or the softmax.
-        query: `[..., Tq, d]`.
-        key: `[..., T, d]` if fused or if the product transposes it, else `[..., d, T]`.
-        value: `[..., T, d]`.
-        scores: what the softmax reads, `[..., Tq, T]`; None if fused.
-        shares: what the softmax gives; None if fused.
-        weights: what meets `value`: `shares`, possibly mixed across heads; None if fused.
-        result: `[..., Tq, d]`.
-        key_axis: the axis of `key` that holds the tokens.
-        heads: of an attention of three axes, how many heads its first holds for each image; None if unknown.
-    """
-
-    node: Node
-    query: Value
-    key: Value
-    value: Value
-    scores: Value | None
-    shares: Value | None
-    weights: Value | None
-    result: Value
-    key_axis: int
-    heads: int | None = None
-
-    @property
-    def is_fused(self) -> bool:
-        return self.scores is None
 
 
 @dataclass(frozen=True)
@@ -117,7 +83,8 @@ def locate_readout(
     nodes = region(graph, images, [end.source for end in ends])
     groups = _groups(graph, find_attentions(nodes))
     if len(groups) < block:
-        found = f"found {len(groups)} blocks with attention before the tokens"
+        near = near_miss(nodes)
+        found = f"found {len(groups)} blocks with attention before the tokens" + (f"; {near}" if near else "")
         return NoBlock(f"wanted block {block} from the end, {found}")
     attentions = groups[-block]
     tokens = attentions[0].value.sizes[-2]
@@ -236,73 +203,6 @@ def _is_before(graph: Graph, value: Value, other: Value) -> bool:
     if value is other or value.producer is None or other.producer is None:
         return value is other
     return graph.order[value.producer] <= graph.order[other.producer]
-
-
-def find_attentions(nodes: Sequence[Node]) -> list[Attention]:
-    """Every attention among nodes, in their order."""
-    found: list[Attention] = []
-    for node in nodes:
-        if node.op is Op.ATTENTION and node.attrs.get("is_plain"):
-            query, key, value = (node.read(index) for index in range(3))
-            found.append(Attention(node, query, key, value, None, None, None, node.output, len(key.sizes) - 2))
-        elif node.op is Op.SOFTMAX and (item := _in_parts(node)) is not None:
-            found.append(item)
-    return found
-
-
-def _in_parts(softmax: Node) -> Attention | None:
-    """The attention of which a softmax over the last axis gives the weights."""
-    if softmax.attrs["axis"] != (softmax.output.rank or 0) - 1:
-        return None
-    product = _product_behind(softmax.output)
-    factors = _product_before(softmax.read(0), _SEARCH_DEPTH)
-    if product is None or factors is None:
-        return None
-    (query, key, axis), (weights, value) = factors, (product.read(0), product.read(1))
-    return Attention(softmax, query, key, value, softmax.read(0), softmax.output, weights, product.output, axis)
-
-
-def _product_behind(shares: Value) -> Node | None:
-    """The product of the shares with the values, behind operations that mix heads or do nothing."""
-    front, found = [shares], []
-    for _ in range(_SEARCH_DEPTH):
-        uses = [use for value in front for use in value.uses]
-        found += [use.node for use in uses if _weighs_values(use)]
-        following = dict.fromkeys(use.node for use in uses if use.node.op in MIXES_HEADS)
-        front = [node.output for node in following if node not in found]
-        if found or not front:
-            break
-    return found[0] if len(found) == 1 else None
-
-
-def _weighs_values(use: Use) -> bool:
-    """Whether it is the first factor of a product with what is computed."""
-    return use.node.op is Op.MATMUL and use.index == 0 and use.node.read(1) in use.node.computed
-
-
-def _product_before(scores: Value, depth: int) -> tuple[Value, Value, int] | None:
-    """Query, key and its token axis: the factors of the nearest product of two activations before the softmax."""
-    node = scores.producer
-    if node is None or depth == 0:
-        return None
-    if node.op is Op.MATMUL and (len(node.computed) >= 2 or _has_learned_query(node)):
-        key = node.read(1)
-        return (
-            None if node.attrs["transpose_a"] else (node.read(0), key, len(key.sizes) - 1 - node.attrs["transpose_b"])
-        )
-    if node.op not in SCALES_SCORES:
-        return None
-    for operand in node.computed:
-        found = _product_before(operand, depth - 1)
-        if found is not None:
-            return found
-    return None
-
-
-def _has_learned_query(product: Node) -> bool:
-    """Whether a product of scores has stored queries, a row of them or several for each head."""
-    query, key = product.read(0), product.read(1)
-    return query.is_constant and query.rank == key.rank and (key.rank or 0) > 2
 
 
 def _groups(graph: Graph, attentions: Sequence[Attention]) -> list[tuple[Attention, ...]]:

@@ -116,10 +116,12 @@ def class_shares(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V
     else:
         x = op.reshape(x, [-1, order.anchors, order.stride if order.anchors > 1 else order.classes, cells])
         if order.anchors > 1 and order.classes < order.stride:
-            x = op.slice(x, 2, order.start, order.start + order.classes)
+            first = order.start - order.block[0]
+            x = op.slice(x, 2, first, first + order.classes)
         if order.anchors > 1:
             x = op.transpose(x, [0, 2, 1, 3])
         x = op.reshape(x, [-1, order.classes, order.anchors * cells])
+    x = op.pick(x, order.picked, axis=1) if order.picked else x
     return op.softmax(x, axis=1) if is_exclusive else op.sigmoid(x)
 
 

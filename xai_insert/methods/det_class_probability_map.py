@@ -44,7 +44,7 @@ def class_scores(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
     op, order = surgeon.ops, item.channels
     x = level_channels(surgeon, item)
     if order.anchors == 1:
-        return x
+        return op.pick(x, order.picked, axis=1) if order.picked else x
     height, width = grid_of_level(surgeon, item, follows=follows)
     batch: Size = -1 if follows else size_of(op, surgeon.handle(item.head.value), item.head.value, 0)
     if order.classes_first:
@@ -53,13 +53,15 @@ def class_scores(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
     else:
         x = reshape(op, x, [batch, order.anchors, order.stride, height, width])
         if order.classes < order.stride:
-            x = op.slice(x, 2, order.start, order.start + order.classes)
+            first = order.start - order.block[0]
+            x = op.slice(x, 2, first, first + order.classes)
         best = op.reduce(x, "max", [1])
-    return reshape(op, best, [batch, order.classes, height, width])
+    best = reshape(op, best, [batch, order.classes, height, width])
+    return op.pick(best, order.picked, axis=1) if order.picked else best
 
 
 def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:
-    """A head's channels at one level, `[B, C, h, w]` float32; where there is one anchor only its classes."""
+    """A head's channels at one level that its anchors have (`Channels.block`), `[B, C, h, w]` float32."""
     op = surgeon.ops
     value, order = item.head.value, item.channels
     x = surgeon.handle(value)
@@ -72,8 +74,9 @@ def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:
         x = reshape(op, op.transpose(x, [0, 2, 1]) if axis == 1 else x, [batch, item.head.channels, height, width])
     elif item.head.channel_axis == len(value.sizes) - 1:
         x = op.transpose(x, [0, 3, 1, 2])
-    if order.anchors == 1 and order.classes < item.head.channels:
-        x = op.slice(x, 1, order.start, order.start + order.classes)
+    first, end = order.block
+    if end - first < item.head.channels:
+        x = op.slice(x, 1, first, end)
     return x
 
 

@@ -6,7 +6,7 @@ has taken is done again to all of them: the same operations, with all indices in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
@@ -29,10 +29,7 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
     images = image_inputs(graph)
     dependent = activations(graph, images)
     local, _ = local_values(graph, dependent, find_heads(graph, images))
-    made: dict[Value, V] = {}
-    for node in graph.nodes:
-        if _chooses(node, dependent) and node.read(0) in local and node.read(1) not in made:
-            made[node.read(1)] = _every_row(surgeon, node)
+    made = {index: _every_row(surgeon, node) for index, node in _choices(graph, dependent, local).items()}
     for node in graph.nodes:
         if not any(value in made for value in node.operands):
             continue
@@ -40,6 +37,18 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
         if is_way and (_takes_all(node, dependent, made) or not selects(node, dependent)):
             made.update(zip(node.outputs, _again(surgeon, node, made), strict=True))
     return {value: handle for value, handle in made.items() if _may_be_boxes(value)}
+
+
+def _choices(graph: Graph, dependent: set[Value], local: Container[Value]) -> dict[Value, Node]:
+    """By their indices, the nodes that take locations, or anchors of the locations that are taken."""
+    choosing = [node for node in graph.nodes if _chooses(node, dependent)]
+    ranked = {_ranking(node.read(1), dependent) for node in choosing if node.read(0) in local} - {None}
+    found: dict[Value, Node] = {}
+    for node in choosing:
+        are_anchors = node.read(0) not in dependent and _ranking(node.read(1), dependent) in ranked
+        if node.read(0) in local or are_anchors:
+            found.setdefault(node.read(1), node)
+    return found
 
 
 def _takes_all(node: Node, dependent: set[Value], made: Mapping[Value, V]) -> bool:
@@ -53,12 +62,26 @@ def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence
     if node.op is Op.RESHAPE and len(sizes) in (2, 3) and (width := sizes[-1]) == node.read(0).sizes[-1] and width:
         # Rows stay rows, of which it may hold the number of those chosen.
         return [surgeon.ops.reshape(made[node.read(0)], [*[1] * (len(sizes) - 2), -1, width])]
+    rows = node.read(0).sizes[-2] if len(node.read(0).sizes) > 1 else None
+    others = [size for size in sizes if size != rows]
+    if node.op is Op.RESHAPE and rows is not None and len(others) == len(sizes) - 1 and None not in others:
+        return [surgeon.ops.reshape(made[node.read(0)], [-1 if size == rows else size or 0 for size in sizes])]
     return surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs])
 
 
 def _chooses(node: Node, dependent: set[Value]) -> bool:
     """Whether a node takes some rows of its first operand, as the image says."""
     return node.op is Op.GATHER and node.read(1) in dependent and node.read(1).rank in (1, 2)
+
+
+def _ranking(index: Value, dependent: set[Value]) -> Node | None:
+    """The ranking that indices come from, moved to where an image's rows begin as they may be."""
+    while (node := index.producer) is not None and node.op is not Op.TOPK:
+        sources = [value for value in node.operands if value in dependent]
+        if len(sources) != 1:
+            return None
+        index = sources[0]
+    return node
 
 
 def _every_row(surgeon: Surgeon[V], node: Node) -> V:

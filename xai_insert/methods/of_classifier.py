@@ -18,10 +18,11 @@ from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.layouts.record import Layout
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import Side
 from xai_insert.locate.logits import Logits
-from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.locate.transformer import Readout
 from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
@@ -109,10 +110,7 @@ class ClassifierPlan(Plan):
         }
         if self.found.reading is not None:
             entries["reference"] = self.found.reading.name
-        frame = self.found.frame
-        entries |= Layout(
-            rectangle=frame.drawn(target.grid), frames=frame.times, score_at=self.found.score_at
-        ).written()
+        entries |= Layout(frames=self.found.frame.times, score_at=self.found.score_at).written()
         if options.top_k is not None:
             entries["top_k"] = str(options.top_k)
         if options.classes is not None:

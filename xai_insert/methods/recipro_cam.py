@@ -60,18 +60,18 @@ def recipro_cam(
     read = read or surgeon.handle
     rows = {end.result: _collapsed(surgeon, graph, feature, end, read) for end in ends}
     layer = None if choice is None else last_layer(surgeon, logits, class_count(logits))
-    if choice is not None and layer is not None and feature.positions is not None:
-        before = region(graph, list(rows), [layer.source])
-        if before or layer.source in rows:
-            inputs = lift_rows(surgeon, before, rows, layer.source, feature.positions)
-            chosen = chosen_scores(surgeon, layer, choice, inputs, feature.positions, class_count(logits))
-            return op.reshape(chosen, [-1, choice.count, *fixed(feature.grid)])
-    scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits, feature.positions or 1)
     x = read(feature.value)
     batch = batch_size(surgeon, x, feature)
     sides = grid_sizes(surgeon, x, feature)
     classes = class_count(logits)
     cells = -1 if feature.positions is None else feature.positions
+    if choice is not None and layer is not None:
+        before = region(graph, list(rows), [layer.source])
+        if before or layer.source in rows:
+            inputs = lift_rows(surgeon, before, rows, layer.source, feature.positions or 1)
+            chosen = chosen_scores(surgeon, layer, choice, inputs, (batch, cells), classes)
+            return reshape(op, chosen, [batch, choice.count, *sides])
+    scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits, feature.positions or 1)
     by_position = reshape(op, scores, [batch, cells, classes])
     maps = reshape(op, op.transpose(by_position, (0, 2, 1)), [batch, classes, *sides])
     return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *feature.grid))

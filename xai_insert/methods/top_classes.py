@@ -9,9 +9,9 @@ from typing import Generic
 
 import numpy as np
 
-from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Node, Op, Shape, Value, fixed, volume
-from xai_insert.methods.shaping import scalar
+from xai_insert.graph.ops import Size, Surgeon, V
+from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, fixed, volume
+from xai_insert.methods.shaping import reshape, scalar
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def last_layer(surgeon: Surgeon[V], logits: Value, classes: int) -> LastLayer | 
     quantised: OpenVINO computes the whole layer in integers, and fails on a part of it.
     """
     node, bias = _without_bias(logits.producer, classes)
+    node = _without_factor(node)
     if node is None or node.op is not Op.MATMUL or node.attrs["transpose_a"]:
         return None
     source, weight = node.read(0), node.read(1)
@@ -99,6 +100,15 @@ def _without_bias(node: Node | None, classes: int) -> tuple[Node | None, Value |
     return others[0].producer, constants[0]
 
 
+def _without_factor(node: Node | None) -> Node | None:
+    """What is multiplied by 1, as OpenVINO's reader writes a Gemm; any other node as it is."""
+    if node is None or node.op is not Op.MUL or len(node.stored) != 1:
+        return node
+    factor = constant_of(node.stored[0])
+    is_one = factor is not None and factor.size == 1 and float(factor.item()) == 1
+    return node.computed[0].producer if is_one else node
+
+
 def _is_rounded(surgeon: Surgeon[V], source: Value) -> bool:
     """Whether a quantiser gave the value, or what was pooled or reshaped to it."""
     before = source.producer
@@ -109,7 +119,7 @@ def _is_rounded(surgeon: Surgeon[V], source: Value) -> bool:
 
 
 def chosen_scores(
-    surgeon: Surgeon[V], layer: LastLayer, choice: ClassChoice[V], rows: V, positions: int, classes: int
+    surgeon: Surgeon[V], layer: LastLayer, choice: ClassChoice[V], rows: V, sizes: Sequence[Size], classes: int
 ) -> V:
     """Scores `[B, K, P]` of the chosen classes alone.
 
@@ -118,7 +128,7 @@ def chosen_scores(
         layer: the layer that gives the logits.
         choice: the classes.
         rows: what the layer reads, one row per image and position, `[B*P, C]`.
-        positions: P.
+        sizes: B and P; -1 for one that is to be inferred.
         classes: number of all classes.
     """
     op = surgeon.ops
@@ -127,7 +137,7 @@ def chosen_scores(
     if not layer.is_transposed:
         weight = op.transpose(weight, (1, 0))
     chosen = op.gather(weight, choice.indices)
-    scores = op.matmul_transposed(chosen, op.reshape(rows, [-1, positions, width]), 3)
+    scores = op.matmul_transposed(chosen, reshape(op, rows, [*sizes, width]), 3)
     if layer.bias is None:
         return scores
     bias = op.gather(op.reshape(surgeon.handle(layer.bias), [classes]), choice.indices)

@@ -31,8 +31,9 @@ from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.locate.transformer import Readout
 from xai_insert.methods.axes import batch_axis, token_axis
 from xai_insert.methods.kernels import WEIGHTS, Floats, Kernel, kernel_factors
 from xai_insert.methods.lifting import Lifted, Lifter
@@ -116,7 +117,7 @@ def vit_recipro_cam(
     classes = class_count(logits)
     layer = None if choice is None else last_layer(surgeon, logits, classes)
     if choice is not None and layer is not None and (before := region(graph, results, [layer.source])):
-        chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), patches, classes)
+        chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), (-1, patches), classes)
         return op.reshape(chosen, [-1, choice.count, *sides])
     scores = rest.run(region(graph, results, [logits]), logits)
     by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
@@ -131,8 +132,10 @@ def _weights(surgeon: Surgeon[V], vit: VitTarget) -> V:
     h, w = len(rows), len(columns)
     product = op.mul(op.constant(rows.reshape(h, 1, h, 1)), op.constant(columns.reshape(1, w, 1, w)))
     patches = op.reshape(product, [h * w, h * w])
-    ones = op.expand(op.constant(np.ones((1, 1), np.float32)), [h * w, readout.prefix])
-    return op.concat([ones, patches], 1)
+    one = op.constant(np.ones((1, 1), np.float32))
+    before, behind = readout.prefix, readout.tokens - readout.prefix - h * w
+    around = [op.expand(one, [h * w, count]) if count else None for count in (before, behind)]
+    return op.concat([part for part in (around[0], patches, around[1]) if part is not None], 1)
 
 
 @dataclass(frozen=True)

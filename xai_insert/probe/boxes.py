@@ -6,6 +6,7 @@ model report one of them, with a label that follows the class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -17,21 +18,23 @@ import numpy.typing as npt
 from xai_insert.errors import CannotFreeBatchError, CheckFailedError, ShapeUnknownError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
-from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners, overlap
+from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners
 from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
 from xai_insert.methods.late_boxes import boxes_everywhere
+from xai_insert.probe.box_rows import cell_places, choices, follow_places, grid_sides, matches, orders
 from xai_insert.probe.heads import Array, HeadProbe, differs, stir
 
 _SILENCE = 8.0
-_SAME = 0.98  # intersection over union of a reported box with the decoded one that it is
 _FARTHEST = 2.0  # cells from a location to the centre of its box, on average, while all heads are near zero
 _APART = 0.25  # cells by which one reading must be better than another
-_FOLLOWS = 0.6  # correlation with the location from which on a number is a coordinate
-_FEWEST_CELLS = 16  # that tell it from chance
-_SHIFTS = (0.0, 1.0)  # of what is no class score; where 0 gives empty boxes, 1 does not
+_BOX = 4
+_WHOLE = 0.9  # of boxes that have an area; the others lie at the edge, where they are cut off
+# Of what is no class score, and of the sides of boxes as logarithms beside that. Where 0 gives empty boxes, 1 does not;
+# boxes larger than the image, which are cut off to all of it whatever their location says, are to be small.
+_SHIFTS = ((0.0, 0.0), (1.0, 0.0), (0.0, -3.0), (0.0, -25.0))
 _WANTED = "--per-box wants a detector that decodes a box at every location and reports some of them with labels"
 
 
@@ -72,7 +75,13 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
         raise UnsupportedTaskError(f"{_WANTED}; here several heads, or products with embeddings, score a location")
     try:
         return _voters(_Search(loaded, graph, found, size, {}))
-    except UnsupportedTaskError:
+    except UnsupportedTaskError as err:
+        if found.batch is None:
+            name = image_inputs(graph)[0].name
+            err.args = (
+                f"{err}; boxes that are decoded where the model has selected want a batch of 1, --input-shape "
+                f"{name}:1,...",
+            )
         if found.batch != 1:
             raise
         surgeon = loaded.surgeon(keep_float32=True)
@@ -91,7 +100,7 @@ def _voters(search: _Search) -> BoxVoters:
     problem = ""
     for shift in _SHIFTS:
         try:
-            return search.voters(shift)
+            return search.voters(*shift)
         except UnsupportedTaskError as err:
             problem = str(err)
     raise UnsupportedTaskError(problem)
@@ -116,15 +125,16 @@ class _Search:
         self.probe = HeadProbe(loaded, self.heads, [*self.decoded, *outputs])
         self.batched = found.batch is not None and found.batch > 1
 
-    def voters(self, shift: float) -> BoxVoters:
-        """Decoded and reported boxes, looked for with all boxes moved by `shift`."""
-        feeds = self._silent(shift)
+    def voters(self, shift: float, smaller: float) -> BoxVoters:
+        """Decoded and reported boxes, looked for with all boxes moved by `shift` and their sides by `smaller` too."""
+        feeds = self._silent(shift, smaller)
         quiet = self.probe.run(feeds)
         options = [list(self._level(index, feeds, quiet)) for index in range(len(self.found.levels))]
         if not all(options):
             raise UnsupportedTaskError(f"{_WANTED}; no boxes were found that follow the locations of the class scores")
         problem = f"{_WANTED}; no value holds boxes around the locations of the class scores"
-        for chosen in _choices(options):
+        counts = [math.prod(grid_sides(item)) * item.channels.anchors for item in self.found.levels]
+        for chosen in choices(options, counts):
             for meaning in self._formats(chosen, quiet):
                 reports = [*self._reports(chosen, feeds)]
                 reported = self._reported(chosen, meaning, reports)
@@ -145,9 +155,13 @@ class _Search:
                 f"--input-shape {self.image.name}:1,..."
             )
 
-    def _silent(self, shift: float) -> dict[int, npt.NDArray[np.floating]]:
+    def _silent(self, shift: float, smaller: float) -> dict[int, npt.NDArray[np.floating]]:
         """Results of the heads with which nothing is found: the scores of all classes low."""
         feeds = {index: self.probe.fed(index) + np.float32(shift) for index in range(len(self.heads))}
+        for index, layer in enumerate(self.heads):
+            if layer.channels % _BOX == 0:
+                channels = np.moveaxis(feeds[index], layer.channel_axis, 0)
+                channels[np.arange(layer.channels) % _BOX >= _BOX // 2] += np.float32(smaller)
         for item in self.found.levels:
             head = self._head(item)
             feeds[head] = feeds[head].astype(self.probe.fed(head).dtype)
@@ -167,7 +181,7 @@ class _Search:
     ) -> Iterator[DecodedLevel]:
         """Values whose rows follow the locations of a level."""
         item = self.found.levels[index]
-        height, width = _sides(item)
+        height, width = grid_sides(item)
         cells, anchors = height * width, item.channels.anchors
         places = sorted({0, 1 % cells, (height // 2) * width + width // 2, cells - 1})
         after = {place: self.probe.run(self._stirred(item, feeds, place)) for place in places}
@@ -182,14 +196,14 @@ class _Search:
                     continue
                 others = tuple(axis for axis in range(len(shape)) if axis != row)
                 rows = {place: np.flatnonzero(array.any(axis=others)) for place, array in moved.items()}
-                for start, anchors_first in _orders(rows, cells, anchors):
+                for start, anchors_first in orders(rows, cells, anchors):
                     yield DecodedLevel(observed.value, row, column, shape, start, anchors_first)
 
     def _stirred(
         self, item: ClassLevel, feeds: Mapping[int, npt.NDArray[np.floating]], place: int
     ) -> dict[int, npt.NDArray[np.floating]]:
         """Every channel of every head moved at one location of a level."""
-        grid = _sides(item)
+        grid = grid_sides(item)
         changed = dict(feeds)
         for index, head in enumerate(self.heads):
             for level in head.levels:
@@ -204,17 +218,17 @@ class _Search:
         for meaning, unit in product(BOX_FORMATS, ((1.0, 1.0), (float(self.size[1]), float(self.size[0])))):
             distances = []
             for item, level in zip(self.found.levels, chosen, strict=True):
-                height, width = _sides(item)
+                height, width = grid_sides(item)
                 columns = self._boxes(level, item, quiet)
-                if meaning in ("cxcywh", "xywh") and _follow_places(columns[..., 2:].mean(1), height, width):
+                if meaning in ("cxcywh", "xywh") and follow_places(columns[..., 2:].mean(1), height, width):
                     break  # they are no sizes
                 boxes = corners(columns, meaning)
                 with np.errstate(over="ignore", invalid="ignore"):
-                    if not (boxes[..., 2:] > boxes[..., :2]).mean() > 0.95:
+                    if not (boxes[..., 2:] > boxes[..., :2]).mean() > _WHOLE:
                         break
                     centres = (boxes[..., :2] + boxes[..., 2:]) / 2 / unit * (width, height)
-                places = _places(height, width)[:, None] + 0.5
-                distances.append(float(np.abs(centres - places).mean()))
+                around = cell_places(height, width)[:, None] + 0.5
+                distances.append(float(np.abs(centres - around).mean()))
             else:
                 far[meaning] = min(max(distances), far.get(meaning, np.inf))
         near = {meaning: distance for meaning, distance in far.items() if distance < _FARTHEST}
@@ -230,7 +244,7 @@ class _Search:
     def _boxes(self, level: DecodedLevel, item: ClassLevel, arrays: Sequence[Array]) -> Array:
         """Boxes of a level, `[locations, anchors, 4]`."""
         rows = self._rows(level, arrays)
-        count, anchors = _sides(item)[0] * _sides(item)[1], item.channels.anchors
+        count, anchors = grid_sides(item)[0] * grid_sides(item)[1], item.channels.anchors
         rows = rows[level.start : level.start + count * anchors, :4]
         if level.anchors_first:
             return rows.reshape(anchors, count, 4).swapaxes(0, 1)
@@ -248,7 +262,7 @@ class _Search:
         """What is reported for one box after another: the first anchor and the last, the first class and the last."""
         labels = [label for label in range(self.found.classes) if label != self.found.background]
         for index, (item, level) in enumerate(zip(self.found.levels, chosen, strict=True)):
-            height, width = _sides(item)
+            height, width = grid_sides(item)
             place, anchors = (height // 2) * width + width // 2, item.channels.anchors
             for anchor, label in ((0, labels[0]), (anchors - 1, labels[-1])):
                 arrays = self.probe.run(self._raised(item, feeds, place, {anchor: [label]}))
@@ -267,7 +281,7 @@ class _Search:
         array = np.array(feeds[head])
         for anchor, labels in wanted.items():
             for label in labels:
-                cell = divmod(place, _sides(item)[1])
+                cell = divmod(place, grid_sides(item)[1])
                 array[self.probe.place(head, item.channels.channel(anchor, label), cell, item.level)] += 2 * _SILENCE
         return {**feeds, head: array}
 
@@ -287,7 +301,7 @@ class _Search:
             for column, form, scale in product(range(arrays[0].shape[1] - 3), BOX_FORMATS, scales):
                 reads = [corners(a[:, column : column + 4], form) * (scale * 2) for a in arrays]
                 for bounds in (None, (width, height), (1.0, 1.0)):
-                    found = _matches(reads, wanted, bounds)
+                    found = matches(reads, wanted, bounds)
                     if found is None:
                         continue
                     if self.found.classes == 1:
@@ -337,61 +351,3 @@ class _Search:
         if not follows:
             raise UnsupportedTaskError(f"{_WANTED}; no score was found that follows the class heads")
         return not any(differs(quiet[n], every[n]).any() for n in follows)
-
-
-def _orders(rows: Mapping[int, npt.NDArray[np.intp]], cells: int, anchors: int) -> Iterator[tuple[int, bool]]:
-    """The first row, and whether anchors come before locations, of orders in which locations moved those rows."""
-    if not len(rows[0]):
-        return
-    start = int(rows[0][0])
-    for step, stride in ((anchors, 1), (1, cells))[: 1 if anchors == 1 else 2]:
-        if all(np.array_equal(found, start + at * step + stride * np.arange(anchors)) for at, found in rows.items()):
-            yield start, stride != 1
-
-
-def _places(height: int, width: int) -> Array:
-    """Column and row of each location, `[h * w, 2]`."""
-    rows, columns = np.divmod(np.arange(height * width), width)
-    return np.stack([columns, rows], axis=-1).astype(np.float64)
-
-
-def _follow_places(values: Array, height: int, width: int) -> bool:
-    """Whether two values of each location grow with its column or its row, as coordinates do and sizes do not."""
-    if height * width < _FEWEST_CELLS:
-        return False
-    spreads = (values - values.mean(0), _places(height, width) - _places(height, width).mean(0))
-    common = np.einsum("pi,pj->ij", *spreads)
-    norms = np.outer(*(np.sqrt((spread**2).sum(0)) for spread in spreads))
-    return bool((np.abs(common) > _FOLLOWS * norms + 1e-9).any())
-
-
-def _choices(levels: Sequence[Sequence[DecodedLevel]]) -> Iterator[list[DecodedLevel]]:
-    """One value for all levels, or, where there is none, each level's own."""
-    for candidate in levels[0]:
-        chosen = []
-        for options in levels:
-            same = [o for o in options if o.value is candidate.value and o.row_axis == candidate.row_axis]
-            chosen += same[:1]
-        if len(chosen) == len(levels):
-            yield chosen
-    if len(levels) > 1:
-        for ranked in zip(*levels, strict=False):
-            if len({level.value for level in ranked}) == len(levels):
-                yield list(ranked)
-
-
-def _matches(reads: Sequence[Array], wanted: Sequence[Array], bounds: tuple[float, float] | None) -> list[int] | None:
-    """The first row of each report that is the wanted box, cut off at the bounds; None if one report lacks it."""
-    found = []
-    for boxes, box in zip(reads, wanted, strict=True):
-        goal = box if bounds is None else np.clip(box, 0, np.array(bounds * 2))
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows = np.flatnonzero(overlap(boxes, goal) > _SAME)
-        if not len(rows):
-            return None
-        found.append(int(rows[0]))
-    return found
-
-
-def _sides(item: ClassLevel) -> tuple[int, int]:
-    return item.level.height or 0, item.level.width or 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from xai_insert.graph.view import Shape
 from xai_insert.locate.detector import Channels
 
 Element = tuple[int, ...]
@@ -34,7 +33,7 @@ def resolve(here: Moves, there: Moves, channels: int) -> Channels | None:
 
 def readings(here: Moves, there: Moves, channels: int) -> list[Channels]:
     """The orders that fit: where anchors have an axis of their own, that could be the classes' too."""
-    axes = _axes(here, there)
+    axes = axes_of(here, there)
     if axes is None or not axes[1]:
         return []
     varying = [axis for axis in axes[0] if len({element[axis] for element in here.values()}) > 1]
@@ -76,57 +75,6 @@ def resolve_column(here: Moves, channels: int) -> Channels | None:
     return Channels(0, 1, channels, 1) if len(apart) == len(here) else None
 
 
-def resolve_fused(
-    here: Moves, there: Moves, channels: int, sizes: Shape = (), num_classes: int | None = None
-) -> Channels | None:
-    """The order of a head that gives boxes and class scores: per anchor, a run of class channels.
-
-    An anchor's four box channels, where they come first, are followed by its objectness, unless the value that they
-    move holds nothing but that run, or the run is as long as the user says.
-
-    Args:
-        here: what the class-like channels move at one location; all of them.
-        there: the same at another location, for at least one of them.
-        channels: number of channels of the head.
-        sizes: of the value that they move; empty where they may be anything.
-        num_classes: number of classes, where the user has given it.
-    """
-    axes = _axes({channel: here[channel] for channel in there}, there)
-    if axes is None or not axes[1]:
-        return None
-    rows: dict[Element, list[int]] = {}
-    for channel, element in sorted(here.items()):
-        rows.setdefault(tuple(element[axis] for axis in axes[1]), []).append(channel)
-    runs = sorted(rows.values())
-    anchors, first = len(runs), runs[0]
-    stride = channels // anchors
-    if channels % anchors or not _repeat(runs, stride):
-        return None
-    start, classes = first[0], len(first)
-    distinct = len({here[channel] for channel in first})
-    if distinct < classes:  # objectness and a single class, multiplied: either says where it is
-        return Channels(first[-1], 1, anchors, stride) if distinct == 1 else None
-    is_whole = classes == num_classes or _fills(here, axes[0], sizes)
-    if not is_whole and (0 < start <= _BOX or (start == 0 and classes == stride)):
-        # sizes may look like scores, and so does the objectness
-        start, classes = _BOX + 1, start + classes - _BOX - 1
-    return Channels(start, classes, anchors, stride) if classes > 0 else None
-
-
-def _repeat(runs: Sequence[Sequence[int]], stride: int) -> bool:
-    """Whether the first run has no gaps, and the others are the same, each `stride` further."""
-    first = runs[0]
-    if list(first) != list(range(first[0], first[0] + len(first))):
-        return False
-    return all([channel - index * stride for channel in run] == first for index, run in enumerate(runs))
-
-
-def _fills(here: Moves, free: Sequence[int], sizes: Shape) -> bool:
-    """Whether a value has one element for each of the channels and no other, but for its locations and images."""
-    sides = [axis for axis in free if axis < len(sizes)][1:]
-    return bool(sides) and all(sizes[axis] == len({element[axis] for element in here.values()}) for axis in sides)
-
-
 def resolve_raw(here: Moves, there: Moves, channels: int) -> Channels | None:
     """The order of an undecoded head of boxes, objectness and classes whose anchors are set apart by a reshape.
 
@@ -143,7 +91,7 @@ def anchor_stride(here: Moves, there: Moves, channels: int) -> int | None:
 
     Anchors that a reshape has not set apart count as one.
     """
-    axes = _axes(here, there)
+    axes = axes_of(here, there)
     if axes is None or not axes[1]:
         return None
     return max((stride for axis in axes[0] if (stride := _stride_along(axis, here, channels))), default=None)
@@ -162,12 +110,12 @@ def _stride_along(axis: int, here: Moves, channels: int) -> int | None:
 
 def columns_of(here: Moves, there: Moves) -> set[Element]:
     """Where elements lie along the axes on which they stay when the location changes, that of the images left out."""
-    axes = _axes(here, there)
+    axes = axes_of(here, there)
     free = [] if axes is None else axes[0]
     return {tuple(element[axis] for axis in free if axis) for element in here.values()}
 
 
-def _axes(here: Moves, there: Moves) -> tuple[list[int], list[int]] | None:
+def axes_of(here: Moves, there: Moves) -> tuple[list[int], list[int]] | None:
     """Axes along which the elements stay when the location changes, and those along which they move."""
     common = [(here[channel], there[channel]) for channel in here if channel in there]
     if not common:
@@ -202,8 +150,9 @@ def _fused_by_width(width: int, classes: int) -> Channels | None:
     """Boxes, objectness and classes for each anchor; or classes before the bins of a box distribution."""
     has_anchors = width % (_BOX + 1 + classes) == 0
     has_bins = width - classes > _BOX and (width - classes) % _BOX == 0  # a box alone may stand before the classes
-    if has_anchors and has_bins and width != _BOX + 1 + classes:
-        return None  # either reading fits
+    is_without = width % (_BOX + classes) == 0 and width != _BOX + classes  # anchors without objectness
+    if (has_anchors and has_bins and width != _BOX + 1 + classes) or is_without:
+        return None  # another reading fits
     if has_anchors:
         stride = _BOX + 1 + classes
         return Channels(_BOX + 1, classes, width // stride, stride)

@@ -57,12 +57,17 @@ class Response:
     Attributes:
         effect: what happens.
         elements: the one element that rises, by index of the observed value.
-        moved: how many elements move, by index of the observed value.
+        touched: all elements that move, `[count, rank]`, by index of the observed value.
     """
 
     effect: Effect
     elements: Mapping[int, Element] = field(default_factory=dict)
-    moved: Mapping[int, int] = field(default_factory=dict)
+    touched: Mapping[int, npt.NDArray[np.intp]] = field(default_factory=dict)
+
+    @property
+    def moved(self) -> dict[int, int]:
+        """How many elements move, by index of the observed value."""
+        return {index: len(elements) for index, elements in self.touched.items()}
 
 
 class HeadProbe:
@@ -117,21 +122,21 @@ class HeadProbe:
             return lowered[index]
 
         effects: set[Effect] = set()
-        elements, moved = {}, {}
+        elements, touched = {}, {}
         for index, (base, high) in enumerate(zip(self._base, self._pushed(head, place, _PUSH), strict=True)):
             if self._heads[head].value not in self._observed[index].heads:
                 continue
-            effect, element, count = _effect(self._observed[index], base, high, partial(low, index))
+            effect, element, moved = _effect(self._observed[index], base, high, partial(low, index))
             effects.add(effect)
-            if count:
-                moved[index] = count
+            if len(moved):
+                touched[index] = moved
             if element is not None:
                 elements[index] = element
         if Effect.CLASS in effects:
             effects.discard(Effect.CARRIED)  # raw scores on their way to where the best are looked up
         for effect in (Effect.OTHER, Effect.CARRIED, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING):
             if effect in effects:
-                return Response(effect, elements, moved)
+                return Response(effect, elements, touched)
         return Response(Effect.SILENT)
 
     def _pushed(self, head: int, place: Place, push: float) -> list[npt.NDArray[Any]]:
@@ -159,6 +164,11 @@ class HeadProbe:
             columns, rows = (len({*map(tuple, elements[:, axes])}) for axes in (free, ~free))
             found[index] = len(elements), columns, rows
         return found
+
+    def moved_by(self, head: int, channel: int, cell: tuple[int, int]) -> frozenset[int]:
+        """The observed values of which anything moves if one channel at one location does."""
+        raised = self._pushed(head, self.place(head, channel, cell), _PUSH)
+        return frozenset(i for i, (a, b) in enumerate(zip(self._base, raised, strict=True)) if differs(a, b).any())
 
     def _moved_by_all(self, head: int, cell: tuple[int, int]) -> list[npt.NDArray[np.bool_]]:
         changed = self.fed(head)
@@ -192,31 +202,37 @@ class HeadProbe:
 
 def _effect(
     observed: Observed, base: npt.NDArray[Any], high: npt.NDArray[Any], low: Callable[[], npt.NDArray[Any]]
-) -> tuple[Effect, Element | None, int]:
-    """What happened to one observed value, the one element that rose, and how many moved."""
+) -> tuple[Effect, Element | None, npt.NDArray[np.intp]]:
+    """What happened to one observed value, the one element that rose, and all that moved."""
     moves = differs(base, high)
     before, raised = (array[moves].astype(np.float64) for array in (base, high))
-    count = len(before)
+    touched = np.argwhere(moves)
+    count = len(touched)
     if not count:
-        return Effect.SILENT, None, 0
+        return Effect.SILENT, None, touched
     rises = raised > before
-    ups = np.argwhere(moves)[rises]
+    ups = touched[rises]
+    are_logs = _are_logs(before) and _are_logs(raised)
+    if are_logs:
+        raised = np.exp(raised)
     element = _only(ups)
     bounded = _is_bounded(raised)
     if not bounded and (element is None or count > 1):
-        return Effect.OTHER, element, count
+        return Effect.OTHER, element, touched
     lowered = low()[moves].astype(np.float64)
+    if are_logs:
+        lowered = np.exp(lowered)
     bounded = bounded and _is_bounded(lowered)
     falls = bool((lowered[rises] <= 20 * _MOVED).all())
     if element is not None and bounded and falls:
-        return Effect.CLASS, element, count
+        return Effect.CLASS, element, touched
     if element is not None and count == 1 and _is_passed_on(before[0], raised[0], lowered[0]):
-        return _passed_on(observed), element, count
+        return _passed_on(observed), element, touched
     if bounded and not len(ups):
-        return Effect.FALLING, None, count
+        return Effect.FALLING, None, touched
     if bounded and len(ups) > 1 and falls:
-        return Effect.GATE, None, count
-    return Effect.OTHER, element, count
+        return Effect.GATE, None, touched
+    return Effect.OTHER, element, touched
 
 
 def _passed_on(observed: Observed) -> Effect:
@@ -234,6 +250,11 @@ def _only(elements: npt.NDArray[np.intp]) -> Element | None:
 def _is_passed_on(before: float, raised: float, lowered: float) -> bool:
     """Whether a number moved by what its channel was moved by, up and down."""
     return np.allclose([raised - before, before - lowered], _PUSH, rtol=1e-2)
+
+
+def _are_logs(numbers: Array) -> bool:
+    """Whether numbers are the logarithms of shares, as LogSoftmax gives them."""
+    return len(numbers) > 1 and bool((numbers <= 0).all()) and abs(float(np.exp(numbers).sum()) - 1) < _MOVED
 
 
 def _is_bounded(scores: Array) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.formats.backend import LoadedModel
-from xai_insert.graph.traits import ARRANGES, SQUASHES
+from xai_insert.graph.traits import ARRANGES, CUTS_OUT, SQUASHES
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head, Observed, reshapes_between
@@ -16,11 +17,11 @@ from xai_insert.probe.channels import (
     readings,
     resolve,
     resolve_column,
-    resolve_fused,
     resolve_raw,
     samples,
 )
 from xai_insert.probe.heads import Effect, HeadProbe, Response
+from xai_insert.probe.joint import Joint, read_joint
 from xai_insert.probe.rivals import Watched
 
 _ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
@@ -53,6 +54,9 @@ class Orders:
         self.observed = observed
         self.probe = HeadProbe(loaded, heads, observed)
         self.watched = [self._watch(index, head) for index, head in enumerate(heads)]
+        self.assumed: dict[int, int] = {}
+        self.doubts: dict[int, AmbiguousModelError] = {}
+        self._known: dict[int, Channels | None] = {}
 
     def _watch(self, index: int, head: Head) -> Watched:
         cell = self.probe.cells(index)[0]
@@ -70,8 +74,12 @@ class Orders:
         A token is one location with one box, unless the head of boxes gives it as many as there would be anchors: what
         is best over all tokens moves with them in ways that look like any order.
         """
+        if item.is_fused:
+            if item.index not in self._known:
+                self._known[item.index] = self._joint(item)
+            return self._known[item.index]
         found = self._told(item)
-        if found is None or found.anchors == 1 or not item.has_tokens or item.is_fused:
+        if found is None or found.anchors == 1 or not item.has_tokens:
             return found
         is_said = found.anchors in self._boxes(item).get(True, set())
         return found if is_said else Channels(0, item.head.channels, 1, item.head.channels)
@@ -85,21 +93,96 @@ class Orders:
             return None
         chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
         others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in chosen[:12]}
-        clean = self._without_boxes(item) if item.is_fused else set()
-        for index in sorted(clean or range(len(self.observed)), reverse=True):
+        for index in reversed(range(len(self.observed))):
             here, there = moved(item.responses, chosen, index), moved(others, list(others), index)
-            if (clean and here and there) or (len(here) == len(chosen) and len(there) == len(others)):
+            if len(here) == len(chosen) and len(there) == len(others):
                 found = self._of_value(item, here, there, self.observed[index].value)
                 if found is not None:
                     return found
-        found = self._layout_on_the_way(item, chosen)
-        if found is None and item.has_tokens and not item.is_fused and self._boxes(item).get(True, {1}) == {1}:
+        found = self._layout_on_the_way(item)
+        if found is None and item.has_tokens and self._boxes(item).get(True, {1}) == {1}:
             return Channels(0, channels, 1, channels)
         return found
 
+    def _joint(self, item: Watched) -> Channels | None:
+        """The order of a head that gives boxes as well; None if nothing tells, or several readings fit (`doubts`)."""
+        cells = self.probe.cells(item.index)
+        if len(cells) == 1:
+            return None
+        chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
+        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in chosen[:12]}
+        clean = self._without_boxes(item)
+        try:
+            for index in sorted(clean or range(len(self.observed)), reverse=True):
+                here, there = moved(item.responses, chosen, index), moved(others, list(others), index)
+                there = {channel: element for channel, element in there.items() if channel in here}
+                if there and (clean or len(here) == len(chosen)):
+                    value = self.observed[index].value
+                    if found := self._read_joint(item, item.responses, chosen, there, index, value):
+                        return found
+            return self._joint_on_the_way(item, chosen)
+        except AmbiguousModelError as err:
+            self.doubts[item.index] = AmbiguousModelError(
+                f"{item.head.value.describe()} gives boxes and classes: {err}"
+            )
+            return None
+
+    def _joint_on_the_way(self, item: Watched, chosen: Sequence[int]) -> Channels | None:
+        """The same, before classes and locations are flattened."""
+        ends = {index for response in item.responses.values() for index in response.elements}
+        way = self.arranged([item.head], self.observed[min(ends)].value) if ends else []
+        if not way:
+            return None
+        probe = HeadProbe(self.loaded, self.heads, way)
+        first, second = probe.cells(item.index)
+        here = {channel: probe.respond(item.index, channel, first) for channel in range(item.head.channels)}
+        there = {channel: probe.respond(item.index, channel, second) for channel in chosen[:12]}
+        for index in reversed(range(len(way))):
+            ends_there = moved(there, list(there), index)
+            is_seen = len(moved(here, chosen, index)) == len(chosen) and len(ends_there) == len(there)
+            if is_seen and (found := self._read_joint(item, here, chosen, ends_there, index, way[index].value)):
+                return found
+        return None
+
+    def _read_joint(
+        self,
+        item: Watched,
+        responses: Mapping[int, Response],
+        chosen: Sequence[int],
+        there: Moves,
+        index: int,
+        value: Value,
+    ) -> Channels | None:
+        """What one value tells of a head that gives boxes as well."""
+        scores = moved(responses, chosen, index)
+        others = {
+            channel: [tuple(map(int, element)) for element in response.touched[index]]
+            for channel, response in responses.items()
+            if channel not in scores and index in response.touched
+        }
+        joint = Joint(scores, there, others, value.sizes, self._ways(item, value))
+        told = read_joint(joint, item.head.channels, self.num_classes)
+        if told is None:
+            return None
+        if told.assumed:
+            self.assumed[item.index] = told.assumed
+        return told.channels
+
+    def _ways(self, item: Watched, end: Value) -> Callable[[int], frozenset[int]]:
+        """Through which of the parts that are cut out between a head and a value each of its channels goes."""
+        parts = [
+            Observed(value, by_magnitude=False, is_output=False, heads=frozenset([item.head.value]))
+            for value in reshapes_between(self.graph, [item.head], end)
+            if value.producer is not None and value.producer.op in CUTS_OUT
+        ]
+        if not parts:
+            return lambda channel: frozenset()
+        probe = cache(lambda: HeadProbe(self.loaded, self.heads, parts))
+        return cache(lambda channel: probe().moved_by(item.index, channel, probe().cells(item.index)[0]))
+
     def _of_value(self, item: Watched, here: Moves, there: Moves, value: Value) -> Channels | None:
         """The order that the places of what moved in a value tell."""
-        found = self._resolve(item, here, there, value) or self._boxes_of_classes(item, here, there)
+        found = self._resolve(item, here, there) or self._boxes_of_classes(item, here, there)
         if found is None and item.is_class and value.sizes[-1:] == (1,):
             found = resolve_column(here, item.head.channels)
         return None if found is None or (item.is_class and not _sets_background_apart(item, found)) else found
@@ -172,11 +255,8 @@ class Orders:
                 yield here, there
                 return
 
-    def _resolve(self, item: Watched, here: Moves, there: Moves, value: Value) -> Channels | None:
-        channels = item.head.channels
-        if item.is_fused:
-            return resolve_fused(here, there, channels, value.sizes, self.num_classes)
-        found, boxes = readings(here, there, channels), self._anchors(item)
+    def _resolve(self, item: Watched, here: Moves, there: Moves) -> Channels | None:
+        found, boxes = readings(here, there, item.head.channels), self._anchors(item)
         if boxes:
             each = (
                 item.is_exclusive
@@ -190,7 +270,7 @@ class Orders:
         Raises:
             AmbiguousModelError: the user has not given the number of classes, which alone tells.
         """
-        found = None if item.is_fused else resolve(here, there, item.head.channels)
+        found = resolve(here, there, item.head.channels)
         if found is None or found.anchors > 1 or found.classes < 2 or self._anchors(item) != {found.classes}:
             return None
         if self.num_classes is None:
@@ -201,7 +281,7 @@ class Orders:
             )
         return found if self.num_classes == found.classes else Channels(0, 1, found.classes, 1)
 
-    def _layout_on_the_way(self, item: Watched, chosen: Sequence[int]) -> Channels | None:
+    def _layout_on_the_way(self, item: Watched) -> Channels | None:
         """The same, watched where classes and locations have axes of their own, before they are flattened."""
         ends = {index for response in item.responses.values() for index in response.elements}
         if not ends:
@@ -211,14 +291,14 @@ class Orders:
             return None
         probe = HeadProbe(self.loaded, self.heads, way)  # all heads, or the backbone would have to run
         first, second = probe.cells(item.index)
-        everywhere = chosen if item.is_fused else samples(item.head.channels)  # a background shows here
+        everywhere = samples(item.head.channels)  # a background shows here
         here_all = {channel: probe.respond(item.index, channel, first) for channel in everywhere}
         there_all = {channel: probe.respond(item.index, channel, second) for channel in everywhere[:12]}
         for index in reversed(range(len(way))):
             here, there = moved(here_all, everywhere, index), moved(there_all, list(there_all), index)
             if len(here) == len(everywhere) and len(there) == len(there_all):
-                found = self._resolve(item, here, there, way[index].value)
-                if found is not None and (item.is_fused or _sets_background_apart(item, found)):
+                found = self._resolve(item, here, there)
+                if found is not None and _sets_background_apart(item, found):
                     return found
         channels = item.head.channels
         alone = Channels(0, 1, channels, 1) if self._anchors(item) == {channels} else None
@@ -251,6 +331,10 @@ class Orders:
     def is_boxed(self, item: Watched) -> bool:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
         return bool(self._boxes(item).get(True))
+
+    def has_one_box(self, item: Watched) -> bool:
+        """Whether other heads of the grid decode one box at each location."""
+        return self._anchors(item) == {1}
 
     def _boxes(self, item: Watched) -> dict[bool, set[int]]:
         """The same, by whether they lie in four columns."""

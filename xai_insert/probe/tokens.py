@@ -13,7 +13,8 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph
-from xai_insert.locate.transformer import Attention, Readout
+from xai_insert.locate.attention import Attention
+from xai_insert.locate.transformer import Readout
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.vit_recipro_cam import ZeroTokens
 

@@ -13,6 +13,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
+from xai_insert.locate.layout import Rectangle, drawn_in
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found
 
@@ -163,6 +164,14 @@ class Plan(ABC):
     def describe(self) -> dict[str, Any]:
         """What was found, as fields of a `Report`."""
         return self.found.describe()
+
+    def rectangle(self) -> Rectangle | None:
+        """Where in the image its map is drawn: top, left, bottom, right, as fractions; None for all of it.
+
+        Raises:
+            MisplacedMapError: what it is made of lies in several parts of the image.
+        """
+        return drawn_in(self.found.placed())
 
     @abstractmethod
     def metadata(self, options: Options) -> dict[str, str]:

@@ -205,41 +205,39 @@ def _of_runtime(
     """
     from xai_insert.formats.onnx.runtime import described  # noqa: PLC0415 - only for models that need it
 
-    twin = _telling_all(light)
-
-    def as_it_is() -> tuple[dict[str, Shape], dict[str, ir.DataType], dict[str, Shape]]:
-        shapes, types = described(twin.SerializeToString())
-        return {name: _joined(shape, otherwise.get(name)) for name, shape in shapes.items()}, types, {}
-
+    twin = _all_given(light)
     free = [value.type.tensor_type.shape.dim for value in twin.graph.input]
-    free = [sizes for sizes in free if any(not size.HasField("dim_value") for size in sizes)]
-    if not free or any(not size.HasField("dim_value") for sizes in free for size in sizes[1:]):
-        return as_it_is()
-    known = []
-    for batch in batches.TRIED:
+    free = [sizes for sizes in free if not all(size.HasField("dim_value") for size in sizes)]
+    if free and all(size.HasField("dim_value") for sizes in free for size in sizes[1:]):
+        known = []
+        for batch in batches.TRIED:
+            for sizes in free:
+                sizes[0].dim_value = batch
+            known.append(described(twin.SerializeToString()))
+        if all(shapes for shapes, _ in known):
+            (smaller, types), (larger, _) = known
+            return {name: batches.common(shape, larger.get(name)) for name, shape in smaller.items()}, types, smaller
         for sizes in free:
-            sizes[0].dim_value = batch
-        known.append(described(twin.SerializeToString()))
-    if all(shapes for shapes, _ in known):
-        (smaller, types), (larger, _) = known
-        return {name: batches.common(shape, larger.get(name)) for name, shape in smaller.items()}, types, smaller
-    for sizes in free:
-        sizes[0].ClearField("dim_value")
-    return as_it_is()
+            sizes[0].ClearField("dim_value")
+    shapes, types = described(twin.SerializeToString())
+    return {name: _joined(shape, otherwise.get(name)) for name, shape in shapes.items()}, types, {}
 
 
-def _telling_all(light: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every value as an output, none of a declared size: of others onnxruntime tells nothing."""
+def _all_given(light: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with every value as an output, since of outputs alone the runtime tells what it has inferred.
+
+    Nothing is declared of them: it would win over what is computed.
+    """
     import onnx  # noqa: PLC0415 - see `maps`
 
     twin = onnx.ModelProto()
     twin.CopyFrom(light)
-    del twin.graph.value_info[:]  # as of the outputs, what is declared would win over what is computed
+    del twin.graph.value_info[:]
     _describe_learners(twin.graph)
     for value in twin.graph.output:
         value.type.tensor_type.ClearField("shape")
-    told = {value.name for value in twin.graph.output}
-    names = dict.fromkeys(name for node in twin.graph.node for name in node.output if name and name not in told)
+    given = {value.name for value in twin.graph.output}
+    names = dict.fromkeys(name for node in twin.graph.node for name in node.output if name and name not in given)
     twin.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return twin
 

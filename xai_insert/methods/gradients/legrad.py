@@ -23,8 +23,8 @@ import numpy.typing as npt
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.locate.attention import Attention
 from xai_insert.locate.blocks import Block
-from xai_insert.locate.transformer import Attention
 from xai_insert.methods.gradients.forward import Forward
 from xai_insert.methods.gradients.maps import seeds_of
 from xai_insert.methods.gradients.pullback import pullback

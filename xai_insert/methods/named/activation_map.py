@@ -13,7 +13,7 @@ from xai_insert.graph.view import Graph, Shape, format_grid, volume
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.locate.query_attention import WANTED, QueryReport
+from xai_insert.locate.query_attention import WANTED, QueryReport, find_query_report
 from xai_insert.locate.region_head import RegionReport
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.base import Method, Refusal
@@ -141,6 +141,9 @@ class ActivationMap(Method):
             if reported is None:
                 return Refusal(WANTED, UnsupportedTaskError)
         reason = f"read by the {read.readers}; no class scores at locations"
+        queries = "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes)
+        if isinstance(queries, QueryReport) and queries.untold:
+            reason += f"; a map of each class wants to know them: {queries.untold}"
         shape, work = _size_and_work(read.feature)
         return RegionsPlan(found, _NAME, Form.CHANNEL_MEAN, reason, shape, work, read, reported)
 

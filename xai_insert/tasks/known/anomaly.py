@@ -38,7 +38,7 @@ class FoundAnomaly(Found):
         feature = self.parts.feature
         return {
             "logits": {"output": self.name, "name": feature.value.name, "shape": feature.shape, "classes": 1},
-            "target": feature.describe() | {"masked": [], "rectangle": feature.frame.rectangle},
+            "target": feature.describe() | {"masked": []},
         }
 
 

@@ -74,7 +74,7 @@ class FoundClassifier(Found):
                 "classes": self.maps,
                 "note": self.note,
             },
-            "target": target.describe() | {"masked": [], "rectangle": target.frame.rectangle},
+            "target": target.describe() | {"masked": []},
         }
 
 

@@ -48,7 +48,7 @@ class FoundKeypoints(Found):
                 "shape": value.sizes,
                 "classes": parts.joints,
             },
-            "target": target | {"masked": [], "rectangle": self.frame.rectangle},
+            "target": target | {"masked": []},
         }
 
 

@@ -47,7 +47,7 @@ class FoundSegmenter(Found):
                 "shape": scores.shape,
                 "classes": self.parts.classes,
             },
-            "target": scores.describe() | {"masked": [], "rectangle": scores.frame.rectangle},
+            "target": scores.describe() | {"masked": []},
         }
 
 
