@@ -214,6 +214,10 @@ def class_map(outputs: dict[str, Array]) -> int:
     return int(scores[0].argmax() if scores else np.ptp(maps[0], (1, 2)).argmax())
 
 
+def _run(model: Any, images: Sequence[Array]) -> list[dict[str, Array]]:
+    return list(map(oracle.runner(model), images))
+
+
 def rows(name: str, path: Path, names: Sequence[str]) -> Iterator[str]:
     """Lines of the table, form by form."""
     real = MODELS[name]
@@ -221,9 +225,9 @@ def rows(name: str, path: Path, names: Sequence[str]) -> Iterator[str]:
     seen = np.stack(calibration(real))
     np.savez(path.with_suffix(".npz"), seen)
     plain = oracle.load(path)
-    scores = [oracle.run(plain, image) for image in images]
+    scores = _run(plain, images)
     inserted = insert(plain, _OPTIONS)
-    wanted = [oracle.run(inserted.model, image) for image in images]
+    wanted = _run(inserted.model, images)
     for form in names:
         with tempfile.TemporaryDirectory(prefix="xai-insert-real-") as scratch:
             yield f"| {name} | {form} | {_row(form, path, Path(scratch, 'form.onnx'), images, scores, wanted)} |"
@@ -239,14 +243,14 @@ def _row(
 ) -> str:
     try:
         model = BEFORE[form](_prepared(path, goal) if form == "QOperator" else path, goal)
-        before = [oracle.run(model, image) for image in images]
+        before = _run(model, images)
     except Exception as err:  # each tool fails in its own way
         return f"the tool fails on the plain model: {forms.short(err)} | | | |"
     try:
         result = insert(model, _OPTIONS)
     except XaiInsertError as err:
         return f"refused: {forms.short(err, 600)} | | | |"
-    after = [oracle.run(result.model, image) for image in images]
+    after = _run(result.model, images)
     correlations, shifted, moved = [], 0.0, 0.0
     for right, exact, rough, found in zip(scores, wanted, before, after, strict=True):
         pairs = list(zip(right.values(), rough.values(), strict=True))
