@@ -42,6 +42,7 @@ from xai_insert import Options, insert
 from xai_insert.check import relative_difference
 from xai_insert.errors import XaiInsertError
 from xai_insert.pipeline import SALIENCY_MAP
+from xai_insert.verify import compared
 
 Array = np.ndarray
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -258,8 +259,8 @@ def _row(
         others = [value for key, value in found.items() if key != SALIENCY_MAP]
         moved = max([moved, *(relative_difference(a, b) for a, b in zip(rough.values(), others, strict=True))])
         label = class_map(exact)
-        pair = [item[SALIENCY_MAP][0, label].ravel().astype(np.float64) for item in (exact, found)]
-        correlations.append(float(np.corrcoef(*pair)[0, 1]) if all(map(np.ptp, pair)) else 0.0)
+        pair = [item[SALIENCY_MAP][:, label] for item in (exact, found)]
+        correlations.append(compared(pair[:1], pair[1:])[0])
     told = forms.counted(model, result.model, goal.parent)
     method = f"{result.report.method}, {result.report.form}"
     return f"{method} | {min(correlations):.4f} | {shifted:.1e} | {moved:.1e} | {told}"
