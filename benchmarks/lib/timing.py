@@ -34,7 +34,12 @@ class Ratio:
 
 
 def alternate(
-    calls: Sequence[Callable[[], object]], seconds: float, fewest: int = 7, most: int = 5000, warm_up: int = 2
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    fewest: int = 7,
+    most: int = 5000,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Seconds:
     """Time calls in turn (a, b, a, b, ...), so that whatever slows the machine slows all of them.
 
@@ -44,15 +49,16 @@ def alternate(
         fewest: rounds to measure even if they take longer.
         most: rounds after which to stop.
         warm_up: rounds at least that are not measured.
+        clock: what tells the time; by default that on the wall.
 
     Returns:
-        Wall-clock seconds `[rounds, calls]`.
+        Seconds `[rounds, calls]`.
     """
-    _rounds(calls, seconds * _WARM_UP_SHARE, warm_up, most)
+    _rounds(calls, seconds * _WARM_UP_SHARE, warm_up, most, clock)
     gc.collect()
     gc.disable()
     try:
-        return _rounds(calls, seconds, fewest, most)
+        return _rounds(calls, seconds, fewest, most, clock)
     finally:
         gc.enable()
 
@@ -63,14 +69,16 @@ def paired_ratio(times: Seconds, reference: Seconds) -> Ratio:
     return Ratio(float(median), float(lower), float(upper))
 
 
-def _rounds(calls: Sequence[Callable[[], object]], seconds: float, fewest: int, most: int) -> Seconds:
+def _rounds(
+    calls: Sequence[Callable[[], object]], seconds: float, fewest: int, most: int, clock: Callable[[], float]
+) -> Seconds:
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < fewest or (len(rounds) < most and time.perf_counter() < end):
         row = []
         for call in calls:
-            start = time.perf_counter()
+            start = clock()
             call()
-            row.append(time.perf_counter() - start)
+            row.append(clock() - start)
         rounds.append(row)
     return np.array(rounds)

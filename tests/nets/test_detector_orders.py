@@ -7,10 +7,13 @@ import pytest
 
 from model_zoo_fixtures.testbed.nets import lookalikes, prompted
 from model_zoo_fixtures.testbed.nets.design import Design
-from model_zoo_fixtures.testbed.nets.detector_oracle import judge
+from model_zoo_fixtures.testbed.nets.detector_oracle import judge, saliency
 from model_zoo_fixtures.testbed.nets.detectors import built
 from model_zoo_fixtures.testbed.nets.graph import Net
+from model_zoo_fixtures.testbed.nets.oracle import distance
 from model_zoo_fixtures.testbed.nets.pyramids import Layout, pyramid
+from xai_insert import Options, insert
+from xai_insert.errors import AmbiguousModelError
 
 PLAIN = Design(
     classes=3,
@@ -30,6 +33,7 @@ SOFTMAX = replace(PLAIN, background="first", dropped=True, activation="Softmax")
 TOKENS = Layout("tokens", False, "cells", True)
 SLOWER = Layout("conv", True, "cells", False)
 COLUMNS = Layout("conv", False, "columns", True)
+JOINT = replace(PLAIN, objectness="beside", multiplied=True, fused=True)
 
 KINDS = {
     "heads of tokens with anchors": ("suppressed", replace(PLAIN, layout=TOKENS), 2),
@@ -57,6 +61,39 @@ KINDS = {
         replace(PLAIN, fused=True, objectness="beside", fields=("points",)),
         1,
     ),
+    "anchors inside, one score of each class": ("separate", replace(JOINT, layout=SLOWER), 3),
+    "anchors inside, a row of each box": ("joined", replace(JOINT, layout=SLOWER), 3),
+    "anchors inside, one class": ("separate", replace(JOINT, classes=1, layout=SLOWER), 3),
+    "anchors inside, no objectness": ("separate", replace(JOINT, objectness="none", layout=SLOWER), 2),
+    "anchors inside, as many as classes": ("suppressed", replace(JOINT, classes=4, layout=SLOWER), 4),
+    "objectness and classes before the box": (
+        "joined",
+        replace(JOINT, multiplied=False, first=("objectness", "scores")),
+        3,
+    ),
+    "classes before the box": ("joined", replace(JOINT, multiplied=False, first=("scores",)), 2),
+    "classes before the objectness, which the rows have before them": (
+        "joined",
+        replace(JOINT, multiplied=False, first=("boxes", "scores")),
+        2,
+    ),
+    "scores with their objectness before visible points": (
+        "joined",
+        replace(JOINT, fields=("visible points",)),
+        1,
+    ),
+    "key points between objectness and classes": (
+        "joined",
+        replace(JOINT, multiplied=False, fields=("points",), between=True),
+        2,
+    ),
+    "key points between objectness and one class": (
+        "joined",
+        replace(JOINT, classes=1, multiplied=False, fields=("points",), between=True),
+        1,
+    ),
+    "a quality of each anchor before all else": ("separate", replace(JOINT, quality=True), 3),
+    "the same, not multiplied": ("joined", replace(JOINT, multiplied=False, quality=True), 3),
     "four sides and four classes": ("separate", replace(PLAIN, classes=4, objectness="beside"), 1),
 }
 
@@ -75,6 +112,23 @@ def test_classes_are_found(kind, sides):
     grids = [replace(grid, anchors=anchors) for grid in pyramid(made, *sides, 3, 8, 8)]
     verdict = judge(built(made, 0, output, design, grids, sides))
     assert verdict.judgement == "right", verdict.reason
+
+
+@pytest.mark.parametrize("anchors", [1, 2])
+def test_scores_behind_a_box_that_may_hold_an_objectness(anchors):
+    made = net()
+    grids = [replace(grid, anchors=anchors) for grid in pyramid(made, 64, 64, 2, 8, 8)]
+    sample = built(made, 0, "joined", replace(JOINT, classes=4, objectness="none", multiplied=False), grids, (64, 64))
+    told = insert(sample.model, Options(output_dtype="f32", num_classes=4))
+    nearest = min(distance(saliency(told.model, sample.feeds()), right) for right in sample.maps())
+    assert nearest <= 1
+    if anchors == 1:
+        with pytest.raises(
+            AmbiguousModelError, match="objectness and 3 classes, or 4 classes; say which: --num-classes"
+        ):
+            insert(sample.model)
+    else:  # as YOLO's, one layer gives several boxes
+        assert "first is taken for objectness" in insert(sample.model).report.reason
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -125,6 +125,7 @@ def test_masks_run_one_by_one_where_the_head_mixes_the_batch(kind):
     assert new.report.map_difference < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at_once", [None, 9])
 def test_a_transformer_runs_masked_in_both_runtimes(at_once):
     options = Options(**RAW, method="vit-recipro-cam", block=2, mask_batch=at_once)

@@ -9,6 +9,7 @@ from model_zoo_fixtures.shapes.dataset import overlapping_scene
 from model_zoo_fixtures.testbed import models, oracle
 from model_zoo_fixtures.testbed.detection_oracle import values
 from model_zoo_fixtures.testbed.detector_models import DETECTOR, SIDE, Net, found_objects, reporting_detector
+from model_zoo_fixtures.testbed.quick import some
 from xai_insert import Options, errors, insert
 
 
@@ -59,7 +60,7 @@ def test_anchors_larger_than_the_image(tmp_path, kind, wide):
     np.testing.assert_allclose(outputs["saliency_map_per_box"], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("kind", some(models.FORMATS, "onnx"))
 def test_tells_overlapping_objects_of_one_class_apart(kind):
     model = insert(models.as_format(reporting_detector(), kind), Options(per_box=True)).model
     scenes = in_own = in_other = 0

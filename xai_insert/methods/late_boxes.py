@@ -6,7 +6,7 @@ has taken is done again to all of them: the same operations, with all indices in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
@@ -29,16 +29,7 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
     images = image_inputs(graph)
     dependent = activations(graph, images)
     local, _ = local_values(graph, dependent, find_heads(graph, images))
-    made: dict[Value, V] = {}
-    choosing = [node for node in graph.nodes if _chooses(node, dependent)]
-    ranked = {_ranking(node.read(1), dependent) for node in choosing if node.read(0) in local} - {None}
-    for node in choosing:
-        if node.read(1) in made:
-            continue
-        if node.read(0) in local or (
-            node.read(0) not in dependent and _ranking(node.read(1), dependent) in ranked  # anchors of these locations
-        ):
-            made[node.read(1)] = _every_row(surgeon, node)
+    made = {index: _every_row(surgeon, node) for index, node in _choices(graph, dependent, local).items()}
     for node in graph.nodes:
         if not any(value in made for value in node.operands):
             continue
@@ -46,6 +37,18 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
         if is_way and (_takes_all(node, dependent, made) or not selects(node, dependent)):
             made.update(zip(node.outputs, _again(surgeon, node, made), strict=True))
     return {value: handle for value, handle in made.items() if _may_be_boxes(value)}
+
+
+def _choices(graph: Graph, dependent: set[Value], local: Container[Value]) -> dict[Value, Node]:
+    """By their indices, the nodes that take locations, or anchors of the locations that are taken."""
+    choosing = [node for node in graph.nodes if _chooses(node, dependent)]
+    ranked = {_ranking(node.read(1), dependent) for node in choosing if node.read(0) in local} - {None}
+    found: dict[Value, Node] = {}
+    for node in choosing:
+        are_anchors = node.read(0) not in dependent and _ranking(node.read(1), dependent) in ranked
+        if node.read(0) in local or are_anchors:
+            found.setdefault(node.read(1), node)
+    return found
 
 
 def _takes_all(node: Node, dependent: set[Value], made: Mapping[Value, V]) -> bool:

@@ -18,22 +18,20 @@ import numpy.typing as npt
 from xai_insert.errors import CannotFreeBatchError, CheckFailedError, ShapeUnknownError, UnsupportedTaskError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
-from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners, overlap
+from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners
 from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.frontier import Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
 from xai_insert.methods.late_boxes import boxes_everywhere
+from xai_insert.probe.box_rows import cell_places, choices, follow_places, grid_sides, matches, orders
 from xai_insert.probe.heads import Array, HeadProbe, differs, stir
 
 _SILENCE = 8.0
-_SAME = 0.98  # intersection over union of a reported box with the decoded one that it is
 _FARTHEST = 2.0  # cells from a location to the centre of its box, on average, while all heads are near zero
 _APART = 0.25  # cells by which one reading must be better than another
-_FOLLOWS = 0.6  # correlation with the location from which on a number is a coordinate
 _BOX = 4
 _WHOLE = 0.9  # of boxes that have an area; the others lie at the edge, where they are cut off
-_FEWEST_CELLS = 16  # that tell it from chance
 # Of what is no class score, and of the sides of boxes as logarithms beside that. Where 0 gives empty boxes, 1 does not;
 # boxes larger than the image, which are cut off to all of it whatever their location says, are to be small.
 _SHIFTS = ((0.0, 0.0), (1.0, 0.0), (0.0, -3.0), (0.0, -25.0))
@@ -135,8 +133,8 @@ class _Search:
         if not all(options):
             raise UnsupportedTaskError(f"{_WANTED}; no boxes were found that follow the locations of the class scores")
         problem = f"{_WANTED}; no value holds boxes around the locations of the class scores"
-        counts = [math.prod(_sides(item)) * item.channels.anchors for item in self.found.levels]
-        for chosen in _choices(options, counts):
+        counts = [math.prod(grid_sides(item)) * item.channels.anchors for item in self.found.levels]
+        for chosen in choices(options, counts):
             for meaning in self._formats(chosen, quiet):
                 reports = [*self._reports(chosen, feeds)]
                 reported = self._reported(chosen, meaning, reports)
@@ -183,7 +181,7 @@ class _Search:
     ) -> Iterator[DecodedLevel]:
         """Values whose rows follow the locations of a level."""
         item = self.found.levels[index]
-        height, width = _sides(item)
+        height, width = grid_sides(item)
         cells, anchors = height * width, item.channels.anchors
         places = sorted({0, 1 % cells, (height // 2) * width + width // 2, cells - 1})
         after = {place: self.probe.run(self._stirred(item, feeds, place)) for place in places}
@@ -198,14 +196,14 @@ class _Search:
                     continue
                 others = tuple(axis for axis in range(len(shape)) if axis != row)
                 rows = {place: np.flatnonzero(array.any(axis=others)) for place, array in moved.items()}
-                for start, anchors_first in _orders(rows, cells, anchors):
+                for start, anchors_first in orders(rows, cells, anchors):
                     yield DecodedLevel(observed.value, row, column, shape, start, anchors_first)
 
     def _stirred(
         self, item: ClassLevel, feeds: Mapping[int, npt.NDArray[np.floating]], place: int
     ) -> dict[int, npt.NDArray[np.floating]]:
         """Every channel of every head moved at one location of a level."""
-        grid = _sides(item)
+        grid = grid_sides(item)
         changed = dict(feeds)
         for index, head in enumerate(self.heads):
             for level in head.levels:
@@ -220,17 +218,17 @@ class _Search:
         for meaning, unit in product(BOX_FORMATS, ((1.0, 1.0), (float(self.size[1]), float(self.size[0])))):
             distances = []
             for item, level in zip(self.found.levels, chosen, strict=True):
-                height, width = _sides(item)
+                height, width = grid_sides(item)
                 columns = self._boxes(level, item, quiet)
-                if meaning in ("cxcywh", "xywh") and _follow_places(columns[..., 2:].mean(1), height, width):
+                if meaning in ("cxcywh", "xywh") and follow_places(columns[..., 2:].mean(1), height, width):
                     break  # they are no sizes
                 boxes = corners(columns, meaning)
                 with np.errstate(over="ignore", invalid="ignore"):
                     if not (boxes[..., 2:] > boxes[..., :2]).mean() > _WHOLE:
                         break
                     centres = (boxes[..., :2] + boxes[..., 2:]) / 2 / unit * (width, height)
-                places = _places(height, width)[:, None] + 0.5
-                distances.append(float(np.abs(centres - places).mean()))
+                around = cell_places(height, width)[:, None] + 0.5
+                distances.append(float(np.abs(centres - around).mean()))
             else:
                 far[meaning] = min(max(distances), far.get(meaning, np.inf))
         near = {meaning: distance for meaning, distance in far.items() if distance < _FARTHEST}
@@ -246,7 +244,7 @@ class _Search:
     def _boxes(self, level: DecodedLevel, item: ClassLevel, arrays: Sequence[Array]) -> Array:
         """Boxes of a level, `[locations, anchors, 4]`."""
         rows = self._rows(level, arrays)
-        count, anchors = _sides(item)[0] * _sides(item)[1], item.channels.anchors
+        count, anchors = grid_sides(item)[0] * grid_sides(item)[1], item.channels.anchors
         rows = rows[level.start : level.start + count * anchors, :4]
         if level.anchors_first:
             return rows.reshape(anchors, count, 4).swapaxes(0, 1)
@@ -264,7 +262,7 @@ class _Search:
         """What is reported for one box after another: the first anchor and the last, the first class and the last."""
         labels = [label for label in range(self.found.classes) if label != self.found.background]
         for index, (item, level) in enumerate(zip(self.found.levels, chosen, strict=True)):
-            height, width = _sides(item)
+            height, width = grid_sides(item)
             place, anchors = (height // 2) * width + width // 2, item.channels.anchors
             for anchor, label in ((0, labels[0]), (anchors - 1, labels[-1])):
                 arrays = self.probe.run(self._raised(item, feeds, place, {anchor: [label]}))
@@ -283,7 +281,7 @@ class _Search:
         array = np.array(feeds[head])
         for anchor, labels in wanted.items():
             for label in labels:
-                cell = divmod(place, _sides(item)[1])
+                cell = divmod(place, grid_sides(item)[1])
                 array[self.probe.place(head, item.channels.channel(anchor, label), cell, item.level)] += 2 * _SILENCE
         return {**feeds, head: array}
 
@@ -303,7 +301,7 @@ class _Search:
             for column, form, scale in product(range(arrays[0].shape[1] - 3), BOX_FORMATS, scales):
                 reads = [corners(a[:, column : column + 4], form) * (scale * 2) for a in arrays]
                 for bounds in (None, (width, height), (1.0, 1.0)):
-                    found = _matches(reads, wanted, bounds)
+                    found = matches(reads, wanted, bounds)
                     if found is None:
                         continue
                     if self.found.classes == 1:
@@ -353,66 +351,3 @@ class _Search:
         if not follows:
             raise UnsupportedTaskError(f"{_WANTED}; no score was found that follows the class heads")
         return not any(differs(quiet[n], every[n]).any() for n in follows)
-
-
-def _orders(rows: Mapping[int, npt.NDArray[np.intp]], cells: int, anchors: int) -> Iterator[tuple[int, bool]]:
-    """The first row, and whether anchors come before locations, of orders in which locations moved those rows.
-
-    Anchors larger than the image may be cut off to all of it, and do not move: the latest first row goes before others.
-    """
-    if not all(map(len, rows.values())):
-        return
-    for step, stride in ((anchors, 1), (1, cells))[: 1 if anchors == 1 else 2]:
-        several = stride * np.arange(anchors)
-        for start in rows[0][0] - several:
-            if start >= 0 and all(np.isin(found - start - at * step, several).all() for at, found in rows.items()):
-                yield int(start), stride != 1
-
-
-def _places(height: int, width: int) -> Array:
-    """Column and row of each location, `[h * w, 2]`."""
-    rows, columns = np.divmod(np.arange(height * width), width)
-    return np.stack([columns, rows], axis=-1).astype(np.float64)
-
-
-def _follow_places(values: Array, height: int, width: int) -> bool:
-    """Whether two values of each location grow with its column or its row, as coordinates do and sizes do not."""
-    if height * width < _FEWEST_CELLS:
-        return False
-    spreads = (values - values.mean(0), _places(height, width) - _places(height, width).mean(0))
-    common = np.einsum("pi,pj->ij", *spreads)
-    norms = np.outer(*(np.sqrt((spread**2).sum(0)) for spread in spreads))
-    return bool((np.abs(common) > _FOLLOWS * norms + 1e-9).any())
-
-
-def _choices(levels: Sequence[Sequence[DecodedLevel]], counts: Sequence[int]) -> Iterator[list[DecodedLevel]]:
-    """One value for all levels, of `counts` rows each, or, where there is none, each level's own."""
-    for candidate in levels[0]:
-        chosen = list[DecodedLevel]()
-        for options, count in zip(levels, counts, strict=True):
-            same = [o for o in options if o.value is candidate.value and o.row_axis == candidate.row_axis]
-            ends = [(o.start, o.start + size) for o, size in zip(chosen, counts, strict=False)]
-            chosen += [o for o in same if all(o.start + count <= begin or o.start >= end for begin, end in ends)][:1]
-        if len(chosen) == len(levels):
-            yield chosen
-    if len(levels) > 1:
-        for ranked in zip(*levels, strict=False):
-            if len({level.value for level in ranked}) == len(levels):
-                yield list(ranked)
-
-
-def _matches(reads: Sequence[Array], wanted: Sequence[Array], bounds: tuple[float, float] | None) -> list[int] | None:
-    """The first row of each report that is the wanted box, cut off at the bounds; None if one report lacks it."""
-    found = []
-    for boxes, box in zip(reads, wanted, strict=True):
-        goal = box if bounds is None else np.clip(box, 0, np.array(bounds * 2))
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows = np.flatnonzero(overlap(boxes, goal) > _SAME)
-        if not len(rows):
-            return None
-        found.append(int(rows[0]))
-    return found
-
-
-def _sides(item: ClassLevel) -> tuple[int, int]:
-    return item.level.height or 0, item.level.width or 0

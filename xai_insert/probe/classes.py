@@ -15,6 +15,7 @@ from xai_insert.locate.frontier import Head, find_heads, finished, observed_valu
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.probe.channels import Element, columns_of, raw_channels, resolve, samples
+from xai_insert.probe.columns import with_columns
 from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
@@ -85,7 +86,9 @@ class _Search(Orders):
                 )
 
     def _best(self, items: Sequence[Watched]) -> list[Watched]:
-        """The only head; several that are anchors of one level; the classes beside an objectness."""
+        """The only head; several that are anchors of one level or are added up; the classes beside an objectness."""
+        if len({finished(self.graph, item.head).value for item in items}) == 1:
+            return list(items[:1])
         if len(items) > 1:
             counts = {item.index: None if (order := self.layout(item)) is None else order.classes for item in items}
             several = [item for item in items if counts[item.index] != 1]
@@ -194,30 +197,47 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if not scoring:
         return _raw_detector(search, num_classes)
     search.require_all_levels(scoring)
-    known = next((found for item in scoring if (found := search.layout(item)) is not None), None)
+    told = next(((item, found) for item in scoring if (found := search.layout(item)) is not None), None)
     for item in scoring:
         if item.index in search.doubts:
             raise search.doubts[item.index]
+    known = _by_columns(search, scoring) if told is None else (with_columns(search, *told) or told[1], told[0].head)
     if known is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
-    channels = {item.index: search.own(item) or _like(known, item.head) for item in scoring}
+    picked = known[0].picked
+    own = {item.index: search.own(item) or _like(*known, item.head) for item in scoring}
+    channels = {index: replace(order, picked=picked) for index, order in own.items()}
     background = silent_class(scoring, channels)
+    if picked:
+        background = picked.index(background) if background in picked else None
     return _detector(search, scoring, channels, background, search.evidence(scoring))
+
+
+def _by_columns(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Head] | None:
+    """The order of classes that are turned about before locations are flattened, where a location has one box."""
+    for item in scoring:
+        plain = Channels(0, item.head.channels, 1, item.head.channels)
+        if item.is_class and search.has_one_box(item) and (found := with_columns(search, item, plain)) is not None:
+            return found, item.head
+    return None
 
 
 def _selects(graph: Graph) -> bool:
     return any(node.op is Op.NMS for node in graph.nodes)
 
 
-def _like(known: Channels, head: Head) -> Channels:
+def _like(known: Channels, by: Head, head: Head) -> Channels:
     """The order of another level's head: its number of anchors may differ, nothing else."""
-    anchors, rest = divmod(head.channels, known.classes if known.classes_first else known.stride)
+    width = by.channels // known.anchors
+    anchors, rest = divmod(head.channels, width)
     if rest:
         raise TargetNotFoundError(
-            f"the class head {head.value.describe()} has no whole number of anchors for {known.classes} classes"
+            f"the class head {head.value.describe()} has no whole number of anchors, as {by.value.describe()} has "
+            f"{known.anchors} of {width} channels"
         )
-    return replace(known, anchors=anchors)
+    before = known.block[0] if known.classes_first or known.anchors > 1 else 0  # some channels of each anchor
+    return replace(known, anchors=anchors, start=known.start + before * anchors // known.anchors - before)
 
 
 def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
@@ -228,11 +248,21 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     found = _raw_orders(search, raw, widths, num_classes)
     scoring = [item for item in raw if item.index in found]
     grids = [search.probe.grid(item.index) for item in scoring]
-    alike = {item.head.channels for item in scoring}
-    left = [item for item in raw if item.head.channels in alike and search.probe.grid(item.index) not in grids]
+    left = _unread(search, raw, scoring, found)
     if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
         raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
+
+
+def _unread(
+    search: _Search, raw: Sequence[Watched], scoring: Sequence[Watched], found: Mapping[int, Channels]
+) -> list[Watched]:
+    """Undecoded heads of other grids that should give scores too: all, where boxes and scores come of one head."""
+    grids = {search.probe.grid(item.index) for item in scoring}
+    alike = {item.head.channels for item in scoring}
+    is_joint = any(order.classes < order.stride for order in found.values())
+    left = [item for item in raw if is_joint or item.head.channels in alike]
+    return [item for item in left if search.probe.grid(item.index) not in grids]
 
 
 def _raw_orders(
@@ -258,8 +288,15 @@ def _with_several(found: dict[int, Channels], num_classes: int | None) -> dict[i
 def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
     """An order told by widths, corrected by how anchors are set apart; None if that contradicts it."""
     seen = [found for found in search.raw_orders(item) if found.anchors > 1]
-    if order is None or not seen or order.classes < order.stride:  # boxes and scores in one head
+    if order is None or not seen:
         return order
+    if order.classes < order.stride:  # boxes and scores in one head
+        whole = {found for found in seen if (found.classes, found.anchors) == (order.stride, order.anchors)}
+        if len(whole) > 1:
+            return None
+        is_inside = any(found.classes_first for found in whole)
+        start = order.start * order.anchors
+        return replace(order, start=start, stride=1, classes_first=True) if is_inside else order
     return next((found for found in seen if (found.classes, found.anchors) == (order.classes, order.anchors)), None)
 
 
@@ -287,7 +324,7 @@ def _detector(
     levels += [(height * width, replace(one, more=(*more,))) for (height, width), (one, *more) in single.items()]
     levels.sort(key=lambda pair: -pair[0])
     ordered = tuple(_finished(search.graph, level) for _, level in levels)
-    return Detector(ordered, ordered[0].channels.classes, background, evidence)
+    return Detector(ordered, ordered[0].channels.labels, background, evidence)
 
 
 def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:

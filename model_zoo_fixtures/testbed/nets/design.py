@@ -46,6 +46,9 @@ class Design:
     reported: str
     normalised: bool
     layout: Layout
+    first: tuple[str, ...] = ()  # parts of a fused head that stand before the others, in this order
+    between: bool = False  # whether the fields stand before the scores in a joined output
+    quality: bool = False  # whether each anchor's quality stands before all else in a fused head, as PP-YOLO has it
 
     @property
     def scores(self) -> int:

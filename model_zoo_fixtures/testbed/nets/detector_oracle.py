@@ -127,7 +127,7 @@ def _judged(sample: Sample, model: Any, options: Options) -> Verdict:
     if not sample.readings and not sample.features:
         return Verdict(sample, "wrong", f"{found}: no map is right")
     try:
-        drawn = _saliency(result.model, sample.feeds())
+        drawn = saliency(result.model, sample.feeds())
     except Exception as error:
         return Verdict(sample, "wrong", f"{found}: does not run, {type(error).__name__}: {str(error)[:200]}")
     nearest = min((distance(drawn, right) for right in sample.maps()), default=np.inf)
@@ -167,7 +167,8 @@ def _values(model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Array
     return dict(zip(names, session(twin).run(None, feeds), strict=True))
 
 
-def _saliency(model: Any, feeds: dict[str, Array]) -> Array:
+def saliency(model: Any, feeds: dict[str, Array]) -> Array:
+    """The map of an inserted model."""
     if isinstance(model, onnx.ModelProto):
         return session(model).run(["saliency_map"], feeds)[0]
     return np.array(compiled(model)(feeds)["saliency_map"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from model_zoo_fixtures.testbed.nets.finishing import finished
 from model_zoo_fixtures.testbed.nets.graph import Net
 from model_zoo_fixtures.testbed.nets.lookalikes import LOOKALIKES
 from model_zoo_fixtures.testbed.nets.prompted import PROMPTED
-from model_zoo_fixtures.testbed.nets.pyramids import Grid, Layout, Rows, head, part, pyramid, tower
+from model_zoo_fixtures.testbed.nets.pyramids import Grid, Layout, Rows, before_all, head, part, pyramid, tower
 
+FIRST: list[tuple[str, ...]] = [(), (), ("scores",), ("objectness", "scores"), ("boxes", "scores")]
 SIZES = ((64, 96), (96, 64), (64, 64), (32, 64))
 
 
@@ -103,7 +105,7 @@ def _design(net: Net, output: str) -> Design:
     selects = output in (*SELECTING, "class boxes")
     layout = Layout(
         layer=layer,
-        classes_first=net.chance(0.2) and not fused and output != "heads",  # as they are, no order is told
+        classes_first=net.chance(0.2) and output != "heads",  # as they are, no order is told
         order="cells" if selects and order == "columns" else order,
         flat=net.dynamic or output == "class boxes" or net.chance(0.4),
     )
@@ -120,6 +122,9 @@ def _design(net: Net, output: str) -> Design:
         reported=net.pick(box_forms.REPORTED) if output not in ("suppressed",) else net.pick(["xyxy", "yxyx"]),
         normalised=net.chance(0.3),
         layout=layout,
+        first=net.pick(FIRST) if fused and output != "heads" else (),
+        between=fused and output == "joined" and net.chance(0.3),
+        quality=fused and output != "heads" and objectness != "none" and layer == "conv" and net.chance(0.2),
     )
 
 
@@ -169,7 +174,8 @@ def _tags(net: Net, design: Design, grids: list[Grid]) -> None:
     net.tag(f"order {layout.order}" + (" classes first" if layout.classes_first else ""))
     net.tags.extend(f"beside {name}" for name in design.fields)
     if design.fused:
-        net.tag("fused")
+        net.tag(" ".join(["fused", *design.first]))
+        net.tags.extend(name for name in ("between", "quality") if getattr(design, name))
 
 
 def _beside(name: str) -> int:
@@ -185,12 +191,19 @@ def _heads(net: Net, design: Design, grid: Grid, parts: Parts, output: str) -> N
     if design.fused:
         fields |= {"objectness": 1} if design.objectness != "none" else {}
         fields |= {"scores": design.scores} | {name: _beside(name) for name in design.fields}
-        value, rows = head(net, tower(net, grid), sum(fields.values()), layout)
-        start = boxes + (design.objectness != "none")
-        parts.levels.append((part(value, grid, rows.width, start, design.scores, layout),))
-        if start > boxes:
-            parts.gates.append((part(value, grid, rows.width, boxes, 1, layout),))
+        fields = {name: fields[name] for name in dict.fromkeys([*design.first, *fields]) if name in fields}
+        value, rows = head(net, tower(net, grid), sum(fields.values()), layout, before=int(design.quality))
+        starts = dict(zip(fields, accumulate(fields.values(), initial=0), strict=False))
+        own = [
+            (part(value, grid, rows.width, starts[name], fields[name], layout, before=int(design.quality)),)
+            for name in ("scores", "objectness")
+            if name in fields
+        ]
+        parts.levels.append(own[0])
+        parts.gates += own[1:]
         parts.raw.append(value)
+        if design.quality:
+            parts.add("quality", before_all(net, value, grid, layout))
         _cut(net, rows, fields, parts)
         return
     if design.objectness == "beside":

@@ -117,12 +117,18 @@ class Layout:
     flat: bool
 
 
-def head(net: Net, grid: Grid, width: int, layout: Layout) -> tuple[str, Rows]:
-    """A head of `width` numbers for each anchor: the value as the layer gives it, and its rows."""
-    channels = grid.anchors * width
+def head(net: Net, grid: Grid, width: int, layout: Layout, before: int = 0) -> tuple[str, Rows]:
+    """A head of `width` numbers for each anchor: the value as the layer gives it, and its rows.
+
+    `before` numbers of each anchor stand before those, and are left out; of a convolution only.
+    """
+    channels = grid.anchors * (before + width)
     if layout.layer == "conv":
         value = convolved(net, grid.name, grid.channels, channels, net.pick([1, 1, 3]))
-        return value, _apart(net, value, grid, width, layout)
+        rest = value
+        if before:
+            rest = net.node("Slice", value, net.ints(before * grid.anchors), net.ints(channels), net.ints(1))
+        return value, _apart(net, rest, grid, width, layout)
     x = net.node("Transpose", grid.name, perm=[0, 2, 3, 1])
     if layout.layer == "tokens":
         x = net.node("Reshape", x, net.ints(0, -1, grid.channels))
@@ -142,7 +148,13 @@ def _apart(net: Net, value: str, grid: Grid, width: int, layout: Layout) -> Rows
     return Rows(name, grid, width, layout.flat)
 
 
-def part(value: str, grid: Grid, width: int, start: int, classes: int, layout: Layout) -> Part:
+def before_all(net: Net, value: str, grid: Grid, layout: Layout) -> Rows:
+    """The first number of each anchor, where these stand before all others."""
+    first = net.node("Slice", value, net.ints(0), net.ints(grid.anchors), net.ints(1))
+    return _apart(net, first, grid, 1, layout)
+
+
+def part(value: str, grid: Grid, width: int, start: int, classes: int, layout: Layout, before: int = 0) -> Part:
     """Where the class scores of a head lie."""
 
     def read(array: Array) -> Array:
@@ -151,6 +163,7 @@ def part(value: str, grid: Grid, width: int, start: int, classes: int, layout: L
         elif layout.layer == "tokens":
             array = array.transpose(0, 2, 1)
         pair = (width, grid.anchors) if layout.classes_first else (grid.anchors, width)
+        array = array[:, before * grid.anchors :]
         array = array.reshape(len(array), *pair, grid.rows, grid.columns)
         array = array.swapaxes(1, 2) if layout.classes_first else array
         return array[:, :, start : start + classes]

@@ -33,10 +33,13 @@ def report(net: Net, design: Design, parts: Parts, output: str, image: tuple[int
         ], None
     tables = {name: _table(net, design, parts, name, treated[name]) for name in parts.rows}
     if design.multiplied:
-        tables["scores"] = net.node("Mul", tables["scores"], tables.pop("objectness"))
+        for gate in [name for name in ("objectness", "quality") if name in tables]:
+            tables["scores"] = net.node("Mul", tables["scores"], tables.pop(gate))
     if output == "joined":
         names = ["boxes", *(name for name in ("objectness", "scores") if name in tables)]
         names += [name for name in tables if name not in names]
+        if design.between:
+            names = [name for name in names if name != "scores"] + ["scores"]
         if net.chance(0.2):
             names.reverse()
         axis = 1 if design.layout.order == "columns" else 2
@@ -83,7 +86,7 @@ def _treatments(net: Net, design: Design, image: tuple[int, int]) -> dict[str, T
         return net.node("Sigmoid", x)
 
     others: dict[str, Treat] = {"angle": angle, "coefficients": coefficients, "attributes": attributes}
-    others |= {"objectness": sigmoid, "points": points, "visible points": points}
+    others |= {"objectness": sigmoid, "quality": sigmoid, "points": points, "visible points": points}
     return {"boxes": boxes, "scores": _scores(net, design), **others}
 
 
