@@ -197,6 +197,17 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if not scoring:
         return _raw_detector(search, num_classes)
     search.require_all_levels(scoring)
+    known, head = _told(search, scoring)
+    own = {item.index: search.own(item) or _like(known, head, item.head) for item in scoring}
+    channels = {index: replace(order, picked=known.picked) for index, order in own.items()}
+    background = silent_class(scoring, channels)
+    if known.picked:
+        background = known.picked.index(background) if background in known.picked else None
+    return _detector(search, scoring, channels, background, search.evidence(scoring))
+
+
+def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Head]:
+    """The order of the channels of the first head that tells it."""
     told = next(((item, found) for item in scoring if (found := search.layout(item)) is not None), None)
     for item in scoring:
         if item.index in search.doubts:
@@ -205,13 +216,7 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if known is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
-    picked = known[0].picked
-    own = {item.index: search.own(item) or _like(*known, item.head) for item in scoring}
-    channels = {index: replace(order, picked=picked) for index, order in own.items()}
-    background = silent_class(scoring, channels)
-    if picked:
-        background = picked.index(background) if background in picked else None
-    return _detector(search, scoring, channels, background, search.evidence(scoring))
+    return known
 
 
 def _by_columns(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Head] | None:
