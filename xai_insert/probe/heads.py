@@ -212,27 +212,27 @@ def _effect(
         return Effect.SILENT, None, touched
     rises = raised > before
     ups = touched[rises]
-    are_logs = _are_logs(before) and _are_logs(raised)
-    if are_logs:
-        raised = np.exp(raised)
+    as_shares = np.exp if _are_logs(before) and _are_logs(raised) else np.asarray
+    raised = as_shares(raised)
     element = _only(ups)
     bounded = _is_bounded(raised)
     if not bounded and (element is None or count > 1):
         return Effect.OTHER, element, touched
-    lowered = low()[moves].astype(np.float64)
-    if are_logs:
-        lowered = np.exp(lowered)
+    lowered = as_shares(low()[moves].astype(np.float64))
     bounded = bounded and _is_bounded(lowered)
     falls = bool((lowered[rises] <= 20 * _MOVED).all())
     if element is not None and bounded and falls:
         return Effect.CLASS, element, touched
     if element is not None and count == 1 and _is_passed_on(before[0], raised[0], lowered[0]):
         return _passed_on(observed), element, touched
-    if bounded and not len(ups):
-        return Effect.FALLING, None, touched
-    if bounded and len(ups) > 1 and falls:
-        return Effect.GATE, None, touched
-    return Effect.OTHER, element, touched
+    return _of_shares(len(ups), falls) if bounded else Effect.OTHER, element, touched
+
+
+def _of_shares(risen: int, falls: bool) -> Effect:
+    """What happened to shares of which so many rose, and all of these fell again."""
+    if not risen:
+        return Effect.FALLING
+    return Effect.GATE if risen > 1 and falls else Effect.OTHER
 
 
 def _passed_on(observed: Observed) -> Effect:
