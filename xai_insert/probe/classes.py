@@ -197,20 +197,17 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if not scoring:
         return _raw_detector(search, num_classes)
     search.require_all_levels(scoring)
-    channels = _channels_of(search, scoring)
+    known, head = _told(search, scoring)
+    own = {item.index: search.own(item) or _like(known, head, item.head) for item in scoring}
+    channels = {index: replace(order, picked=known.picked) for index, order in own.items()}
     background = silent_class(scoring, channels)
-    if picked := channels[scoring[0].index].picked:
-        background = picked.index(background) if background in picked else None
+    if known.picked:
+        background = known.picked.index(background) if background in known.picked else None
     return _detector(search, scoring, channels, background, search.evidence(scoring))
 
 
-def _channels_of(search: _Search, scoring: Sequence[Watched]) -> dict[int, Channels]:
-    """The order of channels in each class head; that of one tells those of the others.
-
-    Raises:
-        AmbiguousModelError: a head is in doubt.
-        TargetNotFoundError: no head tells its order.
-    """
+def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Head]:
+    """The order of the channels of the first head that tells it."""
     told = next(((item, found) for item in scoring if (found := search.layout(item)) is not None), None)
     for item in scoring:
         if item.index in search.doubts:
@@ -219,8 +216,7 @@ def _channels_of(search: _Search, scoring: Sequence[Watched]) -> dict[int, Chann
     if known is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
-    own = {item.index: search.own(item) or _like(*known, item.head) for item in scoring}
-    return {index: replace(order, picked=known[0].picked) for index, order in own.items()}
+    return known
 
 
 def _by_columns(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Head] | None:
