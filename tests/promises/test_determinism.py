@@ -80,6 +80,7 @@ def test_same_bytes_again_in_one_process(plain, tmp_path):
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+@pytest.mark.long
 def test_concurrent_runs_do_not_disturb_each_other(plain, expected, tmp_path):
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda index: insert_all(plain, tmp_path / f"beside{index}"), range(3)))

@@ -128,6 +128,7 @@ def test_what_reads_the_map_and_ends_nowhere_goes_too(tmp_path):
     assert len(left) == len(onnx.load(tmp_path / "model.onnx").graph.node)
 
 
+@pytest.mark.long
 def test_quantising_without_the_ignored_scope_is_told(tmp_path):
     model = insert(onnx.load(source("shapes_vit", ".onnx")), Options(output_dtype="f32")).model
     twin = onnx.ModelProto.FromString(model.SerializeToString())

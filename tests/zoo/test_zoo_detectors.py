@@ -74,6 +74,7 @@ def test_fixture(fixture, tmp_path, record_property):
     assert np.ptp(ours.reshape(*ours.shape[:-2], -1), axis=-1).max() > 0, "the map is flat, so it says little"
 
 
+@pytest.mark.long
 def test_boxes_of_two_stages(two_stages, tmp_path):
     path = materialise(two_stages, tmp_path)
     inserted = tmp_path / f"new{path.suffix}"
