@@ -77,6 +77,11 @@ KINDS = {
         replace(JOINT, multiplied=False, first=("boxes", "scores")),
         2,
     ),
+    "scores with their objectness before visible points": (
+        "joined",
+        replace(JOINT, fields=("visible points",)),
+        1,
+    ),
     "key points between objectness and classes": (
         "joined",
         replace(JOINT, multiplied=False, fields=("points",), between=True),

@@ -226,9 +226,3 @@ def _last_line(text: str) -> str:
 if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
     target.write_text(table(list(json.loads(source.read_text()).values())), encoding="utf-8")
-
-
-def exact_map(path, folder):
-    """Whether the best class has a map of exact derivatives, which insertion holds against the scores' own slopes."""
-    report = insert_file(path, folder / f"exact{path.suffix}", Options(method="hirescam"))
-    return report.form == "derivative" and report.map_difference <= 2e-2 and report.output_difference <= 5e-6

@@ -14,15 +14,16 @@ from xai_insert.locate.levels import Level
 class Channels:
     """Where the class scores lie among the channels of a head.
 
-    Class `k` of anchor `a` is channel `start + a * stride + k`, or `start + k * anchors + a` if classes come first.
-    Other channels may stand before, between and behind.
+    Class `k` as the head counts them, of anchor `a`, is channel `start + a * stride + k`, or `start + k * anchors + a`
+    if classes come first. Other channels may stand before, between and behind.
 
     Attributes:
         start: first class channel.
-        classes: number of classes, a background included.
+        classes: number of classes of the head, a background included.
         anchors: number of anchors per location.
         stride: channels per anchor.
         classes_first: whether classes, not anchors, are the slower index.
+        picked: the head's class of each class of the outputs, where these have another order or are fewer; else empty.
     """
 
     start: int
@@ -30,13 +31,20 @@ class Channels:
     anchors: int
     stride: int
     classes_first: bool = False
+    picked: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> int:
+        """Number of classes of the outputs, a background included."""
+        return len(self.picked) or self.classes
 
     def channel(self, anchor: int, label: int) -> int:
-        """The channel of a class of an anchor."""
+        """The channel of a class of the outputs, of an anchor."""
+        label = self.picked[label] if self.picked else label
         return self.start + (label * self.anchors + anchor if self.classes_first else anchor * self.stride + label)
 
     def label(self, channel: int) -> int:
-        """The class of a channel; one of the anchor's other channels, where there are such, has no class."""
+        """The head's class of a channel; one of the anchor's other channels, where there are such, has no class."""
         return (channel - self.start) // self.anchors if self.classes_first else (channel - self.start) % self.stride
 
     @property
@@ -83,7 +91,7 @@ class Detector:
 
     Attributes:
         levels: from the finest grid to the coarsest.
-        classes: number of classes as the head counts them, a background included.
+        classes: number of classes, a background included.
         background: its index among the classes; None if no class stands back from the detections.
         evidence: how the class scores were told from boxes, for people.
     """

@@ -244,15 +244,19 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
 
 
 def finished(graph: Graph, head: Head) -> Head:
-    """A head whose value has the shifts and scales that are computed for each location, as OWL-ViT's logits."""
+    """A head whose value has what is computed for each location: OWL-ViT's shift and scale, a sum with other heads."""
     dependent = activations(graph, image_inputs(graph))
-    value = head.value
-    while len(uses := [use for use in value.uses if use.node.op is not Op.SHAPE]) == 1:
+    value, end, is_joined = head.value, head.value, False
+    while len(uses := [use for use in end.uses if use.node.op is not Op.SHAPE]) == 1:
         node, index = uses[0].node, uses[0].index
         other = node.operand(1 - index) if index < 2 else None
-        if node.op not in (Op.ADD, Op.MUL) or other not in dependent or node.output.sizes != head.value.sizes:
+        is_linear = node.op in (Op.ADD, Op.MUL) or (node.op is Op.DIV and index == 0 and other not in dependent)
+        if other is None or not is_linear or node.output.sizes != head.value.sizes:
             break
-        value = node.output
+        if other not in dependent and volume(other.sizes) != 1:
+            break
+        end, is_joined = node.output, is_joined or other in dependent
+        value = end if is_joined else value
     return replace(head, value=value)
 
 

@@ -326,7 +326,8 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
     maker = _maker(value, start)
     made = None if maker is None else maker.op
     is_share = made in SQUASHES
-    if made is Op.SIGMOID:
+    is_left_out = is_share and maker is not None and maker.output.sizes[-1:] == (width + 1,)  # that of no object
+    if made is Op.SIGMOID or is_left_out:
         return ReportedScores(value, start), ""
     if num_classes in (width, width - 1):
         no_object = num_classes == width - 1

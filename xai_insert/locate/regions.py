@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xai_insert.graph.cuts import activations, cut_values
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Regions
+from xai_insert.locate.frontier import find_heads
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.levels import coarsest_map
 from xai_insert.locate.outputs import query_boxes
@@ -45,16 +46,30 @@ def drawn_maps(graph: Graph, images: Sequence[Value], masks: Value) -> list[Feat
 
 
 def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
-    """The last map or tokens with a grid through which every path to the boxes of queries goes."""
+    """The last map or tokens with a grid through which every path to the boxes of queries goes.
+
+    None where heads of locations alone give the outputs: behind them lie coordinates and scores, no features, and no
+    query reads what lies before them.
+    """
     if not query_boxes(graph):
         return None
     places = find_places(graph)
-    for output in graph.outputs:
+    for output in of_queries(graph, images):
         for value in reversed(cut_values(graph, list(images), output)):
             feature = _as_map(places, value)
             if feature is not None:
                 return Regions(feature, "queries")
     return None
+
+
+def of_queries(graph: Graph, images: Sequence[Value]) -> list[Value]:
+    """The outputs that the image reaches by other ways than through heads of locations."""
+    heads = {head.value for head in find_heads(graph, images)}
+    reached = set(images)
+    for node in graph.nodes:
+        if node.op is not Op.SHAPE and any(operand in reached for operand in node.inputs):
+            reached.update(value for value in node.outputs if value not in heads)
+    return [value for value in graph.outputs if value in reached]
 
 
 def _as_map(places: Places, value: Value) -> FeatureMap | None:

@@ -121,6 +121,7 @@ def class_shares(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V
         if order.anchors > 1:
             x = op.transpose(x, [0, 2, 1, 3])
         x = op.reshape(x, [-1, order.classes, order.anchors * cells])
+    x = op.pick(x, order.picked, axis=1) if order.picked else x
     return op.softmax(x, axis=1) if is_exclusive else op.sigmoid(x)
 
 

@@ -44,7 +44,7 @@ def class_scores(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
     op, order = surgeon.ops, item.channels
     x = level_channels(surgeon, item)
     if order.anchors == 1:
-        return x
+        return op.pick(x, order.picked, axis=1) if order.picked else x
     height, width = grid_of_level(surgeon, item, follows=follows)
     batch: Size = -1 if follows else size_of(op, surgeon.handle(item.head.value), item.head.value, 0)
     if order.classes_first:
@@ -56,7 +56,8 @@ def class_scores(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
             first = order.start - order.block[0]
             x = op.slice(x, 2, first, first + order.classes)
         best = op.reduce(x, "max", [1])
-    return reshape(op, best, [batch, order.classes, height, width])
+    best = reshape(op, best, [batch, order.classes, height, width])
+    return op.pick(best, order.picked, axis=1) if order.picked else best
 
 
 def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:

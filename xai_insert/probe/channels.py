@@ -150,8 +150,9 @@ def _fused_by_width(width: int, classes: int) -> Channels | None:
     """Boxes, objectness and classes for each anchor; or classes before the bins of a box distribution."""
     has_anchors = width % (_BOX + 1 + classes) == 0
     has_bins = width - classes > _BOX and (width - classes) % _BOX == 0  # a box alone may stand before the classes
-    if has_anchors and has_bins and width != _BOX + 1 + classes:
-        return None  # either reading fits
+    is_without = width % (_BOX + classes) == 0 and width != _BOX + classes  # anchors without objectness
+    if (has_anchors and has_bins and width != _BOX + 1 + classes) or is_without:
+        return None  # another reading fits
     if has_anchors:
         stride = _BOX + 1 + classes
         return Channels(_BOX + 1, classes, width // stride, stride)

@@ -15,6 +15,7 @@ from xai_insert.locate.frontier import Head, find_heads, finished, observed_valu
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.probe.channels import Element, columns_of, raw_channels, resolve, samples
+from xai_insert.probe.columns import with_columns
 from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
@@ -85,7 +86,9 @@ class _Search(Orders):
                 )
 
     def _best(self, items: Sequence[Watched]) -> list[Watched]:
-        """The only head; several that are anchors of one level; the classes beside an objectness."""
+        """The only head; several that are anchors of one level or are added up; the classes beside an objectness."""
+        if len({finished(self.graph, item.head).value for item in items}) == 1:
+            return list(items[:1])
         if len(items) > 1:
             counts = {item.index: None if (order := self.layout(item)) is None else order.classes for item in items}
             several = [item for item in items if counts[item.index] != 1]
@@ -194,16 +197,30 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if not scoring:
         return _raw_detector(search, num_classes)
     search.require_all_levels(scoring)
-    known = next(((found, item.head) for item in scoring if (found := search.layout(item)) is not None), None)
+    told = next(((item, found) for item in scoring if (found := search.layout(item)) is not None), None)
     for item in scoring:
         if item.index in search.doubts:
             raise search.doubts[item.index]
+    known = _by_columns(search, scoring) if told is None else (with_columns(search, *told) or told[1], told[0].head)
     if known is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
-    channels = {item.index: search.own(item) or _like(*known, item.head) for item in scoring}
+    picked = known[0].picked
+    own = {item.index: search.own(item) or _like(*known, item.head) for item in scoring}
+    channels = {index: replace(order, picked=picked) for index, order in own.items()}
     background = silent_class(scoring, channels)
+    if picked:
+        background = picked.index(background) if background in picked else None
     return _detector(search, scoring, channels, background, search.evidence(scoring))
+
+
+def _by_columns(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Head] | None:
+    """The order of classes that are turned about before locations are flattened, where a location has one box."""
+    for item in scoring:
+        plain = Channels(0, item.head.channels, 1, item.head.channels)
+        if item.is_class and search.has_one_box(item) and (found := with_columns(search, item, plain)) is not None:
+            return found, item.head
+    return None
 
 
 def _selects(graph: Graph) -> bool:
@@ -231,13 +248,21 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     found = _raw_orders(search, raw, widths, num_classes)
     scoring = [item for item in raw if item.index in found]
     grids = [search.probe.grid(item.index) for item in scoring]
-    alike = {item.head.channels for item in scoring}
-    joint = any(order.classes < order.stride for order in found.values())  # then each grid has such a head
-    left = [item for item in raw if joint or item.head.channels in alike]
-    left = [item for item in left if search.probe.grid(item.index) not in grids]
+    left = _unread(search, raw, scoring, found)
     if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
         raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return _detector(search, scoring, found, None, "widths of the undecoded heads")
+
+
+def _unread(
+    search: _Search, raw: Sequence[Watched], scoring: Sequence[Watched], found: Mapping[int, Channels]
+) -> list[Watched]:
+    """Undecoded heads of other grids that should give scores too: all, where boxes and scores come of one head."""
+    grids = {search.probe.grid(item.index) for item in scoring}
+    alike = {item.head.channels for item in scoring}
+    is_joint = any(order.classes < order.stride for order in found.values())
+    left = [item for item in raw if is_joint or item.head.channels in alike]
+    return [item for item in left if search.probe.grid(item.index) not in grids]
 
 
 def _raw_orders(
@@ -299,7 +324,7 @@ def _detector(
     levels += [(height * width, replace(one, more=(*more,))) for (height, width), (one, *more) in single.items()]
     levels.sort(key=lambda pair: -pair[0])
     ordered = tuple(_finished(search.graph, level) for _, level in levels)
-    return Detector(ordered, ordered[0].channels.classes, background, evidence)
+    return Detector(ordered, ordered[0].channels.labels, background, evidence)
 
 
 def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:

@@ -212,11 +212,16 @@ def _effect(
         return Effect.SILENT, None, touched
     rises = raised > before
     ups = touched[rises]
+    are_logs = _are_logs(before) and _are_logs(raised)
+    if are_logs:
+        raised = np.exp(raised)
     element = _only(ups)
     bounded = _is_bounded(raised)
     if not bounded and (element is None or count > 1):
         return Effect.OTHER, element, touched
     lowered = low()[moves].astype(np.float64)
+    if are_logs:
+        lowered = np.exp(lowered)
     bounded = bounded and _is_bounded(lowered)
     falls = bool((lowered[rises] <= 20 * _MOVED).all())
     if element is not None and bounded and falls:
@@ -245,6 +250,11 @@ def _only(elements: npt.NDArray[np.intp]) -> Element | None:
 def _is_passed_on(before: float, raised: float, lowered: float) -> bool:
     """Whether a number moved by what its channel was moved by, up and down."""
     return np.allclose([raised - before, before - lowered], _PUSH, rtol=1e-2)
+
+
+def _are_logs(numbers: Array) -> bool:
+    """Whether numbers are the logarithms of shares, as LogSoftmax gives them."""
+    return len(numbers) > 1 and bool((numbers <= 0).all()) and abs(float(np.exp(numbers).sum()) - 1) < _MOVED
 
 
 def _is_bounded(scores: Array) -> bool:

@@ -125,7 +125,11 @@ class _Rows:
         width = self.joint.sizes[self.axis] if self.joint.sizes and self.axis is not None else None
         box = self._box(width)
         scores = [column for column in self.columns if column not in box]
-        if width == len(scores) or num_classes == len(scores) or self._has_gate(scores):
+        gated = {frozenset(columns & {*scores}) for columns in self._gates()}
+        several = [columns for columns in gated if len(columns) > 1]
+        if len(several) == 1:  # an objectness is multiplied to them
+            return sorted(several[0]), 0
+        if width == len(scores) or num_classes == len(scores):
             return scores, 0
         return _Scores(self._runs(scores), box, self._is_plain(box), len(self.rows)).classes(num_classes)
 
@@ -148,10 +152,6 @@ class _Rows:
 
     def _gated(self) -> set[int]:
         return set[int]().union(*self._gates())
-
-    def _has_gate(self, scores: Sequence[int]) -> bool:
-        """Whether an objectness is multiplied to the scores."""
-        return len(scores) > 1 and any(columns >= {*scores} for columns in self._gates())
 
     def _is_plain(self, box: range) -> bool:
         """Whether each box has a channel for each of its numbers, and no distribution over bins."""

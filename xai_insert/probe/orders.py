@@ -332,6 +332,10 @@ class Orders:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
         return bool(self._boxes(item).get(True))
 
+    def has_one_box(self, item: Watched) -> bool:
+        """Whether other heads of the grid decode one box at each location."""
+        return self._anchors(item) == {1}
+
     def _boxes(self, item: Watched) -> dict[bool, set[int]]:
         """The same, by whether they lie in four columns."""
         found: dict[bool, set[int]] = {}

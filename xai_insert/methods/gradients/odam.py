@@ -149,12 +149,12 @@ def _seed(surgeon: Surgeon[V], item: ClassLevel, anchor: V, inside: V, wanted: V
     own = op.equal(anchor, op.constant(np.arange(order.anchors, dtype=np.float32).reshape(1, 1, -1)))
     own = op.unsqueeze(op.mul(own, inside), [3])  # [B, M, A, 1]
     both = own if wanted is None else op.mul(own, op.unsqueeze(wanted, [2]))
-    pairs = order.anchors * (1 if wanted is None else order.classes)
+    pairs = order.anchors * (1 if wanted is None else order.labels)
     flat = op.reshape(both, [op.size(inside, 0), op.size(inside, 1), pairs])
     channels = [
         order.channel(number, label)
         for number in range(order.anchors)
-        for label in range(1 if wanted is None else order.classes)
+        for label in range(1 if wanted is None else order.labels)
     ]
     return op.matmul(flat, op.constant(np.eye(item.head.channels, dtype=np.float32)[channels]))
 

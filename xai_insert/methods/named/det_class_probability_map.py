@@ -84,7 +84,7 @@ class ScoresPlan(Plan):
                     "shape": item.head.value.shape,
                     "grid": (item.level.height, item.level.width),
                     "anchors": item.channels.anchors,
-                    "classes": item.channels.classes,
+                    "classes": item.channels.labels,
                 }
                 for level in found.levels
                 for item in level.parts

@@ -9,12 +9,12 @@ from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Detector, Regions
-from xai_insert.locate.frontier import Head
+from xai_insert.locate.frontier import Head, find_heads
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
-from xai_insert.locate.outputs import likely_task
+from xai_insert.locate.outputs import likely_task, query_boxes
 from xai_insert.locate.query_attention import WANTED
-from xai_insert.locate.regions import encoder_feature, region_feature
+from xai_insert.locate.regions import encoder_feature, of_queries, region_feature
 from xai_insert.probe.classes import find_class_levels
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
@@ -121,6 +121,13 @@ def _require_one_frame(found: FoundDetector) -> None:
 
 
 def _nothing_found(graph: Graph) -> str:
+    heads = find_heads(graph, images := image_inputs(graph))
+    if heads and query_boxes(graph) and not of_queries(graph, images):
+        listed = ", ".join(head.value.describe() for head in heads)
+        return (
+            f"boxes and scores are made of {listed}, but no channel of these raises one class score alone, as where "
+            "several layers or channels share in each score: their class maps are not in the model"
+        )
     listed = ", ".join(value.describe() for value in graph.outputs)
     likely = likely_task(graph)
     return (

@@ -1,0 +1,163 @@
+"""Detectors whose class scores are turned about, taken together or added up behind their heads."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from xai_insert import Options, insert
+from xai_insert.errors import XaiInsertError
+
+SIDE, GRID, WIDTH = 32, 8, 8
+OPERATORS = [helper.make_opsetid("", 17)]
+
+
+class Small:
+    """A detector of one level: boxes around the centres of 8 x 8 locations, and scores made of a few heads."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+        self.nodes, self.constants = [], []
+        feature = self.op("Conv", "image", self.weight(WIDTH, 3, 4, 4), strides=[4, 4])
+        self.feature = self.op("LeakyRelu", feature)
+        self.boxes = self.op("Add", self.op("Exp", self.rows(self.head(4))), self.constant(self.centres()))
+
+    def constant(self, array):
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def weight(self, *sizes):
+        return self.constant((self.rng.normal(size=sizes) / np.sqrt(np.prod(sizes[1:]))).astype(np.float32))
+
+    def op(self, kind, *inputs, **attributes):
+        name = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def head(self, channels):
+        tower = self.op("LeakyRelu", self.op("Conv", self.feature, self.weight(WIDTH, WIDTH, 1, 1)))
+        return self.op("Conv", tower, self.weight(channels, WIDTH, 1, 1))
+
+    def rows(self, head):
+        flat = self.op("Reshape", head, self.constant(np.array([0, 0, -1])))
+        return self.op("Transpose", flat, perm=[0, 2, 1])
+
+    def centres(self):
+        rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
+        return (np.stack([columns, rows, columns, rows], axis=-1)[None] * 4 + 2).astype(np.float32)
+
+    def pick(self, value, labels, axis=2):
+        return self.op("Gather", value, self.constant(np.array(labels)), axis=axis)
+
+    def model(self, scores):
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (self.boxes, scores)]
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE])
+        graph = helper.make_graph(self.nodes, "g", [image], outputs, self.constants)
+        return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=OPERATORS, ir_version=8))
+
+
+def reversed_classes(net):
+    head = net.head(5)
+    return net.pick(net.op("Sigmoid", net.rows(head)), [4, 3, 2, 1, 0]), {head: 1.0}, [4, 3, 2, 1, 0]
+
+
+def some_classes(net):
+    head = net.head(8)
+    return net.pick(net.op("Sigmoid", net.rows(head)), [5, 1, 7]), {head: 1.0}, [5, 1, 7]
+
+
+def background_moved_to_the_end(net):
+    head = net.head(5)
+    return net.pick(net.op("Softmax", net.rows(head), axis=2), [1, 2, 3, 4, 0]), {head: 1.0}, [1, 2, 3, 4, 0]
+
+
+def reversed_before_locations_are_flattened(net):
+    head = net.head(5)
+    return net.op("Sigmoid", net.rows(net.pick(head, [4, 3, 2, 1, 0], axis=1))), {head: 1.0}, [4, 3, 2, 1, 0]
+
+
+def logarithms_of_shares(net):
+    head = net.head(5)
+    return net.op("LogSoftmax", net.rows(head), axis=2), {head: 1.0}, range(5)
+
+
+def mean_of_heads(net):
+    one, other = net.head(5), net.head(5)
+    mean = net.op("Div", net.op("Add", one, other), net.constant(np.float32(2)))
+    return net.op("Sigmoid", net.rows(mean)), {one: 0.5, other: 0.5}, range(5)
+
+
+def scores_of_two_heads(net):
+    one, other = (net.op("Sigmoid", net.rows(net.head(5))) for _ in range(2))
+    return net.op("Mul", net.op("Add", one, other), net.constant(np.float32(0.5)))
+
+
+def shares_of_groups(net):
+    shares = net.op("Softmax", net.rows(net.head(8)), axis=2)
+    apart = net.op("Reshape", shares, net.constant(np.array([0, 0, 4, 2])))
+    return net.op("ReduceSum", apart, net.constant(np.array([3])), keepdims=0)
+
+
+def best_of_parts(net):
+    scores = net.op("Sigmoid", net.rows(net.head(8)))
+    apart = net.op("Reshape", scores, net.constant(np.array([0, 0, 4, 2])))
+    return net.op("ReduceMax", apart, axes=[3], keepdims=0)
+
+
+def mean_of_members(net):
+    apart = net.op("Reshape", net.rows(net.head(8)), net.constant(np.array([0, 0, 2, 4])))
+    return net.op("Sigmoid", net.op("ReduceMean", apart, axes=[2], keepdims=0))
+
+
+PICKED = [
+    reversed_classes,
+    some_classes,
+    background_moved_to_the_end,
+    reversed_before_locations_are_flattened,
+    logarithms_of_shares,
+    mean_of_heads,
+]
+SHARED = [scores_of_two_heads, shares_of_groups, best_of_parts, mean_of_members]
+
+
+def run(model, names, image):
+    with_outputs = onnx.ModelProto()
+    with_outputs.CopyFrom(model)
+    del with_outputs.graph.output[:]
+    with_outputs.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    return ort.InferenceSession(with_outputs.SerializeToString()).run(None, {"image": image})
+
+
+@pytest.mark.parametrize("kind", PICKED, ids=lambda kind: kind.__name__)
+def test_maps_lie_in_the_order_of_the_scores(kind):
+    net = Small()
+    scores, heads, labels = kind(net)
+    model = net.model(scores)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    raw = sum(run(model, [head], image)[0] * share for head, share in heads.items())[:, list(labels)]
+    wanted = np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True)
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SHARED, ids=lambda kind: kind.__name__)
+def test_scores_of_several_channels_have_no_map(kind):
+    net = Small()
+    with pytest.raises(XaiInsertError, match=r"several (layers or )?channels"):
+        insert(net.model(kind(net)), Options())
+
+
+def test_one_class_is_not_its_gate():
+    net = Small()
+    tower = net.op("LeakyRelu", net.op("Conv", net.feature, net.weight(WIDTH, WIDTH, 1, 1)))
+    box, gate = (net.op("Conv", tower, net.weight(count, WIDTH, 1, 1)) for count in (4, 1))
+    net.boxes = net.op("Add", net.op("Exp", net.rows(box)), net.constant(net.centres()))
+    head = net.head(1)
+    scores = net.op("Mul", *(net.op("Sigmoid", net.rows(value)) for value in (head, gate)))
+    model = net.model(net.op("Sqrt", scores))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    made = insert(model, Options(output_dtype="f32")).model
+    np.testing.assert_allclose(*run(made, ["saliency_map", head], image), atol=1e-5)
