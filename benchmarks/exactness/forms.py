@@ -226,17 +226,17 @@ so that its column "scores shifted" is to be read beside it.
 
 Sets 7 to 10 are written as exporters of their time wrote them (`benchmarks/exactness/old_sets.py`); where a set has no
 operator for what the model does (Erf before 9, steps of Slice before 10, Range of what selects detections before 11,
-GridSample of RT-DETR before 16) there is no such file, nor has onnxconverter's float16 one of most transformers.
-"saved, all" is refused: onnxruntime writes its NCHWc layout there, for one kind of processor. "then float16" rounds the
-map as well;
-with stand-in weights the scores of a class may hardly differ between places, so that rounding shows in the correlation
-(DeiT): what it does to trained models stands in [deployment.md](deployment.md). A form without a row has not been
-measured.
+GridSample of RT-DETR before 16) there is no such file. What onnxconverter makes of transformers and of what selects
+detections does not load, inserted or not. "saved, all" is refused: onnxruntime writes its NCHWc layout there, for one
+kind of processor. "then float16" rounds the map as well; with stand-in weights the scores of a class may hardly differ
+between places, so that rounding shows in the correlation (DeiT): what it does to trained models stands in
+[deployment.md](deployment.md). A form without a row has not been measured.
 
 "INT8 kernels" counts layers with integers in the runtime's graph, after and before. Of compressed weights alone these
 are products in floats whose weights stay stored in 8 bits. OpenVINO makes such a product of a 1x1 convolution that
-nothing but a reshape reads; the last layers of YOLOv8's class heads are read by the branch too, as grids, and stay the
-convolutions that they are in the file, of unfolded weights: 4 of 7, with the same predictions bit for bit.
+nothing but a reshape or a transpose reads; the last layers of the class heads of YOLOv8 and SSD are read by the branch
+too, as grids, and stay the convolutions that they are in the file, of unfolded weights, with the same predictions bit
+for bit.
 
 """
 

@@ -41,7 +41,11 @@ class Work:
 
 def work_of(path: Path) -> Work:
     """Count a model file. Runtimes merge layers, so that what they move is less; more for neither of two models."""
-    return sum(map(_work, load(path, {}).view().nodes), Work())
+    graph = load(path, {}).view()
+    opened = {value.name: value.sizes for value in graph.inputs if None in value.sizes}
+    if opened:  # or an axis of images and positions would count as one of each
+        graph = load(path, {name: tuple(size or 1 for size in sizes) for name, sizes in opened.items()}).view()
+    return sum(map(_work, graph.nodes), Work())
 
 
 def bound(plain: Work, inserted: Work) -> float:

@@ -13,6 +13,8 @@ from model_zoo_fixtures.testbed.models import CHANNELS, Builder, as_format
 from xai_insert import Options, insert, insert_file
 from xai_insert.cli.insert import main
 
+pytestmark = pytest.mark.long
+
 FORMATS = [".xml", ".onnx"]
 NAMES = ["shapes_cnn", "shapes_vit"]
 RAW = Options(output_dtype="f32")

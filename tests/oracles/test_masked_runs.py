@@ -9,7 +9,6 @@ from onnx import numpy_helper
 
 from model_zoo_fixtures.testbed import deployed, oracle
 from model_zoo_fixtures.testbed.models import CHANNELS, CLOSED, FORMATS, as_format, attention_pooled, classifier
-from model_zoo_fixtures.testbed.quick import some
 from xai_insert import Options, errors, insert
 
 RAW = {"output_dtype": "f32"}
@@ -126,7 +125,8 @@ def test_masks_run_one_by_one_where_the_head_mixes_the_batch(kind):
     assert new.report.map_difference < 1e-5
 
 
-@pytest.mark.parametrize("at_once", some([None, 9], 9))
+@pytest.mark.long
+@pytest.mark.parametrize("at_once", [None, 9])
 def test_a_transformer_runs_masked_in_both_runtimes(at_once):
     options = Options(**RAW, method="vit-recipro-cam", block=2, mask_batch=at_once)
     new, other = (insert(deployed.plain("shapes_vit", suffix), options) for suffix in (".onnx", ".xml"))

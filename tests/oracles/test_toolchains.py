@@ -10,6 +10,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from model_zoo_fixtures.testbed import deployed
 from xai_insert import Options, insert
 
+pytestmark = pytest.mark.long
+
 RAW = {"output_dtype": "f32"}
 CASES = {
     "pooled": ("shapes_cnn", RAW),

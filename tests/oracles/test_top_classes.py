@@ -102,6 +102,7 @@ def with_classes(name, rows, bias):
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["shapes_cnn", "shapes_vit"])
 def test_as_many_classes_as_imagenet_21k(name, kind):

@@ -54,6 +54,7 @@ def test_the_peak_lies_in_the_box_of_the_class(name, suffix):
     assert inside / len(chosen) >= 0.9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".xml", ".onnx"])
 @pytest.mark.parametrize("draw", [multi_object_scene, overlapping_scene])
 def test_the_peak_of_a_region_map_lies_on_its_own_object(draw, suffix):

@@ -28,6 +28,8 @@ class Kind(Enum):
     """Several axes end to end: tokens before, of, and behind a grid; views of one batch."""
     SHUFFLED = "shuffled"
     """The cells of one axis in another order."""
+    STORED = "stored"
+    """Rows that a model has learned, joined to rows of the image along an axis without a place: they hold none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +116,11 @@ def has_place(axis: Axis) -> bool:
 def has_batch(axis: Axis) -> bool:
     """Whether an axis holds anything of the batch."""
     return any(digit.origin.kind is Kind.BATCH for digit in axis)
+
+
+def is_stored(axis: Axis) -> bool:
+    """Whether an axis counts learned rows alone."""
+    return len(axis) == 1 and axis[0].origin.kind is Kind.STORED
 
 
 def parts_of(axis: Axis) -> tuple[Axis, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from xai_insert.graph.axes import (
+    Axes,
     Axis,
     Kind,
     Origin,
@@ -13,6 +14,7 @@ from xai_insert.graph.axes import (
     coarse,
     has_batch,
     has_place,
+    is_stored,
     line,
     merged,
     of,
@@ -30,6 +32,8 @@ def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
     parts = parts_of(axis)
     if len(parts) > 1:
         return _cut_parts(parts, start, count) if step == 1 else other(count)
+    if is_stored(axis):
+        return _stored(count)
     if step == -1 and count is not None and count == size and start == count - 1:
         return reversed_axis(axis)
     if count == 0:
@@ -107,6 +111,27 @@ def _cut_parts(parts: Sequence[Axis], start: int, count: int | None) -> Axis:
     return joint(kept)
 
 
+def joined(parts: Sequence[Axis], is_of_image: Sequence[bool], around: Axes) -> Axis:
+    """Axes end to end; where the other axes have a place and these have none, learned rows stay told from the others.
+
+    Args:
+        parts: the axes.
+        is_of_image: whether each is that of a value that depends on the image.
+        around: the axes of the values together.
+    """
+    if any(map(has_place, around)) and not any(has_place(part) or has_batch(part) for part in parts):
+        marked = zip(parts, is_of_image, strict=True)
+        return joint([part if is_found else _stored(axis_size(part)) for part, is_found in marked])
+    return joint(parts)
+
+
+def of_rows(axes: Sequence[Axis]) -> Axes:
+    """Axes of rows that were cut out: of learned ones no other axis has a place either."""
+    if not any(map(is_stored, axes)):
+        return tuple(axes)
+    return tuple(other(axis_size(axis)) if has_place(axis) else axis for axis in axes)
+
+
 def joint(parts: Sequence[Axis]) -> Axis:
     """Axes end to end, pieces that belong together put together."""
     made: list[Axis] = []
@@ -120,7 +145,7 @@ def joint(parts: Sequence[Axis]) -> Axis:
         return made[0] if made else other(0)
     sizes = [axis_size(part) for part in made]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    if not any(has_place(part) or has_batch(part) for part in made):
+    if not any(has_place(part) or has_batch(part) or is_stored(part) for part in made):
         return other(total)
     return of(Origin(Kind.JOINT, total, parts=tuple(made)))
 
@@ -128,12 +153,20 @@ def joint(parts: Sequence[Axis]) -> Axis:
 def _together(a: Axis, b: Axis) -> Axis | None:
     """Two neighbours as one: pieces of one whole in their order or the other way round, or both without a place."""
     found = _of_one_whole(a[0].origin, b[0].origin) if len(a) == len(b) == 1 else None
+    found = found or _side_by_side(line(a), line(b))
     if found is not None:
         return found
     if any(has_place(axis) or has_batch(axis) or any(digit.origin.whole for digit in axis) for axis in (a, b)):
         return None
     sizes = (axis_size(a), axis_size(b))
-    return None if None in sizes else other((sizes[0] or 0) + (sizes[1] or 0))
+    if None in sizes or is_stored(a) is not is_stored(b):
+        return None
+    return (_stored if is_stored(a) else other)((sizes[0] or 0) + (sizes[1] or 0))
+
+
+def _stored(size: int | None) -> Axis:
+    """An axis of learned rows."""
+    return of(Origin(Kind.STORED, size))
 
 
 def _of_one_whole(one: Origin, two: Origin) -> Axis | None:
@@ -146,6 +179,16 @@ def _of_one_whole(one: Origin, two: Origin) -> Axis | None:
     if count == whole.size and two.start == 0 and one.start == two.size:
         return of(rolled(whole, one.start))
     return None
+
+
+def _side_by_side(one: Origin | None, two: Origin | None) -> Axis | None:
+    """Rows or columns of two parts of the image, the second of which goes on where the first one ends."""
+    if one is None or two is None or one.kind is not two.kind or not one.size or not two.size:
+        return None
+    following = one.offset + one.stride * one.size
+    if (one.stride, one.grain, following) != (two.stride, two.grain, two.offset):
+        return None
+    return of(replace(one, size=one.size + two.size, whole=None, start=0, coarser={}))
 
 
 def rolled(origin: Origin, by: int) -> Origin:

@@ -87,8 +87,14 @@ def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
 def join_all(values: Sequence[Axes], rank: int) -> Axes:
     """Axes of operands that broadcast against one another."""
     result: list[Axis] = [()] * rank
+    lost: set[int] = (
+        set()
+    )  # what has no place is neutral, but where two contradict each other no third one may settle it
     for axes in values:
-        for back, axis in enumerate(reversed(axes), 1):
-            if back <= rank:
-                result[rank - back] = join(result[rank - back], axis)
+        for index, axis in zip(range(rank - 1, -1, -1), reversed(axes), strict=False):
+            before = result[index]
+            if index not in lost:
+                result[index] = join(before, axis)
+                if has_place(before) and has_place(axis) and not has_place(result[index]):
+                    lost.add(index)
     return tuple(result)

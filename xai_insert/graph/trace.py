@@ -8,7 +8,7 @@ from typing import Any
 from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin
-from xai_insert.graph.cutting import cut, joint, rolled
+from xai_insert.graph.cutting import cut, joined, of_rows, rolled
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.view import Graph, Node, Op, Value
@@ -213,11 +213,12 @@ def _sliced(node: Node, kind: kinds.Slices, given: _Operands) -> Sequence[Axes]:
     position = {axis: index for index, axis in enumerate(a for a in range(len(source)) if a not in kind.dropped)}
     for part in kind.cuts:
         if part.axis in kind.dropped:
+            kept[part.axis] = cut(kept[part.axis], part.start, 1)
             continue
         index = position[part.axis]
         count = shape[index] if index < len(shape) else None
         kept[part.axis] = cut(kept[part.axis], part.start, count, part.step)
-    return [tuple(axis for index, axis in enumerate(kept) if index not in kind.dropped)]
+    return [tuple(axis for index, axis in enumerate(of_rows(kept)) if index not in kind.dropped)]
 
 
 def _same(axis: Axis, size: int | None) -> Axis:
@@ -233,7 +234,7 @@ def _split(node: Node, kind: kinds.Parts, given: _Operands) -> Sequence[Axes]:
         size = None if output.shape is None else output.shape[kind.axis]
         if size is None:
             return _lost(node, kind, given)
-        found.append((*source[: kind.axis], cut(source[kind.axis], start, size), *source[kind.axis + 1 :]))
+        found.append(of_rows((*source[: kind.axis], cut(source[kind.axis], start, size), *source[kind.axis + 1 :])))
         start += size
     return found
 
@@ -242,14 +243,16 @@ def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
     source, shape = given.axes(0), given.shape()
     middle: tuple[Axis, ...]
     if kind.rank == 0:
-        middle = ()
-    elif kind.rank == 1 and kind.indices is not None:
+        taken = picked(source[kind.axis], kind.indices) if kind.indices else ()
+        around = of_rows((*source[: kind.axis], taken, *source[kind.axis + 1 :]))
+        return [(*around[: kind.axis], *around[kind.axis + 1 :])]
+    if kind.rank == 1 and kind.indices is not None:
         size = ax.axis_size(source[kind.axis]) or 0
         middle = (picked(source[kind.axis], [index + size if index < 0 else index for index in kind.indices]),)
     else:
         sizes = shape[kind.axis : kind.axis + kind.rank]
         middle = unfolded(source[kind.axis], kind.indices, sizes) or ax.others(sizes)
-    return [(*source[: kind.axis], *middle, *source[kind.axis + 1 :])]
+    return [of_rows((*source[: kind.axis], *middle, *source[kind.axis + 1 :]))]
 
 
 def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
@@ -259,7 +262,8 @@ def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
         return _lost(node, kind, given)
     around = join_all(given.traced(), rank)
     around = tuple(centred(axis, [axes[index] for axes in operands]) for index, axis in enumerate(around))
-    together = joint([axes[kind.axis] for axes in operands])
+    is_of_image = [given.found(value) is not None for value in node.inputs if value is not None]
+    together = joined([axes[kind.axis] for axes in operands], is_of_image, around)
     return [(*around[: kind.axis], together, *around[kind.axis + 1 :])]
 
 

@@ -10,7 +10,7 @@ from xai_insert.errors import TargetNotFoundError, UnknownNameError
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.operators import Product, Unknown, Window
 from xai_insert.graph.view import Graph, Op, Value, volume
-from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, feature_before, grid_ends
+from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, grid_ends, maps_before
 from xai_insert.locate.consensus import Consensus, find_consensus, folded_times
 from xai_insert.locate.inputs import image_inputs, shape_hint, time_axis
 from xai_insert.locate.layout import FeatureMap
@@ -255,29 +255,23 @@ def _default_target(head: _Head, *, others: bool = True) -> tuple[FeatureMap, tu
             f"no feature map found before the logits {head.cuts[-1].describe()}: no value in which the rows and "
             f"columns of the image can be followed{_where_lost(graph, places)}; {shape_hint(graph)}"
         )
-    features: dict[Value, FeatureMap] = {}
-    if all(end.grid_axes and not _is_bare(end) for end in ends):
-        features = {feature.value: feature for feature in (feature_before(end, places) for end in ends)}
-        first, *rest = features.values()
+    features = maps_before(graph, ends, places)
+    if features:
+        first, *rest = features
         if not rest and not is_feature(graph, first.value):
             raise TargetNotFoundError(
                 f"the first layer already ends the grid of the image {first.value.describe()}: there is no feature "
                 "map to explain"
             )
         is_joint = any(places.map_of(value) and is_feature(graph, value) for value in head.before)
-        if not rest or (not is_joint and _share_grid(graph, list(features.values()))):
+        if not rest or (not is_joint and _share_grid(graph, features)):
             return first, tuple(rest)
     for value in reversed(head.before):
         described = places.map_of(value, others=others)
         if described is not None and is_feature(graph, value):
             return described, ()
-    sources = list(features) or list(dict.fromkeys(end.source for end in ends))
+    sources = [item.value for item in features] or list(dict.fromkeys(end.source for end in ends))
     raise TargetNotFoundError(_why_no_map(head, sources))
-
-
-def _is_bare(end: GridEnd) -> bool:
-    """Whether what ends is one number for each place, as the distances of patches are: a map of scores, no feature."""
-    return len(end.source.sizes) == 1 + len(end.grid_axes)
 
 
 def _share_grid(graph: Graph, features: Sequence[FeatureMap]) -> bool:

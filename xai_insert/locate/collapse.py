@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from xai_insert.errors import ModelFileError, TargetNotFoundError
-from xai_insert.graph.cuts import region
+from xai_insert.graph.cuts import activations, region
 from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap
@@ -87,7 +87,7 @@ def _classify(node: Node, source: Value, result: Value, places: Places) -> list[
         return [GridEnd(Collapse.CONV, node, source, result, grid)]
     if node.op is Op.RESHAPE:
         return _flattened(node, source, result, grid)
-    if node.op in CUTS_OUT:
+    if node.op in CUTS_OUT and not places.has_stored(source):
         return [GridEnd(Collapse.TOKEN, node, source, result)]
     return [GridEnd(Collapse.OTHER, node, source, result)]
 
@@ -164,6 +164,23 @@ def feature_before(end: GridEnd, places: Places) -> FeatureMap:
     if feature is None or not {*feature.grid_axes} <= {*grid_axes} <= {*feature.grid_axes, *units}:
         raise TargetNotFoundError(f"{value.describe()} is no feature map with channels and a grid of the image")
     return feature
+
+
+def maps_before(graph: Graph, ends: Sequence[GridEnd], places: Places) -> list[FeatureMap]:
+    """The feature maps that the ends read, each before it was laid out otherwise; none if there are none for all.
+
+    They collapse the grid, or several of them meet without one; none of these feeds another.
+    """
+    if all(end.grid_axes for end in ends):
+        try:
+            return list({item.value: item for item in (feature_before(end, places) for end in ends)}.values())
+        except TargetNotFoundError:  # members or samples beside the grid, which an earlier map may be without
+            return []
+    read = [places.map_of(value) for value in dict.fromkeys(end.source for end in ends)]
+    laid = dict.fromkeys(_before_layout(item.value, item.grid_axes, places)[0] for item in read if item is not None)
+    found = [item for value in laid if (item := places.map_of(value)) is not None]
+    behind = [value for item in found for value in activations(graph, [item.value]) - {item.value}]
+    return found if len(found) > 1 and None not in read and not laid.keys() & set(behind) else []
 
 
 def _varying(node: Node) -> Value | None:

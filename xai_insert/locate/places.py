@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, axis_size, coarse, has_batch, has_place, parts_of
+from xai_insert.graph.axes import (
+    Axes,
+    Axis,
+    Digit,
+    Kind,
+    Origin,
+    axis_size,
+    coarse,
+    has_batch,
+    has_place,
+    is_stored,
+    parts_of,
+)
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import image_axes, image_inputs, time_axis
@@ -138,6 +150,10 @@ class Places:
             return not has_place(axes[0])
         return all(digit.origin.kind is Kind.BATCH for digit in self._images(axes[0]))
 
+    def has_stored(self, value: Value) -> bool:
+        """Whether some rows of a value are learned, along an axis without a place: they hold none."""
+        return any(is_stored(part) for axis in self.traced.get(value, ()) for part in parts_of(axis))
+
     def has_views(self, value: Value) -> bool:
         """Whether several batches stand end to end in the first axis of a value."""
         first = next(iter(self.traced.get(value, ())), ())
@@ -161,7 +177,12 @@ class Places:
         if place is None or 0 in place.axes or not self.of_images(value) or None in (place.prefix, place.suffix):
             return None
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
-        if len(channels) != 1 or ((place.prefix or place.suffix) and not others) or set(place.grid) == {1}:
+        if (
+            len(channels) != 1
+            or self.has_stored(value)
+            or ((place.prefix or place.suffix) and not others)
+            or set(place.grid) == {1}
+        ):
             return None
         sides = self._open_sides(place)
         if sides is None:

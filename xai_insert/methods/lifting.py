@@ -158,6 +158,8 @@ class Lifter(Generic[V]):
             return lifted.handle
         is_masked_run = self._copies > 1 or any(map(has_tokens, main.dims))
         meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT} and is_masked_run
+        if value.is_constant and node.op is Op.CONCAT and self._copies > 1:
+            return self._ordinary(value, main, spreads=False)
         if value.is_constant and not (meets_tokens and self._has_tokens(value, main)):
             return self._surgeon.handle(value)
         if not meets_tokens:
@@ -169,8 +171,8 @@ class Lifter(Generic[V]):
         aligned = zip(reversed(constant.sizes), reversed(main.dims), strict=False)
         return any(has_tokens(dim) and size != 1 for size, dim in aligned)
 
-    def _ordinary(self, value: Value, main: Lifted[V]) -> V:
-        """A value of the ordinary run at the read-out rows, once per sample."""
+    def _ordinary(self, value: Value, main: Lifted[V], *, spreads: bool = True) -> V:
+        """A value of the ordinary run at the read-out rows, once per sample; constants may spread by themselves."""
         op, shape = self._surgeon.ops, value.sizes
         dims = main.dims[len(main.dims) - len(shape) :]
         if len(dims) != len(shape):
@@ -182,7 +184,7 @@ class Lifter(Generic[V]):
                     raise CannotFreeBatchError(f"{value.describe()} merges its tokens with another axis")
                 handle = op.slice(handle, axis, 0, self._rows)
         batch = next((axis for axis, dim in enumerate(dims) if len(dim) == 1 and has_batch(dim)), None)
-        if value.is_constant or batch is None:
+        if (value.is_constant and spreads) or batch is None:
             return handle
         sizes = [min(self._rows, shape[axis] or 1) if has_tokens(dim) else shape[axis] for axis, dim in enumerate(dims)]
         before, after = fixed(sizes[:batch]), fixed(sizes[batch + 1 :])

@@ -132,8 +132,10 @@ def _weights(surgeon: Surgeon[V], vit: VitTarget) -> V:
     h, w = len(rows), len(columns)
     product = op.mul(op.constant(rows.reshape(h, 1, h, 1)), op.constant(columns.reshape(1, w, 1, w)))
     patches = op.reshape(product, [h * w, h * w])
-    ones = op.expand(op.constant(np.ones((1, 1), np.float32)), [h * w, readout.prefix])
-    return op.concat([ones, patches], 1)
+    one = op.constant(np.ones((1, 1), np.float32))
+    before, behind = readout.prefix, readout.tokens - readout.prefix - h * w
+    around = [op.expand(one, [h * w, count]) if count else None for count in (before, behind)]
+    return op.concat([part for part in (around[0], patches, around[1]) if part is not None], 1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,152 @@
+"""Values that are joined: rolled parts, learned rows, members, parts of an image, streams of one grid.
+
+Patches have no bias, so a map of masked patches is what the plain model says of an image of which one block is left.
+"""
+
+import numpy as np
+import pytest
+
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.vector_models import assert_close, run
+from xai_insert import Options, insert
+
+CELL, GRID, WIDTH = 3, 4, 8  # of images of 12x12
+CELLS = GRID * GRID
+
+
+def patches(b, image="image", channels=WIDTH, width=3):
+    x = b.node("Conv", image, b.weight(channels, width, CELL, CELL), kernel_shape=[CELL, CELL], strides=[CELL, CELL])
+    return b.node("Relu", x)
+
+
+def reshaped(b, x, *sizes):
+    return b.node("Reshape", x, b.const(np.array(sizes)))
+
+
+def cut(b, x, axis, start, end):
+    return b.node("Slice", x, *(b.const(np.array([number])) for number in (start, end, axis)))
+
+
+def pooled(b, x, channels=WIDTH):
+    return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), channels)
+
+
+def mixed(b, x, channels=WIDTH):
+    """A convolution that sees neighbours."""
+    weight = b.weight(channels, channels, 3, 3)
+    return b.node("Tanh", b.node("Conv", x, weight, kernel_shape=[3, 3], pads=[1] * 4))
+
+
+def rolled_parts(*shifts):
+    """Parts of the channels, each rolled by its own number of columns, as in AS-MLP."""
+
+    def network(b):
+        x, parts, size = patches(b), [], WIDTH // len(shifts)
+        for index, shift in enumerate(shifts):
+            part = cut(b, x, 1, index * size, (index + 1) * size)
+            ends = (cut(b, part, 3, GRID - shift, GRID), cut(b, part, 3, 0, GRID - shift))
+            parts.append(b.node("Concat", *ends, axis=3) if shift else part)
+        return pooled(b, mixed(b, b.node("Concat", *parts, axis=1)))
+
+    return network
+
+
+def attended(b, x, width):
+    """Attention of rows to one another, and what they were."""
+    query, key, value = (b.node("MatMul", x, b.weight(width, width)) for _ in range(3))
+    shares = b.node("Softmax", b.node("MatMul", query, b.node("Transpose", key, perm=[0, 2, 1])), axis=-1)
+    return b.node("Add", x, b.node("MatMul", shares, value))
+
+
+def row_of(b, x, width, index=0):
+    return b.linear(b.node("Gather", x, b.const(np.array(index)), axis=1), width)
+
+
+def learned(b, rows, width):
+    return b.const(np.random.default_rng(rows).normal(0, 1, (1, rows, width)).astype(np.float32))
+
+
+def learned_row_among_channels(b):
+    """Channels are the tokens, places are the features, and the head reads a learned row beside the channels."""
+    x = b.node("Concat", learned(b, 1, CELLS), reshaped(b, patches(b), 1, WIDTH, CELLS), axis=1)
+    return row_of(b, attended(b, x, CELLS), CELLS)
+
+
+def tokens(b, image="image", width=3):
+    return b.node("Transpose", reshaped(b, patches(b, image, width=width), 1, WIDTH, CELLS), perm=[0, 2, 1])
+
+
+def class_token_and_registers_behind(b):
+    x = b.node("Concat", learned(b, 1, WIDTH), tokens(b), learned(b, 3, WIDTH), axis=1)
+    return row_of(b, attended(b, x, WIDTH), WIDTH)
+
+
+def two_streams_of_tokens(b):
+    """Colours and depth, say, each embedded by itself, in one list behind a class token."""
+    first, second = (tokens(b, cut(b, "image", 1, *ends), ends[1] - ends[0]) for ends in ((0, 2), (2, 3)))
+    return row_of(b, attended(b, b.node("Concat", learned(b, 1, WIDTH), first, second, axis=1), WIDTH), WIDTH)
+
+
+def products_of_two_streams(b):
+    one, other = (reshaped(b, patches(b), 1, WIDTH, CELLS) for _ in range(2))
+    products = b.node("MatMul", one, b.node("Transpose", other, perm=[0, 2, 1]))
+    return b.linear(reshaped(b, products, 1, WIDTH * WIDTH), WIDTH * WIDTH)
+
+
+def quarters(b):
+    """The image in four parts, through the same layer, and put together again."""
+    weight, rows, half = b.weight(WIDTH, 3, CELL, CELL), [], models.SIDE // 2
+    for top in (0, half):
+        strips = [cut(b, cut(b, "image", 2, top, top + half), 3, left, left + half) for left in (0, half)]
+        rows.append(b.node("Concat", *(b.node("Conv", x, weight, strides=[CELL, CELL]) for x in strips), axis=3))
+    return pooled(b, b.node("Relu", b.node("Concat", *rows, axis=2)))
+
+
+def members(b):
+    """Four members with a map for each class, averaged over the grid and then over the members."""
+    x = b.node("Conv", patches(b), b.weight(4 * models.CLASSES, WIDTH, 1, 1))
+    x = reshaped(b, b.node("Tanh", x), 1, 4, models.CLASSES, GRID, GRID)
+    return b.node("ReduceMean", b.node("ReduceMean", x, axes=[3, 4], keepdims=0), axes=[1], keepdims=0)
+
+
+def masked_samples(b):
+    """Four samples of the features, each with other places dropped."""
+    kept = b.const((np.random.default_rng(2).random((1, 4, 1, GRID, GRID)) > 0.3).astype(np.float32))
+    x = b.node("Mul", reshaped(b, patches(b), 1, 1, WIDTH, GRID, GRID), kept)
+    x = b.node("MatMul", b.node("ReduceMean", x, axes=[3, 4], keepdims=0), b.weight(WIDTH, models.CLASSES))
+    return b.node("ReduceMean", x, axes=[1], keepdims=0)
+
+
+NETWORKS = {
+    "parts rolled in two ways": rolled_parts(1, 3),
+    "parts rolled, the last as the first": rolled_parts(1, 3, 1, 3),
+    "parts rolled, one of them not": rolled_parts(1, 3, 0, 1),
+    "learned row among channels": learned_row_among_channels,
+    "class token, registers behind": class_token_and_registers_behind,
+    "two streams of tokens": two_streams_of_tokens,
+    "products of two streams": products_of_two_streams,
+    "quarters of the image": quarters,
+    "members": members,
+    "masked samples": masked_samples,
+}
+
+
+def alone(image, cell):
+    """An image of which one block is left."""
+    left = np.zeros_like(image)
+    row, column = (slice(CELL * at, CELL * (at + 1)) for at in divmod(cell, GRID))
+    left[:, :, row, column] = image[:, :, row, column]
+    return left
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("case", NETWORKS)
+def test_map_is_what_the_model_says_of_single_blocks(kind, case):
+    plain = models.as_format(models.classifier(NETWORKS[case], batch=1), kind)
+    given = {"kernel": "point"} if NETWORKS[case] is class_token_and_registers_behind else {}
+    inserted = insert(plain, Options(output_dtype="f32", **given))
+    image = np.random.default_rng(4).normal(0, 1, (1, 3, models.SIDE, models.SIDE)).astype(np.float32)
+    found = run(inserted.model, image)["saliency_map"]
+    expected = np.stack([next(iter(run(plain, alone(image, cell)).values())) for cell in range(CELLS)], axis=-1)
+    assert_close(found, expected.reshape(found.shape))
+    assert inserted.report.place == "blocks"
