@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantFormat
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed import fused_models, oracle
 from model_zoo_fixtures.testbed.fused_models import (
     RAW,
     TOKENS,
@@ -69,6 +70,33 @@ def test_layers_that_compute_and_round_at_once(name, per_channel, tmp_path):
     own, found = (Counter(node.op_type for node in m.graph.node) for m in (model, new.model))
     assert all(found[kind] == count for kind, count in own.items() if kind.startswith("QLinear"))
     a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
+    assert np.corrcoef(a, b)[0, 1] > 0.95
+
+
+def norm_by_sums(n, x):
+    apart = n("Sub", x, n("ReduceMean", x, axes=[-1]))
+    square = n("ReduceMean", n("Mul", apart, apart), axes=[-1])
+    whole = n("Div", apart, n("Sqrt", n("Add", square, n.const(np.float32(1e-5)))))
+    scaled = n("Mul", whole, n.const(1 + n.draw(32, scale=0.1)))
+    return n("Add", scaled, n.const(n.draw(32)))
+
+
+def test_integers_that_are_moved(tmp_path, monkeypatch):
+    """After onnxruntime's own preparation rows, and the class token, are taken of integers."""
+    monkeypatch.setattr(fused_models.Net, "norm", norm_by_sums)
+    plain = transformer()
+    plain.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(plain, tmp_path / "given.onnx")
+    quant_pre_process(tmp_path / "given.onnx", tmp_path / "prepared.onnx", skip_symbolic_shape=True)
+    model = quantised(onnx.load(tmp_path / "prepared.onnx"), tmp_path, quant_format=QuantFormat.QOperator)
+    made = {name: node.op_type for node in model.graph.node for name in node.output}
+    read = {(made.get(node.input[0]), node.op_type) for node in model.graph.node if node.input}
+    assert any((a or "").startswith("QLinear") and b in ("Reshape", "Gather", "Slice") for a, b in read), read
+    wanted, new = insert(plain, RAW), insert(model, RAW)
+    assert new.report.form == "closed form"
+    assert new.report.output_difference == 0
+    image = images()[:1]
+    a, b = (oracle.run(result.model, image)["saliency_map"].ravel() for result in (wanted, new))
     assert np.corrcoef(a, b)[0, 1] > 0.95
 
 

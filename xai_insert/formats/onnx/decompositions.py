@@ -92,14 +92,18 @@ class Decomposed:
                 self._shapes = shapes()
             return self._shapes.get(value.name or "")
 
-        rules = dict(RULES)
+        rules, moving = dict(RULES), None
         if any(node.op_type in _ROUNDING for node in model.graph):
             rules["", "DequantizeLinear"] = quantised.dequantised
+            rules["", "Gather"] = rules["", "Slice"] = rules["", "Squeeze"] = quantised.moved
+            moving = quantised.moved
         if not any(node.op_type == "TopK" for node in model.graph):  # elsewhere rows serve as well
             del rules["", "Reshape"]
         for node in list(model.graph):
             rule = rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
-            if rule is not None and (node.op_type != "Reshape" or fused.is_product_of_rows(node)):
+            if node.op_type == "Reshape" and not fused.is_product_of_rows(node):
+                rule = moving
+            if rule is not None:
                 names = names or Names(all_names(model))
                 self._write_out(Writer(model.graph, node, names, rank, shared, sizes), rule)
         self.nodes.extend(shared.nodes)

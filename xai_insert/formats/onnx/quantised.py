@@ -109,6 +109,29 @@ def concat(w: Writer) -> Written:
     return _rounded(w, w("Concat", *parts, **_attributes(w)), 0)
 
 
+_SCALES = {"QLinearConv": 6, "QLinearMatMul": 6, "QLinearAdd": 6, "QLinearMul": 6, "QGemm": 7, "QLinearConcat": 0}
+"""Where those that round have the scale of their result, the zero point behind it; other QLinear functions at 3."""
+
+
+def moved(w: Writer) -> Written:
+    """Integers that are moved as such: the floats that they stand for."""
+    x = w.operand(0)
+    node = None if x is None else x.producer()
+    if x is None or node is None:
+        return None
+    if node.op_type == "QuantizeLinear":
+        first = 1
+    elif node.op_type in _SCALES or node.op_type.startswith("QLinear"):
+        first = _SCALES.get(node.op_type, 3)
+    else:
+        return None
+    scale = _present(node.inputs[first : first + 2])
+    if not scale or any(item.shape is None or item.shape.rank() != 0 for item in scale):
+        return None
+    made = w(w.node.op_type, w.dequantised([x, *scale]), *w.node.inputs[1:], **_attributes(w))
+    return [w("QuantizeLinear", made, *scale)]
+
+
 def _attributes(w: Writer) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in w.node.attributes.items()}
 
