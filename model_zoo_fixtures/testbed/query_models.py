@@ -41,7 +41,8 @@ class Net:
 
     Args:
         look: `dense`, or deformable by `grid` samples, or by `gather`, as exporters write those out.
-        report: `raw` logits and boxes, `scores` for logits, or the `best` boxes, scores and labels.
+        report: `raw` logits and boxes, `scores` for logits, `shares` without that of no object, or the `best` boxes,
+            scores and labels.
         turned: whether, of one image, the queries stand before the batch for a layer, turned by reshapes as IRs do.
     """
 
@@ -60,6 +61,9 @@ class Net:
             self.model = b.model(logits, boxes)
         elif report == "scores":
             self.model = b.model(boxes, b.node("Sigmoid", logits))
+        elif report == "shares":
+            classes = b.const(np.arange(CLASSES - 1))
+            self.model = b.model(boxes, b.node("Gather", b.node("Softmax", logits, axis=-1), classes, axis=-1))
         else:
             scores = b.node("Reshape", b.node("Sigmoid", logits), b.const(np.array([0, QUERIES * CLASSES])))
             best, places = b.node("TopK", scores, b.const(np.array([MOST])), axis=1, outputs=2)

@@ -220,6 +220,23 @@ def class_and_mean(b, x):
     return b.linear(b.node("Concat", first, b.node("ReduceMean", patches, axes=[1], keepdims=0), axis=1), 2 * WIDTH)
 
 
+def reading(head, class_only, mask=None):
+    """A head that reads the class token and the patches; `mask` multiplies what the definition masks."""
+
+    def network(b):
+        x = block(b, embed(b, 1), 25)
+        y = norm(b, x)
+        if mask is not None:
+            x, y = b.node("Mul", x, mask), b.node("Mul", y, mask)
+        first, patches = parted(b, x) if class_only else (x, None)
+        first = b.node("Add", first, attention(b, y, 25, class_only=class_only))
+        first = b.node("Add", first, mlp(b, norm(b, first)))
+        x = b.node("Concat", first, patches, axis=1) if class_only else first
+        return head(b, norm(b, x))
+
+    return network
+
+
 READERS = {"token labels": (token_labels, True), "class and mean": (class_and_mean, False)}
 
 

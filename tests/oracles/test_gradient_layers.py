@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed import transformer_models as tm
 from model_zoo_fixtures.testbed.gradient_oracle import in_float64
 from xai_insert import Options, errors, insert, plan_insertion
 
@@ -104,3 +105,14 @@ def test_pools_of_several_grids_are_explained_by_the_image(kind):
     ahead, behind = (run.run(None, {"image": x.astype(np.float64) + sign * moves})[0] for sign in (1, -1))
     slope = ((ahead - behind) / (2 * step))[:, found["saliency_classes"][0, 0]].reshape(x.shape)
     np.testing.assert_allclose(found["saliency_map"], (slope * x).sum(axis=1, keepdims=True), atol=1e-5)
+
+
+@KINDS
+@pytest.mark.parametrize("name", tm.READERS)
+def test_a_head_that_reads_patches_as_well_has_its_derivatives(name, kind):
+    """By a layer through which every path runs; `map_difference` is from the slopes of the model's own scores."""
+    model = models.as_format(models.classifier(tm.reading(*tm.READERS[name]), size=(8, 12)), kind)
+    report = insert(model, Options(method="hirescam")).report
+    assert report.form == "derivative"
+    assert report.map_difference < 0.02
+    assert report.target["grid"] == tm.GRID

@@ -63,6 +63,18 @@ def test_class_maps(tmp_path, look, kind):
     np.testing.assert_allclose(oracle.run(result.model, images)["saliency_map"], wanted, atol=1e-5)
 
 
+def test_shares_without_no_object_are_scores(tmp_path):
+    net = Net("dense", "shares")
+    path = tmp_path / "net.onnx"
+    onnx.save(net.model, path)
+    images = np.random.default_rng(3).standard_normal((2, 3, *SIZE), dtype=np.float32)
+    logits, looks = values(path, [net.logits, net.shares], images)
+    scores = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[..., :-1]
+    wanted = np.einsum("bqk,bqp->bkp", scores, looks.mean(1))
+    maps = oracle.run(insert(net.model, Options(output_dtype="f32")).model, images)["saliency_map"]
+    np.testing.assert_allclose(maps.reshape(wanted.shape), wanted, atol=1e-5)
+
+
 def test_without_scores_that_are_told_the_activation_map_remains():
     report = insert(Net("dense", "raw").model).report
     assert report.method == "activation-map"

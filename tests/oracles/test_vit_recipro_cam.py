@@ -14,12 +14,12 @@ from model_zoo_fixtures.testbed.transformer_models import (
     READERS,
     WIDTH,
     attention,
-    block,
     embed,
     mlp,
     norm,
     parted,
     pool,
+    reading,
     token_labels,
     transformer,
     weights,
@@ -37,23 +37,6 @@ def stacked_attentions(b, x, tokens):
     summed = b.node("ReduceSum", b.node("Concat", *both, axis=0), first, keepdims=0)
     x = b.node("Add", x, summed)
     return b.node("Add", x, mlp(b, norm(b, x)))
-
-
-def reader(head, class_only, mask=None):
-    """A head that reads the class token and the patches; `mask` multiplies what the definition masks."""
-
-    def network(b):
-        x = block(b, embed(b, 1), 25)
-        y = norm(b, x)
-        if mask is not None:
-            x, y = b.node("Mul", x, mask), b.node("Mul", y, mask)
-        first, patches = parted(b, x) if class_only else (x, None)
-        first = b.node("Add", first, attention(b, y, 25, class_only=class_only))
-        first = b.node("Add", first, mlp(b, norm(b, first)))
-        x = b.node("Concat", first, patches, axis=1) if class_only else first
-        return head(b, norm(b, x))
-
-    return network
 
 
 def streams(b):
@@ -192,14 +175,14 @@ def test_a_pool_with_a_learned_query_keeps_patches_one_by_one(kind, prefix):
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("name", READERS)
 def test_patches_that_the_head_reads_are_masked_on_the_residual_branch_too(name, kind):
-    model = models.as_format(models.classifier(reader(*READERS[name]), size=(8, 12)), kind)
+    model = models.as_format(models.classifier(reading(*READERS[name]), size=(8, 12)), kind)
     result = insert(model, Options(output_dtype="f32"))
     assert (result.report.method, result.report.form) == ("vit-recipro-cam", "masked runs")
     assert len(result.report.target["masked"]) == 2
     b = models.Builder(size=(8, 12))
     mask = helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1, 25, 1])
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 12])
-    hooked = b.model(reader(*READERS[name], mask="mask")(b), inputs=[image, mask])
+    hooked = b.model(reading(*READERS[name], mask="mask")(b), inputs=[image, mask])
     session = ort.InferenceSession(hooked.SerializeToString(), providers=["CPUExecutionProvider"])
     x = np.random.default_rng(3).standard_normal((2, 3, 8, 12)).astype(np.float32)
     runs = [session.run(None, {"image": x, "mask": row.reshape(1, -1, 1)})[0] for row in weights(1)]

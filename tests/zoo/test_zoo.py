@@ -67,6 +67,7 @@ def test_fixture(fixture, tmp_path, record_property):
     if fixture.arch in UNMASKED:
         report = insert_file(path, tmp_path / f"new{path.suffix}")
         assert report.method == "hirescam"
+        assert "in place of Recipro-CAM" in report.reason
         assert report.output_difference <= 5e-6
         zoo_table.record(record_property, fixture, report, report.map_difference, exact=True)
         return

@@ -29,7 +29,13 @@ QUICK = {
 }
 # Undecoded heads of 3 x 4 box channels beside 3 x 4 class channels: no width tells them apart.
 REFUSED = {"retina_raw_nc4_a3"}
-QUERIES = {"hf_detr.legacy": 30, "hf_yolos.ptir": 20, "hf_rt_detr.dynamo": 40, "libre_dfine.onnxir": 300}
+QUERIES = {
+    "lwdetr_t.ptir": 100,
+    "hf_detr.legacy": 30,
+    "hf_yolos.ptir": 20,
+    "hf_rt_detr.dynamo": 40,
+    "libre_dfine.onnxir": 300,
+}
 ENOUGH = 0.999  # share of pixels at most one step of 255 away
 
 

@@ -16,7 +16,7 @@ from xai_insert.locate.inputs import image_inputs, shape_hint, time_axis
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
-from xai_insert.locate.stages import LAST, stage, stage_number
+from xai_insert.locate.stages import LAST, is_sum, stage, stage_number
 from xai_insert.locate.streams import last_maps, normed
 from xai_insert.locate.transformer import NoBlock, Readout, locate_pool, locate_readout
 from xai_insert.options import Options
@@ -124,6 +124,10 @@ class _Head:
     def reads_token(self) -> bool:
         return any(end.kind is Collapse.TOKEN for end in self.ends)
 
+    @property
+    def reads_patches(self) -> bool:
+        return any(end.kind is not Collapse.TOKEN for end in self.ends)
+
     def map_of(self, value: Value) -> FeatureMap | None:
         """A value as a map, of tokens with others beside its grid too."""
         return self.places.map_of(value, others=True)
@@ -135,7 +139,9 @@ class _Head:
         return locate_pool(self.graph, self.images, self.logits.value, self.ends, self.places)
 
     def normed(self, entry: FeatureMap) -> FeatureMap:
-        """The norm behind the entry of a block; the entry where it has none."""
+        """The norm behind the entry of a block; the entry where it has none, or the head reads patches as well."""
+        if self.reads_patches:
+            return entry
         return normed(self.graph, self.images, self.logits.value, entry, self.places)
 
     def found(self, target: FeatureMap, obstacle: str | None = None, readout: Readout | None = None) -> Classifier:
@@ -335,14 +341,12 @@ def _last_maps(head: _Head) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
     """The last map by which a derivative says something, or several that feed the scores side by side."""
     if not head.reads_token:
         _require_grid(head)
-    elif any(end.kind is not Collapse.TOKEN for end in head.ends):
-        raise TargetNotFoundError(
-            "the head reads patches beside its class token: a derivative at the last layer leaves out what the class "
-            "token saw of them; choose an earlier one, --target-layer -2"
-        )
     try:
         if head.reads_token:
-            return head.normed(_chosen_target(head, LAST)), ()
+            entry = _chosen_target(head, LAST)
+            if head.reads_patches and not any(is_sum(use.node) for use in entry.value.uses):
+                return _chosen_target(head, "-2"), ()  # norms alone read that of the last block: see `normed`
+            return head.normed(entry), ()
         pool = head.pool()
         return _default_target(head) if pool is None else (pool[1], ())
     except TargetNotFoundError:

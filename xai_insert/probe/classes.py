@@ -197,34 +197,36 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     if not scoring:
         return _raw_detector(search, num_classes)
     search.require_all_levels(scoring)
-    known, head = _told(search, scoring)
-    own = {item.index: search.own(item) or _like(known, head, item.head) for item in scoring}
-    channels = {index: replace(order, picked=known.picked) for index, order in own.items()}
+    known, by = _told(search, scoring)
+    picked = (with_columns(search, by, known) or known).picked
+    channels = {
+        item.index: replace(search.own(item) or _like(known, by.head, item.head), picked=picked) for item in scoring
+    }
     background = silent_class(scoring, channels)
-    if known.picked:
-        background = known.picked.index(background) if background in known.picked else None
+    if picked:
+        background = picked.index(background) if background in picked else None
     return _detector(search, scoring, channels, background, search.evidence(scoring))
 
 
-def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Head]:
-    """The order of the channels of the first head that tells it."""
-    told = next(((item, found) for item in scoring if (found := search.layout(item)) is not None), None)
+def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watched]:
+    """The order of the channels of the first head that tells it, and that head."""
+    told = next(((found, item) for item in scoring if (found := search.layout(item)) is not None), None)
     for item in scoring:
         if item.index in search.doubts:
             raise search.doubts[item.index]
-    known = _by_columns(search, scoring) if told is None else (with_columns(search, *told) or told[1], told[0].head)
-    if known is None:
+    told = told or _by_columns(search, scoring)
+    if told is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
-    return known
+    return told
 
 
-def _by_columns(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Head] | None:
+def _by_columns(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watched] | None:
     """The order of classes that are turned about before locations are flattened, where a location has one box."""
     for item in scoring:
         plain = Channels(0, item.head.channels, 1, item.head.channels)
-        if item.is_class and search.has_one_box(item) and (found := with_columns(search, item, plain)) is not None:
-            return found, item.head
+        if item.is_class and search.has_one_box(item) and with_columns(search, item, plain) is not None:
+            return plain, item
     return None
 
 

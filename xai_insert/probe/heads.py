@@ -212,16 +212,13 @@ def _effect(
         return Effect.SILENT, None, touched
     rises = raised > before
     ups = touched[rises]
-    are_logs = _are_logs(before) and _are_logs(raised)
-    if are_logs:
-        raised = np.exp(raised)
+    scores = _scores_of(before, raised)
+    raised = scores(raised)
     element = _only(ups)
     bounded = _is_bounded(raised)
     if not bounded and (element is None or count > 1):
         return Effect.OTHER, element, touched
-    lowered = low()[moves].astype(np.float64)
-    if are_logs:
-        lowered = np.exp(lowered)
+    lowered = scores(low()[moves].astype(np.float64))
     bounded = bounded and _is_bounded(lowered)
     falls = bool((lowered[rises] <= 20 * _MOVED).all())
     if element is not None and bounded and falls:
@@ -233,6 +230,11 @@ def _effect(
     if bounded and len(ups) > 1 and falls:
         return Effect.GATE, None, touched
     return Effect.OTHER, element, touched
+
+
+def _scores_of(*arrays: npt.NDArray[Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """What makes scores of such numbers, which may be their logarithms."""
+    return np.exp if all(map(_are_logs, arrays)) else np.asarray
 
 
 def _passed_on(observed: Observed) -> Effect:
