@@ -13,6 +13,9 @@ from xai_insert.graph.view import Shape, Value, volume
 # Layers of stride 2 with a padding that keeps the size move the grid by up to half a cell (SqueezeNet's by 0.53), which
 # everybody draws over the whole image; a crop or a padding of more than that is told.
 DRIFT = 0.55
+# Coarse levels behind layers without padding leave out a margin, which resizing them to the finest level ignores: that
+# of SSD300's level of 3x3 is about a cell.
+_MARGIN = 1.5
 
 Rectangle = tuple[float, float, float, float]
 
@@ -152,7 +155,7 @@ def drawn_in(features: Sequence[FeatureMap]) -> Rectangle | None:
     rectangle = finest.frame.rectangle
     assert rectangle is not None
     for item in known:
-        if not item.frame.covers(item.grid, rectangle):
+        if not item.frame.covers(item.grid, rectangle, _MARGIN):
             names = f"{finest.value.describe()} and {item.value.describe()}"
             raise MisplacedMapError(f"{names} show different parts of the image, so that no map of both can lie in it")
     return None if finest.frame.within(finest.grid, DRIFT) else rectangle
