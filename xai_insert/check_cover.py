@@ -8,6 +8,7 @@ from xai_insert.errors import MisplacedMapError
 from xai_insert.locate.layout import FeatureMap
 
 _INSET = 0.75  # cells between the edges of the image and of the grid, as layers without padding leave them
+_DRIFT, _REST = 1.5, 0.25  # cells by which all of a grid is moved, as one finer than the layers that moved it; and left
 
 
 def require_cover(features: Sequence[FeatureMap], grids: Sequence[tuple[int, ...]], sides: Sequence[int]) -> None:
@@ -24,7 +25,8 @@ def require_cover(features: Sequence[FeatureMap], grids: Sequence[tuple[int, ...
         MisplacedMapError: a map has another place at each size.
     """
     for feature, grid in zip(features, grids, strict=True):
-        if feature.frame.rectangle is None and feature.frame.lines is not None:
+        is_plane = len(feature.grid_axes) == 2  # of tokens, how many there are in a row is not known here
+        if is_plane and feature.frame.rectangle is None and feature.frame.lines is not None:
             turned = sides[::-1] if feature.frame.transposed else sides
             for (stride, offset), cells, side in zip(feature.frame.lines, grid, turned, strict=True):
                 _require_side(feature, abs(stride), sorted((offset, offset + stride * (cells - 1))), side)
@@ -33,7 +35,8 @@ def require_cover(features: Sequence[FeatureMap], grids: Sequence[tuple[int, ...
 def _require_side(feature: FeatureMap, stride: float, ends: Sequence[float], side: int) -> None:
     before = (ends[0] + 0.5) / stride - 0.5
     behind = (side - ends[-1] - 0.5) / stride - 0.5
-    if abs(before) > _INSET or not -_INSET <= behind <= 1 + _INSET:
+    is_drift = abs(before + behind) <= _REST and abs(before) <= _DRIFT
+    if not is_drift and (abs(before) > _INSET or not -_INSET <= behind <= 1 + _INSET):
         raise MisplacedMapError(
             f"{feature.value.describe()} does not cover an image of open size: at {side} pixels it leaves out "
             f"{before:.1f} cells before its first and {behind:.1f} behind its last one (below zero: a padding); give "

@@ -115,8 +115,8 @@ class Once:
     def __init__(self, loaded):
         self._loaded, self._runner = loaded, None
 
-    def between(self, features, results):
-        self._runner = self._runner or self._loaded.between(features, results)
+    def between(self, features, results, **how):
+        self._runner = self._runner or self._loaded.between(features, results, **how)
         return self._runner
 
 
