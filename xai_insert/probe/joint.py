@@ -124,6 +124,8 @@ class _Rows:
         """The columns of classes, and how many scores there are if the first of them is taken for objectness."""
         width = self.joint.sizes[self.axis] if self.joint.sizes and self.axis is not None else None
         box = self._box(width)
+        if box is None:
+            return [], 0
         scores = [column for column in self.columns if column not in box]
         gated = {frozenset(columns & {*scores}) for columns in self._gates()}
         several = [columns for columns in gated if len(columns) > 1]
@@ -133,8 +135,11 @@ class _Rows:
             return scores, 0
         return _Scores(self._runs(scores), box, self._is_plain(box), len(self.rows)).classes(num_classes)
 
-    def _box(self, width: int | None) -> range:
-        """The four columns of coordinates; some of them may look like scores. Empty if there are none."""
+    def _box(self, width: int | None) -> range | None:
+        """The four columns of coordinates; some of them may look like scores. Empty if there are none.
+
+        None if what moves cannot be those of a box: the places of key points, with a visibility behind each.
+        """
         moved = sorted({column for places in self.others.values() for _, column in places} - self._gated())
         if not moved:
             hidden = width != len(self.columns) and self.columns[:_BOX] == [*range(_BOX)]
@@ -142,7 +147,10 @@ class _Rows:
         first = moved[0]
         if moved[:_BOX] != [*range(first, first + _BOX)]:
             ends = [0] if width is None else [0, width - _BOX]
-            first = next((end for end in ends if end <= moved[0] and moved[-1] < end + _BOX), first)
+            fits = [end for end in ends if end <= moved[0] and moved[-1] < end + _BOX]
+            if not fits:
+                return None
+            first = fits[0]
         return range(first, first + _BOX)
 
     def _gates(self) -> list[set[int]]:
