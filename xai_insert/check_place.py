@@ -186,15 +186,14 @@ def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: 
 
 def _at_once(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[bool]:
     """Whether three blocks that are changed at once show the place of each map, of all its cells together."""
-    rng, stimulus = np.random.default_rng(_SEED), STIMULI[0]
-    name = input_name(runner, image, number)
-    if not name or any((side or 0) < _FINE for feature in features for side in feature.grid):
+    if any((side or 0) < _FINE for feature in features for side in feature.grid):
         return [False] * len(features)
-    feeds = _noise(runner, rng)
-    feeds[name] = stimulus.picture(feeds[name])
-    before = _maps(runner, feeds, features)
+    scene = _scene(runner, image, features, STIMULI[0], number)
+    if scene is None:
+        return [False] * len(features)
+    rng, name, feeds, before = scene
     pixels, grids = feeds[name].copy(), [array.shape[:2] for array in before]
-    windows = change_blocks(pixels, image, features, grids, stimulus, rng)
+    windows = change_blocks(pixels, image, features, grids, STIMULI[0], rng)
     if len(windows) < len(AT_ONCE):
         return [False] * len(features)
     after = _maps(runner, {**feeds, name: pixels}, features)
@@ -204,9 +203,17 @@ def _at_once(runner: Runner, image: Value, features: Sequence[FeatureMap], numbe
     ]
 
 
-def _noise(runner: Runner, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
-    """Something for every input."""
-    return {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
+def _scene(
+    runner: Runner, image: Value, features: Sequence[FeatureMap], stimulus: Stimulus, number: int
+) -> tuple[np.random.Generator, str, dict[str, npt.NDArray[Any]], list[Floats]] | None:
+    """What is drawn from, the image's input, something for every input, and the maps; None if that input is gone."""
+    rng = np.random.default_rng(_SEED)
+    feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
+    name = input_name(runner, image, number)
+    if not name:
+        return None
+    feeds[name] = stimulus.picture(feeds[name])
+    return rng, name, feeds, _maps(runner, feeds, features)
 
 
 def _natives(features: Sequence[FeatureMap]) -> list[Any]:
@@ -282,13 +289,10 @@ def answers(
         stimulus: the image and how a block of it is changed.
         number: of the image input among those of its size and type.
     """
-    rng = np.random.default_rng(_SEED)
-    feeds = _noise(runner, rng)
-    name = input_name(runner, image, number)
-    if not name:
+    scene = _scene(runner, image, features, stimulus, number)
+    if scene is None:
         return [[] for _ in features]
-    feeds[name] = stimulus.picture(feeds[name])
-    plain = _maps(runner, feeds, features)
+    rng, name, feeds, plain = scene
     sides, grids = [feeds[name].shape[axis] for axis in image_axes(image)], [array.shape[:2] for array in plain]
     require_cover(features, grids, sides)
     windows, changes = list[Window](), list[list[Floats]]()

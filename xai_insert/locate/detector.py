@@ -55,6 +55,12 @@ class Channels:
         first = max(0, self.start + self.classes - self.stride)
         return first, first + self.anchors * self.stride
 
+    @property
+    def within(self) -> tuple[int, int]:
+        """Where the classes of an anchor begin and end among the channels that `block` gives it."""
+        first = self.start - self.block[0]
+        return first, first + self.classes
+
 
 @dataclass(frozen=True)
 class ClassLevel:

@@ -116,8 +116,7 @@ def class_shares(surgeon: Surgeon[V], item: ClassLevel, is_exclusive: bool) -> V
     else:
         x = op.reshape(x, [-1, order.anchors, order.stride if order.anchors > 1 else order.classes, cells])
         if order.anchors > 1 and order.classes < order.stride:
-            first = order.start - order.block[0]
-            x = op.slice(x, 2, first, first + order.classes)
+            x = op.slice(x, 2, *order.within)
         if order.anchors > 1:
             x = op.transpose(x, [0, 2, 1, 3])
         x = op.reshape(x, [-1, order.classes, order.anchors * cells])

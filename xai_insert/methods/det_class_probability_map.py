@@ -53,8 +53,7 @@ def class_scores(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
     else:
         x = reshape(op, x, [batch, order.anchors, order.stride, height, width])
         if order.classes < order.stride:
-            first = order.start - order.block[0]
-            x = op.slice(x, 2, first, first + order.classes)
+            x = op.slice(x, 2, *order.within)
         best = op.reduce(x, "max", [1])
     best = reshape(op, best, [batch, order.classes, height, width])
     return op.pick(best, order.picked, axis=1) if order.picked else best
