@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from typing import Any, Literal
 
@@ -62,6 +62,8 @@ _MOVES: list[Move] = [(turn, (down, right), (False, False)) for turn, down, righ
 _MOVES += [(False, (False, False), rolls) for rolls in ((True, False), (False, True), (True, True))]
 _FLOOR = 0.3  # of the largest change, so that cells that never change are not the first
 _ENOUGH = 0.75  # of the blocks
+_FEWEST_FAR = 2  # of the blocks that a transpose, a mirror, a turn or half a roll of the map moves
+_SAME = 0.6  # of the blocks that change the same cells another time
 _HELD = 12.0  # contrast where all change lies around one cell, and most cells do not change at all
 
 
@@ -238,14 +240,24 @@ def _is_doubt(given: Sequence[Answer]) -> bool:
     far = [answer for answer in clear if answer.is_far]
     are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
     are_far = are_clear and len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
+    if are_clear and len(far) >= _FEWEST_FAR and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES):
+        return True
     return are_far or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+
+
+def _is_near(answer: Answer, move: Move) -> bool:
+    """Whether what changed most is where a move puts the block; one on the axis of a mirror stays where it is."""
+    row, column = _moved(answer, move)
+    rows, columns = ((high - low) // 2 for low, high in answer.block)
+    moved = replace(answer, block=((row - rows, row + rows), (column - columns, column + columns)))
+    return moved.is_near
 
 
 def _agree(a: Sequence[Answer], b: Sequence[Answer]) -> bool:
     """Whether two ways of changing the same blocks changed the same cells."""
     pairs = [(one.found, two.found) for one, two in zip(a, b, strict=False) if one.block == two.block]
     same = [max(abs(x - y) for x, y in zip(one, two, strict=True)) <= _REACH for one, two in pairs]
-    return len(same) >= _FEWEST_BLOCKS - 1 and sum(same) >= _ENOUGH * len(same)
+    return len(same) >= _FEWEST_BLOCKS - 1 and sum(same) >= _SAME * len(same)
 
 
 def _match(given: Sequence[Answer], move: Move) -> bool:
