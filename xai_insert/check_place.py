@@ -240,7 +240,11 @@ def _is_doubt(given: Sequence[Answer]) -> bool:
     far = [answer for answer in clear if answer.is_far]
     are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
     are_far = are_clear and len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
-    if are_clear and len(far) >= _FEWEST_FAR and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES):
+    if (
+        are_clear
+        and len(far) >= _FEWEST_FAR
+        and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES)
+    ):
         return True
     return are_far or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
 

@@ -111,6 +111,9 @@ GRID = (8, 8)
         ((30,), 1, None),
         ((24,), 4, None),
         ((64, 64), 64, Channels(0, 64, 1, 64)),
+        ((64, 4), None, None),  # 16 bins of each side of a box beside four classes, or 64 classes beside a box
+        ((64, 4), 64, Channels(0, 64, 1, 64)),
+        ((17, 4), None, None),  # likewise four bins and an objectness
     ],
 )
 def test_order_by_width_where_nothing_is_decoded(widths, num_classes, expected):

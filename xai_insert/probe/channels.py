@@ -11,6 +11,7 @@ Moves = Mapping[int, Element]
 """The element of one value that rises with each channel, all at one location."""
 
 _BOX = 4
+_MOST_BINS = 18  # for each side of a box; published detectors have 8 to 17
 
 
 def samples(channels: int) -> list[int]:
@@ -168,5 +169,8 @@ def _by_width(width: int, others: Sequence[int]) -> Channels | None:
         return None
     anchors = fits[0] // _BOX
     if width == anchors:  # objectness or centerness, or no detector: a depth beside four other maps
+        return None
+    bins, rest = divmod(width, fits[0])
+    if 1 < bins <= _MOST_BINS and rest in (0, anchors):  # a spread of each side, and an objectness: four classes
         return None
     return Channels(0, width // anchors, anchors, width // anchors)

@@ -44,15 +44,15 @@ class _Search(Orders):
         for item in self.watched:
             if item.is_class or item.is_fused:
                 grids.setdefault(self.probe.grid(item.index), []).append(item)
-        chosen = []
+        chosen = list[list[Watched]]()
         for grid, items in grids.items():
             every = [item for item in self.watched if self.probe.grid(item.index) == grid]
             scores = without_sigmoid_boxes(self.graph, items, every, self.observed, self.is_boxed)
             apart = pure(scores, self.layout)
             if num_classes is not None:
                 apart = with_classes(apart, num_classes, self.layout)
-            chosen += self._best(apart)
-        return chosen
+            chosen.append(self._best(apart, chosen))
+        return [item for items in chosen for item in items]
 
     def own(self, item: Watched) -> Channels | None:
         """The order of a head that gives boxes as well, if it tells; the others are as the first."""
@@ -85,8 +85,11 @@ class _Search(Orders):
                     "places in the image cannot be traced"
                 )
 
-    def _best(self, items: Sequence[Watched]) -> list[Watched]:
-        """The only head; several that are anchors of one level or are added up; the classes beside an objectness."""
+    def _best(self, items: Sequence[Watched], before: Sequence[Sequence[Watched]]) -> list[Watched]:
+        """The only head; several that are anchors of one level or are added up; the classes beside an objectness.
+
+        Of two that fit alike it is the one whose scores are joined to those of the levels before.
+        """
         if len({finished(self.graph, item.head).value for item in items}) == 1:
             return list(items[:1])
         if len(items) > 1:
@@ -100,8 +103,17 @@ class _Search(Orders):
             raise refuse_rivals(items)
         best = items[0]
         for item in items[1:]:
-            best = self._better(item, best)
+            best = self._joined([item, best], before) or self._better(item, best)
         return [best]
+
+    def _joined(self, items: Sequence[Watched], before: Sequence[Sequence[Watched]]) -> Watched | None:
+        """Of two heads the one alone whose scores go, before both meet, where those of another level go."""
+        one, other = (activations(self.graph, [item.head.value]) for item in items)
+        known = [activations(self.graph, [item.head.value]) for level in before for item in level]
+        found = [
+            item for item, own in zip(items, (one - other, other - one), strict=True) if any(map(own.__and__, known))
+        ]
+        return found[0] if len(found) == 1 else None
 
     def _are_anchors(self, items: Sequence[Watched]) -> bool:
         """Whether heads score the same classes in other rows of one value: more anchors of one level."""

@@ -106,9 +106,13 @@ def with_classes(
     Raises:
         TargetNotFoundError: there is none.
     """
-    counts = {item.index: None if (found := layout(item)) is None else found.classes for item in items}
-    fits = [item for item in items if counts[item.index] in (None, num_classes)]
-    fits = fits or [item for item in items if counts[item.index] == num_classes + 1]
+    orders = {item.index: order for item in items if (order := layout(item)) is not None}
+    counts = {index: order.classes for index, order in orders.items()}
+    fits = [item for item in items if counts.get(item.index) in (None, num_classes)]
+    more = [item for item in items if counts.get(item.index) == num_classes + 1]
+    if fits:  # the one class more that a softmax has, or that is never selected, is a background
+        more = [item for item in more if item.is_exclusive or silent_class([item], orders) is not None]
+    fits += more
     if not fits:
         listed = ", ".join(f"{item.head.value.describe()} ({counts[item.index]} classes)" for item in items)
         raise TargetNotFoundError(f"no class head has --num-classes {num_classes}; found {listed}")
@@ -118,7 +122,8 @@ def with_classes(
 def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
     """The error for heads that fit equally well."""
     *others, last = (item.head.value.describe() for item in items)
-    advice = "; say which, with --num-classes" if len({item.head.channels for item in items}) > 1 else ""
+    told = "; say which, with --num-classes, a background counted"
+    advice = told if len({item.head.channels for item in items}) > 1 else ""
     return AmbiguousModelError(f"two heads could hold the class scores: {', '.join(others)} and {last}{advice}")
 
 
