@@ -12,7 +12,11 @@ from model_zoo_fixtures.testbed.nets.detectors import generate
 
 QUICK = range(10)
 SEEDS = [*range(100), 121, 173, 277]  # 121 and 173 have key points; of 277 two levels have one size and one class
-SEEDS += [283, 659, 736]  # scores times an objectness like them, attributes as many as classes, bins beside four classes
+SEEDS += [
+    283,
+    659,
+    736,
+]  # scores times an objectness like them, attributes as many as classes, bins beside four classes
 RIGHT = 0.8  # the others are refused
 
 

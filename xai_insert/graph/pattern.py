@@ -23,10 +23,9 @@ def maker(value: Value, passed: Container[Op] = ()) -> Node | None:
 
 def layer_of(value: Value) -> Node | None:
     """The operator that gives a value, before a bias is added to it."""
-    node = value.producer
-    if node is not None and node.op is Op.ADD:
-        return next((operand.producer for operand in node.computed), None)
-    return node
+    if (add := value.made_by(Op.ADD)) is not None:
+        return next((operand.producer for operand in add.computed), None)
+    return value.producer
 
 
 @dataclass(frozen=True)

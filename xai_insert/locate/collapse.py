@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from xai_insert.errors import ModelFileError, TargetNotFoundError
-from xai_insert.graph.cuts import activations, region
+from xai_insert.graph.cuts import activations, region, walk
 from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap
@@ -56,26 +57,19 @@ def grid_ends(vector: Value, reached: set[Value], places: Places) -> list[GridEn
         reached: the values that depend on the image.
         places: where they lie in it.
     """
-    ends: list[GridEnd] = []
-    seen: set[Value] = set()
-    stack = [vector]
-    while stack:
-        value = stack.pop()
-        if value in seen or value.producer is None:
-            continue
-        seen.add(value)
-        node = value.producer
-        for operand in node.inputs:
-            if operand is None or operand not in reached or node.op is Op.SHAPE:
-                continue
-            if places.of(operand) is None:
-                stack.append(operand)
-            else:
-                ends += _classify(node, operand, value, places)
-    return ends
+
+    def read(value: Value, *, has_grid: bool) -> list[Value]:
+        operands = () if value.producer is None or value.made_by(Op.SHAPE) else value.producer.operands
+        return [item for item in operands if item in reached and (places.of(item) is not None) is has_grid]
+
+    way = walk([vector], partial(read, has_grid=False))
+    return [end for value in way for operand in read(value, has_grid=True) for end in _classify(operand, value, places)]
 
 
-def _classify(node: Node, source: Value, result: Value, places: Places) -> list[GridEnd]:
+def _classify(source: Value, result: Value, places: Places) -> list[GridEnd]:
+    node = result.producer
+    if node is None:
+        return []
     grid = _grid_axes(source, places)
     axes = _reduced_axes(node, source)
     if axes is not None:
@@ -155,10 +149,10 @@ def feature_before(end: GridEnd, places: Places) -> FeatureMap:
     """
     value, grid_axes = end.source, end.grid_axes
     value, grid_axes = _before_layout(value, grid_axes, places)
-    if end.kind is Collapse.MEAN and value.producer is not None and value.producer.op is Op.POW:
-        value = _varying(value.producer) or value
-        if value.producer is not None and value.producer.op is Op.CLIP:
-            value = _varying(value.producer) or value
+    if end.kind is Collapse.MEAN and (power := value.made_by(Op.POW)) is not None:
+        value = _varying(power) or value
+        if (bound := value.made_by(Op.CLIP)) is not None:
+            value = _varying(bound) or value
     feature = places.map_of(value)
     units = {axis for axis in grid_axes if value.sizes[axis] == 1}
     if feature is None or not {*feature.grid_axes} <= {*grid_axes} <= {*feature.grid_axes, *units}:
@@ -203,19 +197,18 @@ def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> 
         value, grid_axes = source, feature.grid_axes
         if len(grid_axes) > 1:
             return value, grid_axes
-    node = start.producer
-    feature = None if node is None or node.op is not Op.TRANSPOSE else places.map_of(node.read(0))
-    return (start, start_axes) if node is None or feature is None else (node.read(0), feature.grid_axes)
+    turned = start.made_by(Op.TRANSPOSE)
+    feature = None if turned is None else places.map_of(turned.read(0))
+    return (feature.value, feature.grid_axes) if feature else (start, start_axes)
 
 
 def _before_unit_axis(value: Value, grid_axes: tuple[int, ...], places: Places) -> tuple[Value, tuple[int, ...]]:
     """The tokens to which a reshape has given a second grid axis, of size 1, so that they are pooled as a map is."""
-    node, place = value.producer, places.of(value)
-    if node is None or node.op is not Op.RESHAPE or place is None or len(place.axes) == len(grid_axes):
+    node, place = value.made_by(Op.RESHAPE), places.of(value)
+    if node is None or place is None or len(place.axes) == len(grid_axes):
         return value, grid_axes
-    source = node.read(0)
-    feature = places.map_of(source)
-    return (value, grid_axes) if feature is None else (source, feature.grid_axes)
+    feature = places.map_of(node.read(0))
+    return (feature.value, feature.grid_axes) if feature else (value, grid_axes)
 
 
 def is_pointwise(graph: Graph, feature: FeatureMap, source: Value) -> bool:

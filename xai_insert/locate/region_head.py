@@ -111,9 +111,7 @@ def _scores(graph: Graph, dependent: set[Value]) -> tuple[Value, tuple[Value, ..
         if output.rank not in (1, 2, 3):
             continue
         for value in moved_into(output):
-            node = value.producer
-            is_score = node is not None and node.op in (Op.SOFTMAX, Op.SIGMOID) and value.rank in (2, 3)
-            if is_score and value in dependent:
+            if value.made_by(*SQUASHES) and value.rank in (2, 3) and value in dependent:
                 found.setdefault(value, []).append(output)
     if len(found) != 1:
         listed = ", ".join(value.describe() for value in found) or "none"
@@ -125,7 +123,7 @@ def _scores(graph: Graph, dependent: set[Value]) -> tuple[Value, tuple[Value, ..
 def _logits(scores: Value) -> Value:
     """The value `[P, K]` under the softmax or sigmoid."""
     value = scores
-    while (node := value.producer) is not None and node.op in _BEHIND_LOGITS:
+    while (node := value.made_by(*_BEHIND_LOGITS)) is not None:
         source = node.read(0)
         if source.shape is None or source.shape[-1:] != scores.sizes[-1:] or (value is not scores and value.rank == 2):
             break

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.pattern import maker
+from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions, near_miss
@@ -194,8 +194,8 @@ def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], 
 
 def _rounds(before: Value, value: Value) -> bool:
     """Whether a value is another, rounded for one of its readers, as NNCF does with what a block adds to."""
-    while value is not before and value.producer is not None and value.producer.op is Op.QUANTIZE:
-        value = value.producer.read(0)
+    while value is not before and (rounding := value.made_by(Op.QUANTIZE)) is not None:
+        value = rounding.read(0)
     return value is before
 
 
@@ -287,11 +287,7 @@ def _rows_read(end: GridEnd) -> int:
     return 1
 
 
-def _has_mean_query(before: Sequence[Node], tokens: int) -> bool:
+def _has_mean_query(nodes: Sequence[Node], tokens: int) -> bool:
     """Whether the first token is the mean of the others, as in the attention pool of CLIP's ResNets."""
-    for node in before:
-        if node.op is Op.CONCAT and node.output.rank == 3 and tokens in node.output.sizes:
-            made = maker(node.read(0), ARRANGES)
-            if made is not None and made.op is Op.REDUCE:
-                return True
-    return False
+    joins = [node for node in nodes if node.op is Op.CONCAT and node.output.rank == 3 and tokens in node.output.sizes]
+    return any(before(node.read(0), ARRANGES).made_by(Op.REDUCE) for node in joins)
