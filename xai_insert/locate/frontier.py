@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xai_insert.graph.cuts import activations, walk
-from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, PRODUCTS, WITHOUT_DATA
+from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, PRODUCTS, WITH_BODIES, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
@@ -21,7 +21,6 @@ from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
-_WITH_BODIES = frozenset({"Loop", "If", "Scan", "TensorIterator"})
 
 
 @dataclass(frozen=True)
@@ -341,7 +340,7 @@ def selects(node: Node, dependent: set[Value]) -> bool:
         return index is not None and index in dependent
     if node.op is Op.MATMUL and all(operand in dependent for operand in node.inputs[:2]):
         return True
-    return is_learned(node) or node.type in _WITH_BODIES
+    return is_learned(node) or node.type in WITH_BODIES
 
 
 def _by_magnitude(node: Node, operand: Value) -> bool:

@@ -13,13 +13,14 @@ from xai_insert.errors import CannotFreeBatchError
 from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.merging import zero_of
 from xai_insert.formats.openvino.ops import OpenVINOOps
+from xai_insert.formats.openvino.vocabulary import UNFOLDS
 from xai_insert.graph.names import Names
 from xai_insert.graph.rounding import folded_range
 from xai_insert.graph.traits import ARITHMETIC
 from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, volume
 
 _SMALL = 1 << 16
-_DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape", "FakeQuantize")
+_DECOMPRESSION = UNFOLDS | {"FakeQuantize"}
 _OTHER_FLOATS = (ov.Type.f16, ov.Type.bf16, ov.Type.f64)
 
 
