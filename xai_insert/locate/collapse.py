@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from typing import Any, TypeAlias
 
 from xai_insert.errors import ModelFileError, TargetNotFoundError
 from xai_insert.graph.cuts import activations, region, walk
+from xai_insert.graph.pattern import Miss, Part, fitted
 from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap
@@ -27,6 +29,7 @@ class Collapse(Enum):
     OTHER = "other"
 
 
+Found: TypeAlias = Mapping[str, Any]
 _MODES = {"mean": Collapse.MEAN, "max": Collapse.MAX, "sum": Collapse.SUM}
 
 
@@ -40,6 +43,7 @@ class GridEnd:
         source: the value with the grid that it reads.
         result: the first vector per image: the node's output or, for a flatten, that of the linear layer behind it.
         grid_axes: axes of the grid in `source`; empty if the kind does not tell.
+        lacks: of `OTHER`, what the node lacks to be of another kind, for people; empty if it is far from any.
     """
 
     kind: Collapse
@@ -47,6 +51,11 @@ class GridEnd:
     source: Value
     result: Value
     grid_axes: tuple[int, ...] = ()
+    lacks: str = ""
+
+    def __str__(self) -> str:
+        lacks = f", which has no {self.lacks}" if self.lacks else ""
+        return f"{self.node.type} {self.node.name!r}{lacks}"
 
 
 def grid_ends(vector: Value, reached: set[Value], places: Places) -> list[GridEnd]:
@@ -67,22 +76,16 @@ def grid_ends(vector: Value, reached: set[Value], places: Places) -> list[GridEn
 
 
 def _classify(source: Value, result: Value, places: Places) -> list[GridEnd]:
+    """The ends of a grid where an operation reads a value with one, and gives one without."""
     node = result.producer
     if node is None:
         return []
-    grid = _grid_axes(source, places)
-    axes = _reduced_axes(node, source)
-    if axes is not None:
-        units = [axis for axis, size in enumerate(source.sizes) if size == 1 and axis > 0]
-        is_whole = bool(grid) and set(grid) <= set(axes) <= {*grid, *units}
-        kind = _MODES.get(node.attrs["mode"], Collapse.OTHER) if is_whole else Collapse.OTHER
-        return [GridEnd(kind, node, source, result, axes if is_whole else ())]
-    if node.op is Op.CONV and grid == tuple(range(2, source.rank or 0)) and _covers_grid(node, source):
-        return [GridEnd(Collapse.CONV, node, source, result, grid)]
-    if node.op is Op.RESHAPE:
-        return _flattened(node, source, result, grid)
-    if node.op in CUTS_OUT and not places.has_stored(source):
-        return [GridEnd(Collapse.TOKEN, node, source, result)]
+    for operations, parts, ends in _KINDS:
+        if node.op in operations:
+            grid = _grid_axes(source, places)
+            found = fitted(parts, node, source=source, result=result, places=places, grid=grid)
+            other = GridEnd(Collapse.OTHER, node, source, result)
+            return [replace(other, lacks=found.what)] if isinstance(found, Miss) else ends(other, found)
     return [GridEnd(Collapse.OTHER, node, source, result)]
 
 
@@ -108,30 +111,39 @@ def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
     return None
 
 
-def _covers_grid(node: Node, source: Value) -> bool:
+def _whole_grid(axes: tuple[int, ...], source: Value, grid: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Axes that hold the grid, and none but that and such as have one element."""
+    units = [axis for axis, size in enumerate(source.sizes) if size == 1 and axis > 0]
+    return axes if grid and set(grid) <= set(axes) <= {*grid, *units} else None
+
+
+def _stored_weight(node: Node, source: Value) -> Value | None:
+    """The learned weight of a convolution that reads all channels."""
     weight = node.operand(1)
-    if weight is None or weight.shape is None or source.shape is None or not weight.is_constant:
-        return False
-    grid = source.shape[2:]
-    if len(weight.shape) != len(source.shape) or weight.shape[1] != source.shape[1]:
-        return False  # grouped
-    return weight.shape[2:] == grid and not any(node.attrs["pads"]) and set(node.attrs["dilations"]) == {1}
+    if weight is None or weight.shape is None or not weight.is_constant or weight.rank != source.rank:
+        return None
+    return weight if weight.shape[1] == source.sizes[1] else None
 
 
-def _flattened(node: Node, source: Value, result: Value, grid: tuple[int, ...]) -> list[GridEnd]:
-    """The linear layers behind a flatten, each an end of its own."""
-    ends: list[GridEnd] = []
+def _as_large(node: Node, source: Value, weight: Value) -> Value | None:
+    is_whole = weight.sizes[2:] == source.sizes[2:] and not any(node.attrs["pads"])
+    return weight if is_whole and set(node.attrs["dilations"]) == {1} else None
+
+
+def _linear_layers(result: Value, source: Value) -> list[Node] | None:
+    """The linear layers that read a flattened map; None where something else reads it."""
+    layers: list[Node] = []
     stack = [result]
     while stack:
         for use in stack.pop().uses:
             weight = use.node.operand(1)
             if use.node.op is Op.MATMUL and use.index == 0 and _reads_all(use.node, weight, source):
-                ends.append(GridEnd(Collapse.LINEAR, node, source, use.node.output, grid))
+                layers.append(use.node)
             elif use.node.op in (Op.IDENTITY, Op.RESHAPE):
                 stack += use.node.outputs
             else:
-                return [GridEnd(Collapse.OTHER, node, source, result)]
-    return ends if grid else [GridEnd(Collapse.OTHER, node, source, result)]
+                return None
+    return layers
 
 
 def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
@@ -139,6 +151,54 @@ def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
     if weight is None or not weight.is_constant or weight.rank != 2:
         return False
     return volume(source.sizes[1:]) in (None, weight.sizes[1 if linear.attrs["transpose_b"] else 0])
+
+
+def _pools(end: GridEnd, found: Found) -> list[GridEnd]:
+    kind = _MODES.get(end.node.attrs["mode"], Collapse.OTHER)
+    lacks = "mean, maximum or sum over the grid" if kind is Collapse.OTHER else ""
+    return [replace(end, kind=kind, grid_axes=found["axes"], lacks=lacks)]
+
+
+_POOLED = (
+    Part(
+        "reduced",
+        "window as large as the map, or axes that are known",
+        lambda node, on: _reduced_axes(node, on["source"]),
+    ),
+    Part("axes", "grid that it pools as a whole", lambda _, on: _whole_grid(on["reduced"], on["source"], on["grid"])),
+)
+_LARGE_WINDOW = (
+    Part(
+        "window", "grid in the axes of its window",
+        lambda _, on: on["grid"] if on["grid"] == tuple(range(2, on["source"].rank or 0)) else None,
+    ),
+    Part("weight", "stored weight over all channels", lambda node, on: _stored_weight(node, on["source"])),
+    Part(
+        "large", "plain window as large as the grid", lambda node, on: _as_large(node, on["source"], on["weight"])
+    ),
+)  # fmt: skip
+_FLATTENED = (
+    Part(
+        "layers", "linear layers alone behind it, with a weight for each element",
+        lambda _, on: _linear_layers(on["result"], on["source"]),
+    ),
+    Part("whole", "grid alone before it", lambda _, on: on["grid"] or None),
+)  # fmt: skip
+_CHOSEN = (
+    Part("rows", "rows of the image alone", lambda _, on: None if on["places"].has_stored(on["source"]) else True),
+)
+_KINDS: Sequence[tuple[Container[Op], Sequence[Part], Callable[[GridEnd, Found], list[GridEnd]]]] = (
+    ((Op.REDUCE, Op.POOL), _POOLED, _pools),
+    ((Op.CONV,), _LARGE_WINDOW, lambda end, on: [replace(end, kind=Collapse.CONV, grid_axes=on["grid"])]),
+    (
+        (Op.RESHAPE,), _FLATTENED,
+        lambda end, on: [
+            replace(end, kind=Collapse.LINEAR, result=layer.output, grid_axes=on["grid"]) for layer in on["layers"]
+        ],
+    ),
+    (CUTS_OUT, _CHOSEN, lambda end, _: [replace(end, kind=Collapse.TOKEN)]),
+)  # fmt: skip
+"""How a grid ends in operations: the parts of the pattern, and the ends that it gives."""
 
 
 def feature_before(end: GridEnd, places: Places) -> FeatureMap:
@@ -236,7 +296,7 @@ def closed_ends(graph: Graph, ends: Sequence[GridEnd], feature: FeatureMap, plac
     """Why the masked runs have no closed form from `feature` on; None if they have one."""
     for end in ends:
         if end.kind in (Collapse.TOKEN, Collapse.OTHER):
-            return f"the grid ends in {end.node.type} {end.node.name!r}"
+            return f"the grid ends in {end}"
         source, axes = _before_layout(end.source, end.grid_axes, places)
         if feature.value in (source, end.source):
             continue

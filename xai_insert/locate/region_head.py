@@ -137,7 +137,7 @@ def _feature(graph: Graph, ends: Sequence[GridEnd], places: Places) -> FeatureMa
     found = [feature_before(end, places) for end in ends] if all(end.grid_axes for end in ends) else []
     features = {item.value: item for item in found}
     if len(features) != 1:
-        kinds = ", ".join(f"{end.node.type} {end.node.name!r}" for end in ends) or "nothing"
+        kinds = ", ".join(map(str, ends)) or "nothing"
         raise UnsupportedTaskError(f"{_WANTED}, from one pooled feature each; the grid ends in {kinds}")
     feature = next(iter(features.values()))
     obstacle = closed_ends(graph, ends, feature, places)
