@@ -7,9 +7,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from xai_insert.formats.backend import load
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.pattern import Miss, fitted
 from xai_insert.locate.attention import find_attentions, near_miss
-from xai_insert.locate.collapse import Collapse, grid_ends
+from xai_insert.locate.collapse import GENERALISED, Collapse, feature_before, grid_ends
 from xai_insert.locate.places import find_places
+from xai_insert.locate.transformer import MEAN_QUERY
 
 TOKENS, WIDTH = 6, 4
 
@@ -59,13 +61,15 @@ def test_a_near_miss_says_which_part_is_missing(build, lacks, tmp_path):
     assert str(near_miss(view.nodes)).startswith(f"Softmax 'shares' has no {lacks}")
 
 
+IMAGE = (1, 3, 16, 16)
+PATCHES = [("Conv", ["x", "patch"], "map", {"strides": [4, 4]})]
 FLAT = ("Flatten", ["map"], "flat", {})
 WEIGHTS = {"whole": (5, 3, 4, 4), "each": (3, 1, 4, 4), "layer": (48, 5), "patch": (3, 3, 4, 4)}
 
 
 def end_of_grid(tmp_path, build):
     """Where the grid of `map`, `[1, 3, 4, 4]`, ends."""
-    view = graph(tmp_path, [("Conv", ["x", "patch"], "map", {"strides": [4, 4]}), *build], (1, 3, 16, 16), **WEIGHTS)
+    view = graph(tmp_path, [*PATCHES, *build], IMAGE, **WEIGHTS)
     (end,) = grid_ends(view.outputs[0], activations(view, view.inputs), find_places(view))
     return end
 
@@ -109,3 +113,46 @@ def test_a_near_miss_of_the_end_of_a_grid(build, lacks, tmp_path):
     end = end_of_grid(tmp_path, build)
     assert (end.kind, end.lacks) == (Collapse.OTHER, lacks)
     assert str(end).endswith(f", which has no {lacks}")
+
+
+BOUND = ("Max", ["map", "half"], "bound", {})
+MEAN = ("ReduceMean", ["raised"], "end", {"axes": [2, 3]})
+POWER = ("Pow", ["bound", "three"], "raised", {})
+
+
+@pytest.mark.parametrize(
+    ("build", "reads"),
+    [
+        ([BOUND, POWER, MEAN], "map"),
+        ([("Pow", ["map", "three"], "raised", {}), MEAN], "map"),
+        ([BOUND, ("Pow", ["bound", "map"], "raised", {}), MEAN], "raised"),
+    ],
+)
+def test_a_generalised_mean_reads_the_map_before_its_power(build, reads, tmp_path):
+    view = graph(tmp_path, [*PATCHES, *build], IMAGE, **WEIGHTS, three=())
+    places = find_places(view)
+    (end,) = grid_ends(view.outputs[0], activations(view, view.inputs), places)
+    assert feature_before(end, places).value.name == reads
+
+
+def test_a_near_miss_of_a_generalised_mean(tmp_path):
+    view = graph(tmp_path, [*PATCHES, ("Pow", ["map", "map"], "raised", {})], IMAGE, **WEIGHTS)
+    assert str(fitted(GENERALISED, view.nodes[-1])) == "Pow 'raised' has no single value that it raises"
+
+
+FIRST = ("ReduceMean", ["x"], "first", {"axes": [1], "keepdims": 1})
+
+
+@pytest.mark.parametrize(
+    ("build", "lacks"),
+    [
+        ([FIRST, ("Concat", ["first", "x"], "tokens", {"axis": 1})], None),
+        ([("Concat", ["x", "x"], "tokens", {"axis": 1})], "list of all tokens"),
+        ([FIRST, ("Add", ["first", "x"], "tokens", {})], "parts put one behind the other"),
+        ([("Concat", ["row", "x"], "tokens", {"axis": 1})], "mean before the others"),
+    ],
+)
+def test_a_token_that_is_the_mean_of_the_others(build, lacks, tmp_path):
+    view = graph(tmp_path, build, row=(1, 1, WIDTH))
+    found = fitted(MEAN_QUERY, view.nodes[-1], tokens=TOKENS + 1)
+    assert (found.what if isinstance(found, Miss) else None) == lacks

@@ -207,17 +207,28 @@ def feature_before(end: GridEnd, places: Places) -> FeatureMap:
     That is its source or, where only the layout differs, the map with two grid axes before it; for a generalised mean
     (GeM), the map before the power.
     """
-    value, grid_axes = end.source, end.grid_axes
-    value, grid_axes = _before_layout(value, grid_axes, places)
-    if end.kind is Collapse.MEAN and (power := value.made_by(Op.POW)) is not None:
-        value = _varying(power) or value
-        if (bound := value.made_by(Op.CLIP)) is not None:
-            value = _varying(bound) or value
+    value, grid_axes = _before_layout(end.source, end.grid_axes, places)
+    power = value.made_by(Op.POW) if end.kind is Collapse.MEAN else None
+    raised = None if power is None else fitted(GENERALISED, power)
+    value = raised["map"] if isinstance(raised, dict) else value
     feature = places.map_of(value)
     units = {axis for axis in grid_axes if value.sizes[axis] == 1}
     if feature is None or not {*feature.grid_axes} <= {*grid_axes} <= {*feature.grid_axes, *units}:
-        raise TargetNotFoundError(f"{value.describe()} is no feature map with channels and a grid of the image")
+        near = f"; {raised}" if isinstance(raised, Miss) else ""
+        raise TargetNotFoundError(f"{value.describe()} is no feature map with channels and a grid of the image{near}")
     return feature
+
+
+GENERALISED = (
+    Part("raised", "single value that it raises", lambda node, _: _varying(node)),
+    Part("map", "map", lambda _, on: _before_bound(on["raised"])),
+)
+"""Of a generalised mean (GeM), from its power: `mean(max(x, bound) ** p) ** (1 / p)`."""
+
+
+def _before_bound(value: Value) -> Value:
+    bound = value.made_by(Op.CLIP)
+    return (_varying(bound) if bound is not None else None) or value
 
 
 def maps_before(graph: Graph, ends: Sequence[GridEnd], places: Places) -> list[FeatureMap]:
