@@ -19,5 +19,5 @@ def test_error_is_kept_for_whoever_asks():
     call = Alongside(lambda: int("no number"))
     call.wait()
     for _ in range(2):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="no number"):
             call.result()
