@@ -28,7 +28,7 @@ from xai_insert.graph.shape import format_shape
 from xai_insert.graph.view import Graph, Value
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_axes, image_inputs
-from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
+from xai_insert.methods.scaling import least_and_greatest, to_bytes_in_parts
 from xai_insert.opening import Opened, opened_sizes
 from xai_insert.options import Options, settled
 from xai_insert.outputs import add_feature_vector, add_range, finished
@@ -302,7 +302,7 @@ def _add_map(
     rank = len(plan.map_shape)
     ends = least_and_greatest(surgeon.ops, saliency, rank) if options.range else None
     if options.output_dtype == "u8":
-        in_bytes = branch.in_bytes or partial(to_bytes, surgeon.ops, axes=map_axes(rank))
+        in_bytes = branch.in_bytes or partial(to_bytes_in_parts, surgeon.ops, shape=plan.map_shape)
         saliency = in_bytes(saliency)
     if branch.spread is not None:
         saliency = branch.spread(saliency)
