@@ -83,6 +83,9 @@ class LoadedModel(Protocol):
     def close_sizes(self) -> None:
         """Give the inputs the sizes that they had before `open_sizes`."""
 
+    def sizes_at(self, value: Value, pixels: Mapping[Value, Mapping[int, int]]) -> Shape | None:
+        """The sizes that `value` has where the inputs' axes are so long; None if the model does not take them."""
+
     def surgeon(self, *, keep_float32: bool = False) -> Surgeon[Any]:
         """The editor of this model.
 
