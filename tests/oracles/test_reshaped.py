@@ -5,7 +5,7 @@ import onnx
 import openvino as ov
 import pytest
 
-from model_zoo_fixtures.testbed import deployed, detector_models, keypoint_models, models, oracle
+from model_zoo_fixtures.testbed import anomaly_models, deployed, detector_models, keypoint_models, models, oracle
 from xai_insert import Options, insert
 
 RAW = Options(output_dtype="f32")
@@ -224,6 +224,16 @@ def class_scores(b):
     return b.node("Resize", scores, "", scales, mode="linear", coordinate_transformation_mode="half_pixel")
 
 
+def anomalies():
+    """A student and a teacher, without a table that is for one size."""
+    b = models.Builder(size=(32, 32), batch=1)
+    teacher = b.backbone()
+    student = b.node("Relu", b.node("Conv", teacher, b.weight(6, 6, 3, 3), pads=[1] * 4))
+    apart = b.node("ReduceSum", anomaly_models.squared(b, b.node("Sub", teacher, student)), b.const(np.array([1])))
+    maps = anomaly_models.resized(b, apart, 2.0)
+    return b.model(b.node("ReduceMax", maps, axes=[1, 2, 3], keepdims=0), maps)
+
+
 def dense(network):
     b = models.Builder(size=(32, 32), batch=1)
     return b.model(network(b))
@@ -237,8 +247,10 @@ def dense(network):
         (lambda: dense(class_scores), {"saliency_size": (9, 7)}),
         (lambda: keypoint_models.build("hrnet", batch=1)[0], {}),
         (lambda: detector_models.raw_detector(batch=1)[0], {"num_classes": 4}),
+        (lambda: detector_models.raw_detector()[0], {"num_classes": 4}),
+        (anomalies, {}),
     ],
-    ids=["class scores", "of one size", "heat maps", "detector"],
+    ids=["class scores", "of one size", "heat maps", "detector", "of an open batch", "anomalies"],
 )
 def test_maps_that_are_read_follow(make, chosen, kind, tmp_path):
     """In an ONNX file of fixed size too, which OpenVINO reads and is to give another."""
