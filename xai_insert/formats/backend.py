@@ -96,6 +96,15 @@ class LoadedModel(Protocol):
     def runner(self) -> Runner:
         """Compile for the CPU in float32."""
 
+    def elsewhere(self) -> Runner | None:
+        """Likewise in another runtime that reads the same file; None if there is none, or it is not installed.
+
+        Its inputs are fed by their numbers.
+
+        Raises:
+            ModelFileError: it does not read the file.
+        """
+
     def between(self, features: Sequence[Value], results: Sequence[Any], *, is_rounded: bool = True) -> Runner:
         """Compile only what lies between `features` and the handles `results`.
 

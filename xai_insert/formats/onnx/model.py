@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
@@ -14,7 +16,7 @@ import onnx_ir.passes.common as passes
 import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
-from xai_insert.formats.backend import Removed
+from xai_insert.formats.backend import Removed, Runner
 from xai_insert.formats.guard import moderate, taking_apart
 from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
@@ -92,6 +94,14 @@ class OnnxModel:
 
     def runner(self) -> OnnxRunner:
         return OnnxRunner(self._given or self.native, self._source)
+
+    def elsewhere(self) -> Runner | None:
+        if importlib.util.find_spec("openvino") is None:
+            return None
+        from xai_insert.formats.openvino.model import read_runner  # noqa: PLC0415 - for those who ask for it alone
+
+        with TemporaryDirectory() as folder:
+            return read_runner(self.save(Path(folder), "model.onnx")[-1])
 
     def between(self, features: Sequence[Value], results: Sequence[ir.Value], *, is_rounded: bool = True) -> OnnxRunner:
         entries = [feature.native for feature in features]

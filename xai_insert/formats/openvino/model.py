@@ -107,6 +107,9 @@ class OpenVINOModel:
     def runner(self) -> OpenVINORunner:
         return OpenVINORunner(self.native, weights=self._weights)
 
+    def elsewhere(self) -> None:
+        return None
+
     def between(
         self, features: Sequence[Value], results: Sequence[ov.Output], *, is_rounded: bool = True
     ) -> OpenVINORunner:
@@ -208,6 +211,11 @@ def _read(source: Path | bytes) -> ov.Model:
         return ov.Core().read_model(source)
     except RAISED as err:
         raise ModelFileError(f"OpenVINO cannot read the file: {last_line(err)}; is it whole?") from err
+
+
+def read_runner(path: Path) -> OpenVINORunner:
+    """Compile a file that another format's adapter has written."""
+    return OpenVINORunner(_read(path))
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
