@@ -62,7 +62,7 @@ class OnnxModel:
 
     def view(self) -> Graph:
         with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
-            self._inferred = infer(self.native, {} if self._closed else self._input_shapes)
+            self._inferred = infer(self.native, self._input_shapes, by_runtimes=not self._closed)
             return moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
 
     def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
