@@ -18,9 +18,7 @@ def unround(graph: ir.Graph) -> None:
     quantiser become layers of floats. Integers may be moved before they are dequantised.
     """
     zeros: set[ir.Value] = set()
-    for node in list(graph):
-        if node.op_type == "QuantizeLinear":
-            _pass_moves(graph, node)
+    _pass_moves(graph)
     for node in list(graph):
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if node.op_type == "DequantizeLinear" and source is not None and source.op_type == "QuantizeLinear":
@@ -41,33 +39,38 @@ def unround(graph: ir.Graph) -> None:
             _replace(graph, node, [made])
 
 
-def _pass_moves(graph: ir.Graph, quantiser: ir.Node) -> None:
+def _pass_moves(graph: ir.Graph) -> None:
     """Move floats where a quantiser's integers are only moved before they are dequantised."""
-    zero = quantiser.inputs[2] if len(quantiser.inputs) > 2 else None
+    for quantiser in [node for node in graph if node.op_type == "QuantizeLinear"]:
+        moves, ends = _moves(graph, quantiser) or ([], [])
+        if not moves:
+            continue
+        kind = "Relu" if _is_least(quantiser.inputs[2] if len(quantiser.inputs) > 2 else None) else "Identity"
+        _replace(graph, quantiser, [_before(graph, quantiser, kind, quantiser.inputs[0])])
+        for value in (value for node in moves for value in node.outputs):
+            value.type = None
+        for node in ends:
+            _replace(graph, node, [_before(graph, node, "Identity", node.inputs[0])])
+
+
+def _moves(graph: ir.Graph, quantiser: ir.Node) -> tuple[list[ir.Node], list[ir.Node]] | None:
+    """What moves the integers of a quantiser, and what dequantises them; None if something else reads them."""
     moves: list[ir.Node] = []
     ends: list[ir.Node] = []
     values = [quantiser.outputs[0]]
     while values:
         value = values.pop()
         if value in graph.outputs:
-            return
+            return None
         for node, index in value.uses():
             if node.op_type == "DequantizeLinear":
                 ends.append(node)
             elif node.domain or index or "Linear" in node.op_type or node.op_type in _INTEGER:
-                return
+                return None
             elif node not in moves:
                 moves.append(node)
                 values += node.outputs
-    if not moves:
-        return
-    source = quantiser.inputs[0]
-    _replace(graph, quantiser, [_before(graph, quantiser, "Relu" if _is_least(zero) else "Identity", source)])
-    for node in moves:
-        for value in node.outputs:
-            value.type = None
-    for node in ends:
-        _replace(graph, node, [_before(graph, node, "Identity", node.inputs[0])])
+    return moves, ends
 
 
 def _before(graph: ir.Graph, node: ir.Node, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
