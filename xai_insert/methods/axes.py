@@ -16,6 +16,7 @@ from xai_insert.graph.view import POINTWISE, Node, Op
 
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
 """Operations that work on each element where it is."""
+UNKNOWN = -1
 _SPECIAL = (Kind.BATCH, Kind.JOINT)
 
 
@@ -35,8 +36,11 @@ def has_tokens(axis: Axis) -> bool:
 
 
 def width(axis: Axis) -> int | None:
-    """Size of an axis without batch and tokens; None for others."""
-    return None if has_batch(axis) or has_tokens(axis) else axis_size(axis)
+    """Size of an axis without batch and tokens, -1 for one that follows the image; None for others."""
+    if has_batch(axis) or has_tokens(axis):
+        return None
+    size = axis_size(axis)
+    return UNKNOWN if size is None else size
 
 
 def kept(axes: Axes) -> list[Digit]:

@@ -147,7 +147,7 @@ class Lifter(Generic[V]):
             if not shape:  # the scale of a dynamic quantiser
                 self.made[output] = Lifted(handle, ())
                 continue
-            kept = [dim if width(dim) is None else other(fixed([shape[axis]])[0]) for axis, dim in enumerate(dims)]
+            kept = [dim if width(dim) is None else other(shape[axis]) for axis, dim in enumerate(dims)]
             self.made[output] = Lifted(handle, tuple(kept))
 
     def _operand(self, node: Node, value: Value, main: Lifted[V]) -> V:

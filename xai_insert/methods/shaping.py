@@ -43,11 +43,10 @@ def _side(surgeon: Surgeon[V], side: Side) -> Size:
     op = surgeon.ops
     size = size_of(op, surgeon.handle(side.value), side.value, side.axis)
     if isinstance(size, int):
-        return size * side.times // side.over
-    if side.times == side.over:
-        return size
-    times, over = (op.constant(np.array([number], np.int64)) for number in (side.times, side.over))
-    return op.div(op.mul(size, times), over)
+        return (size + side.plus) // side.over
+    plus, over = (op.constant(np.array([number], np.int64)) for number in (side.plus, side.over))
+    size = op.add(size, plus) if side.plus else size
+    return op.div(size, over) if side.over > 1 else size
 
 
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
