@@ -147,6 +147,16 @@ class Value:
             raise ShapeUnknownError(f"the rank of {self.name!r} is unknown; give the sizes of the input: --input-shape")
         return self.shape
 
+    @property
+    def only_use(self) -> Use | None:
+        """Where its elements are read, if that is in one place: what reads its sizes alone does not count."""
+        uses = [use for use in self.uses if use.node.op is not Op.SHAPE]
+        return uses[0] if len(uses) == 1 else None
+
+    def made_by(self, *ops: Op) -> Node | None:
+        """The node that makes it, if it is one of these operations."""
+        return self.producer if self.producer is not None and self.producer.op in ops else None
+
     def elements(self) -> npt.NDArray[Any]:
         """The stored elements of a constant.
 

@@ -284,10 +284,10 @@ def _is_summed_over_points(value: Value) -> bool:
 
 def _side_by_side(value: Value) -> Sequence[Value]:
     """What was joined along the points of `[N, d, Q, points]`, or stacked before them and then flattened."""
-    node = value.producer
-    if node is not None and node.op is Op.RESHAPE and node.read(0).sizes[:3] == value.sizes[:3]:
-        return _side_by_side(node.read(0))
-    if node is not None and node.op is Op.CONCAT and node.attrs.get("axis") == 3:
+    flat, node = value.made_by(Op.RESHAPE), value.made_by(Op.CONCAT)
+    if flat is not None and flat.read(0).sizes[:3] == value.sizes[:3]:
+        return _side_by_side(flat.read(0))
+    if node is not None and node.attrs.get("axis") == 3:
         return [part for operand in node.operands for part in _side_by_side(operand)]
     return [value]
 

@@ -24,7 +24,7 @@ from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.lifting import lift_rows
 from xai_insert.methods.masked_runs import class_count, run_masks
-from xai_insert.methods.shaping import batch_size, grid_sizes, positions, reshape, scalar
+from xai_insert.methods.shaping import batch_size, before_transpose, grid_sizes, positions, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 _MOST_RUNS = 8192  # of the rest of the model
@@ -153,11 +153,8 @@ def _rows(surgeon: Surgeon[V], feature: FeatureMap, end: GridEnd, read: Callable
     others = [axis for axis in range(1, len(source.sizes)) if axis not in end.grid_axes]
     perm = (0, *end.grid_axes, *others)
     width = math.prod(fixed([source.sizes[axis] for axis in others]))
-    before = None if source is feature.value else source.producer
-    if before is not None and before.op is Op.TRANSPOSE and before.attrs["perm"] is not None:
-        # Read what stood before the transpose: often the rows are there already, and a runtime that merges the
-        # transpose with the pool can go on doing so.
-        source, perm = before.read(0), tuple(before.attrs["perm"][axis] for axis in perm)
+    if (turned := None if source is feature.value else before_transpose(source)) is not None:
+        source, perm = turned[0], tuple(turned[1][axis] for axis in perm)  # often the rows are there already
     x = read(source)
     if perm != tuple(range(len(perm))):
         x = surgeon.ops.transpose(x, perm)

@@ -79,7 +79,7 @@ class _Search(Orders):
         widths = {item.head.channels for item in scoring}
         scores = {self.observed[index].value for item in scoring for index in item.moved()}
         for value in without_grid(self.graph, image_inputs(self.graph)):
-            channels = value.sizes[1 if value.producer is not None and value.producer.op is Op.CONV else -1]
+            channels = value.sizes[1 if value.made_by(Op.CONV) else -1]
             if channels in widths or not scores.isdisjoint(activations(self.graph, [value])):
                 raise AmbiguousModelError(
                     f"{value.describe()} may give class scores as well as {scoring[0].head.value.describe()}, and its "

@@ -173,7 +173,7 @@ class Orders:
         parts = [
             Observed(value, by_magnitude=False, is_output=False, heads=frozenset([item.head.value]))
             for value in reshapes_between(self.graph, [item.head], end)
-            if value.producer is not None and value.producer.op in CUTS_OUT
+            if value.made_by(*CUTS_OUT)
         ]
         if not parts:
             return lambda channel: frozenset()
@@ -314,7 +314,7 @@ class Orders:
         return [
             Observed(value, by_magnitude=True, is_output=False, heads=frozenset(head.value for head in heads))
             for value in reshapes_between(self.graph, heads, end)
-            if value.producer is not None and value.producer.op in _ARRANGING and (value.rank or 0) > 1
+            if value.made_by(*_ARRANGING) and (value.rank or 0) > 1
         ]
 
     def _anchors(self, item: Watched) -> set[int]:

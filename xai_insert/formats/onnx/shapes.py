@@ -19,6 +19,7 @@ import onnx_ir as ir
 from xai_insert.formats import batches
 from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.stored import exchanged
+from xai_insert.formats.onnx.vocabulary import KEEPS_SIZES
 from xai_insert.graph.view import Shape
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _OUTSIDE = "xai_insert.weight"
 """Where such a weight is said to lie."""
 ML_DOMAIN = "ai.onnx.ml"
 """Classical learners and what names classes: they come behind the scores, and have shapes that nobody asks for."""
-_SAME_SIZES = ("Normalizer", "Scaler", "Imputer", "Binarizer")
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _describe_learners(graph: onnx.GraphProto) -> None:
         labels = [a for a in node.attribute if a.name.startswith("classlabels_") and (a.ints or a.strings)]
         if node.op_type.endswith("Classifier") and labels and len(node.output) == 2:
             widths[node.output[1]] = len(labels[0].ints or labels[0].strings)
-        elif node.op_type in _SAME_SIZES and node.input[0] in widths:
+        elif node.op_type in KEEPS_SIZES and node.input[0] in widths:
             widths[node.output[0]] = widths[node.input[0]]
         else:
             continue

@@ -14,7 +14,7 @@ from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.attributes import JOINT_SOFTMAX, attributes
 from xai_insert.formats.onnx.reader import integer, read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
-from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS
+from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, WITHOUT_KERNEL
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather
@@ -135,20 +135,13 @@ def _named_scores(output: ir.Value) -> ir.Value:
     return node.inputs[0]
 
 
-_WITHOUT_KERNEL = frozenset(
-    {"PackedAttention", "PackedMultiHeadAttention", "RemovePadding", "RestorePadding", "GatedRelativePositionBias"}
-    | {"BiasAdd", "BiasSplitGelu", "GroupNorm", "SkipGroupNorm", "NhwcConv", "QOrderedAttention", "QOrderedMatMul"}
-)
-"""Of `com.microsoft`, what has no implementation for CPUs."""
-
-
 def _hint(nodes: list[Node]) -> str:
     if any(node.native.domain == "com.microsoft.nchwc" for node in nodes):
         return (
             "onnxruntime has written its layers for one kind of processor (the NCHWc layout of ORT_ENABLE_ALL): give "
             "the model that it read, or let it write at ORT_ENABLE_EXTENDED"
         )
-    packed = next((node.type for node in nodes if node.type in _WITHOUT_KERNEL), None)
+    packed = next((node.type for node in nodes if node.type in WITHOUT_KERNEL), None)
     if packed is not None:
         return f"onnxruntime runs {packed} on GPUs alone: give the model from which its optimizer has made that"
     fused = next((node.type for node in nodes if node.type.startswith("QLinear") or node.type == "QGemm"), None)
