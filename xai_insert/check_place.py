@@ -48,7 +48,7 @@ Move = tuple[bool, tuple[bool, bool], tuple[bool, bool]]
 
 _SEED = 1
 _SIZE = 224  # where the model leaves it open
-_BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.9, 0.6), (0.55, 0.5))  # rows and columns, in parts of the grid
+_BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.55, 0.5), (0.9, 0.6))  # rows and columns, in parts of the grid
 _FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
 _REACH = 1.5  # cells between the block and what changes most
 _CLEAR = 2.0  # the largest change over the median one, from which on blocks count
