@@ -29,6 +29,7 @@ from xai_insert.methods.shaping import scalar
 
 _LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)
 _ENDS = ("relu", "clip")
+_AFFINE = ("add", "sub", "mul", "div")
 
 
 class Forward(Generic[V]):
@@ -97,11 +98,15 @@ def _is_normalised_alone(value: Value) -> bool:
 
 
 def _joins(node: Node) -> bool:
-    """Whether a node ends what runtimes merge: a residual sum, the bias of a layer, a rectifier."""
-    if not isinstance(node.kind, Pointwise) or node.kind.function != "add":
-        return isinstance(node.kind, Pointwise) and node.kind.function in _ENDS
-    given = [value.producer for value in node.computed]
-    return len(given) > 1 or any(
-        before is not None and isinstance(before.kind, (Window, Product)) and not _is_product_of_activations(before)
-        for before in given
-    )
+    """Whether a node ends what runtimes merge: a residual sum, the scale and bias of a layer, a rectifier."""
+    function = node.kind.function if isinstance(node.kind, Pointwise) else ""
+    is_sum = function == "add" and len(node.computed) > 1
+    return is_sum or function in _ENDS or (function in _AFFINE and _is_of_layer(node))
+
+
+def _is_of_layer(node: Node) -> bool:
+    """Whether a node is a layer, or scales or shifts what one gives by constants, as a layer scale and its bias do."""
+    if isinstance(node.kind, Pointwise) and node.kind.function in _AFFINE and len(node.computed) == 1:
+        before = node.computed[0].producer
+        return before is not None and _is_of_layer(before)
+    return isinstance(node.kind, (Window, Product)) and not _is_product_of_activations(node)
