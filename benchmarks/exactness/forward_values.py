@@ -3,8 +3,9 @@
     python -m benchmarks.exactness.forward_values
 
 LayerCAM of the bundled CNN, one and two stages before the last map, on twelve scenes. The inserted model runs in
-float32 and in bf16; then the inserted part alone runs in float32 on what it read in the bf16 run. Prints the correlation of the
-map in bf16 with that in float32, and with that of the part alone: 1 if all that is lost was lost before it.
+float32 and in bf16; then the inserted part alone runs in float32 on what it read in the bf16 run. Prints the
+correlation of the map in bf16 with that in float32, and with that of the part alone: 1 if all that is lost was lost
+before it.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ SEEDS += [
     659,
     736,
 ]  # scores times an objectness like them, attributes as many as classes, bins beside four classes
+SEEDS += [827, 837, 905]  # boxes and raw scores of queries four wide, heads parted among outputs, two segmentations
+SEEDS += [1017, 1142, 1439, 1465]  # key points, four sigmoid scores of tokens, anchors that vary, results that vary
 RIGHT = 0.8  # the others are refused
 
 

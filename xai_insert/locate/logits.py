@@ -18,6 +18,7 @@ _PEELED = JUDGES | UNCHANGED
 
 
 _ROWS = 2
+_PER_ROW = 3  # axes of what has numbers for each of several rows
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
         scores = peel(value)
         if scores in found or not _may_be_scores(scores, reached, graph) or scores.shape is None:
             continue
+        if output is None and _is_of_rows(value, graph):
+            continue
         if (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, graph.output_names[index], classes)
     return [item for item in found.values() if not _feeds_another(graph, item, found)]
@@ -110,6 +113,14 @@ def _may_be_scores(value: Value, reached: set[Value], graph: Graph) -> bool:
     if _is_of_locations(value, reached) or _has_images_behind(graph, value) or _is_of_steps(value, graph):
         return False
     return is_vector(value.shape) and not _is_of_another_batch(value, graph)
+
+
+def _is_of_rows(value: Value, graph: Graph) -> bool:
+    """Whether an output `[N, K, 1]` is of the rows of another, `[N, K, D]`: how sure each key point or box is."""
+    if value.rank != _PER_ROW or value.sizes[2] != 1 or value.sizes[1] == 1:
+        return False
+    others = [other for other in graph.outputs if other is not value and other.rank == _PER_ROW]
+    return any(other.sizes[1] == value.sizes[1] and other.sizes[2] != 1 for other in others)
 
 
 def no_class_scores(graph: Graph) -> str:

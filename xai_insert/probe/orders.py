@@ -198,6 +198,11 @@ class Orders:
         found = [order for order in self.raw_orders(item) if order.anchors in boxes]
         return found[0] if len(found) == 1 else None
 
+    def stays_whole(self, item: Watched) -> bool:
+        """Whether some value holds all channels of an undecoded head: classes are not parted, boxes and more are."""
+        ends = [set(response.elements) for response in item.responses.values()]
+        return not ends or bool(set.intersection(*ends))
+
     def raw_orders(self, item: Watched) -> list[Channels]:
         """The orders that fit an undecoded head, as far as a reshape sets anchors apart."""
         return next((readings(*moves, item.head.channels) for moves in self._raw_moves(item)), [])
