@@ -77,12 +77,14 @@ def test_rows_that_overlap_are_no_view():
 
 
 def scaled(b):
-    """A residual layer with a layer scale, whose sum a norm alone reads, as in CaiT."""
+    """A residual layer with a layer scale, and one with a bias, whose sums norms alone read, as in CaiT and TNT."""
     x = b.node("Tanh", b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2]))
     x = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, WIDTH, -1]))), perm=[0, 2, 1])
     y = b.node("MatMul", x, b.weight(WIDTH, WIDTH, scale=0.1))
     y = b.node("Add", b.node("Mul", y, b.weight(WIDTH)), b.weight(WIDTH))
     x = b.node("LayerNormalization", b.node("Add", x, y), b.weight(WIDTH), b.weight(WIDTH))
+    x = b.node("Add", b.node("MatMul", x, b.weight(WIDTH, WIDTH, scale=0.1)), b.weight(WIDTH))
+    x = b.node("LayerNormalization", x, b.weight(WIDTH), b.weight(WIDTH))
     x = b.node("Tanh", b.node("MatMul", x, b.weight(WIDTH, WIDTH, scale=0.1)))
     return b.linear(b.node("ReduceMean", x, axes=[1], keepdims=0), WIDTH)
 
@@ -90,7 +92,7 @@ def scaled(b):
 def test_nothing_is_read_between_a_layer_and_its_scale():
     """Runtimes make one of them, and round otherwise if they cannot."""
     model = models.classifier(scaled)
-    (product,) = [node for node in model.graph.node if node.op_type == "MatMul"][:1]
+    products = [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]
     (tokens,) = [node for node in model.graph.node if node.op_type == "Transpose"]
     made = insert(model, Options(method="hirescam", target_layer=tokens.output[0])).model
-    assert sum(product.output[0] in node.input for node in made.graph.node) == 1
+    assert [sum(product in node.input for node in made.graph.node) for product in products[:2]] == [1, 1]

@@ -91,17 +91,19 @@ def _is_product_of_activations(node: Node) -> bool:
 
 
 def _is_normalised_alone(value: Value) -> bool:
-    """Whether nothing but a norm reads a sum, which onnxruntime merges with it."""
+    """Whether nothing but a norm reads a sum of two values, which onnxruntime merges with it."""
     node = value.producer
-    is_sum = node is not None and isinstance(node.kind, Pointwise) and node.kind.function == "add"
-    return is_sum and len(value.uses) == 1 and isinstance(value.uses[0].node.kind, Norm)
+    return node is not None and _is_sum(node) and len(value.uses) == 1 and isinstance(value.uses[0].node.kind, Norm)
+
+
+def _is_sum(node: Node) -> bool:
+    return isinstance(node.kind, Pointwise) and node.kind.function == "add" and len(node.computed) > 1
 
 
 def _joins(node: Node) -> bool:
     """Whether a node ends what runtimes merge: a residual sum, the scale and bias of a layer, a rectifier."""
     function = node.kind.function if isinstance(node.kind, Pointwise) else ""
-    is_sum = function == "add" and len(node.computed) > 1
-    return is_sum or function in _ENDS or (function in _AFFINE and _is_of_layer(node))
+    return _is_sum(node) or function in _ENDS or (function in _AFFINE and _is_of_layer(node))
 
 
 def _is_of_layer(node: Node) -> bool:
