@@ -23,7 +23,7 @@ OPTIONS = {
 }  # fmt: skip
 REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
-    "beside", "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
+    "beside", "per_box", "saliency_map", "mflops", "cheaper", "check", "output_difference", "map_difference",
     "place", "bytes_before", "bytes_after",
     "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options", "lines", "verification", "version",
 }  # fmt: skip

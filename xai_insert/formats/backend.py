@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +92,9 @@ class LoadedModel(Protocol):
 
     def runner(self) -> Runner:
         """Compile for the CPU in float32."""
+
+    def later(self) -> Callable[[], Runner]:
+        """What compiles the model as it is now, in any thread, whatever is done to the model meanwhile."""
 
     def between(self, features: Sequence[Value], results: Sequence[Any], *, is_rounded: bool = True) -> Runner:
         """Compile only what lies between `features` and the handles `results`.

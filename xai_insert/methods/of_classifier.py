@@ -27,24 +27,12 @@ from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
-from xai_insert.methods.top_classes import (
-    ClassChoice,
-    best_classes,
-    best_maps,
-    choose_maps,
-    named_classes,
-)
-from xai_insert.methods.vit_recipro_cam import (
-    VitTarget,
-    ZeroTokens,
-    masked_features,
-    masked_vit_runs,
-    vit_recipro_cam,
-)
+from xai_insert.methods.top_classes import ClassChoice, best_classes, best_maps, choose_maps, named_classes
+from xai_insert.methods.vit_recipro_cam import VitTarget, ZeroTokens, masked_features, masked_vit_runs, vit_recipro_cam
 from xai_insert.options import Options
 from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.base import Study
-from xai_insert.tasks.cost import flops_of, mega
+from xai_insert.tasks.cost import flops_of, mega, of_chosen, work_by_class
 from xai_insert.tasks.known.classification import FoundClassifier
 from xai_insert.tasks.plan import Branch, Masking, Output, Plan, unmasked
 
@@ -124,9 +112,11 @@ class MaskedPlan(ClassifierPlan):
 
     Attributes:
         one_by_one: whether masks are run one by one because several at once turned out not to be the same.
+        by_class: millions of operations for each class, of those that are computed for the chosen classes alone.
     """
 
     one_by_one: bool = field(default=False, kw_only=True)
+    by_class: float = field(default=0.0, kw_only=True)
 
     def at_once(self, options: Options) -> int | None:
         """How many masks are run at once, at most; None for as many as fit."""
@@ -203,6 +193,11 @@ class MaskedPlan(ClassifierPlan):
             surgeon, maps, choice, (None, self.found.parts.logits.classes, *self.found.parts.target.grid)
         )
 
+    def work_for(self, count: int) -> float | None:
+        logits = self.found.parts.logits
+        chosen = self.found.reading is not None or self.map_shape[1] != logits.classes
+        return None if chosen else of_chosen(self.mflops, self.by_class, logits, count)
+
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         masked = [value.name for value in self.masked()]
@@ -220,7 +215,7 @@ class MaskedPlan(ClassifierPlan):
         rest = region(graph, [target.value, *(item.value for item in parts.streams)], [parts.logits.value])
         batch = target.shape[0] or 1
         flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
-        return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops))
+        return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops), by_class=0.0)
 
     def checked(self, study: Study) -> MaskedPlan:
         """The plan itself if its closed form can be written, else that by masked runs.
@@ -372,9 +367,13 @@ def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:
     head = region(study.graph, [end.result for end in parts.ends], [parts.logits.value])
     per_row = sum(flops_of(node, 1) for node in head)
     weighted = sum(flops_of(end.result.producer, 1) for end in parts.ends if end.result.producer is not None)
-    cells = parts.target.positions
-    flops = None if cells is None else cells * per_row + weighted + 2 * (volume(parts.target.shape[1:]) or 0)
-    return MapPlan(found, method, Form.CLOSED, parts.collapse, map_shape(study, found), mega(flops)).checked(study)
+    cells, batch = parts.target.positions, parts.target.shape[0] or 1
+    flops = None if cells is None else (cells * per_row + weighted) // batch + 2 * (volume(parts.target.shape[1:]) or 0)
+    last = 0.0 if found.reading else work_by_class(head, parts.logits, cells)
+    work = of_chosen(mega(flops), last, parts.logits, chosen_count(study.options, parts.logits))
+    return MapPlan(found, method, Form.CLOSED, parts.collapse, map_shape(study, found), work, by_class=last).checked(
+        study
+    )
 
 
 def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Readout, kernel: Kernel) -> MaskedPlan:
@@ -382,14 +381,17 @@ def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Read
     graph, target = study.graph, found.parts.target
     results = [attention.result for attention in readout.attentions]
     patches, tokens = target.positions or 0, readout.tokens
-    rest = sum(flops_of(node, 1) for node in region(graph, results, [found.parts.logits.value]))
+    head, logits = region(graph, results, [found.parts.logits.value]), found.parts.logits
     batch = target.shape[0] or 1
     shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
-    rows = 1 if readout.is_pool else readout.rows / tokens  # of those that the model's own operations compute
-    flops = int(patches * rows * rest) // batch + 4 * readout.rows * shares
+    rows = 1 if readout.is_pool else readout.rows / tokens  # of those that operations on all tokens compute
+    rest = sum(flops_of(node, 1) * (rows if tokens in (node.output.shape or ()) else 1) for node in head)
+    flops = int(patches * rest) // batch + 4 * readout.rows * shares
+    last = 0.0 if found.reading else work_by_class(head, logits, target.positions)
+    work = of_chosen(mega(flops), last, logits, chosen_count(study.options, logits))
     reason = "attention pool" if readout.is_pool else "class token"
     shape = map_shape(study, found)
-    return TokensPlan(found, method, Form.CLOSED, reason, shape, mega(flops), readout, kernel).checked(study)
+    return TokensPlan(found, method, Form.CLOSED, reason, shape, work, readout, kernel, by_class=last).checked(study)
 
 
 def _any_token(value: Value) -> npt.NDArray[Any]:

@@ -132,6 +132,11 @@ class Plan(ABC):
         """Whether the branch drowns in rounding where the runtime computes in half precision."""
         return False
 
+    def work_for(self, count: int) -> float | None:
+        """`mflops` with the maps of `count` classes alone; None where those are not for choice, or chosen already."""
+        del count
+        return None
+
     @property
     def may_follow(self) -> bool:
         """Whether the same plan may serve any size of the image, if the model does."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from xai_insert.formats.guard import moderate, taking_apart
 from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
 from xai_insert.formats.onnx.replace import replace_onnx
-from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
+from xai_insert.formats.onnx.runtime import OnnxRunner, first_line, prepared
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.shuffled import shuffle
@@ -76,7 +77,10 @@ class OnnxModel:
         return self._surgeon
 
     def runner(self) -> OnnxRunner:
-        return OnnxRunner(self._given or self.native, self._source)
+        return self.later()()
+
+    def later(self) -> Callable[[], OnnxRunner]:
+        return partial(OnnxRunner, prepared(self._given or self.native, self._source))
 
     def between(self, features: Sequence[Value], results: Sequence[ir.Value], *, is_rounded: bool = True) -> OnnxRunner:
         entries = [feature.native for feature in features]
@@ -91,9 +95,8 @@ class OnnxModel:
             value.type = ir.TensorType(kind)
         if not is_rounded:
             unround(part)
-        return OnnxRunner(
-            ir.Model(part, ir_version=self.native.ir_version, functions=list(self.native.functions.values()))
-        )
+        functions = list(self.native.functions.values())
+        return OnnxRunner(prepared(ir.Model(part, ir_version=self.native.ir_version, functions=functions)))
 
     def result_like(self, given: Any) -> Any:
         self._prune()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ class OpenVINOModel:
 
     def runner(self) -> OpenVINORunner:
         return OpenVINORunner(self.native, weights=self._weights)
+
+    def later(self) -> Callable[[], OpenVINORunner]:
+        return partial(OpenVINORunner, self.native.clone(), weights=self._weights)
 
     def between(
         self, features: Sequence[Value], results: Sequence[ov.Output], *, is_rounded: bool = True
