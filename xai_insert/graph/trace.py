@@ -11,7 +11,8 @@ from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
-from xai_insert.graph.view import Graph, Node, Op, Value, is_identity_scatter
+from xai_insert.graph.strided import is_identity_scatter
+from xai_insert.graph.view import Graph, Node, Op, Value
 
 Traced = dict[Value, Axes]
 _Rule = Callable[[Node, Any, "_Operands"], Sequence[Axes]]
