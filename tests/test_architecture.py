@@ -84,12 +84,20 @@ LAYERS = {
     "tasks": FACTS,
     "methods.base": FACTS,
     "methods.of_classifier": FACTS,
+    "methods.of_classes": FACTS,
     "methods.of_frames": FACTS,
     "methods.of_gradients": FACTS,
     "methods.named": FACTS,
     "tasks.choose": FACTS | {"registry"},
 }
-DECISIONS = ("methods.base", "methods.of_classifier", "methods.of_frames", "methods.of_gradients", "methods.named")
+DECISIONS = (
+    "methods.base",
+    "methods.of_classes",
+    "methods.of_classifier",
+    "methods.of_frames",
+    "methods.of_gradients",
+    "methods.named",
+)
 """Rooms of `methods` that stand above the tasks, where formulas stand below them."""
 
 

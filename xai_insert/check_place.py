@@ -231,22 +231,23 @@ def _is_proof(given: Sequence[Answer]) -> bool:
     are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
     if are_clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
         return True
-    return _match(given, _AS_SAID)
+    return _match(given, _AS_SAID) and not _is_elsewhere(given)
 
 
 def _is_doubt(given: Sequence[Answer]) -> bool:
     """Whether what changed is clearly elsewhere; rounding to a few levels alone can look so, another time otherwise."""
+    return _is_elsewhere(given) or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+
+
+def _is_elsewhere(given: Sequence[Answer]) -> bool:
+    """Whether what changed most is far from most blocks, or where one and the same move puts them all."""
     clear = [answer for answer in given if answer.contrast >= _CLEAR]
     far = [answer for answer in clear if answer.is_far]
-    are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
-    are_far = are_clear and len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
-    if (
-        are_clear
-        and len(far) >= _FEWEST_FAR
-        and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES)
-    ):
+    if len(clear) < max(_ENOUGH * len(given), _FEWEST_BLOCKS):
+        return False
+    if len(far) >= _FEWEST_FAR and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES):
         return True
-    return are_far or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+    return len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
 
 
 def _is_near(answer: Answer, move: Move) -> bool:

@@ -198,15 +198,17 @@ def _attempts(
     """Splice and check what was planned; see `insert_loaded`."""
     with stages("plan"):
         opened = opened_sizes(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
-    if opened is not None:
+    while opened is not None:
         try:
             return loaded, _carry_out(loaded, plans, options, source, plain, stages, opened)
         except XaiInsertError as err:
-            logger.info("the map is for one size of the image: %s", err)
+            logger.info("the map is for one %s: %s", "size of the image" if opened.follows else "batch", err)
         with stages("load"):
             loaded = fresh()
+            graph = loaded.view()
         with stages("plan"):
-            plans = planned(loaded, loaded.view(), options)
+            plans = planned(loaded, graph, options)
+            opened = opened_sizes(loaded, graph, plans[0].plan, options, sides=False) if opened.follows else None
     try:
         return loaded, _carry_out(loaded, plans, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:

@@ -9,6 +9,7 @@ from xai_insert.check import CheckResult, check_definition, check_outputs, rando
 from xai_insert.check_derivative import check_derivative
 from xai_insert.check_map import map_shows_place
 from xai_insert.check_place import places_of
+from xai_insert.check_runtimes import require_same_elsewhere
 from xai_insert.check_time import require_times
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.locate.inputs import image_inputs
@@ -50,6 +51,8 @@ def prove(
     for item, branch in zip(plans, branches, strict=True):
         shown.append((outputs[first], _is_shown(item, runner, outputs, first)))
         first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
+    if options.check_in == "openvino":
+        require_same_elsewhere(loaded, random_feeds(runner), plans[0].graph.output_names, outputs)
     del runner  # no two whole models at a time in memory
     off, places = list[float | None](), list[str | None]()
     for item, branch, (maps, is_shown) in zip(plans, branches, shown, strict=True):

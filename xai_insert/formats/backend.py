@@ -86,6 +86,9 @@ class LoadedModel(Protocol):
     def close_sizes(self) -> None:
         """Give the inputs the sizes that they had before `open_sizes`."""
 
+    def sizes_at(self, value: Value, pixels: Mapping[Value, Mapping[int, int]]) -> Shape | None:
+        """The sizes that `value` has where the inputs' axes are so long; None if the model does not take them."""
+
     def surgeon(self, *, keep_float32: bool = False) -> Surgeon[Any]:
         """The editor of this model.
 
@@ -95,6 +98,15 @@ class LoadedModel(Protocol):
 
     def runner(self) -> Runner:
         """Compile for the CPU in float32."""
+
+    def elsewhere(self) -> Runner | None:
+        """Likewise in another runtime that reads the same file; None if there is none, or it is not installed.
+
+        Its inputs are fed by their numbers.
+
+        Raises:
+            ModelFileError: it does not read the file.
+        """
 
     def later(self, weights: int) -> Callable[[], Runner] | None:
         """What compiles the model as it is now, in any thread, whatever is done to the model meanwhile.

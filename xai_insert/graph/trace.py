@@ -11,6 +11,7 @@ from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
+from xai_insert.graph.strided import is_identity_scatter
 from xai_insert.graph.view import Graph, Node, Op, Value
 
 Traced = dict[Value, Axes]
@@ -359,6 +360,8 @@ def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
 
 def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     data, updates = node.operand(0), node.operand(2)
+    if is_identity_scatter(data, node.operand(1), updates):
+        return [given.axes(2)]
     if data is None or updates is None or data.shape is None or updates.shape is None:
         return _lost(node, kind, given)
     if data.shape[1:] != updates.shape[1:]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError
+from xai_insert.errors import CannotFreeBatchError, ShapeUnknownError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
@@ -19,15 +19,15 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.attention import Attention
-from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import Side
-from xai_insert.locate.logits import Logits
 from xai_insert.locate.transformer import Readout
 from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
-from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
+from xai_insert.methods.masked_runs import many_at_once
+from xai_insert.methods.of_classes import Choice, choose_classes, chosen_count
+from xai_insert.methods.recipro_cam import masked_runs, recipro_cam, require_few_runs
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
-from xai_insert.methods.top_classes import ClassChoice, best_classes, best_maps, choose_maps, named_classes
+from xai_insert.methods.top_classes import ClassChoice, best_maps, choose_maps
 from xai_insert.methods.vit_recipro_cam import VitTarget, ZeroTokens, masked_features, masked_vit_runs, vit_recipro_cam
 from xai_insert.options import Options
 from xai_insert.probe.tokens import probe_zero_tokens
@@ -38,7 +38,6 @@ from xai_insert.tasks.plan import Branch, Masking, Output, Plan, unmasked
 
 logger = logging.getLogger(__name__)
 
-Choice = ClassChoice[Any] | None
 SALIENCY_CLASSES = "saliency_classes"
 SALIENCY_SCORES = "saliency_scores"
 NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
@@ -57,17 +56,12 @@ class ClassifierPlan(Plan):
     def may_follow(self) -> bool:
         if self.found.parts.readout is not None:
             return False  # the number of tokens, and what their neighbours are, is written into the branch
-        return self.found.parts.target.is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
+        return all(item.is_whole for item in self.found.placed())
 
-    def following(self, closed: Plan, graph: Graph, open_graph: Graph) -> Plan:
-        # Sizes read off the feature map itself would join the model's own layers to the branch, of which OpenVINO
-        # computes the end in float32 although the rest runs in bf16: the predictions would move.
-        image, target = image_inputs(open_graph)[0], self.found.parts.target
-        axes = image_axes(image)
-        pixels = fixed([image_inputs(graph)[0].sizes[axis] for axis in axes])
-        cells = fixed(closed.found.placed()[0].grid)
-        read = [Side(image, *item) for item in zip(axes, cells, pixels, strict=True)]
-        parts = replace(self.found.parts, target=replace(target, sides=tuple(read)))
+    def following(self, closed: Plan, graph: Graph, open_graph: Graph, sides: tuple[Side, ...]) -> Plan:
+        # Sizes read off the feature map itself join the model's own layers to the branch, of which OpenVINO computes
+        # the end in float32 although the rest runs in bf16: where sizes stay open, the predictions move.
+        parts = replace(self.found.parts, target=replace(self.found.parts.target, sides=sides))
         return replace(self, found=replace(self.found, parts=parts))
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
@@ -247,14 +241,37 @@ class MaskedPlan(ClassifierPlan):
 
 @dataclass(frozen=True)
 class MapPlan(MaskedPlan):
-    """A decision for a map whose positions are masked one by one."""
+    """A decision for a map whose positions are masked one by one.
+
+    Attributes:
+        of_size: for one that follows the image, the model of one size, and the plan for it.
+    """
+
+    of_size: tuple[Graph, MapPlan] | None = field(default=None, kw_only=True)
+
+    def following(self, closed: Plan, graph: Graph, open_graph: Graph, sides: tuple[Side, ...]) -> Plan:
+        plan = super().following(closed, graph, open_graph, sides)
+        if self.form is Form.RUNS and isinstance(plan, MapPlan) and isinstance(closed, MapPlan):
+            return replace(plan, of_size=(graph, closed))
+        return plan
 
     def masked(self) -> list[Value]:
         return [feature.value for feature in self.found.placed()]
 
     def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
+        parts, at_once = self.found.parts, self.at_once(options)
+        if self.of_size is not None:
+            require_few_runs(self.of_size[1].found.parts.target)
+            at_once = self.of_size[1].together(self.of_size[0], at_once)
+            if self.together(graph, at_once) < at_once:
+                raise ShapeUnknownError("masks would run one by one, which for this size run several at once")
+        return masked_runs(surgeon, graph, parts.target, parts.logits.value, parts.streams, at_once)
+
+    def together(self, graph: Graph, at_once: int | None) -> int:
+        """How many masks are run at once."""
         parts = self.found.parts
-        return masked_runs(surgeon, graph, parts.target, parts.logits.value, parts.streams, self.at_once(options))
+        nodes = region(graph, self.masked(), [parts.logits.value])
+        return many_at_once(nodes, self.masked(), parts.logits.value, parts.target.positions, at_once)
 
     def closed(
         self,
@@ -339,26 +356,6 @@ def map_shape(study: Study, found: FoundClassifier) -> Shape:
         return (target.shape[0], chosen_count(study.options, logits) or logits.classes, *target.grid)
     count, most = found.maps, study.options.top_k
     return (target.shape[0], count if most is None or count is None else min(count, most), *target.grid)
-
-
-def chosen_count(options: Options, logits: Logits) -> int | None:
-    """How many classes get a map; None for all.
-
-    Raises:
-        TargetNotFoundError: a class that was named is not there.
-    """
-    if options.classes is None:
-        return None if options.top_k is None else min(options.top_k, logits.classes)
-    if (highest := max(options.classes)) >= logits.classes:
-        raise TargetNotFoundError(f"there is no class {highest}: the model gives {logits.classes} scores, from 0 on")
-    return len(options.classes)
-
-
-def choose_classes(surgeon: Surgeon[Any], logits: Logits, options: Options) -> Choice:
-    """Add the choice of the classes that get a map; None for all."""
-    if options.classes is not None:
-        return named_classes(surgeon, logits.value, logits.classes, options.classes)
-    return None if options.top_k is None else best_classes(surgeon, logits.value, logits.classes, options.top_k)
 
 
 def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -43,11 +44,10 @@ def _side(surgeon: Surgeon[V], side: Side) -> Size:
     op = surgeon.ops
     size = size_of(op, surgeon.handle(side.value), side.value, side.axis)
     if isinstance(size, int):
-        return size * side.times // side.over
-    if side.times == side.over:
-        return size
-    times, over = (op.constant(np.array([number], np.int64)) for number in (side.times, side.over))
-    return op.div(op.mul(size, times), over)
+        return (size + side.plus) // side.over
+    plus, over = (op.constant(np.array([number], np.int64)) for number in (side.plus, side.over))
+    size = op.add(size, plus) if side.plus else size
+    return op.div(size, over) if side.over > 1 else size
 
 
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
@@ -73,6 +73,11 @@ def positions(surgeon: Surgeon[V], feature: V, layout: FeatureMap) -> V:
     if total is None:
         raise ValueError("a feature map has a grid")
     return total
+
+
+def total(op: Ops[V], parts: Iterable[V]) -> V:
+    """The sum of parts, of which there is one at least, each added when it is made."""
+    return reduce(op.add, parts)
 
 
 def before_transpose(value: Value) -> tuple[Value, tuple[int, ...]] | None:

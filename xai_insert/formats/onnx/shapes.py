@@ -51,12 +51,13 @@ class Inferred:
         return value.dtype or self.types.get(value.name or "")
 
 
-def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
+def infer(model: ir.Model, input_shapes: Mapping[str, Shape], *, by_runtimes: bool = True) -> Inferred:
     """Sizes and element types; `model` is unchanged.
 
     Args:
         model: the model to study.
         input_shapes: sizes of graph inputs that are to be taken instead of the stored ones.
+        by_runtimes: whether to ask onnxruntime and OpenVINO for what ONNX's inference does not tell.
     """
     values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
     light = _without_weights(model)
@@ -67,7 +68,7 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
     names = {value.name for value in values}
     shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in more_shapes.items() if name in names)
     types.update((name, kind) for name, kind in more_types.items() if name in names)
-    if _is_incomplete(model, shapes):
+    if by_runtimes and _is_incomplete(model, shapes):
         known, kinds, at_one_batch = _of_runtime(light, shapes)
         shapes.update(known)
         types = {**kinds, **types}

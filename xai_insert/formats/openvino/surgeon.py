@@ -194,7 +194,7 @@ class OpenVINOSurgeon:
         for output in twin.outputs():
             output.set_names(set())
 
-    def repeat(self, runs: int, body: Callable[[ov.Output], ov.Output], width: int) -> ov.Output:
+    def repeat(self, runs: int | ov.Output, body: Callable[[ov.Output], ov.Output], width: int) -> ov.Output:
         del width
         run = opset.parameter([], ov.Type.i64)
         twins, keeps = self._twins, self._keep_float32
@@ -207,7 +207,8 @@ class OpenVINOSurgeon:
         yes = opset.constant(np.array(True))
         read = list(inner.parameters.items())
         model = ov.Model([opset.result(yes), opset.result(stacked)], [run, *inner.parameters.values()], "positions")
-        loop = ov_loop(self.ops.constant(np.array(runs, np.int64)), self.ops.constant(np.array(True)))
+        count = self.ops.constant(np.array(runs, np.int64)) if isinstance(runs, int) else self.ops.reshape(runs, [])
+        loop = ov_loop(count, self.ops.constant(np.array(True)))
         loop.set_function(model)
         loop.set_special_body_ports([0, 0])
         for value, parameter in read:
@@ -234,9 +235,13 @@ class OpenVINOSurgeon:
     def _apart(self, value: ov.Output) -> ov.Output:
         """`value`, read in a way that leaves the precision of what is before it alone, see `Ops.isolated`."""
         sizes = [-1 if size.is_dynamic else size.get_length() for size in value.get_partial_shape()]
-        if not sizes or not value.get_element_type().is_real() or sizes[-1] < 1 or sizes.count(-1) > 1:
-            return value
         op = self.ops
+        if not sizes or not value.get_element_type().is_real():
+            return value
+        if len(sizes) == 4 and sizes[1] > 0 and -1 in sizes[2:]:
+            return op.isolated(value, sizes[1], is_map=True)
+        if sizes[-1] < 1 or sizes.count(-1) > 1:
+            return value
         if -1 not in sizes:
             sizes[0] = -1  # the batch may be changed yet
         return op.reshape(op.isolated(op.reshape(value, [-1, sizes[-1]]), sizes[-1]), sizes)
