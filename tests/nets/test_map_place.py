@@ -141,4 +141,5 @@ def test_no_more_than_two_whole_models_are_compiled(name, monkeypatch):
     monkeypatch.setattr(kind, "between", lambda self, *args: parts.append(args) or between(self, *args))
     assert insert(SHAPES / name).report.place == "blocks"
     assert len(whole) == 2
-    assert all(features for features, _ in parts)  # heads alone
+    # Heads alone; where sizes are open, also what gives the features that such a head is run on.
+    assert sum(not features for features, *_ in parts) <= (name == "shapes_cnn.onnx")
