@@ -12,7 +12,7 @@ from xai_insert.graph.cutting import cut, joined, of_rows, rolled
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.strided import is_identity_scatter
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.view import Graph, Node, Op, Value, volume
 
 Traced = dict[Value, Axes]
 _Rule = Callable[[Node, Any, "_Operands"], Sequence[Axes]]
@@ -189,14 +189,10 @@ def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
 def _known(node: Node, shape: Sequence[int | None]) -> Sequence[int | None]:
     """A shape with one unknown size less, where the operand's sizes tell it."""
     before = node.read(0).shape
-    if before is None or sum(size is None for size in shape) != 1 or None in before:
+    total, rest = volume((None,) if before is None else before), volume([size for size in shape if size is not None])
+    if total is None or sum(size is None for size in shape) != 1 or not rest or total % rest:
         return shape
-    total, rest = 1, 1
-    for size in before:
-        total *= size or 0
-    for size in shape:
-        rest *= 1 if size is None else size
-    return [total // rest if size is None and rest and total % rest == 0 else size for size in shape]
+    return [total // rest if size is None else size for size in shape]
 
 
 def _permuted(node: Node, kind: kinds.Permutation, given: _Operands) -> Sequence[Axes]:
