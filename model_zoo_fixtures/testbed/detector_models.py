@@ -60,8 +60,9 @@ def definition(levels, reported, labels, middle):
 class Net:
     """A detector with anchors on two levels that reports its best boxes, or those that suppression leaves.
 
-    Where `report` is `late`, boxes are decoded only of the best locations of each level. `wide` are the sides of the
-    anchors in cells; given, boxes are cut off at the image, and a late one finds its anchors by indices of their own.
+    Where `report` is `late`, boxes are decoded only of the best locations of each level; where it is `elements`, of
+    the best scores of all classes and levels, as EfficientDet does it. `wide` are the sides of the anchors in cells;
+    given, boxes are cut off at the image, and a late one finds its anchors by indices of their own.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Net:
     ):
         self.wide = wide
         self.exclusive, self.decoded, self.reported, self.anchors_first = exclusive, decoded, reported, anchors_first
-        b = Builder(batch="N" if report == "rows" else 1, size=(SIDE, SIDE))
+        b = Builder(batch="N" if report in ("rows", "elements") else 1, size=(SIDE, SIDE))
         x = b.backbone()
         x = b.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
         maps = [x, b.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])]
@@ -87,6 +88,9 @@ class Net:
             self.model = self.late(b, offsets, scores, centres, count_baked)
             return
         joined = b.node("Concat", *scores, axis=1)
+        if report == "elements":
+            self.model = self.of_elements(b, b.node("Concat", *offsets, axis=1), joined, np.concatenate(centres))
+            return
         probabilities = b.node("Softmax", joined, axis=2) if exclusive else b.node("Sigmoid", joined)
         if exclusive:  # the first class is the background
             probabilities = b.node("Slice", probabilities, b.const([1]), b.const([CLASSES]), b.const([2]))
@@ -168,6 +172,26 @@ class Net:
             boxes.append(both)
         whole = b.node("Unsqueeze", b.node("Concat", *boxes, axis=0), b.const([0]))
         return self.suppressed(b, whole, b.node("Unsqueeze", b.node("Concat", *kept, axis=0), b.const([0])))
+
+    def of_elements(self, b, offsets, scores, priors):
+        """`[N, M, 6]`, in one join of sides, score and label."""
+        top, places = b.node("TopK", b.node("Flatten", scores), b.const([MOST]), axis=1, outputs=2)
+        classes = b.const(np.array(CLASSES))
+        label = b.node("Cast", b.node("Mod", places, classes), to=TensorProto.FLOAT)
+        rows = b.node("Expand", b.node("Unsqueeze", b.node("Div", places, classes), b.const([2])), b.const([1, 1, 4]))
+        ones = b.node("ConstantOfShape", b.node("Shape", offsets), value=onnx.numpy_helper.from_array(np.float32([1])))
+        anchors = b.node("Mul", ones, b.const(priors.astype(np.float32)[None]))
+        moves, anchors = (b.node("GatherElements", x, rows, axis=1) for x in (offsets, anchors))
+        (dx, dy, dw, dh), (x, y, w, h) = (
+            [b.node("Gather", value, b.const(np.array(column)), axis=2) for column in range(4)]
+            for value in (moves, anchors)
+        )
+        centres = [b.node("Add", at, b.node("Mul", move, size)) for at, move, size in ((x, dx, w), (y, dy, h))]
+        half = b.const(np.float32(0.5))
+        halves = [b.node("Mul", b.node("Mul", size, b.node("Exp", grow)), half) for size, grow in ((w, dw), (h, dh))]
+        sides = [b.node(op, at, side) for op in ("Sub", "Add") for at, side in zip(centres, halves, strict=True)]
+        joined = [*sides, b.node("Sigmoid", top), label]
+        return b.model(b.node("Concat", *(b.node("Unsqueeze", value, b.const([2])) for value in joined), axis=2))
 
     def report_as(self, b, boxes):
         if self.decoded == self.reported:

@@ -44,16 +44,22 @@ class Net:
         report: `raw` logits and boxes, `scores` for logits, `shares` without that of no object, or the `best` boxes,
             scores and labels.
         turned: whether, of one image, the queries stand before the batch for a layer, turned by reshapes as IRs do.
+        assigned: whether, of one image, they are written over another array, element by element, as IRs do.
     """
 
-    def __init__(self, look, report, *, turned=False):
-        b = self.b = Builder(size=SIZE, batch=1 if turned else "N")
+    def __init__(self, look, report, *, turned=False, assigned=False):
+        b = self.b = Builder(size=SIZE, batch=1 if turned or assigned else "N")
         self.look, self.report, self.samples, self.read = look, report, [], []
         fine = b.backbone()
         maps = [fine, b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])]
         x = self.attended(b.weight(1, QUERIES, WIDTH), maps[1], GRIDS[1])
         if turned:
             x = b.node("Add", x, self.linear(self.among_queries(x), WIDTH))
+        if assigned:
+            count = QUERIES * WIDTH
+            flat, where = b.node("Reshape", x, b.const([-1])), b.const(np.arange(count)[:, None])
+            x = b.node("ScatterND", b.const(np.zeros(count, np.float32)), where, flat)
+            x = b.node("Reshape", x, b.const([1, QUERIES, WIDTH]))
         x = self.attended(x, maps[0], GRIDS[0]) if look == "dense" else self.sampled(x, maps)
         logits, boxes = self.linear(x, CLASSES), b.node("Sigmoid", self.linear(x, 4))
         self.logits = logits

@@ -9,6 +9,7 @@ import pytest
 from model_zoo_fixtures.testbed import models
 from model_zoo_fixtures.testbed.vector_models import assert_close, run
 from xai_insert import Options, insert
+from xai_insert.errors import MisplacedMapError
 
 CELL, GRID, WIDTH = 3, 4, 8  # of images of 12x12
 CELLS = GRID * GRID
@@ -179,6 +180,18 @@ NETWORKS = {
     "members": members,
     "masked samples": masked_samples,
 }
+
+
+def test_rows_turned_round_by_a_stored_matrix_are_refused():
+    """No rule follows a product with a stored matrix, as token mixers have it: the blocks tell."""
+
+    def network(b):
+        x = b.node("Relu", b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2]))
+        turned = b.node("MatMul", b.const(np.eye(models.SIDE // 2, dtype=np.float32)[::-1].copy()), x)
+        return pooled(b, b.node("Add", b.node("Mul", x, b.const(np.float32(0.2))), turned))
+
+    with pytest.raises(MisplacedMapError, match="do not lie where"):
+        insert(models.classifier(network, batch=1))
 
 
 def alone(image, cell):

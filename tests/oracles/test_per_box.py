@@ -22,12 +22,13 @@ from xai_insert import Options, errors, insert
         (False, True, "cxcywh", "xyxy", "lists"),
         (True, False, "cxcywh", "cxcywh", "lists"),
         (False, False, "xyxy", "xyxy", "late"),
+        (False, False, "xyxy", "xyxy", "elements"),
     ],
 )
 def test_definition(tmp_path, kind, anchors_first, exclusive, decoded, reported, report):
     net = Net(anchors_first=anchors_first, exclusive=exclusive, decoded=decoded, reported=reported, report=report)
     rng = np.random.default_rng(3)
-    images = rng.standard_normal((2 if report == "rows" else 1, 3, SIDE, SIDE), dtype=np.float32)
+    images = rng.standard_normal((2 if report in ("rows", "elements") else 1, 3, SIDE, SIDE), dtype=np.float32)
     path = tmp_path / "net.onnx"
     onnx.save(net.model, path)
     model = net.model if kind == "onnx" else ov.Core().read_model(path)
@@ -35,13 +36,28 @@ def test_definition(tmp_path, kind, anchors_first, exclusive, decoded, reported,
     outputs = oracle.run(result.model, images)
     maps = outputs["saliency_map_per_box"]
     first, *rest = list(outputs.values())
-    if report == "rows":
+    if report in ("rows", "elements"):
         boxes, labels = first[..., :4], first[..., 5].astype(int) + exclusive
     else:
         boxes, labels = first[None], rest[0].astype(int)[None] - 1 + exclusive
     assert boxes.shape[1] >= 3
     expected = net.expected(values(path, net.heads, images), images, boxes, labels)
     assert expected.max((2, 3)).min() > 0.05  # every box has voters
+    np.testing.assert_allclose(maps, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_boxes_of_chosen_scores_in_a_fixed_batch(tmp_path, kind):
+    """EfficientDet: elements are taken for each image on its own, so any batch will do."""
+    net = Net(anchors_first=True, exclusive=False, decoded="xyxy", reported="xyxy", report="elements")
+    images = np.random.default_rng(5).standard_normal((2, 3, SIDE, SIDE), dtype=np.float32)
+    onnx.save(net.model, tmp_path / "net.onnx")
+    model = models.as_format(net.model, kind)
+    name = "image" if kind == "onnx" else model.input(0).any_name
+    result = insert(model, Options(per_box=True, output_dtype="f32", input_shapes={name: (2, 3, SIDE, SIDE)}))
+    first, *_, maps = oracle.run(result.model, images).values()
+    plain = values(tmp_path / "net.onnx", net.heads, images)
+    expected = net.expected(plain, images, first[..., :4], first[..., 5].astype(int))
     np.testing.assert_allclose(maps, expected, atol=2e-5)
 
 
@@ -117,6 +133,14 @@ def test_refused_where_the_number_of_chosen_locations_is_built_in(kind):
 def test_refused_without_reported_boxes():
     with pytest.raises(errors.UnsupportedTaskError, match="reports the boxes"):
         insert(DETECTOR, Options(per_box=True))
+
+
+def test_refused_with_the_batch_that_it_wants():
+    """One list of chosen locations: of several images it would not be known whose they are."""
+    net = Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="late")
+    net.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    with pytest.raises(errors.ShapeUnknownError, match="batch of 1, --input-shape image:1"):
+        insert(net.model, Options(per_box=True))
 
 
 def test_refused_for_a_classifier():

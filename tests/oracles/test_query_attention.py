@@ -36,9 +36,10 @@ def test_definition(tmp_path, look, report, kind):
 
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("look", ["dense", "grid"])
-def test_queries_that_stood_before_the_batch(tmp_path, look, kind):
-    """LW-DETR as IR: a batch of one is left behind in the axis of the queries."""
-    net = Net(look, "scores", turned=True)
+@pytest.mark.parametrize("form", ["turned", "assigned"])
+def test_queries_in_forms_of_irs(tmp_path, look, form, kind):
+    """LW-DETR: a batch of one is left behind in the axis of the queries. RF-DETR: they are assigned, `x[:] = y`."""
+    net = Net(look, "scores", **{form: True})
     onnx.save(net.model, tmp_path / "net.onnx")
     image = np.random.default_rng(3).standard_normal((1, 3, *SIZE), dtype=np.float32)
     result = insert(models.as_format(net.model, kind), Options(per_box=True, output_dtype="f32"))

@@ -6,8 +6,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from xai_insert.formats.backend import load
-from xai_insert.graph.cuts import activations
+from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.pattern import Miss, fitted
+from xai_insert.graph.strided import counts_rows
+from xai_insert.graph.view import Op
 from xai_insert.locate.attention import find_attentions, near_miss
 from xai_insert.locate.collapse import GENERALISED, Collapse, feature_before, grid_ends
 from xai_insert.locate.places import find_places
@@ -156,3 +158,39 @@ def test_a_token_that_is_the_mean_of_the_others(build, lacks, tmp_path):
     view = graph(tmp_path, build, row=(1, 1, WIDTH))
     found = fitted(MEAN_QUERY, view.nodes[-1], tokens=TOKENS + 1)
     assert (found.what if isinstance(found, Miss) else None) == lacks
+
+
+def test_a_walk_takes_each_once_the_last_found_first():
+    following = {1: [2, 3], 2: [4], 3: [4, 1], 4: []}
+    assert list(walk([1], following.__getitem__)) == [1, 3, 4, 2]
+    assert list(walk([], following.__getitem__)) == []
+
+
+def test_what_reads_sizes_is_no_reader_of_elements(tmp_path):
+    view = graph(tmp_path, [("Relu", ["x"], "y", {}), ("Shape", ["y"], "sizes", {}), ("Tanh", ["y"], "z", {})])
+    relu = view.named("y")
+    assert relu.only_use.node.name == "z"
+    assert relu.made_by(Op.ELEMENTWISE, Op.CONV) is relu.producer
+    assert relu.made_by(Op.CONV) is None
+    assert view.inputs[0].made_by(*Op) is None
+
+
+@pytest.mark.parametrize(("stride", "first", "is_counted"), [(4, 0, True), (3, 0, False), (4, 1, False)])
+def test_rows_that_are_counted(stride, first, is_counted, tmp_path):
+    """Places `stride * n + 0, 1, 2, 3` for as many rows as there are; others overlap, or begin elsewhere."""
+    numbers = {"zero": first, "one": 1, "stride": stride, "column": [1], "places": [0, 1, 2, 3]}
+    build = [("Constant", [], name, _number(value)) for name, value in numbers.items()]
+    build += [
+        ("Shape", ["x"], "sizes", {}),
+        ("ReduceMax", ["sizes"], "count", {"keepdims": 0}),
+        ("Range", ["zero", "count", "one"], "rows", {}),
+        ("Mul", ["rows", "stride"], "starts", {}),
+        ("Unsqueeze", ["starts", "column"], "lines", {}),
+        ("Add", ["lines", "places"], "all", {}),
+    ]
+    view = graph(tmp_path, build, ("rows", TOKENS, WIDTH))
+    assert counts_rows(view.outputs[0], 4) is is_counted
+
+
+def _number(value):
+    return {"value_ints": value} if isinstance(value, list) else {"value_int": value}

@@ -15,6 +15,9 @@ from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
 
+MOST_TWICE = 32 << 20
+"""Bytes of weights up to which two compiled models may be in memory."""
+
 
 class Runner(Protocol):
     """A compiled model."""
@@ -105,8 +108,12 @@ class LoadedModel(Protocol):
             ModelFileError: it does not read the file.
         """
 
-    def later(self) -> Callable[[], Runner]:
-        """What compiles the model as it is now, in any thread, whatever is done to the model meanwhile."""
+    def later(self, weights: int) -> Callable[[], Runner] | None:
+        """What compiles the model as it is now, in any thread, whatever is done to the model meanwhile.
+
+        Args:
+            weights: bytes of its weights. Of large ones None, so that no two of them are compiled at a time.
+        """
 
     def between(self, features: Sequence[Value], results: Sequence[Any], *, is_rounded: bool = True) -> Runner:
         """Compile only what lies between `features` and the handles `results`.

@@ -3,7 +3,8 @@
 An axis is a product of digits, the major one first, as in a number of mixed radix; a digit is a part of an origin: the
 batch, the rows or the columns of the image, or something else (channels, heads, queries, members, what was mixed). A
 reshape splits and merges digits, a transpose reorders them; where factors do not come out, the origin is lost, not
-guessed, and where cells of the image were torn apart, no residual brings it back. Cell i of rows or columns lies at pixel `stride * i + offset` of the image. Equal sizes mean nothing.
+guessed, and where cells of the image were torn apart, no residual brings it back. Cell i of rows or columns lies at
+pixel `stride * i + offset` of the image. Equal sizes mean nothing.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
+from xai_insert.graph.strided import is_identity_scatter
 from xai_insert.graph.view import Graph, Node, Op, Value
 
 Traced = dict[Value, Axes]
@@ -240,8 +241,7 @@ def _split(node: Node, kind: kinds.Parts, given: _Operands) -> Sequence[Axes]:
 
 
 def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
-    source, shape = given.axes(0), given.shape()
-    middle: tuple[Axis, ...]
+    source, shape, middle = given.axes(0), given.shape(), tuple[Axis, ...]()
     if kind.rank == 0:
         taken = picked(source[kind.axis], kind.indices) if kind.indices else ()
         around = of_rows((*source[: kind.axis], taken, *source[kind.axis + 1 :]))
@@ -337,11 +337,11 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
 
 def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     source, points = given.axes(0), given.axes(1)
-    if len(source) != 4 or len(points) != 4:
+    if (len(source), len(points)) != (4, 4):
         return _lost(node, kind, given)
-    is_warped = all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3]))
-    placed = [ax.elsewhere(size) for size in given.shape()[2:]] if is_warped else points[1:3]
-    return [(source[0], source[1], *placed)]
+    if all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3])):  # warped
+        return [(source[0], source[1], *map(ax.elsewhere, given.shape()[2:]))]
+    return [(source[0], source[1], points[1], points[2])]
 
 
 def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
@@ -359,12 +359,12 @@ def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
 
 def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     data, updates = node.operand(0), node.operand(2)
-    if data is None or updates is None or data.shape is None or updates.shape is None:
-        return _lost(node, kind, given)
-    if data.shape[1:] != updates.shape[1:]:
+    if is_identity_scatter(data, node.operand(1), updates):
+        return [given.axes(2)]
+    if data is None or updates is None or None in (data.shape, updates.shape) or data.sizes[1:] != updates.sizes[1:]:
         return _lost(node, kind, given)
     rows = [axes[1:] for value in (data, updates) if (axes := given.found(value)) is not None]
-    return [(given.axes(0)[0], *join_all(rows, len(data.shape) - 1))]
+    return [(given.axes(0)[0], *join_all(rows, len(data.sizes) - 1))]
 
 
 def _controlled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:

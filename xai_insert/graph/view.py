@@ -330,17 +330,3 @@ def slice_attrs(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int],
     if start < 0:
         return {}
     return {"axis": axis, "start": start, "end": end if 0 <= end < 1 << 31 else None}
-
-
-def is_identity_gather(data: Value | None, indices: Value | None) -> bool:
-    """Whether a Gather takes every element of a vector in order: a reshape that exporters write for strided views."""
-    if (
-        data is None
-        or indices is None
-        or data.rank != 1
-        or indices.shape is None
-        or data.shape != (volume(indices.shape),)
-    ):
-        return False
-    order = constant_of(indices, limit=1 << 20)
-    return order is not None and np.array_equal(order.reshape(-1), np.arange(order.size))

@@ -24,31 +24,47 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
 
     Args:
         surgeon: the model being edited.
-        graph: its view; its batch is 1.
+        graph: its view.
     """
     images = image_inputs(graph)
     dependent = activations(graph, images)
     local, _ = local_values(graph, dependent, find_heads(graph, images))
-    made = {index: _every_row(surgeon, node) for index, node in _choices(graph, dependent, local).items()}
+    choosing = _choosing(graph, dependent, local)
+    made = {node.output: surgeon.handle(node.read(0)) for node in choosing if node.op is Op.TAKE}
+    for node in choosing:
+        if node.op is Op.GATHER and node.read(1) not in made:
+            made[node.read(1)] = _every_row(surgeon, node)
+    boxes: dict[Value, V] = {}
     for node in graph.nodes:
         if not any(value in made for value in node.operands):
             continue
         is_way = all(value in made or value in local or value not in dependent for value in node.operands)
         if is_way and (_takes_all(node, dependent, made) or not selects(node, dependent)):
             made.update(zip(node.outputs, _again(surgeon, node, made), strict=True))
-    return {value: handle for value, handle in made.items() if _may_be_boxes(value)}
+        elif (joined := _joined_sides(surgeon, node, made)) is not None:
+            boxes[node.output] = joined
+    return boxes | {value: handle for value, handle in made.items() if _may_be_boxes(value)}
 
 
-def _choices(graph: Graph, dependent: set[Value], local: Container[Value]) -> dict[Value, Node]:
-    """By their indices, the nodes that take locations, or anchors of the locations that are taken."""
+def _joined_sides(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> V | None:
+    """The four sides of boxes that a node joins with scores and labels of what was chosen; None if it does not."""
+    rank = node.output.rank or 0
+    sides = [value for value in node.operands if value in made]
+    widths = [value.sizes[-1] for value in sides if "float" in value.dtype]
+    if node.op is not Op.CONCAT or node.attrs.get("axis") != rank - 1 or widths != [1] * _BOX or len(sides) != _BOX:
+        return None
+    return surgeon.ops.concat([made[value] for value in sides], axis=rank - 1)
+
+
+def _choosing(graph: Graph, dependent: set[Value], local: Container[Value]) -> list[Node]:
+    """The nodes that take locations, or anchors of the locations that are taken."""
     choosing = [node for node in graph.nodes if _chooses(node, dependent)]
     ranked = {_ranking(node.read(1), dependent) for node in choosing if node.read(0) in local} - {None}
-    found: dict[Value, Node] = {}
-    for node in choosing:
-        are_anchors = node.read(0) not in dependent and _ranking(node.read(1), dependent) in ranked
-        if node.read(0) in local or are_anchors:
-            found.setdefault(node.read(1), node)
-    return found
+    return [
+        node
+        for node in choosing
+        if node.read(0) in local or (node.read(0) not in dependent and _ranking(node.read(1), dependent) in ranked)
+    ]
 
 
 def _takes_all(node: Node, dependent: set[Value], made: Mapping[Value, V]) -> bool:
@@ -59,6 +75,8 @@ def _takes_all(node: Node, dependent: set[Value], made: Mapping[Value, V]) -> bo
 def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:
     """A node's results for all rows."""
     sizes = node.output.sizes
+    if "new_axes" in node.attrs:  # holds no numbers of rows
+        return surgeon.copy(node, [made[node.read(0)], *(surgeon.handle(value) for value in node.operands[1:])])
     if node.op is Op.RESHAPE and len(sizes) in (2, 3) and (width := sizes[-1]) == node.read(0).sizes[-1] and width:
         # Rows stay rows, of which it may hold the number of those chosen.
         return [surgeon.ops.reshape(made[node.read(0)], [*[1] * (len(sizes) - 2), -1, width])]
@@ -71,17 +89,36 @@ def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence
 
 def _chooses(node: Node, dependent: set[Value]) -> bool:
     """Whether a node takes some rows of its first operand, as the image says."""
+    if node.op is Op.TAKE:
+        return len(node.operands) > 1 and node.read(1) in dependent and _takes_rows(node)
     return node.op is Op.GATHER and node.read(1) in dependent and node.read(1).rank in (1, 2)
 
 
+def _takes_rows(node: Node) -> bool:
+    """Whether elements are taken by one index for all columns of a row, so that whole rows `[N, rows, columns]` are."""
+    data, index = node.read(0), node.read(1)
+    if data.rank != 3 or index.sizes != node.output.sizes or index.sizes[2] is None or data.sizes[2] != index.sizes[2]:
+        return False
+    while (made := index.producer) is not None and made.op in (Op.CAST, Op.IDENTITY):
+        index = made.read(0)
+    return made is not None and made.op is Op.EXPAND and made.read(0).sizes[-1:] == (1,)
+
+
 def _ranking(index: Value, dependent: set[Value]) -> Node | None:
-    """The ranking that indices come from, moved to where an image's rows begin as they may be."""
-    while (node := index.producer) is not None and node.op is not Op.TOPK:
-        sources = [value for value in node.operands if value in dependent]
-        if len(sources) != 1:
+    """The ranking that indices come from, by arithmetic and moved to where an image's rows begin as they may be."""
+    found: set[Node] = set()
+    stack, seen = [index], {index}
+    while stack:
+        node = stack.pop().producer
+        if node is None:
             return None
-        index = sources[0]
-    return node
+        if node.op is Op.TOPK:
+            found.add(node)
+            continue
+        sources = {value for value in node.operands if value in dependent} - seen
+        seen |= sources
+        stack += sources
+    return found.pop() if len(found) == 1 else None
 
 
 def _every_row(surgeon: Surgeon[V], node: Node) -> V:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -72,6 +73,11 @@ def positions(surgeon: Surgeon[V], feature: V, layout: FeatureMap) -> V:
     if total is None:
         raise ValueError("a feature map has a grid")
     return total
+
+
+def total(op: Ops[V], parts: Iterable[V]) -> V:
+    """The sum of parts, of which there is one at least, each added when it is made."""
+    return reduce(op.add, parts)
 
 
 def before_transpose(value: Value) -> tuple[Value, tuple[int, ...]] | None:

@@ -36,6 +36,14 @@ _WHOLE = 0.9  # of boxes that have an area; the others lie at the edge, where th
 # boxes larger than the image, which are cut off to all of it whatever their location says, are to be small.
 _SHIFTS = ((0.0, 0.0), (1.0, 0.0), (0.0, -3.0), (0.0, -25.0))
 _WANTED = "--per-box wants a detector that decodes a box at every location and reports some of them with labels"
+# How far a search has come, and what would bring it on.
+_LIMITS = (
+    "no boxes were found that follow the locations of the class scores",
+    "no value holds boxes around the locations of the class scores; where they are decoded outside of the model, "
+    "export it with decoding and suppression inside",
+    "none of the outputs reports the boxes that are decoded, with labels; where all are returned, export the model "
+    "with suppression inside",
+)
 
 
 @dataclass(frozen=True)
@@ -75,15 +83,7 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
         raise UnsupportedTaskError(f"{_WANTED}; here several heads, or products with embeddings, score a location")
     try:
         return _voters(_Search(loaded, graph, found, size, {}))
-    except UnsupportedTaskError as err:
-        if found.batch is None:
-            name = image_inputs(graph)[0].name
-            err.args = (
-                f"{err}; boxes that are decoded where the model has selected want a batch of 1, --input-shape "
-                f"{name}:1,...",
-            )
-        if found.batch != 1:
-            raise
+    except UnsupportedTaskError:
         surgeon = loaded.surgeon(keep_float32=True)
         try:
             late = boxes_everywhere(surgeon, graph)
@@ -97,13 +97,13 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
 
 
 def _voters(search: _Search) -> BoxVoters:
-    problem = ""
+    farthest = 0
     for shift in _SHIFTS:
-        try:
-            return search.voters(*shift)
-        except UnsupportedTaskError as err:
-            problem = str(err)
-    raise UnsupportedTaskError(problem)
+        found = search.voters(*shift)
+        if isinstance(found, BoxVoters):
+            return found
+        farthest = max(farthest, found)
+    raise UnsupportedTaskError(f"{_WANTED}; {_LIMITS[farthest]}")
 
 
 class _Search:
@@ -125,14 +125,18 @@ class _Search:
         self.probe = HeadProbe(loaded, self.heads, [*self.decoded, *outputs])
         self.batched = found.batch is not None and found.batch > 1
 
-    def voters(self, shift: float, smaller: float) -> BoxVoters:
-        """Decoded and reported boxes, looked for with all boxes moved by `shift` and their sides by `smaller` too."""
+    def voters(self, shift: float, smaller: float) -> BoxVoters | int:
+        """Decoded and reported boxes, looked for with all boxes moved by `shift` and their sides by `smaller` too.
+
+        Returns:
+            What was found, or how far the search came, as in `_LIMITS`.
+        """
         feeds = self._silent(shift, smaller)
         quiet = self.probe.run(feeds)
         options = [list(self._level(index, feeds, quiet)) for index in range(len(self.found.levels))]
         if not all(options):
-            raise UnsupportedTaskError(f"{_WANTED}; no boxes were found that follow the locations of the class scores")
-        problem = f"{_WANTED}; no value holds boxes around the locations of the class scores"
+            return 0
+        farthest = 1
         counts = [math.prod(grid_sides(item)) * item.channels.anchors for item in self.found.levels]
         for chosen in choices(options, counts):
             for meaning in self._formats(chosen, quiet):
@@ -145,8 +149,8 @@ class _Search:
                     levels = [replace(level, value=self.late.get(level.value, level.value)) for level in chosen]
                     exclusive = self._is_exclusive(feeds, quiet)
                     return BoxVoters(tuple(levels), meaning, bounds, boxes, exclusive, is_late)
-                problem = f"{_WANTED}; none of the outputs reports the boxes that are decoded, with labels"
-        raise UnsupportedTaskError(problem)
+                farthest = 2
+        return farthest
 
     def _require_one_image(self, boxes: ReportedBoxes) -> None:
         if boxes.value.rank == 2 and self.found.batch != 1:

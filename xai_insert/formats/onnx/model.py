@@ -17,7 +17,7 @@ import onnx_ir.passes.common as passes
 import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
-from xai_insert.formats.backend import Removed, Runner
+from xai_insert.formats.backend import MOST_TWICE, Removed, Runner
 from xai_insert.formats.guard import moderate, taking_apart
 from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
@@ -94,10 +94,13 @@ class OnnxModel:
         return self._surgeon
 
     def runner(self) -> OnnxRunner:
-        return self.later()()
+        return OnnxRunner(self._prepared())
 
-    def later(self) -> Callable[[], OnnxRunner]:
-        return partial(OnnxRunner, prepared(self._given or self.native, self._source))
+    def later(self, weights: int) -> Callable[[], OnnxRunner] | None:
+        return None if weights > MOST_TWICE else partial(OnnxRunner, self._prepared())
+
+    def _prepared(self) -> Callable[[], ort.InferenceSession]:
+        return prepared(self._given or self.native, self._source)
 
     def elsewhere(self) -> Runner | None:
         if importlib.util.find_spec("openvino") is None:

@@ -15,6 +15,7 @@ from xai_insert.formats.openvino.attributes import attributes, slices
 from xai_insert.formats.openvino.reader import read
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph.operators import Regroup
+from xai_insert.graph.strided import is_identity_gather
 from xai_insert.graph.view import (
     Graph,
     Node,
@@ -22,7 +23,6 @@ from xai_insert.graph.view import (
     Shape,
     Use,
     Value,
-    is_identity_gather,
 )
 
 _PACKED = {
