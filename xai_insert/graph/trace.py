@@ -350,10 +350,11 @@ def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
         return _lost(node, kind, given)
     for axis, shift in zip(kind.axes, kind.shifts, strict=False):
         old = made[axis]
-        if len(old) == 1 and old[0].origin.is_place and old[0].step == 1 and old[0].size == old[0].origin.size:
-            made[axis] = ax.of(rolled(old[0].origin, -shift))
+        origin = ax.coarse(old[0]) if len(old) == 1 and old[0].origin.is_place else None
+        if origin is not None:
+            made[axis] = ax.of(rolled(origin, -shift))
         elif ax.has_place(old):
-            made[axis] = ax.elsewhere(ax.axis_size(old))
+            made[axis] = ax.other(ax.axis_size(old))
     return [tuple(made)]
 
 
