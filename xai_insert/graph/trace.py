@@ -182,20 +182,7 @@ def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     if added and len(shape) == len(source) + len(added):
         kept = iter(source)
         return [tuple(() if axis in added else next(kept) for axis in range(len(shape)))]
-    return [ax.interleaved(ax.regroup(source, _known(node, shape)))]
-
-
-def _known(node: Node, shape: Sequence[int | None]) -> Sequence[int | None]:
-    """A shape with one unknown size less, where the operand's sizes tell it."""
-    before = node.read(0).shape
-    if before is None or sum(size is None for size in shape) != 1 or None in before:
-        return shape
-    total, rest = 1, 1
-    for size in before:
-        total *= size or 0
-    for size in shape:
-        rest *= 1 if size is None else size
-    return [total // rest if size is None and rest and total % rest == 0 else size for size in shape]
+    return [ax.interleaved(ax.regroup(source, ax.completed(node.read(0).shape, shape)))]
 
 
 def _permuted(node: Node, kind: kinds.Permutation, given: _Operands) -> Sequence[Axes]:
@@ -334,6 +321,11 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
     return [tuple(made)]
 
 
+def _folded(node: Node, kind: kinds.Folded, given: _Operands) -> Sequence[Axes]:
+    found = ax.folded(given.axes(0), kind.sides, given.shape())
+    return _lost(node, kind, given) if found is None else [found]
+
+
 def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     source, points = given.axes(0), given.axes(1)
     if len(source) != 4 or len(points) != 4:
@@ -395,5 +387,6 @@ _RULES: Mapping[type, _Rule] = {
     kinds.Rolled: _rolled,
     kinds.Sampled: _sampled,
     kinds.Scattered: _scattered,
+    kinds.Folded: _folded,
     kinds.ControlFlow: _controlled,
 }
