@@ -11,6 +11,8 @@ import pytest
 
 import xai_insert
 from xai_insert.form import Form
+from xai_insert.formats.onnx import vocabulary as onnx_words
+from xai_insert.formats.openvino import vocabulary as openvino_words
 from xai_insert.graph import operators, traits
 from xai_insert.options import AUTO, METHODS
 
@@ -82,12 +84,20 @@ LAYERS = {
     "tasks": FACTS,
     "methods.base": FACTS,
     "methods.of_classifier": FACTS,
+    "methods.of_classes": FACTS,
     "methods.of_frames": FACTS,
     "methods.of_gradients": FACTS,
     "methods.named": FACTS,
     "tasks.choose": FACTS | {"registry"},
 }
-DECISIONS = ("methods.base", "methods.of_classifier", "methods.of_frames", "methods.of_gradients", "methods.named")
+DECISIONS = (
+    "methods.base",
+    "methods.of_classes",
+    "methods.of_classifier",
+    "methods.of_frames",
+    "methods.of_gradients",
+    "methods.named",
+)
 """Rooms of `methods` that stand above the tasks, where formulas stand below them."""
 
 
@@ -125,25 +135,48 @@ def test_nobody_decides_by_the_name_of_a_method_or_a_form(name):
             assert not compared & known, f"{name}:{node.lineno}"
 
 
-KNOW_OPERATORS = ("graph", "formats", "methods.lifting", "methods.gradients")
-"""Rooms where rules for single operators stand: families, readers, batching, derivatives."""
+KNOW_OPERATORS = ("graph", "methods.lifting", "methods.gradients")
+"""Rooms where rules for single operators stand: families, batching, derivatives."""
+KNOW_TYPES = (
+    *("formats.onnx.vocabulary", "formats.onnx.reader", "formats.onnx.attributes", "formats.onnx.upgrade"),
+    *("formats.onnx.decompositions", "formats.onnx.fused", "formats.onnx.quantised"),
+    *("formats.openvino.vocabulary", "formats.openvino.reader", "formats.openvino.attributes"),
+)
+"""Likewise for the operators of one format: its words, readers, decompositions."""
 MOST_OPERATORS = 3
 
 
 @for_each(sorted(MODULES))
 def test_families_of_operators_have_one_home(name):
-    """A list of more stands in graph/traits.py under a name that says what its members have in common."""
-    if any(is_in(name.removeprefix("xai_insert."), room) for room in KNOW_OPERATORS):
+    """A list of more stands in graph/traits.py under a name that says what its members have in common.
+
+    Of types of one format, in its vocabulary.py.
+    """
+    if any(is_in(name.removeprefix("xai_insert."), room) for room in (*KNOW_OPERATORS, *KNOW_TYPES)):
         return
-    families = {*vars(traits), *vars(operators)}
     for node in ast.walk(tree_of(MODULES[name])):
-        if isinstance(node, (ast.Set, ast.Tuple, ast.List)):
-            members = [
-                item for item in node.elts if isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name)
-            ]
-            listed = [item.attr for item in members if item.value.id == "Op"]
-            listed += [item.id for item in node.elts if isinstance(item, ast.Name) and item.id in families]
-            assert len(listed) <= MOST_OPERATORS, f"{name}:{node.lineno}: {', '.join(listed)}"
+        listed = sorted(filter(is_operator, members(node)))
+        assert len(listed) <= MOST_OPERATORS, f"{name}:{node.lineno}: {', '.join(listed)}"
+
+
+FAMILIES = {item for module in (traits, operators) for item in vars(module) if item[0].isupper()}
+TYPES = {*onnx_words.OPS, *openvino_words.OPS, *onnx_words.WEIGHTED, *onnx_words.WITHOUT_KERNEL, *traits.WITH_BODIES}
+
+
+def is_operator(word):
+    kind, _, rest = word.rpartition(".")
+    return kind == "Op" or rest in (TYPES if kind == "type" else FAMILIES)
+
+
+def members(node):
+    """What a list, a set, the keys of a mapping or a union of these name, words of the source with `type.` before."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return members(node.left) | members(node.right)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("frozenset", "set"):
+        return {word for item in node.args for word in members(item)}
+    elements = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
+    words = {f"type.{item.value}" for item in elements if isinstance(item, ast.Constant)}
+    return words | {ast.unparse(item) for item in elements if isinstance(item, (ast.Name, ast.Attribute))}
 
 
 MOST_PATHS = 19

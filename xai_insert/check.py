@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.alongside import Alongside
 from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
-from xai_insert.graph.proportion import most_bytes
+from xai_insert.graph.proportion import most_bytes, weight_bytes
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.tasks.plan import Masking
 
 Array = npt.NDArray[Any]
 _SEED = 0
-_MOST_POSITIONS, _IMAGE_RANKS = 4, (4, 5)
+_MOST_POSITIONS, _MANY_POSITIONS, _IMAGE_RANKS = 4, 64, (4, 5)
 _MOST_SECONDS, _BYTES_PER_SECOND = 12.0, 1 << 28
 _BATCH = 2  # where the model leaves it open
 # Another order of summation moves a float32 logit by some 1e-6 of the largest; half precision rounds at 1e-3.
@@ -60,18 +62,36 @@ def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
     return runner.run(random_feeds(runner), seconds)
 
 
-def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
+@contextmanager
+def plain_outputs(loaded: LoadedModel, graph: Graph) -> Iterator[Callable[[], list[Array]]]:
     """Outputs of the model before anything is inserted, for one random input.
+
+    A small model is compiled and run beside what is done in the context; of a large one there would be two in memory.
+    What is given waits for them.
 
     Raises:
         CheckFailedError: the model does not run.
         TimeLimitError: it does not finish; a damaged or hostile one may loop for ever.
     """
+    later = loaded.later(weight_bytes(graph))
+    compiled = later or loaded.runner
+
+    def run() -> list[Array]:
+        try:
+            runner = compiled()
+        except CheckFailedError as err:
+            raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
+        return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
+
+    if later is None:
+        outputs = run()
+        yield lambda: outputs
+        return
+    call = Alongside(run)
     try:
-        runner = loaded.runner()
-    except CheckFailedError as err:
-        raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
-    return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
+        yield call.result
+    finally:
+        call.wait()
 
 
 def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array], declared: Sequence[Shape]) -> float:
@@ -186,13 +206,17 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
         maps, scores, *chosen = runner.run({**features, **rest})
     maps = maps.reshape(*maps.shape[:2], -1)
     count = maps.shape[2]
+    if count > _MANY_POSITIONS:  # what masks are run for are the scores; maps of many positions take longer than they
+        runner, place = model.between(definition.features, [logits]), 0
+    else:
+        place = 1
     scale, worst = float(np.abs(definition.read(scores, scores)).max()), 0.0
     for position in rng.choice(count, min(count, _MOST_POSITIONS), replace=False):
         kept = {
             name: feature * definition.mask(feature.shape, int(position)).astype(feature.dtype)
             for name, feature in features.items()
         }
-        expected = definition.read(runner.run({**kept, **rest})[1], scores)
+        expected = definition.read(runner.run({**kept, **rest})[place], scores)
         expected = expected.reshape(maps.shape[0], -1).astype(np.float64)
         scale = max(scale, float(np.abs(expected).max()))
         wanted = np.take_along_axis(expected, chosen[0].astype(np.int64), axis=1) if chosen else expected

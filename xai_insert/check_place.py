@@ -48,7 +48,7 @@ Move = tuple[bool, tuple[bool, bool], tuple[bool, bool]]
 
 _SEED = 1
 _SIZE = 224  # where the model leaves it open
-_BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.9, 0.6), (0.55, 0.5))  # rows and columns, in parts of the grid
+_BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.55, 0.5), (0.9, 0.6))  # rows and columns, in parts of the grid
 _FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
 _REACH = 1.5  # cells between the block and what changes most
 _CLEAR = 2.0  # the largest change over the median one, from which on blocks count
@@ -231,22 +231,23 @@ def _is_proof(given: Sequence[Answer]) -> bool:
     are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
     if are_clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
         return True
-    return _match(given, _AS_SAID)
+    return _match(given, _AS_SAID) and not _is_elsewhere(given)
 
 
 def _is_doubt(given: Sequence[Answer]) -> bool:
     """Whether what changed is clearly elsewhere; rounding to a few levels alone can look so, another time otherwise."""
+    return _is_elsewhere(given) or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+
+
+def _is_elsewhere(given: Sequence[Answer]) -> bool:
+    """Whether what changed most is far from most blocks, or where one and the same move puts them all."""
     clear = [answer for answer in given if answer.contrast >= _CLEAR]
     far = [answer for answer in clear if answer.is_far]
-    are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
-    are_far = are_clear and len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
-    if (
-        are_clear
-        and len(far) >= _FEWEST_FAR
-        and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES)
-    ):
+    if len(clear) < max(_ENOUGH * len(given), _FEWEST_BLOCKS):
+        return False
+    if len(far) >= _FEWEST_FAR and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES):
         return True
-    return are_far or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+    return len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
 
 
 def _is_near(answer: Answer, move: Move) -> bool:

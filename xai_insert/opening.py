@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import LoadedModel
-from xai_insert.graph.view import Graph
-from xai_insert.locate.inputs import image_axes, image_inputs
+from xai_insert.graph.view import Graph, Value, fixed
+from xai_insert.locate.inputs import image_axes, image_inputs, image_size
+from xai_insert.locate.layout import FeatureMap, Side
 from xai_insert.options import Options
 from xai_insert.tasks.choose import make_plan
 from xai_insert.tasks.plan import Plan
@@ -31,26 +33,91 @@ class Opened:
     follows: bool
 
 
-def opened_sizes(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options) -> Opened | None:
+def opened_sizes(
+    loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, *, sides: bool = True
+) -> Opened | None:
     """Open the sides of the image for the time of the insertion, so that the map follows a later reshape.
 
-    The batch alone where the plan is for one size of the image, but would be for one batch as well. None, and nothing
-    is open, where the model, the format or the plan is for the sizes that there are.
+    The batch alone where the plan is for one size of the image, but would be for one batch as well, and where `sides`
+    is False. None, and nothing is open, where the model, the format or the plan is for the sizes that there are.
     """
-    sizes = {image: image_axes(image) if plan.may_follow else (0,) for image in image_inputs(graph)}
-    is_fixed = all(None not in (image.sizes[axis] for axis in axes) for image, axes in sizes.items())
-    if not ((plan.may_follow or plan.keeps_batch) and is_fixed and loaded.open_sizes(sizes)):
+    opened = _opened(loaded, graph, plan, options, follows=True) if sides and plan.may_follow else None
+    return opened or (_opened(loaded, graph, plan, options, follows=False) if plan.keeps_batch else None)
+
+
+def _opened(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, *, follows: bool) -> Opened | None:
+    images = image_inputs(graph)
+    axes: dict[Value, tuple[int, ...]] = {image: image_axes(image) if follows else (0,) for image in images}
+    is_fixed = all(image.sizes[axis] is not None for image in images for axis in axes[image])
+    if plan.keeps_batch:
+        axes = {image: (0, *image_axes(image)) if follows else (0,) for image in images}
+    if not (is_fixed and loaded.open_sizes(axes)):
         return None
     try:
         open_graph = loaded.view()
         other = make_plan(loaded, open_graph, options)
         if _choice(other) == _choice(plan):
-            found = other.following(plan, graph, open_graph) if plan.may_follow else other
-            return Opened(open_graph, found, plan.may_follow)
+            found = _following(loaded, graph, plan, open_graph, other) if follows else other
+            return Opened(open_graph, found, follows)
     except XaiInsertError as err:
         logger.info("the map is for one size of the image: %s", err)
     loaded.close_sizes()
     return None
+
+
+def _following(loaded: LoadedModel, graph: Graph, plan: Plan, open_graph: Graph, other: Plan) -> Plan:
+    closed, placed = image_inputs(graph)[0], plan.found.placed()
+    pixels, sides = image_size(closed), None
+    if pixels is not None and placed:
+        sides = _sides(loaded, image_inputs(open_graph)[0], pixels, placed[0], other.found.placed()[0].value)
+    return other.following(plan, graph, open_graph, sides or ())
+
+
+def _sides(
+    loaded: LoadedModel, image: Value, pixels: tuple[int, int], closed: FeatureMap, value: Value
+) -> tuple[Side, ...] | None:
+    """How height and width of a grid follow from those of the image; None where they do not follow by whole strides.
+
+    Layers of a stride s give `(n + plus) // s` cells, one behind the other too.
+    """
+    strides = [stride for stride, _ in closed.frame.lines or ()]
+    if not strides or any(stride < 1 or stride % 1 for stride in strides):
+        return None
+    axes = image_axes(image)
+
+    def cells(sizes: Sequence[int]) -> list[int] | None:
+        found = loaded.sizes_at(value, {image: dict(zip(axes, sizes, strict=True))})
+        return None if found is None else fixed([found[axis] for axis in closed.grid_axes])
+
+    whole = [int(stride) for stride in strides]
+    plus = _plus(whole, pixels, fixed(closed.grid), cells)
+    if plus is None:
+        return None
+    far = [2 * n + 1 for n in pixels]
+    if cells(far) != [(n + more) // stride for n, more, stride in zip(far, plus, whole, strict=True)]:
+        return None
+    return tuple(Side(image, *item) for item in zip(axes, plus, whole, strict=True))
+
+
+def _plus(
+    strides: Sequence[int],
+    pixels: Sequence[int],
+    counts: Sequence[int],
+    cells: Callable[[Sequence[int]], list[int] | None],
+) -> list[int] | None:
+    """See `_sides`: how many pixels more leave the number of cells as it is, by halving."""
+    low, high = [0, 0], [stride - 1 for stride in strides]
+    while low != high:
+        middle = [(a + b + 1) // 2 for a, b in zip(low, high, strict=True)]
+        found = cells([n + more for n, more in zip(pixels, middle, strict=True)])
+        if found is None:
+            return None
+        for index, (size, known) in enumerate(zip(found, counts, strict=True)):
+            if size == known:
+                low[index] = middle[index]
+            else:
+                high[index] = middle[index] - 1
+    return [s * (n + 1) - 1 - p - k for s, n, p, k in zip(strides, counts, pixels, low, strict=True)]
 
 
 def _choice(plan: Plan) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ KernelName = Literal["gaussian", "point"]
 ReferenceName = Literal["self", "input"]
 FormName = Literal["auto", "closed", "masked"]
 OutputDtype = Literal["u8", "f32"]
+RuntimeName = Literal["own", "openvino"]
 Kind = Literal["flag", "name", "choice", "count", "share", "size", "shapes", "classes"]
 
 AUTO = "auto"
@@ -22,6 +23,7 @@ KERNELS: tuple[str, ...] = get_args(KernelName)
 REFERENCES: tuple[str, ...] = get_args(ReferenceName)
 FORMS: tuple[str, ...] = get_args(FormName)
 OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
+RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,14 @@ class Options:
         metadata=_about("Write without comparing before and after.", "flag", flag="--no-check", for_all=True),
     )
     """Whether to run the plain and the inserted model and refuse a model that does not behave as promised."""
+    check_in: RuntimeName = field(
+        default="own",
+        metadata=_about(
+            "openvino: an ONNX result must give the same map there.", "choice", choices=RUNTIMES, for_all=True
+        ),
+    )
+    """Whether the check also has OpenVINO, where it is installed, read and run what was inserted into an ONNX model;
+    importing it takes longer than a small insertion."""
     given: tuple[str, ...] | None = None
     """Names of the options that were set on purpose, though perhaps to their default: a model for which one of them
     does nothing is refused. None: those that differ from their defaults."""
@@ -297,7 +307,7 @@ class Options:
         return cls(**chosen)
 
 
-_OF_THE_CALL = frozenset({"input_shapes", "check", "given", "class_embeddings"})
+_OF_THE_CALL = frozenset({"input_shapes", "check", "check_in", "given", "class_embeddings"})
 """Options of which nothing is seen in the inserted model, or which are part of its inputs or its constants."""
 
 OPTIONS: dict[str, Option] = {

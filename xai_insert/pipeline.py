@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, run_plain
+from xai_insert.check import CheckResult, plain_outputs
 from xai_insert.errors import (
     AlreadyInsertedError,
     CannotFreeBatchError,
@@ -27,7 +28,7 @@ from xai_insert.graph.shape import format_shape
 from xai_insert.graph.view import Graph, Value
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_axes, image_inputs
-from xai_insert.methods.scaling import least_and_greatest, map_axes, to_bytes
+from xai_insert.methods.scaling import least_and_greatest, to_bytes_in_parts
 from xai_insert.opening import Opened, opened_sizes
 from xai_insert.options import Options, settled
 from xai_insert.outputs import add_feature_vector, add_range, finished
@@ -171,22 +172,55 @@ def insert_loaded(
     with stages("plan"):
         plans = planned(loaded, graph, options)
     passed("located")
-    plain = None
-    if options.check and not dry_run:
+    if dry_run or not options.check:
+        passed("run")
+        return _attempts(fresh, loaded, graph, plans, options, source, stages)
+    with ExitStack() as stack:
         with stages("check"):
-            plain = run_plain(loaded, graph)
-    passed("run")
+            plain = _telling(stack.enter_context(plain_outputs(loaded, graph)), passed)
+        try:
+            return _attempts(fresh, loaded, graph, plans, options, source, stages, plain)
+        except XaiInsertError:
+            plain()  # what is wrong with the model itself comes first
+            raise
+
+
+def _telling(given: Callable[[], Sequence[Any]], passed: Callable[[str], None]) -> Callable[[], Sequence[Any]]:
+    """`given`, and `passed` is told when it has been asked for the first time."""
+
+    @cache
+    def first() -> Sequence[Any]:
+        outputs = given()
+        passed("run")
+        return outputs
+
+    return first
+
+
+def _attempts(
+    fresh: Callable[[], LoadedModel],
+    loaded: LoadedModel,
+    graph: Graph,
+    plans: Sequence[Planned],
+    options: Options,
+    source: str,
+    stages: Stages,
+    plain: Callable[[], Sequence[Any]] | None = None,
+) -> tuple[LoadedModel, Report]:
+    """Splice and check what was planned; see `insert_loaded`."""
     with stages("plan"):
         opened = opened_sizes(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
-    if opened is not None:
+    while opened is not None:
         try:
             return loaded, _carry_out(loaded, plans, options, source, plain, stages, opened)
         except XaiInsertError as err:
-            logger.info("the map is for one size of the image: %s", err)
+            logger.info("the map is for one %s: %s", "size of the image" if opened.follows else "batch", err)
         with stages("load"):
             loaded = fresh()
+            graph = loaded.view()
         with stages("plan"):
-            plans = planned(loaded, loaded.view(), options)
+            plans = planned(loaded, graph, options)
+            opened = opened_sizes(loaded, graph, plans[0].plan, options, sides=False) if opened.follows else None
     try:
         return loaded, _carry_out(loaded, plans, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:
@@ -207,7 +241,7 @@ def _carry_out(
     plans: Sequence[Planned],
     options: Options,
     source: str,
-    plain: Sequence[Any] | None,
+    plain: Callable[[], Sequence[Any]] | None,
     stages: Stages,
     opened: Opened | None = None,
 ) -> Report:
@@ -270,7 +304,7 @@ def _add_map(
     rank = len(plan.map_shape)
     ends = least_and_greatest(surgeon.ops, saliency, rank) if options.range else None
     if options.output_dtype == "u8":
-        in_bytes = branch.in_bytes or partial(to_bytes, surgeon.ops, axes=map_axes(rank))
+        in_bytes = branch.in_bytes or partial(to_bytes_in_parts, surgeon.ops, shape=plan.map_shape)
         saliency = in_bytes(saliency)
     if branch.spread is not None:
         saliency = branch.spread(saliency)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, random_feeds, require_varied, run_random
 from xai_insert.check_derivative import check_derivative
 from xai_insert.check_map import map_shows_place
 from xai_insert.check_place import places_of
+from xai_insert.check_runtimes import require_same_elsewhere
 from xai_insert.check_time import require_times
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.locate.inputs import image_inputs
@@ -23,7 +24,7 @@ def prove(
     plans: Sequence[Planned],
     branches: Sequence[Branch],
     options: Options,
-    plain: Sequence[Any],
+    plain: Callable[[], Sequence[Any]],
     opened: Opened | None,
 ) -> CheckResult:
     """Compare with the plain model and the definition, and change blocks of the image.
@@ -33,22 +34,25 @@ def prove(
         plans: what was planned, for each image input.
         branches: what was added.
         options: those of the insertion.
-        plain: outputs of the plain model for a random input.
+        plain: gives the outputs of the plain model for a random input.
         opened: the plan with open sides, if that was carried out.
 
     Raises:
         XaiInsertError: what is refuted.
     """
     runner = loaded.runner()
+    before = plain()  # which ends in time, so that the inserted model does
     outputs = run_random(runner)
     if branches[0].raw is None:
-        return CheckResult(check_outputs(plans[0].graph, plain, outputs, []), None, None)
+        return CheckResult(check_outputs(plans[0].graph, before, outputs, []), None, None)
     declared = [branches[0].plan.map_shape, *(output.shape for output in branches[0].outputs.values())]
-    moved = check_outputs(plans[0].graph, plain, outputs, declared)
-    first, shown = len(plain), list[tuple[Any, bool]]()
+    moved = check_outputs(plans[0].graph, before, outputs, declared)
+    first, shown = len(before), list[tuple[Any, bool]]()
     for item, branch in zip(plans, branches, strict=True):
         shown.append((outputs[first], _is_shown(item, runner, outputs, first)))
         first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
+    if options.check_in == "openvino":
+        require_same_elsewhere(loaded, random_feeds(runner), plans[0].graph.output_names, outputs)
     del runner  # no two whole models at a time in memory
     off, places = list[float | None](), list[str | None]()
     for item, branch, (maps, is_shown) in zip(plans, branches, shown, strict=True):

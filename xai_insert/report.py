@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the command line prints reports without planning
     from xai_insert.tasks.plan import Plan
 
 REPORT_VERSION = 1
+_FEW, _MANY = 5, 10  # classes that a report offers instead of all, and how many times as many there must be
 
 
 class Stages:
@@ -60,6 +62,8 @@ class Report:
         beside: of several image inputs, the maps of the second and those behind it: `{output, input, shape, form,
             target}` each.
         mflops: extra work per image.
+        cheaper: `{option, mflops, bytes_per_image}` of the same model with the maps of the best classes alone; empty
+            where there are few classes or no choice.
         check: `done`; `left out` by the options; `not yet`, of a dry run, which does not run what it would insert:
             where a closed form turns out not to be the definition, masked runs will take its place.
         output_difference: see `CheckResult`; None if not checked.
@@ -94,6 +98,7 @@ class Report:
     saliency_map: Mapping[str, Any] = field(default_factory=dict)
     beside: Sequence[Mapping[str, Any]] = ()
     mflops: float | None = None
+    cheaper: Mapping[str, Any] = field(default_factory=dict)
     check: str = ""
     output_difference: float | None = None
     map_difference: float | None = None
@@ -132,6 +137,9 @@ class Report:
             *(("beside", _other(item)) for item in self.beside),
             ("cost", "follows the input" if self.mflops is None else f"{self.mflops:.1f} MFLOPs per image"),
         ]
+        if self.cheaper:
+            work, size = (self.cheaper[key] for key in ("mflops", "bytes_per_image"))
+            lines.append(("cheaper", f"{self.cheaper['option']}: {work:.1f} MFLOPs, {size:,} bytes per image"))
         if self.check:
             lines.append(("checked", self._checked()))
         return lines
@@ -190,13 +198,11 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
     """
     cells = [size for size in plan.map_shape[1:] if size is not None]
     whole = len(cells) == len(plan.map_shape) - 1
-    count = 1
-    for size in cells:
-        count *= size
+    size = math.prod(cells) * (1 if output_dtype == "u8" else 4) if whole else None
     saliency = {
         "shape": plan.map_shape,
         "dtype": output_dtype,
-        "bytes_per_image": count * (1 if output_dtype == "u8" else 4) if whole else None,
+        "bytes_per_image": size,
         "rectangle": plan.rectangle(),
     }
     return {
@@ -206,8 +212,18 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
         "reason": plan.reason,
         "saliency_map": saliency if plan.map_shape else {},
         "mflops": plan.mflops,
+        "cheaper": _cheaper(plan, size),
         **plan.describe(),
     }
+
+
+def _cheaper(plan: Plan, size: int | None) -> dict[str, Any]:
+    """What the maps of a few classes alone would cost, where there are many."""
+    work = plan.work_for(_FEW)
+    classes = plan.map_shape[1] if len(plan.map_shape) > 1 else None
+    if work is None or size is None or classes is None or classes < _MANY * _FEW:
+        return {}
+    return {"option": f"--top-k {_FEW}", "mflops": work, "bytes_per_image": size // classes * _FEW}
 
 
 def to_json(reports: list[Report]) -> str:

@@ -7,8 +7,8 @@ as ever; the map of the file is to be that map.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.check import relative_difference
+from xai_insert.check_runtimes import LEAST_BETWEEN_RUNTIMES, compared, correlation_elsewhere
 from xai_insert.errors import CheckFailedError, ModelFileError, XaiInsertError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner, load
@@ -33,7 +34,7 @@ from xai_insert.tasks.per_box import PER_BOX
 Outputs = Mapping[str, npt.NDArray[Any]]
 _SEED = 0
 _SCALES = (1.0, 64.0)  # of the random images: models take pixels in units of their own
-_LEAST_CORRELATION, _LEAST_BETWEEN_RUNTIMES, _SAME_PREDICTIONS = 0.99, 0.999, 1e-3
+_LEAST_CORRELATION = 0.99
 _MOST_MOVED = {"float16": 1e-2, "bfloat16": 5e-2}  # half precision rounds at 1e-3, and anew where kernels are merged
 _DEFAULT_MOST_MOVED = 1e-5
 
@@ -139,7 +140,10 @@ def verify(model: Any) -> Verification:
         maps = [_named([*others, *own], again.run(feed))[SALIENCY_MAP] for feed in feeds]
         correlation, difference = compared(maps, [found[SALIENCY_MAP] for found in outputs])
         marked = removed.is_marked if fresh.keeps_float32 else None
-    between = _in_openvino(model, names, feeds, outputs) if whole.format_name == "ONNX" else None
+    between = None
+    if isinstance(model, (str, Path)):
+        with suppress(CheckFailedError, ModelFileError):
+            between = correlation_elsewhere(whole, feeds, outputs, SALIENCY_MAP)
     found = Verification(
         moved,
         correlation,
@@ -181,7 +185,7 @@ def _off(found: Verification, refused: str) -> Iterator[str]:
         yield text + (why if found.rounding else "")
     if found.is_marked is False:
         yield "the branch has lost the mark that keeps it in float32 where a device computes in half precision"
-    if found.openvino_correlation is not None and found.openvino_correlation < _LEAST_BETWEEN_RUNTIMES:
+    if found.openvino_correlation is not None and found.openvino_correlation < LEAST_BETWEEN_RUNTIMES:
         yield f"OpenVINO gives another map than onnxruntime, correlation {found.openvino_correlation:.4f}"
 
 
@@ -249,45 +253,3 @@ def afresh(plain: Any, options: Options, maps: npt.NDArray[Any]) -> LoadedModel:
     if None in sides or sides == wanted or options.saliency_size is not None:
         return loaded
     return insert_loaded(plain, replace(options, saliency_size=(wanted[0], wanted[1])), "")[0]
-
-
-def compared(wanted: Sequence[npt.NDArray[Any]], found: Sequence[npt.NDArray[Any]]) -> tuple[float, float]:
-    """Mean correlation of the maps that vary, and the largest difference relative to the largest element.
-
-    Args:
-        wanted: arrays `[..., h, w]`.
-        found: those to compare; of other shapes they correlate by 0 and differ without bound.
-    """
-    correlations: list[float] = []
-    difference = 0.0
-    for right, given in zip(wanted, found, strict=True):
-        if right.shape != given.shape:
-            return 0.0, float("inf")
-        a, b = (np.asarray(item, np.float64).reshape(-1, *item.shape[-2:]) for item in (right, given))
-        difference = max(difference, relative_difference(a, b))
-        for x, y in zip(a, b, strict=True):
-            if np.ptp(x) or np.ptp(y):
-                is_flat = not (np.ptp(x) and np.ptp(y))
-                correlations.append(0.0 if is_flat else float(np.corrcoef(x.ravel(), y.ravel())[0, 1]))
-    return float(np.mean(correlations)) if correlations else 1.0, difference
-
-
-def _in_openvino(
-    model: Any, names: Sequence[str], feeds: Sequence[Mapping[str, npt.NDArray[Any]]], outputs: Sequence[Outputs]
-) -> float | None:
-    """How far OpenVINO, which reads ONNX too, gives the same maps; None if it predicts something else, or nothing."""
-    if not isinstance(model, (str, Path)) or importlib.util.find_spec("openvino") is None:
-        return None
-    try:
-        runner = load(model, {}, Path("converted.xml")).runner()
-        found = [
-            _named(names, runner.run(dict(zip(map(str, range(len(feed))), feed.values(), strict=True))))
-            for feed in feeds
-        ]
-    except (CheckFailedError, ModelFileError):
-        return None
-    pairs = list(zip(outputs, found, strict=True))
-    others = [name for name in names if name not in own_outputs(names)]
-    if any(relative_difference(a[name], b[name]) > _SAME_PREDICTIONS for a, b in pairs for name in others):
-        return None
-    return compared(*([item[SALIENCY_MAP] for item in side] for side in (outputs, found)))[0]

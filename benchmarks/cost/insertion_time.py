@@ -4,9 +4,10 @@
 
 MODEL is the path of a plain `.xml` or `.onnx`, or the id of a fixture of the model zoo. Both sides are run in turn,
 after a run of each that is not counted. The time of `insert_file` is split into the calls that it makes: `compile` is
-the plain and the inserted model, `run` one run of each, `definition` the map against masked runs of the model's head,
-`place` the proof of the map's place; `+place` is what insertion takes with it over without, in the same rounds. On a
-busy machine `--processor` counts the processor's time, that of all threads, instead.
+the plain and the inserted model, `run` one run of each; a small plain model has a thread of its own, and `wait` is what
+is left of that when its outputs are asked for. `definition` is the map against masked runs of the model's head, `place`
+the proof of the map's place; `+place` is what insertion takes with it over without, in the same rounds. On a busy
+machine `--processor` counts the processor's time, that of all threads, instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ from benchmarks.lib.tables import Row, Setting, text_table, write_json, write_ma
 from benchmarks.lib.timing import Ratio, paired_ratio
 from benchmarks.lib.variants import resolve
 from xai_insert import check, pipeline, prove
+from xai_insert.alongside import Alongside
 from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import load
 from xai_insert.pipeline import insert_file
@@ -38,10 +41,11 @@ from xai_insert.pipeline import insert_file
 _FUNCTIONS = {
     pipeline: {"load": "read", "planned": "locate", "opened_sizes": "locate", "splice": "splice"},
     check: {"run_random": "run"},  # of the plain model
+    Alongside: {"result": "wait"},
     prove: {"run_random": "run", "check_definition": "definition", "map_shows_place": "place", "places_of": "place"},
 }
 _METHODS = {"view": "view", "runner": "compile", "save": "write"}
-STAGES = ("read", "view", "locate", "splice", "compile", "run", "definition", "place", "write", "other")
+STAGES = ("read", "view", "locate", "splice", "compile", "wait", "run", "definition", "place", "write", "other")
 
 Clock = Callable[[], float]
 Seconds = dict[str, float]
@@ -90,7 +94,7 @@ class Result:
 
 
 class Stages:
-    """Adds up the time of named calls; what one of them calls in turn is not counted again."""
+    """Adds up the time of named calls of the main thread; what one of them calls in turn is not counted again."""
 
     def __init__(self, clock: Clock) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -101,7 +105,7 @@ class Stages:
         """`function`, timed."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self._inside:
+            if self._inside or threading.current_thread() is not threading.main_thread():
                 return function(*args, **kwargs)
             self._inside = True
             start = self.clock()
@@ -131,7 +135,6 @@ def measure(
     source: Path, rounds: int, folder: Path, clock: Clock
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Seconds by stage, with `total` and `other`, of every round of insertion and of the reference."""
-    reference = _onnx_reference if source.suffix == ".onnx" else _openvino_reference
     backend = type(load(source, {}))
     inserted = folder / f"inserted{source.suffix}"
     insertions, references = [], []
@@ -152,6 +155,11 @@ def _total(stages: Stages, call: Callable[[], object]) -> dict[str, float]:
     call()
     total = stages.clock() - start
     return {**stages.seconds, "total": total, "other": total - sum(stages.seconds.values())}
+
+
+def reference(source: Path, folder: Path, stages: Stages) -> None:
+    """Read a plain model, compile it once and write it, in its format's own runtime."""
+    (_onnx_reference if source.suffix == ".onnx" else _openvino_reference)(source, folder, stages)
 
 
 def _openvino_reference(source: Path, folder: Path, stages: Stages) -> None:
@@ -183,8 +191,8 @@ def measure_model(model: str, rounds: int, clock: Clock = time.perf_counter) -> 
             insertions, references = measure(source, rounds, folder, clock)
         except (XaiInsertError, RuntimeError, ValueError) as err:
             return Result(name, error=(str(err).strip().splitlines() or [type(err).__name__])[-1])
-        files = (source, source.with_suffix(".bin"), Path(f"{source}.data"))
-        size = sum(path.stat().st_size for path in files if path.is_file())
+        weights = Path(f"{source}.data") if source.suffix == ".onnx" else source.with_suffix(".bin")
+        size = sum(path.stat().st_size for path in (source, weights) if path.is_file())
     ours = np.array([seconds["total"] for seconds in insertions])
     theirs = np.array([seconds["total"] for seconds in references])
     without = ours - np.array([seconds.get("place", 0.0) for seconds in insertions])

@@ -11,6 +11,8 @@ from model_zoo_fixtures.testbed import oracle
 from xai_insert import Options, insert
 
 RAW = Options(output_dtype="f32")
+WANTED = Options(output_dtype="f32", check=False)
+"""Of the plain twin, whose map is the right one."""
 
 
 D, HEADS, TOKENS = 32, 4, 17

@@ -12,7 +12,9 @@ from model_zoo_fixtures.testbed.nets.detectors import generate
 
 QUICK = range(10)
 SEEDS = [*range(100), 121, 173, 277]  # 121 and 173 have key points; of 277 two levels have one size and one class
-SEEDS += [283, 659, 736]  # scores times an objectness like them, attributes as many as classes, bins beside four classes
+SEEDS += [283, 659, 736]  # scores times an objectness, attributes as many as classes, bins beside four classes
+SEEDS += [827, 837, 905]  # boxes and raw scores of queries four wide, heads parted among outputs, two segmentations
+SEEDS += [1017, 1142, 1439, 1465]  # key points, four sigmoid scores of tokens, anchors that vary, results that vary
 RIGHT = 0.8  # the others are refused
 
 

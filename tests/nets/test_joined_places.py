@@ -9,6 +9,7 @@ import pytest
 from model_zoo_fixtures.testbed import models
 from model_zoo_fixtures.testbed.vector_models import assert_close, run
 from xai_insert import Options, insert
+from xai_insert.errors import MisplacedMapError
 
 CELL, GRID, WIDTH = 3, 4, 8  # of images of 12x12
 CELLS = GRID * GRID
@@ -117,7 +118,57 @@ def masked_samples(b):
     return b.node("ReduceMean", x, axes=[1], keepdims=0)
 
 
+def beside(other, *, added=False):
+    """Features joined with what another stream makes of them, whose cells lie elsewhere."""
+
+    def network(b):
+        x = patches(b)
+        if added:
+            return pooled(b, mixed(b, b.node("Add", b.node("Mul", x, b.const(np.float32(0.3))), other(b, x))))
+        return pooled(b, mixed(b, b.node("Concat", x, other(b, x), axis=1), 2 * WIDTH), 2 * WIDTH)
+
+    return network
+
+
+def mirrored(b, x):
+    return b.node("Gather", x, b.const(np.arange(GRID)[::-1].copy()), axis=3)
+
+
+def difference_to_mirrored(b, x):
+    return b.node("Sub", x, mirrored(b, x))
+
+
+def warped(b, x):
+    line = (np.arange(GRID) + 0.5) * 2 / GRID - 1
+    rows, columns = np.meshgrid(line, -line, indexing="ij")
+    grid = np.stack([columns, rows], axis=-1)[None].astype(np.float32)
+    return b.node("GridSample", x, b.const(grid), align_corners=0)
+
+
+def shuffled_by_parts(b, x):
+    parts = b.node("Transpose", reshaped(b, x, 1, WIDTH, 2, GRID // 2, GRID), perm=[0, 1, 3, 2, 4])
+    return reshaped(b, parts, 1, WIDTH, GRID, GRID)
+
+
+def in_another_order(b, x):
+    order = np.random.default_rng(5).permutation(CELLS)
+    rows = b.node("Gather", reshaped(b, x, 1, WIDTH, CELLS), b.const(order), axis=2)
+    return reshaped(b, rows, 1, WIDTH, GRID, GRID)
+
+
+def torn(b, x):
+    """Channels-last values read as channels-first."""
+    x = reshaped(b, b.node("Transpose", x, perm=[0, 2, 3, 1]), 1, WIDTH, GRID, GRID)
+    return b.node("Conv", x, b.weight(WIDTH, WIDTH, 1, 1))
+
+
 NETWORKS = {
+    "difference to the mirrored": beside(difference_to_mirrored),
+    "warped": beside(warped),
+    "warped, added": beside(warped, added=True),
+    "shuffled by parts": beside(shuffled_by_parts),
+    "in another order": beside(in_another_order),
+    "torn, added": beside(torn, added=True),
     "parts rolled in two ways": rolled_parts(1, 3),
     "parts rolled, the last as the first": rolled_parts(1, 3, 1, 3),
     "parts rolled, one of them not": rolled_parts(1, 3, 0, 1),
@@ -129,6 +180,18 @@ NETWORKS = {
     "members": members,
     "masked samples": masked_samples,
 }
+
+
+def test_rows_turned_round_by_a_stored_matrix_are_refused():
+    """No rule follows a product with a stored matrix, as token mixers have it: the blocks tell."""
+
+    def network(b):
+        x = b.node("Relu", b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2]))
+        turned = b.node("MatMul", b.const(np.eye(models.SIDE // 2, dtype=np.float32)[::-1].copy()), x)
+        return pooled(b, b.node("Add", b.node("Mul", x, b.const(np.float32(0.2))), turned))
+
+    with pytest.raises(MisplacedMapError, match="do not lie where"):
+        insert(models.classifier(network, batch=1))
 
 
 def alone(image, cell):

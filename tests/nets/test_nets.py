@@ -14,9 +14,8 @@ PLACES = ((0.3, 0.2), (0.85, 0.4), (0.5, 0.8))  # of three blocks, none symmetri
 MIXING = {"body mixer", "body transformer"}
 
 
-def _values(sample, target, images):
+def _values(sample, session, images):
     """What stands at the first masked value, for the first image where the batch is free."""
-    session = _session(sample, target.features[0].name)
     groups = [images] if sample.static else [images[i : i + 1] for i in range(len(images))]
     return session.run(None, {"image": groups[0]})[0]
 
@@ -31,7 +30,7 @@ def _session(sample, name):
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _moved(sample, target, row, column):
+def _moved(sample, target, session, before, row, column):
     """The cell that changes most, if the image changes around a place of the map; rows and columns in its frame."""
     height, width = target.grid
     images = sample.images()
@@ -47,7 +46,7 @@ def _moved(sample, target, row, column):
         spans[axis] = slice(round(start), max(round(start + size * (high - low) / cells), round(start) + 1))
     changed = images.copy()
     changed[tuple(spans)] += 4.0
-    moved = np.abs(_values(sample, target, changed) - _values(sample, target, images))
+    moved = np.abs(_values(sample, session, changed) - before)
     labels = target.features[0].labels
     labels = np.broadcast_to(labels, moved.shape) if labels.shape[0] == 1 else labels
     if labels.shape != moved.shape:
@@ -64,9 +63,11 @@ def found():
         sample = generate(seed)
         for target in sample.targets[-1:]:
             height, width = target.grid
+            session = _session(sample, target.features[0].name)
+            before = _values(sample, session, sample.images())
             for place in PLACES:
                 row, column = int(place[0] * height), int(place[1] * width)
-                cell = _moved(sample, target, row, column)
+                cell = _moved(sample, target, session, before, row, column)
                 for tag in sample.tags:
                     kinds[tag].append(max(abs(cell[0] - row), abs(cell[1] - column)) <= 1)
     return kinds

@@ -17,6 +17,7 @@ from model_zoo_fixtures.testbed.fused_models import (
     RAW,
     TOKENS,
     TRANSFORMERS,
+    WANTED,
     D,
     assert_same_map,
     convolutional,
@@ -64,7 +65,7 @@ def test_layers_that_compute_and_round_at_once(name, per_channel, tmp_path):
     plain = convolutional(is_fused=False) if name == "cnn" else transformer()
     model = quantised(plain, tmp_path, quant_format=QuantFormat.QOperator, per_channel=per_channel)
     assert "QLinearAdd" in {node.op_type for node in model.graph.node}
-    wanted, new = insert(plain, RAW), insert(model, RAW)
+    wanted, new = insert(plain, WANTED), insert(model, RAW)
     assert new.report.form == "closed form"
     assert new.report.output_difference == 0
     own, found = (Counter(node.op_type for node in m.graph.node) for m in (model, new.model))
@@ -92,7 +93,7 @@ def test_integers_that_are_moved(tmp_path, monkeypatch):
     made = {name: node.op_type for node in model.graph.node for name in node.output}
     read = {(made.get(node.input[0]), node.op_type) for node in model.graph.node if node.input}
     assert any((a or "").startswith("QLinear") and b in ("Reshape", "Gather", "Slice") for a, b in read), read
-    wanted, new = insert(plain, RAW), insert(model, RAW)
+    wanted, new = insert(plain, WANTED), insert(model, RAW)
     assert new.report.form == "closed form"
     assert new.report.output_difference == 0
     image = images()[:1]
@@ -112,7 +113,7 @@ def test_weights_packed_in_four_bits(is_symmetric):
     assert new.report.form == "closed form"
     assert new.report.output_difference == 0
     assert new.report.map_difference <= 1e-5
-    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (insert(plain, RAW), new))
+    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (insert(plain, WANTED), new))
     assert np.corrcoef(a, b)[0, 1] > 0.95
     kernels = (Counter(node.op_type for node in m.graph.node)["MatMulNBits"] for m in (model, new.model))
     assert len(set(kernels)) == 1
@@ -155,7 +156,7 @@ def test_a_scale_that_is_computed_in_a_converted_transformer(tmp_path):
     ov.save_model(model, tmp_path / "converted.xml", compress_to_fp16=False)
     model = ov.Core().read_model(tmp_path / "converted.xml")
     assert "ScaledDotProductAttention" in {node.get_type_name() for node in model.get_ordered_ops()}
-    wanted, new = insert(transformer(), RAW), insert(model, RAW)
+    wanted, new = insert(transformer(), WANTED), insert(model, RAW)
     assert new.report.form == "closed form"
     assert new.report.output_difference == 0
     a, b = (oracle.run(result.model, images()) for result in (wanted, new))
@@ -177,7 +178,7 @@ def test_weights_of_four_bits_behind_a_dequantisation(level, tmp_path):
     assert report.output_difference == 0
     assert report.map_difference <= 1e-5
     new = onnx.load(tmp_path / "out.onnx")
-    a, b = (oracle.run(item, images())["saliency_map"].ravel() for item in (insert(plain, RAW).model, new))
+    a, b = (oracle.run(item, images())["saliency_map"].ravel() for item in (insert(plain, WANTED).model, new))
     assert np.corrcoef(a, b)[0, 1] > 0.95
     fused = [merged_products(item, tmp_path) for item in (model, new)]
     assert fused[0] == fused[1] > 0
@@ -198,7 +199,7 @@ def merged_products(model, folder):
 def test_a_transformer_between_quantise_and_dequantise(per_channel, tmp_path):
     plain = transformer()
     model = quantised(plain, tmp_path, quant_format=QuantFormat.QDQ, per_channel=per_channel)
-    wanted, new = insert(plain, RAW), insert(model, RAW)
+    wanted, new = insert(plain, WANTED), insert(model, RAW)
     assert (new.report.form, new.report.output_difference) == ("closed form", 0)
     a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
     assert np.corrcoef(a, b)[0, 1] > 0.95

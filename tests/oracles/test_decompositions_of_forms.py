@@ -17,6 +17,7 @@ from model_zoo_fixtures.testbed.fused_models import (
     MS,
     RAW,
     TOKENS,
+    WANTED,
     D,
     Net,
     assert_same_map,
@@ -128,7 +129,7 @@ def test_simplified_norms_of_sums(has_bias):
 
 
 def correlated(plain, model, least=0.95):
-    wanted, new = insert(plain, RAW), insert(model, RAW)
+    wanted, new = insert(plain, WANTED), insert(model, RAW)
     assert new.report.form == wanted.report.form == "closed form"
     assert new.report.output_difference == 0
     own, found = (Counter(node.op_type for node in m.graph.node) for m in (model, new.model))
@@ -248,7 +249,7 @@ def test_a_softmax_without_an_axis(opset, grid):
     result = insert(softmax_head(opset, grid), RAW)
     assert result.report.map_difference <= 1e-5
     found = oracle.run(result.model, images())["saliency_map"]
-    wanted = insert(softmax_head(13, grid, axis=1), RAW)
+    wanted = insert(softmax_head(13, grid, axis=1), WANTED)
     assert result.report.form == wanted.report.form == "closed form"
     assert np.allclose(found, oracle.run(wanted.model, images())["saliency_map"], rtol=0, atol=1e-5)
 
@@ -291,7 +292,7 @@ def test_functions_that_call_functions():
             model.opset_import.append(helper.make_opsetid("own", 1))
         return model
 
-    wanted, new = insert(build(nested=False), RAW), insert(build(nested=True), RAW)
+    wanted, new = insert(build(nested=False), WANTED), insert(build(nested=True), RAW)
     a, b = (oracle.run(result.model, images())["saliency_map"] for result in (wanted, new))
     assert np.allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
 
@@ -376,7 +377,7 @@ def test_learners_whose_scores_leave_as_maps(kind):
     n("ZipMap", "scores", domain="ai.onnx.ml", outputs=["named"], classlabels_strings=["cat", "dog"])
     model = n.model("scores", classes=2)
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
-    wanted = oracle.run(insert(model, RAW).model, images())["saliency_map"]
+    wanted = oracle.run(insert(model, WANTED).model, images())["saliency_map"]
     kind = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     model.graph.output[0].CopyFrom(helper.make_value_info("named", helper.make_sequence_type_proto(kind)))
     new = insert(model, RAW).model
@@ -441,7 +442,7 @@ def test_names_that_are_looked_up_stay():
     plain, found = oracle.run(model, images()), oracle.run(result.model, images())
     assert np.array_equal(found["label"], plain["label"])
     alone = n.model(scores)
-    wanted = oracle.run(insert(alone, RAW).model, images())["saliency_map"]
+    wanted = oracle.run(insert(alone, WANTED).model, images())["saliency_map"]
     assert np.allclose(found["saliency_map"], wanted, atol=1e-6)
 
 
@@ -553,7 +554,7 @@ def test_what_a_block_adds_to_may_be_rounded_apart_from_what_its_norm_reads():
             model.graph.node.insert(
                 at + 1, helper.make_node("DequantizeLinear", [names[0], "scale", "zero"], names[1:])
             )
-    wanted, found = insert(plain, RAW), insert(model, RAW)
+    wanted, found = insert(plain, WANTED), insert(model, RAW)
     assert found.report.form == wanted.report.form == "closed form"
     a, b = (oracle.run(result.model, images())["saliency_map"].reshape(14, -1) for result in (wanted, found))
     assert min(np.corrcoef(*pair)[0, 1] for pair in zip(a, b, strict=True)) >= 0.95

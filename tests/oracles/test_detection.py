@@ -114,6 +114,7 @@ GRID = (8, 8)
         ((64, 4), None, None),  # 16 bins of each side of a box beside four classes, or 64 classes beside a box
         ((64, 4), 64, Channels(0, 64, 1, 64)),
         ((17, 4), None, None),  # likewise four bins and an objectness
+        ((10, 8), None, None),  # five classes of two anchors, or two boxes with objectness beside four classes
     ],
 )
 def test_order_by_width_where_nothing_is_decoded(widths, num_classes, expected):

@@ -8,6 +8,7 @@ import pytest
 from model_zoo_fixtures.testbed import models
 from model_zoo_fixtures.testbed.oracle import run
 from xai_insert import Options, insert, insert_file
+from xai_insert.errors import XaiInsertError
 
 WIDTH = 32
 
@@ -32,3 +33,66 @@ def test_square_weights_are_turned_in_openvino_too(suffix, tmp_path):
     wanted = run(insert(plain, options).model, image)["saliency_map"]
     got = run(ov.Core().read_model(tmp_path / f"new.{suffix}"), image)["saliency_map"]
     np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def pooled(stride):
+    """A mean that is read at computed places, as PyTorch's exporter writes a view of strides under a free batch."""
+
+    def build(b):
+        x = b.node("Tanh", b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2]))
+        x = b.node("ReduceMean", x, axes=[2, 3], keepdims=1)
+        if stride:
+            count = b.node("Squeeze", b.node("Shape", "image", end=1))
+            rows = b.node("Range", b.const(np.int64(0)), count, b.const(np.int64(1)))
+            starts = b.node("Unsqueeze", b.node("Mul", rows, b.const(np.int64(stride))), b.const(np.array([1, 2, 3])))
+            places = b.node("Add", starts, b.const(np.arange(WIDTH).reshape(1, WIDTH, 1, 1)))
+            x = b.node("Gather", b.node("Reshape", x, b.const(np.array([-1]))), places, axis=0)
+        classes = b.weight(models.CLASSES, WIDTH)
+        return b.node("Gemm", b.node("Flatten", x), classes, transB=1)
+
+    return build
+
+
+def strided(stride):
+    model = models.classifier(pooled(stride))
+    (gather,) = [node for node in model.graph.node if node.op_type == "Gather"]
+    known = [value for value in model.graph.value_info if value.name != gather.output[0]]
+    del model.graph.value_info[:]
+    kind, shape = onnx.TensorProto.FLOAT, ["N", WIDTH, 1, 1]
+    names = [gather.output[0], next(node.output[0] for node in model.graph.node if node.op_type == "ReduceMean")]
+    model.graph.value_info.extend([*known, *(onnx.helper.make_tensor_value_info(name, kind, shape) for name in names)])
+    return model
+
+
+def test_a_view_of_strides_is_the_value_that_it_reads():
+    options = Options(method="input-x-gradient", output_dtype="f32")
+    image = np.random.default_rng(1).standard_normal((2, 3, models.SIDE, models.SIDE)).astype(np.float32)
+    maps = [run(insert(model, options).model, image) for model in (strided(WIDTH), models.classifier(pooled(0)))]
+    np.testing.assert_allclose(maps[0]["saliency_map"], maps[1]["saliency_map"], rtol=1e-5, atol=1e-9)
+
+
+def test_rows_that_overlap_are_no_view():
+    with pytest.raises(XaiInsertError, match="what it takes is computed"):
+        insert(strided(WIDTH - 1), Options(method="input-x-gradient"))
+
+
+def scaled(b):
+    """A residual layer with a layer scale, and one with a bias, whose sums norms alone read, as in CaiT and TNT."""
+    x = b.node("Tanh", b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2]))
+    x = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, WIDTH, -1]))), perm=[0, 2, 1])
+    y = b.node("MatMul", x, b.weight(WIDTH, WIDTH, scale=0.1))
+    y = b.node("Add", b.node("Mul", y, b.weight(WIDTH)), b.weight(WIDTH))
+    x = b.node("LayerNormalization", b.node("Add", x, y), b.weight(WIDTH), b.weight(WIDTH))
+    x = b.node("Add", b.node("MatMul", x, b.weight(WIDTH, WIDTH, scale=0.1)), b.weight(WIDTH))
+    x = b.node("LayerNormalization", x, b.weight(WIDTH), b.weight(WIDTH))
+    x = b.node("Tanh", b.node("MatMul", x, b.weight(WIDTH, WIDTH, scale=0.1)))
+    return b.linear(b.node("ReduceMean", x, axes=[1], keepdims=0), WIDTH)
+
+
+def test_nothing_is_read_between_a_layer_and_its_scale():
+    """Runtimes make one of them, and round otherwise if they cannot."""
+    model = models.classifier(scaled)
+    products = [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]
+    (tokens,) = [node for node in model.graph.node if node.op_type == "Transpose"]
+    made = insert(model, Options(method="hirescam", target_layer=tokens.output[0])).model
+    assert [sum(product in node.input for node in made.graph.node) for product in products[:2]] == [1, 1]

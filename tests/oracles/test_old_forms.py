@@ -16,6 +16,7 @@ from xai_insert import Options, errors, insert, insert_file
 from xai_insert.formats.onnx.model import load_model
 
 RAW = Options(output_dtype="f32")
+WANTED = Options(output_dtype="f32", check=False)  # of the plain twin
 SETS = [7, 8, 9, 10]
 
 
@@ -23,7 +24,7 @@ SETS = [7, 8, 9, 10]
 @pytest.mark.parametrize("opset", [9, 13])
 def test_weights_that_are_listed_as_inputs_are_constants(build, opset):
     plain, listed = build(opset), build(opset, listed=True)
-    wanted, new = insert(plain, RAW), insert(listed, RAW)
+    wanted, new = insert(plain, WANTED), insert(listed, RAW)
     assert new.report.method == wanted.report.method
     assert new.report.form == wanted.report.form
     assert [value.name for value in new.model.graph.input] == [value.name for value in listed.graph.input]
@@ -46,7 +47,7 @@ def test_a_classifier_of_an_old_operator_set_has_the_map_of_a_newer_one(opset, o
 
 @pytest.mark.parametrize("opset", SETS)
 def test_a_detector_of_an_old_operator_set_has_the_map_of_a_newer_one(opset):
-    wanted, new = insert(detector(13), RAW), insert(detector(opset), RAW)
+    wanted, new = insert(detector(13), WANTED), insert(detector(opset), RAW)
     assert new.report.method == "det-class-probability-map"
     assert new.report.output_difference == 0
     a, b = (oracle.run(result.model, image())["saliency_map"] for result in (wanted, new))

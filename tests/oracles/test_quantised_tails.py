@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from model_zoo_fixtures.testbed import oracle
-from model_zoo_fixtures.testbed.models import as_format
+from model_zoo_fixtures.testbed.models import CHANNELS, Builder, as_format
 from xai_insert import Options, insert
 
 RAW = Options(output_dtype="f32")
@@ -105,3 +105,32 @@ def test_the_classes_of_a_detector_that_is_quantised_whole(form, kind, tmp_path)
     wanted, found = (oracle.run(result.model, picture())["saliency_map"] for result in (plain, model))
     assert found.shape == wanted.shape == (1, CLASSES, 4, 4)
     assert min(np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(found[0], wanted[0], strict=True)) > 0.9
+
+
+def moved_as_integers(*, quantised):
+    """As PicoDet in QOperator form: scores of two levels, those of the fine one in steps that reach 0.0003 at most."""
+    b, outputs = Builder(size=(32, 32), batch=1), []
+    fine = b.backbone()
+    coarse = b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])
+    for width in (5, 4):
+        rows = []
+        for x, step in ((fine, 1e-6), (coarse, 1 / 255)):
+            head = b.node("Conv", x, b.weight(width, CHANNELS, 1, 1, scale=0.05), b.weight(width))
+            value = b.node("Sigmoid", head) if width == 5 else head
+            by = [b.const(np.float32(step)), b.const(np.uint8(0))]
+            is_moved = quantised and width == 5
+            value = b.node("QuantizeLinear", value, *by) if is_moved else value
+            value = b.node("Reshape", b.node("Transpose", value, perm=[0, 2, 3, 1]), b.const(np.array([1, -1, width])))
+            rows.append(b.node("DequantizeLinear", value, *by) if is_moved else value)
+        outputs.append(b.node("Concat", *rows, axis=1))
+    return b.model(*outputs)
+
+
+def test_no_level_is_lost_whose_scores_are_moved_as_integers():
+    """The map is of the heads before they are rounded, and so that of the float model."""
+    plain, rounded = (insert(moved_as_integers(quantised=quantised), RAW) for quantised in (False, True))
+    assert [head["grid"] for head in rounded.report.heads] == [head["grid"] for head in plain.report.heads]
+    assert len(rounded.report.heads) == 2
+    image = oracle.image_for(moved_as_integers(quantised=False))
+    a, b = (oracle.run(result.model, image)["saliency_map"] for result in (plain, rounded))
+    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())

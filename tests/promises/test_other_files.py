@@ -1,5 +1,7 @@
 """Files of other kinds: refused in one line that says how to export, or converted by OpenVINO's own readers."""
 
+from pathlib import Path
+
 import numpy as np
 import openvino as ov
 import pytest
@@ -18,6 +20,8 @@ NAMES = {
     "model.mlmodel": "converted from",
     "model.zip": "unpack it",
     "model.ort": "ONNX file that it was converted from",
+    "model.json": "FLAGS_enable_pir_api=0",
+    "model.pdiparams": "give the .pdmodel",
     "model.txt": "unknown kind of model",
 }
 CONTENTS = {
@@ -99,6 +103,29 @@ def test_a_tensorflow_graph_has_the_map_of_its_ir(tmp_path):
     image = np.random.default_rng(1).standard_normal((1, 16, 16, 3)).astype(np.float32)
     a, b = (oracle.run(model, image) for model in (wanted, ov.Core().read_model(tmp_path / "out.xml")))
     assert np.allclose(a["saliency_map"], b["saliency_map"], rtol=0, atol=1e-5 * abs(a["saliency_map"]).max())
+
+
+PADDLE = Path(__file__).parents[2] / "model_zoo_fixtures" / "shapes" / "paddle" / "tiny.pdmodel"
+PADDLE_SCORES = [0.1855609566, 0.2862192988, -0.3697157502, 0.0256680101, 0.3308178186]
+"""What Paddle gave for the image below, see `model_zoo_fixtures/shapes/paddle_classifier.py`."""
+
+
+def test_a_paddle_file_has_the_map_that_its_weights_define(tmp_path):
+    """The score of a class where the mean is of one cell alone."""
+    insert_file(PADDLE, tmp_path / "out.xml", Options(output_dtype="f32"))
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32)
+    model = ov.Core().read_model(tmp_path / "out.xml")
+    named = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+    target = named[model.get_rt_info(["xai_insert", "target"]).value]
+    model.add_outputs([target.output(0)])
+    found = [np.array(value) for value in oracle.compiled(model)([image]).values()]
+    np.testing.assert_allclose(found[0][0], PADDLE_SCORES, rtol=1e-5)
+    weight, bias = (
+        next(node.get_data() for node in named.values() if node.get_type_name() == "Constant" and fits(node.get_data()))
+        for fits in (lambda data: data.shape == (8, 5), lambda data: data.size == 5)
+    )
+    wanted = np.einsum("nchw,ck->nkhw", found[2], weight) / found[2][0, 0].size + bias.reshape(1, 5, 1, 1)
+    np.testing.assert_allclose(found[1], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_the_command_says_it_in_one_line(tmp_path):

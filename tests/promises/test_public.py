@@ -18,12 +18,13 @@ OPTIONS = {
     "classes": None, "fuse": False,
     "saliency_size": None, "num_classes": None, "score_threshold": None, "feature_vector": False, "range": False,
     "top_k": None,
-    "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True, "given": None,
+    "per_box": False, "form": "auto", "mask_batch": None, "input_shapes": {}, "check": True,
+    "check_in": "own", "given": None,
     "input": None, "class_embeddings": None, "reference": None,
 }  # fmt: skip
 REPORT = {
     "source", "output", "format", "task", "method", "form", "reason", "logits", "target", "heads", "background",
-    "beside", "per_box", "saliency_map", "mflops", "check", "output_difference", "map_difference",
+    "beside", "per_box", "saliency_map", "mflops", "cheaper", "check", "output_difference", "map_difference",
     "place", "bytes_before", "bytes_after",
     "quantiser_ignored_scope", "versions", "seconds", "error", "unused_options", "lines", "verification", "version",
 }  # fmt: skip
@@ -43,7 +44,7 @@ INSERT_FLAGS = {
     "models", "-o", "--output-model", "--method", "--target-layer", "--output", "--output-dtype", "--kernel", "--block",
     "--saliency-size", "--num-classes", "--score-threshold", "--feature-vector", "--range", "--top-k", "--form",
     "--mask-batch", "--per-box", "--input-shape", "--dry-run", "--report", "--no-check", "--time-limit", "--jobs",
-    "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
+    "--check-in", "-q", "--quiet", "-v", "--verbose", "--version", "--verify",
     "--strip", "--layers", "--classes", "--fuse", "--skip-existing",
     "--input", "--class-embeddings", "--reference",
 }  # fmt: skip

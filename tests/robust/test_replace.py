@@ -7,7 +7,9 @@ import pytest
 
 from model_zoo_fixtures.testbed import models
 from model_zoo_fixtures.testbed.replaced_models import KINDS, results, write_models
-from xai_insert import insert_file
+from xai_insert import Options, insert_file
+
+UNCHECKED = Options(check=False)  # what is replaced is tested, not what is inserted
 
 
 class Stop(BaseException):
@@ -22,7 +24,7 @@ def test_every_step_leaves_a_whole_model(tmp_path, monkeypatch, kind, order):
     image = np.random.default_rng(0).standard_normal((1, 3, models.SIDE, models.SIDE)).astype(np.float32)
     (fresh := tmp_path / "fresh").mkdir()
     for name, source in zip(("old", "new"), sources, strict=True):
-        insert_file(source, fresh / f"{name}{suffix}")
+        insert_file(source, fresh / f"{name}{suffix}", UNCHECKED)
     old, new = (results(fresh / f"{name}{suffix}", image) for name in ("old", "new"))
     replace, left, seen = os.replace, 0, []
 
@@ -36,11 +38,11 @@ def test_every_step_leaves_a_whole_model(tmp_path, monkeypatch, kind, order):
     steps = 0
     while not seen or seen[-1] != "finished":
         (goal := tmp_path / f"goal{steps}").mkdir()
-        insert_file(sources[0], goal / f"model{suffix}")
+        insert_file(sources[0], goal / f"model{suffix}", UNCHECKED)
         monkeypatch.setattr(os, "replace", stopping)
         left = steps
         try:
-            insert_file(sources[1], goal / f"model{suffix}")
+            insert_file(sources[1], goal / f"model{suffix}", UNCHECKED)
             seen.append("finished")
         except Stop:
             found = results(goal / f"model{suffix}", image)

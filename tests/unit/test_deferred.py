@@ -34,3 +34,18 @@ def test_an_insertion_does_not_load_sympy():
         "import onnx_ir; assert str(onnx_ir.SymbolicDim('N') + 2) == 'N + 2'"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_module_that_is_left_out_is_not_found(tmp_path):
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "outer" / "__init__.py").write_text("try: from outer.part import NUMBER\nexcept ImportError: pass\n")
+    (tmp_path / "outer" / "part.py").write_text("NUMBER = 2\n")
+    script = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from xai_insert.formats.deferred import leave_out
+leave_out("outer.part")
+import outer
+assert not hasattr(outer, "NUMBER")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -25,6 +25,7 @@ from typing import Any
 
 from xai_insert.errors import UnusedOptionError, XaiInsertError
 from xai_insert.files import size, sweep
+from xai_insert.formats.deferred import leave_out
 from xai_insert.options import Options
 from xai_insert.report import Report
 
@@ -249,6 +250,7 @@ def _obituary(code: int, stage: str) -> str:
 
 def serve(verbose: int) -> None:
     """Do jobs from stdin until it is closed."""
+    leave_out("openvino.tools.ovc")  # converters that nothing here calls take as long to import as the rest of it
     configure_logging(verbose)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="surrogateescape")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # native libraries print

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,9 @@ from xai_insert.formats.deferred import import_without
 from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
+
+MOST_TWICE = 32 << 20
+"""Bytes of weights up to which two compiled models may be in memory."""
 
 
 class Runner(Protocol):
@@ -83,6 +86,9 @@ class LoadedModel(Protocol):
     def close_sizes(self) -> None:
         """Give the inputs the sizes that they had before `open_sizes`."""
 
+    def sizes_at(self, value: Value, pixels: Mapping[Value, Mapping[int, int]]) -> Shape | None:
+        """The sizes that `value` has where the inputs' axes are so long; None if the model does not take them."""
+
     def surgeon(self, *, keep_float32: bool = False) -> Surgeon[Any]:
         """The editor of this model.
 
@@ -92,6 +98,22 @@ class LoadedModel(Protocol):
 
     def runner(self) -> Runner:
         """Compile for the CPU in float32."""
+
+    def elsewhere(self) -> Runner | None:
+        """Likewise in another runtime that reads the same file; None if there is none, or it is not installed.
+
+        Its inputs are fed by their numbers.
+
+        Raises:
+            ModelFileError: it does not read the file.
+        """
+
+    def later(self, weights: int) -> Callable[[], Runner] | None:
+        """What compiles the model as it is now, in any thread, whatever is done to the model meanwhile.
+
+        Args:
+            weights: bytes of its weights. Of large ones None, so that no two of them are compiled at a time.
+        """
 
     def between(self, features: Sequence[Value], results: Sequence[Any], *, is_rounded: bool = True) -> Runner:
         """Compile only what lies between `features` and the handles `results`.

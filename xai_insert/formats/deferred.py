@@ -26,6 +26,11 @@ class _Later(MetaPathFinder):
         return found
 
 
+def leave_out(module: str) -> None:
+    """Have nobody find a module in this process from here on; whoever imports it must do without."""
+    sys.modules.setdefault(module, None)  # type: ignore[arg-type]  # as Python marks what is not to be found
+
+
 def import_without(library: str, modules: Collection[str]) -> None:
     """Import a library; modules that it imports and that are not there yet are loaded when they are used.
 

@@ -26,6 +26,8 @@ _EXPORT = {
     ),
     ".bin": "weights alone: give the .xml beside them, or export the model to ONNX",
     ".blob": "a compiled OpenVINO model cannot be read back: give the IR or ONNX file that it was compiled from",
+    ".json": "Paddle's newer format, which OpenVINO does not read: save it with FLAGS_enable_pir_api=0 as .pdmodel",
+    ".pdiparams": "Paddle's weights alone: give the .pdmodel beside them",
     ".ort": "an ORT-format model cannot be read back: give the ONNX file that it was converted from",
     ".zip": "an archive: unpack it, and give the .xml (beside its .bin) or .onnx file",
     ".caffemodel": "a Caffe model, which no OpenVINO since 2023 reads: convert it to ONNX",

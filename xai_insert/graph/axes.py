@@ -3,11 +3,13 @@
 An axis is a product of digits, the major one first, as in a number of mixed radix; a digit is a part of an origin: the
 batch, the rows or the columns of the image, or something else (channels, heads, queries, members, what was mixed). A
 reshape splits and merges digits, a transpose reorders them; where factors do not come out, the origin is lost, not
-guessed. Cell i of rows or columns lies at pixel `stride * i + offset` of the image. Equal sizes mean nothing.
+guessed, and where cells of the image were torn apart, no residual brings it back. Cell i of rows or columns lies at
+pixel `stride * i + offset` of the image. Equal sizes mean nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,6 +30,8 @@ class Kind(Enum):
     """Several axes end to end: tokens before, of, and behind a grid; views of one batch."""
     SHUFFLED = "shuffled"
     """The cells of one axis in another order."""
+    ELSEWHERE = "elsewhere"
+    """Cells that lie in the image, each where nothing tells: of streams that contradict each other, warped, sorted."""
     STORED = "stored"
     """Rows that a model has learned, joined to rows of the image along an axis without a place: they hold none."""
 
@@ -81,12 +85,27 @@ Axes = tuple[Axis, ...]
 
 def of(origin: Origin) -> Axis:
     """The axis that is an origin, whole."""
-    return () if origin.size == 1 and origin.kind is Kind.OTHER else (Digit(origin, 1, origin.size),)
+    return () if origin.size == 1 and origin.kind in (Kind.OTHER, Kind.ELSEWHERE) else (Digit(origin, 1, origin.size),)
 
 
 def other(size: int | None) -> Axis:
     """An axis of which nothing is known but its size."""
     return of(Origin(Kind.OTHER, size))
+
+
+def elsewhere(size: int | None) -> Axis:
+    """An axis of cells of which it is known that they lie at places of their own, and not at which."""
+    return of(Origin(Kind.ELSEWHERE, size))
+
+
+def is_elsewhere(axis: Axis) -> bool:
+    """Whether cells of an axis lie at places that nothing tells."""
+    return any(digit.origin.kind is Kind.ELSEWHERE for digit in axis)
+
+
+def unplaced(axis: Axis, size: int | None) -> Axis:
+    """An axis of so many cells made of those of another whose rule is not known: lost once is lost for good."""
+    return elsewhere(size) if is_elsewhere(axis) else other(size)
 
 
 def others(shape: Sizes) -> Axes:
@@ -187,16 +206,24 @@ def _follows(major: Digit, minor: Digit) -> Digit | None:
 def regroup(axes: Axes, shape: Sizes) -> Axes:
     """Axes after a reshape to `shape`."""
     shape, stream = list(shape), list(merged([digit for axis in axes for digit in axis]))
+    fits = _known([digit.size for digit in stream]) == _known(shape)
     result: list[Axis | None] = [None] * len(shape)
     left = _fill(stream, shape, result, range(len(shape)), from_right=False)
     if left is not None:
         stuck = _fill(stream, shape, result, range(len(shape) - 1, left, -1), from_right=True)
         if stuck is None and (shape[left] is None or axis_size(tuple(stream)) == shape[left]):
             result[left], stream = merged(stream), []
-    filled = [other(size) if axis is None else axis for axis, size in zip(result, shape, strict=True)]
+    lost = elsewhere if fits and any(has_place((digit,)) for digit in stream) else other
+    filled = [lost(size) if axis is None else axis for axis, size in zip(result, shape, strict=True)]
     if filled and stream and all(digit.size == 1 for digit in stream):
         filled[-1] = (*filled[-1], *stream)
     return _led_by_batch(tuple(filled))
+
+
+def _known(sizes: Sizes) -> tuple[int, int]:
+    """How many sizes are unknown, and the product of the others."""
+    known = [size for size in sizes if size is not None]
+    return len(sizes) - len(known), math.prod(known)
 
 
 def _led_by_batch(axes: Axes) -> Axes:

@@ -6,9 +6,23 @@ total order; in a residual network they are the joints between blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from xai_insert.graph.view import Graph, Node, Op, Value
+
+T = TypeVar("T")
+
+
+def walk(starts: Iterable[T], following: Callable[[T], Iterable[T]]) -> Iterator[T]:
+    """Everything that can be reached from `starts`, once each, what was found last first."""
+    stack, seen = list(starts), set[T]()
+    while stack:
+        item = stack.pop()
+        if item not in seen:
+            seen.add(item)
+            yield item
+            stack += following(item)
 
 
 def activations(graph: Graph, sources: Iterable[Value]) -> set[Value]:
@@ -26,16 +40,12 @@ def region(graph: Graph, sources: Iterable[Value], targets: Iterable[Value]) -> 
     for node in graph.nodes:
         if any(operand in dependent for operand in node.inputs):
             dependent.update(node.outputs)
-    stop = set(sources)
-    needed: set[Node] = set()
-    stack = [value for value in targets if value in dependent and value not in stop]
-    while stack:
-        producer = stack.pop().producer
-        if producer is None or producer in needed:
-            continue
-        needed.add(producer)
-        stack += [v for v in producer.operands if v in dependent and v not in stop]
-    return sorted(needed, key=graph.order.__getitem__)
+    inner = dependent.difference(sources)
+
+    def made_of(values: Iterable[Value]) -> list[Node]:
+        return [value.producer for value in values if value in inner and value.producer is not None]
+
+    return sorted(walk(made_of(targets), lambda node: made_of(node.operands)), key=graph.order.__getitem__)
 
 
 def makers(value: Value, wanted: Callable[[Node], bool], is_way: Callable[[Value], bool] | None = None) -> list[Node]:
@@ -46,20 +56,12 @@ def makers(value: Value, wanted: Callable[[Node], bool], is_way: Callable[[Value
         wanted: tells what is looked for.
         is_way: tells which values paths lead through; all of them by default.
     """
-    seen: set[Value] = set()
-    found: dict[Node, None] = {}
-    stack = [value]
-    while stack:
-        current = stack.pop()
-        node = current.producer
-        if current in seen or node is None or (is_way is not None and not is_way(current)):
-            continue
-        seen.add(current)
-        if wanted(node):
-            found[node] = None
-        else:
-            stack += node.operands
-    return list(found)
+
+    def maker(current: Value) -> Node | None:
+        return current.producer if is_way is None or is_way(current) else None
+
+    way = walk([value], lambda item: () if (node := maker(item)) is None or wanted(node) else node.operands)
+    return list(dict.fromkeys(node for item in way if (node := maker(item)) is not None and wanted(node)))
 
 
 def cut_values(graph: Graph, sources: Sequence[Value], target: Value) -> list[Value]:

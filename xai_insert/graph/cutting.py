@@ -12,8 +12,10 @@ from xai_insert.graph.axes import (
     Origin,
     axis_size,
     coarse,
+    elsewhere,
     has_batch,
     has_place,
+    is_elsewhere,
     is_stored,
     line,
     merged,
@@ -21,6 +23,7 @@ from xai_insert.graph.axes import (
     other,
     parts_of,
     rolled_line,
+    unplaced,
 )
 
 
@@ -46,7 +49,7 @@ def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
         return _piece(whole, start, count, step)
     if count == 1:
         return ()
-    return _cut_major(axis, start, count) if axis and step == 1 else other(count)
+    return _cut_major(axis, start, count) if axis and step == 1 else unplaced(axis, count)
 
 
 def _cut_line(axis: Axis, origin: Origin, start: int, count: int | None, step: int) -> Axis:
@@ -63,7 +66,7 @@ def _cut_major(axis: Axis, start: int, count: int | None) -> Axis:
     """A cut of the major digit alone, all others whole."""
     inner = axis_size(axis[1:]) if len(axis) > 1 and count is not None else None
     if not inner or count is None or start % inner or count % inner:
-        return other(count)
+        return unplaced(axis, count)
     return merged((*cut(axis[:1], start // inner, count // inner), *axis[1:]))
 
 
@@ -146,7 +149,7 @@ def joint(parts: Sequence[Axis]) -> Axis:
     sizes = [axis_size(part) for part in made]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     if not any(has_place(part) or has_batch(part) or is_stored(part) for part in made):
-        return other(total)
+        return elsewhere(total) if any(map(is_elsewhere, made)) else other(total)
     return of(Origin(Kind.JOINT, total, parts=tuple(made)))
 
 

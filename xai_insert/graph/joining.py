@@ -11,12 +11,13 @@ from xai_insert.graph.axes import (
     Kind,
     axis_size,
     coarse,
+    elsewhere,
     has_batch,
     has_place,
+    is_elsewhere,
     line,
     moved,
     near,
-    other,
     parts_of,
 )
 
@@ -46,6 +47,8 @@ def join(a: Axis, b: Axis) -> Axis:
     """One axis of what two values give together: what has no place in the image is neutral."""
     if not a or not b:
         return a or b
+    if is_elsewhere(a) or is_elsewhere(b):
+        return a if is_elsewhere(a) else b
     if has_place(a) and has_place(b):
         return _meet(a, b)
     if has_place(a) or has_place(b):
@@ -54,12 +57,13 @@ def join(a: Axis, b: Axis) -> Axis:
 
 
 def _meet(a: Axis, b: Axis) -> Axis:
-    """One axis of two that both have places."""
+    """One axis of two that both have places; where they contradict each other, no third one may settle it."""
     if agree(a, b):
         return b if _grain(b) < _grain(a) else a  # a pyramid adds interpolated cells to finer ones
-    if _is_whole(a) is _is_whole(b):
-        return other(axis_size(a))
-    return a if _is_whole(a) else b
+    whole, part = (a, b) if _is_whole(a) else (b, a)
+    if _is_whole(a) is _is_whole(b) or _is_reordered(part):
+        return elsewhere(axis_size(a))
+    return whole
 
 
 def _grain(axis: Axis) -> float:
@@ -71,6 +75,18 @@ def _is_whole(axis: Axis) -> bool:
     placed = [digit for part in parts_of(axis) for digit in part if digit.origin.is_place]
     kinds = {digit.origin.kind for digit in placed}
     return len(kinds) == len(placed) and all(coarse(digit) is not None for digit in placed)
+
+
+def _is_reordered(axis: Axis) -> bool:
+    """Whether an axis has parts of both sides of the image, or all of one in another order: torn, or shuffled by parts.
+
+    Parts of one side and of the same side of a coarser grid are a query for each place in a window, which every window
+    has: what it reads lies in the window.
+    """
+    kinds, origins = {digit.origin.kind for digit in axis}, {digit.origin for digit in axis}
+    if len(axis) < 2 or not axis[0].origin.is_place:
+        return False
+    return len(kinds) > 1 or (len(origins) == 1 and axis_size(axis) == axis[0].origin.size is not None)
 
 
 def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
@@ -87,14 +103,7 @@ def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
 def join_all(values: Sequence[Axes], rank: int) -> Axes:
     """Axes of operands that broadcast against one another."""
     result: list[Axis] = [()] * rank
-    lost: set[int] = (
-        set()
-    )  # what has no place is neutral, but where two contradict each other no third one may settle it
     for axes in values:
         for index, axis in zip(range(rank - 1, -1, -1), reversed(axes), strict=False):
-            before = result[index]
-            if index not in lost:
-                result[index] = join(before, axis)
-                if has_place(before) and has_place(axis) and not has_place(result[index]):
-                    lost.add(index)
+            result[index] = join(result[index], axis)
     return tuple(result)

@@ -214,11 +214,11 @@ class Surgeon(Protocol[V]):
     def rounds(self, node: Node) -> bool:
         """Whether `node` quantises, or computes with integers, what its copy does not."""
 
-    def repeat(self, runs: int, body: Callable[[V], V], width: int) -> V:
+    def repeat(self, runs: int | V, body: Callable[[V], V], width: int) -> V:
         """Run what `body` writes several times, one after another.
 
         Args:
-            runs: how often.
+            runs: how often; if that is told while the model runs, int64 `[1]`.
             body: writes one run by `ops`, `handle` and `copy`, which are those of the loop meanwhile. Its argument is
                 the number of the run, an int64 scalar, its result float32 `[N, width]`.
             width: see `body`.

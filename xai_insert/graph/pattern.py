@@ -23,10 +23,9 @@ def maker(value: Value, passed: Container[Op] = ()) -> Node | None:
 
 def layer_of(value: Value) -> Node | None:
     """The operator that gives a value, before a bias is added to it."""
-    node = value.producer
-    if node is not None and node.op is Op.ADD:
-        return next((operand.producer for operand in node.computed), None)
-    return node
+    if (add := value.made_by(Op.ADD)) is not None:
+        return next((operand.producer for operand in add.computed), None)
+    return value.producer
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,13 @@ class Miss:
         return f"{self.node.type} {self.node.name!r} has no {self.what}"
 
 
-def fitted(parts: Sequence[Part], node: Node) -> dict[str, Any] | Miss:
-    """Every part by its name, or the first that is missing."""
-    found: dict[str, Any] = {}
+def fitted(parts: Sequence[Part], node: Node, **given: Any) -> dict[str, Any] | Miss:
+    """Every part by its name, beside what was given to search by, or the first that is missing."""
+    found: dict[str, Any] = dict(given)
     for part in parts:
         item = part.find(node, found)
         if item is None:
-            return Miss(node, len(found), part.what)
+            return Miss(node, len(found) - len(given), part.what)
         found[part.name] = item
     return found
 

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, line, moved, of, other, parts_of
+from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, line, moved, of, other, parts_of, unplaced
 from xai_insert.graph.cutting import cut, rolled, turned
 
 
@@ -29,7 +29,7 @@ def picked(axis: Axis, indices: Sequence[int]) -> Axis:
     found = _reordered(axis, indices)
     if found is None and size == count and sorted(indices) == list(range(count)):
         return _shuffled(axis, indices)
-    return found or other(count)
+    return found or unplaced(axis, count)
 
 
 def unfolded(axis: Axis, indices: Sequence[int] | None, sizes: Sequence[int | None]) -> tuple[Axis, Axis] | None:

@@ -27,9 +27,9 @@ def folded_range(node: Node, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> t
         high: largest one.
     """
     value: Value | None = node.operand(0)
-    while value is not None and value.producer is not None and value.producer.op in _SAME_SIGN:
-        value = value.producer.operand(0)
-    if value is None or value.producer is None or value.producer.op not in _ANY_SIGN:
+    while value is not None and (same := value.made_by(*_SAME_SIGN)) is not None:
+        value = same.operand(0)
+    if value is None or value.made_by(*_ANY_SIGN) is None:
         return None
     return (0.0, float(np.max(high))) if not np.any(low) else None
 

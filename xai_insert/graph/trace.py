@@ -11,7 +11,8 @@ from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
-from xai_insert.graph.view import Graph, Node, Op, Value, is_identity_scatter
+from xai_insert.graph.strided import is_identity_scatter
+from xai_insert.graph.view import Graph, Node, Op, Value
 
 Traced = dict[Value, Axes]
 _Rule = Callable[[Node, Any, "_Operands"], Sequence[Axes]]
@@ -143,7 +144,7 @@ def _coarser(axis: Axis, size: int | None, stride: int) -> Axis:
     """A part of rows or columns, as in a window, of which only every so many cells are left."""
     digit = axis[0] if len(axis) == 1 and axis[0].origin.is_place else None
     if digit is None or size is None or digit.size != size * stride:
-        return ax.other(size)
+        return ax.unplaced(axis, size)
     return (Digit(digit.origin, digit.step * stride, size),)
 
 
@@ -280,7 +281,7 @@ def _padded(node: Node, kind: kinds.Padded, given: _Operands) -> Sequence[Axes]:
         if is_batch or (size is not None and size == ax.axis_size(old) and not begin):
             made.append(old)
         elif origin is None or begin is None:
-            made.append(old if begin == 0 and size is None else ax.other(size))
+            made.append(old if begin == 0 and size is None else ax.unplaced(old, size))
         else:
             made.append(ax.moved(origin, size, 1.0, -begin))
     return [tuple(made)]
@@ -305,7 +306,7 @@ def _resized(node: Node, kind: kinds.Resized, given: _Operands) -> Sequence[Axes
         elif origin is not None and size and origin.size:
             made.append(ax.resized(origin, size, corners=kind.corners))
         else:
-            made.append(old if size is None and origin is None else ax.other(size))
+            made.append(old if size is None and origin is None else ax.unplaced(old, size))
     return [tuple(made)]
 
 
@@ -316,8 +317,9 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
     ratio = float(kind.side) if kind.to_depth else 1 / kind.side
     made: list[Axis] = [source[0], ax.other(shape[1])]
     for axis in (2, 3):
-        origin = ax.rolled_line(source[axis], kind.side if kind.to_depth else 1)
-        made.append(ax.other(shape[axis]) if origin is None else ax.moved(origin, shape[axis], ratio, (ratio - 1) / 2))
+        old, size = source[axis], shape[axis]
+        origin = ax.rolled_line(old, kind.side if kind.to_depth else 1)
+        made.append(ax.unplaced(old, size) if origin is None else ax.moved(origin, size, ratio, (ratio - 1) / 2))
     return [tuple(made)]
 
 
@@ -330,7 +332,9 @@ def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     source, points = given.axes(0), given.axes(1)
     if len(source) != 4 or len(points) != 4:
         return _lost(node, kind, given)
-    return [(source[0], source[1], points[1], points[2])]
+    is_warped = all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3]))
+    placed = [ax.elsewhere(size) for size in given.shape()[2:]] if is_warped else points[1:3]
+    return [(source[0], source[1], *placed)]
 
 
 def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
@@ -342,7 +346,7 @@ def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
         if len(old) == 1 and old[0].origin.is_place and old[0].step == 1 and old[0].size == old[0].origin.size:
             made[axis] = ax.of(rolled(old[0].origin, -shift))
         elif ax.has_place(old):
-            made[axis] = ax.other(ax.axis_size(old))
+            made[axis] = ax.elsewhere(ax.axis_size(old))
     return [tuple(made)]
 
 

@@ -45,3 +45,5 @@ LISTS_LOCATIONS = UNCHANGED | ARRANGES | SQUASHES | {Op.CONCAT, Op.SLICE, Op.SPL
 """What makes one list of what convolutions say at each location."""
 CHOOSES_ROWS = SAME | {Op.GATHER, Op.SLICE, Op.CONCAT, Op.RESHAPE}
 """What drops rows of a list, or joins columns to it."""
+WITH_BODIES = frozenset({"Loop", "If", "Scan", "TensorIterator"})
+"""Types whose operation is a graph of its own, by their names in either format."""

@@ -147,6 +147,16 @@ class Value:
             raise ShapeUnknownError(f"the rank of {self.name!r} is unknown; give the sizes of the input: --input-shape")
         return self.shape
 
+    @property
+    def only_use(self) -> Use | None:
+        """Where its elements are read, if that is in one place: what reads its sizes alone does not count."""
+        uses = [use for use in self.uses if use.node.op is not Op.SHAPE]
+        return uses[0] if len(uses) == 1 else None
+
+    def made_by(self, *ops: Op) -> Node | None:
+        """The node that makes it, if it is one of these operations."""
+        return self.producer if self.producer is not None and self.producer.op in ops else None
+
     def elements(self) -> npt.NDArray[Any]:
         """The stored elements of a constant.
 
@@ -323,28 +333,3 @@ def slice_attrs(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int],
     if start < 0:
         return {}
     return {"axis": axis, "start": start, "end": end if 0 <= end < 1 << 31 else None}
-
-
-def is_identity_gather(data: Value | None, indices: Value | None) -> bool:
-    """Whether a Gather takes every element of a vector in order: a reshape that exporters write for strided views."""
-    if (
-        data is None
-        or indices is None
-        or data.rank != 1
-        or indices.shape is None
-        or data.shape != (volume(indices.shape),)
-    ):
-        return False
-    return _counts_up(indices)
-
-
-def is_identity_scatter(data: Value | None, indices: Value | None, updates: Value | None) -> bool:
-    """Whether a Scatter writes all elements of a vector over another: what is left of `x[:] = y`."""
-    if data is None or indices is None or updates is None or data.rank != 1 or None in data.sizes:
-        return False
-    return data.shape == updates.shape == (volume(indices.sizes),) and _counts_up(indices)
-
-
-def _counts_up(indices: Value) -> bool:
-    order = constant_of(indices, limit=1 << 20)
-    return order is not None and np.array_equal(order.reshape(-1), np.arange(order.size))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xai_insert.graph.cuts import cut_values, makers, region
 from xai_insert.graph.operators import Resized
-from xai_insert.graph.pattern import before, maker
+from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import RANKS, ROOTS, SAME
 from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of
 from xai_insert.locate.inputs import image_inputs
@@ -137,8 +137,7 @@ def _squares_a_difference(node: Node) -> bool:
     is_power = exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2
     if not is_power and not (node.op is Op.MUL and node.operand(0) is node.operand(1)):
         return False
-    made = maker(node.read(0), _BARE)
-    return made is not None and made.op is Op.SUB
+    return before(node.read(0), _BARE).made_by(Op.SUB) is not None
 
 
 def map_of_one(value: Value, places: Places) -> FeatureMap | None:
@@ -176,9 +175,8 @@ def _unbounded(graph: Graph, feature: FeatureMap, places: Places) -> FeatureMap:
 
 
 def _read(index: int, output: Value) -> _Read:
-    value = before(output, _BARE)
-    node = value.producer
-    if node is None or node.op is not Op.COMPARE:
+    node = before(output, _BARE).made_by(Op.COMPARE)
+    if node is None:
         return _Read(index, output, is_compared=False)
     for this, other in ((0, 1), (1, 0)):
         threshold = constant_of(node.operand(other))

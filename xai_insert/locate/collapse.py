@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
+from typing import Any, TypeAlias
 
 from xai_insert.errors import ModelFileError, TargetNotFoundError
-from xai_insert.graph.cuts import activations, region
+from xai_insert.graph.cuts import activations, region, walk
+from xai_insert.graph.pattern import Miss, Part, fitted
 from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap
@@ -26,6 +29,7 @@ class Collapse(Enum):
     OTHER = "other"
 
 
+Found: TypeAlias = Mapping[str, Any]
 _MODES = {"mean": Collapse.MEAN, "max": Collapse.MAX, "sum": Collapse.SUM}
 
 
@@ -39,6 +43,7 @@ class GridEnd:
         source: the value with the grid that it reads.
         result: the first vector per image: the node's output or, for a flatten, that of the linear layer behind it.
         grid_axes: axes of the grid in `source`; empty if the kind does not tell.
+        lacks: of `OTHER`, what the node lacks to be of another kind, for people; empty if it is far from any.
     """
 
     kind: Collapse
@@ -46,6 +51,11 @@ class GridEnd:
     source: Value
     result: Value
     grid_axes: tuple[int, ...] = ()
+    lacks: str = ""
+
+    def __str__(self) -> str:
+        lacks = f", which has no {self.lacks}" if self.lacks else ""
+        return f"{self.node.type} {self.node.name!r}{lacks}"
 
 
 def grid_ends(vector: Value, reached: set[Value], places: Places) -> list[GridEnd]:
@@ -56,39 +66,26 @@ def grid_ends(vector: Value, reached: set[Value], places: Places) -> list[GridEn
         reached: the values that depend on the image.
         places: where they lie in it.
     """
-    ends: list[GridEnd] = []
-    seen: set[Value] = set()
-    stack = [vector]
-    while stack:
-        value = stack.pop()
-        if value in seen or value.producer is None:
-            continue
-        seen.add(value)
-        node = value.producer
-        for operand in node.inputs:
-            if operand is None or operand not in reached or node.op is Op.SHAPE:
-                continue
-            if places.of(operand) is None:
-                stack.append(operand)
-            else:
-                ends += _classify(node, operand, value, places)
-    return ends
+
+    def read(value: Value, *, has_grid: bool) -> list[Value]:
+        operands = () if value.producer is None or value.made_by(Op.SHAPE) else value.producer.operands
+        return [item for item in operands if item in reached and (places.of(item) is not None) is has_grid]
+
+    way = walk([vector], partial(read, has_grid=False))
+    return [end for value in way for operand in read(value, has_grid=True) for end in _classify(operand, value, places)]
 
 
-def _classify(node: Node, source: Value, result: Value, places: Places) -> list[GridEnd]:
-    grid = _grid_axes(source, places)
-    axes = _reduced_axes(node, source)
-    if axes is not None:
-        units = [axis for axis, size in enumerate(source.sizes) if size == 1 and axis > 0]
-        is_whole = bool(grid) and set(grid) <= set(axes) <= {*grid, *units}
-        kind = _MODES.get(node.attrs["mode"], Collapse.OTHER) if is_whole else Collapse.OTHER
-        return [GridEnd(kind, node, source, result, axes if is_whole else ())]
-    if node.op is Op.CONV and grid == tuple(range(2, source.rank or 0)) and _covers_grid(node, source):
-        return [GridEnd(Collapse.CONV, node, source, result, grid)]
-    if node.op is Op.RESHAPE:
-        return _flattened(node, source, result, grid)
-    if node.op in CUTS_OUT and not places.has_stored(source):
-        return [GridEnd(Collapse.TOKEN, node, source, result)]
+def _classify(source: Value, result: Value, places: Places) -> list[GridEnd]:
+    """The ends of a grid where an operation reads a value with one, and gives one without."""
+    node = result.producer
+    if node is None:
+        return []
+    for operations, parts, ends in _KINDS:
+        if node.op in operations:
+            grid = _grid_axes(source, places)
+            found = fitted(parts, node, source=source, result=result, places=places, grid=grid)
+            other = GridEnd(Collapse.OTHER, node, source, result)
+            return [replace(other, lacks=found.what)] if isinstance(found, Miss) else ends(other, found)
     return [GridEnd(Collapse.OTHER, node, source, result)]
 
 
@@ -114,30 +111,39 @@ def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
     return None
 
 
-def _covers_grid(node: Node, source: Value) -> bool:
+def _whole_grid(axes: tuple[int, ...], source: Value, grid: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Axes that hold the grid, and none but that and such as have one element."""
+    units = [axis for axis, size in enumerate(source.sizes) if size == 1 and axis > 0]
+    return axes if grid and set(grid) <= set(axes) <= {*grid, *units} else None
+
+
+def _stored_weight(node: Node, source: Value) -> Value | None:
+    """The learned weight of a convolution that reads all channels."""
     weight = node.operand(1)
-    if weight is None or weight.shape is None or source.shape is None or not weight.is_constant:
-        return False
-    grid = source.shape[2:]
-    if len(weight.shape) != len(source.shape) or weight.shape[1] != source.shape[1]:
-        return False  # grouped
-    return weight.shape[2:] == grid and not any(node.attrs["pads"]) and set(node.attrs["dilations"]) == {1}
+    if weight is None or weight.shape is None or not weight.is_constant or weight.rank != source.rank:
+        return None
+    return weight if weight.shape[1] == source.sizes[1] else None
 
 
-def _flattened(node: Node, source: Value, result: Value, grid: tuple[int, ...]) -> list[GridEnd]:
-    """The linear layers behind a flatten, each an end of its own."""
-    ends: list[GridEnd] = []
+def _as_large(node: Node, source: Value, weight: Value) -> Value | None:
+    is_whole = weight.sizes[2:] == source.sizes[2:] and not any(node.attrs["pads"])
+    return weight if is_whole and set(node.attrs["dilations"]) == {1} else None
+
+
+def _linear_layers(result: Value, source: Value) -> list[Node] | None:
+    """The linear layers that read a flattened map; None where something else reads it."""
+    layers: list[Node] = []
     stack = [result]
     while stack:
         for use in stack.pop().uses:
             weight = use.node.operand(1)
             if use.node.op is Op.MATMUL and use.index == 0 and _reads_all(use.node, weight, source):
-                ends.append(GridEnd(Collapse.LINEAR, node, source, use.node.output, grid))
+                layers.append(use.node)
             elif use.node.op in (Op.IDENTITY, Op.RESHAPE):
                 stack += use.node.outputs
             else:
-                return [GridEnd(Collapse.OTHER, node, source, result)]
-    return ends if grid else [GridEnd(Collapse.OTHER, node, source, result)]
+                return None
+    return layers
 
 
 def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
@@ -147,23 +153,82 @@ def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
     return volume(source.sizes[1:]) in (None, weight.sizes[1 if linear.attrs["transpose_b"] else 0])
 
 
+def _pools(end: GridEnd, found: Found) -> list[GridEnd]:
+    kind = _MODES.get(end.node.attrs["mode"], Collapse.OTHER)
+    lacks = "mean, maximum or sum over the grid" if kind is Collapse.OTHER else ""
+    return [replace(end, kind=kind, grid_axes=found["axes"], lacks=lacks)]
+
+
+_POOLED = (
+    Part(
+        "reduced",
+        "window as large as the map, or axes that are known",
+        lambda node, on: _reduced_axes(node, on["source"]),
+    ),
+    Part("axes", "grid that it pools as a whole", lambda _, on: _whole_grid(on["reduced"], on["source"], on["grid"])),
+)
+_LARGE_WINDOW = (
+    Part(
+        "window", "grid in the axes of its window",
+        lambda _, on: on["grid"] if on["grid"] == tuple(range(2, on["source"].rank or 0)) else None,
+    ),
+    Part("weight", "stored weight over all channels", lambda node, on: _stored_weight(node, on["source"])),
+    Part(
+        "large", "plain window as large as the grid", lambda node, on: _as_large(node, on["source"], on["weight"])
+    ),
+)  # fmt: skip
+_FLATTENED = (
+    Part(
+        "layers", "linear layers alone behind it, with a weight for each element",
+        lambda _, on: _linear_layers(on["result"], on["source"]),
+    ),
+    Part("whole", "grid alone before it", lambda _, on: on["grid"] or None),
+)  # fmt: skip
+_CHOSEN = (
+    Part("rows", "rows of the image alone", lambda _, on: None if on["places"].has_stored(on["source"]) else True),
+)
+_KINDS: Sequence[tuple[Container[Op], Sequence[Part], Callable[[GridEnd, Found], list[GridEnd]]]] = (
+    ((Op.REDUCE, Op.POOL), _POOLED, _pools),
+    ((Op.CONV,), _LARGE_WINDOW, lambda end, on: [replace(end, kind=Collapse.CONV, grid_axes=on["grid"])]),
+    (
+        (Op.RESHAPE,), _FLATTENED,
+        lambda end, on: [
+            replace(end, kind=Collapse.LINEAR, result=layer.output, grid_axes=on["grid"]) for layer in on["layers"]
+        ],
+    ),
+    (CUTS_OUT, _CHOSEN, lambda end, _: [replace(end, kind=Collapse.TOKEN)]),
+)  # fmt: skip
+"""How a grid ends in operations: the parts of the pattern, and the ends that it gives."""
+
+
 def feature_before(end: GridEnd, places: Places) -> FeatureMap:
     """The feature map that an end reads, one whose grid axes are known.
 
     That is its source or, where only the layout differs, the map with two grid axes before it; for a generalised mean
     (GeM), the map before the power.
     """
-    value, grid_axes = end.source, end.grid_axes
-    value, grid_axes = _before_layout(value, grid_axes, places)
-    if end.kind is Collapse.MEAN and value.producer is not None and value.producer.op is Op.POW:
-        value = _varying(value.producer) or value
-        if value.producer is not None and value.producer.op is Op.CLIP:
-            value = _varying(value.producer) or value
+    value, grid_axes = _before_layout(end.source, end.grid_axes, places)
+    power = value.made_by(Op.POW) if end.kind is Collapse.MEAN else None
+    raised = None if power is None else fitted(GENERALISED, power)
+    value = raised["map"] if isinstance(raised, dict) else value
     feature = places.map_of(value)
     units = {axis for axis in grid_axes if value.sizes[axis] == 1}
     if feature is None or not {*feature.grid_axes} <= {*grid_axes} <= {*feature.grid_axes, *units}:
-        raise TargetNotFoundError(f"{value.describe()} is no feature map with channels and a grid of the image")
+        near = f"; {raised}" if isinstance(raised, Miss) else ""
+        raise TargetNotFoundError(f"{value.describe()} is no feature map with channels and a grid of the image{near}")
     return feature
+
+
+GENERALISED = (
+    Part("raised", "single value that it raises", lambda node, _: _varying(node)),
+    Part("map", "map", lambda _, on: _before_bound(on["raised"])),
+)
+"""Of a generalised mean (GeM), from its power: `mean(max(x, bound) ** p) ** (1 / p)`."""
+
+
+def _before_bound(value: Value) -> Value:
+    bound = value.made_by(Op.CLIP)
+    return (_varying(bound) if bound is not None else None) or value
 
 
 def maps_before(graph: Graph, ends: Sequence[GridEnd], places: Places) -> list[FeatureMap]:
@@ -203,19 +268,18 @@ def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> 
         value, grid_axes = source, feature.grid_axes
         if len(grid_axes) > 1:
             return value, grid_axes
-    node = start.producer
-    feature = None if node is None or node.op is not Op.TRANSPOSE else places.map_of(node.read(0))
-    return (start, start_axes) if node is None or feature is None else (node.read(0), feature.grid_axes)
+    turned = start.made_by(Op.TRANSPOSE)
+    feature = None if turned is None else places.map_of(turned.read(0))
+    return (feature.value, feature.grid_axes) if feature else (start, start_axes)
 
 
 def _before_unit_axis(value: Value, grid_axes: tuple[int, ...], places: Places) -> tuple[Value, tuple[int, ...]]:
     """The tokens to which a reshape has given a second grid axis, of size 1, so that they are pooled as a map is."""
-    node, place = value.producer, places.of(value)
-    if node is None or node.op is not Op.RESHAPE or place is None or len(place.axes) == len(grid_axes):
+    node, place = value.made_by(Op.RESHAPE), places.of(value)
+    if node is None or place is None or len(place.axes) == len(grid_axes):
         return value, grid_axes
-    source = node.read(0)
-    feature = places.map_of(source)
-    return (value, grid_axes) if feature is None else (source, feature.grid_axes)
+    feature = places.map_of(node.read(0))
+    return (feature.value, feature.grid_axes) if feature else (value, grid_axes)
 
 
 def is_pointwise(graph: Graph, feature: FeatureMap, source: Value) -> bool:
@@ -243,7 +307,7 @@ def closed_ends(graph: Graph, ends: Sequence[GridEnd], feature: FeatureMap, plac
     """Why the masked runs have no closed form from `feature` on; None if they have one."""
     for end in ends:
         if end.kind in (Collapse.TOKEN, Collapse.OTHER):
-            return f"the grid ends in {end.node.type} {end.node.name!r}"
+            return f"the grid ends in {end}"
         source, axes = _before_layout(end.source, end.grid_axes, places)
         if feature.value in (source, end.source):
             continue

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xai_insert.graph.cuts import activations
-from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, PRODUCTS, WITHOUT_DATA
+from xai_insert.graph.cuts import activations, walk
+from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, PRODUCTS, WITH_BODIES, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
@@ -21,7 +21,6 @@ from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
-_WITH_BODIES = frozenset({"Loop", "If", "Scan", "TensorIterator"})
 
 
 @dataclass(frozen=True)
@@ -71,27 +70,22 @@ def _heads(graph: Graph, images: Sequence[Value]) -> dict[Node, Head | None]:
 
 
 def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
-    stack = list(graph.outputs)
+    starts = list(graph.outputs)
     for node in graph.nodes:
         if node.op is Op.TOPK:
-            stack.append(node.read(0))  # the indices of the best are used where their scores are not
+            starts.append(node.read(0))  # the indices of the best are used where their scores are not
         elif node.op is Op.NMS:
-            stack += [value for value in node.inputs[:2] if value is not None]
-    seen: set[Value] = set()
-    found: dict[Node, None] = {}
-    while stack:
-        value = stack.pop()
-        if value in seen or value not in dependent:
-            continue
-        seen.add(value)
-        producer = value.producer
-        if producer is None:
-            continue
-        if is_learned(producer) or _embedded(producer, dependent) is not None:
-            found[producer] = None
-        else:
-            stack += _data_operands(producer, value)
-    return list(found)
+            starts += node.operands[:2]
+
+    def layer(value: Value) -> Node | None:
+        node = value.producer
+        return node if node is not None and (is_learned(node) or _embedded(node, dependent) is not None) else None
+
+    def before(value: Value) -> list[Value]:
+        return [] if layer(value) else [operand for operand in _data_operands(value) if operand in dependent]
+
+    way = walk([value for value in starts if value in dependent], before)
+    return list(dict.fromkeys(found for value in way if (found := layer(value)) is not None))
 
 
 def is_learned(node: Node) -> bool:
@@ -137,20 +131,23 @@ def _counts(weight: Value) -> bool:
     return bool(np.all(np.abs(counted - np.arange(last + 1)) <= last / 125 + np.arange(last + 1) / 16))
 
 
-def _data_operands(node: Node, value: Value) -> list[Value]:
-    if node.op in WITHOUT_DATA or (node.op is Op.TOPK and value.index == 1):
+_DATA = {
+    **dict.fromkeys(WITHOUT_DATA, slice(0, 0)),
+    **dict.fromkeys(FIRST_IS_DATA, slice(0, 1)),
+    Op.NMS: slice(0, 2),
+    Op.SELECT: slice(1, None),
+    Op.SCATTER: slice(0, None, 2),
+}
+"""Which operands an operation works on, where the others say how."""
+_FIRST_OUTPUT_IS_DATA = (Op.TOPK, Op.QUANTIZE)
+"""What else they give are places, or the scale and zero point of a dynamic quantisation."""
+
+
+def _data_operands(value: Value) -> list[Value]:
+    node = value.producer
+    if node is None or (node.op in _FIRST_OUTPUT_IS_DATA and value.index > 0):
         return []
-    if node.op is Op.QUANTIZE and value.index > 0:  # the scale and zero point of a dynamic quantisation
-        return []
-    operands: Sequence[Value | None] = node.inputs
-    if node.op in FIRST_IS_DATA:
-        operands = node.inputs[:1]
-    elif node.op is Op.NMS:
-        operands = node.inputs[:2]
-    elif node.op is Op.SELECT:
-        operands = node.inputs[1:]
-    elif node.op is Op.SCATTER:
-        operands = (node.operand(0), node.operand(2))
+    operands = node.inputs[_DATA.get(node.op, slice(None))]
     return [operand for operand in operands if operand is not None]
 
 
@@ -202,15 +199,15 @@ def _scaled(layer: Node) -> Value:
     """The result of a layer of integers as numbers: cast, and multiplied by a scale, of each channel or of all."""
     value = layer.output
     channels = (1, value.sizes[1 if layer.op is Op.CONV else -1]) if value.rank else ()
-    while "float" not in value.dtype or (value.producer is not None and value.producer.op is Op.CAST):
-        uses = [use for use in value.uses if use.node.op is not Op.SHAPE]
-        if len(uses) != 1:
+    while "float" not in value.dtype or value.made_by(Op.CAST):
+        use = value.only_use
+        if use is None:
             break
-        node = uses[0].node
+        node = use.node
         if node.op is Op.CAST:
             value = node.output
             continue
-        other = node.operand(1 - uses[0].index)
+        other = node.operand(1 - use.index)
         if node.op is Op.MUL and other is not None and other.rank is not None and volume(other.sizes) in channels:
             value = node.output
         break
@@ -220,9 +217,9 @@ def _scaled(layer: Node) -> Value:
 def _rounded(value: Value) -> Value:
     """What the model goes on with where it rounds a result to integers, that a kernel which rounds may be used."""
     end = value
-    while len(uses := [use for use in end.uses if use.node.op is not Op.SHAPE]) == 1:
-        node = uses[0].node
-        if node.op is not Op.QUANTIZE or uses[0].index:
+    while (use := end.only_use) is not None:
+        node = use.node
+        if node.op is not Op.QUANTIZE or use.index:
             break
         end = node.output
         if "float" in end.dtype:
@@ -232,11 +229,11 @@ def _rounded(value: Value) -> Value:
 
 def _with_bias(layer: Node, dependent: set[Value]) -> Value:
     value = _rounded(layer.output if "int" not in layer.output.dtype else _scaled(layer))
-    uses = [use for use in value.uses if use.node.op is not Op.SHAPE]
-    if len(uses) != 1 or uses[0].node.op is not Op.ADD:
+    use = value.only_use
+    if use is None or use.node.op is not Op.ADD:
         return value
-    add = uses[0].node
-    other = add.inputs[1 - uses[0].index]
+    add = use.node
+    other = add.inputs[1 - use.index]
     if other is None or other in dependent or other.rank is None:
         return value
     channel = value.sizes[1 if layer.op is Op.CONV else -1]
@@ -247,8 +244,8 @@ def finished(graph: Graph, head: Head) -> Head:
     """A head whose value has what is computed for each location: OWL-ViT's shift and scale, a sum with other heads."""
     dependent = activations(graph, image_inputs(graph))
     value, end, is_joined = head.value, head.value, False
-    while len(uses := [use for use in end.uses if use.node.op is not Op.SHAPE]) == 1:
-        node, index = uses[0].node, uses[0].index
+    while (use := end.only_use) is not None:
+        node, index = use.node, use.index
         other = node.operand(1 - index) if index < 2 else None
         is_linear = node.op in (Op.ADD, Op.MUL) or (node.op is Op.DIV and index == 0 and other not in dependent)
         if other is None or not is_linear or node.output.sizes != head.value.sizes:
@@ -322,16 +319,14 @@ def local_values(
 
 def reshapes_between(graph: Graph, heads: Sequence[Head], end: Value) -> list[Value]:
     """Values on the way from heads to `end`, where classes and locations may still have axes of their own."""
-    from_heads: dict[Value, None] = {head.value: None for head in heads}
-    for node in graph.nodes:
-        if node.op is not Op.SHAPE and any(operand in from_heads for operand in node.operands):
-            from_heads.update(dict.fromkeys(node.outputs))
+    starts = {head.value for head in heads}
+    behind = activations(graph, starts)
     way: set[Value] = {end}
     for node in reversed(graph.nodes):
-        if any(output in way for output in node.outputs):
-            way.update(operand for operand in node.operands if operand in from_heads)
-    heads_ = {head.value for head in heads}
-    return [value for value in from_heads if value in way and value not in heads_ and "float" in value.dtype]
+        if not way.isdisjoint(node.outputs):
+            way.update(behind.intersection(node.operands))
+    made = [value for node in graph.nodes for value in node.outputs if value in behind & way - starts]
+    return [value for value in made if "float" in value.dtype]
 
 
 def selects(node: Node, dependent: set[Value]) -> bool:
@@ -345,7 +340,7 @@ def selects(node: Node, dependent: set[Value]) -> bool:
         return index is not None and index in dependent
     if node.op is Op.MATMUL and all(operand in dependent for operand in node.inputs[:2]):
         return True
-    return is_learned(node) or node.type in _WITH_BODIES
+    return is_learned(node) or node.type in WITH_BODIES
 
 
 def _by_magnitude(node: Node, operand: Value) -> bool:

@@ -89,11 +89,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Side:
-    """Where a size of a grid is read while the model runs: that of an axis of a value, times a ratio, rounded down."""
+    """Where a size of a grid is read while the model runs: `(n + plus) // over`, n that of an axis of a value."""
 
     value: Value
     axis: int
-    times: int = 1
+    plus: int = 0
     over: int = 1
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 from xai_insert.graph.axes import has_batch
-from xai_insert.graph.cuts import activations
+from xai_insert.graph.cuts import activations, walk
+from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, volume
 from xai_insert.locate.inputs import image_inputs
@@ -16,6 +18,7 @@ _PEELED = JUDGES | UNCHANGED
 
 
 _ROWS = 2
+_PER_ROW = 3  # axes of what has numbers for each of several rows
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,7 @@ def peel(value: Value) -> Value:
 
 def is_softmax(value: Value) -> bool:
     """Whether an output is a softmax of several scores."""
-    while (node := value.producer) is not None and node.op is Op.IDENTITY and (source := node.operand(0)) is not None:
-        value = source
-    return node is not None and node.op is Op.SOFTMAX
+    return before(value, (Op.IDENTITY,)).made_by(Op.SOFTMAX) is not None
 
 
 def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits:
@@ -98,6 +99,8 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
         scores = peel(value)
         if scores in found or not _may_be_scores(scores, reached, graph) or scores.shape is None:
             continue
+        if output is None and _is_of_rows(value, graph):
+            continue
         if (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, graph.output_names[index], classes)
     return [item for item in found.values() if not _feeds_another(graph, item, found)]
@@ -112,6 +115,14 @@ def _may_be_scores(value: Value, reached: set[Value], graph: Graph) -> bool:
     return is_vector(value.shape) and not _is_of_another_batch(value, graph)
 
 
+def _is_of_rows(value: Value, graph: Graph) -> bool:
+    """Whether an output `[N, K, 1]` is of the rows of another, `[N, K, D]`: how sure each key point or box is."""
+    if value.rank != _PER_ROW or value.sizes[2] != 1 or value.sizes[1] == 1:
+        return False
+    others = [other for other in graph.outputs if other is not value and other.rank == _PER_ROW]
+    return any(other.sizes[1] == value.sizes[1] and other.sizes[2] != 1 for other in others)
+
+
 def no_class_scores(graph: Graph) -> str:
     """What is said of a model without an output of class scores."""
     listed = ", ".join(_describe(name, value) for name, value in zip(graph.output_names, graph.outputs, strict=True))
@@ -124,18 +135,14 @@ def _output(graph: Graph, name: str) -> Value:
 
 def _is_of_locations(value: Value, reached: set[Value]) -> bool:
     """Whether a value lists what convolutions say at each location, as detectors do, of one class `[B, L, 1]`."""
-    stack, seen = [value], {value}
-    while stack:
-        node = stack.pop().producer
-        if node is None:
-            return False
-        if node.op in LISTS_LOCATIONS or node.type == "DepthToSpace":
-            operands = {operand for operand in node.inputs if operand in reached} - seen
-            stack += operands
-            seen |= operands
-        elif not _gives_locations(node):
-            return False
-    return True
+    makers = [value.producer for value in walk([value], lambda value: reached.intersection(_listed(value.producer)))]
+    return all(node is not None and (_listed(node) or _gives_locations(node)) for node in makers)
+
+
+def _listed(node: Node | None) -> Sequence[Value]:
+    """What a node puts into one list."""
+    lists = node is not None and (node.op in LISTS_LOCATIONS or node.type == "DepthToSpace")
+    return node.operands if node is not None and lists else ()
 
 
 def _gives_locations(node: Node) -> bool:

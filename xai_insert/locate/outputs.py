@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xai_insert.graph.axes import Axes, has_place
-from xai_insert.graph.pattern import maker
+from xai_insert.graph.pattern import before
 from xai_insert.graph.trace import Traced
 from xai_insert.graph.traits import ARRANGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value
@@ -55,8 +55,7 @@ def likely_task(graph: Graph) -> str | None:
 
 
 def _kind_of_map(value: Value) -> str:
-    made = maker(value, (Op.CAST,))
-    if "float" not in value.dtype or (made is not None and made.op is Op.ARGMAX):
+    if "float" not in value.dtype or before(value, (Op.CAST,)).made_by(Op.ARGMAX):
         return "a semantic segmenter after its argmax"
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
         if value.sizes[1] == _COLOURS:
@@ -90,8 +89,8 @@ def _holds_boxes(value: Value, graph: Graph, traced: Traced) -> bool:
             return False  # numbers of a fixed list: coordinates of key points, and how sure they are
         others = [other for other in graph.outputs if other is not value and other.rank in (2, 3)]
         return any(other.sizes[1] == shape[1] for other in others)
-    node = maker(value, _THROUGH)
-    return (shape[2] or 0) > _BOX and node is not None and node.op is Op.CONCAT and _joins_columns(node)
+    node = before(value, _THROUGH).made_by(Op.CONCAT)
+    return (shape[2] or 0) > _BOX and node is not None and _joins_columns(node)
 
 
 def _is_one_vector(axes: Axes) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
+from xai_insert.graph.pattern import before, layer_of
 from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions
@@ -141,7 +142,8 @@ def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryRepo
         num_classes: the number of classes, if the user has given it; tells whether one score means no object.
     """
     places = find_places(graph)
-    boxes = query_boxes(graph)
+    four = query_boxes(graph)
+    boxes = [value for value in four if not _is_raw(value)] or four  # raw scores of four classes are no boxes
     looks = list(_looks(graph, places))
     for origin, look in looks:
         for output in boxes:
@@ -157,6 +159,12 @@ def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryRepo
                 return QueryReport(output, origin.size or 0, chosen, look, scores, untold, every)
     found = f"{len(looks)} attentions to places of the image" if looks else "no attention to places of the image"
     return f"{WANTED}; found {found}, and none whose rows are those of the boxes"
+
+
+def _is_raw(value: Value) -> bool:
+    """Whether a linear layer gives it as it is; boxes of queries are squashed, or scaled and moved."""
+    layer = layer_of(before(value, CHOOSES_ROWS))
+    return layer is not None and layer.op is Op.MATMUL
 
 
 def _is_of(places: Places, value: Value, origin: Origin) -> bool:
@@ -276,10 +284,10 @@ def _is_summed_over_points(value: Value) -> bool:
 
 def _side_by_side(value: Value) -> Sequence[Value]:
     """What was joined along the points of `[N, d, Q, points]`, or stacked before them and then flattened."""
-    node = value.producer
-    if node is not None and node.op is Op.RESHAPE and node.read(0).sizes[:3] == value.sizes[:3]:
-        return _side_by_side(node.read(0))
-    if node is not None and node.op is Op.CONCAT and node.attrs.get("axis") == 3:
+    flat, node = value.made_by(Op.RESHAPE), value.made_by(Op.CONCAT)
+    if flat is not None and flat.read(0).sizes[:3] == value.sizes[:3]:
+        return _side_by_side(flat.read(0))
+    if node is not None and node.attrs.get("axis") == 3:
         return [part for operand in node.operands for part in _side_by_side(operand)]
     return [value]
 

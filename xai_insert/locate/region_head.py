@@ -111,9 +111,7 @@ def _scores(graph: Graph, dependent: set[Value]) -> tuple[Value, tuple[Value, ..
         if output.rank not in (1, 2, 3):
             continue
         for value in moved_into(output):
-            node = value.producer
-            is_score = node is not None and node.op in (Op.SOFTMAX, Op.SIGMOID) and value.rank in (2, 3)
-            if is_score and value in dependent:
+            if value.made_by(*SQUASHES) and value.rank in (2, 3) and value in dependent:
                 found.setdefault(value, []).append(output)
     if len(found) != 1:
         listed = ", ".join(value.describe() for value in found) or "none"
@@ -125,7 +123,7 @@ def _scores(graph: Graph, dependent: set[Value]) -> tuple[Value, tuple[Value, ..
 def _logits(scores: Value) -> Value:
     """The value `[P, K]` under the softmax or sigmoid."""
     value = scores
-    while (node := value.producer) is not None and node.op in _BEHIND_LOGITS:
+    while (node := value.made_by(*_BEHIND_LOGITS)) is not None:
         source = node.read(0)
         if source.shape is None or source.shape[-1:] != scores.sizes[-1:] or (value is not scores and value.rank == 2):
             break
@@ -139,7 +137,7 @@ def _feature(graph: Graph, ends: Sequence[GridEnd], places: Places) -> FeatureMa
     found = [feature_before(end, places) for end in ends] if all(end.grid_axes for end in ends) else []
     features = {item.value: item for item in found}
     if len(features) != 1:
-        kinds = ", ".join(f"{end.node.type} {end.node.name!r}" for end in ends) or "nothing"
+        kinds = ", ".join(map(str, ends)) or "nothing"
         raise UnsupportedTaskError(f"{_WANTED}, from one pooled feature each; the grid ends in {kinds}")
     feature = next(iter(features.values()))
     obstacle = closed_ends(graph, ends, feature, places)

@@ -166,21 +166,20 @@ def _enlarges(node: Node, places: Places) -> bool:
 
 def _sums_layers(value: Value) -> bool:
     """Whether a value adds what several linear layers give, resized or not, as in LR-ASPP and FCN-8s."""
-    node = value.producer
+    node, add = value.producer, value.made_by(Op.ADD)
     if node is not None and isinstance(node.kind, Resized):
         return _sums_layers(node.read(0)) or _linear(node.read(0))[0] is not None
-    if node is None or node.op is not Op.ADD or len(node.computed) < 2:
+    if add is None or len(add.computed) < 2:
         return False
-    return all(_linear(operand)[0] is not None or _sums_layers(operand) for operand in node.computed)
+    return all(_linear(operand)[0] is not None or _sums_layers(operand) for operand in add.computed)
 
 
 def _linear(value: Value) -> tuple[Value | None, Value | None]:
     """What a layer with weights reads, and the bias that it adds."""
     node, bias = value.producer, None
-    if node is not None and node.op is Op.ADD:
-        operands = node.computed
-        bias = next((operand for operand in node.stored), None)
-        node = operands[0].producer if len(operands) == 1 else None
+    if (add := value.made_by(Op.ADD)) is not None:
+        bias = next(iter(add.stored), None)
+        node = add.computed[0].producer if len(add.computed) == 1 else None
     if node is None or not isinstance(node.kind, (Window, Product)):
         return None, None
     return node.operand(0), bias or node.operand(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from xai_insert.graph.cuts import activations, region
+from xai_insert.graph.cuts import activations, region, walk
 from xai_insert.graph.operators import FusedAttention, Joined, Norm, Parts, Pointwise, Slices, Softmax
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.layout import FeatureMap
@@ -68,18 +68,9 @@ def normed(graph: Graph, images: Sequence[Value], logits: Value, entry: FeatureM
 
 def _norms_of(value: Value) -> list[Value]:
     """The results of the norms that read a value, its parts or it beside others, with their scale and bias."""
-    found: list[Value] = []
-    seen: set[Value] = set()
-    stack = [value]
-    while stack:
-        for use in stack.pop().uses:
-            result = use.node.output
-            if isinstance(use.node.kind, Norm):
-                found.append(_scaled(result))
-            elif isinstance(use.node.kind, _MOVING) and result not in seen:
-                seen.add(result)
-                stack.append(result)
-    return found
+    moved = walk([value], lambda item: [use.node.output for use in item.uses if isinstance(use.node.kind, _MOVING)])
+    readers = [use.node for item in moved for use in item.uses]
+    return [_scaled(node.output) for node in readers if isinstance(node.kind, Norm)]
 
 
 def _scaled(result: Value) -> Value:
@@ -94,22 +85,19 @@ def _scaled(result: Value) -> Value:
 def _joint(graph: Graph, images: Sequence[Value], logits: Value, maps: dict[Value, FeatureMap]) -> list[FeatureMap]:
     """Those that a walk back from the scores meets first."""
     reached = activations(graph, images)
-    met: list[FeatureMap] = []
-    seen: set[Value] = set()
-    stack = [logits]
-    while stack:
-        value = stack.pop()
-        if value in seen or value not in reached:
-            continue
-        seen.add(value)
-        if value in maps:
-            met.append(maps[value])
-        elif value.producer is None:
-            return []
-        elif value.producer.op is not Op.SHAPE:
-            stack += value.producer.operands
-    for found in met:
-        behind = activations(graph, [found.value])
-        if any(other.value in behind for other in met if other is not found):
-            return []
+
+    def before(value: Value) -> Sequence[Value]:
+        node = None if value in maps or value.made_by(Op.SHAPE) else value.producer
+        return [operand for operand in node.operands if operand in reached] if node is not None else ()
+
+    way = list(walk([value for value in [logits] if value in reached], before))
+    met = [maps[value] for value in way if value in maps]
+    if any(value.producer is None for value in way if value not in maps) or _feed_each_other(graph, met):
+        return []
     return sorted(met, key=lambda found: found.positions or 0, reverse=True)
+
+
+def _feed_each_other(graph: Graph, maps: Sequence[FeatureMap]) -> bool:
+    """Whether a map depends on another of them."""
+    behind = [value for found in maps for value in activations(graph, [found.value]) - {found.value}]
+    return not {found.value for found in maps}.isdisjoint(behind)

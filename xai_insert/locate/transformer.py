@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.pattern import maker
+from xai_insert.graph.pattern import Miss, Part, before, fitted
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions, near_miss
@@ -97,7 +97,7 @@ def locate_readout(
     if feature is None or None in feature.grid:
         what = "those of a patch embedding and a few before them"
         return NoBlock(f"{tokens} tokens are not {what}{_hint(graph, images)}")
-    if _has_mean_query(region(graph, images, masked), tokens):
+    if any(not isinstance(fitted(MEAN_QUERY, node, tokens=tokens), Miss) for node in region(graph, images, masked)):
         return NoBlock("the class token is the mean of the patches", is_mean_query=True)
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
     if read and tokens == feature.positions:
@@ -194,8 +194,8 @@ def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], 
 
 def _rounds(before: Value, value: Value) -> bool:
     """Whether a value is another, rounded for one of its readers, as NNCF does with what a block adds to."""
-    while value is not before and value.producer is not None and value.producer.op is Op.QUANTIZE:
-        value = value.producer.read(0)
+    while value is not before and (rounding := value.made_by(Op.QUANTIZE)) is not None:
+        value = rounding.read(0)
     return value is before
 
 
@@ -287,11 +287,13 @@ def _rows_read(end: GridEnd) -> int:
     return 1
 
 
-def _has_mean_query(before: Sequence[Node], tokens: int) -> bool:
-    """Whether the first token is the mean of the others, as in the attention pool of CLIP's ResNets."""
-    for node in before:
-        if node.op is Op.CONCAT and node.output.rank == 3 and tokens in node.output.sizes:
-            made = maker(node.read(0), ARRANGES)
-            if made is not None and made.op is Op.REDUCE:
-                return True
-    return False
+def _is_list(joined: Value, tokens: int) -> bool:
+    return joined.rank == 3 and tokens in joined.sizes
+
+
+MEAN_QUERY = (
+    Part("join", "parts put one behind the other", lambda node, _: node if node.op is Op.CONCAT else None),
+    Part("list", "list of all tokens", lambda node, on: node.output if _is_list(node.output, on["tokens"]) else None),
+    Part("mean", "mean before the others", lambda node, _: before(node.read(0), ARRANGES).made_by(Op.REDUCE)),
+)
+"""Tokens of which the first is the mean of the others, as in the attention pool of CLIP's ResNets."""

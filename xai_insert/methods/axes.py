@@ -12,10 +12,11 @@ from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_s
 from xai_insert.graph.axes import regroup as graph_regroup
 from xai_insert.graph.operators import UnitNorm
 from xai_insert.graph.traits import ALONG_ONE_AXIS
-from xai_insert.graph.view import POINTWISE, Node, Op
+from xai_insert.graph.view import POINTWISE, Node, Op, Value, fixed, volume
 
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
 """Operations that work on each element where it is."""
+UNKNOWN = -1
 _SPECIAL = (Kind.BATCH, Kind.JOINT)
 
 
@@ -35,8 +36,11 @@ def has_tokens(axis: Axis) -> bool:
 
 
 def width(axis: Axis) -> int | None:
-    """Size of an axis without batch and tokens; None for others."""
-    return None if has_batch(axis) or has_tokens(axis) else axis_size(axis)
+    """Size of an axis without batch and tokens, -1 for one that follows the image; None for others."""
+    if has_batch(axis) or has_tokens(axis):
+        return None
+    size = axis_size(axis)
+    return UNKNOWN if size is None else size
 
 
 def kept(axes: Axes) -> list[Digit]:
@@ -92,3 +96,27 @@ def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
     else:
         axes = None
     return axes
+
+
+def pieces(node: Node, axis: int, start: int | None, end: int | None) -> list[tuple[Value, int, int]]:
+    """Each output of a Slice or Split with its range along `axis`."""
+    if node.op is Op.SLICE:
+        return [(node.output, start or 0, 1 << 62 if end is None else end)]
+    begin, parts = 0, []
+    for output in node.outputs:
+        size = fixed([output.sizes[axis]])[0]
+        parts.append((output, begin, begin + size))
+        begin += size
+    return parts
+
+
+def completed(shape: Sequence[int | None], node: Node) -> Sequence[int | None]:
+    """A shape with at most one unknown size, as far as the operand's known sizes allow."""
+    source = node.read(0)
+    if sum(size is None for size in shape) < 2 or source.shape is None or shape[0] is not None:
+        return shape
+    elements = volume(source.shape[1:])
+    known = volume([size for size in shape if size is not None])
+    if elements is None or not known or sum(size is None for size in shape) > 2:
+        return shape
+    return [None, *(elements // known if size is None else size for size in shape[1:])]

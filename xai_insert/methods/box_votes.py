@@ -18,7 +18,7 @@ from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.methods.box_sides import TINY, box_sides, overlap_of
 from xai_insert.methods.det_class_probability_map import grid_of_level, level_channels
 from xai_insert.methods.late_boxes import boxes_everywhere
-from xai_insert.methods.shaping import scalar
+from xai_insert.methods.shaping import scalar, total
 from xai_insert.methods.tensor import Tensor, tensor
 
 
@@ -39,17 +39,15 @@ def box_votes(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: Box
     sides = reported_sides(surgeon, voters.reported)
     wanted = labels_one_hot(surgeon, detector, voters.reported)
     late = boxes_everywhere(surgeon, graph) if voters.is_late else {}
-    total: V | None = None
     middle = grid_of_level(surgeon, detector.middle)
-    for item, rows in zip(detector.levels, voters.levels, strict=True):
+
+    def resized(item: ClassLevel, rows: DecodedLevel) -> V:
         boxes = decoded_boxes(surgeon.ops, late.get(rows.value, surgeon.handle(rows.value)), item, rows)
         votes = _level_votes(surgeon, item, boxes, voters, sides, wanted)
-        if item is not detector.middle:
-            votes = op.resize(votes, *middle)
-        total = votes if total is None else op.add(total, votes)
-    if total is None:
-        raise ValueError("a detector has at least one level")
-    return op.mul(total, scalar(op, 1.0 / len(detector.levels), "float32"))
+        return votes if item is detector.middle else op.resize(votes, *middle)
+
+    votes = total(op, (resized(*pair) for pair in zip(detector.levels, voters.levels, strict=True)))
+    return op.mul(votes, scalar(op, 1.0 / len(detector.levels), "float32"))
 
 
 def reported_sides(surgeon: Surgeon[V], found: ReportedBoxes) -> list[Tensor[V]]:

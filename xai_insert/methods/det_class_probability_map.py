@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.locate.detector import ClassLevel, Detector
-from xai_insert.methods.shaping import reshape, scalar, size_of
+from xai_insert.methods.shaping import reshape, scalar, size_of, total
 
 
 def det_class_probability_map(surgeon: Surgeon[V], detector: Detector, *, follows: bool = False) -> V:
@@ -25,17 +25,14 @@ def det_class_probability_map(surgeon: Surgeon[V], detector: Detector, *, follow
     """
     op = surgeon.ops
     height, width = grid_of_level(surgeon, detector.middle, follows=follows)
-    total: V | None = None
-    for item in detector.levels:
+
+    def resized(item: ClassLevel) -> V:
         scores = class_scores(surgeon, item, follows=follows)
         for more in item.more:
             scores = op.maximum(scores, class_scores(surgeon, more, follows=follows))
-        if item is not detector.middle:
-            scores = op.resize(scores, height, width)
-        total = scores if total is None else op.add(total, scores)
-    if total is None:
-        raise ValueError("a detector has at least one level")
-    mean = op.mul(total, scalar(op, 1.0 / len(detector.levels), "float32"))
+        return scores if item is detector.middle else op.resize(scores, height, width)
+
+    mean = op.mul(total(op, map(resized, detector.levels)), scalar(op, 1.0 / len(detector.levels), "float32"))
     return mean if detector.classes == 1 else op.softmax(mean, axis=1)
 
 

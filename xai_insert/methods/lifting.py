@@ -16,12 +16,15 @@ from typing import Generic
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.axes import Axes, has_batch, other
 from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.traits import CUTS_OUT
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
 from xai_insert.methods.axes import (
     ELEMENTWISE,
     alike,
     batch_axis,
+    completed,
     has_tokens,
+    pieces,
     regroup,
     token_axis,
     touched_axes,
@@ -98,26 +101,29 @@ class Lifter(Generic[V]):
         main = self._main(node)
         if main is None or not self._meets_its_like(node, main):
             raise self._refusal(node)
-        if node.op is Op.RESHAPE:
-            self._reshape(node, main)
-        elif node.op is Op.TRANSPOSE and (perm := node.attrs["perm"]) is not None:
-            handle = self._surgeon.ops.transpose(main.handle, perm)
-            self.made[node.output] = Lifted(handle, tuple(main.dims[axis] for axis in perm))
-        elif node.op is Op.CONCAT and has_tokens(main.dims[node.attrs["axis"]]):
-            self._join_tokens(node)
-        elif node.op in (Op.GATHER, Op.SLICE, Op.SPLIT) and (axis := _selected_axis(node)) is not None:
-            self._select(node, main, axis)
-        elif node.op is Op.EXPAND and len(node.inputs) == 2 and node.inputs[0] in self.made:
-            self._expand(node, main)
-        elif node.op is Op.CONV:
-            self._convolve(node, main)
-        elif node.op is Op.MATMUL and node.operand(1) in self.made:
-            self._multiply(node)
-        elif node.op is Op.ATTENTION:
-            self._attend(node)
-        else:
-            dims = self._result_dims(node, main.dims)
-            self._copy(node, main, dims)
+        rules = {
+            Op.RESHAPE: self._reshape,
+            Op.TRANSPOSE: self._transpose,
+            Op.CONCAT: self._join,
+            Op.EXPAND: self._expand,
+            Op.CONV: self._convolve,
+            Op.MATMUL: self._multiply,
+            Op.ATTENTION: self._attend,
+            **dict.fromkeys(CUTS_OUT, self._select),
+        }
+        rules.get(node.op, self._keep)(node, main)
+
+    def _keep(self, node: Node, main: Lifted[V]) -> None:
+        """An operation that keeps batch and tokens apart from the rest."""
+        self._copy(node, main, self._result_dims(node, main.dims))
+
+    def _transpose(self, node: Node, main: Lifted[V]) -> None:
+        perm = node.attrs["perm"]
+        if perm is None:
+            self._keep(node, main)
+            return
+        handle = self._surgeon.ops.transpose(main.handle, perm)
+        self.made[node.output] = Lifted(handle, tuple(main.dims[axis] for axis in perm))
 
     def _meets_its_like(self, node: Node, main: Lifted[V]) -> bool:
         """Whether the samples of one operand meet those of the others, and not another axis."""
@@ -147,7 +153,7 @@ class Lifter(Generic[V]):
             if not shape:  # the scale of a dynamic quantiser
                 self.made[output] = Lifted(handle, ())
                 continue
-            kept = [dim if width(dim) is None else other(fixed([shape[axis]])[0]) for axis, dim in enumerate(dims)]
+            kept = [dim if width(dim) is None else other(shape[axis]) for axis, dim in enumerate(dims)]
             self.made[output] = Lifted(handle, tuple(kept))
 
     def _operand(self, node: Node, value: Value, main: Lifted[V]) -> V:
@@ -177,12 +183,7 @@ class Lifter(Generic[V]):
         dims = main.dims[len(main.dims) - len(shape) :]
         if len(dims) != len(shape):
             raise CannotFreeBatchError(f"{value.describe()} has more axes than the value it meets")
-        handle = self._surgeon.handle(value)
-        for axis, dim in enumerate(dims):
-            if has_tokens(dim) and shape[axis] != 1:
-                if len(dim) > 1 or (shape[axis] or 0) < self._rows:
-                    raise CannotFreeBatchError(f"{value.describe()} merges its tokens with another axis")
-                handle = op.slice(handle, axis, 0, self._rows)
+        handle = self._read_out(value, dims)
         batch = next((axis for axis, dim in enumerate(dims) if len(dim) == 1 and has_batch(dim)), None)
         if (value.is_constant and spreads) or batch is None:
             return handle
@@ -194,6 +195,16 @@ class Lifter(Generic[V]):
         spread = op.expand(spread, [*(1 for _ in before), 1, self._copies, *(1 for _ in after)])
         return op.reshape(spread, [*before, -1, *after])
 
+    def _read_out(self, value: Value, dims: Axes) -> V:
+        """A value of the ordinary run at the read-out rows."""
+        handle = self._surgeon.handle(value)
+        for axis, (dim, size) in enumerate(zip(dims, value.sizes, strict=True)):
+            if has_tokens(dim) and size != 1:
+                if len(dim) > 1 or (size or 0) < self._rows:
+                    raise CannotFreeBatchError(f"{value.describe()} merges its tokens with another axis")
+                handle = self._surgeon.ops.slice(handle, axis, 0, self._rows)
+        return handle
+
     def _reshape(self, node: Node, main: Lifted[V]) -> None:
         if axes := node.attrs.get("new_axes"):  # their sizes would not tell them from a batch of one
             widened = list(main.dims)
@@ -202,13 +213,16 @@ class Lifter(Generic[V]):
             dims: Axes | None = tuple(widened)
         else:
             shape = node.output.shape
-            dims = None if shape is None else regroup(main.dims, _completed(shape, node))
+            dims = None if shape is None else regroup(main.dims, completed(shape, node))
         if dims is None:
             raise self._refusal(node)
         self.made[node.output] = Lifted(self._surgeon.ops.reshape(main.handle, self._sizes(dims)), dims)
 
     def _expand(self, node: Node, main: Lifted[V]) -> None:
         """Repeats what has size 1; the batch stays as it is, whatever number the export has written there."""
+        if len(node.inputs) != 2 or node.inputs[0] not in self.made:
+            self._keep(node, main)
+            return
         sizes = node.output.sizes
         if len(sizes) != len(main.dims):
             raise self._refusal(node)
@@ -226,19 +240,25 @@ class Lifter(Generic[V]):
             sizes.append(-1 if has_batch(dim) else volume(factors) or 1)
         return sizes
 
-    def _join_tokens(self, node: Node) -> None:
-        """A concatenation that puts the read-out rows back before the other tokens: the rows alone are needed."""
+    def _join(self, node: Node, main: Lifted[V]) -> None:
+        """A concatenation; where it puts the read-out rows back before the other tokens, the rows alone are needed."""
+        axis = node.attrs["axis"]
+        if not has_tokens(main.dims[axis]):
+            self._keep(node, main)
+            return
         first = node.inputs[0]
         lifted = None if first is None else self.made.get(first)
-        axis = node.attrs["axis"]
         size = node.output.sizes[axis]
         if lifted is None or size is None:
             raise self._refusal(node)
         dims = (*lifted.dims[:axis], token_axis(size), *lifted.dims[axis + 1 :])
         self.made[node.output] = Lifted(lifted.handle, dims)
 
-    def _multiply(self, node: Node) -> None:
+    def _multiply(self, node: Node, main: Lifted[V]) -> None:
         """A product of two values of the ordinary batch, as the scores of an attention are."""
+        if node.operand(1) not in self.made:
+            self._keep(node, main)
+            return
         a, b = (self.made.get(node.read(index)) for index in (0, 1))
         if a is None and b is not None and self._weigh(node, b):
             return
@@ -265,8 +285,9 @@ class Lifter(Generic[V]):
         self.made[node.output] = Lifted(handle, (other(fixed(rows.sizes)[0]), vectors))
         return True
 
-    def _attend(self, node: Node) -> None:
+    def _attend(self, node: Node, main: Lifted[V]) -> None:
         """A fused attention within each sample, under a mask that is the same for all."""
+        del main  # the query gives the result its axes
         parts = [self.made.get(node.read(index)) for index in range(3)]
         query, key, value = parts
         if query is None or key is None or value is None or not node.attrs.get("is_plain"):
@@ -284,11 +305,11 @@ class Lifter(Generic[V]):
                 raise self._refusal(node)
         self._copy(node, query, (*query.dims[:-1], value.dims[-1]))
 
-    def _select(self, node: Node, main: Lifted[V], axis: int) -> None:
-        dim = main.dims[axis]
-        if width(dim) is not None:
-            dims = self._result_dims(node, main.dims)
-            self._copy(node, main, dims)
+    def _select(self, node: Node, main: Lifted[V]) -> None:
+        """A cut along the batch or the tokens, or along another axis."""
+        axis: int | None = node.attrs.get("axis")
+        if axis is None or width(dim := main.dims[axis]) is not None:
+            self._keep(node, main)
             return
         start: int | None = node.attrs.get("start")
         end: int | None = node.attrs.get("end")
@@ -301,7 +322,7 @@ class Lifter(Generic[V]):
             dims = (*main.dims[:axis], *main.dims[axis + 1 :])
             self.made[node.output] = Lifted(self._surgeon.ops.reshape(row, self._sizes(dims)), dims)
             return
-        for output, begin, stop in _parts(node, axis, start, end):
+        for output, begin, stop in pieces(node, axis, start, end):
             if begin >= self._rows:
                 self.made[output] = None
             elif stop <= self._rows:
@@ -346,35 +367,6 @@ class Lifter(Generic[V]):
         if node.op in (Op.REDUCE, Op.GATHER) and rank == len(dims) - len(touched):
             return tuple(dim for axis, dim in enumerate(dims) if axis not in touched)
         raise self._refusal(node)
-
-
-def _selected_axis(node: Node) -> int | None:
-    axis: int | None = node.attrs.get("axis")
-    return axis
-
-
-def _parts(node: Node, axis: int, start: int | None, end: int | None) -> list[tuple[Value, int, int]]:
-    """Each output of a Slice or Split with its range along `axis`."""
-    if node.op is Op.SLICE:
-        return [(node.output, start or 0, 1 << 62 if end is None else end)]
-    begin, parts = 0, []
-    for output in node.outputs:
-        size = fixed([output.sizes[axis]])[0]
-        parts.append((output, begin, begin + size))
-        begin += size
-    return parts
-
-
-def _completed(shape: Sequence[int | None], node: Node) -> Sequence[int | None]:
-    """A shape with at most one unknown size, as far as the operand's known sizes allow."""
-    source = node.read(0)
-    if sum(size is None for size in shape) < 2 or source.shape is None or shape[0] is not None:
-        return shape
-    elements = volume(source.shape[1:])
-    known = volume([size for size in shape if size is not None])
-    if elements is None or not known or sum(size is None for size in shape) > 2:
-        return shape
-    return [None, *(elements // known if size is None else size for size in shape[1:])]
 
 
 def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value, copies: int = 1) -> V:

@@ -12,15 +12,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xai_insert.errors import CannotFreeBatchError
+from xai_insert.errors import CannotFreeBatchError, ShapeUnknownError
 from xai_insert.graph.axes import other
 from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Node, Value, fixed, volume
+from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import vector_size
 from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
+from xai_insert.methods.shaping import grid_sizes, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,9 @@ def run_masks(
     op = surgeon.ops
     count, classes = len(masks), class_count(logits)
     nodes = region(graph, features, [logits])
-    many = min(count, at_once or max(1, min(_AT_ONCE, _MOST_BYTES // _bytes(nodes))))
-    if many > 1 and (obstacle := _obstacle(features, nodes, masks, logits)) is not None:
-        logger.info("masks run one by one: %s", obstacle)
-        many = 1
+    begins_with_batch = len(masks.sizes) < len(features[0].sizes) or masks.sizes[0] == 1
+    many = many_at_once(nodes, features, logits, count, at_once) if begins_with_batch else 1
     runs = math.ceil(count / many)
-    many = math.ceil(count / runs)  # of one size; those beyond the last are of no cell
     rank = len(features[0].sizes)
 
     def body(run: V | None) -> V:
@@ -77,6 +76,67 @@ def run_masks(
     return op.reshape(flat, [-1, classes, *masks.grid])
 
 
+def run_open_masks(
+    surgeon: Surgeon[V],
+    graph: Graph,
+    feature: FeatureMap,
+    beside: Sequence[Value],
+    logits: Value,
+    at_once: int | None = None,
+) -> V:
+    """Likewise where the grid follows the image: a mask for each cell, as many as there are while the model runs.
+
+    Args:
+        surgeon: the model being edited.
+        graph: its view.
+        feature: the masked value, with two axes of a grid.
+        beside: what is masked with it.
+        logits: class scores `[B, K]`.
+        at_once: how many masks are run at once, at most.
+
+    Returns:
+        float32 `[B, K, h, w]`, raw scores.
+    """
+    op, classes, features = surgeon.ops, class_count(logits), [feature.value, *beside]
+    nodes = region(graph, features, [logits])
+    many = many_at_once(nodes, features, logits, None, at_once)
+    sides = grid_sizes(surgeon, surgeon.handle(feature.value), feature)
+    height, width = (op.constant(np.array([side], np.int64)) if isinstance(side, int) else side for side in sides)
+    count = op.mul(height, width)
+    together = op.constant(np.array([many], np.int64))
+    runs = op.div(op.add(count, op.constant(np.array([many - 1], np.int64))), together)
+
+    def body(run: V) -> V:
+        mask = _open_masks(surgeon, feature, many, run)
+        if many == 1:
+            scores = _scores_of_one(surgeon, features, nodes, mask, logits)
+        else:
+            scores = _scores_of_many(surgeon, features, nodes, mask, many, logits)
+        return surgeon.ops.reshape(scores, [-1, classes])
+
+    scores = surgeon.repeat(runs, body, classes)
+    by_class = op.transpose(op.reshape(scores, [runs, -1, many, classes]), (0, 2, 1, 3))
+    flat = op.reshape(by_class, [op.mul(runs, together), -1, classes])
+    if many > 1:
+        flat = op.gather(flat, op.numbers(count))
+    return op.reshape(op.transpose(flat, (1, 2, 0)), [-1, classes, height, width])
+
+
+def many_at_once(
+    nodes: Sequence[Node], features: Sequence[Value], logits: Value, count: int | None, at_once: int | None
+) -> int:
+    """How many of `count` masks on `features` are run at once; None for a grid that follows the image."""
+    many = at_once or max(1, min(_AT_ONCE, _MOST_BYTES // _bytes(nodes)))
+    if count is not None:
+        many = math.ceil(
+            count / math.ceil(count / min(count, many))
+        )  # of one size; those beyond the last are of no cell
+    if many > 1 and (obstacle := _obstacle(features, nodes, logits)) is not None:
+        logger.info("masks run one by one: %s", obstacle)
+        many = 1
+    return many
+
+
 def class_count(logits: Value) -> int:
     """K of `[B, K]`, whatever axes of size 1 stand around."""
     return fixed([vector_size(logits.sizes)])[0]
@@ -91,16 +151,14 @@ def _bytes(nodes: Sequence[Node]) -> int:
     return max(sum(map(size, (*node.inputs, *node.outputs))) for node in nodes)
 
 
-def _obstacle(features: Sequence[Value], nodes: Sequence[Node], masks: Masks, logits: Value) -> str | None:
+def _obstacle(features: Sequence[Value], nodes: Sequence[Node], logits: Value) -> str | None:
     """Why the rest of the network cannot run on many masks at once; None if it can."""
     rank, batch = len(features[0].sizes), features[0].sizes[0]
-    if any(len(value.sizes) != rank or value.sizes[0] != batch or None in value.sizes[1:] for value in features):
-        return "the masked values differ in rank or batch, or have sizes that follow the image"
-    if len(masks.sizes) == rank and masks.sizes[0] != 1:
-        return "the masked values do not begin with the batch"
+    if any(len(value.sizes) != rank or value.sizes[0] != batch for value in features):
+        return "the masked values differ in rank or batch"
     try:
         _scores_of_many(Rehearsal(), features, nodes, STAND_IN, 2, logits)
-    except CannotFreeBatchError as err:
+    except (CannotFreeBatchError, ShapeUnknownError) as err:
         return str(err)
     return None
 
@@ -120,11 +178,29 @@ def _scores_of_many(
     op = surgeon.ops
     lifter = Lifter(surgeon, features[0].sizes[0], copies=many)
     for feature in features:
-        sizes = fixed(feature.sizes[1:])
-        alone = op.reshape(surgeon.handle(feature), [-1, 1, *sizes])
+        handle = surgeon.handle(feature)
+        sizes = [size_of(op, handle, feature, axis) for axis in range(1, len(feature.sizes))]
+        alone = op.unsqueeze(handle, [1]) if None in feature.sizes[1:] else op.reshape(handle, [-1, 1, *sizes])
         masked = op.reshape(op.mul(alone, op.unsqueeze(masks, [0])), [-1, *sizes])
-        lifter.made[feature] = Lifted(masked, (lifter.batch, *map(other, sizes)))
+        lifter.made[feature] = Lifted(masked, (lifter.batch, *map(other, feature.sizes[1:])))
     return lifter.run(nodes, logits)
+
+
+def _open_masks(surgeon: Surgeon[V], feature: FeatureMap, many: int, run: V) -> V:
+    """The masks of one run, computed from the sizes of the feature map; those beyond the last cell are zero."""
+    op, handle = surgeon.ops, surgeon.handle(feature.value)
+    first = op.mul(run, op.constant(np.array(many, np.int64)))
+    positions = op.add(op.constant(np.arange(many, dtype=np.int64)), first)
+    height, width = (op.size(handle, axis) for axis in feature.grid_axes)
+    row = op.div(positions, width)
+    column = op.sub(positions, op.mul(row, width))
+    rank = len(feature.shape)
+    sides = []
+    for cell, side, axis in zip((row, column), (height, width), feature.grid_axes, strict=True):
+        place = op.reshape(cell, [many, *[1] * (rank - 1)])
+        cells = op.reshape(op.numbers(side), [-1 if index == axis else 1 for index in range(rank)])
+        sides.append(op.equal(place, cells))
+    return op.mul(*sides)
 
 
 def _masks(op: Ops[V], masks: Masks, runs: int, many: int, run: V | None, rank: int) -> V:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CannotFreeBatchError, TargetNotFoundError
+from xai_insert.errors import CannotFreeBatchError, ShapeUnknownError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
@@ -19,38 +19,25 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.attention import Attention
-from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.layout import Side
-from xai_insert.locate.logits import Logits
 from xai_insert.locate.transformer import Readout
 from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
-from xai_insert.methods.recipro_cam import masked_runs, recipro_cam
+from xai_insert.methods.masked_runs import many_at_once
+from xai_insert.methods.of_classes import Choice, choose_classes, chosen_count
+from xai_insert.methods.recipro_cam import masked_runs, recipro_cam, require_few_runs
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
-from xai_insert.methods.top_classes import (
-    ClassChoice,
-    best_classes,
-    best_maps,
-    choose_maps,
-    named_classes,
-)
-from xai_insert.methods.vit_recipro_cam import (
-    VitTarget,
-    ZeroTokens,
-    masked_features,
-    masked_vit_runs,
-    vit_recipro_cam,
-)
+from xai_insert.methods.top_classes import ClassChoice, best_maps, choose_maps
+from xai_insert.methods.vit_recipro_cam import VitTarget, ZeroTokens, masked_features, masked_vit_runs, vit_recipro_cam
 from xai_insert.options import Options
 from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.base import Study
-from xai_insert.tasks.cost import flops_of, mega
+from xai_insert.tasks.cost import flops_of, mega, of_chosen, work_by_class
 from xai_insert.tasks.known.classification import FoundClassifier
 from xai_insert.tasks.plan import Branch, Masking, Output, Plan, unmasked
 
 logger = logging.getLogger(__name__)
 
-Choice = ClassChoice[Any] | None
 SALIENCY_CLASSES = "saliency_classes"
 SALIENCY_SCORES = "saliency_scores"
 NO_BOXES = {"per_box": "--per-box is for detectors; leave out what is for other models, or --per-box"}
@@ -69,17 +56,12 @@ class ClassifierPlan(Plan):
     def may_follow(self) -> bool:
         if self.found.parts.readout is not None:
             return False  # the number of tokens, and what their neighbours are, is written into the branch
-        return self.found.parts.target.is_whole and self.form in (Form.CLOSED, Form.CHANNEL_MEAN)
+        return all(item.is_whole for item in self.found.placed())
 
-    def following(self, closed: Plan, graph: Graph, open_graph: Graph) -> Plan:
-        # Sizes read off the feature map itself would join the model's own layers to the branch, of which OpenVINO
-        # computes the end in float32 although the rest runs in bf16: the predictions would move.
-        image, target = image_inputs(open_graph)[0], self.found.parts.target
-        axes = image_axes(image)
-        pixels = fixed([image_inputs(graph)[0].sizes[axis] for axis in axes])
-        cells = fixed(closed.found.placed()[0].grid)
-        read = [Side(image, *item) for item in zip(axes, cells, pixels, strict=True)]
-        parts = replace(self.found.parts, target=replace(target, sides=tuple(read)))
+    def following(self, closed: Plan, graph: Graph, open_graph: Graph, sides: tuple[Side, ...]) -> Plan:
+        # Sizes read off the feature map itself join the model's own layers to the branch, of which OpenVINO computes
+        # the end in float32 although the rest runs in bf16: where sizes stay open, the predictions move.
+        parts = replace(self.found.parts, target=replace(self.found.parts.target, sides=sides))
         return replace(self, found=replace(self.found, parts=parts))
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
@@ -124,9 +106,11 @@ class MaskedPlan(ClassifierPlan):
 
     Attributes:
         one_by_one: whether masks are run one by one because several at once turned out not to be the same.
+        by_class: millions of operations for each class, of those that are computed for the chosen classes alone.
     """
 
     one_by_one: bool = field(default=False, kw_only=True)
+    by_class: float = field(default=0.0, kw_only=True)
 
     def at_once(self, options: Options) -> int | None:
         """How many masks are run at once, at most; None for as many as fit."""
@@ -203,6 +187,11 @@ class MaskedPlan(ClassifierPlan):
             surgeon, maps, choice, (None, self.found.parts.logits.classes, *self.found.parts.target.grid)
         )
 
+    def work_for(self, count: int) -> float | None:
+        logits = self.found.parts.logits
+        chosen = self.found.reading is not None or self.map_shape[1] != logits.classes
+        return None if chosen else of_chosen(self.mflops, self.by_class, logits, count)
+
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         masked = [value.name for value in self.masked()]
@@ -220,7 +209,7 @@ class MaskedPlan(ClassifierPlan):
         rest = region(graph, [target.value, *(item.value for item in parts.streams)], [parts.logits.value])
         batch = target.shape[0] or 1
         flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
-        return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops))
+        return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops), by_class=0.0)
 
     def checked(self, study: Study) -> MaskedPlan:
         """The plan itself if its closed form can be written, else that by masked runs.
@@ -252,14 +241,37 @@ class MaskedPlan(ClassifierPlan):
 
 @dataclass(frozen=True)
 class MapPlan(MaskedPlan):
-    """A decision for a map whose positions are masked one by one."""
+    """A decision for a map whose positions are masked one by one.
+
+    Attributes:
+        of_size: for one that follows the image, the model of one size, and the plan for it.
+    """
+
+    of_size: tuple[Graph, MapPlan] | None = field(default=None, kw_only=True)
+
+    def following(self, closed: Plan, graph: Graph, open_graph: Graph, sides: tuple[Side, ...]) -> Plan:
+        plan = super().following(closed, graph, open_graph, sides)
+        if self.form is Form.RUNS and isinstance(plan, MapPlan) and isinstance(closed, MapPlan):
+            return replace(plan, of_size=(graph, closed))
+        return plan
 
     def masked(self) -> list[Value]:
         return [feature.value for feature in self.found.placed()]
 
     def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
+        parts, at_once = self.found.parts, self.at_once(options)
+        if self.of_size is not None:
+            require_few_runs(self.of_size[1].found.parts.target)
+            at_once = self.of_size[1].together(self.of_size[0], at_once)
+            if self.together(graph, at_once) < at_once:
+                raise ShapeUnknownError("masks would run one by one, which for this size run several at once")
+        return masked_runs(surgeon, graph, parts.target, parts.logits.value, parts.streams, at_once)
+
+    def together(self, graph: Graph, at_once: int | None) -> int:
+        """How many masks are run at once."""
         parts = self.found.parts
-        return masked_runs(surgeon, graph, parts.target, parts.logits.value, parts.streams, self.at_once(options))
+        nodes = region(graph, self.masked(), [parts.logits.value])
+        return many_at_once(nodes, self.masked(), parts.logits.value, parts.target.positions, at_once)
 
     def closed(
         self,
@@ -346,35 +358,19 @@ def map_shape(study: Study, found: FoundClassifier) -> Shape:
     return (target.shape[0], count if most is None or count is None else min(count, most), *target.grid)
 
 
-def chosen_count(options: Options, logits: Logits) -> int | None:
-    """How many classes get a map; None for all.
-
-    Raises:
-        TargetNotFoundError: a class that was named is not there.
-    """
-    if options.classes is None:
-        return None if options.top_k is None else min(options.top_k, logits.classes)
-    if (highest := max(options.classes)) >= logits.classes:
-        raise TargetNotFoundError(f"there is no class {highest}: the model gives {logits.classes} scores, from 0 on")
-    return len(options.classes)
-
-
-def choose_classes(surgeon: Surgeon[Any], logits: Logits, options: Options) -> Choice:
-    """Add the choice of the classes that get a map; None for all."""
-    if options.classes is not None:
-        return named_classes(surgeon, logits.value, logits.classes, options.classes)
-    return None if options.top_k is None else best_classes(surgeon, logits.value, logits.classes, options.top_k)
-
-
 def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:
     """The plan to mask the positions of a map."""
     parts = found.parts
     head = region(study.graph, [end.result for end in parts.ends], [parts.logits.value])
     per_row = sum(flops_of(node, 1) for node in head)
     weighted = sum(flops_of(end.result.producer, 1) for end in parts.ends if end.result.producer is not None)
-    cells = parts.target.positions
-    flops = None if cells is None else cells * per_row + weighted + 2 * (volume(parts.target.shape[1:]) or 0)
-    return MapPlan(found, method, Form.CLOSED, parts.collapse, map_shape(study, found), mega(flops)).checked(study)
+    cells, batch = parts.target.positions, parts.target.shape[0] or 1
+    flops = None if cells is None else (cells * per_row + weighted) // batch + 2 * (volume(parts.target.shape[1:]) or 0)
+    last = 0.0 if found.reading else work_by_class(head, parts.logits, cells)
+    work = of_chosen(mega(flops), last, parts.logits, chosen_count(study.options, parts.logits))
+    return MapPlan(found, method, Form.CLOSED, parts.collapse, map_shape(study, found), work, by_class=last).checked(
+        study
+    )
 
 
 def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Readout, kernel: Kernel) -> MaskedPlan:
@@ -382,14 +378,17 @@ def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Read
     graph, target = study.graph, found.parts.target
     results = [attention.result for attention in readout.attentions]
     patches, tokens = target.positions or 0, readout.tokens
-    rest = sum(flops_of(node, 1) for node in region(graph, results, [found.parts.logits.value]))
+    head, logits = region(graph, results, [found.parts.logits.value]), found.parts.logits
     batch = target.shape[0] or 1
     shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
-    rows = 1 if readout.is_pool else readout.rows / tokens  # of those that the model's own operations compute
-    flops = int(patches * rows * rest) // batch + 4 * readout.rows * shares
+    rows = 1 if readout.is_pool else readout.rows / tokens  # of those that operations on all tokens compute
+    rest = sum(flops_of(node, 1) * (rows if tokens in (node.output.shape or ()) else 1) for node in head)
+    flops = int(patches * rest) // batch + 4 * readout.rows * shares
+    last = 0.0 if found.reading else work_by_class(head, logits, target.positions)
+    work = of_chosen(mega(flops), last, logits, chosen_count(study.options, logits))
     reason = "attention pool" if readout.is_pool else "class token"
     shape = map_shape(study, found)
-    return TokensPlan(found, method, Form.CLOSED, reason, shape, mega(flops), readout, kernel).checked(study)
+    return TokensPlan(found, method, Form.CLOSED, reason, shape, work, readout, kernel, by_class=last).checked(study)
 
 
 def _any_token(value: Value) -> npt.NDArray[Any]:

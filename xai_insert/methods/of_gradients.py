@@ -17,14 +17,12 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import find_places
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.gradients.maps import FORMULAS, Formula, GradientMap, defined, fused, gradient_maps, summed
+from xai_insert.methods.of_classes import Choice, choose_classes, chosen_count
 from xai_insert.methods.of_classifier import (
     NO_BOXES,
     NO_CLIPS,
     SALIENCY_CLASSES,
-    Choice,
     ClassifierPlan,
-    choose_classes,
-    chosen_count,
 )
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.top_classes import ClassChoice, best_classes

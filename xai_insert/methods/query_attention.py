@@ -19,7 +19,7 @@ from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.query_attention import DenseLook, QueryReport, ReportedScores, SampledLook, Sampling
-from xai_insert.methods.shaping import reshape, scalar, size_of
+from xai_insert.methods.shaping import reshape, scalar, size_of, transposed_again
 from xai_insert.methods.tensor import Tensor
 
 _TINY = 1e-6
@@ -123,7 +123,7 @@ def _again(surgeon: Surgeon[V], graph: Graph, item: Attention, wanted: Value | N
     """
     op = surgeon.ops
     assert wanted is not None
-    made = {item.query: _untransposed(surgeon, item.query), item.key: _untransposed(surgeon, item.key)}
+    made = {item.query: transposed_again(surgeon, item.query), item.key: transposed_again(surgeon, item.key)}
     for node in region(graph, [item.query, item.key], [wanted]):
         operands = [None if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]
         is_product = node.op is Op.MATMUL and node.read(0) is item.query
@@ -134,13 +134,6 @@ def _again(surgeon: Surgeon[V], graph: Graph, item: Attention, wanted: Value | N
     return made[wanted]
 
 
-def _untransposed(surgeon: Surgeon[V], value: Value) -> V:
-    node = value.producer
-    if node is None or node.op is not Op.TRANSPOSE or node.attrs["perm"] is None:
-        return surgeon.handle(value)
-    return surgeon.ops.transpose(surgeon.handle(node.read(0)), node.attrs["perm"])
-
-
 def _fused(surgeon: Surgeon[V], look: DenseLook, queries: int) -> V:
     """What a fused attention gives each token, at the rows of the queries."""
     op, item = surgeon.ops, look.attention
@@ -148,9 +141,9 @@ def _fused(surgeon: Surgeon[V], look: DenseLook, queries: int) -> V:
     if node.attrs["causal"]:
         raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
     scale = node.attrs["scale"] or 1.0 / float(np.sqrt(fixed([item.query.sizes[-1]])[0]))
-    query = _untransposed(surgeon, item.query)
+    query = transposed_again(surgeon, item.query)
     query = part_of_axis(op, query, rank - 2, look.first_row, queries, item.query.sizes[-2])
-    scores = op.matmul_transposed(op.mul(query, scalar(op, scale)), _untransposed(surgeon, item.key), rank)
+    scores = op.matmul_transposed(op.mul(query, scalar(op, scale)), transposed_again(surgeon, item.key), rank)
     mask = node.operand(3)
     if mask is None:
         return op.softmax(scores)

@@ -23,8 +23,8 @@ from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.lifting import lift_rows
-from xai_insert.methods.masked_runs import class_count, run_masks
-from xai_insert.methods.shaping import batch_size, grid_sizes, positions, reshape, scalar
+from xai_insert.methods.masked_runs import class_count, run_masks, run_open_masks
+from xai_insert.methods.shaping import batch_size, before_transpose, grid_sizes, positions, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 _MOST_RUNS = 8192  # of the rest of the model
@@ -92,7 +92,7 @@ def masked_runs(
     Args:
         surgeon: the model being edited.
         graph: its view.
-        feature: the target, a cut value; its grid must be known.
+        feature: the target, a cut value; if it is tokens, their grid must be known.
         beside: maps of the same grid that are masked with it, where only all together lie on every path.
         logits: class scores `[B, K]`.
         at_once: see `run_masks`.
@@ -104,26 +104,37 @@ def masked_runs(
         ShapeUnknownError: the grid follows the size of the image.
         TargetNotFoundError: the grid has so many positions that their runs would take too long.
     """
+    features = [feature.value, *(item.value for item in beside)]
     if None in feature.grid:
+        if len(feature.grid_axes) == 2:
+            return run_open_masks(surgeon, graph, feature, features[1:], logits, at_once)
         raise ShapeUnknownError(
             f"masked runs from {feature.value.describe()} need a grid of known size; give the sizes of the input: "
             "--input-shape NAME:1,3,224,224"
         )
     sides = fixed(feature.grid)
     count = math.prod(sides)
-    if count > _MOST_RUNS:
-        raise TargetNotFoundError(
-            f"{feature.value.describe()} has {count} positions, and the rest of the model would run once for each; "
-            f"choose a layer with a coarser grid (at most {_MOST_RUNS} positions) with --target-layer"
-        )
+    require_few_runs(feature)
     sizes = [1] * len(feature.shape)
     masked = sides if len(feature.grid_axes) > 1 else fixed([feature.shape[feature.grid_axes[0]]])
     for axis, side in zip(feature.grid_axes, masked, strict=True):
         sizes[axis] = side
     rows, columns = (np.eye(side, dtype=np.float32) for side in (count // sides[-1], sides[-1]))
-    features = [feature.value, *(item.value for item in beside)]
     maps = run_masks(surgeon, graph, features, Masks(rows, columns, sizes, feature.prefix), logits, at_once)
     return maps if len(sides) == 2 else surgeon.ops.reshape(maps, [-1, class_count(logits), *sides])
+
+
+def require_few_runs(feature: FeatureMap) -> None:
+    """Refuse a map of so many positions that their runs would take too long.
+
+    Raises:
+        TargetNotFoundError: it is one.
+    """
+    if (feature.positions or 0) > _MOST_RUNS:
+        raise TargetNotFoundError(
+            f"{feature.value.describe()} has {feature.positions} positions, and the rest of the model would run once "
+            f"for each; choose a layer with a coarser grid (at most {_MOST_RUNS} positions) with --target-layer"
+        )
 
 
 def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: GridEnd, read: Callable[[Value], V]) -> V:
@@ -153,11 +164,8 @@ def _rows(surgeon: Surgeon[V], feature: FeatureMap, end: GridEnd, read: Callable
     others = [axis for axis in range(1, len(source.sizes)) if axis not in end.grid_axes]
     perm = (0, *end.grid_axes, *others)
     width = math.prod(fixed([source.sizes[axis] for axis in others]))
-    before = None if source is feature.value else source.producer
-    if before is not None and before.op is Op.TRANSPOSE and before.attrs["perm"] is not None:
-        # Read what stood before the transpose: often the rows are there already, and a runtime that merges the
-        # transpose with the pool can go on doing so.
-        source, perm = before.read(0), tuple(before.attrs["perm"][axis] for axis in perm)
+    if (turned := None if source is feature.value else before_transpose(source)) is not None:
+        source, perm = turned[0], tuple(turned[1][axis] for axis in perm)  # often the rows are there already
     x = read(source)
     if perm != tuple(range(len(perm))):
         x = surgeon.ops.transpose(x, perm)

@@ -48,7 +48,7 @@ class Rehearsal:
         del node
         return False
 
-    def repeat(self, runs: int, body: Callable[[object], object], width: int) -> object:
+    def repeat(self, runs: object, body: Callable[[object], object], width: int) -> object:
         del runs, width
         return body(STAND_IN)
 

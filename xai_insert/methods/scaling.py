@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xai_insert.graph.ops import Ops, V
+from xai_insert.graph.view import Shape, volume
 from xai_insert.methods.shaping import scalar
 from xai_insert.methods.tensor import Tensor
 
+_ELEMENT, _MOST_BYTES = 4, 1 << 26  # of float32 maps that are scaled at once
 _TINY = 1e-6
 """Stands for the span of a map that is nowhere below its threshold: everything is far over it."""
 
@@ -28,6 +30,26 @@ def to_bytes(op: Ops[V], saliency: V, axes: Sequence[int]) -> V:
     # Dividing by 1 where the span is 0 needs no small epsilon, which would vanish in half precision.
     share = (s - low) / Tensor(op, op.nonzero_or(span.handle, scalar(op, 1.0)))
     return op.cast((share * 255.0).floor().handle, "uint8")
+
+
+def to_bytes_in_parts(op: Ops[V], saliency: V, shape: Shape) -> V:
+    """`to_bytes`, some classes after others where the maps are large, since it holds a few arrays of their size.
+
+    Args:
+        op: operations.
+        saliency: float32, any range.
+        shape: its sizes, classes second, the spatial axes last; None where a size is unknown.
+
+    Returns:
+        uint8, 0..255; a constant map gives zeros.
+    """
+    axes = map_axes(len(shape))
+    size, count = volume(shape[1:]), shape[1]
+    if size is None or count is None or size * _ELEMENT <= _MOST_BYTES:
+        return to_bytes(op, saliency, axes)
+    step = max(1, count * _MOST_BYTES // (size * _ELEMENT))
+    parts = [op.slice(saliency, 1, first, min(first + step, count)) for first in range(0, count, step)]
+    return op.concat([to_bytes(op, part, axes) for part in parts], 1)
 
 
 def map_axes(rank: int) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -43,11 +44,10 @@ def _side(surgeon: Surgeon[V], side: Side) -> Size:
     op = surgeon.ops
     size = size_of(op, surgeon.handle(side.value), side.value, side.axis)
     if isinstance(size, int):
-        return size * side.times // side.over
-    if side.times == side.over:
-        return size
-    times, over = (op.constant(np.array([number], np.int64)) for number in (side.times, side.over))
-    return op.div(op.mul(size, times), over)
+        return (size + side.plus) // side.over
+    plus, over = (op.constant(np.array([number], np.int64)) for number in (side.plus, side.over))
+    size = op.add(size, plus) if side.plus else size
+    return op.div(size, over) if side.over > 1 else size
 
 
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
@@ -75,10 +75,31 @@ def positions(surgeon: Surgeon[V], feature: V, layout: FeatureMap) -> V:
     return total
 
 
+def total(op: Ops[V], parts: Iterable[V]) -> V:
+    """The sum of parts, of which there is one at least, each added when it is made."""
+    return reduce(op.add, parts)
+
+
+def before_transpose(value: Value) -> tuple[Value, tuple[int, ...]] | None:
+    """What a transpose that makes a value reads, and its order of axes; None where none makes it.
+
+    Branches read there: a runtime may merge the transpose with what else the model does with the value.
+    """
+    node = value.made_by(Op.TRANSPOSE)
+    order = None if node is None else node.attrs["perm"]
+    return None if node is None or order is None else (node.read(0), tuple(order))
+
+
+def transposed_again(surgeon: Surgeon[V], value: Value) -> V:
+    """A value, by a transpose of the branch's own where one makes it."""
+    found = before_transpose(value)
+    return surgeon.handle(value) if found is None else surgeon.ops.transpose(surgeon.handle(found[0]), found[1])
+
+
 def part_of(surgeon: Surgeon[V], value: Value, axis: int, start: int, end: int) -> V:
     """A slice of a value; where a Concat made the value, read before it, which spares a copy."""
-    node = value.producer
-    if node is not None and node.op is Op.CONCAT and node.attrs.get("axis") == axis:
+    node = value.made_by(Op.CONCAT)
+    if node is not None and node.attrs.get("axis") == axis:
         low = 0
         for part in node.inputs:
             size = None if part is None or part.shape is None else part.shape[axis]

@@ -30,7 +30,7 @@ from xai_insert.graph.axes import Axes, other
 from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.graph.view import Graph, Value, fixed
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.transformer import Readout
@@ -39,7 +39,7 @@ from xai_insert.methods.kernels import WEIGHTS, Floats, Kernel, kernel_factors
 from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.masked_runs import class_count, run_masks
 from xai_insert.methods.reference import unrounded
-from xai_insert.methods.shaping import scalar
+from xai_insert.methods.shaping import scalar, total, transposed_again
 from xai_insert.methods.tensor import Tensor
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
@@ -211,12 +211,7 @@ class _MaskedAttention:
 
     def _read(self, value: Value) -> Any:
         """`value`, from before the transpose that makes it: a runtime may merge that with the model's own attention."""
-        node = value.producer
-        if value in self.handles:
-            return self.handles[value]
-        if node is None or node.op is not Op.TRANSPOSE or node.attrs["perm"] is None:
-            return self.surgeon.handle(value)
-        return self.surgeon.ops.transpose(self.surgeon.handle(node.read(0)), node.attrs["perm"])
+        return self.handles[value] if value in self.handles else transposed_again(self.surgeon, value)
 
     def _by_weight(self) -> tuple[list[Any], list[Any]]:
         """Keys and values for the whole token, for each weight in between that is needed, and for the zero token."""
@@ -305,10 +300,7 @@ class _MaskedAttention:
     def _selected(self, candidates: list[Any], weights: Any) -> Any:
         op = self.surgeon.ops
         parts = [op.mul(c, mask) for c, mask in zip(candidates, self._selectors(weights), strict=True)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = op.add(total, part)
-        return total
+        return total(op, parts)
 
     def _mixed(self, shares: Any) -> Any:
         """Shares after the operations that stand between softmax and values (heads mixed, dropout)."""
@@ -333,11 +325,8 @@ class _MaskedAttention:
             moved = (p * Tensor(op, tiled)) @ (whole - zero)
             rest = p @ zero if self.zero.value.shape[-2] != 1 else p.sum(len(self.attention.query.sizes) - 1) * zero
             return (moved + rest).handle
-        total: Any = None
-        for value, mask in zip(values, self._selectors(tiled), strict=True):
-            part = op.matmul(op.mul(shares, mask), value)
-            total = part if total is None else op.add(total, part)
-        return total
+        pairs = zip(values, self._selectors(tiled), strict=True)
+        return total(op, (op.matmul(op.mul(shares, mask), value) for value, mask in pairs))
 
     def _zeros(self, zero: npt.NDArray[Any], like: Value, axis: int, *, full: bool) -> Any:
         """Keys or values of zero tokens, spread to all tokens (`full`) and to the images of the batch.

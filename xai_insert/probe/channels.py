@@ -170,7 +170,14 @@ def _by_width(width: int, others: Sequence[int]) -> Channels | None:
     anchors = fits[0] // _BOX
     if width == anchors:  # objectness or centerness, or no detector: a depth beside four other maps
         return None
-    bins, rest = divmod(width, fits[0])
-    if 1 < bins <= _MOST_BINS and rest in (0, anchors):  # a spread of each side, and an objectness: four classes
+    if _may_be_boxes(width, fits[0]):
         return None
     return Channels(0, width // anchors, anchors, width // anchors)
+
+
+def _may_be_boxes(width: int, classes: int) -> bool:
+    """Whether so many channels may as well give boxes, with an objectness or with bins of their sides, of so many."""
+    bins, rest = divmod(width, classes)
+    has_bins = classes % _BOX == 0 and 1 < bins <= _MOST_BINS and rest in (0, classes // _BOX)  # of four classes
+    anchors = width // (_BOX + 1)
+    return has_bins or (width == anchors * (_BOX + 1) and classes % anchors == 0 and classes > anchors)

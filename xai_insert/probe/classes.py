@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -47,7 +48,7 @@ class _Search(Orders):
         chosen = list[list[Watched]]()
         for grid, items in grids.items():
             every = [item for item in self.watched if self.probe.grid(item.index) == grid]
-            scores = without_sigmoid_boxes(self.graph, items, every, self.observed, self.is_boxed)
+            scores = without_sigmoid_boxes(self.graph, items, every, self.observed, self.is_boxed, self.probe.is_placed)
             apart = pure(scores, self.layout)
             if num_classes is not None:
                 apart = with_classes(apart, num_classes, self.layout)
@@ -78,7 +79,7 @@ class _Search(Orders):
         widths = {item.head.channels for item in scoring}
         scores = {self.observed[index].value for item in scoring for index in item.moved()}
         for value in without_grid(self.graph, image_inputs(self.graph)):
-            channels = value.sizes[1 if value.producer is not None and value.producer.op is Op.CONV else -1]
+            channels = value.sizes[1 if value.made_by(Op.CONV) else -1]
             if channels in widths or not scores.isdisjoint(activations(self.graph, [value])):
                 raise AmbiguousModelError(
                     f"{value.describe()} may give class scores as well as {scoring[0].head.value.describe()}, and its "
@@ -202,7 +203,8 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed, num_classes)
     loose = [item for item in search.watched if not search.moves_together(item)]
-    has_boxes = gives_boxes(loose, search.probe.grid) or any(map(search.carries_boxes, loose))
+    are_apart = any(item.is_class for item in search.watched)
+    has_boxes = gives_boxes(loose, search.probe.grid, are_apart=are_apart) or any(map(search.carries_boxes, loose))
     if not has_boxes and not query_boxes(graph) and not _selects(graph):
         return None  # nothing moves like a box: maps of classes or of depth alone
     scoring = search.class_heads(num_classes)
@@ -277,11 +279,12 @@ def _unread(
     search: _Search, raw: Sequence[Watched], scoring: Sequence[Watched], found: Mapping[int, Channels]
 ) -> list[Watched]:
     """Undecoded heads of other grids that should give scores too: all, where boxes and scores come of one head."""
+    heads = Counter(search.probe.grid(item.index) for item in raw)
     grids = {search.probe.grid(item.index) for item in scoring}
-    alike = {item.head.channels for item in scoring}
+    alike, counts = {item.head.channels for item in scoring}, {heads[grid] for grid in grids}
     is_joint = any(order.classes < order.stride for order in found.values())
-    left = [item for item in raw if is_joint or item.head.channels in alike]
-    return [item for item in left if search.probe.grid(item.index) not in grids]
+    left = [item for item in raw if search.probe.grid(item.index) not in grids]
+    return [i for i in left if is_joint or i.head.channels in alike or heads[search.probe.grid(i.index)] in counts]
 
 
 def _raw_orders(
@@ -290,11 +293,26 @@ def _raw_orders(
     """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, widths, a reshape."""
     found = _with_several(_orders(raw, search.beside_boxes), num_classes)
     found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
-    found = found or _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, num_classes)))
+    found = found or _by_widths(search, raw, widths, num_classes)
     is_map = not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
     if num_classes is None and is_map and [order.anchors for order in found.values()] == [1]:
         found = {}  # two maps of one size, one of them of four channels: not only detectors have them
     return found or (_orders(raw, search.raw_layout) if num_classes is None else {})
+
+
+def _by_widths(
+    search: _Search, raw: Sequence[Watched], widths: Mapping[int, tuple[tuple[int, int], int]], num_classes: int | None
+) -> dict[int, Channels]:
+    """Orders told by widths; those of one level tell the number of classes of another, which may have more anchors."""
+
+    def orders(classes: int | None) -> dict[int, Channels]:
+        return _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, classes)))
+
+    found = orders(num_classes)
+    counts, grids = {order.classes for order in found.values()}, {widths[index][0] for index in found}
+    if num_classes is None and len(counts) == 1:
+        found |= {index: order for index, order in orders(min(counts)).items() if widths[index][0] not in grids}
+    return found
 
 
 def _with_several(found: dict[int, Channels], num_classes: int | None) -> dict[int, Channels]:
@@ -306,8 +324,10 @@ def _with_several(found: dict[int, Channels], num_classes: int | None) -> dict[i
 
 def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
     """An order told by widths, corrected by how anchors are set apart; None if that contradicts it."""
+    if order is None or not search.stays_whole(item):
+        return None
     seen = [found for found in search.raw_orders(item) if found.anchors > 1]
-    if order is None or not seen:
+    if not seen:
         return order
     if order.classes < order.stride:  # boxes and scores in one head
         whole = {found for found in seen if (found.classes, found.anchors) == (order.stride, order.anchors)}

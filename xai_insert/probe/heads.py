@@ -126,6 +126,9 @@ class HeadProbe:
         for index, (base, high) in enumerate(zip(self._base, self._pushed(head, place, _PUSH), strict=True)):
             if self._heads[head].value not in self._observed[index].heads:
                 continue
+            if base.shape != high.shape:  # more or fewer are selected, and no row is what it was
+                effects.add(Effect.OTHER)
+                continue
             effect, element, moved = _effect(self._observed[index], base, high, partial(low, index))
             effects.add(effect)
             if len(moved):
@@ -164,6 +167,12 @@ class HeadProbe:
             columns, rows = (len({*map(tuple, elements[:, axes])}) for axes in (free, ~free))
             found[index] = len(elements), columns, rows
         return found
+
+    def is_placed(self, value: Value) -> bool:
+        """Whether rows of an observed value differ although all locations are alike, as boxes do that lie on a grid."""
+        alike = {index: np.full_like(self.fed(index), 0.1) for index in range(len(self._heads))}
+        arrays = dict(zip((item.value for item in self._observed), self.run(alike), strict=True))
+        return value in arrays and float(np.ptp(arrays[value][0], axis=0).max()) > _MOVED
 
     def moved_by(self, head: int, channel: int, cell: tuple[int, int]) -> frozenset[int]:
         """The observed values of which anything moves if one channel at one location does."""
@@ -218,7 +227,10 @@ def _effect(
     bounded = _is_bounded(raised)
     if not bounded and (element is None or count > 1):
         return Effect.OTHER, element, touched
-    lowered = scores(low()[moves].astype(np.float64))
+    fallen = low()
+    if fallen.shape != base.shape:
+        return Effect.OTHER, element, touched
+    lowered = scores(fallen[moves].astype(np.float64))
     bounded = bounded and _is_bounded(lowered)
     falls = bool((lowered[rises] <= 20 * _MOVED).all())
     if element is not None and bounded and falls:
@@ -269,7 +281,9 @@ def stir(array: npt.NDArray[np.floating], place: Place) -> None:
 
 
 def differs(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which elements have moved."""
+    """Which elements have moved; all where other ones were selected."""
+    if before.shape != after.shape:
+        return np.ones(before.shape, bool)
     moved = np.asarray(before != after)
     if moved.any():  # few of very many
         old, new = before[moved].astype(np.float64), after[moved].astype(np.float64)

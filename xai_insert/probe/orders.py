@@ -173,7 +173,7 @@ class Orders:
         parts = [
             Observed(value, by_magnitude=False, is_output=False, heads=frozenset([item.head.value]))
             for value in reshapes_between(self.graph, [item.head], end)
-            if value.producer is not None and value.producer.op in CUTS_OUT
+            if value.made_by(*CUTS_OUT)
         ]
         if not parts:
             return lambda channel: frozenset()
@@ -197,6 +197,11 @@ class Orders:
             return Channels(0, channels // anchors, anchors, channels // anchors)
         found = [order for order in self.raw_orders(item) if order.anchors in boxes]
         return found[0] if len(found) == 1 else None
+
+    def stays_whole(self, item: Watched) -> bool:
+        """Whether some value holds all channels of an undecoded head: classes are not parted, boxes and more are."""
+        ends = [set(response.elements) for response in item.responses.values()]
+        return not ends or bool(set.intersection(*ends))
 
     def raw_orders(self, item: Watched) -> list[Channels]:
         """The orders that fit an undecoded head, as far as a reshape sets anchors apart."""
@@ -309,7 +314,7 @@ class Orders:
         return [
             Observed(value, by_magnitude=True, is_output=False, heads=frozenset(head.value for head in heads))
             for value in reshapes_between(self.graph, heads, end)
-            if value.producer is not None and value.producer.op in _ARRANGING and (value.rank or 0) > 1
+            if value.made_by(*_ARRANGING) and (value.rank or 0) > 1
         ]
 
     def _anchors(self, item: Watched) -> set[int]:

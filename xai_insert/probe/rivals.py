@@ -67,19 +67,21 @@ class Watched:
         return {index for response in self.responses.values() for index in response.elements}
 
 
-def gives_boxes(items: Sequence[Watched], grid_of: Callable[[int], tuple[int, int]]) -> bool:
+def gives_boxes(items: Sequence[Watched], grid_of: Callable[[int], tuple[int, int]], *, are_apart: bool) -> bool:
     """Whether the heads of some grid have room for a box: four channels of one, or pairs (size, offset) of several.
 
-    One channel beside scores is a depth, two are a flow, three are normals.
+    One channel beside scores is a depth, two are a flow, three are normals; five as they are, a second
+    segmentation.
 
     Args:
         items: all heads.
         grid_of: the grid of a head, by its index.
+        are_apart: whether other heads give classes, so that none has them beside a box.
     """
     pairs: dict[tuple[int, int], int] = {}
     for item in items:
         width = item.head.channels
-        if item.moves_boxes and width >= _BOX:
+        if item.moves_boxes and width >= _BOX and not (are_apart and item.is_raw and width % _BOX):
             return True
         if item.moves_boxes and width % 2 == 0:
             grid = grid_of(item.index)
@@ -166,6 +168,7 @@ def without_sigmoid_boxes(
     every: Sequence[Watched],
     observed: Sequence[Observed],
     is_boxed: Callable[[Watched], bool],
+    is_placed: Callable[[Value], bool],
 ) -> list[Watched]:
     """Heads of one grid without those that give boxes in 0..1; beside such, the scores that share their rows.
 
@@ -175,6 +178,7 @@ def without_sigmoid_boxes(
         every: all heads of that grid.
         observed: what was watched.
         is_boxed: whether another head is known to give the boxes where one has its channels.
+        is_placed: whether a value differs from row to row although all locations are alike, as boxes do.
 
     Raises:
         AmbiguousModelError: boxes and scores are both four wide.
@@ -182,7 +186,7 @@ def without_sigmoid_boxes(
     """
     kept: list[Watched] = []
     for item in items:
-        beside = _scores_of_boxes(graph, item, observed, is_boxed)
+        beside = _scores_of_boxes(graph, item, observed, is_boxed, is_placed)
         if not beside:
             kept.append(item)
             continue
@@ -200,7 +204,11 @@ def without_sigmoid_boxes(
 
 
 def _scores_of_boxes(
-    graph: Graph, item: Watched, observed: Sequence[Observed], is_boxed: Callable[[Watched], bool]
+    graph: Graph,
+    item: Watched,
+    observed: Sequence[Observed],
+    is_boxed: Callable[[Watched], bool],
+    is_placed: Callable[[Value], bool],
 ) -> list[Value]:
     """The scores beside the boxes in 0..1 that a head gives; none if it gives no such boxes."""
     rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
@@ -212,14 +220,28 @@ def _scores_of_boxes(
     beside = _beside(graph, boxes)
     if any(value in rows for value in beside):
         return []
-    if any(value.sizes[2] != _BOX for value in beside):
+    return _of_boxes(boxes, beside, is_placed if item.has_tokens else None)
+
+
+def _of_boxes(boxes: Value, beside: list[Value], is_placed: Callable[[Value], bool] | None) -> list[Value]:
+    """The scores beside boxes; none where a value of four columns beside them lies on the grid instead.
+
+    Raises:
+        AmbiguousModelError: there are two of four columns, and nothing tells.
+    """
+    four = [value for value in beside if value.sizes[2] == _BOX]
+    are_alone = len(four) == len(beside)
+    if not four or is_placed is None:
+        return [] if are_alone else beside
+    placed = [is_placed(value) for value in (boxes, *four)]
+    if placed.count(True) == 1:
+        return beside if placed[0] else []
+    if not are_alone:
         return beside
-    if beside and item.has_tokens:
-        raise AmbiguousModelError(
-            f"the outputs {boxes.describe()} and {beside[0].describe()} are both four wide: either could hold "
-            "the boxes, and nothing tells which holds the class scores"
-        )
-    return []
+    raise AmbiguousModelError(
+        f"the outputs {boxes.describe()} and {four[0].describe()} are both four wide: either could hold "
+        "the boxes, and nothing tells which holds the class scores"
+    )
 
 
 def _beside(graph: Graph, boxes: Value) -> list[Value]:

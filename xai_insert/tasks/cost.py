@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from xai_insert.graph.view import Node, Op, volume
+from xai_insert.locate.logits import Logits
+from xai_insert.methods.rehearsal import Rehearsal
+from xai_insert.methods.top_classes import last_layer
 
 
 def mega(flops: int | None) -> float | None:
@@ -22,6 +27,27 @@ def flops_of(node: Node, batch: int) -> int:
         inner = source.shape[-2 if node.attrs["transpose_a"] else -1] or 0
         return 2 * out * inner // batch
     return 0
+
+
+def work_by_class(head: Container[Node], logits: Logits, positions: int | None) -> float:
+    """Millions of operations for each class in the last layer, at all positions; 0 where it is not chosen from.
+
+    Args:
+        head: the operations that run at each position.
+        logits: the class scores.
+        positions: how many there are; None if that is unknown.
+    """
+    layer = last_layer(Rehearsal(), logits.value, logits.classes)
+    if layer is None or layer.node not in head or positions is None:
+        return 0.0
+    return 2e-6 * positions * (layer.weight.sizes[1 if layer.is_transposed else 0] or 0)
+
+
+def of_chosen(mflops: float | None, by_class: float, logits: Logits, count: int | None) -> float | None:
+    """Of the work for all classes, that for `count` of them; see `work_by_class`."""
+    if mflops is None or count is None:
+        return mflops
+    return round(mflops - by_class * (logits.classes - min(count, logits.classes)), 3)
 
 
 def _out_channels(node: Node) -> int:

@@ -13,7 +13,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
-from xai_insert.locate.layout import Rectangle, drawn_in
+from xai_insert.locate.layout import Rectangle, Side, drawn_in
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found
 
@@ -132,6 +132,11 @@ class Plan(ABC):
         """Whether the branch drowns in rounding where the runtime computes in half precision."""
         return False
 
+    def work_for(self, count: int) -> float | None:
+        """`mflops` with the maps of `count` classes alone; None where those are not for choice, or chosen already."""
+        del count
+        return None
+
     @property
     def may_follow(self) -> bool:
         """Whether the same plan may serve any size of the image, if the model does."""
@@ -142,15 +147,19 @@ class Plan(ABC):
         """Whether the branch is for the batch that the model has while it is added, open or not."""
         return False
 
-    def following(self, closed: Plan, graph: Graph, open_graph: Graph) -> Plan:
-        """This plan, made for open sides or an open batch, with the sizes of its grid taken from those of the image.
+    def following(self, closed: Plan, graph: Graph, open_graph: Graph, sides: tuple[Side, ...]) -> Plan:
+        """This plan, made for open sides, with the sizes of its grid taken from those of the image.
 
         Args:
             closed: the plan for the one size that the model has.
             graph: the model of that size.
             open_graph: the model with open sizes.
+            sides: how they follow from them; empty where they are to be read off the feature map itself.
+
+        Raises:
+            ShapeUnknownError: it would be slower than for one size.
         """
-        del closed, graph, open_graph
+        del closed, graph, open_graph, sides
         return self
 
     @abstractmethod

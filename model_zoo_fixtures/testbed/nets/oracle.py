@@ -18,6 +18,8 @@ from xai_insert.errors import XaiInsertError
 Judgement = Literal["right", "refused", "wrong", "unjudged"]
 TOLERANCE = 1e-4  # of the range of the map
 NOISE = 1e-5  # of the largest score: what float32 leaves of a small difference on a large common part
+CELLS = 256  # of which that holds; over more of them the runs that define the map add up more roundings
+DERIVED = "hirescam"  # what is said to stand in place of a map by masks, and proved elsewhere
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def judge(sample: Sample, convert: Callable[[onnx.ModelProto], Any] = lambda mod
                 return Verdict(sample, "right", found)
             nearest = min(nearest, difference)
     grids = sorted({target.grid for target in sample.targets})
+    if report.method == DERIVED and drawn.shape[2:] in grids:
+        return Verdict(sample, "refused", report.reason)
     if np.isinf(nearest):
         return Verdict(sample, "wrong", f"{found}: map {list(drawn.shape)}, right grids {grids}")
     return Verdict(sample, "wrong", f"{found}: differs by {nearest * TOLERANCE:.1e} of its range at {drawn.shape[2:]}")
@@ -129,7 +133,8 @@ def distance(drawn: Array, right: Array) -> float:
     if drawn.shape != right.shape or not np.isfinite(drawn).all():
         return np.inf
     spread = float((right.max((-2, -1)) - right.min((-2, -1))).max())
-    allowed = max(TOLERANCE * spread, NOISE * float(np.abs(right).max()), 1e-9)
+    noise = NOISE * max(1.0, right.shape[-1] * right.shape[-2] / CELLS)
+    allowed = max(TOLERANCE * spread, noise * float(np.abs(right).max()), 1e-9)
     return float(np.abs(drawn - right).max()) / allowed
 
 

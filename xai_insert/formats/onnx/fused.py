@@ -38,11 +38,9 @@ def self_attention(
         return None
     if w.has("unidirectional", "do_rotary", "past_present_share_buffer"):
         return None
-    joint = w("MatMul", x, weight)
-    if bias is not None:
-        joint = w("Add", joint, bias)
-    width = kernel.shape[-1] if kernel.shape is not None else None
-    each = width // 3 // heads if isinstance(width, int) else -1
+    joint = w.plus(w("MatMul", x, weight), bias)
+    width = w.width(kernel)
+    each = -1 if width is None else width // 3 // heads
     whole = w.transpose(w.reshape(joint, [0, 0, 3, heads, each]), (2, 0, 3, 1, 4))
     return [_attended(w, [w("Gather", whole, w.constant(np.array(index)), axis=0) for index in range(3)], added)]
 
@@ -72,8 +70,8 @@ def multi_head_attention(w: Writer) -> Written:
 
 def _thirds(w: Writer, bias: ir.Value) -> list[ir.Value]:
     """The biases of query, key and value, which stand end to end; none where their width is not known."""
-    width = bias.shape[-1] if bias.shape is not None else None
-    if not isinstance(width, int):
+    width = w.width(bias)
+    if width is None:
         return []
     cuts = [w.constant([number * width // 3]) for number in range(4)]
     axis = w.constant([0])
@@ -111,8 +109,8 @@ def _turned(
     places: ir.Value | None,
     heads: int,
 ) -> Written:
-    half = None if cosine is None or cosine.shape is None else cosine.shape[-1]
-    if x is None or cosine is None or sine is None or not isinstance(half, int):
+    half = w.width(cosine)
+    if x is None or cosine is None or sine is None or half is None:
         return None
     if w.has("interleaved", "rotary_embedding_dim") or (not heads and w.rank(x) != 4):
         return None
@@ -160,16 +158,15 @@ def ms_rotary(w: Writer) -> Written:
     if x is None or places is None or w.has("is_packed_batching") or w.number("scale", 1) != 1:
         return None
     rank, each = w.rank(places), w.rank(x)
-    width = None if cosine is None or cosine.shape is None else cosine.shape[-1]
+    width, size = w.width(cosine), w.width(x)
     heads = int(w.number("num_heads", 0))
     if rank == 1 and each is not None:
         axis = 1 if each == 3 else 2
         length = w("Gather", w("Shape", x), w.constant(np.array(axis)), axis=0)
         counted = w("Range", w.constant(np.array(0)), length, w.constant(np.array(1)))
         places = w.unsqueeze(w("Add", counted, places), 0)
-    if each == 3 and not heads and isinstance(width, int):
-        size = x.shape[-1] if x.shape is not None else None
-        heads = size // (2 * width) if isinstance(size, int) else 0
+    if each == 3 and not heads and width is not None:
+        heads = 0 if size is None else size // (2 * width)
     return _turned(w, x, cosine, sine, places, heads)
 
 
@@ -192,9 +189,7 @@ def _attended(w: Writer, parts: Sequence[ir.Value], added: ir.Value | None) -> i
     else:
         width = w("Gather", w("Shape", query), w.constant(np.array(3)), axis=0)
         scores = w("Div", scores, w("Sqrt", w("Cast", width, to=ir.DataType.FLOAT)))
-    if added is not None:
-        scores = w("Add", scores, added)
-    result = w("MatMul", w("Softmax", scores, axis=-1), value)
+    result = w("MatMul", w("Softmax", w.plus(scores, added), axis=-1), value)
     return w.reshape(w.transpose(result, (0, 2, 1, 3)), [0, 0, -1])
 
 
@@ -222,9 +217,7 @@ def _skip_norm(
 ) -> Written:
     if x is None or skip is None or gamma is None:
         return None
-    total = w("Add", x, skip)
-    if bias is not None:
-        total = w("Add", total, bias)
+    total = w.plus(w("Add", x, skip), bias)
     return [_norm(w, total, gamma, beta, is_centred=is_centred), None, None, total][: len(w.node.outputs)]
 
 
@@ -236,7 +229,7 @@ def _norm(w: Writer, x: ir.Value, gamma: ir.Value, beta: ir.Value | None, *, is_
     centred = w("Sub", x, w.mean(x)) if is_centred else x
     spread = w("Sqrt", w("Add", w.mean(w("Mul", centred, centred)), w.constant(epsilon)))
     scaled = w("Mul", w("Div", centred, spread), gamma)
-    return scaled if beta is None else w("Add", scaled, beta)
+    return w.plus(scaled, beta)
 
 
 def rms_norm(w: Writer) -> Written:
@@ -255,9 +248,7 @@ def _gelu(w: Writer, x: ir.Value) -> ir.Value:
 def gelu(w: Writer) -> Written:
     """Gelu, of a sum with a bias if there is one."""
     x, bias = w.operand(0), w.operand(1)
-    if x is None:
-        return None
-    return [_gelu(w, x if bias is None else w("Add", x, bias))]
+    return None if x is None else [_gelu(w, w.plus(x, bias))]
 
 
 def fast_gelu(w: Writer) -> Written:
@@ -265,8 +256,7 @@ def fast_gelu(w: Writer) -> Written:
     x, bias = w.operand(0), w.operand(1)
     if x is None:
         return None
-    if bias is not None:
-        x = w("Add", x, bias)
+    x = w.plus(x, bias)
     cube = w("Mul", w("Mul", w("Mul", x, x), x), w.constant(0.044715 * _GELU_FACTOR))
     inner = w("Add", w("Mul", x, w.constant(_GELU_FACTOR)), cube)
     return [w("Mul", w("Mul", x, w("Add", w("Tanh", inner), w.constant(1.0))), w.constant(0.5))]
@@ -317,9 +307,7 @@ _ACTIVATIONS: dict[str, Callable[[Writer, ir.Value, list[float]], ir.Value]] = {
 def fused_conv(w: Writer) -> Written:
     """A convolution, a sum if there is one, and an activation."""
     kept = {name: a.value for name, a in w.node.attributes.items() if not name.startswith("activation")}
-    made = w("Conv", *(value for value in w.node.inputs[:3] if value is not None), **kept)
-    if (other := w.operand(3)) is not None:
-        made = w("Add", made, other)
+    made = w.plus(w("Conv", *(value for value in w.node.inputs[:3] if value is not None), **kept), w.operand(3))
     numbers = w.node.attributes.get("activation_params")
     return _activated(w, made, [] if numbers is None else list(numbers.as_floats()))
 
@@ -367,4 +355,4 @@ def product_of_rows(w: Writer) -> Written:
         return None
     made = w("MatMul", source, w.transpose(weight, [1, 0]) if is_turned else weight)
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
-    return [made if bias is None else w("Add", made, bias)]
+    return [w.plus(made, bias)]

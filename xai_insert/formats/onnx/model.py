@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
@@ -14,12 +17,12 @@ import onnx_ir.passes.common as passes
 import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
-from xai_insert.formats.backend import Removed
+from xai_insert.formats.backend import MOST_TWICE, Removed, Runner
 from xai_insert.formats.guard import moderate, taking_apart
 from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
 from xai_insert.formats.onnx.replace import replace_onnx
-from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
+from xai_insert.formats.onnx.runtime import OnnxRunner, first_line, prepared
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.shuffled import shuffle
@@ -54,20 +57,35 @@ class OnnxModel:
         self._input_shapes = input_shapes
         self._inferred = Inferred({}, {})
         self._surgeon: OnnxSurgeon | None = None
+        self._closed: dict[ir.Value, ir.Shape | None] = {}
         with taking_apart("the ONNX graph"):
             self._written_out = Decomposed(native, lambda: ranks(native), lambda: infer(native, input_shapes).shapes)
 
     def view(self) -> Graph:
         with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
-            self._inferred = infer(self.native, self._input_shapes)
+            self._inferred = infer(self.native, self._input_shapes, by_runtimes=not self._closed)
             return moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
 
     def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
-        del sides
-        return False
+        # OpenVINO reads the file too, and may be given another size there.
+        given = [value for node in self.native.graph.all_nodes() for value in node.outputs]
+        given += [value for graph in (self.native.graph, *self.native.graph.subgraphs()) for value in graph.outputs]
+        self._closed = {value: value.shape for value in [*given, *(image.native for image in sides)]}
+        for value in given:  # what the file says of it is for one size
+            value.shape = None
+        for image, axes in sides.items():
+            dims = list(self._closed[image.native] or ())
+            image.native.shape = ir.Shape([None if axis in axes else dim for axis, dim in enumerate(dims)])
+        return True
 
     def close_sizes(self) -> None:
-        pass
+        for value, shape in self._closed.items():
+            value.shape = shape
+        self._closed = {}
+
+    def sizes_at(self, value: Value, pixels: Mapping[Value, Mapping[int, int]]) -> Shape | None:
+        del value, pixels
+        return None
 
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
         del keep_float32
@@ -76,7 +94,21 @@ class OnnxModel:
         return self._surgeon
 
     def runner(self) -> OnnxRunner:
-        return OnnxRunner(self._given or self.native, self._source)
+        return OnnxRunner(self._prepared())
+
+    def later(self, weights: int) -> Callable[[], OnnxRunner] | None:
+        return None if weights > MOST_TWICE else partial(OnnxRunner, self._prepared())
+
+    def _prepared(self) -> Callable[[], ort.InferenceSession]:
+        return prepared(self._given or self.native, self._source)
+
+    def elsewhere(self) -> Runner | None:
+        if importlib.util.find_spec("openvino") is None:
+            return None
+        from xai_insert.formats.openvino.model import read_runner  # noqa: PLC0415 - for those who ask for it alone
+
+        with TemporaryDirectory() as folder:
+            return read_runner(self.save(Path(folder), "model.onnx")[-1])
 
     def between(self, features: Sequence[Value], results: Sequence[ir.Value], *, is_rounded: bool = True) -> OnnxRunner:
         entries = [feature.native for feature in features]
@@ -91,9 +123,8 @@ class OnnxModel:
             value.type = ir.TensorType(kind)
         if not is_rounded:
             unround(part)
-        return OnnxRunner(
-            ir.Model(part, ir_version=self.native.ir_version, functions=list(self.native.functions.values()))
-        )
+        functions = list(self.native.functions.values())
+        return OnnxRunner(prepared(ir.Model(part, ir_version=self.native.ir_version, functions=functions)))
 
     def result_like(self, given: Any) -> Any:
         self._prune()

@@ -161,7 +161,7 @@ def _stored_weight(w: Writer, elements: ir.Value, scale: ir.Value, zero: ir.Valu
 
 def _product(w: Writer, a: ir.Value, b: ir.Value, bias: ir.Value | None) -> Written:
     made = w("MatMul", a, b)
-    return [made if bias is None else w("Add", made, bias)]
+    return [w.plus(made, bias)]
 
 
 def attention(w: Writer) -> Written:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +33,12 @@ class OnnxRunner:
     """One compiled model.
 
     Args:
-        model: the model.
-        source: a file with the very same model, if there is one: the runtime reads it faster than we serialise.
+        opened: opens its session, see `prepared`.
     """
 
-    def __init__(self, model: ir.Model, source: Path | None = None) -> None:
-        options = _options()
-        if holds_bfloat16(model):
-            model, source = widen_bfloat16(model), None
-        try:
-            self._session = _opened(model, source, options)
-        except Exception as err:  # onnxruntime's exceptions have no common base
-            raise CheckFailedError(f"onnxruntime cannot load the model: {first_line(err)}") from err
+    def __init__(self, opened: Callable[[], ort.InferenceSession]) -> None:
+        with _reading():
+            self._session = opened()
 
     @property
     def inputs(self) -> list[tuple[str, str, Shape]]:
@@ -72,8 +68,31 @@ class OnnxRunner:
                 timer.cancel()
 
 
-def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session that maps the large weights of `model` from where they lie, as far as they lie in files."""
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except Exception as err:  # onnxruntime's exceptions have no common base
+        raise CheckFailedError(f"onnxruntime cannot load the model: {first_line(err)}") from err
+
+
+def prepared(model: ir.Model, source: Path | None = None) -> Callable[[], ort.InferenceSession]:
+    """What opens a session of a model as it is now, its large weights mapped from the files in which they lie.
+
+    Args:
+        model: the model.
+        source: a file with the very same model, if there is one: the runtime reads it faster than we serialise.
+
+    Raises:
+        CheckFailedError: the model cannot be serialised.
+    """
+    if holds_bfloat16(model):
+        model, source = widen_bfloat16(model), None
+    with _reading():
+        return _prepared(model, source, _options())
+
+
+def _prepared(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> Callable[[], ort.InferenceSession]:
     weights = tensors(model)
     outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
     stored = stored_tensors(weights)
@@ -86,7 +105,7 @@ def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -
         folder = outside[0].base_dir if file is None or outside else file.parent
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder or "."))
     if file is None and source is not None:
-        return _session(str(source), options)
+        return partial(_session, str(source), options)
 
     def mapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         return tensor if file is None or not isinstance(tensor, StoredTensor) else tensor.outside(file.name)
@@ -95,7 +114,12 @@ def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -
     if inside < _PROTOBUF_LIMIT:
         with exchanged(model, mapped):
             content = to_proto(model).SerializeToString()
-        return _session(content, options)
+        return partial(_session, content, options)
+    return partial(_from_files, model, options)
+
+
+def _from_files(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session of a model that is too large for one message."""
     with tempfile.TemporaryDirectory(prefix="xai-insert-") as scratch:
         path = Path(scratch, "model.onnx")
         ir.save(model, path, external_data="model.onnx.data")

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from xai_insert.formats import batches
 from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.stored import exchanged
+from xai_insert.formats.onnx.vocabulary import KEEPS_SIZES
 from xai_insert.graph.view import Shape
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _OUTSIDE = "xai_insert.weight"
 """Where such a weight is said to lie."""
 ML_DOMAIN = "ai.onnx.ml"
 """Classical learners and what names classes: they come behind the scores, and have shapes that nobody asks for."""
-_SAME_SIZES = ("Normalizer", "Scaler", "Imputer", "Binarizer")
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ class Inferred:
         return value.dtype or self.types.get(value.name or "")
 
 
-def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
+def infer(model: ir.Model, input_shapes: Mapping[str, Shape], *, by_runtimes: bool = True) -> Inferred:
     """Sizes and element types; `model` is unchanged.
 
     Args:
         model: the model to study.
         input_shapes: sizes of graph inputs that are to be taken instead of the stored ones.
+        by_runtimes: whether to ask onnxruntime and OpenVINO for what ONNX's inference does not tell.
     """
     values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
     light = _without_weights(model)
@@ -67,7 +68,7 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape]) -> Inferred:
     names = {value.name for value in values}
     shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in more_shapes.items() if name in names)
     types.update((name, kind) for name, kind in more_types.items() if name in names)
-    if _is_incomplete(model, shapes):
+    if by_runtimes and _is_incomplete(model, shapes):
         known, kinds, at_one_batch = _of_runtime(light, shapes)
         shapes.update(known)
         types = {**kinds, **types}
@@ -178,7 +179,7 @@ def _describe_learners(graph: onnx.GraphProto) -> None:
         labels = [a for a in node.attribute if a.name.startswith("classlabels_") and (a.ints or a.strings)]
         if node.op_type.endswith("Classifier") and labels and len(node.output) == 2:
             widths[node.output[1]] = len(labels[0].ints or labels[0].strings)
-        elif node.op_type in _SAME_SIZES and node.input[0] in widths:
+        elif node.op_type in KEEPS_SIZES and node.input[0] in widths:
             widths[node.output[0]] = widths[node.input[0]]
         else:
             continue

@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-_LAYERS = frozenset(
-    {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
-    | {"QGemm", "FusedConv", "FusedMatMul", "FusedGemm", "Attention"}
-)
-_ALONG = frozenset(("Cast", "DequantizeLinear", "Identity", "Mul", "QuantizeLinear", "Reshape", "Transpose"))
+from xai_insert.formats.onnx.vocabulary import CARRIES_WEIGHTS, WEIGHTED
+
 _LEAST_RANK = 2  # biases, scales and zero points have less
 
 
@@ -18,7 +15,7 @@ def shuffle(model: ir.Model, seed: int) -> int:
     rng = np.random.default_rng(seed)
     stored: dict[ir.Value, ir.TensorProtocol] = {}
     for node in model.graph:
-        if node.op_type in _LAYERS:
+        if node.op_type in WEIGHTED:
             for operand in node.inputs:
                 found = _constant(operand)
                 if found is not None and found.const_value is not None and len(found.const_value.shape) >= _LEAST_RANK:
@@ -41,5 +38,5 @@ def _constant(value: ir.Value | None) -> ir.Value | None:
         if maker is None or maker.op_type == "Constant":
             is_open = maker is None and value.is_graph_input()
             return None if is_open else value
-        value = maker.inputs[0] if maker.op_type in _ALONG else None
+        value = maker.inputs[0] if maker.op_type in CARRIES_WEIGHTS else None
     return None

@@ -161,7 +161,7 @@ class OnnxSurgeon:
         self.ops.append(twin)
         return twin.outputs
 
-    def repeat(self, runs: int, body: Callable[[ir.Value], ir.Value], width: int) -> ir.Value:
+    def repeat(self, runs: int | ir.Value, body: Callable[[ir.Value], ir.Value], width: int) -> ir.Value:
         # A Loop, since OpenVINO's reader knows no Scan whose body reads values from outside of it.
         run, more = self._scalar("run", ir.DataType.INT64), self._scalar("more", ir.DataType.BOOL)
         imports = self._model.opset_imports
@@ -178,7 +178,8 @@ class OnnxSurgeon:
         going.outputs[0].type, going.outputs[0].shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
         inner.append(going)
         inner.outputs.extend([going.outputs[0], last])
-        count, start = (self.ops.constant(np.array(value)) for value in (np.int64(runs), True))
+        start = self.ops.constant(np.array(True))
+        count = self.ops.constant(np.array(runs, np.int64)) if isinstance(runs, int) else self.ops.reshape(runs, [])
         loop = ir.node("Loop", [count, start], {"body": inner}, name=self._names.unique("positions"))
         loop.outputs[0].name = self._names.unique("positions/out")
         self.ops.append(loop)

@@ -15,9 +15,10 @@ def unround(graph: ir.Graph) -> None:
     """Let what reads a dequantised value read what was quantised; changes `graph`.
 
     A quantiser that gives nothing below zero may stand for a ReLU, and leaves one. Layers of integers behind a dynamic
-    quantiser become layers of floats.
+    quantiser become layers of floats. Integers may be moved before they are dequantised.
     """
     zeros: set[ir.Value] = set()
+    _pass_moves(graph)
     for node in list(graph):
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if node.op_type == "DequantizeLinear" and source is not None and source.op_type == "QuantizeLinear":
@@ -36,6 +37,40 @@ def unround(graph: ir.Graph) -> None:
             kept = {name: attribute.value for name, attribute in node.attributes.items()}
             made = _before(graph, node, node.op_type.removesuffix("Integer"), node.inputs[0], weight, **kept)
             _replace(graph, node, [made])
+
+
+def _pass_moves(graph: ir.Graph) -> None:
+    """Move floats where a quantiser's integers are only moved before they are dequantised."""
+    for quantiser in [node for node in graph if node.op_type == "QuantizeLinear"]:
+        moves, ends = _moves(graph, quantiser) or ([], [])
+        if not moves:
+            continue
+        kind = "Relu" if _is_least(quantiser.inputs[2] if len(quantiser.inputs) > 2 else None) else "Identity"
+        _replace(graph, quantiser, [_before(graph, quantiser, kind, quantiser.inputs[0])])
+        for value in (value for node in moves for value in node.outputs):
+            value.type = None
+        for node in ends:
+            _replace(graph, node, [_before(graph, node, "Identity", node.inputs[0])])
+
+
+def _moves(graph: ir.Graph, quantiser: ir.Node) -> tuple[list[ir.Node], list[ir.Node]] | None:
+    """What moves the integers of a quantiser, and what dequantises them; None if something else reads them."""
+    moves: list[ir.Node] = []
+    ends: list[ir.Node] = []
+    values = [quantiser.outputs[0]]
+    while values:
+        value = values.pop()
+        if value in graph.outputs:
+            return None
+        for node, index in value.uses():
+            if node.op_type == "DequantizeLinear":
+                ends.append(node)
+            elif node.domain or index or "Linear" in node.op_type or node.op_type in _INTEGER:
+                return None
+            elif node not in moves:
+                moves.append(node)
+                values += node.outputs
+    return moves, ends
 
 
 def _before(graph: ir.Graph, node: ir.Node, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:

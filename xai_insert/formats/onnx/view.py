@@ -14,10 +14,11 @@ from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.attributes import JOINT_SOFTMAX, attributes
 from xai_insert.formats.onnx.reader import integer, read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
-from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS
+from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, WITHOUT_KERNEL
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
-from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, is_identity_gather
+from xai_insert.graph.strided import counts_rows, is_identity_gather
+from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, volume
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -135,20 +136,13 @@ def _named_scores(output: ir.Value) -> ir.Value:
     return node.inputs[0]
 
 
-_WITHOUT_KERNEL = frozenset(
-    {"PackedAttention", "PackedMultiHeadAttention", "RemovePadding", "RestorePadding", "GatedRelativePositionBias"}
-    | {"BiasAdd", "BiasSplitGelu", "GroupNorm", "SkipGroupNorm", "NhwcConv", "QOrderedAttention", "QOrderedMatMul"}
-)
-"""Of `com.microsoft`, what has no implementation for CPUs."""
-
-
 def _hint(nodes: list[Node]) -> str:
     if any(node.native.domain == "com.microsoft.nchwc" for node in nodes):
         return (
             "onnxruntime has written its layers for one kind of processor (the NCHWc layout of ORT_ENABLE_ALL): give "
             "the model that it read, or let it write at ORT_ENABLE_EXTENDED"
         )
-    packed = next((node.type for node in nodes if node.type in _WITHOUT_KERNEL), None)
+    packed = next((node.type for node in nodes if node.type in WITHOUT_KERNEL), None)
     if packed is not None:
         return f"onnxruntime runs {packed} on GPUs alone: give the model from which its optimizer has made that"
     fused = next((node.type for node in nodes if node.type.startswith("QLinear") or node.type == "QGemm"), None)
@@ -293,10 +287,22 @@ def _kind(native: ir.Node, inputs: tuple[Value | None, ...], version: int) -> Op
         return Op.OTHER
     if native.op_type.startswith("Reduce"):
         return Op.REDUCE
-    if native.op_type == "Gather" and is_identity_gather(*inputs[:2]):
+    if native.op_type == "Gather" and (is_identity_gather(*inputs[:2]) or _reads_rows(native, inputs)):
         return Op.RESHAPE
     op = OPS.get(native.op_type, Op.OTHER)
     return Op.OTHER if op is Op.SOFTMAX and version < JOINT_SOFTMAX and _is_joint(native, inputs[0]) else op
+
+
+def _reads_rows(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:
+    """Whether a Gather gives a flattened value its shape again, the first size open, but by a name that both have."""
+    data, places = inputs[:2]
+    flat = None if data is None or data.rank != 1 else data.made_by(Op.RESHAPE)
+    if flat is None or places is None:
+        return False
+    source, result = flat.read(0), native.outputs[0]
+    before, width = source.native.shape, volume((source.shape or (None,))[1:])
+    is_same = before is not None and before == result.shape and all(isinstance(n, int) or n.value for n in before)
+    return is_same and width is not None and counts_rows(places, width)
 
 
 def _is_joint(native: ir.Node, source: Value | None) -> bool:

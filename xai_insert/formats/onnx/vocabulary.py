@@ -85,3 +85,17 @@ OPS: Mapping[str, Op] = {
     **dict.fromkeys(_ELEMENTWISE.split(), Op.ELEMENTWISE),
 }
 INTEGER = ("MatMulInteger", "ConvInteger")
+WEIGHTED = frozenset(
+    {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
+    | {"QGemm", "FusedConv", "FusedMatMul", "FusedGemm", "Attention"}
+)
+"""Layers that have learned weights."""
+CARRIES_WEIGHTS = frozenset({"Cast", "DequantizeLinear", "Identity", "Mul", "QuantizeLinear", "Reshape", "Transpose"})
+"""What stands between a weight as it is stored and its layer."""
+WITHOUT_KERNEL = frozenset(
+    {"PackedAttention", "PackedMultiHeadAttention", "RemovePadding", "RestorePadding", "GatedRelativePositionBias"}
+    | {"BiasAdd", "BiasSplitGelu", "GroupNorm", "SkipGroupNorm", "NhwcConv", "QOrderedAttention", "QOrderedMatMul"}
+)
+"""Of `com.microsoft`, what has no implementation for CPUs."""
+KEEPS_SIZES = frozenset({"Normalizer", "Scaler", "Imputer", "Binarizer"})
+"""Of `ai.onnx.ml`, what gives as many numbers as it reads."""

@@ -74,6 +74,11 @@ class Writer:
         """Sizes of any value of the model; None where nothing tells them."""
         return self._sizes(value)
 
+    def width(self, value: ir.Value | None) -> int | None:
+        """The last size of a stored operand; None where nothing tells it."""
+        size = value.shape[-1] if value is not None and value.shape is not None else None
+        return size if isinstance(size, int) else None
+
     def operand(self, index: int) -> ir.Value | None:
         """An operand of the node; None where it is left out."""
         return self.node.inputs[index] if index < len(self.node.inputs) else None
@@ -98,6 +103,10 @@ class Writer:
         self._graph.register_initializer(value)
         self._constants.append(value.name or "")
         return value
+
+    def plus(self, a: ir.Value, more: ir.Value | None) -> ir.Value:
+        """A sum with an operand that may be left out."""
+        return a if more is None else self("Add", a, more)
 
     def reshape(self, a: ir.Value, sizes: Sequence[int]) -> ir.Value:
         """`a` with other sizes; 0 copies one, -1 is inferred."""

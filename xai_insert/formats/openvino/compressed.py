@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import openvino as ov
 
-_UNFOLDING = frozenset(("Convert", "Multiply", "Reshape", "Subtract", "Transpose"))
+from xai_insert.formats.openvino.vocabulary import UNFOLDS
+
+_UNFOLDING = UNFOLDS | {"Transpose"}
 _STORED = (ov.Type.i8, ov.Type.u8, ov.Type.i4, ov.Type.u4)
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import openvino as ov
 
 from xai_insert.formats.openvino.ops import OpenVINOOps
-
-_MERGED = ("Add", "Subtract", "Multiply", "Divide")
+from xai_insert.formats.openvino.vocabulary import ARITHMETIC_TYPES
 
 
 def zero_of(op: OpenVINOOps, value: ov.Output) -> ov.Output:
@@ -24,7 +23,7 @@ def keep_apart(model: ov.Model) -> None:
     """Write what constants meet reductions in `model` so that they are not merged."""
     op = OpenVINOOps(lambda name: name)
     for node in model.get_ordered_ops():
-        if node.get_type_name() not in _MERGED:
+        if node.get_type_name() not in ARITHMETIC_TYPES:
             continue
         sides = node.input_values()
         for index, value in enumerate(sides):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import openvino as ov
 import openvino.opset13 as opset
 
 from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
-from xai_insert.formats.backend import Removed
+from xai_insert.formats.backend import MOST_TWICE, Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
 from xai_insert.formats.openvino.einsum import WrittenOut
 from xai_insert.formats.openvino.entries import entries
@@ -33,6 +34,8 @@ _METADATA = "xai_insert"
 _SECTIONS = (("framework", f"{_METADATA}."), (_METADATA, ""))
 """Where metadata stand, and how their names begin: the first is for what an ONNX file says about itself."""
 _VERSION = "version"
+_MOST_MAPPED = 384 << 20
+"""Bytes of mapped weights up to which two compiled models are about what OpenVINO takes for one and its pages."""
 
 
 class OpenVINOModel:
@@ -75,6 +78,24 @@ class OpenVINOModel:
     def close_sizes(self) -> None:
         self._set_shapes(self._closed)
 
+    def sizes_at(self, value: Value, pixels: Mapping[Value, Mapping[int, int]]) -> Shape | None:
+        before = [(node, node.get_partial_shape()) for node in self.native.get_parameters()]
+        wanted = {image.native.get_node().get_instance_id(): sizes for image, sizes in pixels.items()}
+        given = []
+        for node, known in before:
+            shape = ov.PartialShape(known)
+            for axis, size in wanted.get(node.get_instance_id(), {}).items():
+                shape[axis] = size
+            given.append((node, shape))
+        try:
+            self._set_shapes(given)
+            sizes = value.native.get_partial_shape()
+            return tuple(None if size.is_dynamic else size.get_length() for size in sizes)
+        except RAISED:
+            return None
+        finally:
+            self._set_shapes(before)
+
     def _set_shapes(self, shapes: Sequence[tuple[ov.Node, ov.PartialShape]]) -> None:
         # Not by `reshape`, which rewrites layers of the model, by names that differ from run to run.
         for node, shape in shapes:
@@ -88,6 +109,14 @@ class OpenVINOModel:
 
     def runner(self) -> OpenVINORunner:
         return OpenVINORunner(self.native, weights=self._weights)
+
+    def elsewhere(self) -> None:
+        return None
+
+    def later(self, weights: int) -> Callable[[], OpenVINORunner] | None:
+        if weights > (_MOST_MAPPED if self._weights else MOST_TWICE):
+            return None
+        return partial(OpenVINORunner, self.native.clone(), weights=self._weights)
 
     def between(
         self, features: Sequence[Value], results: Sequence[ov.Output], *, is_rounded: bool = True
@@ -190,6 +219,11 @@ def _read(source: Path | bytes) -> ov.Model:
         return ov.Core().read_model(source)
     except RAISED as err:
         raise ModelFileError(f"OpenVINO cannot read the file: {last_line(err)}; is it whole?") from err
+
+
+def read_runner(path: Path) -> OpenVINORunner:
+    """Compile a file that another format's adapter has written."""
+    return OpenVINORunner(_read(path))
 
 
 def load_model(model: Any, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:

@@ -6,10 +6,9 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as opset
 
-_LAYERS = frozenset(
-    ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
-)
-_ALONG = frozenset(("Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape", "Transpose"))
+from xai_insert.formats.openvino.vocabulary import UNFOLDS, WEIGHTED
+
+_ALONG = UNFOLDS | {"FakeQuantize", "Transpose"}
 _TYPES = (ov.Type.f32, ov.Type.f16, ov.Type.bf16, ov.Type.i8, ov.Type.u8)
 
 
@@ -18,7 +17,7 @@ def shuffle(model: ov.Model, seed: int) -> int:
     rng = np.random.default_rng(seed)
     stored = {}
     for node in model.get_ordered_ops():
-        if node.get_type_name() in _LAYERS:
+        if node.get_type_name() in WEIGHTED:
             for source in node.input_values():
                 constant = _constant(source)
                 if constant is not None and constant.get_element_type() in _TYPES:

@@ -8,6 +8,7 @@ import openvino as ov
 
 from xai_insert.formats.backend import Removed
 from xai_insert.formats.openvino.view import dtype_name
+from xai_insert.formats.openvino.vocabulary import UNFOLDS
 
 _ROUNDING = ("FakeQuantize", "FakeConvert")
 _MARK = "DisablePrecisionConversion_0"
@@ -61,6 +62,6 @@ def _makers(results: Iterable[ov.Node]) -> Iterator[ov.Node]:
 def _is_computed(node: ov.Node) -> bool:
     """Whether what a node rounds is no stored weight."""
     source = node.input_value(0).get_node()
-    while source.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape"):
+    while source.get_type_name() in UNFOLDS:
         source = source.input_value(0).get_node()
     return str(source.get_type_name()) != "Constant"

@@ -13,13 +13,14 @@ from xai_insert.errors import CannotFreeBatchError
 from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.merging import zero_of
 from xai_insert.formats.openvino.ops import OpenVINOOps
+from xai_insert.formats.openvino.vocabulary import UNFOLDS
 from xai_insert.graph.names import Names
 from xai_insert.graph.rounding import folded_range
 from xai_insert.graph.traits import ARITHMETIC
 from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, volume
 
 _SMALL = 1 << 16
-_DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape", "FakeQuantize")
+_DECOMPRESSION = UNFOLDS | {"FakeQuantize"}
 _OTHER_FLOATS = (ov.Type.f16, ov.Type.bf16, ov.Type.f64)
 
 
@@ -87,7 +88,7 @@ class OpenVINOSurgeon:
             return [same]
         twin = self._twin(node.native)
         is_fused = (
-            self._keep_float32 and node.op in (Op.ADD, Op.MUL) and any(_is_made_by(Op.MATMUL, v) for v in node.inputs)
+            self._keep_float32 and node.op in (Op.ADD, Op.MUL) and any(v.made_by(Op.MATMUL) for v in node.operands)
         )
         for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too;
@@ -99,7 +100,7 @@ class OpenVINOSurgeon:
                     twin.set_argument(index, given)
             else:
                 twin.set_argument(index, operand)
-                if self._keep_float32 and node.op is Op.MUL and _is_made_by(Op.SUB, original):
+                if self._keep_float32 and node.op is Op.MUL and original is not None and original.made_by(Op.SUB):
                     # A scaled difference passes for a dequantisation, which loses its mark.
                     twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
             if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
@@ -142,8 +143,7 @@ class OpenVINOSurgeon:
     def _unrounded(self, node: Node, source: ov.Output) -> ov.Output | None:
         """What a node gives that only rounds: its operand, but for range and scale; None for other nodes."""
         if node.op is Op.CAST and source.get_element_type() == ov.Type.f32:
-            before = node.read(0).producer
-            is_quantised = before is not None and before.op is Op.QUANTIZE  # to the integers that it gives
+            is_quantised = node.read(0).made_by(Op.QUANTIZE)  # to the integers that it gives
             return source if is_quantised or node.output.dtype == "float32" else None
         if node.type == "FakeConvert":  # to eight bits and back, of a range that is symmetric about zero
             return source
@@ -178,8 +178,8 @@ class OpenVINOSurgeon:
         constant = node.read(index)
         if node.op not in ARITHMETIC or (volume(constant.sizes) or 0) < 2:
             return None
-        found = [inputs[at] for at, value in enumerate(node.inputs) if at != index and _is_made_by(Op.REDUCE, value)]
-        return next(iter(found), None)
+        pairs = zip(node.inputs, inputs, strict=True)
+        return next((made for value, made in pairs if value is not None and value.made_by(Op.REDUCE)), None)
 
     def _twin(self, node: ov.Node) -> ov.Node:
         """A copy of `node` that nothing uses yet."""
@@ -194,7 +194,7 @@ class OpenVINOSurgeon:
         for output in twin.outputs():
             output.set_names(set())
 
-    def repeat(self, runs: int, body: Callable[[ov.Output], ov.Output], width: int) -> ov.Output:
+    def repeat(self, runs: int | ov.Output, body: Callable[[ov.Output], ov.Output], width: int) -> ov.Output:
         del width
         run = opset.parameter([], ov.Type.i64)
         twins, keeps = self._twins, self._keep_float32
@@ -207,7 +207,8 @@ class OpenVINOSurgeon:
         yes = opset.constant(np.array(True))
         read = list(inner.parameters.items())
         model = ov.Model([opset.result(yes), opset.result(stacked)], [run, *inner.parameters.values()], "positions")
-        loop = ov_loop(self.ops.constant(np.array(runs, np.int64)), self.ops.constant(np.array(True)))
+        count = self.ops.constant(np.array(runs, np.int64)) if isinstance(runs, int) else self.ops.reshape(runs, [])
+        loop = ov_loop(count, self.ops.constant(np.array(True)))
         loop.set_function(model)
         loop.set_special_body_ports([0, 0])
         for value, parameter in read:
@@ -234,9 +235,13 @@ class OpenVINOSurgeon:
     def _apart(self, value: ov.Output) -> ov.Output:
         """`value`, read in a way that leaves the precision of what is before it alone, see `Ops.isolated`."""
         sizes = [-1 if size.is_dynamic else size.get_length() for size in value.get_partial_shape()]
-        if not sizes or not value.get_element_type().is_real() or sizes[-1] < 1 or sizes.count(-1) > 1:
-            return value
         op = self.ops
+        if not sizes or not value.get_element_type().is_real():
+            return value
+        if len(sizes) == 4 and sizes[1] > 0 and -1 in sizes[2:]:
+            return op.isolated(value, sizes[1], is_map=True)
+        if sizes[-1] < 1 or sizes.count(-1) > 1:
+            return value
         if -1 not in sizes:
             sizes[0] = -1  # the batch may be changed yet
         return op.reshape(op.isolated(op.reshape(value, [-1, sizes[-1]]), sizes[-1]), sizes)
@@ -271,10 +276,6 @@ class OpenVINOSurgeon:
         value.set_names({name})
         self._model.add_results([result])
         self._model.validate_nodes_and_infer_types()
-
-
-def _is_made_by(op: Op, value: Value | None) -> bool:
-    return value is not None and value.producer is not None and value.producer.op is op
 
 
 def _is_stored(value: Value) -> bool:

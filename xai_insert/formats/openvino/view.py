@@ -15,6 +15,7 @@ from xai_insert.formats.openvino.attributes import attributes, slices
 from xai_insert.formats.openvino.reader import read
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph.operators import Regroup
+from xai_insert.graph.strided import is_identity_gather
 from xai_insert.graph.view import (
     Graph,
     Node,
@@ -22,7 +23,6 @@ from xai_insert.graph.view import (
     Shape,
     Use,
     Value,
-    is_identity_gather,
 )
 
 _PACKED = {
@@ -124,8 +124,8 @@ def _takes_known_sizes(native: ov.Node, inputs: tuple[Value, ...]) -> bool:
     """Whether a node takes, of a shape whose batch alone may be open, sizes that are known."""
     if native.get_type_name() not in ("Slice", "StridedSlice", "Gather") or not all(v.is_constant for v in inputs[1:]):
         return False
-    shape = inputs[0].producer
-    if shape is None or shape.op is not Op.SHAPE or shape.read(0).shape is None:
+    shape = inputs[0].made_by(Op.SHAPE)
+    if shape is None or shape.read(0).shape is None:
         return False
     taken = _evaluator(native, inputs, 0)()
     return bool(taken.size) and bool((taken >= 0).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from xai_insert.graph.traits import ARITHMETIC
 from xai_insert.graph.view import Op
 
 # Every operation of one operand, or of several that broadcast, that treats each element alone; see also `OPS`.
@@ -85,3 +86,10 @@ OPS: Mapping[str, Op] = {
     "FakeConvert": Op.QUANTIZE,
     **dict.fromkeys(_ELEMENTWISE.split(), Op.ELEMENTWISE),
 }
+ARITHMETIC_TYPES = frozenset(kind for kind, op in OPS.items() if op in ARITHMETIC)
+WEIGHTED = frozenset(
+    {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
+)
+"""Layers that have learned weights."""
+UNFOLDS = frozenset({"Convert", "Subtract", "Multiply", "Reshape"})
+"""What stands between a weight as it is stored, of integers or of half precision, and its layer."""

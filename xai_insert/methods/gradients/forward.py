@@ -29,6 +29,7 @@ from xai_insert.methods.shaping import scalar
 
 _LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)
 _ENDS = ("relu", "clip")
+_AFFINE = ("add", "sub", "mul", "div")
 
 
 class Forward(Generic[V]):
@@ -90,18 +91,24 @@ def _is_product_of_activations(node: Node) -> bool:
 
 
 def _is_normalised_alone(value: Value) -> bool:
-    """Whether nothing but a norm reads a sum, which onnxruntime merges with it."""
+    """Whether nothing but a norm reads a sum of two values, which onnxruntime merges with it."""
     node = value.producer
-    is_sum = node is not None and isinstance(node.kind, Pointwise) and node.kind.function == "add"
-    return is_sum and len(value.uses) == 1 and isinstance(value.uses[0].node.kind, Norm)
+    return node is not None and _is_sum(node) and len(value.uses) == 1 and isinstance(value.uses[0].node.kind, Norm)
+
+
+def _is_sum(node: Node) -> bool:
+    return isinstance(node.kind, Pointwise) and node.kind.function == "add" and len(node.computed) > 1
 
 
 def _joins(node: Node) -> bool:
-    """Whether a node ends what runtimes merge: a residual sum, the bias of a layer, a rectifier."""
-    if not isinstance(node.kind, Pointwise) or node.kind.function != "add":
-        return isinstance(node.kind, Pointwise) and node.kind.function in _ENDS
-    given = [value.producer for value in node.computed]
-    return len(given) > 1 or any(
-        before is not None and isinstance(before.kind, (Window, Product)) and not _is_product_of_activations(before)
-        for before in given
-    )
+    """Whether a node ends what runtimes merge: a residual sum, the scale and bias of a layer, a rectifier."""
+    function = node.kind.function if isinstance(node.kind, Pointwise) else ""
+    return _is_sum(node) or function in _ENDS or (function in _AFFINE and _is_of_layer(node))
+
+
+def _is_of_layer(node: Node) -> bool:
+    """Whether a node is a layer, or scales or shifts what one gives by constants, as a layer scale and its bias do."""
+    if isinstance(node.kind, Pointwise) and node.kind.function in _AFFINE and len(node.computed) == 1:
+        before = node.computed[0].producer
+        return before is not None and _is_of_layer(before)
+    return isinstance(node.kind, (Window, Product)) and not _is_product_of_activations(node)

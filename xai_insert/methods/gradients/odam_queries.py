@@ -40,8 +40,8 @@ def odam_of_queries(surgeon: Surgeon[V], graph: Graph, report: QueryReport, look
     if scores is None:
         raise UnsupportedTaskError(f"ODAM wants the class scores of each query: {report.untold or 'found none'}")
     read = look.attention.result if isinstance(look, DenseLook) else look.result
-    raw = scores.value.producer
-    source = raw.read(0) if raw is not None and raw.op is Op.SIGMOID else scores.value
+    squashed = scores.value.made_by(Op.SIGMOID)
+    source = squashed.read(0) if squashed else scores.value
     if meeting := _meeting(graph, read, source):
         raise UnsupportedTaskError(f"queries may meet behind their last look at the image, in {meeting.name!r}")
     (gradient,) = pullback(surgeon, graph, [read], {source: _seed(surgeon, scores)})

@@ -11,6 +11,7 @@ from xai_insert.graph import operators as kinds
 from xai_insert.graph.operators import Operator
 from xai_insert.graph.view import constant_of, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
+from xai_insert.methods.shaping import total
 
 
 def _regrouped(step: Step[Any]) -> Gradients:
@@ -49,10 +50,7 @@ def picked_back(step: Step[Any], gradient: Any, axis: int, indices: Sequence[int
     is_full = all(len(places) not in inverse for inverse in rounds)
     source = gradient if is_full else _padded(step, gradient, axis, 0, 1)
     parts = [op.pick(source, inverse, axis) for inverse in rounds]
-    total = parts[0]
-    for part in parts[1:]:
-        total = op.add(total, part)
-    return total
+    return total(op, parts)
 
 
 def _padded(step: Step[Any], gradient: Any, axis: int, before: int, behind: int) -> Any:

@@ -17,7 +17,8 @@ from xai_insert.locate.query_attention import WANTED, QueryReport, find_query_re
 from xai_insert.locate.region_head import RegionReport
 from xai_insert.methods.activation_map import activation_map
 from xai_insert.methods.base import Method, Refusal
-from xai_insert.methods.of_classifier import NO_CLIPS, Choice, ClassifierPlan
+from xai_insert.methods.of_classes import Choice
+from xai_insert.methods.of_classifier import NO_CLIPS, ClassifierPlan
 from xai_insert.methods.region_maps import region_maps
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study

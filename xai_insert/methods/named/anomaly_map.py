@@ -30,7 +30,7 @@ class AnomalyPlan(Plan):
         del loaded, graph, options
         op, feature = surgeon.ops, self.found.parts.feature
         raw = op.isolated(_with_channel(op, surgeon.handle(feature.value), feature), 1, is_map=True)
-        return Branch(self, raw, in_bytes=self._in_bytes(op))
+        return Branch(self, raw, in_bytes=self._in_bytes(op), is_sized=not feature.is_whole)
 
     def _in_bytes(self, op: Ops[Any]) -> Callable[[Any], Any] | None:
         threshold = self.found.parts.threshold

@@ -56,7 +56,7 @@ class ScoresPlan(Plan):
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         maps = [item.feature for item in self.scored.parts]
-        follows = self.voters is None and all(item.is_whole and None not in item.shape for item in maps)
+        follows = self.voters is None and all(item.is_whole and None not in item.shape[1:] for item in maps)
         raw = det_class_probability_map(surgeon, self.scored, follows=follows)
         if self.voters is None:
             return Branch(self, raw, is_sized=not follows)

@@ -16,13 +16,11 @@ from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.gradients.legrad import AttentionMap, defined, legrad
+from xai_insert.methods.of_classes import Choice, choose_classes, chosen_count
 from xai_insert.methods.of_classifier import (
     NO_BOXES,
     SALIENCY_CLASSES,
-    Choice,
     ClassifierPlan,
-    choose_classes,
-    chosen_count,
 )
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.top_classes import ClassChoice, best_classes
