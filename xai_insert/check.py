@@ -63,11 +63,11 @@ def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
 
 
 @contextmanager
-def plain_outputs(loaded: LoadedModel, graph: Graph) -> Iterator[Callable[[], list[Array]]]:
+def plain_outputs(loaded: LoadedModel, graph: Graph, done: Callable[[], None]) -> Iterator[Callable[[], list[Array]]]:
     """Outputs of the model before anything is inserted, for one random input.
 
     A small model is compiled and run beside what is done in the context; of a large one there would be two in memory.
-    What is given waits for them.
+    What is given waits for them; `done` is called when they are there.
 
     Raises:
         CheckFailedError: the model does not run.
@@ -81,7 +81,9 @@ def plain_outputs(loaded: LoadedModel, graph: Graph) -> Iterator[Callable[[], li
             runner = compiled()
         except CheckFailedError as err:
             raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
-        return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
+        outputs = run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
+        done()
+        return outputs
 
     if later is None:
         outputs = run()

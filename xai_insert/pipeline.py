@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,8 @@ def insert_file(
         source: `.xml` or `.onnx`.
         output: `.xml` or `.onnx`; a `.onnx` source with a `.xml` output is converted on the way.
         options: what to insert.
-        passed: called with `read`, `located` and `run` when the model is past that step; what follows the last one
-            takes its time in proportion to the model.
+        passed: called with `read`, `located` and `run` when the model is past that step, with the last one perhaps in
+            another thread; what follows it takes its time in proportion to the model.
 
     Raises:
         XaiInsertError: one of its children; nothing was written.
@@ -177,24 +177,12 @@ def insert_loaded(
         return _attempts(fresh, loaded, graph, plans, options, source, stages)
     with ExitStack() as stack:
         with stages("check"):
-            plain = _telling(stack.enter_context(plain_outputs(loaded, graph)), passed)
+            plain = stack.enter_context(plain_outputs(loaded, graph, partial(passed, "run")))
         try:
             return _attempts(fresh, loaded, graph, plans, options, source, stages, plain)
         except XaiInsertError:
             plain()  # what is wrong with the model itself comes first
             raise
-
-
-def _telling(given: Callable[[], Sequence[Any]], passed: Callable[[str], None]) -> Callable[[], Sequence[Any]]:
-    """`given`, and `passed` is told when it has been asked for the first time."""
-
-    @cache
-    def first() -> Sequence[Any]:
-        outputs = given()
-        passed("run")
-        return outputs
-
-    return first
 
 
 def _attempts(

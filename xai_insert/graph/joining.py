@@ -9,6 +9,7 @@ from xai_insert.graph.axes import (
     Axis,
     Digit,
     Kind,
+    Origin,
     axis_size,
     coarse,
     elsewhere,
@@ -18,6 +19,7 @@ from xai_insert.graph.axes import (
     line,
     moved,
     near,
+    other,
     parts_of,
 )
 
@@ -60,6 +62,8 @@ def _meet(a: Axis, b: Axis) -> Axis:
     """One axis of two that both have places; where they contradict each other, no third one may settle it."""
     if agree(a, b):
         return b if _grain(b) < _grain(a) else a  # a pyramid adds interpolated cells to finer ones
+    if _is_beside(line(a), line(b)):
+        return other(axis_size(a))
     whole, part = (a, b) if _is_whole(a) else (b, a)
     if _is_whole(a) is _is_whole(b) or _is_reordered(part):
         return elsewhere(axis_size(a))
@@ -75,6 +79,13 @@ def _is_whole(axis: Axis) -> bool:
     placed = [digit for part in parts_of(axis) for digit in part if digit.origin.is_place]
     kinds = {digit.origin.kind for digit in placed}
     return len(kinds) == len(placed) and all(coarse(digit) is not None for digit in placed)
+
+
+def _is_beside(a: Origin | None, b: Origin | None) -> bool:
+    """Whether the cells of two grids are less than one apart, as where pads differ: neither place is far off."""
+    if a is None or b is None:
+        return False
+    return a.stride == b.stride and abs(a.offset - b.offset) < abs(a.stride)
 
 
 def _is_reordered(axis: Axis) -> bool:

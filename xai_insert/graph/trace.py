@@ -228,8 +228,7 @@ def _split(node: Node, kind: kinds.Parts, given: _Operands) -> Sequence[Axes]:
 
 
 def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
-    source, shape = given.axes(0), given.shape()
-    middle: tuple[Axis, ...]
+    source, shape, middle = given.axes(0), given.shape(), tuple[Axis, ...]()
     if kind.rank == 0:
         taken = picked(source[kind.axis], kind.indices) if kind.indices else ()
         around = of_rows((*source[: kind.axis], taken, *source[kind.axis + 1 :]))
@@ -330,11 +329,11 @@ def _folded(node: Node, kind: kinds.Folded, given: _Operands) -> Sequence[Axes]:
 
 def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     source, points = given.axes(0), given.axes(1)
-    if len(source) != 4 or len(points) != 4:
+    if (len(source), len(points)) != (4, 4):
         return _lost(node, kind, given)
-    is_warped = all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3]))
-    placed = [ax.elsewhere(size) for size in given.shape()[2:]] if is_warped else points[1:3]
-    return [(source[0], source[1], *placed)]
+    if all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3])):  # warped
+        return [(source[0], source[1], *map(ax.elsewhere, given.shape()[2:]))]
+    return [(source[0], source[1], points[1], points[2])]
 
 
 def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
@@ -343,10 +342,11 @@ def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
         return _lost(node, kind, given)
     for axis, shift in zip(kind.axes, kind.shifts, strict=False):
         old = made[axis]
-        if len(old) == 1 and old[0].origin.is_place and old[0].step == 1 and old[0].size == old[0].origin.size:
-            made[axis] = ax.of(rolled(old[0].origin, -shift))
+        origin = ax.coarse(old[0]) if len(old) == 1 and old[0].origin.is_place else None
+        if origin is not None:
+            made[axis] = ax.of(rolled(origin, -shift))
         elif ax.has_place(old):
-            made[axis] = ax.elsewhere(ax.axis_size(old))
+            made[axis] = ax.other(ax.axis_size(old))
     return [tuple(made)]
 
 
@@ -354,12 +354,10 @@ def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     data, updates = node.operand(0), node.operand(2)
     if is_identity_scatter(data, node.operand(1), updates):
         return [given.axes(2)]
-    if data is None or updates is None or data.shape is None or updates.shape is None:
-        return _lost(node, kind, given)
-    if data.shape[1:] != updates.shape[1:]:
+    if data is None or updates is None or None in (data.shape, updates.shape) or data.sizes[1:] != updates.sizes[1:]:
         return _lost(node, kind, given)
     rows = [axes[1:] for value in (data, updates) if (axes := given.found(value)) is not None]
-    return [(given.axes(0)[0], *join_all(rows, len(data.shape) - 1))]
+    return [(given.axes(0)[0], *join_all(rows, len(data.sizes) - 1))]
 
 
 def _controlled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:

@@ -324,7 +324,7 @@ def _with_several(found: dict[int, Channels], num_classes: int | None) -> dict[i
 
 def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
     """An order told by widths, corrected by how anchors are set apart; None if that contradicts it."""
-    if order is None or not search.stays_whole(item):
+    if order is None or not search.stays_whole(item, order):
         return None
     seen = [found for found in search.raw_orders(item) if found.anchors > 1]
     if not seen:

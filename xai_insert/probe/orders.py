@@ -198,9 +198,10 @@ class Orders:
         found = [order for order in self.raw_orders(item) if order.anchors in boxes]
         return found[0] if len(found) == 1 else None
 
-    def stays_whole(self, item: Watched) -> bool:
-        """Whether some value holds all channels of an undecoded head: classes are not parted, boxes and more are."""
-        ends = [set(response.elements) for response in item.responses.values()]
+    def stays_whole(self, item: Watched, order: Channels) -> bool:
+        """Whether some value holds all classes of an undecoded head: these are not parted, boxes and more are."""
+        classes = {order.channel(anchor, label) for anchor in range(order.anchors) for label in range(order.classes)}
+        ends = [set(response.elements) for channel, response in item.responses.items() if channel in classes]
         return not ends or bool(set.intersection(*ends))
 
     def raw_orders(self, item: Watched) -> list[Channels]:
@@ -345,7 +346,7 @@ class Orders:
         """The same, by whether they lie in four columns."""
         found: dict[bool, set[int]] = {}
         for box in self.rivals(item):
-            if box.is_class or box.is_raw or Effect.OTHER not in box.effects:
+            if box.is_class or box.is_raw or not {Effect.OTHER, Effect.CARRIED} & box.effects:
                 continue
             moved = self.probe.moved_at(box.index).values()
             of_four = {rows for _, columns, rows in moved if columns == _BOX}
