@@ -331,7 +331,8 @@ def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     source, points = given.axes(0), given.axes(1)
     if (len(source), len(points)) != (4, 4):
         return _lost(node, kind, given)
-    if all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3])):  # warped
+    is_map = node.output.sizes[2:] == node.read(0).sizes[2:]  # not the points of queries
+    if is_map and all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3])):  # warped
         return [(source[0], source[1], *map(ax.elsewhere, given.shape()[2:]))]
     return [(source[0], source[1], points[1], points[2])]
 
