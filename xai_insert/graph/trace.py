@@ -12,7 +12,7 @@ from xai_insert.graph.cutting import cut, joined, of_rows, rolled
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.strided import is_identity_scatter
-from xai_insert.graph.view import Graph, Node, Op, Value, volume
+from xai_insert.graph.view import Graph, Node, Op, Value
 
 Traced = dict[Value, Axes]
 _Rule = Callable[[Node, Any, "_Operands"], Sequence[Axes]]
@@ -183,16 +183,7 @@ def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     if added and len(shape) == len(source) + len(added):
         kept = iter(source)
         return [tuple(() if axis in added else next(kept) for axis in range(len(shape)))]
-    return [ax.interleaved(ax.regroup(source, _known(node, shape)))]
-
-
-def _known(node: Node, shape: Sequence[int | None]) -> Sequence[int | None]:
-    """A shape with one unknown size less, where the operand's sizes tell it."""
-    before = node.read(0).shape
-    total, rest = volume((None,) if before is None else before), volume([size for size in shape if size is not None])
-    if total is None or sum(size is None for size in shape) != 1 or not rest or total % rest:
-        return shape
-    return [total // rest if size is None else size for size in shape]
+    return [ax.interleaved(ax.regroup(source, ax.completed(node.read(0).shape, shape)))]
 
 
 def _permuted(node: Node, kind: kinds.Permutation, given: _Operands) -> Sequence[Axes]:
@@ -331,11 +322,17 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
     return [tuple(made)]
 
 
+def _folded(node: Node, kind: kinds.Folded, given: _Operands) -> Sequence[Axes]:
+    found = ax.folded(given.axes(0), kind.sides, given.shape())
+    return _lost(node, kind, given) if found is None else [found]
+
+
 def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     source, points = given.axes(0), given.axes(1)
     if (len(source), len(points)) != (4, 4):
         return _lost(node, kind, given)
-    if all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3])):  # warped
+    is_map = node.output.sizes[2:] == node.read(0).sizes[2:]  # not the points of queries
+    if is_map and all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3])):  # warped
         return [(source[0], source[1], *map(ax.elsewhere, given.shape()[2:]))]
     return [(source[0], source[1], points[1], points[2])]
 
@@ -393,5 +390,6 @@ _RULES: Mapping[type, _Rule] = {
     kinds.Rolled: _rolled,
     kinds.Sampled: _sampled,
     kinds.Scattered: _scattered,
+    kinds.Folded: _folded,
     kinds.ControlFlow: _controlled,
 }
