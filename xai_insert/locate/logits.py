@@ -61,8 +61,8 @@ def peel(value: Value) -> Value:
 
 
 def is_softmax(value: Value) -> bool:
-    """Whether an output is a softmax of several scores."""
-    return before(value, (Op.IDENTITY,)).made_by(Op.SOFTMAX) is not None
+    """Whether an output is a softmax of several scores, of whatever type."""
+    return before(value, tuple(UNCHANGED)).made_by(Op.SOFTMAX) is not None
 
 
 def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits:

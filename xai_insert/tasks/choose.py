@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError, UnusedOptionError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
-from xai_insert.graph.view import Graph
+from xai_insert.graph.cuts import activations, makers
+from xai_insert.graph.traits import PRODUCTS, WITH_BODIES
+from xai_insert.graph.view import Graph, Node, Op
 from xai_insert.locate.classifier import Wanted
+from xai_insert.locate.inputs import image_inputs
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.options import AUTO, DECIDING, EVERY_METHOD, Options, flag
 from xai_insert.registry import METHODS_FOLDER, TASKS_FOLDER, names, registered
@@ -29,7 +32,10 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
     try:
         _require_agreeing(asked, options)
         study = Study(loaded, graph, options, Wanted.ANY if asked is None else asked.reads)
-        plan = _chosen(study, asked, _recognised(study, asked))
+        found = _recognised(study, asked)
+        plan = _chosen(study, asked, found)
+        if not options.target_layer:  # the image itself may be asked for
+            _require_learned(graph, found)
     except XaiInsertError as err:
         if graph.hint:
             err.args = (f"{err}; {graph.hint}",)
@@ -82,6 +88,28 @@ def _recognised(study: Study, asked: Method | None) -> Found:
         raise UnsupportedTaskError(f"{flags} is for other models than --method {study.options.method}")
     last = reasons[max(rank for rank, item in reasons.items() if item.reason)]
     raise last.error(last.reason)
+
+
+def _require_learned(graph: Graph, found: Found) -> None:
+    """Refuse to explain pixels, as they are or moved about.
+
+    Raises:
+        TargetNotFoundError: no layer that learns lies between the image and a map that is explained.
+    """
+    reached = activations(graph, image_inputs(graph))
+    for feature in found.placed():
+        if not makers(feature.value, _may_learn, reached.__contains__):
+            raise TargetNotFoundError(
+                f"{feature.value.describe()} would be explained, but no layer with learned weights lies between the "
+                "image and it: its map would show the image's pixels, not what the model makes of them"
+            )
+
+
+def _may_learn(node: Node) -> bool:
+    """Whether an operation makes something of pixels, and does not only move, scale or round them."""
+    if node.op in PRODUCTS or node.op is Op.ATTENTION or node.type in WITH_BODIES:
+        return True
+    return node.op is Op.OTHER and any(value.is_constant and (value.rank or 0) > 1 for value in node.operands)
 
 
 def _chosen(study: Study, asked: Method | None, found: Found) -> Plan:

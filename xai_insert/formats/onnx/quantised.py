@@ -17,9 +17,22 @@ def _float(w: Writer, first: int, axis: int | None = None) -> ir.Value | None:
     operands = [w.operand(first + offset) for offset in range(3)]
     if operands[0] is None or operands[1] is None:
         return None
-    if axis is None or (operands[1].shape is not None and operands[1].shape.rank() == 0) or w.version < 13:
+    sizes = operands[1].shape
+    if sizes is not None and (sizes.rank() == 0 or (w.version < 13 and sizes == (1,))):
         axis = None
+    if axis is not None and w.version < 13:  # DequantizeLinear knows no axis yet
+        return _many_scales(w, operands[0], operands[1:], axis)
     return w.dequantised(_present(operands), axis)
+
+
+def _many_scales(w: Writer, elements: ir.Value, operands: Sequence[ir.Value | None], axis: int) -> ir.Value | None:
+    """An integer weight that has a scale (and a zero point) of its own at each place of an axis, as float."""
+    rank = w.rank(elements)
+    if rank is None:
+        return None
+    sizes = [-1 if place == axis % rank else 1 for place in range(rank)]
+    scale, zero = (None if value is None else w.reshape(value, sizes) for value in operands)
+    return None if scale is None else _stored_weight(w, elements, scale, zero)
 
 
 def dequantised(w: Writer) -> Written:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from xai_insert.errors import UnsupportedTaskError
 from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.attributes import JOINT_SOFTMAX, attributes
 from xai_insert.formats.onnx.reader import integer, read
@@ -37,23 +38,9 @@ class IntegerWeight:
     zero_point: ir.Value | None
     channel_axis: int
 
-    def numpy(self) -> npt.NDArray[Any]:
-        """The weight in float32."""
-        elements = _stored(self.elements).numpy().astype(np.float32)
-        if self.zero_point is None:
-            return elements
-        sizes = self.zero_point_sizes(elements.ndim)
-        return elements - _stored(self.zero_point).numpy().astype(np.float32).reshape(sizes)
-
     def zero_point_sizes(self, rank: int) -> list[int]:
         """Sizes with which the zero point broadcasts against the elements."""
         return [-1 if axis == self.channel_axis else 1 for axis in range(rank)]
-
-
-def _stored(value: ir.Value) -> ir.TensorProtocol:
-    if value.const_value is None:
-        raise ValueError(f"{value.name!r} is no constant")
-    return value.const_value
 
 
 def build_view(
@@ -72,8 +59,12 @@ def build_view(
         inferred: sizes and element types, better informed than those stored in the model.
         hidden: nodes that are written out beside, and stay out of the view.
         fused: their results, by what stands for them in the view, and goes by the names that the model gives them.
+
+    Raises:
+        UnsupportedTaskError: layers are written for one kind of processor, whose layout of channels is not followed.
     """
     graph = model.graph
+    _require_known_layout(graph)
     known_as = {new: old for new, old in (fused or {}).items() if not new.is_graph_output()}
     values: dict[ir.Value, Value] = {}
 
@@ -112,6 +103,14 @@ def build_view(
     return Graph(inputs_, [view_of(_named_scores(value)) for value in graph.outputs], names, nodes, _hint(nodes))
 
 
+def _require_known_layout(graph: ir.Graph) -> None:
+    if any(native.domain == "com.microsoft.nchwc" for native in graph):
+        raise UnsupportedTaskError(
+            "onnxruntime has written its layers for one kind of processor (the NCHWc layout of ORT_ENABLE_ALL): give "
+            "the model that it read, or let it write at ORT_ENABLE_EXTENDED"
+        )
+
+
 def _written_as(native: ir.Node, fused: Mapping[ir.Value, ir.Value]) -> ir.Node:
     """The fused node whose first result a node gives in the view; else the node itself."""
     whole = fused.get(native.outputs[0])
@@ -137,11 +136,6 @@ def _named_scores(output: ir.Value) -> ir.Value:
 
 
 def _hint(nodes: list[Node]) -> str:
-    if any(node.native.domain == "com.microsoft.nchwc" for node in nodes):
-        return (
-            "onnxruntime has written its layers for one kind of processor (the NCHWc layout of ORT_ENABLE_ALL): give "
-            "the model that it read, or let it write at ORT_ENABLE_EXTENDED"
-        )
     packed = next((node.type for node in nodes if node.type in WITHOUT_KERNEL), None)
     if packed is not None:
         return f"onnxruntime runs {packed} on GPUs alone: give the model from which its optimizer has made that"
@@ -169,13 +163,19 @@ _DTYPES = dict.fromkeys(("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"), "float32") |
 
 def _float_operands(native: ir.Node, inputs: tuple[Value | None, ...]) -> tuple[Value | None, ...]:
     """Operands of an integer product as those of a product of floats: without zero points, the weight folded."""
-    source, weight = inputs[0], inputs[1]
-    if weight is None or not isinstance(weight.native, ir.Value) or weight.native.const_value is None:
+    source, weight, zero = inputs[0], inputs[1], inputs[3] if len(inputs) > 3 else None
+    if weight is None or not weight.is_constant or not (zero is None or zero.is_constant):
         return inputs[:2]
-    zero_point = native.inputs[3] if len(native.inputs) > 3 else None
     axis = len(weight.sizes) - 1 if native.op_type == "MatMulInteger" else 0
-    whole = IntegerWeight(weight.native, zero_point, axis)
-    return source, Value(weight.name, weight.shape, "float32", whole, load=whole.numpy)
+    whole = IntegerWeight(weight.native, None if zero is None else zero.native, axis)
+
+    def load() -> npt.NDArray[Any]:
+        elements = weight.elements().astype(np.float32)
+        if zero is None:
+            return elements
+        return elements - zero.elements().astype(np.float32).reshape(whole.zero_point_sizes(elements.ndim))
+
+    return source, Value(weight.name, weight.shape, "float32", whole, load=load)
 
 
 def _reader(tensor: ir.TensorProtocol) -> Callable[[], npt.NDArray[Any]]:
@@ -227,14 +227,23 @@ def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Valu
     if native.op_type == "Gather" and (sizes := _taken_sizes(inputs)) is not None:
         outputs[0].load, outputs[0].shape = (lambda: sizes), sizes.shape
         return True
-    if not inputs or any(value is None or not value.is_constant for value in inputs) or len(outputs) != 1:
+    if not _can_be_run(native, inputs):
         return False
-    if native.op_type in ("RandomNormalLike", "RandomUniformLike") or any(map(_is_body, native.attributes.values())):
-        return False
-    outputs[0].load = _evaluator(native, inputs)
-    if outputs[0].shape is None or None in outputs[0].shape:
-        outputs[0].shape = tuple(outputs[0].elements().shape)
+    for index, output in enumerate(outputs):
+        output.load = _evaluator(native, inputs, index)
+        if output.shape is None or None in output.shape:
+            output.shape = tuple(output.elements().shape)
     return True
+
+
+def _can_be_run(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:
+    """Whether a node gives the same whenever it is run, from constants alone."""
+    if not inputs or any(value is None or not value.is_constant for value in inputs):
+        return False
+    if len(native.outputs) != 1 and native.op_type != "DynamicQuantizeLinear":  # as of weights that stand in nodes
+        return False
+    is_random = native.op_type in ("RandomNormalLike", "RandomUniformLike")
+    return not is_random and not any(map(_is_body, native.attributes.values()))
 
 
 def _fold_shape(native: ir.Node, shape: Shape, output: Value) -> bool:
@@ -262,7 +271,7 @@ def _is_body(attribute: ir.Attr) -> bool:
     return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[], npt.NDArray[Any]]:
+def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...], index: int) -> Callable[[], npt.NDArray[Any]]:
     def evaluate() -> npt.NDArray[Any]:
         import onnx.reference  # noqa: PLC0415 - slow to import and seldom needed
 
@@ -270,9 +279,9 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...]) -> Callable[[]
             runner = onnx.reference.ReferenceEvaluator(ir.to_proto(native))
         names = [value.name or "" for value in native.inputs if value is not None]
         feeds = {name: value.elements() for name, value in zip(names, inputs, strict=True) if value is not None}
-        with taking_apart(f"the constant {native.outputs[0].name!r}"):
+        with taking_apart(f"the constant {native.outputs[index].name!r}"):
             results: Any = runner.run(None, feeds)
-            folded = np.asarray(results[0])
+            folded = np.asarray(results[index])
         return folded.astype(np.float32) if is_half(folded.dtype.name) else folded
 
     return evaluate
