@@ -503,3 +503,56 @@ def test_heads_of_equal_width_stay_open_with_a_number_of_classes():
     heads = [conv(b, feature, 12) for feature in (x, coarse, x, coarse)]
     with pytest.raises(errors.AmbiguousModelError, match="--num-classes 3 does not tell"):
         insert(b.model(*heads), Options(num_classes=3))
+
+
+def undecoded_rows(classes, *, order=(0, 1), middle=False):
+    """Boxes `[1, L, 4]` and raw scores `[1, L, K]` of three levels, of 3, 6 and 6 anchors, the last of one cell."""
+    b = small()
+    fine = b.backbone()
+    coarse = b.node("Relu", b.node("Conv", fine, b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[4, 4]))
+    levels = (fine, coarse, b.node("Relu", b.node("Conv", coarse, b.weight(6, 6, 2, 2))))
+    pairs = [(conv(b, x, 4 * count), conv(b, x, classes * count)) for x, count in zip(levels, (3, 6, 6), strict=True)]
+    joined = [
+        b.node("Concat", *(flat(b, head, width) for head in heads), axis=1)
+        for heads, width in zip(zip(*pairs, strict=True), (4, classes), strict=True)
+    ]
+    if middle:
+        joined[0] = b.node("Unsqueeze", joined[0], b.const(np.array([2], np.int64)))
+    return b.model(*(joined[i] for i in order)), [scores for _, scores in pairs]
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize(
+    ("classes", "options", "form"),
+    [
+        (24, {}, {}),
+        (24, {"num_classes": 24}, {"order": (1, 0)}),
+        (12, {}, {"middle": True}),
+        (2, {}, {}),
+    ],
+)
+def test_outputs_tell_boxes_from_scores_where_widths_do_not(classes, options, form, kind):
+    """As the TensorFlow detection API exports an SSD: six boxes of a place are as wide as 24 classes."""
+    model, heads = undecoded_rows(classes, **form)
+    result = insert(models.as_format(model, kind), Options(output_dtype="f32", **options))
+    assert [head["anchors"] for head in result.report.heads] == [3, 6, 6]
+    wanted = detection_oracle.definition(watched(model, heads), [3, 6, 6], classes)
+    found = oracle.run(result.model, image())["saliency_map"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_outputs_of_boxes_and_of_four_classes_stay_open():
+    model, _ = undecoded_rows(4)
+    with pytest.raises(errors.AmbiguousModelError, match="do not tell classes from boxes"):
+        insert(model)
+
+
+@pytest.mark.parametrize("size", [("H", "W"), (16, 16)])
+def test_an_order_that_open_sizes_hide_is_refused_with_the_option_that_gives_them(size):
+    """A head of one cell alone, at the size with which open sides are tried."""
+    b = Builder(batch=1, size=size)
+    x = b.node("Conv", b.backbone(), b.weight(6, 6, 8, 8), strides=[128, 128])
+    boxes, scores = (flat(b, conv(b, x, 3 * width), width) for width in (4, 3))
+    with pytest.raises(errors.TargetNotFoundError, match="order of classes and anchors") as refused:
+        insert(b.model(decoded(b, boxes), b.node("Softmax", scores, axis=2)))
+    assert ("--input-shape image:1,3,224,224" in str(refused.value)) == ("H" in size)

@@ -118,3 +118,9 @@ def shape_hint(graph: Graph) -> str:
             text = format_shape(tuple(sizes))[1:-1].replace(" ", "").replace("?", "224")
             return f"give the sizes of the input: --input-shape {value.name}:{text}"
     return "choose another with --target-layer"
+
+
+def open_hint(graph: Graph) -> str:
+    """The same behind another sentence; empty where all sizes are known but the batch."""
+    is_open = any(None in image.sizes[1:] for image in image_inputs(graph))
+    return f"; {shape_hint(graph)}" if is_open else ""

@@ -11,7 +11,7 @@ from xai_insert.graph.traits import ARRANGES, CUTS_OUT
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions, near_miss
 from xai_insert.locate.collapse import Collapse, GridEnd
-from xai_insert.locate.inputs import shape_hint
+from xai_insert.locate.inputs import open_hint
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
@@ -96,7 +96,7 @@ def locate_readout(
     feature = places.map_of(masked[0], others=True)
     if feature is None or None in feature.grid:
         what = "those of a patch embedding and a few before them"
-        return NoBlock(f"{tokens} tokens are not {what}{_hint(graph, images)}")
+        return NoBlock(f"{tokens} tokens are not {what}{open_hint(graph)}")
     if any(not isinstance(fitted(MEAN_QUERY, node, tokens=tokens), Miss) for node in region(graph, images, masked)):
         return NoBlock("the class token is the mean of the patches", is_mean_query=True)
     if aside := _aside(graph, ends, masked):
@@ -126,11 +126,6 @@ def _residual(entry: Value | None, beside: Value | None) -> Value | None:
     if entry is None or (beside is not None and _rounds(entry, beside)):
         return beside
     return entry
-
-
-def _hint(graph: Graph, images: Sequence[Value]) -> str:
-    """What to do where sizes follow the image; empty where none does."""
-    return f"; {shape_hint(graph)}" if any(None in image.sizes[1:] for image in images) else ""
 
 
 def _counted(attentions: Sequence[Attention], places: Places) -> tuple[Attention, ...]:

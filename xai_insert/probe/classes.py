@@ -13,7 +13,7 @@ from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, find_heads, finished, observed_values, without_grid
-from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.probe.channels import Element, columns_of, raw_channels, resolve, samples
 from xai_insert.probe.columns import with_columns
@@ -21,6 +21,7 @@ from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
     Watched,
+    beside_raw_boxes,
     gives_boxes,
     pure,
     refuse_rivals,
@@ -231,7 +232,9 @@ def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watche
     told = told or _by_columns(search, scoring)
     if told is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
-        raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
+        raise TargetNotFoundError(
+            f"the order of classes and anchors cannot be told in the class heads {listed}{open_hint(search.graph)}"
+        )
     return told
 
 
@@ -272,7 +275,7 @@ def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
     left = _unread(search, raw, scoring, found)
     if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
         raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
-    return _detector(search, scoring, found, None, "widths of the undecoded heads")
+    return _detector(search, scoring, found, None, "outputs and widths of the undecoded heads")
 
 
 def _unread(
@@ -290,14 +293,33 @@ def _unread(
 def _raw_orders(
     search: _Search, raw: Sequence[Watched], widths: Mapping[int, tuple[tuple[int, int], int]], num_classes: int | None
 ) -> dict[int, Channels]:
-    """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, widths, a reshape."""
+    """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, outputs, widths, a reshape."""
     found = _with_several(_orders(raw, search.beside_boxes), num_classes)
     found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
-    found = found or _by_widths(search, raw, widths, num_classes)
+    found = found or _by_outputs(search, raw, num_classes) or _by_widths(search, raw, widths, num_classes)
     is_map = not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
     if num_classes is None and is_map and [order.anchors for order in found.values()] == [1]:
         found = {}  # two maps of one size, one of them of four channels: not only detectors have them
     return found or (_orders(raw, search.raw_layout) if num_classes is None else {})
+
+
+def _by_outputs(search: _Search, raw: Sequence[Watched], num_classes: int | None) -> dict[int, Channels]:
+    """Orders told by outputs that share their rows, of which one has the boxes."""
+    counts = beside_raw_boxes(raw, search.observed, search.probe.grid)
+    if num_classes is not None and {*counts.values()} != {num_classes}:
+        return {}
+    scoring = [item for item in raw if item.index in counts]
+    found = _orders(scoring, lambda item: _of_width(search.raw_orders(item), counts[item.index]))
+    by = next((item for item in scoring if item.index in found), None)
+    if by is None:
+        return {}
+    return {item.index: found.get(item.index) or _like(found[by.index], by.head, item.head) for item in scoring}
+
+
+def _of_width(orders: Sequence[Channels], classes: int) -> Channels | None:
+    """The only order of so many classes."""
+    fits = [order for order in orders if order.classes == classes]
+    return fits[0] if len(fits) == 1 else None
 
 
 def _by_widths(

@@ -162,6 +162,43 @@ def undecoded(graph: Graph, widths: Sequence[int], num_classes: int | None) -> A
     )
 
 
+def beside_raw_boxes(
+    raw: Sequence[Watched], observed: Sequence[Observed], grid_of: Callable[[int], tuple[int, int]]
+) -> dict[int, int]:
+    """Undecoded heads whose output has the rows of another that is four wide, and alone is; by index, its width.
+
+    Boxes are four wide, so that the other output has the scores, whatever the widths of the heads: six boxes of a place
+    are as wide as 24 classes.
+    """
+    found: dict[int, int] = {}
+    for boxes, scores, width in _boxes_and_scores(observed):
+        boxed, scored = ([item for item in raw if _moves_alone(item, index)] for index in (boxes, scores))
+        anchors = {grid_of(item.index): item.head.channels / _BOX for item in boxed}
+        if all(anchors.get(grid_of(item.index)) == item.head.channels / width for item in scored):
+            found |= {item.index: width for item in scored}
+    return found
+
+
+def _boxes_and_scores(observed: Sequence[Observed]) -> list[tuple[int, int, int]]:
+    """Outputs that alone share their rows, the first four wide, the second of several columns, and how many."""
+    rows: dict[int | None, list[tuple[int, int | None]]] = {}
+    for index, item in enumerate(observed):
+        sizes = item.value.sizes
+        if item.is_output and len(sizes) > 1 and all(size == 1 for size in sizes[2:-1]):
+            rows.setdefault(sizes[0 if len(sizes) == 2 else 1], []).append((index, sizes[-1]))
+    pairs = [sorted(found, key=lambda item: item[1] != _BOX) for found in rows.values() if len(found) == 2]
+    return [
+        (boxes, scores, width)
+        for (boxes, four), (scores, width) in pairs
+        if four == _BOX and width not in (None, 1, _BOX)
+    ]
+
+
+def _moves_alone(item: Watched, index: int) -> bool:
+    """Whether each of a head's channels moves one element of an observed value."""
+    return all(index in response.elements for response in item.responses.values())
+
+
 def without_sigmoid_boxes(
     graph: Graph,
     items: Sequence[Watched],

@@ -55,6 +55,8 @@ def _pairs(graph: Graph, samples: Sequence[Sample]) -> list[tuple[Sample, Sample
 def _may_pair(scores: Sample, masks: Sample) -> bool:
     if len(masks.shape) != 4 or masks.shape[1] == 1:  # one is a depth map, and a pose beside it
         return False
+    if 1 in masks.shape[2:]:  # a box for all classes
+        return False
     if len(scores.shape) != 3 or scores.shape[:2] != masks.shape[:2] or scores.shape[2] == 1:
         return False
     return not _are_boxes(scores) and not _of_classes(scores, masks)
