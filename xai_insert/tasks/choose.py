@@ -34,7 +34,7 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
         study = Study(loaded, graph, options, Wanted.ANY if asked is None else asked.reads)
         found = _recognised(study, asked)
         plan = _chosen(study, asked, found)
-        if not options.target_layer:  # the image itself may be asked for
+        if not options.target_layer and study.wanted is not Wanted.IMAGE:  # the image itself may be asked for
             _require_learned(graph, found)
     except XaiInsertError as err:
         if graph.hint:
