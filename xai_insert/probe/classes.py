@@ -32,6 +32,9 @@ from xai_insert.probe.rivals import (
 )
 
 
+_MOST_OF_ONE = 3  # heads of one score for each box: class, objectness, overlap; more are those of another level
+
+
 class _Search(Orders):
     """The search for class scores in one model."""
 
@@ -101,7 +104,7 @@ class _Search(Orders):
             items = several or whole or items  # one class for each anchor beside more of them is an objectness
         if len(items) < 2 or self._are_anchors(items):
             return list(items)
-        if several or len({item.head.channels for item in items}) > 1:
+        if several or len({item.head.channels for item in items}) > 1 or len(items) > _MOST_OF_ONE:
             raise refuse_rivals(items)
         best = items[0]
         for item in items[1:]:

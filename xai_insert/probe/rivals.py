@@ -41,7 +41,17 @@ class Watched:
 
     @property
     def is_fused(self) -> bool:
-        return Effect.CLASS in self.effects and not self.effects <= _SCORES
+        return Effect.CLASS in self.effects and not self.effects <= _SCORES and not self.is_box
+
+    @property
+    def is_box(self) -> bool:
+        """Whether its channels move four columns of a value one by one: a side of a box in 0..1 is no score."""
+        ends = {
+            index: {response.elements[index][-1] for response in self.responses.values() if index in response.elements}
+            for index in self.moved()
+        }
+        alone = [i for i in ends if all(i in response.elements for response in self.responses.values())]
+        return self.head.channels % _BOX == 0 and any(len(ends[index]) == _BOX for index in alone)
 
     @property
     def moves_boxes(self) -> bool:
@@ -236,8 +246,13 @@ def without_sigmoid_boxes(
         for found in scored:  # of one class, scale and shift of the scores look like their head: all are one value
             known = {own.index for own in (*items, *kept)}
             if found.index not in known and found.head.value not in {own.head.value for own in kept}:
-                kept.append(found)
+                kept = [own for own in kept if not _is_part(own, found)] + [found]
     return kept
+
+
+def _is_part(item: Watched, whole: Watched) -> bool:
+    """Whether a head of one channel moves the one score that a value is: its scale, or its shift."""
+    return item.head.channels == 1 == whole.head.channels and item.moved() == whole.moved()
 
 
 def _scores_of_boxes(
