@@ -31,7 +31,6 @@ from xai_insert.probe.rivals import (
     without_sigmoid_boxes,
 )
 
-
 _MOST_OF_ONE = 3  # heads of one score for each box: class, objectness, overlap; more are those of another level
 
 
