@@ -30,8 +30,7 @@ from xai_insert.probe.rivals import (
     without_sigmoid_boxes,
 )
 
-
-_MOST_OF_ONE = 3  # heads of one score for each box: class, objectness, overlap; more are those of another level
+_ROWS, _BOX = 3, 4  # axes, and columns, of what has a box in each row
 
 
 class _Search(Orders):
@@ -103,7 +102,7 @@ class _Search(Orders):
             items = several or whole or items  # one class for each anchor beside more of them is an objectness
         if len(items) < 2 or self._are_anchors(items):
             return list(items)
-        if several or len({item.head.channels for item in items}) > 1 or len(items) > _MOST_OF_ONE:
+        if several or len({item.head.channels for item in items}) > 1:
             raise refuse_rivals(items)
         best = items[0]
         for item in items[1:]:
@@ -174,7 +173,8 @@ class _Search(Orders):
         if moves[0] == moves[1] and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
-        if one.head.channels > 1 or places[0] == places[1]:
+        boxes_of_levels = [value for value in self.graph.outputs if value.rank == _ROWS and value.sizes[-1] == _BOX]
+        if one.head.channels > 1 or places[0] == places[1] or len(boxes_of_levels) > 1:
             raise refuse_rivals([one, other])
         return min(zip(places, (one, other), strict=True), key=lambda pair: pair[0])[1]  # of one class, either says it
 
