@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from xai_insert import Options, insert
-from xai_insert.errors import XaiInsertError
+from xai_insert.errors import AmbiguousModelError, XaiInsertError
 
 SIDE, GRID, WIDTH = 32, 8, 8
 OPERATORS = [helper.make_opsetid("", 17)]
@@ -161,3 +161,38 @@ def test_one_class_is_not_its_gate():
     image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
     made = insert(model, Options(output_dtype="f32")).model
     np.testing.assert_allclose(*run(made, ["saliency_map", head], image), atol=1e-5)
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+@pytest.mark.parametrize("widths", [(1, 3), (3, 1), (2, 3), (1, 2, 1)])
+def test_classes_of_layers_side_by_side(widths, is_gated):
+    net = Small()
+    heads = [net.head(width) for width in widths]
+    scores = net.op("Sigmoid", net.rows(net.op("Concat", *heads, axis=1)))
+    if is_gated:
+        scores = net.op("Mul", scores, net.op("Sigmoid", net.rows(net.head(1))))
+    model = net.model(scores)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    raw = np.exp(np.concatenate(run(model, heads, image), axis=1))
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, raw / raw.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_a_class_of_its_own_layer_is_no_objectness():
+    """Beside other classes, where no box stands before it; joined behind what flattens, it is refused."""
+    net = Small()
+    parts = [net.op("Sigmoid", net.rows(net.head(width))) for width in (1, 4)]
+    with pytest.raises(AmbiguousModelError, match="two heads could hold the class scores"):
+        insert(net.model(net.op("Concat", *parts, axis=2)), Options())
+
+
+def test_an_objectness_stands_between_box_and_classes():
+    net = Small()
+    parts = [net.head(1), net.head(4)]
+    net.boxes = net.op("Concat", net.boxes, *(net.op("Sigmoid", net.rows(part)) for part in parts), axis=2)
+    model = net.model(net.op("Identity", net.boxes))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    made = insert(model, Options(output_dtype="f32")).model
+    saliency, raw = run(made, ["saliency_map", parts[1]], image)
+    np.testing.assert_allclose(saliency, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), atol=1e-5)
