@@ -273,7 +273,7 @@ photographs of scikit-image (or drawn pages). Correlation: the lowest, of the cl
 inserting: measured on the photographs. Quantisers are calibrated on twelve crops of four photographs, or six other
 pages, which is few, so that some networks are moved far: the map is that of the quantised network. Files that are no
 ONNX (TensorFlow, TFLite) have no ONNX forms. Of PicoDet onnxruntime's QOperator form gives outputs that are off by more
-than their size; fewer of its levels are found there, and the map has another grid, which counts as 0. {versions}.
+than their size: the map is of the same four levels, but that of another network. {versions}.
 
 | model | form | method | correlation | outputs shifted by the form | moved by inserting | INT8 kernels |
 | --- | --- | --- | --- | --- | --- | --- |

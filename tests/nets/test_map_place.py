@@ -113,7 +113,6 @@ def test_values_elsewhere_prove_nothing(size, move):
 
 @pytest.mark.parametrize("name", ["shapes_cnn.onnx", "shapes_vit.onnx", "shapes_vit.xml"])
 def test_no_two_large_whole_models_are_in_memory_at_once(name, monkeypatch):
-    monkeypatch.setattr("xai_insert.check._MOST_TWICE", 0)  # bytes of weights
     kind, alive, most = type(load(SHAPES / name, {})), weakref.WeakSet(), [0]
     runner, between = kind.runner, kind.between
 
@@ -128,6 +127,7 @@ def test_no_two_large_whole_models_are_in_memory_at_once(name, monkeypatch):
 
     monkeypatch.setattr(kind, "runner", lambda self: counted(runner(self)))
     monkeypatch.setattr(kind, "between", cut)
+    monkeypatch.setattr(kind, "later", lambda self, weights: None)  # as of large ones
     insert(SHAPES / name)
     assert most == [1]
 
@@ -136,10 +136,10 @@ def test_no_two_large_whole_models_are_in_memory_at_once(name, monkeypatch):
 def test_no_more_than_two_whole_models_are_compiled(name, monkeypatch):
     kind, whole, parts = type(load(SHAPES / name, {})), [], []
     runner, later, between = kind.runner, kind.later, kind.between
-    if name.endswith(".xml"):  # ONNX makes the one of the other
-        monkeypatch.setattr(kind, "runner", lambda self: whole.append(1) or runner(self))
-    monkeypatch.setattr(kind, "later", lambda self: whole.append(1) or later(self))
+    monkeypatch.setattr(kind, "runner", lambda self: whole.append(1) or runner(self))
+    monkeypatch.setattr(kind, "later", lambda self, weights: whole.append(1) or later(self, weights))
     monkeypatch.setattr(kind, "between", lambda self, *args: parts.append(args) or between(self, *args))
     assert insert(SHAPES / name).report.place == "blocks"
     assert len(whole) == 2
-    assert all(features for features, _ in parts)  # heads alone
+    # Heads alone; where sizes are open, also what gives the features that such a head is run on.
+    assert sum(not features for features, *_ in parts) <= (name == "shapes_cnn.onnx")

@@ -249,3 +249,21 @@ def test_a_number_of_a_layer_of_its_own_stays_a_rival():
     feature = net.pooled(8)
     with pytest.raises(errors.AmbiguousModelError, match="2 outputs may hold the class scores"):
         insert(net.b.model(net.product(feature, 8, SCORES), net.product(feature, 8, 1)))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_blocks_folded_to_a_grid(kind):
+    """MobileViTV2: the last grid is laid together of blocks of channels (Col2Im)."""
+    b = models.Builder(opset=18)
+    wide = b.node("Conv", b.backbone(), b.weight(4 * models.CHANNELS, models.CHANNELS, 1, 1))
+    blocks = b.node("Reshape", wide, b.const(np.array([0, 4 * models.CHANNELS, 36])))
+    grid = b.node("Col2Im", blocks, b.const(np.array([12, 12])), b.const(np.array([2, 2])), strides=[2, 2])
+    pooled = b.node("Flatten", b.node("GlobalAveragePool", b.node("Relu", grid)))
+    model = models.as_format(b.model(b.linear(pooled, models.CHANNELS)), kind)
+    result = insert(model, Options(output_dtype="f32"))
+    assert (result.report.form, result.report.target["grid"]) == ("closed form", (12, 12))
+    images = np.random.default_rng(1).standard_normal((2, 3, 12, 12), dtype=np.float32)
+    parts = oracle.Parts(model, result.report.target["name"], result.report.logits["name"])
+    wanted = parts.definition(images, (2, 3)).reshape(2, SCORES, 12, 12)
+    maps = oracle.run(result.model, images)["saliency_map"]
+    np.testing.assert_allclose(maps, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())

@@ -137,6 +137,22 @@ def test_structure_says_what_a_vector_is(kind, task, noted):
     assert insert(last(kind), Options(reference="self")).report.task == "embedding"
 
 
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", NORMS)
+def test_a_pose_has_a_map_of_each_number_and_is_called_no_classes(name, kind):
+    """A translation beside a quaternion of length one: what raises each of them, by masked runs."""
+    b = models.Builder()
+    x = projected(b)
+    low, middle, high, axis = (b.const(np.array([number])) for number in (0, 2, WIDTH, 1))
+    quaternion = NORMS[name](b, b.node("Slice", x, middle, high, axis))
+    model = models.as_format(b.model(b.node("Concat", b.node("Slice", x, low, middle, axis), quaternion, axis=1)), kind)
+    result = insert(model, Options(output_dtype="f32"))
+    assert "a rotation is: no classes" in result.report.text()
+    _, each = vectors(model, result.report)
+    assert_close(run(result.model, IMAGES)["saliency_map"], each)
+    assert "no classes" not in insert(model, Options(num_classes=WIDTH)).report.text()
+
+
 def test_what_cannot_be_compared_is_refused_in_plain_words(tmp_path):
     def refused(match, kind=errors.ModelFileError, **options):
         with pytest.raises(kind, match=match):

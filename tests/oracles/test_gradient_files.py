@@ -96,3 +96,24 @@ def test_nothing_is_read_between_a_layer_and_its_scale():
     (tokens,) = [node for node in model.graph.node if node.op_type == "Transpose"]
     made = insert(model, Options(method="hirescam", target_layer=tokens.output[0])).model
     assert [sum(product in node.input for node in made.graph.node) for product in products[:2]] == [1, 1]
+
+
+def attended(b):
+    """An attention whose keys are scaled before their product, as exporters write half of the scale."""
+    x = b.node("Tanh", b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2]))
+    x = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, WIDTH, -1]))), perm=[0, 2, 1])
+    q, k, v = (b.node("Add", b.node("MatMul", x, b.weight(WIDTH, WIDTH, scale=0.1)), b.weight(WIDTH)) for _ in "qkv")
+    k = b.node("Mul", k, b.const(np.float32(WIDTH**-0.5)))
+    shares = b.node("Softmax", b.node("MatMul", q, b.node("Transpose", k, perm=[0, 2, 1])), axis=-1)
+    x = b.node("Add", x, b.node("MatMul", shares, v))
+    return b.linear(b.node("ReduceMean", x, axes=[1], keepdims=0), WIDTH)
+
+
+def test_nothing_is_read_between_a_scale_and_a_product():
+    """onnxruntime makes one of them."""
+    model = models.classifier(attended)
+    (scale,) = [node.output[0] for node in model.graph.node if node.op_type == "Mul"]
+    (tokens,) = [node.output[0] for node in model.graph.node if node.op_type == "Transpose"][:1]
+    result = insert(model, Options(method="hirescam", target_layer=tokens))
+    assert sum(scale in node.input for node in result.model.graph.node) == 1
+    assert result.report.output_difference == 0

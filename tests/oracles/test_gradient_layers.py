@@ -90,7 +90,7 @@ def test_fusing_wants_a_stage_to_begin_with(layer):
 
 def test_pools_of_several_grids_are_refused_as_ever():
     for options in ({}, {"method": "hirescam"}, {"form": "masked"}, {"method": "recipro-cam"}):
-        with pytest.raises(errors.TargetNotFoundError, match="streams with cells at other places"):
+        with pytest.raises(errors.TargetNotFoundError, match="streams that cannot be masked as one"):
             plan_insertion(models.classifier(two_sides), Options(**options))
 
 

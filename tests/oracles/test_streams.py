@@ -30,5 +30,5 @@ def test_streams_of_one_place_are_masked_together(kind):
 
 @pytest.mark.parametrize("kind", models.FORMATS)
 def test_crops_of_equal_size_are_other_places(kind):
-    with pytest.raises(errors.TargetNotFoundError, match="streams with cells at other places"):
+    with pytest.raises(errors.TargetNotFoundError, match="streams that cannot be masked as one"):
         insert(models.as_format(streams((0, 0, 8), (4, 4, 8)), kind))

@@ -1,13 +1,15 @@
 """Files of other kinds: refused in one line that says how to export, or converted by OpenVINO's own readers."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper
 
-from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.cli.insert import main
 
@@ -205,3 +207,42 @@ def test_the_folder_of_a_saved_model_becomes_an_ir(given, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.ModelFileError, match="not a plain file"):
         insert_file(tmp_path / "empty", tmp_path / "out.xml")
+
+
+def extended(*, decodes=False):
+    """A classifier with an operator of onnxruntime-extensions: behind the scores, or one that decodes a file."""
+    b = models.Builder(batch=1)
+    logits = b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), models.CHANNELS)
+    model = b.model(logits)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
+    if decodes:
+        model.graph.node.insert(0, helper.make_node("DecodeImage", ["file"], ["image"], domain="ai.onnx.contrib"))
+        model.graph.input[0].CopyFrom(helper.make_tensor_value_info("file", TensorProto.UINT8, ["bytes"]))
+        return model, logits
+    model.graph.node.append(helper.make_node("NegPos", [logits], ["below", "above"], domain="ai.onnx.contrib"))
+    model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 5]) for n in ("below", "above"))
+    return model, logits
+
+
+def test_operators_of_onnxruntime_extensions_are_kept(monkeypatch):
+    model, logits = extended()
+    monkeypatch.setitem(sys.modules, "onnxruntime_extensions", None)
+    with pytest.raises(errors.CheckFailedError, match="pip install onnxruntime-extensions"):
+        insert(model, Options(output=logits))
+    inserted = insert(model, Options(output=logits, check=False)).model
+    assert [node.SerializeToString() for node in model.graph.node if node.domain] == [
+        node.SerializeToString() for node in inserted.graph.node if node.domain
+    ]
+
+
+def test_they_run_where_it_is_installed():
+    pytest.importorskip("onnxruntime_extensions")
+    model, logits = extended()
+    report = insert(model, Options(output=logits)).report
+    assert report.output_difference == 0
+    assert report.place == "blocks"
+
+
+def test_a_model_that_decodes_its_image_itself_is_refused_with_the_way_out():
+    with pytest.raises(errors.NotVisionModelError, match="'file' may be the bytes of an image file"):
+        insert(extended(decodes=True)[0])

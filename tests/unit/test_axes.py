@@ -14,8 +14,8 @@ H, W = 24, 36
 class Net:
     """A graph written node by node; `place(name)` says what its axes hold."""
 
-    def __init__(self, batch=1):
-        self.nodes, self.stored, self.batch = [], [], batch
+    def __init__(self, batch=1, opset=17):
+        self.nodes, self.stored, self.batch, self.opset = [], [], batch, opset
 
     def const(self, elements):
         name = f"c{len(self.stored)}"
@@ -38,7 +38,7 @@ class Net:
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [self.batch, 3, H, W])
         output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, "net", [image], [output], self.stored)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
         view = load(onnx.shape_inference.infer_shapes(model), {}).view()
         return find_places(view).of(view.outputs[0])
 
@@ -178,6 +178,20 @@ def test_a_sub_pixel_layer_by_reshapes_is_finer(last):
         x = net.node("Reshape", x, net.ints(1, 5, 12, 18))
     place = net.place(x)
     assert (place.grid, place.rows.stride, place.rows.offset) == ((12, 18), 2.0, 0.5)
+
+
+@pytest.mark.parametrize("how", [{}, {"strides": [2, 2]}, {"strides": [2, 2], "pads": [1] * 4}])
+def test_blocks_folded_beside_one_another_are_finer(how):
+    """MobileViTV2: Col2Im of blocks that neither overlap nor are cut off."""
+    net = Net(opset=18)
+    x = net.node("Reshape", net.conv("image", channels=20), net.ints(1, 20, 54))
+    is_plain = how == {"strides": [2, 2]}
+    sides = (12, 18) if is_plain else (7, 10) if "pads" not in how else (10, 16)
+    place = net.place(net.node("Col2Im", x, net.ints(*sides), net.ints(2, 2), **how))
+    if is_plain:
+        assert (place.grid, place.rows.stride, place.rows.offset) == ((12, 18), 2.0, 0.5)
+    else:
+        assert place is None
 
 
 def test_channels_beside_rows_alone_are_no_finer_rows():

@@ -346,6 +346,31 @@ def interleaved(axes: Axes) -> Axes:
     return tuple(made)
 
 
+def completed(before: Sizes | None, shape: Sizes) -> Sizes:
+    """A shape with one unknown size less, where the sizes before a reshape tell it."""
+    if before is None or sum(size is None for size in shape) != 1 or None in before:
+        return shape
+    total, rest = _product(before) or 0, _product(1 if size is None else size for size in shape) or 0
+    return [total // rest if size is None and rest and total % rest == 0 else size for size in shape]
+
+
+def folded(axes: Axes, sides: tuple[int, int], shape: Sizes) -> Axes | None:
+    """Axes `[N, C, H, W]` of blocks `[N, C * sides, cells]` that are laid beside one another; None if sizes tell not.
+
+    As of a sub-pixel layer, what lies where in a block is made from its channels.
+    """
+    batch, channels, *area = shape if len(shape) == 4 else [None] * 4
+    counts = [None if size is None or size % side else size // side for size, side in zip(area, sides, strict=True)]
+    if len(axes) != 3 or channels is None or None in counts:
+        return None
+    apart = regroup(axes, [batch, channels * sides[0] * sides[1], *counts])
+    made: list[Axis] = []
+    for axis, size, side in zip(apart[2:], area, sides, strict=True):
+        origin, ratio = line(axis), 1 / side
+        made.append(other(size) if origin is None else moved(origin, size, ratio, (ratio - 1) / 2))
+    return (apart[0], other(channels), *made)
+
+
 def resized(origin: Origin, size: int, *, corners: bool) -> Axis:
     """Rows or columns interpolated to another number of cells."""
     before = origin.size or size

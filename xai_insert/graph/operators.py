@@ -269,6 +269,13 @@ class Blocks(Operator):
 
 
 @dataclass(frozen=True, slots=True)
+class Folded(Operator):
+    """Blocks of `sides`, the channels `[N, C * sides, cells]`, laid beside one another: `[N, C, H, W]` (Col2Im)."""
+
+    sides: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled(Operator):
     """A map `[N, C, h, w]` read at computed points `[N, m, n, 2]` in -1 to 1: `[N, C, m, n]`.
 
@@ -328,6 +335,11 @@ class ControlFlow(Operator):
 
 
 Rule = TypeVar("Rule")
+
+
+def folded(sides: tuple[int, ...] | None, strides: tuple[int, ...]) -> Operator:
+    """What lays blocks of these sides at these steps: `Folded` where they neither overlap nor leave gaps."""
+    return Folded((sides[0], sides[1])) if sides is not None and len(sides) == 2 and sides == strides else Unknown()
 
 
 def rule_for(rules: Mapping[type[Operator], Rule], kind: Operator) -> Rule | None:

@@ -183,20 +183,7 @@ def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     if added and len(shape) == len(source) + len(added):
         kept = iter(source)
         return [tuple(() if axis in added else next(kept) for axis in range(len(shape)))]
-    return [ax.interleaved(ax.regroup(source, _known(node, shape)))]
-
-
-def _known(node: Node, shape: Sequence[int | None]) -> Sequence[int | None]:
-    """A shape with one unknown size less, where the operand's sizes tell it."""
-    before = node.read(0).shape
-    if before is None or sum(size is None for size in shape) != 1 or None in before:
-        return shape
-    total, rest = 1, 1
-    for size in before:
-        total *= size or 0
-    for size in shape:
-        rest *= 1 if size is None else size
-    return [total // rest if size is None and rest and total % rest == 0 else size for size in shape]
+    return [ax.interleaved(ax.regroup(source, ax.completed(node.read(0).shape, shape)))]
 
 
 def _permuted(node: Node, kind: kinds.Permutation, given: _Operands) -> Sequence[Axes]:
@@ -335,11 +322,17 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
     return [tuple(made)]
 
 
+def _folded(node: Node, kind: kinds.Folded, given: _Operands) -> Sequence[Axes]:
+    found = ax.folded(given.axes(0), kind.sides, given.shape())
+    return _lost(node, kind, given) if found is None else [found]
+
+
 def _sampled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     source, points = given.axes(0), given.axes(1)
     if (len(source), len(points)) != (4, 4):
         return _lost(node, kind, given)
-    if all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3])):  # warped
+    is_map = node.output.sizes[2:] == node.read(0).sizes[2:]  # not the points of queries
+    if is_map and all(map(ax.has_place, source[2:])) and not any(map(ax.has_place, points[1:3])):  # warped
         return [(source[0], source[1], *map(ax.elsewhere, given.shape()[2:]))]
     return [(source[0], source[1], points[1], points[2])]
 
@@ -350,10 +343,11 @@ def _rolled(node: Node, kind: kinds.Rolled, given: _Operands) -> Sequence[Axes]:
         return _lost(node, kind, given)
     for axis, shift in zip(kind.axes, kind.shifts, strict=False):
         old = made[axis]
-        if len(old) == 1 and old[0].origin.is_place and old[0].step == 1 and old[0].size == old[0].origin.size:
-            made[axis] = ax.of(rolled(old[0].origin, -shift))
+        origin = ax.coarse(old[0]) if len(old) == 1 and old[0].origin.is_place else None
+        if origin is not None:
+            made[axis] = ax.of(rolled(origin, -shift))
         elif ax.has_place(old):
-            made[axis] = ax.elsewhere(ax.axis_size(old))
+            made[axis] = ax.other(ax.axis_size(old))
     return [tuple(made)]
 
 
@@ -396,5 +390,6 @@ _RULES: Mapping[type, _Rule] = {
     kinds.Rolled: _rolled,
     kinds.Sampled: _sampled,
     kinds.Scattered: _scattered,
+    kinds.Folded: _folded,
     kinds.ControlFlow: _controlled,
 }

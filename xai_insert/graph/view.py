@@ -293,7 +293,10 @@ def fixed(sizes: Sequence[int | None]) -> list[int]:
     """
     known = [size for size in sizes if size is not None]
     if len(known) < len(sizes):
-        raise ShapeUnknownError(f"sizes {format_shape(tuple(sizes))} follow the input; fix them: --input-shape")
+        raise ShapeUnknownError(
+            f"sizes {format_shape(tuple(sizes))} follow the input; fix them: --input-shape; or, where its sizes "
+            "are fixed, simplify the model (onnxsim, onnxslim) or export it with dynamo=True"
+        )
     return known
 
 

@@ -34,6 +34,14 @@ def is_normalised(value: Value) -> bool:
     return False
 
 
+def holds_direction(value: Value) -> bool:
+    """Whether a vector is joined of parts of which one, not all, is divided by its length: a pose, no classes."""
+    node = maker(value, _ARRANGED)
+    if node is None or node.op is not Op.CONCAT:
+        return False
+    return 0 < sum(is_normalised(part) for part in node.operands) < len(node.operands)
+
+
 def _is_length(value: Value) -> bool:
     """Whether a value is the root of a sum or mean of squares, or one over it; a sum alone is that of a softmax."""
     is_root, node = False, value.producer

@@ -30,6 +30,12 @@ def image_inputs(graph: Graph) -> list[Value]:
     if unknown:
         name = unknown[0].name
         raise ShapeUnknownError(f"input {name!r} has no known rank; give its sizes: --input-shape {name}:1,3,224,224")
+    files = [value.name for value in graph.inputs if value.rank == 1 and value.dtype in ("uint8", "string", "object")]
+    if files:
+        raise NotVisionModelError(
+            f"no image input: {files[0]!r} may be the bytes of an image file, which the model decodes; insert into the "
+            "model without that part, and put it in front again"
+        )
     listed = ", ".join(f"{value.describe()} {value.dtype}" for value in graph.inputs) or "no input at all"
     raise NotVisionModelError(
         "no image input: wanted one of rank 4 such as [N, 3, H, W], or of clips such as [N, 3, T, H, W], "

@@ -45,7 +45,11 @@ def likely_task(graph: Graph) -> str | None:
                 f"{texts[0].describe()}"
             )
         if width >= _FEWEST_CHARACTERS:
-            return f"{value.describe()} looks like text, or features of tokens: many values for each of a row of places"
+            return (
+                f"{value.describe()} looks like text, or features of tokens: many values for each of a row of places; "
+                "features of an image are explained where the model gives one vector of them, [N, D], pooled or of its "
+                "class token"
+            )
         return f"{value.describe()} has no classes beside it that share its rows"
     return None
 
@@ -57,8 +61,8 @@ def _kind_of_map(value: Value) -> str:
         if value.sizes[1] == _COLOURS:
             return "colours (super-resolution, restoration), normals, semantic segmentation, or heat maps of key points"
         return (
-            "semantic segmentation, heat maps of key points (--method keypoint-map says the latter), "
-            "or features for another model"
+            "semantic segmentation (--method class-score-map says so), heat maps of key points (--method keypoint-map "
+            "says the latter), or features for another model"
         )
     return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
 

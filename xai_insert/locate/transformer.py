@@ -99,6 +99,8 @@ def locate_readout(
         return NoBlock(f"{tokens} tokens are not {what}{_hint(graph, images)}")
     if any(not isinstance(fitted(MEAN_QUERY, node, tokens=tokens), Miss) for node in region(graph, images, masked)):
         return NoBlock("the class token is the mean of the patches", is_mean_query=True)
+    if aside := _aside(graph, ends, masked):
+        return NoBlock(f"{aside.describe()} feeds the scores beside the tokens: the map of one leaves out the other")
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
     if read and tokens == feature.positions:
         return NoBlock("single patches are read, and no token before them")
@@ -108,6 +110,15 @@ def locate_readout(
     residual = _residual(_entry(graph, like, masked, earlier), _passing_by(graph, images, masked, logits))
     reads_patches = len(read) < len(ends) or rows > feature.prefix
     return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
+
+
+def _aside(graph: Graph, ends: Sequence[GridEnd], masked: Sequence[Value]) -> Value | None:
+    """A map of another stream, which neither comes of the masked tokens nor feeds them; None if there is none."""
+    behind = activations(graph, masked)
+    for end in ends:
+        if end.source not in behind and activations(graph, [end.source]).isdisjoint(masked):
+            return end.source
+    return None
 
 
 def _residual(entry: Value | None, beside: Value | None) -> Value | None:

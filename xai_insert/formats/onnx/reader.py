@@ -207,6 +207,12 @@ def _blocks(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
     return kinds.Blocks(integer(native, "blocksize", 1), native.op_type == "SpaceToDepth", depth_first)
 
 
+def _folded(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    sides, strides = numbers(_operand(inputs, 2)), ints(native, "strides") or (1, 1)
+    is_plain = set(ints(native, "dilations") or (1,)) == {1} and not any(ints(native, "pads") or ())
+    return kinds.folded(sides, strides) if is_plain else kinds.Unknown()
+
+
 def _attention(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     return kinds.FusedAttention() if _rank(inputs) == 4 else kinds.Unknown()
 
@@ -338,6 +344,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "Upsample"): _upsampled,
     ("", "SpaceToDepth"): _blocks,
     ("", "DepthToSpace"): _blocks,
+    ("", "Col2Im"): _folded,
     ("", "Attention"): _attention,
     ("", "GridSample"): _sampled,
     ("", "TopK"): _ranked,

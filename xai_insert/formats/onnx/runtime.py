@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _PROTOBUF_LIMIT = 2**31 - 2**24
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_EXTENSIONS = "ai.onnx.contrib"
+"""Pre-processing, which onnxruntime-extensions runs."""
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}
 
 
@@ -88,8 +90,27 @@ def prepared(model: ir.Model, source: Path | None = None) -> Callable[[], ort.In
     """
     if holds_bfloat16(model):
         model, source = widen_bfloat16(model), None
+    options = _extended(_options(), model)
     with _reading():
-        return _prepared(model, source, _options())
+        return _prepared(model, source, options)
+
+
+def _extended(options: ort.SessionOptions, model: ir.Model) -> ort.SessionOptions:
+    """`options` with the library of onnxruntime-extensions, if the model has operators of it.
+
+    Raises:
+        CheckFailedError: it has, and the library is not installed.
+    """
+    if any(node.domain == _EXTENSIONS for node in model.graph.all_nodes()):
+        try:
+            from onnxruntime_extensions import get_library_path  # noqa: PLC0415 - few models need it
+        except ImportError as err:
+            raise CheckFailedError(
+                f"the model has operators of {_EXTENSIONS}, which onnxruntime runs with a library of its own alone: "
+                "pip install onnxruntime-extensions"
+            ) from err
+        options.register_custom_ops_library(get_library_path())
+    return options
 
 
 def _prepared(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> Callable[[], ort.InferenceSession]:

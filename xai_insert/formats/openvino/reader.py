@@ -163,6 +163,12 @@ def _blocks(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     return kinds.Blocks(int(raw["block_size"]), native.get_type_name() == "SpaceToDepth", depth_first)
 
 
+def _folded(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw = native.get_attributes()
+    is_plain = set(raw["dilations"]) == {1} and not any((*raw["pads_begin"], *raw["pads_end"]))
+    return kinds.folded(numbers(inputs[2]), tuple(raw["strides"])) if is_plain else kinds.Unknown()
+
+
 def _rolled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
     rank, shifts, axes = inputs[0].rank, numbers(inputs[1]), numbers(inputs[2])
     if rank is None or axes is None:
@@ -312,6 +318,7 @@ _READERS: Mapping[str, Reader] = {
     "Interpolate": _resized,
     "SpaceToDepth": _blocks,
     "DepthToSpace": _blocks,
+    "Col2Im": _folded,
     "ScaledDotProductAttention": _always(kinds.FusedAttention()),
     "Roll": _rolled,
     "GridSample": _sampled,

@@ -101,9 +101,12 @@ def _is_sum(node: Node) -> bool:
 
 
 def _joins(node: Node) -> bool:
-    """Whether a node ends what runtimes merge: a residual sum, the scale and bias of a layer, a rectifier."""
+    """Whether a node ends what runtimes merge: a residual sum, the bias of a layer behind its scale, a rectifier.
+
+    A scale alone may be merged with what reads it, as that of queries is.
+    """
     function = node.kind.function if isinstance(node.kind, Pointwise) else ""
-    return _is_sum(node) or function in _ENDS or (function in _AFFINE and _is_of_layer(node))
+    return _is_sum(node) or function in _ENDS or (function == "add" and _is_of_layer(node))
 
 
 def _is_of_layer(node: Node) -> bool:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
-from xai_insert.graph.view import Value
+from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.classifier import Classifier, Wanted, locate_classifier
-from xai_insert.locate.embedding import is_normalised, may_be_embedding
+from xai_insert.locate.embedding import holds_direction, is_normalised, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.logits import Logits, find_logits, no_class_scores, scored_outputs
@@ -122,11 +122,8 @@ class Classification(Task):
                 "holds scores of classes"
             )
         decided, note = frozenset({"num_classes"}) if stated else frozenset[str](), ""
-        if not stated and may_be_embedding(graph, logits):
-            note = (
-                f"taken for scores of {logits.classes} classes; if it is an embedding: --reference or "
-                "--class-embeddings"
-            )
+        if not stated:
+            note = _other_reading(graph, logits)
         if logits.classes == 1 and not stated:
             if is_distance(logits.value):
                 number = list(graph.output_names).index(logits.output_name)
@@ -142,6 +139,18 @@ class Classification(Task):
             except TargetNotFoundError:
                 raise err from None
             return Unmasked(parts, str(err), decided=decided, note=note)
+
+
+def _other_reading(graph: Graph, logits: Logits) -> str:
+    """What a vector is or may be, if not scores of classes; empty where nothing speaks for it."""
+    if holds_direction(logits.value):
+        return (
+            "a part of its numbers is divided by its length, as a direction or a rotation is: no classes, but the map "
+            "of each number shows what raises it"
+        )
+    if may_be_embedding(graph, logits):
+        return f"taken for scores of {logits.classes} classes; if it is an embedding: --reference or --class-embeddings"
+    return ""
 
 
 def _read_with_text(text: Value, logits: Logits) -> str:
