@@ -6,6 +6,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from model_zoo_fixtures.testbed.detection_oracle import definition
 from xai_insert import Options, insert
 from xai_insert.errors import AmbiguousModelError, XaiInsertError
 
@@ -196,3 +197,24 @@ def test_an_objectness_stands_between_box_and_classes():
     made = insert(model, Options(output_dtype="f32")).model
     saliency, raw = run(made, ["saliency_map", parts[1]], image)
     np.testing.assert_allclose(saliency, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.parametrize("anchors", [1, 2])
+def test_rows_of_a_location_and_a_class(anchors, by_class):
+    """Each box stands there as often as there are classes: it is no anchor of its own."""
+    net, classes, number = Small(), 3, anchors * GRID * GRID
+    head = net.head(anchors * classes)
+    box = net.op("Reshape", net.op("Exp", net.rows(net.head(4 * anchors))), net.constant(np.array([1, -1, 4])))
+    box = net.op("Add", box, net.constant(np.repeat(net.centres(), anchors, axis=1)))
+    scores = net.op("Reshape", net.op("Sigmoid", net.rows(head)), net.constant(np.array([1, -1, classes])))
+    shape = [1, classes, number, 4] if by_class else [1, number, classes, 4]
+    each = net.op("Expand", net.op("Unsqueeze", box, net.constant([1 if by_class else 2])), net.constant(shape))
+    net.boxes = net.op("Reshape", each, net.constant(np.array([1, -1, 4])))
+    scores = net.op("Transpose", scores, perm=[0, 2, 1]) if by_class else scores
+    model = net.model(net.op("Reshape", scores, net.constant(np.array([1, -1]))))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (raw,) = run(model, [head], image)
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
