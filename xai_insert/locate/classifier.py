@@ -307,8 +307,8 @@ def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
         listed = ", ".join(value.describe() for value in sources)
         return (
             f"{len(sources)} streams that cannot be masked as one feed the scores and meet only behind their pools: "
-            f"{listed}; the map of one leaves out what the others see; --method input-x-gradient explains the scores by "
-            "the image itself"
+            f"{listed}; the map of one leaves out what the others see; --method input-x-gradient explains the scores "
+            "by the image itself"
         )
     return (
         f"no feature map found before the logits {head.cuts[-1].describe()}; nearest value with a grid of the image: "

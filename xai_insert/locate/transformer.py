@@ -97,13 +97,10 @@ def locate_readout(
     if feature is None or None in feature.grid:
         what = "those of a patch embedding and a few before them"
         return NoBlock(f"{tokens} tokens are not {what}{_hint(graph, images)}")
-    if any(not isinstance(fitted(MEAN_QUERY, node, tokens=tokens), Miss) for node in region(graph, images, masked)):
-        return NoBlock("the class token is the mean of the patches", is_mean_query=True)
-    if aside := _aside(graph, ends, masked):
-        return NoBlock(f"{aside.describe()} feeds the scores beside the tokens: the map of one leaves out the other")
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
-    if read and tokens == feature.positions:
-        return NoBlock("single patches are read, and no token before them")
+    are_alone = bool(read) and tokens == feature.positions
+    if (refusal := _unreadable(graph, images, ends, masked, tokens, are_alone=are_alone)) is not None:
+        return refusal
     rows = max(read, default=0)
     earlier = [item.result for group in groups[:-block] for item in group]
     like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
@@ -112,12 +109,25 @@ def locate_readout(
     return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
 
 
-def _aside(graph: Graph, ends: Sequence[GridEnd], masked: Sequence[Value]) -> Value | None:
-    """A map of another stream, which neither comes of the masked tokens nor feeds them; None if there is none."""
+def _unreadable(
+    graph: Graph,
+    images: Sequence[Value],
+    ends: Sequence[GridEnd],
+    masked: Sequence[Value],
+    tokens: int,
+    *,
+    are_alone: bool,
+) -> NoBlock | None:
+    """Why tokens that could be masked say nothing, or not all; None if they do."""
+    if any(not isinstance(fitted(MEAN_QUERY, node, tokens=tokens), Miss) for node in region(graph, images, masked)):
+        return NoBlock("the class token is the mean of the patches", is_mean_query=True)
+    if are_alone:
+        return NoBlock("single patches are read, and no token before them")
     behind = activations(graph, masked)
-    for end in ends:
+    for end in ends:  # a map of another stream, which neither comes of the masked tokens nor feeds them
         if end.source not in behind and activations(graph, [end.source]).isdisjoint(masked):
-            return end.source
+            aside = end.source.describe()
+            return NoBlock(f"{aside} feeds the scores beside the tokens: the map of one leaves out the other")
     return None
 
 
