@@ -45,6 +45,10 @@ class Small:
         flat = self.op("Reshape", head, self.constant(np.array([0, 0, -1])))
         return self.op("Transpose", flat, perm=[0, 2, 1])
 
+    def boxes_of(self, anchors):
+        sides = self.op("Reshape", self.op("Exp", self.rows(self.head(4 * anchors))), self.constant([1, -1, 4]))
+        return self.op("Add", sides, self.constant(np.repeat(self.centres(), anchors, axis=1)))
+
     def centres(self):
         rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
         return (np.stack([columns, rows, columns, rows], axis=-1)[None] * 4 + 2).astype(np.float32)
@@ -204,9 +208,7 @@ def test_an_objectness_stands_between_box_and_classes():
 def test_rows_of_a_location_and_a_class(anchors, by_class):
     """Each box stands there as often as there are classes: it is no anchor of its own."""
     net, classes, number = Small(), 3, anchors * GRID * GRID
-    head = net.head(anchors * classes)
-    box = net.op("Reshape", net.op("Exp", net.rows(net.head(4 * anchors))), net.constant(np.array([1, -1, 4])))
-    box = net.op("Add", box, net.constant(np.repeat(net.centres(), anchors, axis=1)))
+    head, box = net.head(anchors * classes), net.boxes_of(anchors)
     scores = net.op("Reshape", net.op("Sigmoid", net.rows(head)), net.constant(np.array([1, -1, classes])))
     shape = [1, classes, number, 4] if by_class else [1, number, classes, 4]
     each = net.op("Expand", net.op("Unsqueeze", box, net.constant([1 if by_class else 2])), net.constant(shape))
@@ -218,3 +220,23 @@ def test_rows_of_a_location_and_a_class(anchors, by_class):
     made = insert(model, Options(output_dtype="f32")).model
     (saliency,) = run(made, ["saliency_map"], image)
     np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
+
+
+@pytest.mark.parametrize("is_softmax", [False, True])
+@pytest.mark.parametrize("anchors", [1, 2, 3])
+def test_a_share_and_its_rest_are_one_class(anchors, is_softmax):
+    """What one channel moves twice excludes no other channel: these are anchors."""
+    net = Small()
+    head, net.boxes = net.head(anchors), net.boxes_of(anchors)
+    logits = net.op("Reshape", net.rows(head), net.constant([1, -1, 1]))
+    if is_softmax:
+        scores = net.op("Softmax", net.op("Concat", net.op("Neg", logits), logits, axis=2), axis=2)
+    else:
+        share = net.op("Sigmoid", logits)
+        scores = net.op("Concat", net.op("Sub", net.constant(np.float32(1)), share), share, axis=2)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    model = net.model(scores)
+    (raw,) = run(model, [head], image)
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, raw.max(axis=1, keepdims=True), atol=1e-5)

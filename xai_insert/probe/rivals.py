@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.detector import Channels
@@ -53,10 +55,16 @@ class Watched:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether a channel moves the other classes too, as a softmax does."""
-        return Effect.FALLING in self.effects or any(
-            count > 1 for response in self.responses.values() for count in response.moved.values()
-        )
+        """Whether a channel moves the other classes too, as a softmax does; no share and its rest, of one channel."""
+        return Effect.FALLING in self.effects or any(map(self._is_shared, self.touched()))
+
+    def _is_shared(self, index: int) -> bool:
+        """Whether several channels move one element of a value, where one moves several."""
+        found = [response.touched[index] for response in self.responses.values() if index in response.touched]
+        if max(map(len, found)) == 1:
+            return False
+        every = np.concatenate(found)
+        return len(np.unique(np.ravel_multi_index(tuple(every.T), tuple(every.max(axis=0) + 1)))) < len(every)
 
     @property
     def has_tokens(self) -> bool:
