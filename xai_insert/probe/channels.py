@@ -181,3 +181,16 @@ def _may_be_boxes(width: int, classes: int) -> bool:
     has_bins = classes % _BOX == 0 and 1 < bins <= _MOST_BINS and rest in (0, classes // _BOX)  # of four classes
     anchors = width // (_BOX + 1)
     return has_bins or (width == anchors * (_BOX + 1) and classes % anchors == 0 and classes > anchors)
+
+
+def of_width(orders: Sequence[Channels], classes: int) -> Channels | None:
+    """The only order of so many classes."""
+    fits = [order for order in orders if order.classes == classes]
+    return fits[0] if len(fits) == 1 else None
+
+
+def with_several(found: dict[int, Channels], num_classes: int | None) -> dict[int, Channels]:
+    """Orders of as many classes as the user says; else those of several, where there are any."""
+    if num_classes is not None:
+        return {index: order for index, order in found.items() if order.classes == num_classes}
+    return {index: order for index, order in found.items() if order.classes != 1} or found

@@ -15,12 +15,13 @@ from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.outputs import query_boxes
-from xai_insert.probe.channels import Element, columns_of, raw_channels, resolve, samples
+from xai_insert.probe.channels import Element, columns_of, of_width, raw_channels, resolve, samples, with_several
 from xai_insert.probe.columns import with_columns
 from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
     Watched,
+    are_beside,
     beside_raw_boxes,
     gives_boxes,
     pure,
@@ -28,10 +29,11 @@ from xai_insert.probe.rivals import (
     silent_class,
     undecoded,
     with_classes,
+    with_joined,
     without_sigmoid_boxes,
 )
 
-_MOST_OF_ONE = 3  # heads of one score for each box: class, objectness, overlap; more are those of another level
+_ROWS, _BOX = 3, 4  # axes, and columns, of what has a box in each row
 
 
 class _Search(Orders):
@@ -96,19 +98,32 @@ class _Search(Orders):
         """
         if len({finished(self.graph, item.head).value for item in items}) == 1:
             return list(items[:1])
-        if len(items) > 1:
-            counts = {item.index: None if (order := self.layout(item)) is None else order.classes for item in items}
-            several = [item for item in items if counts[item.index] != 1]
-            whole = [item for item in items if item.is_class]
-            items = several or whole or items  # one class for each anchor beside more of them is an objectness
+        several = self._several(items) if len(items) > 1 else []
+        whole = [item for item in items if item.is_class] if len(items) > 1 else []
+        items = several or whole or items  # one class for each anchor beside more of them is an objectness
         if len(items) < 2 or self._are_anchors(items):
             return list(items)
-        if several or len({item.head.channels for item in items}) > 1 or len(items) > _MOST_OF_ONE:
+        if several or len({item.head.channels for item in items}) > 1:
             raise refuse_rivals(items)
         best = items[0]
         for item in items[1:]:
             best = self._joined([item, best], before) or self._better(item, best)
         return [best]
+
+    def _several(self, items: Sequence[Watched]) -> list[Watched]:
+        """The heads that have several classes, beside which one of one class for each anchor is an objectness.
+
+        Raises:
+            AmbiguousModelError: it may be a class, as its scores stand beside theirs without a box.
+        """
+        several, single = list[Watched](), list[Watched]()
+        for item in items:
+            order = self.layout(item)
+            (single if order is not None and order.classes == 1 else several).append(item)
+        beside = [item for item in single if item.is_class and several and are_beside(item, several[0], self.watched)]
+        if beside:
+            raise refuse_rivals([several[0], *beside])
+        return several
 
     def _joined(self, items: Sequence[Watched], before: Sequence[Sequence[Watched]]) -> Watched | None:
         """Of two heads the one alone whose scores go, before both meet, where those of another level go."""
@@ -174,7 +189,8 @@ class _Search(Orders):
         if moves[0] == moves[1] and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
-        if one.head.channels > 1 or places[0] == places[1]:
+        boxes_of_levels = [value for value in self.graph.outputs if value.rank == _ROWS and value.sizes[-1] == _BOX]
+        if one.head.channels > 1 or places[0] == places[1] or len(boxes_of_levels) > 1:
             raise refuse_rivals([one, other])
         return min(zip(places, (one, other), strict=True), key=lambda pair: pair[0])[1]  # of one class, either says it
 
@@ -205,6 +221,8 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         return None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed, num_classes)
+    if (joined := with_joined(graph, search.watched)) != heads:
+        search = _Search(loaded, graph, joined, observed_values(graph, images, joined), num_classes)
     loose = [item for item in search.watched if not search.moves_together(item)]
     are_apart = any(item.is_class for item in search.watched)
     has_boxes = gives_boxes(loose, search.probe.grid, are_apart=are_apart) or any(map(search.carries_boxes, loose))
@@ -234,9 +252,8 @@ def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watche
     told = told or _by_columns(search, scoring)
     if told is None:
         listed = ", ".join(item.head.value.describe() for item in scoring)
-        raise TargetNotFoundError(
-            f"the order of classes and anchors cannot be told in the class heads {listed}{open_hint(search.graph)}"
-        )
+        listed += open_hint(search.graph)
+        raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
     return told
 
 
@@ -296,7 +313,7 @@ def _raw_orders(
     search: _Search, raw: Sequence[Watched], widths: Mapping[int, tuple[tuple[int, int], int]], num_classes: int | None
 ) -> dict[int, Channels]:
     """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, outputs, widths, a reshape."""
-    found = _with_several(_orders(raw, search.beside_boxes), num_classes)
+    found = with_several(_orders(raw, search.beside_boxes), num_classes)
     found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
     found = found or _by_outputs(search, raw, num_classes) or _by_widths(search, raw, widths, num_classes)
     is_map = not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
@@ -311,17 +328,11 @@ def _by_outputs(search: _Search, raw: Sequence[Watched], num_classes: int | None
     if num_classes is not None and {*counts.values()} != {num_classes}:
         return {}
     scoring = [item for item in raw if item.index in counts]
-    found = _orders(scoring, lambda item: _of_width(search.raw_orders(item), counts[item.index]))
+    found = _orders(scoring, lambda item: of_width(search.raw_orders(item), counts[item.index]))
     by = next((item for item in scoring if item.index in found), None)
     if by is None:
         return {}
     return {item.index: found.get(item.index) or _like(found[by.index], by.head, item.head) for item in scoring}
-
-
-def _of_width(orders: Sequence[Channels], classes: int) -> Channels | None:
-    """The only order of so many classes."""
-    fits = [order for order in orders if order.classes == classes]
-    return fits[0] if len(fits) == 1 else None
 
 
 def _by_widths(
@@ -337,13 +348,6 @@ def _by_widths(
     if num_classes is None and len(counts) == 1:
         found |= {index: order for index, order in orders(min(counts)).items() if widths[index][0] not in grids}
     return found
-
-
-def _with_several(found: dict[int, Channels], num_classes: int | None) -> dict[int, Channels]:
-    """Orders of as many classes as the user says; else those of several, where there are any."""
-    if num_classes is not None:
-        return {index: order for index, order in found.items() if order.classes == num_classes}
-    return {index: order for index, order in found.items() if order.classes != 1} or found
 
 
 def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
