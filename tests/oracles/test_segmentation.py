@@ -273,6 +273,78 @@ def test_model_api_names_no_background(count, first, tmp_path):
         Explainer(tmp_path / "model.onnx", labels=["x"] * (K - 1)).explain([np.zeros((SIDE, SIDE, 3), np.uint8)])
 
 
+def probabilities(b):
+    return b.node("Softmax", enlarged(b, head(b, coarse(b), 3)), axis=1)
+
+
+def cut(b, x, start, end):
+    return b.node("Slice", x, *(b.const(np.array([number])) for number in (start, end, 1)))
+
+
+def background_last(b):
+    x = probabilities(b)
+    return b.node("Concat", cut(b, x, 1, 3), cut(b, x, 0, 1), axis=1)
+
+
+def stacked(b):
+    """Two models in one axis of their own, `[B, 2, 3, h, w]`."""
+    both = b.node("Reshape", enlarged(b, head(b, coarse(b), 6)), b.const(np.array([0, 2, 3, SIDE, SIDE])))
+    return b.node("Softmax", both, axis=2)
+
+
+AFTER_SOFTMAX = {
+    "no background": lambda b: cut(b, probabilities(b), 1, 3),
+    "another order": lambda b: b.node("Gather", probabilities(b), b.const(np.array([2, 0, 1])), axis=1),
+    "background last": background_last,
+    "mean of two": lambda b: b.node(
+        "Mul", b.node("Add", probabilities(b), probabilities(b)), b.const(np.float32(0.5).reshape(1))
+    ),
+    "mean of a stack": lambda b: b.node("ReduceMean", stacked(b), axes=[1], keepdims=0),
+    "product": lambda b: b.node("Mul", b.node("Sigmoid", enlarged(b, head(b, coarse(b), 1))), probabilities(b)),
+}
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("how", AFTER_SOFTMAX)
+def test_what_is_made_of_a_softmax_is_of_classes(how, kind):
+    b = models.Builder(size=(SIDE, SIDE))
+    model = b.model(AFTER_SOFTMAX[how](b))
+    (wanted,) = oracle.run(model, image()).values()
+    result = insert(models.as_format(model, kind), Options(output_dtype="f32"))
+    assert (result.report.method, result.report.place) == ("class-score-map", "blocks")
+    np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-5)
+
+
+NO_CLASSES = {
+    "an expected colour": lambda b: b.node(
+        "Mul", probabilities(b), b.const(np.linspace(0, 1, 3, dtype=np.float32).reshape(1, 3, 1, 1))
+    ),
+    "colours weighed": lambda b: b.node("Mul", probabilities(b), enlarged(b, head(b, coarse(b), 3))),
+    "one of two": lambda b: cut(b, probabilities(b), 1, 2),
+}
+
+
+@pytest.mark.parametrize("how", NO_CLASSES)
+def test_a_softmax_is_no_sign_of_classes_where_more_is_done(how):
+    b = models.Builder(size=(SIDE, SIDE))
+    with pytest.raises(errors.UnsupportedTaskError, match="every place of the image"):
+        insert(b.model(NO_CLASSES[how](b)))
+
+
+@pytest.mark.parametrize("method", ["class-score-map", "anomaly-map"])
+def test_a_mask_beside_features_is_chosen_by_name(method):
+    """As of U^2-Net and ISNet, which give masks of several levels and features."""
+    b = models.Builder(size=(SIDE, SIDE))
+    x = coarse(b)
+    mask = b.node("Sigmoid", enlarged(b, head(b, x, 1)))
+    model = b.model(mask, b.node("Sigmoid", enlarged(b, head(b, x, 1))), x)
+    with pytest.raises(errors.TargetNotFoundError, match="--output NAME"):
+        insert(model, Options(method=method))
+    with pytest.raises(errors.UnsupportedTaskError, match="--method class-score-map says that it is a mask"):
+        insert(b.model(mask))
+    assert insert(model, Options(method=method, output=mask)).report.method == method
+
+
 def compared(how):
     """Values of places that are compared with each other, or of which several classes are kept."""
     b = models.Builder(size=(SIDE, SIDE), batch=1)

@@ -64,7 +64,10 @@ def _kind_of_map(value: Value) -> str:
             "semantic segmentation (--method class-score-map says so), heat maps of key points (--method keypoint-map "
             "says the latter), or features for another model"
         )
-    return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
+    return (
+        "depth, a mask or a heat map; --method class-score-map says that it is a mask, --method anomaly-map that it "
+        "shows anomalies"
+    )
 
 
 def _is_as_large(value: Value, graph: Graph) -> bool:

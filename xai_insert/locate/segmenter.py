@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xai_insert.graph.operators import Product, Resized, Window
-from xai_insert.graph.traits import ARRANGES, RANKS, SQUASHES, UNCHANGED
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SQUASHES, UNCHANGED
+from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
 _COMPARES = RANKS | {Op.SOFTMAX}
 _THROUGH = UNCHANGED | ARRANGES | SQUASHES | RANKS
+_KEEPS = UNCHANGED | ARRANGES | CUTS_OUT | ARITHMETIC | {Op.CONCAT, Op.REDUCE}
+"""What drops, orders, joins, averages and weighs probabilities of classes."""
 _GONE = -1
 _FEWEST = 4
 _COARSEST = 4.0
@@ -99,7 +101,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
     return Segmenter(
         index, axis, scores, scores.channels, source, bias,
         whole=_map_of(resizes[0].output if resizes else scores.value, places) if is_plain else None,
-        compares=any(node.op in _COMPARES for node in behind),
+        compares=any(node.op in _COMPARES for node in behind) or _are_probabilities(scores, places),
         enlarged=any(_enlarges(node, places) for node in resizes),
         is_scored=source is not None or _sums_layers(scores.value),
     )  # fmt: skip
@@ -172,6 +174,40 @@ def _sums_layers(value: Value) -> bool:
     if add is None or len(add.computed) < 2:
         return False
     return all(_linear(operand)[0] is not None or _sums_layers(operand) for operand in add.computed)
+
+
+def _are_probabilities(scores: FeatureMap, places: Places) -> bool:
+    """Whether several values of a place are made of softmaxes over channels alone, and of sigmoids beside them.
+
+    One value alone may be the probability of an anomaly as well. Numbers that differ from channel to channel weigh no
+    probabilities: they make an expected value of them.
+    """
+    if scores.channels == 1:
+        return False
+    found, waiting, seen = False, [scores.value], set[Value]()
+    while waiting:
+        value = waiting.pop()
+        node = value.producer
+        if value in seen:
+            continue
+        seen.add(value)
+        if node is None or not (node.op in _KEEPS | SQUASHES or isinstance(node.kind, Resized)):
+            return False
+        if node.op in SQUASHES:
+            found = found or _is_over_channels(node, places)
+        elif node.op in ARITHMETIC and any(volume(item.sizes) != 1 for item in node.stored):
+            return False
+        else:
+            waiting += node.computed if node.op in ARITHMETIC | {Op.CONCAT} else [node.read(0)]
+    return found
+
+
+def _is_over_channels(node: Node, places: Places) -> bool:
+    """Whether a softmax is over neither images nor places, of one model or of several that were stacked."""
+    place = places.of(node.output)
+    if node.op is not Op.SOFTMAX or place is None or len(place.axes) != 2:
+        return False
+    return node.attrs["axis"] % len(node.output.sizes) not in {0, *place.axes}
 
 
 def _linear(value: Value) -> tuple[Value | None, Value | None]:

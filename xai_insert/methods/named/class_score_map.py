@@ -52,7 +52,10 @@ class ClassScoreMap(Method):
     page = "class-score-map.md"
     tasks = frozenset({"segmentation"})
     options = frozenset({"output"})
-    lacking = "no output gives class scores for every place of the image; leave --method to the tool"
+    lacking = (
+        "the outputs are not made of one map of class scores for every place of the image; choose one with --output "
+        "NAME, or leave --method to the tool"
+    )
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundSegmenter):
