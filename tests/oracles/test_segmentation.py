@@ -14,6 +14,7 @@ from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, multi_object_scene
 from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Explainer, Options, errors, insert, plan_insertion
 from xai_insert.cli.explain import main as explain
+from xai_insert.probe import classes
 
 K, SIDE = 5, 32
 
@@ -343,6 +344,26 @@ def test_a_mask_beside_features_is_chosen_by_name(method):
     with pytest.raises(errors.UnsupportedTaskError, match="--method class-score-map says that it is a mask"):
         insert(b.model(mask))
     assert insert(model, Options(method=method, output=mask)).report.method == method
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("is_read", [True, False])
+def test_masks_and_their_features_are_refused_without_runs(kind, is_read, monkeypatch):
+    """Heads that feed no mask may be a detector's, undecoded, so these are looked at."""
+
+    class Searched(Exception):  # noqa: N818 - a sign, no error
+        pass
+
+    def search(*_):
+        raise Searched
+
+    b = models.Builder(size=(SIDE, SIDE))
+    x = coarse(b)
+    y = x if is_read else b.node("Conv", x, b.weight(18, 6, 1, 1))
+    model = models.as_format(b.model(b.node("Sigmoid", enlarged(b, head(b, x, 1))), y), kind)
+    monkeypatch.setattr(classes, "_Search", search)
+    with pytest.raises(errors.UnsupportedTaskError if is_read else Searched):
+        insert(model)
 
 
 def compared(how):
