@@ -366,6 +366,41 @@ def test_masks_and_their_features_are_refused_without_runs(kind, is_read, monkey
         insert(model)
 
 
+def labelled(b, how):
+    """Scores of three classes, and outputs made of the best of them."""
+    scores = head(b, coarse(b), 3)
+    x = enlarged(b, scores)
+    if how == "masks":
+        return scores, [b.node("Greater", b.node("Sigmoid", x), b.const(np.float32(0.5)))]
+    best = b.node("ArgMax", x, axis=1, keepdims=0)
+    if how == "from one":
+        return scores, [b.node("Add", best, b.const(np.array(1)))]
+    sure = b.node("ReduceMax", b.node("Softmax", x, axis=1), axes=[1], keepdims=0)
+    if how == "with the greatest":
+        return scores, [sure, best]
+    is_unsure = b.node("Less", sure, b.const(np.float32(0.5)))
+    return scores, [b.node("Where", is_unsure, b.const(np.array(255)), best)]
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("how", ["masks", "from one", "with the greatest", "unsure places"])
+def test_what_is_made_of_the_best_class(how, kind, tmp_path):
+    b = models.Builder(size=(SIDE, SIDE), batch=1)
+    scores, outputs = labelled(b, how)
+    model = b.model(*outputs)
+    file = tmp_path / ("model.onnx" if kind == "onnx" else "model.xml")
+    inserted = insert(models.as_format(model, kind), Options(output_dtype="f32")).model
+    wanted = raw_scores(model, "", scores, image(1))
+    np.testing.assert_allclose(oracle.run(inserted, image(1))["saliency_map"], wanted, rtol=1e-5, atol=1e-5)
+    onnx.save(inserted, file) if kind == "onnx" else ov.save_model(inserted, file, compress_to_fp16=False)
+    picture = (image(1)[0].transpose(1, 2, 0) * 60 + 120).clip(0, 255).astype(np.uint8)
+    (found,) = Explainer(file).explain([picture])
+    given = oracle.run(model, picture.transpose(2, 0, 1)[None].astype(np.float32))[outputs[-1]][0]
+    shares = [np.mean(given[k] if how == "masks" else given == k + (how == "from one")) for k in range(3)]
+    for item in found.predictions:
+        assert item.score == pytest.approx(shares[item.class_id], abs=0.005)
+
+
 def compared(how):
     """Values of places that are compared with each other, or of which several classes are kept."""
     b = models.Builder(size=(SIDE, SIDE), batch=1)
