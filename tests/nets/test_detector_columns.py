@@ -6,8 +6,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from model_zoo_fixtures.testbed.detection_oracle import definition
 from xai_insert import Options, insert
-from xai_insert.errors import XaiInsertError
+from xai_insert.errors import AmbiguousModelError, XaiInsertError
 
 SIDE, GRID, WIDTH = 32, 8, 8
 OPERATORS = [helper.make_opsetid("", 17)]
@@ -43,6 +44,10 @@ class Small:
     def rows(self, head):
         flat = self.op("Reshape", head, self.constant(np.array([0, 0, -1])))
         return self.op("Transpose", flat, perm=[0, 2, 1])
+
+    def boxes_of(self, anchors):
+        sides = self.op("Reshape", self.op("Exp", self.rows(self.head(4 * anchors))), self.constant([1, -1, 4]))
+        return self.op("Add", sides, self.constant(np.repeat(self.centres(), anchors, axis=1)))
 
     def centres(self):
         rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
@@ -161,3 +166,77 @@ def test_one_class_is_not_its_gate():
     image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
     made = insert(model, Options(output_dtype="f32")).model
     np.testing.assert_allclose(*run(made, ["saliency_map", head], image), atol=1e-5)
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+@pytest.mark.parametrize("widths", [(1, 3), (3, 1), (2, 3), (1, 2, 1)])
+def test_classes_of_layers_side_by_side(widths, is_gated):
+    net = Small()
+    heads = [net.head(width) for width in widths]
+    scores = net.op("Sigmoid", net.rows(net.op("Concat", *heads, axis=1)))
+    if is_gated:
+        scores = net.op("Mul", scores, net.op("Sigmoid", net.rows(net.head(1))))
+    model = net.model(scores)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    raw = np.exp(np.concatenate(run(model, heads, image), axis=1))
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, raw / raw.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_a_class_of_its_own_layer_is_no_objectness():
+    """Beside other classes, where no box stands before it; joined behind what flattens, it is refused."""
+    net = Small()
+    parts = [net.op("Sigmoid", net.rows(net.head(width))) for width in (1, 4)]
+    with pytest.raises(AmbiguousModelError, match="two heads could hold the class scores"):
+        insert(net.model(net.op("Concat", *parts, axis=2)), Options())
+
+
+def test_an_objectness_stands_between_box_and_classes():
+    net = Small()
+    parts = [net.head(1), net.head(4)]
+    net.boxes = net.op("Concat", net.boxes, *(net.op("Sigmoid", net.rows(part)) for part in parts), axis=2)
+    model = net.model(net.op("Identity", net.boxes))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    made = insert(model, Options(output_dtype="f32")).model
+    saliency, raw = run(made, ["saliency_map", parts[1]], image)
+    np.testing.assert_allclose(saliency, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.parametrize("anchors", [1, 2])
+def test_rows_of_a_location_and_a_class(anchors, by_class):
+    """Each box stands there as often as there are classes: it is no anchor of its own."""
+    net, classes, number = Small(), 3, anchors * GRID * GRID
+    head, box = net.head(anchors * classes), net.boxes_of(anchors)
+    scores = net.op("Reshape", net.op("Sigmoid", net.rows(head)), net.constant(np.array([1, -1, classes])))
+    shape = [1, classes, number, 4] if by_class else [1, number, classes, 4]
+    each = net.op("Expand", net.op("Unsqueeze", box, net.constant([1 if by_class else 2])), net.constant(shape))
+    net.boxes = net.op("Reshape", each, net.constant(np.array([1, -1, 4])))
+    scores = net.op("Transpose", scores, perm=[0, 2, 1]) if by_class else scores
+    model = net.model(net.op("Reshape", scores, net.constant(np.array([1, -1]))))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (raw,) = run(model, [head], image)
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
+
+
+@pytest.mark.parametrize("is_softmax", [False, True])
+@pytest.mark.parametrize("anchors", [1, 2, 3])
+def test_a_share_and_its_rest_are_one_class(anchors, is_softmax):
+    """What one channel moves twice excludes no other channel: these are anchors."""
+    net = Small()
+    head, net.boxes = net.head(anchors), net.boxes_of(anchors)
+    logits = net.op("Reshape", net.rows(head), net.constant([1, -1, 1]))
+    if is_softmax:
+        scores = net.op("Softmax", net.op("Concat", net.op("Neg", logits), logits, axis=2), axis=2)
+    else:
+        share = net.op("Sigmoid", logits)
+        scores = net.op("Concat", net.op("Sub", net.constant(np.float32(1)), share), share, axis=2)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    model = net.model(scores)
+    (raw,) = run(model, [head], image)
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, raw.max(axis=1, keepdims=True), atol=1e-5)

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from model_zoo_fixtures.testbed import models, oracle
-from xai_insert import Options, insert
+from xai_insert import Options, errors, insert
 from xai_insert.graph.shape import holds_pixels
 
 SIDE = 64
@@ -200,6 +200,55 @@ def test_pixels_may_be_whole_numbers(dtype, last, kind):
     got = oracle.run(result.model, image)["saliency_map"]
     np.testing.assert_allclose(got, wanted.reshape(got.shape), rtol=0, atol=2e-5 * np.abs(wanted).max())
     assert not holds_pixels((1, 1, 64, 64), "int64")
+
+
+def derived(kind):
+    """Scores of classes, and the numbers of an image that are computed from them, as outputs."""
+    net = Net()
+    b = net.b
+    feature = net.pooled(8)
+    scores = net.product(feature, 8, SCORES)
+    shares = b.node("Softmax", scores, axis=1)
+    best = b.node("ReduceMax", shares, axes=[1], keepdims=0)
+    label = b.node("ArgMax", shares, axis=1, keepdims=0)
+    if kind == "entropy":
+        parts = b.node("Mul", shares, b.node("Log", shares))
+        outputs = b.node("Neg", b.node("ReduceSum", parts, net.ints(1), keepdims=0)), shares
+    elif kind == "expected value":
+        steps = b.const(np.arange(SCORES, dtype=np.float32))
+        outputs = shares, b.node("ReduceSum", b.node("Mul", shares, steps), net.ints(1), keepdims=1)
+    else:
+        energy = b.node("ReduceLogSumExp", scores, axes=[1], keepdims=1)
+        length = b.node("ReduceL2", feature, axes=[1], keepdims=1)
+        outputs = {
+            "energy": (scores, energy),
+            "confidence": (shares, best),
+            "confidence and label": (best, label),
+            "all": (best, energy, shares, label),
+            "feature": (length, feature, scores, energy),
+        }[kind]
+    return net, scores, outputs
+
+
+DERIVED = ["entropy", "expected value", "energy", "confidence", "confidence and label", "all", "feature"]
+
+
+@pytest.mark.parametrize("kind", DERIVED)
+def test_numbers_computed_from_the_classes_are_no_classes(kind):
+    net, scores, outputs = derived(kind)
+    plain = net.b.model(*outputs)
+    result = insert(plain, Options(output_dtype="f32"))
+    image = np.random.default_rng(3).standard_normal((1, 3, SIDE, SIDE), dtype=np.float32)
+    wanted = oracle.Parts(plain, net.features[0], scores).definition(image, (2, 3)).reshape(1, SCORES, 8, 8)
+    got = oracle.run(result.model, image)["saliency_map"]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_a_number_of_a_layer_of_its_own_stays_a_rival():
+    net = Net()
+    feature = net.pooled(8)
+    with pytest.raises(errors.AmbiguousModelError, match="2 outputs may hold the class scores"):
+        insert(net.b.model(net.product(feature, 8, SCORES), net.product(feature, 8, 1)))
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 from xai_insert.graph.axes import has_batch
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.pattern import before
-from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, UNCHANGED
+from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, PRODUCTS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, volume
+from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.places import find_places
 
@@ -103,7 +104,8 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
             continue
         if (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, graph.output_names[index], classes)
-    return [item for item in found.values() if not _feeds_another(graph, item, found)]
+    own = {value: item for value, item in found.items() if not _is_derived(graph, item, found)}
+    return [item for item in own.values() if not _feeds_another(graph, item, own)]
 
 
 def _may_be_scores(value: Value, reached: set[Value], graph: Graph) -> bool:
@@ -175,7 +177,28 @@ def _describe(name: str, value: Value) -> str:
     return Value(name, value.shape, value.dtype).describe()
 
 
-def _feeds_another(graph: Graph, item: Logits, found: dict[Value, Logits]) -> bool:
+def _feeds_another(graph: Graph, item: Logits, found: Mapping[Value, Logits]) -> bool:
     """A pooled feature that is an output as well: other scores are computed from it."""
     downstream = activations(graph, [item.value])
     return any(other is not item.value and other in downstream for other in found)
+
+
+def _is_derived(graph: Graph, item: Logits, found: Mapping[Value, Logits]) -> bool:
+    """A number computed, without a layer's weights, from the scores of several classes: the best, their entropy."""
+    if item.classes != 1 or is_distance(item.value):
+        return False
+    return any(other.classes > 1 and _is_computed_of(graph, item.value, other.value) for other in found.values())
+
+
+def _is_computed_of(graph: Graph, value: Value, scores: Value) -> bool:
+    """Whether a value is computed from `scores` alone, without a layer's weights."""
+    reached = activations(graph, image_inputs(graph))
+
+    def before(value: Value) -> list[Value]:
+        node = None if value is scores else value.producer
+        return [] if node is None else [operand for operand in node.operands if operand in reached]
+
+    way = [item for item in walk([value], before) if item is not scores]
+    return value in activations(graph, [scores]) and all(
+        (node := item.producer) is not None and node.op not in PRODUCTS for item in way
+    )

@@ -21,14 +21,18 @@ from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
     Watched,
+    are_beside,
     gives_boxes,
     pure,
     refuse_rivals,
     silent_class,
     undecoded,
     with_classes,
+    with_joined,
     without_sigmoid_boxes,
 )
+
+_ROWS, _BOX = 3, 4  # axes, and columns, of what has a box in each row
 
 
 class _Search(Orders):
@@ -93,11 +97,9 @@ class _Search(Orders):
         """
         if len({finished(self.graph, item.head).value for item in items}) == 1:
             return list(items[:1])
-        if len(items) > 1:
-            counts = {item.index: None if (order := self.layout(item)) is None else order.classes for item in items}
-            several = [item for item in items if counts[item.index] != 1]
-            whole = [item for item in items if item.is_class]
-            items = several or whole or items  # one class for each anchor beside more of them is an objectness
+        several = self._several(items) if len(items) > 1 else []
+        whole = [item for item in items if item.is_class] if len(items) > 1 else []
+        items = several or whole or items  # one class for each anchor beside more of them is an objectness
         if len(items) < 2 or self._are_anchors(items):
             return list(items)
         if several or len({item.head.channels for item in items}) > 1:
@@ -106,6 +108,21 @@ class _Search(Orders):
         for item in items[1:]:
             best = self._joined([item, best], before) or self._better(item, best)
         return [best]
+
+    def _several(self, items: Sequence[Watched]) -> list[Watched]:
+        """The heads that have several classes, beside which one of one class for each anchor is an objectness.
+
+        Raises:
+            AmbiguousModelError: it may be a class, as its scores stand beside theirs without a box.
+        """
+        several, single = list[Watched](), list[Watched]()
+        for item in items:
+            order = self.layout(item)
+            (single if order is not None and order.classes == 1 else several).append(item)
+        beside = [item for item in single if item.is_class and several and are_beside(item, several[0], self.watched)]
+        if beside:
+            raise refuse_rivals([several[0], *beside])
+        return several
 
     def _joined(self, items: Sequence[Watched], before: Sequence[Sequence[Watched]]) -> Watched | None:
         """Of two heads the one alone whose scores go, before both meet, where those of another level go."""
@@ -171,7 +188,8 @@ class _Search(Orders):
         if moves[0] == moves[1] and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
-        if one.head.channels > 1 or places[0] == places[1]:
+        boxes_of_levels = [value for value in self.graph.outputs if value.rank == _ROWS and value.sizes[-1] == _BOX]
+        if one.head.channels > 1 or places[0] == places[1] or len(boxes_of_levels) > 1:
             raise refuse_rivals([one, other])
         return min(zip(places, (one, other), strict=True), key=lambda pair: pair[0])[1]  # of one class, either says it
 
@@ -202,6 +220,8 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
         return None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed, num_classes)
+    if (joined := with_joined(graph, search.watched)) != heads:
+        search = _Search(loaded, graph, joined, observed_values(graph, images, joined), num_classes)
     loose = [item for item in search.watched if not search.moves_together(item)]
     are_apart = any(item.is_class for item in search.watched)
     has_boxes = gives_boxes(loose, search.probe.grid, are_apart=are_apart) or any(map(search.carries_boxes, loose))

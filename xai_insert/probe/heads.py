@@ -7,7 +7,8 @@ then one channel at one location is raised and lowered. A class channel moves on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -153,20 +154,12 @@ class HeadProbe:
 
         Returns:
             By index of the value: how many elements, how many of them differ along axes that have nothing to do with
-            the location, and how many along the others.
+            the location, and how many along the others; rows that say the same, as boxes that are repeated for each
+            class, count once.
         """
-        masks = [self._moved_by_all(head, cell) for cell in self.cells(head)]
-        found = {}
-        for index, (here, there) in enumerate(zip(masks[0], masks[-1], strict=True)):
-            elements, others = np.argwhere(here), np.argwhere(there)
-            if not len(elements):
-                continue
-            free = np.array(
-                [np.array_equal(np.unique(a), np.unique(b)) for a, b in zip(elements.T, others.T, strict=True)]
-            )
-            columns, rows = (len({*map(tuple, elements[:, axes])}) for axes in (free, ~free))
-            found[index] = len(elements), columns, rows
-        return found
+        runs = [self._stirred(head, cell) for cell in self.cells(head)]
+        spreads = map(_spread, self._base, runs[0], runs[-1])
+        return {index: spread for index, spread in enumerate(spreads) if spread is not None}
 
     def is_placed(self, value: Value) -> bool:
         """Whether rows of an observed value differ although all locations are alike, as boxes do that lie on a grid."""
@@ -179,10 +172,11 @@ class HeadProbe:
         raised = self._pushed(head, self.place(head, channel, cell), _PUSH)
         return frozenset(i for i, (a, b) in enumerate(zip(self._base, raised, strict=True)) if differs(a, b).any())
 
-    def _moved_by_all(self, head: int, cell: tuple[int, int]) -> list[npt.NDArray[np.bool_]]:
+    def _stirred(self, head: int, cell: tuple[int, int]) -> list[npt.NDArray[Any]]:
+        """What is observed with every channel at one location moved."""
         changed = self.fed(head)
         stir(changed, self.place(head, slice(None), cell))
-        return [differs(a, b) for a, b in zip(self._base, self._outputs({head: changed}), strict=True)]
+        return self._outputs({head: changed})
 
     def place(self, head: int, channel: int | slice, cell: tuple[int, int], level: Level | None = None) -> Place:
         """Index of a channel at a location in the first image; of the first of the head's levels if none is given."""
@@ -207,6 +201,33 @@ class HeadProbe:
     def _outputs(self, changes: Mapping[int, npt.NDArray[np.floating]]) -> list[npt.NDArray[Any]]:
         """The same in the types of the model: large values of which little moves."""
         return self._runner.run({**self._feeds, **{self._names[head]: array for head, array in changes.items()}})
+
+
+def _spread(base: npt.NDArray[Any], one: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[int, int, int] | None:
+    """How many elements move at one location, in how many columns and rows; None if none does.
+
+    Args:
+        base: what is observed.
+        one: the same, all channels at that location moved.
+        other: the same of another location, which tells columns from rows.
+    """
+    moves = differs(base, one)
+    elements, others = np.argwhere(moves), np.argwhere(differs(base, other))
+    if not len(elements):
+        return None
+    free = np.array([np.array_equal(np.unique(a), np.unique(b)) for a, b in zip(elements.T, others.T, strict=True)])
+    rows = [*map(tuple, elements[:, ~free])]
+    times = _times(rows, zip(base[moves], one[moves], strict=True)) if base.shape == one.shape else 1
+    return len(elements), len({*map(tuple, elements[:, free])}), len({*rows}) // times
+
+
+def _times(rows: Sequence[Element], moves: Iterable[tuple[Any, Any]]) -> int:
+    """How often each row stands there, by what its elements were and have become; 1 if not all equally often."""
+    said: dict[Element, list[tuple[Any, Any]]] = {}
+    for row, move in zip(rows, moves, strict=True):
+        said.setdefault(row, []).append(move)
+    counts = set(Counter(map(tuple, said.values())).values())
+    return counts.pop() if len(counts) == 1 else 1
 
 
 def _effect(

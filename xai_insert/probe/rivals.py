@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
-from xai_insert.graph.view import Graph, Value
+from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head, Observed
 from xai_insert.locate.outputs import likely_task
@@ -41,7 +43,17 @@ class Watched:
 
     @property
     def is_fused(self) -> bool:
-        return Effect.CLASS in self.effects and not self.effects <= _SCORES
+        return Effect.CLASS in self.effects and not self.effects <= _SCORES and not self.is_box
+
+    @property
+    def is_box(self) -> bool:
+        """Whether its channels move four columns of a value one by one: a side of a box in 0..1 is no score."""
+        ends = {
+            index: {response.elements[index][-1] for response in self.responses.values() if index in response.elements}
+            for index in self.moved()
+        }
+        alone = [i for i in ends if all(i in response.elements for response in self.responses.values())]
+        return self.head.channels % _BOX == 0 and any(len(ends[index]) == _BOX for index in alone)
 
     @property
     def moves_boxes(self) -> bool:
@@ -53,10 +65,16 @@ class Watched:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether a channel moves the other classes too, as a softmax does."""
-        return Effect.FALLING in self.effects or any(
-            count > 1 for response in self.responses.values() for count in response.moved.values()
-        )
+        """Whether a channel moves the other classes too, as a softmax does; no share and its rest, of one channel."""
+        return Effect.FALLING in self.effects or any(map(self._is_shared, self.touched()))
+
+    def _is_shared(self, index: int) -> bool:
+        """Whether several channels move one element of a value, where one moves several."""
+        found = [response.touched[index] for response in self.responses.values() if index in response.touched]
+        if max(map(len, found)) == 1:
+            return False
+        every = np.concatenate(found)
+        return len(np.unique(np.ravel_multi_index(tuple(every.T), tuple(every.max(axis=0) + 1)))) < len(every)
 
     @property
     def has_tokens(self) -> bool:
@@ -65,6 +83,10 @@ class Watched:
     def moved(self) -> set[int]:
         """The observed values of which some element rises alone."""
         return {index for response in self.responses.values() for index in response.elements}
+
+    def touched(self) -> set[int]:
+        """The observed values of which anything moves."""
+        return {index for response in self.responses.values() for index in response.touched}
 
 
 def gives_boxes(items: Sequence[Watched], grid_of: Callable[[int], tuple[int, int]], *, are_apart: bool) -> bool:
@@ -119,6 +141,35 @@ def with_classes(
         listed = ", ".join(f"{item.head.value.describe()} ({counts[item.index]} classes)" for item in items)
         raise TargetNotFoundError(f"no class head has --num-classes {num_classes}; found {listed}")
     return fits
+
+
+def are_beside(one: Watched, other: Watched, watched: Sequence[Watched]) -> bool:
+    """Whether two heads give scores in one value that holds no boxes, where an objectness would have to stand."""
+    boxed = {index for item in watched if item.moves_boxes for index in item.touched()}
+    return not boxed.issuperset(one.moved() & other.moved())
+
+
+def with_joined(graph: Graph, watched: Sequence[Watched]) -> list[Head]:
+    """The heads, of which those whose classes are joined at once, side by side, are one head of them all."""
+    heads = [item.head for item in watched]
+    by_value = {item.head.value: item for item in watched}
+    for node in graph.nodes:
+        parts = [by_value[value] for value in node.operands if value in by_value] if node.op is Op.CONCAT else []
+        if len(parts) == len(node.operands) and _is_side_by_side(node, parts, watched):
+            first = parts[0].head
+            heads = [head for head in heads if head.value not in node.operands or head is first]
+            heads[heads.index(first)] = replace(first, value=node.output)
+    return heads
+
+
+def _is_side_by_side(node: Node, parts: Sequence[Watched], watched: Sequence[Watched]) -> bool:
+    """Whether a node joins the classes of heads, and nothing else reads these."""
+    widths = [item.head.channels for item in parts]
+    if max(widths, default=1) == 1 or any(item.head.channel_axis != node.attrs["axis"] for item in parts):
+        return False  # two layers of one channel may be a class and its objectness
+    return all(
+        item.is_class and item.head.value.only_use is not None and are_beside(parts[0], item, watched) for item in parts
+    )
 
 
 def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
@@ -199,8 +250,13 @@ def without_sigmoid_boxes(
         for found in scored:  # of one class, scale and shift of the scores look like their head: all are one value
             known = {own.index for own in (*items, *kept)}
             if found.index not in known and found.head.value not in {own.head.value for own in kept}:
-                kept.append(found)
+                kept = [own for own in kept if not _is_part(own, found)] + [found]
     return kept
+
+
+def _is_part(item: Watched, whole: Watched) -> bool:
+    """Whether a head of one channel moves the one score that a value is: its scale, or its shift."""
+    return item.head.channels == 1 == whole.head.channels and item.moved() == whole.moved()
 
 
 def _scores_of_boxes(
