@@ -133,7 +133,7 @@ class Report:
             *self._found(),
             ("method", f"{self.method}, {self.form} ({self.reason})"),
             ("output", _described(saliency) if saliency else "feature_vector"),
-            *(("lies in", _part(part)) for part in [saliency.get("rectangle")] if part),
+            *(("lies in", part) for part in [_part(saliency.get("rectangle"))] if part),
             *(("beside", _other(item)) for item in self.beside),
             ("cost", "follows the input" if self.mflops is None else f"{self.mflops:.1f} MFLOPs per image"),
         ]
@@ -231,8 +231,11 @@ def to_json(reports: list[Report]) -> str:
     return json.dumps({"models": [report.as_dict() for report in reports]}, indent=2) + "\n"
 
 
-def _part(rectangle: Sequence[float]) -> str:
-    top, left, bottom, right = (f"{100 * edge:.0f}" for edge in rectangle)
+def _part(rectangle: Sequence[float] | None) -> str | None:
+    """Which part of the image the map shows, for people; None if it is all of it, to the nearest percent."""
+    top, left, bottom, right = (round(100 * edge) for edge in rectangle or (0, 0, 1, 1))
+    if (top, left, bottom, right) == (0, 0, 100, 100):
+        return None
     return f"a part of the image: rows from {top} to {bottom} %, columns from {left} to {right} %"
 
 

@@ -28,7 +28,7 @@ from model_zoo_fixtures.testbed.explaining import (
     records,
     tree,
 )
-from xai_insert.explain.classify import Classifier
+from xai_insert.explain.classify import Classifier, class_logits, probabilities
 from xai_insert.explain.explained import ScoreMeaning
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import Source, find_images
@@ -388,3 +388,11 @@ def test_memory_is_bounded(tmp_path):
     assert [outcome.source.name for outcome in taken] == [f"copy{index}" for index in range(100)]
     assert not any(outcome.error for outcome in taken)
     assert most <= 2 * (2 + os.cpu_count()) + 1
+
+
+def test_bytes_of_a_quantised_classifier_are_scores():
+    """255 for 1, as TFLite's classifiers have them; numbers of classes are no scores."""
+    given = {"label": np.array([[1, 0, 2]], np.int64), "scores": np.array([[204, 51, 0]], np.uint8)}
+    scores, independent = probabilities(class_logits(Outputs(given, np.zeros((1, 3, 2, 2), np.uint8))), False)
+    np.testing.assert_allclose(scores, [0.8, 0.2, 0], atol=1e-6)
+    assert not independent

@@ -1,5 +1,7 @@
 """Where a map lies in the image, when layers pad or crop on the way: told as soon as it is more than a drift."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -78,3 +80,11 @@ def test_of_an_open_size_the_part_would_differ(kind, case):
     model = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", feature(b))), models.CHANNELS))
     with pytest.raises(errors.MisplacedMapError, match="--input-shape"):
         insert(models.as_format(model, kind))
+
+
+@pytest.mark.parametrize(("edges", "is_told"), [((-0.001, 0, 1.004, 1), False), ((-0.001, 0.25, 1, 1), True)])
+def test_no_part_is_told_where_it_is_the_whole_image(edges, is_told):
+    report = insert(models.classifier(models.CLOSED["mean"])).report
+    text = replace(report, saliency_map=report.saliency_map | {"rectangle": edges}).text()
+    assert ("lies in" in text) is is_told
+    assert ("rows from 0 to 100 %, columns from 25 to 100 %" in text) is is_told

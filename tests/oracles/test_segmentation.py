@@ -14,6 +14,7 @@ from model_zoo_fixtures.shapes.dataset import HELD_OUT_SEED, multi_object_scene
 from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Explainer, Options, errors, insert, plan_insertion
 from xai_insert.cli.explain import main as explain
+from xai_insert.probe import classes
 
 K, SIDE = 5, 32
 
@@ -271,6 +272,133 @@ def test_model_api_names_no_background(count, first, tmp_path):
     assert {item.class_id: item.label for item in found.predictions}.items() <= named.items()
     with pytest.raises(errors.XaiInsertError, match=f"{K - 1} labels, but {K} classes"):
         Explainer(tmp_path / "model.onnx", labels=["x"] * (K - 1)).explain([np.zeros((SIDE, SIDE, 3), np.uint8)])
+
+
+def probabilities(b):
+    return b.node("Softmax", enlarged(b, head(b, coarse(b), 3)), axis=1)
+
+
+def cut(b, x, start, end):
+    return b.node("Slice", x, *(b.const(np.array([number])) for number in (start, end, 1)))
+
+
+def background_last(b):
+    x = probabilities(b)
+    return b.node("Concat", cut(b, x, 1, 3), cut(b, x, 0, 1), axis=1)
+
+
+def stacked(b):
+    """Two models in one axis of their own, `[B, 2, 3, h, w]`."""
+    both = b.node("Reshape", enlarged(b, head(b, coarse(b), 6)), b.const(np.array([0, 2, 3, SIDE, SIDE])))
+    return b.node("Softmax", both, axis=2)
+
+
+AFTER_SOFTMAX = {
+    "no background": lambda b: cut(b, probabilities(b), 1, 3),
+    "another order": lambda b: b.node("Gather", probabilities(b), b.const(np.array([2, 0, 1])), axis=1),
+    "background last": background_last,
+    "mean of two": lambda b: b.node(
+        "Mul", b.node("Add", probabilities(b), probabilities(b)), b.const(np.float32(0.5).reshape(1))
+    ),
+    "mean of a stack": lambda b: b.node("ReduceMean", stacked(b), axes=[1], keepdims=0),
+    "product": lambda b: b.node("Mul", b.node("Sigmoid", enlarged(b, head(b, coarse(b), 1))), probabilities(b)),
+}
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("how", AFTER_SOFTMAX)
+def test_what_is_made_of_a_softmax_is_of_classes(how, kind):
+    b = models.Builder(size=(SIDE, SIDE))
+    model = b.model(AFTER_SOFTMAX[how](b))
+    (wanted,) = oracle.run(model, image()).values()
+    result = insert(models.as_format(model, kind), Options(output_dtype="f32"))
+    assert (result.report.method, result.report.place) == ("class-score-map", "blocks")
+    np.testing.assert_allclose(oracle.run(result.model, image())["saliency_map"], wanted, atol=1e-5)
+
+
+NO_CLASSES = {
+    "an expected colour": lambda b: b.node(
+        "Mul", probabilities(b), b.const(np.linspace(0, 1, 3, dtype=np.float32).reshape(1, 3, 1, 1))
+    ),
+    "colours weighed": lambda b: b.node("Mul", probabilities(b), enlarged(b, head(b, coarse(b), 3))),
+    "one of two": lambda b: cut(b, probabilities(b), 1, 2),
+}
+
+
+@pytest.mark.parametrize("how", NO_CLASSES)
+def test_a_softmax_is_no_sign_of_classes_where_more_is_done(how):
+    b = models.Builder(size=(SIDE, SIDE))
+    with pytest.raises(errors.UnsupportedTaskError, match="every place of the image"):
+        insert(b.model(NO_CLASSES[how](b)))
+
+
+@pytest.mark.parametrize("method", ["class-score-map", "anomaly-map"])
+def test_a_mask_beside_features_is_chosen_by_name(method):
+    """As of U^2-Net and ISNet, which give masks of several levels and features."""
+    b = models.Builder(size=(SIDE, SIDE))
+    x = coarse(b)
+    mask = b.node("Sigmoid", enlarged(b, head(b, x, 1)))
+    model = b.model(mask, b.node("Sigmoid", enlarged(b, head(b, x, 1))), x)
+    with pytest.raises(errors.TargetNotFoundError, match="--output NAME"):
+        insert(model, Options(method=method))
+    with pytest.raises(errors.UnsupportedTaskError, match="--method class-score-map says that it is a mask"):
+        insert(b.model(mask))
+    assert insert(model, Options(method=method, output=mask)).report.method == method
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("is_read", [True, False])
+def test_masks_and_their_features_are_refused_without_runs(kind, is_read, monkeypatch):
+    """Heads that feed no mask may be a detector's, undecoded, so these are looked at."""
+
+    class Searched(Exception):  # noqa: N818 - a sign, no error
+        pass
+
+    def search(*_):
+        raise Searched
+
+    b = models.Builder(size=(SIDE, SIDE))
+    x = coarse(b)
+    y = x if is_read else b.node("Conv", x, b.weight(18, 6, 1, 1))
+    model = models.as_format(b.model(b.node("Sigmoid", enlarged(b, head(b, x, 1))), y), kind)
+    monkeypatch.setattr(classes, "_Search", search)
+    with pytest.raises(errors.UnsupportedTaskError if is_read else Searched):
+        insert(model)
+
+
+def labelled(b, how):
+    """Scores of three classes, and outputs made of the best of them."""
+    scores = head(b, coarse(b), 3)
+    x = enlarged(b, scores)
+    if how == "masks":
+        return scores, [b.node("Greater", b.node("Sigmoid", x), b.const(np.float32(0.5)))]
+    best = b.node("ArgMax", x, axis=1, keepdims=0)
+    if how == "from one":
+        return scores, [b.node("Add", best, b.const(np.array(1)))]
+    sure = b.node("ReduceMax", b.node("Softmax", x, axis=1), axes=[1], keepdims=0)
+    if how == "with the greatest":
+        return scores, [sure, best]
+    is_unsure = b.node("Less", sure, b.const(np.float32(0.5)))
+    return scores, [b.node("Where", is_unsure, b.const(np.array(255)), best)]
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("how", ["masks", "from one", "with the greatest", "unsure places"])
+def test_what_is_made_of_the_best_class(how, kind, tmp_path):
+    b = models.Builder(size=(SIDE, SIDE), batch=1)
+    scores, outputs = labelled(b, how)
+    model = b.model(*outputs)
+    file = tmp_path / ("model.onnx" if kind == "onnx" else "model.xml")
+    inserted = insert(models.as_format(model, kind), Options(output_dtype="f32")).model
+    wanted = raw_scores(model, "", scores, image(1))
+    np.testing.assert_allclose(oracle.run(inserted, image(1))["saliency_map"], wanted, rtol=1e-5, atol=1e-5)
+    onnx.save(inserted, file) if kind == "onnx" else ov.save_model(inserted, file, compress_to_fp16=False)
+    picture = (image(1)[0].transpose(1, 2, 0) * 60 + 120).clip(0, 255).astype(np.uint8)
+    (found,) = Explainer(file).explain([picture])
+    given = oracle.run(model, picture.transpose(2, 0, 1)[None].astype(np.float32))[outputs[-1]][0]
+    shares = [np.mean(given[k] if how == "masks" else given == k + (how == "from one")) for k in range(3)]
+    for item in found.predictions:
+        assert item.score == pytest.approx(shares[item.class_id], abs=0.005)
 
 
 def compared(how):

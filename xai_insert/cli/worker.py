@@ -146,7 +146,8 @@ class Worker:
                 answer = self._answer(process, None if stage == _STAGES["done"] else seconds)
             except _GivenUpError as err:
                 self._stop()
-                text = f"{stage} {err}; is the file whole? (--time-limit gives it more)"
+                doubt = "; is the file whole?" if stage == _STAGES["read"] else ""
+                text = f"{stage} {err}{doubt} (--time-limit SECONDS gives it more)"
                 return Report(source=str(job.model), error=text)
             if answer.strip() not in _STAGES:
                 break

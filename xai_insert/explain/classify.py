@@ -14,6 +14,8 @@ from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
 
 _LISTED = 5
+_SCORED = {np.dtype(kind) for kind in ("float16", "float32", "float64", "uint8")}
+"""Types of class scores; those of quantised classifiers are bytes, 255 for 1."""
 _LIKE = {"self": "like itself", "input": "like the reference"}
 """What the one map of an embedding says, by what it is compared with."""
 
@@ -34,9 +36,9 @@ def class_logits(outputs: Outputs) -> Array:
         if array.ndim == 1 and classes == 1:
             array = array[:, None]  # noqa: PLW2901 - one number for each image
         flat = array.ndim == 2 or (array.ndim > 2 and array.shape[2:] == (1,) * (array.ndim - 2))
-        if flat and array.dtype.kind == "f" and classes in (None, array.shape[1]):
+        if flat and array.dtype in _SCORED and classes in (None, array.shape[1]):
             logits: Array = array.reshape(array.shape[:2])[0]
-            return logits
+            return logits if array.dtype.kind == "f" else logits.astype(np.float32) / np.iinfo(array.dtype).max
     found = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.predictions.items())
     wanted = "[N, K]" if classes is None else f"[N, {classes}]"
     raise UnsupportedTaskError(f"only classifiers can be drawn: wanted class scores {wanted}, found {found or 'none'}")

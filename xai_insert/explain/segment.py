@@ -68,6 +68,10 @@ class Painter(ReadyToRun):
         """How much of the first image each class has, `[K]`."""
         axis = self.engine.layout.class_axis
         found = list(outputs.predictions.values())[self.engine.layout.classes_at or 0]
+        if found.dtype.kind == "b" and axis is not None:  # masks, which may lie on one another
+            places = tuple(other for other in range(found.ndim - 1) if other != axis - 1)
+            return np.asarray(found[0].mean(axis=places), np.float64)
         labels: Array = found[0] if axis is None else found[0].argmax(axis=axis - 1)
-        counted = np.bincount(np.asarray(labels, np.int64).reshape(-1).clip(0), minlength=classes)[:classes]
+        numbers = np.asarray(labels, np.int64).reshape(-1) - (self.engine.layout.first_label or 0)
+        counted = np.bincount(numbers[(numbers >= 0) & (numbers < classes)], minlength=classes)
         return np.asarray(counted / labels.size, np.float64)

@@ -72,7 +72,7 @@ def find_anomaly_map(graph: Graph, places: Places, output: str | None) -> Anomal
     read = [_read(index, value) for index, value in enumerate(graph.outputs)]
     maps = {item.index: found for item in read if (found := _placed(item.value, places)) is not None}
     scores = [item for item in read if item.index not in maps and _is_one_number(item.value)]
-    if not maps or len(maps) + len(scores) < len(read):
+    if not maps or (output is None and len(maps) + len(scores) < len(read)):
         return None
     masks, plain = _parted(item for item in read if item.index in maps)
     return _chosen(graph, places, maps, masks, [item for item in plain or masks if item.index in wanted], scores)

@@ -128,7 +128,10 @@ def _is_of_rows(value: Value, graph: Graph) -> bool:
 def no_class_scores(graph: Graph) -> str:
     """What is said of a model without an output of class scores."""
     listed = ", ".join(_describe(name, value) for name, value in zip(graph.output_names, graph.outputs, strict=True))
-    return f"not a classifier: wanted an output [N, classes], found {listed}; only classifiers can be explained so far"
+    return (
+        f"not a classifier: wanted an output [N, classes], found {listed}; what was asked for is for "
+        "classifiers: --method auto tries other tasks"
+    )
 
 
 def _output(graph: Graph, name: str) -> Value:

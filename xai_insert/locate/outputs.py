@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from xai_insert.graph.axes import Axes, has_place
+from xai_insert.graph.cuts import activations
 from xai_insert.graph.pattern import before
 from xai_insert.graph.trace import Traced
 from xai_insert.graph.traits import ARRANGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.anomaly import map_of_one
 from xai_insert.locate.inputs import image_inputs, image_size
+from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import is_softmax
 from xai_insert.locate.places import find_places
 from xai_insert.locate.texts import texts_read
@@ -25,6 +28,25 @@ def query_boxes(graph: Graph) -> list[Value]:
     """
     traced = find_places(graph).traced
     return [value for value in graph.outputs if _holds_boxes(value, graph, traced)]
+
+
+def are_masks(graph: Graph) -> bool:
+    """Whether every output has one number for each pixel, but for those that others are computed from.
+
+    So it is with U^2-Net and ISNet, which give their features too. No detector has a head for each pixel, and a head
+    that is given feeds no mask.
+    """
+    places = find_places(graph)
+    given = [value for value in graph.outputs if value.rank in (3, 4)]
+    masks = {value for value in given if _is_mask(map_of_one(value, places))}
+    if not masks or len(given) < len(graph.outputs):
+        return False
+    return all(not masks.isdisjoint(activations(graph, [value])) for value in given)
+
+
+def _is_mask(found: FeatureMap | None) -> bool:
+    lines = None if found is None else found.frame.lines
+    return lines is not None and all(abs(stride) <= 1 for stride, _ in lines)
 
 
 def likely_task(graph: Graph) -> str | None:
@@ -64,7 +86,10 @@ def _kind_of_map(value: Value) -> str:
             "semantic segmentation (--method class-score-map says so), heat maps of key points (--method keypoint-map "
             "says the latter), or features for another model"
         )
-    return "depth, a mask or a heat map; --method anomaly-map says that it shows anomalies"
+    return (
+        "depth, a mask or a heat map; --method class-score-map says that it is a mask, --method anomaly-map that it "
+        "shows anomalies"
+    )
 
 
 def _is_as_large(value: Value, graph: Graph) -> bool:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xai_insert.graph.operators import Product, Resized, Window
-from xai_insert.graph.traits import ARRANGES, RANKS, SQUASHES, UNCHANGED
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.pattern import before
+from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
+from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
 _COMPARES = RANKS | {Op.SOFTMAX}
 _THROUGH = UNCHANGED | ARRANGES | SQUASHES | RANKS
+_KEEPS = UNCHANGED | ARRANGES | CUTS_OUT | ARITHMETIC | {Op.CONCAT, Op.REDUCE}
+"""What drops, orders, joins, averages and weighs probabilities of classes."""
 _GONE = -1
 _FEWEST = 4
 _COARSEST = 4.0
@@ -34,6 +37,7 @@ class Segmenter:
         compares: whether a softmax or an argmax compares them.
         enlarged: whether a resize follows.
         is_scored: whether a linear layer gives them, or a sum of such.
+        first_label: what the output calls the class of the first map.
     """
 
     output: int
@@ -46,6 +50,7 @@ class Segmenter:
     compares: bool
     enlarged: bool
     is_scored: bool
+    first_label: int = 0
 
     @property
     def is_sure(self) -> bool:
@@ -70,12 +75,16 @@ def find_segmenter(graph: Graph, places: Places, output: str | None) -> Segmente
     Raises:
         UnknownNameError: no output has that name.
     """
-    read = [_peeled(index, value, places) for index, value in graph.chosen(output)]
+    chosen = graph.chosen(output)
+    read = [_peeled(index, _under_greatest(value, places), places) for index, value in chosen]
     found = [item for item in read if item is not None]
+    told = [item for item, (_, value) in zip(read, chosen, strict=True) if _under_greatest(value, places) is value]
     if not found or len(found) < len(read) or len({item.scores.value for item in found}) > 1:
         return None
-    with_classes = [item for item in found if item.class_axis is not None]
-    first = (with_classes or found)[0]
+    with_classes = [item for item in told if item is not None and item.class_axis is not None]
+    first = next((item for item in with_classes or told if item is not None), None)
+    if first is None:
+        return None  # how sure it is at each place, and not of what
     compares, enlarged = any(item.compares for item in found), any(item.enlarged for item in found)
     return replace(first, compares=compares, enlarged=enlarged)
 
@@ -86,23 +95,66 @@ def may_segment(values: Sequence[Value]) -> bool:
 
 
 def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
-    scores, behind = _first_map(output, places)
+    labels, first_label = _labels(output)
+    mask = _thresholded(output)
+    scores, behind = _first_map(mask or labels, places)
     if scores is None or scores.channels is None or "float" not in scores.value.dtype:
         return None
     found = _axis_behind(behind, scores.channel_axis, places)
     if found is None:
         return None
+    if (mask is not None) and (scores.channels == 1 or found == _GONE):
+        return None  # a mask of one class may be of anomalies as well
     axis = None if found == _GONE else found
     resizes = [node for node in behind if isinstance(node.kind, Resized)]
-    is_plain = not resizes or resizes[0].operand(0) is scores.value
     source, bias = _linear(scores.value)
     return Segmenter(
         index, axis, scores, scores.channels, source, bias,
-        whole=_map_of(resizes[0].output if resizes else scores.value, places) if is_plain else None,
-        compares=any(node.op in _COMPARES for node in behind),
+        whole=_whole(scores, resizes, places),
+        compares=any(node.op in _COMPARES for node in behind) or _are_probabilities(scores, places) or mask is not None,
         enlarged=any(_enlarges(node, places) for node in resizes),
         is_scored=source is not None or _sums_layers(scores.value),
+        first_label=first_label,
     )  # fmt: skip
+
+
+def _whole(scores: FeatureMap, resizes: Sequence[Node], places: Places) -> FeatureMap | None:
+    """The scores behind the resize, if it reads them as they are."""
+    if resizes and resizes[0].operand(0) is not scores.value:
+        return None
+    return _map_of(resizes[0].output if resizes else scores.value, places)
+
+
+def _labels(output: Value) -> tuple[Value, int]:
+    """The best class of each place under what counts from another number or ignores places, and the first number."""
+    value, first = output, 0
+    while (node := value.producer) is not None and node.op in SAME | {Op.ADD, Op.SELECT}:
+        read = [item for item in node.operands[node.op is Op.SELECT :] if not item.is_constant]
+        if len(read) != 1:
+            break
+        value = read[0]
+        if node.op is Op.ADD:
+            added = constant_of(node.stored[0])
+            if added is None or added.size != 1 or added.reshape(-1)[0] % 1:
+                break
+            first += int(added.reshape(-1)[0])
+    node = before(value, UNCHANGED | ARRANGES).producer
+    return (value, first) if node is not None and node.op in RANKS else (output, 0)
+
+
+def _thresholded(output: Value) -> Value | None:
+    """What an output is compared with one number, a mask for each class; None if it is not."""
+    node = output.made_by(Op.COMPARE)
+    if node is None or len(node.computed) != 1 or any(volume(item.sizes) != 1 for item in node.stored):
+        return None
+    return node.computed[0]
+
+
+def _under_greatest(output: Value, places: Places) -> Value:
+    """What an output is the greatest of at each place; the output itself if it is not."""
+    node, place = output.made_by(Op.REDUCE), places.of(output)
+    is_of_places = place is not None and len(place.axes) == 2
+    return node.read(0) if node is not None and node.attrs.get("mode") == "max" and is_of_places else output
 
 
 def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | None:
@@ -172,6 +224,40 @@ def _sums_layers(value: Value) -> bool:
     if add is None or len(add.computed) < 2:
         return False
     return all(_linear(operand)[0] is not None or _sums_layers(operand) for operand in add.computed)
+
+
+def _are_probabilities(scores: FeatureMap, places: Places) -> bool:
+    """Whether several values of a place are made of softmaxes over channels alone, and of sigmoids beside them.
+
+    One value alone may be the probability of an anomaly as well. Numbers that differ from channel to channel weigh no
+    probabilities: they make an expected value of them.
+    """
+    if scores.channels == 1:
+        return False
+    found, waiting, seen = False, [scores.value], set[Value]()
+    while waiting:
+        value = waiting.pop()
+        node = value.producer
+        if value in seen:
+            continue
+        seen.add(value)
+        if node is None or not (node.op in _KEEPS | SQUASHES or isinstance(node.kind, Resized)):
+            return False
+        if node.op in SQUASHES:
+            found = found or _is_over_channels(node, places)
+        elif node.op in ARITHMETIC and any(volume(item.sizes) != 1 for item in node.stored):
+            return False
+        else:
+            waiting += node.computed if node.op in ARITHMETIC | {Op.CONCAT} else [node.read(0)]
+    return found
+
+
+def _is_over_channels(node: Node, places: Places) -> bool:
+    """Whether a softmax is over neither images nor places, of one model or of several that were stacked."""
+    place = places.of(node.output)
+    if node.op is not Op.SOFTMAX or place is None or len(place.axes) != 2:
+        return False
+    return node.attrs["axis"] % len(node.output.sizes) not in {0, *place.axes}
 
 
 def _linear(value: Value) -> tuple[Value | None, Value | None]:

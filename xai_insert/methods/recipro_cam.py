@@ -109,8 +109,8 @@ def masked_runs(
         if len(feature.grid_axes) == 2:
             return run_open_masks(surgeon, graph, feature, features[1:], logits, at_once)
         raise ShapeUnknownError(
-            f"masked runs from {feature.value.describe()} need a grid of known size; give the sizes of the input: "
-            "--input-shape NAME:1,3,224,224"
+            f"masked runs from {feature.value.describe()} need a grid of known size: --input-shape NAME:1,3,224,224 "
+            "gives it to a classifier; a reader of text, with scores for each step along the image, has no map at all"
         )
     sides = fixed(feature.grid)
     count = math.prod(sides)

@@ -14,7 +14,7 @@ from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import Head, find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
-from xai_insert.locate.outputs import query_boxes
+from xai_insert.locate.outputs import are_masks, query_boxes
 from xai_insert.probe.channels import Element, columns_of, of_width, raw_channels, resolve, samples, with_several
 from xai_insert.probe.columns import with_columns
 from xai_insert.probe.heads import Effect, HeadProbe
@@ -217,7 +217,7 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     images = image_inputs(graph)
     heads = find_heads(graph, images)
     observed = observed_values(graph, images, heads)
-    if not heads or not observed:
+    if not heads or not observed or are_masks(graph):
         return None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed, num_classes)

@@ -65,7 +65,10 @@ class AnomalyMapMethod(Method):
     page = "anomaly-map.md"
     tasks = frozenset({"anomaly"})
     options = frozenset({"output"})
-    lacking = "no output gives one number for every place of the image; leave --method to the tool"
+    lacking = (
+        "no output alone gives one number for every place of the image; choose with --output NAME, or leave --method "
+        "to the tool"
+    )
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundAnomaly):

@@ -41,7 +41,12 @@ class ScoreMapPlan(Plan):
         return {
             "target": parts.scores.value.name,
             "grid": format_grid(parts.scores.grid),
-            **Layout(classes=parts.classes, classes_at=parts.output, class_axis=parts.class_axis).written("class_axis"),
+            **Layout(
+                classes=parts.classes,
+                classes_at=parts.output,
+                class_axis=parts.class_axis,
+                first_label=parts.first_label or None,
+            ).written("class_axis"),
         }
 
 
@@ -52,7 +57,10 @@ class ClassScoreMap(Method):
     page = "class-score-map.md"
     tasks = frozenset({"segmentation"})
     options = frozenset({"output"})
-    lacking = "no output gives class scores for every place of the image; leave --method to the tool"
+    lacking = (
+        "the outputs are not made of one map of class scores for every place of the image; choose one with --output "
+        "NAME, or leave --method to the tool"
+    )
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundSegmenter):

@@ -85,7 +85,12 @@ class SegReciproCamPlan(Plan):
         return {
             "target": parts.scores.value.name if parts.source is None else parts.source.name,
             "grid": format_grid(parts.scores.grid),
-            **Layout(classes=parts.classes, classes_at=parts.output, class_axis=parts.class_axis).written("class_axis"),
+            **Layout(
+                classes=parts.classes,
+                classes_at=parts.output,
+                class_axis=parts.class_axis,
+                first_label=parts.first_label or None,
+            ).written("class_axis"),
         }
 
 
