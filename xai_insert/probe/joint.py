@@ -148,6 +148,7 @@ class _Rows:
         if moved[:_BOX] != [*range(first, first + _BOX)]:
             ends = [0] if width is None else [0, width - _BOX]
             fits = [end for end in ends if end <= moved[0] and moved[-1] < end + _BOX]
+            fits = fits or _fours(moved)
             if not fits:
                 return None
             first = fits[0]
@@ -189,6 +190,16 @@ class _Rows:
 
     def _way(self, column: int) -> frozenset[int]:
         return self.joint.way(self._first[column][0])
+
+
+def _fours(moved: Sequence[int]) -> list[int]:
+    """Where just four neighbours begin, if there is one such place: places of key points come in twos and threes."""
+    found = [column for column in moved if {*range(column - 1, column + _BOX + 1)} & {*moved} == _four(column)]
+    return found if len(found) == 1 else []
+
+
+def _four(first: int) -> set[int]:
+    return {*range(first, first + _BOX)}
 
 
 @dataclass(frozen=True)
