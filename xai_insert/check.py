@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.alongside import Alongside
 from xai_insert.errors import CheckFailedError, DefinitionError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
-from xai_insert.graph.proportion import most_bytes, weight_bytes
+from xai_insert.graph.proportion import most_bytes
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.tasks.plan import Masking
@@ -66,34 +65,20 @@ def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
 def plain_outputs(loaded: LoadedModel, graph: Graph, done: Callable[[], None]) -> Iterator[Callable[[], list[Array]]]:
     """Outputs of the model before anything is inserted, for one random input.
 
-    A small model is compiled and run beside what is done in the context; of a large one there would be two in memory.
-    What is given waits for them; `done` is called when they are there.
+    `done` is called when they are there.
 
     Raises:
         CheckFailedError: the model does not run.
         TimeLimitError: it does not finish; a damaged or hostile one may loop for ever.
     """
-    later = loaded.later(weight_bytes(graph))
-    compiled = later or loaded.runner
-
-    def run() -> list[Array]:
-        try:
-            runner = compiled()
-        except CheckFailedError as err:
-            raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
-        outputs = run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
-        done()
-        return outputs
-
-    if later is None:
-        outputs = run()
-        yield lambda: outputs
-        return
-    call = Alongside(run)
     try:
-        yield call.result
-    finally:
-        call.wait()
+        runner = loaded.runner()
+    except CheckFailedError as err:
+        raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
+    outputs = run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
+    del runner  # of a large model there would be two in memory
+    done()
+    yield lambda: outputs
 
 
 def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array], declared: Sequence[Shape]) -> float:

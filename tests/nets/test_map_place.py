@@ -127,7 +127,6 @@ def test_no_two_large_whole_models_are_in_memory_at_once(name, monkeypatch):
 
     monkeypatch.setattr(kind, "runner", lambda self: counted(runner(self)))
     monkeypatch.setattr(kind, "between", cut)
-    monkeypatch.setattr(kind, "later", lambda self, weights: None)  # as of large ones
     insert(SHAPES / name)
     assert most == [1]
 
@@ -135,9 +134,8 @@ def test_no_two_large_whole_models_are_in_memory_at_once(name, monkeypatch):
 @pytest.mark.parametrize("name", ["shapes_cnn.onnx", "shapes_cnn.xml"])
 def test_no_more_than_two_whole_models_are_compiled(name, monkeypatch):
     kind, whole, parts = type(load(SHAPES / name, {})), [], []
-    runner, later, between = kind.runner, kind.later, kind.between
+    runner, between = kind.runner, kind.between
     monkeypatch.setattr(kind, "runner", lambda self: whole.append(1) or runner(self))
-    monkeypatch.setattr(kind, "later", lambda self, weights: whole.append(1) or later(self, weights))
     monkeypatch.setattr(kind, "between", lambda self, *args: parts.append(args) or between(self, *args))
     assert insert(SHAPES / name).report.place == "blocks"
     assert len(whole) == 2

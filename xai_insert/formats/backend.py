@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,6 @@ from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
 
-MOST_TWICE = 32 << 20
 """Bytes of weights up to which two compiled models may be in memory."""
 
 
@@ -106,13 +105,6 @@ class LoadedModel(Protocol):
 
         Raises:
             ModelFileError: it does not read the file.
-        """
-
-    def later(self, weights: int) -> Callable[[], Runner] | None:
-        """What compiles the model as it is now, in any thread, whatever is done to the model meanwhile.
-
-        Args:
-            weights: bytes of its weights. Of large ones None, so that no two of them are compiled at a time.
         """
 
     def between(self, features: Sequence[Value], results: Sequence[Any], *, is_rounded: bool = True) -> Runner:

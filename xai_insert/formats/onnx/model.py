@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +16,7 @@ import onnx_ir.passes.common as passes
 import onnxruntime as ort
 
 from xai_insert.errors import ModelFileError, UnknownNameError
-from xai_insert.formats.backend import MOST_TWICE, Removed, Runner
+from xai_insert.formats.backend import Removed, Runner
 from xai_insert.formats.guard import moderate, taking_apart
 from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
@@ -95,9 +94,6 @@ class OnnxModel:
 
     def runner(self) -> OnnxRunner:
         return OnnxRunner(self._prepared())
-
-    def later(self, weights: int) -> Callable[[], OnnxRunner] | None:
-        return None if weights > MOST_TWICE else partial(OnnxRunner, self._prepared())
 
     def _prepared(self) -> Callable[[], ort.InferenceSession]:
         return prepared(self._given or self.native, self._source)

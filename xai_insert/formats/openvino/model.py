@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import openvino as ov
 import openvino.opset13 as opset
 
 from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
-from xai_insert.formats.backend import MOST_TWICE, Removed
+from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
 from xai_insert.formats.openvino.einsum import WrittenOut
 from xai_insert.formats.openvino.entries import entries
@@ -34,7 +33,6 @@ _METADATA = "xai_insert"
 _SECTIONS = (("framework", f"{_METADATA}."), (_METADATA, ""))
 """Where metadata stand, and how their names begin: the first is for what an ONNX file says about itself."""
 _VERSION = "version"
-_MOST_MAPPED = 384 << 20
 """Bytes of mapped weights up to which two compiled models are about what OpenVINO takes for one and its pages."""
 
 
@@ -112,11 +110,6 @@ class OpenVINOModel:
 
     def elsewhere(self) -> None:
         return None
-
-    def later(self, weights: int) -> Callable[[], OpenVINORunner] | None:
-        if weights > (_MOST_MAPPED if self._weights else MOST_TWICE):
-            return None
-        return partial(OpenVINORunner, self.native.clone(), weights=self._weights)
 
     def between(
         self, features: Sequence[Value], results: Sequence[ov.Output], *, is_rounded: bool = True
