@@ -33,7 +33,6 @@ from benchmarks.lib.tables import Row, Setting, text_table, write_json, write_ma
 from benchmarks.lib.timing import Ratio, paired_ratio
 from benchmarks.lib.variants import resolve
 from xai_insert import check, pipeline, prove
-from xai_insert.alongside import Alongside
 from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import load
 from xai_insert.pipeline import insert_file
@@ -41,11 +40,10 @@ from xai_insert.pipeline import insert_file
 _FUNCTIONS = {
     pipeline: {"load": "read", "planned": "locate", "opened_sizes": "locate", "splice": "splice"},
     check: {"run_random": "run"},  # of the plain model
-    Alongside: {"result": "wait"},
     prove: {"run_random": "run", "check_definition": "definition", "map_shows_place": "place", "places_of": "place"},
 }
 _METHODS = {"view": "view", "runner": "compile", "save": "write"}
-STAGES = ("read", "view", "locate", "splice", "compile", "wait", "run", "definition", "place", "write", "other")
+STAGES = ("read", "view", "locate", "splice", "compile", "run", "definition", "place", "write", "other")
 
 Clock = Callable[[], float]
 Seconds = dict[str, float]

@@ -15,8 +15,6 @@ from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
 
-"""Bytes of weights up to which two compiled models may be in memory."""
-
 
 class Runner(Protocol):
     """A compiled model."""

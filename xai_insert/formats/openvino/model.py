@@ -33,7 +33,6 @@ _METADATA = "xai_insert"
 _SECTIONS = (("framework", f"{_METADATA}."), (_METADATA, ""))
 """Where metadata stand, and how their names begin: the first is for what an ONNX file says about itself."""
 _VERSION = "version"
-"""Bytes of mapped weights up to which two compiled models are about what OpenVINO takes for one and its pages."""
 
 
 class OpenVINOModel:
