@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ def plain(name: str, suffix: str) -> Any:
 
 
 class Calibration:
-    """Images for onnxruntime's static quantisation."""
+    """Images `[1, 3, h, w]` for onnxruntime's static quantisation, the last first."""
 
-    def __init__(self, count: int = 24) -> None:
-        self._left = [{"image": image[None]} for image in scenes(count, 5000)]
+    def __init__(self, images: Iterable[np.ndarray], name: str = "image") -> None:
+        self._left = [{name: image} for image in images]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self._left.pop() if self._left else None
@@ -64,7 +64,7 @@ def quantised(
     quantize_static(
         str(SHAPES / f"{model}.onnx") if isinstance(model, str) else model,
         str(path),
-        Calibration(),
+        Calibration(scenes(24, 5000)[:, None]),
         nodes_to_exclude=list(ignored),
         quant_format=QuantFormat.QDQ if qdq else QuantFormat.QOperator,
         per_channel=per_channel,

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.deployed import Calibration
 from model_zoo_fixtures.testbed.models import CHANNELS, CLASSES, SIDE, Builder
 from xai_insert import Options, errors, insert
 
@@ -17,17 +18,6 @@ POOLED = models.CLOSED["global average pool"]
 
 def picture(seed=0):
     return np.random.default_rng(seed).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
-
-
-class Calibration:
-    def __init__(self):
-        self._left = [{"image": picture(seed)} for seed in range(1, 5)]
-
-    def get_next(self):
-        return self._left.pop() if self._left else None
-
-    def set_range(self, start_index, end_index):
-        pass
 
 
 def likeness(plain, model):
@@ -43,7 +33,11 @@ def test_integer_layers_with_a_scale_for_each_channel(opset, tmp_path):
     path = tmp_path / "quantised.onnx"
     kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
     quantize_static(
-        models.classifier(POOLED, opset=opset), path, Calibration(), quant_format=QuantFormat.QOperator, **kinds
+        models.classifier(POOLED, opset=opset),
+        path,
+        Calibration(map(picture, range(1, 5))),
+        quant_format=QuantFormat.QOperator,
+        **kinds,
     )
     quantised = onnx.load(path)
     assert {"QLinearConv"} <= {node.op_type for node in quantised.graph.node}

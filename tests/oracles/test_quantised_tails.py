@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.deployed import Calibration
 from model_zoo_fixtures.testbed.models import CHANNELS, Builder, as_format
 from xai_insert import Options, insert
 
@@ -66,21 +67,10 @@ def picture(seed=0):
     return np.random.default_rng(seed).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
 
 
-class Calibration:
-    def __init__(self):
-        self._left = [{"image": picture(seed)} for seed in range(1, 5)]
-
-    def get_next(self):
-        return self._left.pop() if self._left else None
-
-    def set_range(self, start_index, end_index):
-        pass
-
-
 def static(form):
     def make(path):
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8}
-        quantize_static(detector(), path, Calibration(), quant_format=form, **kinds)
+        quantize_static(detector(), path, Calibration(map(picture, range(1, 5))), quant_format=form, **kinds)
 
     return make
 

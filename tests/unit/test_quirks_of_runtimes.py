@@ -67,17 +67,6 @@ def convnext(version):
     return model(nodes, weights, {"image": [1, 3, 32, 32]}, {"logits": [1, 5]}, version)
 
 
-class Calibration:
-    def __init__(self):
-        self._left = [{"image": image(seed)} for seed in range(2, 5)]
-
-    def get_next(self):
-        return self._left.pop() if self._left else None
-
-    def set_range(self, start_index, end_index):
-        pass
-
-
 def image(seed=0):
     return np.random.default_rng(seed).standard_normal((1, 3, 32, 32)).astype(np.float32)
 
@@ -96,7 +85,13 @@ def test_transposes_of_the_branch_leave_the_rounding_of_a_half_model_alone(versi
 @pytest.mark.parametrize("version", [18, 23])
 def test_quantisers_before_the_branch_load(kind, version, tmp_path):
     path = tmp_path / "quantised.onnx"
-    quantize_static(convnext(version), path, Calibration(), quant_format=QuantFormat.QDQ, activation_type=kind)
+    quantize_static(
+        convnext(version),
+        path,
+        deployed.Calibration(map(image, range(2, 5))),
+        quant_format=QuantFormat.QDQ,
+        activation_type=kind,
+    )
     new = insert(onnx.load(path), RAW)
     assert new.report.form == "closed form"
     assert new.report.output_difference == 0

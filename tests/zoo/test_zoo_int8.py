@@ -10,6 +10,7 @@ from onnxruntime.quantization import QuantType, quantize_static
 
 from model_zoo_fixtures import fixtures, materialise
 from model_zoo_fixtures.testbed import oracle
+from model_zoo_fixtures.testbed.deployed import Calibration
 from model_zoo_fixtures.testbed.quick import some
 from xai_insert import Options, insert
 
@@ -26,26 +27,14 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("fixture", cases, ids=ids, scope="module")
 
 
-class Images:
-    """Random images, for calibration."""
-
-    def __init__(self, name, shape):
-        self._left = [{name: image} for image in np.random.default_rng(3).standard_normal((4, *shape), np.float32)]
-
-    def get_next(self):
-        return self._left.pop() if self._left else None
-
-    def set_range(self, start_index, end_index):
-        """Wanted by onnxruntime's interface."""
-
-
 @functools.cache
 def quantised(fixture, folder):
     """The fixture in static INT8."""
     source = materialise(fixture, folder)
     name = onnx.load(source).graph.input[0].name
-    images = Images(name, [abs(size) for size in fixture.input_shape])
-    quantize_static(source, folder / "int8.onnx", images, activation_type=QuantType.QUInt8)
+    shape = [abs(size) for size in fixture.input_shape]
+    images = np.random.default_rng(3).standard_normal((4, *shape), np.float32)
+    quantize_static(source, folder / "int8.onnx", Calibration(images, name), activation_type=QuantType.QUInt8)
     return onnx.load(folder / "int8.onnx")
 
 
