@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +60,8 @@ def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
     return runner.run(random_feeds(runner), seconds)
 
 
-@contextmanager
-def plain_outputs(loaded: LoadedModel, graph: Graph, done: Callable[[], None]) -> Iterator[Callable[[], list[Array]]]:
+def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
     """Outputs of the model before anything is inserted, for one random input.
-
-    `done` is called when they are there.
 
     Raises:
         CheckFailedError: the model does not run.
@@ -75,10 +71,7 @@ def plain_outputs(loaded: LoadedModel, graph: Graph, done: Callable[[], None]) -
         runner = loaded.runner()
     except CheckFailedError as err:
         raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
-    outputs = run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
-    del runner  # of a large model there would be two in memory
-    done()
-    yield lambda: outputs
+    return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
 
 
 def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array], declared: Sequence[Shape]) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, plain_outputs
+from xai_insert.check import CheckResult, run_plain
 from xai_insert.errors import (
     AlreadyInsertedError,
     CannotFreeBatchError,
@@ -134,8 +133,8 @@ def insert_file(
         source: `.xml` or `.onnx`.
         output: `.xml` or `.onnx`; a `.onnx` source with a `.xml` output is converted on the way.
         options: what to insert.
-        passed: called with `read`, `located` and `run` when the model is past that step, with the last one perhaps in
-            another thread; what follows it takes its time in proportion to the model.
+        passed: called with `read`, `located` and `run` when the model is past that step; what follows the last one
+            takes its time in proportion to the model.
 
     Raises:
         XaiInsertError: one of its children; nothing was written.
@@ -172,30 +171,11 @@ def insert_loaded(
     with stages("plan"):
         plans = planned(loaded, graph, options)
     passed("located")
-    if dry_run or not options.check:
-        passed("run")
-        return _attempts(fresh, loaded, graph, plans, options, source, stages)
-    with ExitStack() as stack:
+    plain = None
+    if options.check and not dry_run:
         with stages("check"):
-            plain = stack.enter_context(plain_outputs(loaded, graph, partial(passed, "run")))
-        try:
-            return _attempts(fresh, loaded, graph, plans, options, source, stages, plain)
-        except XaiInsertError:
-            plain()  # what is wrong with the model itself comes first
-            raise
-
-
-def _attempts(
-    fresh: Callable[[], LoadedModel],
-    loaded: LoadedModel,
-    graph: Graph,
-    plans: Sequence[Planned],
-    options: Options,
-    source: str,
-    stages: Stages,
-    plain: Callable[[], Sequence[Any]] | None = None,
-) -> tuple[LoadedModel, Report]:
-    """Splice and check what was planned; see `insert_loaded`."""
+            plain = run_plain(loaded, graph)
+    passed("run")
     with stages("plan"):
         opened = opened_sizes(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
     while opened is not None:
@@ -229,7 +209,7 @@ def _carry_out(
     plans: Sequence[Planned],
     options: Options,
     source: str,
-    plain: Callable[[], Sequence[Any]] | None,
+    plain: Sequence[Any] | None,
     stages: Stages,
     opened: Opened | None = None,
 ) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, random_feeds, require_varied, run_random
@@ -24,7 +24,7 @@ def prove(
     plans: Sequence[Planned],
     branches: Sequence[Branch],
     options: Options,
-    plain: Callable[[], Sequence[Any]],
+    plain: Sequence[Any],
     opened: Opened | None,
 ) -> CheckResult:
     """Compare with the plain model and the definition, and change blocks of the image.
@@ -34,20 +34,19 @@ def prove(
         plans: what was planned, for each image input.
         branches: what was added.
         options: those of the insertion.
-        plain: gives the outputs of the plain model for a random input.
+        plain: outputs of the plain model for a random input.
         opened: the plan with open sides, if that was carried out.
 
     Raises:
         XaiInsertError: what is refuted.
     """
     runner = loaded.runner()
-    before = plain()  # which ends in time, so that the inserted model does
     outputs = run_random(runner)
     if branches[0].raw is None:
-        return CheckResult(check_outputs(plans[0].graph, before, outputs, []), None, None)
+        return CheckResult(check_outputs(plans[0].graph, plain, outputs, []), None, None)
     declared = [branches[0].plan.map_shape, *(output.shape for output in branches[0].outputs.values())]
-    moved = check_outputs(plans[0].graph, before, outputs, declared)
-    first, shown = len(before), list[tuple[Any, bool]]()
+    moved = check_outputs(plans[0].graph, plain, outputs, declared)
+    first, shown = len(plain), list[tuple[Any, bool]]()
     for item, branch in zip(plans, branches, strict=True):
         shown.append((outputs[first], _is_shown(item, runner, outputs, first)))
         first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)

@@ -115,11 +115,11 @@ def test_subgraphs_and_constant_nodes(tmp_path, monkeypatch):
     maps.write(model, tmp_path / "again.onnx")
     assert onnx.load(tmp_path / "again.onnx") == ir.to_proto(ir.load(path))
     monkeypatch.setattr(stored, "_WORTHWHILE", 0)
-    from xai_insert.formats.onnx.runtime import OnnxRunner, prepared
+    from xai_insert.formats.onnx.runtime import OnnxRunner
 
     for x in (np.ones(LARGE, np.float32), np.zeros(LARGE, np.float32)):
         wanted = ort.InferenceSession(path).run(None, {"x": x})
-        np.testing.assert_array_equal(OnnxRunner(prepared(model, path)).run({"x": x}), wanted)
+        np.testing.assert_array_equal(OnnxRunner(model, path).run({"x": x}), wanted)
 
 
 def wide(tmp_path, **settings):

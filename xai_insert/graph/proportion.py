@@ -47,13 +47,9 @@ def require_moderate_map(shape: Shape) -> None:
 
 def most_bytes(graph: Graph) -> int:
     """What the largest value of a model with these weights and inputs may take."""
+    operands = {value for node in graph.nodes for value in node.stored}
     own = min(_MOST_BYTES, _SMALL_BYTES + _PER_INPUT * sum(map(_bytes, graph.inputs)))
-    return own + _PER_WEIGHT * weight_bytes(graph)
-
-
-def weight_bytes(graph: Graph) -> int:
-    """What the weights of a model take in float32."""
-    return sum(map(_bytes, {value for node in graph.nodes for value in node.stored}))
+    return own + _PER_WEIGHT * sum(map(_bytes, operands))
 
 
 def _bytes(value: Value) -> int:

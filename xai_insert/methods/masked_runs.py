@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -59,14 +60,10 @@ def run_masks(
     many = many_at_once(nodes, features, logits, count, at_once) if begins_with_batch else 1
     runs = math.ceil(count / many)
     rank = len(features[0].sizes)
+    scores_of = partial(_scores_of_run, surgeon, features, nodes, many, logits)
 
     def body(run: V | None) -> V:
-        mask = _masks(surgeon.ops, masks, runs, many, run, rank)
-        if many == 1:
-            scores = _scores_of_one(surgeon, features, nodes, mask, logits)
-        else:
-            scores = _scores_of_many(surgeon, features, nodes, mask, many, logits)
-        return surgeon.ops.reshape(scores, [-1, classes])
+        return scores_of(_masks(surgeon.ops, masks, runs, many, run, rank))
 
     scores = body(None) if runs == 1 else surgeon.repeat(runs, body, classes)
     by_class = op.transpose(op.reshape(scores, [runs, -1, many, classes]), (1, 3, 0, 2))
@@ -105,14 +102,10 @@ def run_open_masks(
     count = op.mul(height, width)
     together = op.constant(np.array([many], np.int64))
     runs = op.div(op.add(count, op.constant(np.array([many - 1], np.int64))), together)
+    scores_of = partial(_scores_of_run, surgeon, features, nodes, many, logits)
 
     def body(run: V) -> V:
-        mask = _open_masks(surgeon, feature, many, run)
-        if many == 1:
-            scores = _scores_of_one(surgeon, features, nodes, mask, logits)
-        else:
-            scores = _scores_of_many(surgeon, features, nodes, mask, many, logits)
-        return surgeon.ops.reshape(scores, [-1, classes])
+        return scores_of(_open_masks(surgeon, feature, many, run))
 
     scores = surgeon.repeat(runs, body, classes)
     by_class = op.transpose(op.reshape(scores, [runs, -1, many, classes]), (0, 2, 1, 3))
@@ -127,10 +120,8 @@ def many_at_once(
 ) -> int:
     """How many of `count` masks on `features` are run at once; None for a grid that follows the image."""
     many = at_once or max(1, min(_AT_ONCE, _MOST_BYTES // _bytes(nodes)))
-    if count is not None:
-        many = math.ceil(
-            count / math.ceil(count / min(count, many))
-        )  # of one size; those beyond the last are of no cell
+    if count is not None:  # runs of one size; masks beyond the last are of no cell
+        many = math.ceil(count / math.ceil(count / min(count, many)))
     if many > 1 and (obstacle := _obstacle(features, nodes, logits)) is not None:
         logger.info("masks run one by one: %s", obstacle)
         many = 1
@@ -161,6 +152,17 @@ def _obstacle(features: Sequence[Value], nodes: Sequence[Node], logits: Value) -
     except (CannotFreeBatchError, ShapeUnknownError) as err:
         return str(err)
     return None
+
+
+def _scores_of_run(
+    surgeon: Surgeon[V], features: Sequence[Value], nodes: Sequence[Node], many: int, logits: Value, masks: V
+) -> V:
+    """Scores of every image with the masks of one run, `[rows, K]`."""
+    if many == 1:
+        scores = _scores_of_one(surgeon, features, nodes, masks, logits)
+    else:
+        scores = _scores_of_many(surgeon, features, nodes, masks, many, logits)
+    return surgeon.ops.reshape(scores, [-1, class_count(logits)])
 
 
 def _scores_of_one(surgeon: Surgeon[V], features: Sequence[Value], nodes: Sequence[Node], mask: V, logits: Value) -> V:

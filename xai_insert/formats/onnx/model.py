@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from xai_insert.formats.guard import moderate, taking_apart
 from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
 from xai_insert.formats.onnx.replace import replace_onnx
-from xai_insert.formats.onnx.runtime import OnnxRunner, first_line, prepared
+from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.shuffled import shuffle
@@ -93,10 +93,7 @@ class OnnxModel:
         return self._surgeon
 
     def runner(self) -> OnnxRunner:
-        return OnnxRunner(self._prepared())
-
-    def _prepared(self) -> Callable[[], ort.InferenceSession]:
-        return prepared(self._given or self.native, self._source)
+        return OnnxRunner(self._given or self.native, self._source)
 
     def elsewhere(self) -> Runner | None:
         if importlib.util.find_spec("openvino") is None:
@@ -120,7 +117,7 @@ class OnnxModel:
         if not is_rounded:
             unround(part)
         functions = list(self.native.functions.values())
-        return OnnxRunner(prepared(ir.Model(part, ir_version=self.native.ir_version, functions=functions)))
+        return OnnxRunner(ir.Model(part, ir_version=self.native.ir_version, functions=functions))
 
     def result_like(self, given: Any) -> Any:
         self._prune()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +33,18 @@ class OnnxRunner:
     """One compiled model.
 
     Args:
-        opened: opens its session, see `prepared`.
+        model: the model.
+        source: a file with the very same model, if there is one: the runtime reads it faster than we serialise.
     """
 
-    def __init__(self, opened: Callable[[], ort.InferenceSession]) -> None:
-        with _reading():
-            self._session = opened()
+    def __init__(self, model: ir.Model, source: Path | None = None) -> None:
+        options = _extended(_options(), model)
+        if holds_bfloat16(model):
+            model, source = widen_bfloat16(model), None
+        try:
+            self._session = _opened(model, source, options)
+        except Exception as err:  # onnxruntime's exceptions have no common base
+            raise CheckFailedError(f"onnxruntime cannot load the model: {first_line(err)}") from err
 
     @property
     def inputs(self) -> list[tuple[str, str, Shape]]:
@@ -70,31 +74,6 @@ class OnnxRunner:
                 timer.cancel()
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except Exception as err:  # onnxruntime's exceptions have no common base
-        raise CheckFailedError(f"onnxruntime cannot load the model: {first_line(err)}") from err
-
-
-def prepared(model: ir.Model, source: Path | None = None) -> Callable[[], ort.InferenceSession]:
-    """What opens a session of a model as it is now, its large weights mapped from the files in which they lie.
-
-    Args:
-        model: the model.
-        source: a file with the very same model, if there is one: the runtime reads it faster than we serialise.
-
-    Raises:
-        CheckFailedError: the model cannot be serialised.
-    """
-    if holds_bfloat16(model):
-        model, source = widen_bfloat16(model), None
-    options = _extended(_options(), model)
-    with _reading():
-        return _prepared(model, source, options)
-
-
 def _extended(options: ort.SessionOptions, model: ir.Model) -> ort.SessionOptions:
     """`options` with the library of onnxruntime-extensions, if the model has operators of it.
 
@@ -113,7 +92,8 @@ def _extended(options: ort.SessionOptions, model: ir.Model) -> ort.SessionOption
     return options
 
 
-def _prepared(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> Callable[[], ort.InferenceSession]:
+def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session that maps the large weights of `model` from where they lie, as far as they lie in files."""
     weights = tensors(model)
     outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
     stored = stored_tensors(weights)
@@ -126,7 +106,7 @@ def _prepared(model: ir.Model, source: Path | None, options: ort.SessionOptions)
         folder = outside[0].base_dir if file is None or outside else file.parent
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder or "."))
     if file is None and source is not None:
-        return partial(_session, str(source), options)
+        return _session(str(source), options)
 
     def mapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         return tensor if file is None or not isinstance(tensor, StoredTensor) else tensor.outside(file.name)
@@ -135,12 +115,7 @@ def _prepared(model: ir.Model, source: Path | None, options: ort.SessionOptions)
     if inside < _PROTOBUF_LIMIT:
         with exchanged(model, mapped):
             content = to_proto(model).SerializeToString()
-        return partial(_session, content, options)
-    return partial(_from_files, model, options)
-
-
-def _from_files(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session of a model that is too large for one message."""
+        return _session(content, options)
     with tempfile.TemporaryDirectory(prefix="xai-insert-") as scratch:
         path = Path(scratch, "model.onnx")
         ir.save(model, path, external_data="model.onnx.data")
