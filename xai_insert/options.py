@@ -254,9 +254,7 @@ class Options:
     """Whether to run the plain and the inserted model and refuse a model that does not behave as promised."""
     check_in: RuntimeName = field(
         default="own",
-        metadata=_about(
-            "openvino: an ONNX result must give the same map there.", "choice", choices=RUNTIMES, for_all=True
-        ),
+        metadata=_about("openvino: check an ONNX result there as well.", "choice", choices=RUNTIMES, for_all=True),
     )
     """Whether the check also has OpenVINO, where it is installed, read and run what was inserted into an ONNX model;
     importing it takes longer than a small insertion."""

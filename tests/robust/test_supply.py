@@ -20,6 +20,7 @@ from model_zoo_fixtures.testbed import models
 ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()
 MODULES = {"cv2": "opencv-python-headless", "PIL": "pillow", "onnx_ir": "onnx-ir"}
+MODULES |= {"onnxruntime_extensions": "onnxruntime-extensions"}
 
 
 def listed(name):
