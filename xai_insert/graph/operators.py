@@ -213,6 +213,13 @@ class Picked(Operator):
 
 
 @dataclass(frozen=True, slots=True)
+class Taken(Operator):
+    """Elements of one axis, others at each place of the other axes: GatherElements."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class Joined(Operator):
     """A concatenation along one axis."""
 

@@ -157,6 +157,11 @@ def _picked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
     return kinds.Picked(integer(native, "axis", 0) % rank, numbers(indices, 1 << 20), indices.rank)
 
 
+def _taken(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    return kinds.Unknown() if rank is None else kinds.Taken(integer(native, "axis", 0) % rank)
+
+
 def _picked_rows(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     """GatherND whose indices name one axis, the first."""
     indices = _operand(inputs, 1)
@@ -338,6 +343,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "Split"): _parts,
     ("", "Gather"): _picked,
     ("", "GatherND"): _picked_rows,
+    ("", "GatherElements"): _taken,
     ("", "Concat"): _joined,
     ("", "Pad"): _padded,
     ("", "Resize"): _resized,

@@ -135,7 +135,15 @@ def _picked(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     axes, rank = numbers(inputs[2]), inputs[0].rank
     if not axes or rank is None or inputs[1].rank is None:
         return kinds.Unknown()
+    shared = int(native.get_attributes().get("batch_dims", 0)) % inputs[1].rank if inputs[1].rank else 0
+    if shared:
+        return kinds.Taken(axes[0] % rank) if inputs[1].rank == shared + 1 else kinds.Unknown()
     return kinds.Picked(axes[0] % rank, numbers(inputs[1], 1 << 20), inputs[1].rank)
+
+
+def _taken(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    rank = inputs[0].rank
+    return kinds.Unknown() if rank is None else kinds.Taken(int(native.get_attributes()["axis"]) % rank)
 
 
 def _joined(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -313,6 +321,7 @@ _READERS: Mapping[str, Reader] = {
     "Split": _parts,
     "VariadicSplit": _parts,
     "Gather": _picked,
+    "GatherElements": _taken,
     "Concat": _joined,
     "Pad": _padded,
     "Interpolate": _resized,
