@@ -104,6 +104,12 @@ def image_axes(image: Value) -> tuple[int, int]:
     return (2, 3) if _is_layout(image.sizes, 1) else (1, 2)
 
 
+def sized_axes(image: Value) -> tuple[int, ...]:
+    """Axes of an image input beside the batch and the channels: of frames, in clips; of rows and of columns."""
+    times = time_axis(image)
+    return (*(() if times is None else (times,)), *image_axes(image))
+
+
 def image_size(image: Value) -> tuple[int, int] | None:
     """Height and width of an image input; None if they are not known."""
     height, width = (image.sizes[axis] for axis in image_axes(image))
