@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
 from xai_insert.graph.shape import holds_pixels
-from xai_insert.graph.view import Graph, Shape, Value, format_shape
+from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape
 
 _MOST_CHANNELS = 16
 _LEAST_SIDE = 8
@@ -101,7 +101,20 @@ def image_axes(image: Value) -> tuple[int, int]:
     axes = _clip_axes(image.sizes) if image.rank == 5 else None
     if axes is not None:
         return axes[1:]
-    return (2, 3) if _is_layout(image.sizes, 1) else (1, 2)
+    return (1, 2) if not _is_layout(image.sizes, 1) or _is_moved_first(image) else (2, 3)
+
+
+def _is_moved_first(image: Value) -> bool:
+    """Whether the last axis of an image may be of channels, and all that reads it begins by moving it before the rows."""
+    readers = [use.node for use in image.uses if use.node.op is not Op.SHAPE]
+    perms = [node.attrs["perm"] for node in readers if node.op is Op.TRANSPOSE]
+    return _is_layout(image.sizes, 3) and 0 < len(readers) == len(perms) and all(perm and perm[1] == 3 for perm in perms)
+
+
+def sized_axes(image: Value) -> tuple[int, ...]:
+    """Axes of an image input beside the batch and the channels: of frames, in clips; of rows and of columns."""
+    times = time_axis(image)
+    return (*(() if times is None else (times,)), *image_axes(image))
 
 
 def image_size(image: Value) -> tuple[int, int] | None:
