@@ -99,11 +99,11 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
         if not np.isfinite(extra.astype(np.float64)).all():
             raise CheckFailedError("the saliency map is not finite on a random input; nothing was written")
     image = image_inputs(graph)[0]
-    if image.rank in _IMAGE_RANKS and len(inserted[len(plain)]) != (image.sizes[0] or 1):
-        raise CheckFailedError(
-            f"there are {len(inserted[len(plain)])} maps for {image.sizes[0] or 1} images, as for scores of several "
-            "positions each; nothing was written"
-        )
+    maps, images = len(inserted[len(plain)]), image.sizes[0] or 1
+    if image.rank in _IMAGE_RANKS and maps != images:
+        several, together = "as for scores of several positions each", "which have their answer together, as frames"
+        why = several if maps > images else together
+        raise CheckFailedError(f"there are {maps} maps for {images} images, {why}; nothing was written")
     for sizes, extra in zip(declared, inserted[len(plain) :], strict=False):
         if len(sizes) != extra.ndim or any(a not in (None, b) for a, b in zip(sizes, extra.shape, strict=True)):
             wanted, found = (

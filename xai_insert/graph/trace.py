@@ -8,7 +8,7 @@ from typing import Any
 from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.axes import Axes, Axis, Kind, Origin
-from xai_insert.graph.cutting import cut, joined, of_rows, rolled
+from xai_insert.graph.cutting import cut, joined, of_rows, rolled, stacked
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.sliding import slid
@@ -223,6 +223,10 @@ def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
         return _lost(node, kind, given)
     around = join_all(given.traced(), rank)
     around = tuple(centred(axis, [axes[index] for axes in operands]) for index, axis in enumerate(around))
+    if (tiles := stacked(operands, kind.axis)) is not None:
+        made = list(around)
+        made[tiles[0]], made[kind.axis] = tiles[1:]
+        return [tuple(made)]
     is_of_image = [given.found(value) is not None for value in node.inputs if value is not None]
     together = joined([axes[kind.axis] for axes in operands], is_of_image, around)
     return [(*around[: kind.axis], together, *around[kind.axis + 1 :])]

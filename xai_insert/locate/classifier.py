@@ -310,10 +310,13 @@ def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
             f"{listed}; the map of one leaves out what the others see; --method input-x-gradient explains the scores "
             "by the image itself"
         )
+    nearest, why = sources[0], f"no batch of maps with channels; {shape_hint(head.graph)}"
+    lost = next((use.node for use in nearest.uses if head.places.of(use.node.output) is None), None)
+    if lost is not None and not is_feature(head.graph, nearest):
+        why = f"the image: it is not known where {lost.type} {lost.name!r} puts it; insert into what is behind that"
     return (
         f"no feature map found before the logits {head.cuts[-1].describe()}; nearest value with a grid of the image: "
-        f"{sources[0].describe()}, which is no batch of maps with channels; "
-        f"{shape_hint(head.graph)}"
+        f"{nearest.describe()}, which is {why}"
     )
 
 
