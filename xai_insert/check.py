@@ -101,7 +101,11 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
     image = image_inputs(graph)[0]
     maps, images = len(inserted[len(plain)]), image.sizes[0] or 1
     if image.rank in _IMAGE_RANKS and maps != images:
-        why = "as for scores of several positions each" if maps > images else "which have their answer together, as frames"
+        why = (
+            "as for scores of several positions each"
+            if maps > images
+            else "which have their answer together, as frames"
+        )
         raise CheckFailedError(f"there are {maps} maps for {images} images, {why}; nothing was written")
     for sizes, extra in zip(declared, inserted[len(plain) :], strict=False):
         if len(sizes) != extra.ndim or any(a not in (None, b) for a, b in zip(sizes, extra.shape, strict=True)):

@@ -1,4 +1,4 @@
-"""Images that are cut into tiles, laid out otherwise, of several sizes, warped or folded: maps in NumPy, or why none."""
+"""Images that are cut into tiles, laid out otherwise, of several sizes, or warped: maps in NumPy, or why none."""
 
 import numpy as np
 import onnx

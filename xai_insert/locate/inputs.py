@@ -105,10 +105,12 @@ def image_axes(image: Value) -> tuple[int, int]:
 
 
 def _is_moved_first(image: Value) -> bool:
-    """Whether the last axis of an image may be of channels, and all that reads it begins by moving it before the rows."""
+    """Whether the last axis of an image may be of channels, and all that reads it moves that before the rows."""
     readers = [use.node for use in image.uses if use.node.op is not Op.SHAPE]
     perms = [node.attrs["perm"] for node in readers if node.op is Op.TRANSPOSE]
-    return _is_layout(image.sizes, 3) and 0 < len(readers) == len(perms) and all(perm and perm[1] == 3 for perm in perms)
+    return (
+        _is_layout(image.sizes, 3) and 0 < len(readers) == len(perms) and all(perm and perm[1] == 3 for perm in perms)
+    )
 
 
 def sized_axes(image: Value) -> tuple[int, ...]:
