@@ -26,6 +26,7 @@ from xai_insert.probe.rivals import Watched
 
 _ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
 _BOX = 4
+_MAP = 4  # axes
 
 
 class Orders:
@@ -331,8 +332,12 @@ class Orders:
 
     def carries_boxes(self, item: Watched) -> bool:
         """Whether a head's numbers go, four to a row, to where those of the best locations are looked up."""
-        rows = self.probe.moved_at(item.index).values()
-        return item.effects == {Effect.CARRIED} and any(columns == _BOX for _, columns, _ in rows)
+        return item.effects == {Effect.CARRIED} and any(columns == _BOX for _, columns, _ in self._carried(item))
+
+    def _carried(self, item: Watched) -> list[tuple[int, int, int]]:
+        """What moves in values that have the locations in one axis: a map that is resized is no list of boxes."""
+        moved = self.probe.moved_at(item.index).items()
+        return [spread for index, spread in moved if self.observed[index].value.rank != _MAP]
 
     def is_boxed(self, item: Watched) -> bool:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
@@ -348,7 +353,8 @@ class Orders:
         for box in self.rivals(item):
             if box.is_class or box.is_raw or not {Effect.OTHER, Effect.CARRIED} & box.effects:
                 continue
-            moved = self.probe.moved_at(box.index).values()
+            is_carried = Effect.OTHER not in box.effects
+            moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]
             of_four = {rows for _, columns, rows in moved if columns == _BOX}
             of_any = {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
             if of_four or of_any:

@@ -219,13 +219,14 @@ def beside_raw_boxes(
     """Undecoded heads whose output has the rows of another that is four wide, and alone is; by index, its width.
 
     Boxes are four wide, so that the other output has the scores, whatever the widths of the heads: six boxes of a place
-    are as wide as 24 classes.
+    are as wide as 24 classes. Where each place has one box, four may be the classes, and the others bins of its sides.
     """
     found: dict[int, int] = {}
     for boxes, scores, width in _boxes_and_scores(observed):
         boxed, scored = ([item for item in raw if _moves_alone(item, index)] for index in (boxes, scores))
         anchors = {grid_of(item.index): item.head.channels / _BOX for item in boxed}
-        if all(anchors.get(grid_of(item.index)) == item.head.channels / width for item in scored):
+        may_be_bins = width % _BOX == 0 and {*anchors.values()} == {1}
+        if not may_be_bins and all(anchors.get(grid_of(item.index)) == item.head.channels / width for item in scored):
             found |= {item.index: width for item in scored}
     return found
 
