@@ -101,11 +101,8 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
     image = image_inputs(graph)[0]
     maps, images = len(inserted[len(plain)]), image.sizes[0] or 1
     if image.rank in _IMAGE_RANKS and maps != images:
-        why = (
-            "as for scores of several positions each"
-            if maps > images
-            else "which have their answer together, as frames"
-        )
+        several, together = "as for scores of several positions each", "which have their answer together, as frames"
+        why = several if maps > images else together
         raise CheckFailedError(f"there are {maps} maps for {images} images, {why}; nothing was written")
     for sizes, extra in zip(declared, inserted[len(plain) :], strict=False):
         if len(sizes) != extra.ndim or any(a not in (None, b) for a, b in zip(sizes, extra.shape, strict=True)):
@@ -151,15 +148,30 @@ def relative_difference(expected: Array, actual: Array) -> float:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
 
 
-def _features(model: LoadedModel, features: Sequence[Value], feeds: dict[str, Array]) -> list[Array]:
-    """What a model makes of some of its inputs, the others at random."""
+def _fed_sizes(
+    model: LoadedModel,
+    features: Sequence[Value],
+    feeds: dict[str, Array],
+    sizes: Sequence[Shape],
+    known: Sequence[Shape],
+) -> list[Shape]:
+    """The sizes of features for what else is fed: known ones, or as the model makes them of it, the rest at random."""
+    if known and all(None not in shape[1:] for shape in known):
+        return [(shape[0], *closed[1:]) for shape, closed in zip(sizes, known, strict=True)]
     runner = model.between([], [value.native for value in features])
     rng = np.random.default_rng(_SEED)
     made = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in runner.inputs}
-    return runner.run({name: feeds.get(name, array) for name, array in made.items()})
+    return [array.shape for array in runner.run({name: feeds.get(name, array) for name, array in made.items()})]
 
 
-def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logits: Any, classes: Any = None) -> float:
+def check_definition(
+    model: LoadedModel,
+    definition: Masking,
+    raw_map: Any,
+    logits: Any,
+    classes: Any = None,
+    known: Sequence[Shape] = (),
+) -> float:
     """Compare the raw map with masked runs of the model's own head, at a few positions of random features.
 
     Args:
@@ -168,6 +180,7 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
         raw_map: handle of the unscaled map `[B, K, h, w]`.
         logits: handle of the class scores.
         classes: handle of the numbers of the classes that have a map; None if all have.
+        known: sizes of the features at the size of the image that the model has, where the branch was made for any.
 
     Raises:
         CheckFailedError: the map differs from the definition.
@@ -178,7 +191,7 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
     rest = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in others}
     sizes = [shape for _, _, shape in masked]
     if others and any(None in shape[1:] for shape in sizes):  # the sizes of the grid follow what else is fed
-        sizes = [made.shape for made in _features(model, definition.features, rest)]
+        sizes = _fed_sizes(model, definition.features, rest, sizes, known)
     features = {
         name: random_array(rng, shape, dtype, batch=_BATCH, size=5)
         for (name, dtype, _), shape in zip(masked, sizes, strict=True)

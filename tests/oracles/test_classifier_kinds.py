@@ -158,7 +158,21 @@ def joined_streams():
     return net, b.model(net.product(b.node("Concat", *both, axis=1), 16, SCORES)), (8, 12)
 
 
+def likeness_to_stored():
+    """Verification: the cosine to one stored vector, which is divided by its length in the model."""
+    net = Net()
+    b = net.b
+
+    def unit(x):
+        length = b.node("Clip", b.node("ReduceL2", x, axes=[1], keepdims=1), b.const(np.float32(1e-12)), "")
+        return b.node("Div", x, b.node("Expand", length, net.ints(1, 8)))
+
+    both = b.node("Mul", unit(net.pooled(8)), unit(b.weight(1, 8)))
+    return net, b.model(b.node("ReduceSum", both, net.ints(1), keepdims=1)), (8, 8)
+
+
 KINDS = {
+    "likeness to a stored vector": likeness_to_stored,
     "LSTM": lambda: recurrent("LSTM"),
     "GRU": lambda: recurrent("GRU"),
     "RNN": lambda: recurrent("RNN"),

@@ -1,4 +1,4 @@
-"""Images that are cut into tiles, laid out otherwise, of several sizes, or warped: maps in NumPy, or why none."""
+"""Images in tiles, laid out otherwise, of several sizes, of many bands, warped: maps in NumPy, or why there is none."""
 
 import numpy as np
 import onnx
@@ -68,6 +68,21 @@ def test_tiles_that_are_cut_one_by_one(kind):
     assert report.place == "blocks"
     mean = feature.reshape(1, CHANNELS, cells[0], 8 // cells[0], cells[1], 6 // cells[1]).mean((3, 5))
     np.testing.assert_allclose(found, of_mean(mean, weight, bias), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize(("bands", "size"), [(32, (16, 16)), (40, (24, 32))])
+def test_many_bands(bands, size, kind):
+    """Of spectral cameras, also where a side would be few enough for channels."""
+    b = Builder(size=size, channels=bands)
+    weight = b.weight(CHANNELS, bands, 4, 4, scale=0.1)
+    x = b.node("Relu", b.node("Conv", b.node("Mul", "image", b.const(np.float32(0.5))), weight, strides=[4, 4]))
+    model = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS))
+    image = RNG.standard_normal((2, bands, *size)).astype(np.float32)
+    report, found = mapped(model, kind, image=image)
+    convolution, weight, bias = stored(model, (CHANNELS, bands, 4, 4), (CLASSES, CHANNELS), (CLASSES,))
+    np.testing.assert_allclose(found, of_mean(convolved(image / 2, convolution), weight, bias), atol=1e-5)
+    assert report.place == "blocks"
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
