@@ -9,6 +9,7 @@ from model_zoo_fixtures.testbed import (
     anomaly_models,
     deployed,
     detector_models,
+    instance_models,
     keypoint_models,
     models,
     oracle,
@@ -326,6 +327,31 @@ def test_maps_that_are_read_follow(make, chosen, kind, tmp_path):
     afresh = insert(plain, Options(output_dtype="f32", **chosen)).model
     a, b = (np.array(oracle.compiled(item)([image])["saliency_map"]) for item in (afresh, inserted))
     assert a.shape == b.shape
+    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
+
+
+SEGMENTERS = {
+    "boxes": lambda: instance_models.listed("boxes"),
+    "boxes with scores": lambda: instance_models.listed("background-last"),
+    "locations": lambda: instance_models.yolo("locations"),
+    "rows": lambda: instance_models.yolo("rows"),
+}
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("chosen", [{}, {"saliency_size": (9, 7)}], ids=str)
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_instance_masks_follow(name, chosen, kind, tmp_path):
+    model, read = as_read(SEGMENTERS[name](), kind, tmp_path)
+    inserted, plain = read(insert(model, Options(output_dtype="f32", **chosen)).model), read(model)
+    sizes = [1, 3, 50, 61]
+    plain.reshape(sizes)
+    inserted.reshape(sizes)
+    image = np.random.default_rng(0).uniform(0, 3, sizes).astype(np.float32)
+    afresh = insert(plain, Options(output_dtype="f32", **chosen)).model
+    a, b = (np.array(oracle.compiled(item)([image])["saliency_map"]) for item in (afresh, inserted))
+    assert a.shape[2:] == chosen.get("saliency_size", (12, 15))
+    assert np.ptp(a) > 0
     np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
 
 

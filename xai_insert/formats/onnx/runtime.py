@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
+from xai_insert.formats.onnx.front import EXTENSIONS
 from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.stored import StoredTensor, exchanged, stored_tensors, tensors
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
@@ -24,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 _PROTOBUF_LIMIT = 2**31 - 2**24
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_EXTENSIONS = "ai.onnx.contrib"
-"""Pre-processing, which onnxruntime-extensions runs."""
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}
 
 
@@ -81,12 +80,13 @@ def _extended(options: ort.SessionOptions, model: ir.Model) -> ort.SessionOption
     Raises:
         CheckFailedError: it has, and the library is not installed.
     """
-    if any(node.domain == _EXTENSIONS for node in model.graph.all_nodes()):
+    domain = next((node.domain for node in model.graph.all_nodes() if node.domain in EXTENSIONS), None)
+    if domain is not None:
         try:
             from onnxruntime_extensions import get_library_path  # noqa: PLC0415 - few models need it
         except ImportError as err:
             raise CheckFailedError(
-                f"the model has operators of {_EXTENSIONS}, which onnxruntime runs with a library of its own alone: "
+                f"the model has operators of {domain}, which onnxruntime runs with a library of its own alone: "
                 "pip install onnxruntime-extensions"
             ) from err
         options.register_custom_ops_library(get_library_path())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -185,12 +185,27 @@ def _covered(step: Step[Any], windows: Windows, kernel: Sequence[int]) -> list[n
     return sides
 
 
+def _reaching(step: Step[Any], kind: Window, kernel: Sequence[int]) -> tuple[list[int], Windows, list[int]]:
+    """Kernel, windows and added cells of a pool, without the places that lie outside of the map in every window.
+
+    Some networks pool whole maps by a kernel as large as their channels are many.
+    """
+    windows, _ = _back(step, kind, kernel)
+    sides, begin = [], []
+    for side, pad, apart in zip(_covered(step, windows, kernel), windows.pads_begin, windows.dilations, strict=True):
+        reached = np.flatnonzero(side.any(axis=0))
+        first = min(int(reached[0]), pad // apart)
+        begin.append(pad - first * apart)
+        sides.append(int(reached[-1]) + 1 - first)
+    return sides, *_back(step, replace(kind, pads_begin=tuple(begin)), sides)
+
+
 def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
-    windows, added = _back(step, kind, kernel)
     source, op = step.node.read(0), step.op
     channels = fixed(source.sizes[1:2])[0]
     gradient = step.flat(step.gradient, step.node.output)
-    counts = _counts(step, kind, windows, kernel)
+    counts = _counts(step, kind, _back(step, kind, kernel)[0], kernel)
+    kernel, windows, added = _reaching(step, kind, kernel)
     if np.ptp(counts):
         gradient = op.div(gradient, step.constant(counts))
         counts = np.ones(1)
@@ -217,7 +232,7 @@ def _counts(step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[in
 
 def _max_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
     """To the cell that is the maximum, the first of equals, as PyTorch does."""
-    windows, added = _back(step, kind, kernel)
+    kernel, windows, added = _reaching(step, kind, kernel)
     op, source, result = step.op, step.node.read(0), step.node.output
     channels, *grid = fixed(result.sizes[1:])
     cells = volume(kernel) or 1
