@@ -393,6 +393,7 @@ POOLS = {
     "max": one("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
     "max with pads": one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "max, overlapping": one("MaxPool", kernel_shape=[3, 2], strides=[1, 1]),
+    "max of a kernel larger than the map": one("MaxPool", kernel_shape=[9, 8], pads=[3, 3, 3, 3]),
     "max, a last part": one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
 }
 
@@ -402,6 +403,13 @@ POOLS = {
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name, together, kind):
     assert_is_derivative(POOLS[name], MAP, kind, together=together)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_pool_whose_kernel_is_as_large_as_its_channels_are_many(together):
+    """As `transformers` pools EfficientNet: the weight of its transpose would take gigabytes."""
+    pool = one("AveragePool", kernel_shape=[3000, 2000], strides=[3000, 2000], ceil_mode=1)
+    assert_is_derivative(pool, MAP, "onnx", together=together, reference=one("GlobalAveragePool"))
 
 
 @KINDS

@@ -120,7 +120,7 @@ class OnnxModel:
         if not is_rounded:
             unround(part)
         functions = list(self.native.functions.values())
-        return OnnxRunner(ir.Model(part, ir_version=self.native.ir_version, functions=functions))
+        return OnnxRunner(ir.Model(part, ir_version=self.native.ir_version, functions=functions), is_part=True)
 
     def result_like(self, given: Any) -> Any:
         self._finish()

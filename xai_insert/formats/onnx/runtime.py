@@ -34,14 +34,15 @@ class OnnxRunner:
     Args:
         model: the model.
         source: a file with the very same model, if there is one: the runtime reads it faster than we serialise.
+        is_part: whether it is a part of a model, for a few runs that need not be those of any whole model bit by bit.
     """
 
-    def __init__(self, model: ir.Model, source: Path | None = None) -> None:
+    def __init__(self, model: ir.Model, source: Path | None = None, *, is_part: bool = False) -> None:
         options = _extended(_options(), model)
         if holds_bfloat16(model):
             model, source = widen_bfloat16(model), None
         try:
-            self._session = _opened(model, source, options)
+            self._session = _opened(model, source, options, is_part=is_part)
         except Exception as err:  # onnxruntime's exceptions have no common base
             raise CheckFailedError(f"onnxruntime cannot load the model: {first_line(err)}") from err
 
@@ -92,11 +93,13 @@ def _extended(options: ort.SessionOptions, model: ir.Model) -> ort.SessionOption
     return options
 
 
-def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> ort.InferenceSession:
+def _opened(
+    model: ir.Model, source: Path | None, options: ort.SessionOptions, *, is_part: bool
+) -> ort.InferenceSession:
     """A session that maps the large weights of `model` from where they lie, as far as they lie in files."""
     weights = tensors(model)
     outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
-    stored = stored_tensors(weights)
+    stored = stored_tensors(weights, of_part=is_part)
     file = stored[0].path if stored else None
     if file is not None and not outside:
         file = file.resolve()  # the runtime follows no link out of the folder

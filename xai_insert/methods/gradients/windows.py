@@ -16,6 +16,7 @@ from xai_insert.graph.view import fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 from xai_insert.methods.shaping import product_of
 
+_LARGE = 64  # cells of a window that may leave the map, where sizes are not known
 _MOST_PHASES = 8  # of a convolution that is turned round as convolutions, which runtimes do faster
 
 
@@ -233,12 +234,31 @@ def _covered(step: Step[Any], windows: Windows, kernel: Sequence[int]) -> list[n
     return sides
 
 
-def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
+def _reaching(step: Step[Any], kind: Window, kernel: Sequence[int]) -> tuple[list[int], Windows, list[int]]:
+    """Kernel, windows and added cells of a pool, without the places that lie outside of the map in every window.
+
+    Some networks pool whole maps by a kernel as large as their channels are many.
+    """
     windows, added = _back(step, kind, kernel)
+    if _is_open(step):
+        if (volume(kernel) or 1) > _LARGE:
+            raise step.refusal("its windows may be larger than the map")
+        return list(kernel), windows, added
+    sides, begin = [], []
+    for side, pad, apart in zip(_covered(step, windows, kernel), windows.pads_begin, windows.dilations, strict=True):
+        reached = np.flatnonzero(side.any(axis=0))
+        first = min(int(reached[0]), pad // apart)
+        begin.append(pad - first * apart)
+        sides.append(int(reached[-1]) + 1 - first)
+    return sides, *_back(step, replace(kind, pads_begin=tuple(begin)), sides)
+
+
+def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
     source, op = step.node.read(0), step.op
     channels = fixed(source.sizes[1:2])[0]
     gradient = step.flat(step.gradient, step.node.output)
-    counts = _counts(step, kind, windows, kernel)
+    counts = _counts(step, kind, _back(step, kind, kernel)[0], kernel)
+    kernel, windows, added = _reaching(step, kind, kernel)
     if np.ptp(counts):
         gradient = op.div(gradient, step.constant(counts))
         counts = np.ones(1)
@@ -269,7 +289,7 @@ def _counts(step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[in
 
 def _max_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
     """To the cell that is the maximum, the first of equals, as PyTorch does."""
-    windows, added = _back(step, kind, kernel)
+    kernel, windows, added = _reaching(step, kind, kernel)
     op, source = step.op, step.node.read(0)
     _, channels, *grid = step.measured(step.gradient, step.node.output, step.lead)
     cells = volume(kernel) or 1
