@@ -187,6 +187,16 @@ def test_tokens_of_another_grid_are_refused_while_loading(name, chosen):
     assert inserted.output("saliency_map").shape[0] == 2
 
 
+@pytest.mark.parametrize("sizes", [[1, 3, 128, 128], [1, 3, 96, 112], [1, 3, 48, 96]], ids=str)
+def test_a_transformer_that_takes_no_other_number_of_tokens_is_no_loss(sizes):
+    """Its positions are stored, so the plain model cannot be given another size either."""
+    plain = fixed("shapes_vit")
+    inserted = insert(plain).model
+    for model in (plain, inserted):
+        with pytest.raises(RuntimeError):
+            model.reshape(sizes)
+
+
 @pytest.mark.parametrize(
     "network",
     [
