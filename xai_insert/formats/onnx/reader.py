@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
+from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Cut, Operator
 from xai_insert.graph.view import POINTWISE, Value, numbers
 
@@ -158,11 +159,23 @@ def _picked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
 
 
 def _picked_rows(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    """GatherND whose indices name one axis, the first."""
+    """GatherND; a move along one axis where its indices name the first alone."""
     indices = _operand(inputs, 1)
-    if integer(native, "batch_dims", 0) or indices is None or not indices.shape or indices.shape[-1] != 1:
+    if integer(native, "batch_dims", 0) or indices is None or not indices.shape:
         return kinds.Unknown()
+    if indices.shape[-1] != 1:
+        return kinds.Taken()
     return kinds.Picked(0, numbers(indices, 1 << 20), len(indices.shape) - 1)
+
+
+def _taken(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    return kinds.Unknown() if rank is None else kinds.Taken(integer(native, "axis", 0) % rank)
+
+
+def _contracted(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    ranks = [None if value is None else value.rank for value in inputs]
+    return kinds.Contracted(labels_of(_text(native, "equation", ""), ranks) if len(ranks) == 2 else None)
 
 
 def _joined(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -338,7 +351,9 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "Split"): _parts,
     ("", "Gather"): _picked,
     ("", "GatherND"): _picked_rows,
+    ("", "GatherElements"): _taken,
     ("", "Concat"): _joined,
+    ("", "Einsum"): _contracted,
     ("", "Pad"): _padded,
     ("", "Resize"): _resized,
     ("", "Upsample"): _upsampled,
