@@ -99,11 +99,11 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
         if not np.isfinite(extra.astype(np.float64)).all():
             raise CheckFailedError("the saliency map is not finite on a random input; nothing was written")
     image = image_inputs(graph)[0]
-    if image.rank in _IMAGE_RANKS and len(inserted[len(plain)]) != (image.sizes[0] or 1):
-        raise CheckFailedError(
-            f"there are {len(inserted[len(plain)])} maps for {image.sizes[0] or 1} images, as for scores of several "
-            "positions each; nothing was written"
-        )
+    maps, images = len(inserted[len(plain)]), image.sizes[0] or 1
+    if image.rank in _IMAGE_RANKS and maps != images:
+        several, together = "as for scores of several positions each", "which have their answer together, as frames"
+        why = several if maps > images else together
+        raise CheckFailedError(f"there are {maps} maps for {images} images, {why}; nothing was written")
     for sizes, extra in zip(declared, inserted[len(plain) :], strict=False):
         if len(sizes) != extra.ndim or any(a not in (None, b) for a, b in zip(sizes, extra.shape, strict=True)):
             wanted, found = (
@@ -148,15 +148,30 @@ def relative_difference(expected: Array, actual: Array) -> float:
     return float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
 
 
-def _features(model: LoadedModel, features: Sequence[Value], feeds: dict[str, Array]) -> list[Array]:
-    """What a model makes of some of its inputs, the others at random."""
+def _fed_sizes(
+    model: LoadedModel,
+    features: Sequence[Value],
+    feeds: dict[str, Array],
+    sizes: Sequence[Shape],
+    known: Sequence[Shape],
+) -> list[Shape]:
+    """The sizes of features for what else is fed: known ones, or as the model makes them of it, the rest at random."""
+    if known and all(None not in shape[1:] for shape in known):
+        return [(shape[0], *closed[1:]) for shape, closed in zip(sizes, known, strict=True)]
     runner = model.between([], [value.native for value in features])
     rng = np.random.default_rng(_SEED)
     made = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in runner.inputs}
-    return runner.run({name: feeds.get(name, array) for name, array in made.items()})
+    return [array.shape for array in runner.run({name: feeds.get(name, array) for name, array in made.items()})]
 
 
-def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logits: Any, classes: Any = None) -> float:
+def check_definition(
+    model: LoadedModel,
+    definition: Masking,
+    raw_map: Any,
+    logits: Any,
+    classes: Any = None,
+    known: Sequence[Shape] = (),
+) -> float:
     """Compare the raw map with masked runs of the model's own head, at a few positions of random features.
 
     Args:
@@ -165,6 +180,7 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
         raw_map: handle of the unscaled map `[B, K, h, w]`.
         logits: handle of the class scores.
         classes: handle of the numbers of the classes that have a map; None if all have.
+        known: sizes of the features at the size of the image that the model has, where the branch was made for any.
 
     Raises:
         CheckFailedError: the map differs from the definition.
@@ -175,7 +191,7 @@ def check_definition(model: LoadedModel, definition: Masking, raw_map: Any, logi
     rest = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in others}
     sizes = [shape for _, _, shape in masked]
     if others and any(None in shape[1:] for shape in sizes):  # the sizes of the grid follow what else is fed
-        sizes = [made.shape for made in _features(model, definition.features, rest)]
+        sizes = _fed_sizes(model, definition.features, rest, sizes, known)
     features = {
         name: random_array(rng, shape, dtype, batch=_BATCH, size=5)
         for (name, dtype, _), shape in zip(masked, sizes, strict=True)

@@ -3,36 +3,47 @@
 Three blocks of the image are changed at once. In the map of each class every cell but those at and around the blocks
 must be what it was, up to one factor and one offset, since a map is scaled to its own range; those at the blocks must
 be something else. No transpose, turn, mirror or half roll puts the places, or cells beside them, onto one another.
-It costs one run; what it leaves open, `xai_insert.check_place` asks the plain model with more of them.
+It costs one run. Where all cells see all of the image and answer to all blocks, these are changed one by one, and each
+must change the cells at it most, by far. What that leaves open, `xai_insert.check_place` asks the values behind the
+map, for which the model has to be compiled once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.check_place import BLOCKS, Answer, answers_of, are_enough
 from xai_insert.errors import CheckFailedError
 from xai_insert.formats.backend import Runner
 from xai_insert.graph.view import Value
 from xai_insert.image_blocks import (
     AT_ONCE,
+    STIMULI,
     Block,
     Floats,
     Stimulus,
+    Window,
     away_from,
+    block_windows,
     cells_at,
+    change_block,
     change_blocks,
     input_name,
     stand_out,
 )
+from xai_insert.locate.inputs import image_axes
 from xai_insert.locate.layout import FeatureMap
 
 Array = npt.NDArray[Any]
+Maps = Callable[[Array], Floats]
+"""The maps of an image of other pixels."""
 _SEED = 1
 _LOUD = Stimulus(1, 0, 10)  # between what images of 0 to 1 and of 0 to 255 hold
+_PLAIN = STIMULI[1]
 _MOST_ELEMENTS = 1 << 20
 
 
@@ -59,16 +70,43 @@ def map_shows_place(
     name, grid = input_name(runner, image, number), outputs[index].shape[-2:]
     if not name or feature.frame.lines is None or not feature.frame.is_upright or grid != feature.grid:
         return False
-    changed = feeds[name].copy()
-    windows = change_blocks(changed, image, [feature], [grid], _LOUD, np.random.default_rng(_SEED))
-    if len(windows) < len(AT_ONCE):
-        return False
+
+    def maps(pixels: Array) -> Floats:
+        return _first(runner.run({**feeds, name: pixels})[index])
+
     try:
-        after = runner.run({**feeds, name: changed})[index]
+        scene = feeds[name], image, feature, maps, _first(outputs[index])
+        return _at_once(*scene) or _one_by_one(*scene)
     except CheckFailedError:
         return False
+
+
+def _at_once(pixels: Array, image: Value, feature: FeatureMap, maps: Maps, before: Floats) -> bool:
+    """Whether the cells at each of three blocks changed more than all that are away from all blocks."""
+    changed, grid = pixels.copy(), before.shape[1:]
+    windows = change_blocks(changed, image, [feature], [grid], _LOUD, np.random.default_rng(_SEED))
     blocks = [cells_at(window, feature, grid) for window in windows]
-    return _stand_out(_first(outputs[index]), _first(after), blocks)
+    if len(windows) < len(AT_ONCE) or not away_from(blocks, grid).any():
+        return False
+    return stand_out(_change(before, maps(changed), blocks), blocks)
+
+
+def _one_by_one(pixels: Array, image: Value, feature: FeatureMap, maps: Maps, before: Floats) -> bool:
+    """Whether each of a few blocks, changed by itself, changed the cells at it most; given up where one did not."""
+    rng, grid, given = np.random.default_rng(_SEED), before.shape[1:], list[Answer]()
+    windows, changes = list[Window](), list[Floats]()
+    for window in block_windows([feature], [grid], [pixels.shape[axis] for axis in image_axes(image)], BLOCKS):
+        changed, blocks = pixels.copy(), [cells_at(window, feature, grid)]
+        if not change_block(changed, image, window, _PLAIN, rng) or not away_from(blocks, grid).any():
+            continue
+        windows.append(window)
+        changes.append(_change(before, maps(changed), blocks))
+        given = answers_of(windows, changes, feature)
+        if are_enough(given):
+            return True
+        if len(given) > 1 and not all(answer.is_near for answer in given):
+            return False
+    return False
 
 
 def _first(maps: Array) -> Floats:
@@ -77,14 +115,13 @@ def _first(maps: Array) -> Floats:
     return flat[:: flat.size // _MOST_ELEMENTS + 1].astype(np.float64)
 
 
-def _stand_out(before: Floats, after: Floats, blocks: Sequence[Block]) -> bool:
-    """Whether the cells at every block changed more than all that are away from all blocks, up to each map's scale."""
+def _change(before: Floats, after: Floats, blocks: Sequence[Block]) -> Floats:
+    """How much each cell changed, over all maps, but for each map's scale as seen away from the blocks."""
     away = away_from(blocks, before.shape[1:])
-    if not away.any():
-        return False
     x, y = before[:, away], after[:, away]
     x_mean, y_mean = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
     spread = ((x - x_mean) ** 2).sum(axis=1, keepdims=True)
     factor = ((x - x_mean) * (y - y_mean)).sum(axis=1, keepdims=True) / np.where(spread > 0, spread, 1)
     expected = factor[..., None] * (before - x_mean[..., None]) + y_mean[..., None]
-    return stand_out(np.abs(after - expected).sum(axis=0), blocks)
+    change: Floats = np.abs(after - expected).sum(axis=0)
+    return change

@@ -10,7 +10,7 @@ columns and forwards from backwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
@@ -48,7 +48,7 @@ Move = tuple[bool, tuple[bool, bool], tuple[bool, bool]]
 
 _SEED = 1
 _SIZE = 224  # where the model leaves it open
-_BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.55, 0.5), (0.9, 0.6))  # rows and columns, in parts of the grid
+BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.55, 0.5), (0.9, 0.6))  # rows and columns, in parts of the grid
 _FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
 _REACH = 1.5  # cells between the block and what changes most
 _CLEAR = 2.0  # the largest change over the median one, from which on blocks count
@@ -320,23 +320,20 @@ def answers(
     require_cover(features, grids, sides)
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
-    for window in block_windows(features, grids, sides, _BLOCKS):
+    for window in block_windows(features, grids, sides, BLOCKS):
         pixels = feeds[name].copy()
         if not change_block(pixels, image, window, stimulus, rng):
             continue
         after = _maps(runner, {**feeds, name: pixels}, features)
         windows.append(window)
         changes.append([np.abs(a - b).sum(axis=2) for a, b in zip(after, plain, strict=True)])
-        found = [
-            list(_answers(windows, [change[index] for change in changes], feature))
-            for index, feature in enumerate(features)
-        ]
-        if all(_are_enough(given) for given in found):
+        found = [answers_of(windows, [item[index] for item in changes], one) for index, one in enumerate(features)]
+        if all(are_enough(given) for given in found):
             break
     return found
 
 
-def _are_enough(given: Sequence[Answer]) -> bool:
+def are_enough(given: Sequence[Answer]) -> bool:
     """Whether these blocks prove the place by themselves, whatever another one would say."""
     sharp = len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given)
     return sharp or (
@@ -344,7 +341,9 @@ def _are_enough(given: Sequence[Answer]) -> bool:
     )
 
 
-def _answers(windows: Sequence[Window], changes: Sequence[Floats], feature: FeatureMap) -> Iterator[Answer]:
+def answers_of(windows: Sequence[Window], changes: Sequence[Floats], feature: FeatureMap) -> list[Answer]:
+    """What each block changed of one map's cells, `[h, w]`, as compared with what the others did."""
+    found = []
     blocks = [cells_at(window, feature, changes[0].shape) for window in windows]
     means = [averaged(change, block) for change, block in zip(changes, blocks, strict=True)]
     shares = [mean / (mean.max() or 1.0) for mean in means]
@@ -354,7 +353,8 @@ def _answers(windows: Sequence[Window], changes: Sequence[Floats], feature: Feat
         row, column = np.unravel_index(int(relative.argmax()), relative.shape)
         peak, median = (int(row), int(column)), float(np.median(relative))
         contrast = float(relative.max()) / median if median > 0 else _held(share, peak, block) * _HELD
-        yield Answer(block, share, peak, _middle(share, peak), contrast)
+        found.append(Answer(block, share, peak, _middle(share, peak), contrast))
+    return found
 
 
 def _middle(change: Floats, peak: Cell) -> Cell:

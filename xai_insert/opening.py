@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value, fixed
-from xai_insert.locate.inputs import image_axes, image_inputs, image_size
+from xai_insert.locate.inputs import image_inputs, sized_axes
 from xai_insert.locate.layout import FeatureMap, Side
 from xai_insert.options import Options
 from xai_insert.tasks.choose import make_plan
@@ -47,10 +47,10 @@ def opened_sizes(
 
 def _opened(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, *, follows: bool) -> Opened | None:
     images = image_inputs(graph)
-    axes: dict[Value, tuple[int, ...]] = {image: image_axes(image) if follows else (0,) for image in images}
+    axes: dict[Value, tuple[int, ...]] = {image: sized_axes(image) if follows else (0,) for image in images}
     is_fixed = all(image.sizes[axis] is not None for image in images for axis in axes[image])
     if plan.keeps_batch:
-        axes = {image: (0, *image_axes(image)) if follows else (0,) for image in images}
+        axes = {image: (0, *sized_axes(image)) if follows else (0,) for image in images}
     if not (is_fixed and loaded.open_sizes(axes)):
         return None
     try:
@@ -67,23 +67,26 @@ def _opened(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, *, 
 
 def _following(loaded: LoadedModel, graph: Graph, plan: Plan, open_graph: Graph, other: Plan) -> Plan:
     closed, placed = image_inputs(graph)[0], plan.found.placed()
-    pixels, sides = image_size(closed), None
-    if pixels is not None and placed:
-        sides = _sides(loaded, image_inputs(open_graph)[0], pixels, placed[0], other.found.placed()[0].value)
+    pixels, sides = [closed.sizes[axis] for axis in sized_axes(closed)], None
+    if None not in pixels and placed:
+        sides = _sides(loaded, image_inputs(open_graph)[0], fixed(pixels), placed[0], other.found.placed()[0].value)
     return other.following(plan, graph, open_graph, sides or ())
 
 
 def _sides(
-    loaded: LoadedModel, image: Value, pixels: tuple[int, int], closed: FeatureMap, value: Value
+    loaded: LoadedModel, image: Value, pixels: Sequence[int], closed: FeatureMap, value: Value
 ) -> tuple[Side, ...] | None:
-    """How height and width of a grid follow from those of the image; None where they do not follow by whole strides.
+    """How the sides of a grid follow from those of the image; None where they do not follow by whole strides.
 
     Layers of a stride s give `(n + plus) // s` cells, one behind the other too.
     """
-    strides = [stride for stride, _ in closed.frame.lines or ()]
-    if not strides or any(stride < 1 or stride % 1 for stride in strides):
+    frame = closed.frame
+    strides = [stride for stride, _ in (*(() if frame.times is None else (frame.times,)), *(frame.lines or ()))]
+    if not len(strides) == len(pixels) == len(closed.grid_axes):
         return None
-    axes = image_axes(image)
+    if any(stride < 1 or stride % 1 for stride in strides):
+        return None
+    axes = sized_axes(image)
 
     def cells(sizes: Sequence[int]) -> list[int] | None:
         found = loaded.sizes_at(value, {image: dict(zip(axes, sizes, strict=True))})
@@ -106,7 +109,7 @@ def _plus(
     cells: Callable[[Sequence[int]], list[int] | None],
 ) -> list[int] | None:
     """See `_sides`: how many pixels more leave the number of cells as it is, by halving."""
-    low, high = [0, 0], [stride - 1 for stride in strides]
+    low, high = [0] * len(strides), [stride - 1 for stride in strides]
     while low != high:
         middle = [(a + b + 1) // 2 for a, b in zip(low, high, strict=True)]
         found = cells([n + more for n, more in zip(pixels, middle, strict=True)])

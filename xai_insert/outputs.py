@@ -43,9 +43,9 @@ def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int
     if len(shape) == 4:
         return op.resize(raw, *size)
     if len(shape) == 5:  # each time by itself
-        classes, times, *sides = fixed(shape[1:])
-        frames = op.resize(op.reshape(raw, [-1, classes * times, *sides]), *size)
-        return op.reshape(frames, [-1, classes, times, *size])
+        times, *sides = (op.size(raw, axis) for axis in (2, 3, 4))
+        frames = op.resize(op.reshape(raw, [-1, 1, *sides]), *size)
+        return op.reshape(frames, [-1, *fixed(shape[1:2]), times, *size])
     batch, height, width = (op.size(raw, axis) if side is None else side for axis, side in enumerate(shape))
     return reshape(op, op.resize(reshape(op, raw, [batch, 1, height, width]), *size), [batch, *size])
 

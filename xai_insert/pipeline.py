@@ -26,7 +26,7 @@ from xai_insert.graph.proportion import require_moderate_map, require_proportion
 from xai_insert.graph.shape import format_shape
 from xai_insert.graph.view import Graph, Value
 from xai_insert.layouts.record import Layout
-from xai_insert.locate.inputs import image_axes, image_inputs
+from xai_insert.locate.inputs import image_inputs, sized_axes
 from xai_insert.methods.scaling import least_and_greatest, to_bytes_in_parts
 from xai_insert.opening import Opened, opened_sizes
 from xai_insert.options import Options, settled
@@ -279,7 +279,7 @@ def _add_map(
         ends = None if ends is None else branch.spread(ends)
     dtype = "float32" if options.output_dtype == "f32" else "uint8"
     if branch.is_sized and (opened is None or not opened.follows):
-        saliency = surgeon.pinned(saliency, plan.map_shape, image, image_axes(image))
+        saliency = surgeon.pinned(saliency, plan.map_shape, image, sized_axes(image))
     surgeon.add_output(saliency, f"{SALIENCY_MAP}{suffix}", dtype, plan.map_shape)
     for name, output in branch.outputs.items():
         surgeon.add_output(output.handle, f"{name}{suffix}", output.dtype, output.shape)

@@ -12,6 +12,7 @@ from xai_insert.check_place import places_of
 from xai_insert.check_runtimes import require_same_elsewhere
 from xai_insert.check_time import require_times
 from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.graph.view import Shape
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.opening import Opened
 from xai_insert.options import Options
@@ -55,22 +56,27 @@ def prove(
     del runner  # no two whole models at a time in memory
     off, places = list[float | None](), list[str | None]()
     for item, branch, (maps, is_shown) in zip(plans, branches, shown, strict=True):
-        masking = (item.plan if opened is None else opened.plan).masking(options)
-        off.append(_off(loaded, branch, masking, maps))
+        known = item.plan.masking(options)
+        masking = known if opened is None else opened.plan.masking(options)
+        off.append(_off(loaded, branch, masking, maps, () if known is None else [f.sizes for f in known.features]))
         places.append(_place(loaded, item, is_shown=is_shown))
-    known = [difference for difference in off if difference is not None]
+    measured = [difference for difference in off if difference is not None]
     place = min(places, key=lambda place: place != "axes")  # all of them or none
-    return CheckResult(moved, max(known, default=None), place)
+    return CheckResult(moved, max(measured, default=None), place)
 
 
-def _off(loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any) -> float | None:
-    """How far a map differs from its definition; None if that masks nothing."""
+def _off(
+    loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any, known: Sequence[Shape]
+) -> float | None:
+    """How far a map differs from its definition, at features of known sizes; None if that masks nothing."""
     found = branch.plan.found
     if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
         require_varied(maps)
     if branch.derivatives:
         return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
-    return None if masking is None else check_definition(loaded, masking, branch.raw, branch.scores, branch.classes)
+    if masking is None:
+        return None
+    return check_definition(loaded, masking, branch.raw, branch.scores, branch.classes, known)
 
 
 def _is_shown(item: Planned, runner: Runner, outputs: Sequence[Any], index: int) -> bool:

@@ -65,6 +65,8 @@ def planned(loaded: LoadedModel, graph: Graph, options: Options) -> list[Planned
     try:
         return [Planned(graph, make_plan(loaded, graph, options))]
     except XaiInsertError as err:
+        if are_all and len(targets) == 1:  # one map of inputs of several sizes, which is drawn over the first
+            return plans[:1]
         if plans:
             names = ", ".join(repr(item.input) for item in plans)
             err.args = (f"{err}; of the image inputs, --input NAME explains {names}",)

@@ -162,7 +162,26 @@ def torn(b, x):
     return b.node("Conv", x, b.weight(WIDTH, WIDTH, 1, 1))
 
 
+def sorted_by_the_image(b, x):
+    """The cells, the loudest first, each channel's by the same order."""
+    x = reshaped(b, x, 1, WIDTH, CELLS)
+    loud = b.node("ReduceMean", x, axes=[1], keepdims=1)
+    order = b.node("TopK", loud, b.const(np.array([CELLS])), axis=2, outputs=2)[1]
+    order = b.node("Expand", order, b.const(np.array([1, WIDTH, CELLS])))
+    return reshaped(b, b.node("GatherElements", x, order, axis=2), 1, WIDTH, GRID, GRID)
+
+
+def taken_by_the_image(b, x):
+    """Cells of one image at computed numbers."""
+    x = reshaped(b, x, 1, WIDTH, CELLS)
+    order = b.node("TopK", b.node("ReduceMean", x, axes=[0, 1], keepdims=0), b.const(np.array([CELLS])), outputs=2)[1]
+    return reshaped(b, b.node("Gather", x, order, axis=2), 1, WIDTH, GRID, GRID)
+
+
 NETWORKS = {
+    "sorted by the image": beside(sorted_by_the_image),
+    "sorted by the image, added": beside(sorted_by_the_image, added=True),
+    "taken by the image": beside(taken_by_the_image),
     "difference to the mirrored": beside(difference_to_mirrored),
     "warped": beside(warped),
     "warped, added": beside(warped, added=True),

@@ -5,7 +5,16 @@ import onnx
 import openvino as ov
 import pytest
 
-from model_zoo_fixtures.testbed import anomaly_models, deployed, detector_models, keypoint_models, models, oracle
+from model_zoo_fixtures.testbed import (
+    anomaly_models,
+    deployed,
+    detector_models,
+    instance_models,
+    keypoint_models,
+    models,
+    oracle,
+    vector_models,
+)
 from xai_insert import Options, insert
 
 RAW = Options(output_dtype="f32")
@@ -77,6 +86,55 @@ def test_masks_of_sides_that_are_open_from_the_start(kind):
         found = oracle.run(inserted, image)
         wanted = np.einsum("nchw,kc->nkhw", np.maximum(found[coarse], 0), weight) + bias[:, None, None]
         np.testing.assert_allclose(found["saliency_map"], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def clip_network(size=(8, 16, 16)):
+    """Clips `[1, 3, T, H, W]`, a feature of half the frames, rows and columns, and one place of it for each pool."""
+    b = models.Builder(batch=1)
+    x = b.node("Relu", b.node("Conv", "clip", b.weight(6, 3, 3, 3, 3), pads=[1] * 6, strides=[2] * 3))
+    x = b.node("Relu", b.node("Conv", x, b.weight(6, 6, 3, 3, 3), pads=[1] * 6))
+    clip = onnx.helper.make_tensor_value_info("clip", onnx.TensorProto.FLOAT, [1, 3, *size])
+    return b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), 6), inputs=[clip])
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("chosen", [{}, {"saliency_size": (5, 7)}, {"method": "hirescam"}], ids=str)
+def test_clips_of_other_frames_rows_and_columns(chosen, kind, tmp_path):
+    follows_as_afresh(
+        as_read(clip_network(), kind, tmp_path), ([1, 3, 8, 24, 32], [2, 3, 12, 16, 16], [1, 3, 9, 17, 15]), chosen
+    )
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_clips_of_one_size_are_refused_while_loading(kind, tmp_path):
+    """Also of more frames, of which the map would be told for one image after another."""
+    model, read = as_read(clip_network(), kind, tmp_path)
+    inserted = read(insert(model, Options(form="masked")).model)
+    for sizes in ([1, 3, 8, 24, 16], [1, 3, 16, 16, 16]):
+        with pytest.raises(RuntimeError):
+            inserted.clone().reshape(sizes)
+    inserted.reshape([2, 3, 8, 16, 16])
+    assert list(inserted.output("saliency_map").shape) == [2, 5, 4, 8, 8]
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("reference", ["self", "input", "classes"])
+def test_likeness_of_embeddings_follows(reference, kind, tmp_path):
+    rng, width = np.random.default_rng(0), vector_models.WIDTH
+    fed = {"reference": rng.standard_normal((2, width)).astype(np.float32)} if reference == "input" else {}
+    if reference == "classes":
+        np.save(tmp_path / "rows.npy", rng.standard_normal((4, width)).astype(np.float32))
+        options = Options(output_dtype="f32", class_embeddings=tmp_path / "rows.npy")
+    else:
+        options = Options(output_dtype="f32", reference=reference)
+    model, read = as_read(vector_models.model_of(size=(12, 12), batch=1), kind, tmp_path)
+    inserted, plain = read(insert(model, options).model), read(model)
+    images = {plain.input(0).any_name: rng.standard_normal((2, 3, 20, 28)).astype(np.float32)}
+    plain.reshape(images["image"].shape)
+    inserted.reshape({name: array.shape for name, array in (images | fed).items()})
+    a, b = (oracle.compiled(item)(images | fed)["saliency_map"] for item in (insert(plain, options).model, inserted))
+    assert np.ptp(a) > 0
+    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
 
 
 def as_read(model, kind, folder):
@@ -269,6 +327,31 @@ def test_maps_that_are_read_follow(make, chosen, kind, tmp_path):
     afresh = insert(plain, Options(output_dtype="f32", **chosen)).model
     a, b = (np.array(oracle.compiled(item)([image])["saliency_map"]) for item in (afresh, inserted))
     assert a.shape == b.shape
+    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
+
+
+SEGMENTERS = {
+    "boxes": lambda: instance_models.listed("boxes"),
+    "boxes with scores": lambda: instance_models.listed("background-last"),
+    "locations": lambda: instance_models.yolo("locations"),
+    "rows": lambda: instance_models.yolo("rows"),
+}
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("chosen", [{}, {"saliency_size": (9, 7)}], ids=str)
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_instance_masks_follow(name, chosen, kind, tmp_path):
+    model, read = as_read(SEGMENTERS[name](), kind, tmp_path)
+    inserted, plain = read(insert(model, Options(output_dtype="f32", **chosen)).model), read(model)
+    sizes = [1, 3, 50, 61]
+    plain.reshape(sizes)
+    inserted.reshape(sizes)
+    image = np.random.default_rng(0).uniform(0, 3, sizes).astype(np.float32)
+    afresh = insert(plain, Options(output_dtype="f32", **chosen)).model
+    a, b = (np.array(oracle.compiled(item)([image])["saliency_map"]) for item in (afresh, inserted))
+    assert a.shape[2:] == chosen.get("saliency_size", (12, 15))
+    assert np.ptp(a) > 0
     np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from xai_insert.graph.axes import (
     Axes,
     Axis,
+    Digit,
     Kind,
     Origin,
     axis_size,
@@ -151,6 +152,24 @@ def joint(parts: Sequence[Axis]) -> Axis:
     if not any(has_place(part) or has_batch(part) or is_stored(part) for part in made):
         return elsewhere(total) if any(map(is_elsewhere, made)) else other(total)
     return of(Origin(Kind.JOINT, total, parts=tuple(made)))
+
+
+def stacked(parts: Sequence[Axes], axis: int) -> tuple[int, Axis, Axis] | None:
+    """Equal pieces of one whole in their order, joined on an axis of their own, as an unfold into tiles is written.
+
+    Returns:
+        Which axis they are pieces of, what is left of it, and the new axis, which counts pieces; None if they are none.
+    """
+    if any(axes[axis] for axes in parts):
+        return None
+    for index, first in enumerate(parts[0]):
+        whole = first[0].origin.whole if len(first) == 1 else None
+        size = None if whole is None or not whole.size else whole.size // len(parts)
+        pieces = [axes[index][0].origin for axes in parts if len(axes[index]) == 1]
+        found = [(piece.start, piece.size) for piece in pieces if piece.whole is whole]
+        if whole is not None and size and found == [(start, size) for start in range(0, whole.size or 0, size)]:
+            return index, (Digit(whole, 1, size),), (Digit(whole, size, len(parts)),)
+    return None
 
 
 def _together(a: Axis, b: Axis) -> Axis | None:

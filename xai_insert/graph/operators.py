@@ -232,6 +232,13 @@ class Picked(Operator):
 
 
 @dataclass(frozen=True, slots=True)
+class Taken(Operator):
+    """Elements of one axis, others at each place of the other axes: GatherElements."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class Joined(Operator):
     """A concatenation along one axis."""
 
@@ -317,14 +324,8 @@ class Ranked(Unknown):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken(Unknown):
-    """Elements read at indices, stored or computed: where a cell goes is not known.
-
-    Attributes:
-        axis: along which each index is; None where an index names a place of the first axes.
-    """
-
-    axis: int | None = None
+class TakenApart(Unknown):
+    """Elements at places that indices name, of several axes at once (GatherND): where a cell goes is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,13 +228,13 @@ class Surgeon(Protocol[V]):
         """
 
     def pinned(self, value: V, shape: Shape, image: Value, axes: Sequence[int]) -> V:
-        """`value`, of `shape`, in a way that the model cannot be reshaped to another height or width of `image`.
+        """`value`, of `shape`, in a way that the model cannot be reshaped to other sizes of `image`.
 
         Args:
             value: what fits these sizes of the image alone.
             shape: its sizes, the batch first.
             image: an input of the model.
-            axes: those of its height and width.
+            axes: those of its frames, its height and its width.
         """
 
     def add_input(self, name: str, dtype: str, shape: Shape) -> V:

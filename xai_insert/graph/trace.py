@@ -7,10 +7,11 @@ from typing import Any
 
 from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
-from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin
-from xai_insert.graph.cutting import cut, joined, of_rows, rolled
+from xai_insert.graph.axes import Axes, Axis, Kind, Origin
+from xai_insert.graph.cutting import cut, joined, of_rows, rolled, stacked
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
+from xai_insert.graph.sliding import slid
 from xai_insert.graph.strided import is_identity_scatter
 from xai_insert.graph.view import Graph, Node, Op, Value
 
@@ -34,6 +35,9 @@ class _Operands:
 
     def found(self, value: Value) -> Axes | None:
         return self._traced.get(value)
+
+    def is_of_image(self, index: int) -> bool:
+        return self.node.operand(index) in self._traced
 
     def traced(self) -> list[Axes]:
         """Those from the image, the earliest first: what a block adds to its operand lies where the operand does."""
@@ -98,54 +102,9 @@ def _window(node: Node, kind: kinds.Window, given: _Operands) -> Sequence[Axes]:
     if len(source) != len(shape):
         return _lost(node, kind, given)
     channels = source[1] if kind.keeps_channels else ax.other(shape[1])
-    spatial = [_slid(source[axis], shape[axis], kind, axis - 2) for axis in range(2, len(shape))]
+    spatial = [slid(source[axis], shape[axis], kind, axis - 2) for axis in range(2, len(shape))]
     result = (source[0], channels, *spatial)
     return [result] * len(node.outputs)
-
-
-def _slid(axis: Axis, size: int | None, kind: kinds.Window, index: int) -> Axis:
-    kernel = kind.kernel[index] if kind.kernel and index < len(kind.kernel) else None
-    stride = kind.strides[index] if index < len(kind.strides) else 1
-    dilation = kind.dilations[index] if index < len(kind.dilations) else 1
-    before = ax.axis_size(axis)
-    if kernel is None:
-        return ax.other(size)
-    if kernel == stride == 1 and not (kind.pads_begin and any(kind.pads_begin)):
-        return axis
-    if size == 1 and before != 1 and not _goes_on(axis, kind, index):
-        return ()
-    origin = ax.rolled_line(axis, stride)
-    if origin is None:
-        return axis if stride == 1 and size == before else _coarser(axis, size, stride)
-    reach = (kernel - 1) * dilation
-    pad = _pad_before(kind, index, (before, size), stride, reach)
-    if kind.transposed:
-        return ax.moved(origin, size, 1 / stride, (pad - reach / 2) / stride)
-    return ax.moved(origin, size, stride, reach / 2 - pad)
-
-
-def _pad_before(kind: kinds.Window, index: int, sizes: tuple[int | None, int | None], stride: int, reach: int) -> float:
-    """Cells added before the first: as stored, or as the sizes before and behind tell."""
-    if kind.pads_begin is not None:
-        return kind.pads_begin[index]
-    before, after = sizes
-    if after is None or before is None or kind.transposed:
-        return (reach + 1 - stride) / 2
-    return max((after - 1) * stride + reach + 1 - before, 0) // 2
-
-
-def _goes_on(axis: Axis, kind: kinds.Window, index: int) -> bool:
-    """Whether a convolution has left one time of a clip: with pads it is no layer as large as the grid."""
-    is_time = len(axis) == 1 and axis[0].origin.kind is Kind.TIME
-    return is_time and kind.pool is None and bool(kind.pads_begin and kind.pads_begin[index])
-
-
-def _coarser(axis: Axis, size: int | None, stride: int) -> Axis:
-    """A part of rows or columns, as in a window, of which only every so many cells are left."""
-    digit = axis[0] if len(axis) == 1 and axis[0].origin.is_place else None
-    if digit is None or size is None or digit.size != size * stride:
-        return ax.unplaced(axis, size)
-    return (Digit(digit.origin, digit.step * stride, size),)
 
 
 def _reduced(node: Node, kind: kinds.Reduction, given: _Operands) -> Sequence[Axes]:
@@ -239,7 +198,22 @@ def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
     else:
         sizes = shape[kind.axis : kind.axis + kind.rank]
         middle = unfolded(source[kind.axis], kind.indices, sizes) or ax.others(sizes)
+        if ax.has_place(source[kind.axis]) and kind.indices is None and given.is_of_image(1):
+            middle = tuple(map(ax.elsewhere, sizes))
     return [of_rows((*source[: kind.axis], *middle, *source[kind.axis + 1 :]))]
+
+
+def _taken(node: Node, kind: kinds.Taken | kinds.Ranked, given: _Operands) -> Sequence[Axes]:
+    """Cells that the image itself chooses lie anywhere; no place is left on an axis that was sorted."""
+    source, shape = given.axes(0), given.shape()
+    if len(source) != len(shape):
+        return _lost(node, kind, given)
+    made = [
+        old if ax.axis_size(old) == size else ax.unplaced(old, size) for old, size in zip(source, shape, strict=True)
+    ]
+    size = shape[kind.axis]
+    made[kind.axis] = ax.elsewhere(size) if ax.has_place(source[kind.axis]) else ax.unplaced(source[kind.axis], size)
+    return [tuple(made)] * len(node.outputs)
 
 
 def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
@@ -249,6 +223,10 @@ def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
         return _lost(node, kind, given)
     around = join_all(given.traced(), rank)
     around = tuple(centred(axis, [axes[index] for axes in operands]) for index, axis in enumerate(around))
+    if (tiles := stacked(operands, kind.axis)) is not None:
+        made = list(around)
+        made[tiles[0]], made[kind.axis] = tiles[1:]
+        return [tuple(made)]
     is_of_image = [given.found(value) is not None for value in node.inputs if value is not None]
     together = joined([axes[kind.axis] for axes in operands], is_of_image, around)
     return [(*around[: kind.axis], together, *around[kind.axis + 1 :])]
@@ -382,6 +360,8 @@ _RULES: Mapping[type, _Rule] = {
     kinds.Slices: _sliced,
     kinds.Parts: _split,
     kinds.Picked: _picked,
+    kinds.Taken: _taken,
+    kinds.Ranked: _taken,
     kinds.Joined: _joined,
     kinds.Widened: _widened,
     kinds.Padded: _padded,

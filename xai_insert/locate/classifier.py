@@ -310,10 +310,14 @@ def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
             f"{listed}; the map of one leaves out what the others see; --method input-x-gradient explains the scores "
             "by the image itself"
         )
+    nearest, why = sources[0], f"no batch of maps with channels; {shape_hint(head.graph)}"
+    readers = [use.node for use in nearest.uses if use.node.output.rank == nearest.rank]
+    lost = next((node for node in readers if head.places.of(node.output) is None), None)
+    if lost is not None and not is_feature(head.graph, nearest):
+        why = f"the image: it is not known where {lost.type} {lost.name!r} puts it; insert into what is behind that"
     return (
         f"no feature map found before the logits {head.cuts[-1].describe()}; nearest value with a grid of the image: "
-        f"{sources[0].describe()}, which is no batch of maps with channels; "
-        f"{shape_hint(head.graph)}"
+        f"{nearest.describe()}, which is {why}"
     )
 
 

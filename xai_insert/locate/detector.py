@@ -100,12 +100,14 @@ class Detector:
         classes: number of classes, a background included.
         background: its index among the classes; None if no class stands back from the detections.
         evidence: how the class scores were told from boxes, for people.
+        is_exclusive: whether an output gives all classes, of which the others fall where one rises, as after a softmax.
     """
 
     levels: tuple[ClassLevel, ...]
     classes: int
     background: int | None
     evidence: str
+    is_exclusive: bool = False
 
     @property
     def parts(self) -> list[ClassLevel]:

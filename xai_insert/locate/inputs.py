@@ -6,10 +6,13 @@ from dataclasses import replace
 
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
 from xai_insert.graph.shape import holds_pixels
-from xai_insert.graph.view import Graph, Shape, Value, format_shape
+from xai_insert.graph.traits import ARITHMETIC, UNCHANGED
+from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape
 
 _MOST_CHANNELS = 16
 _LEAST_SIDE = 8
+_SCALES = UNCHANGED | ARITHMETIC
+_READERS = 4  # followed of each value
 
 
 def image_inputs(graph: Graph) -> list[Value]:
@@ -21,9 +24,11 @@ def image_inputs(graph: Graph) -> list[Value]:
         NotVisionModelError: if there is none.
         ShapeUnknownError: if an input without a known rank might be one.
     """
-    found = [value for value in graph.inputs if _is_image(value)]
     if graph.watched is not None:
         return [graph.watched]
+    found = [value for value in graph.inputs if _is_image(value)]
+    if not found:  # of many bands, as spectral cameras give them; beside an image they may be a state
+        found = [value for value in graph.inputs if "float" in value.dtype and _is_convolved(value)]
     if found:
         return found
     unknown = [value for value in graph.inputs if value.shape is None]
@@ -101,7 +106,34 @@ def image_axes(image: Value) -> tuple[int, int]:
     axes = _clip_axes(image.sizes) if image.rank == 5 else None
     if axes is not None:
         return axes[1:]
-    return (2, 3) if _is_layout(image.sizes, 1) else (1, 2)
+    is_first = _is_layout(image.sizes, 1) and not _is_moved_first(image)
+    return (2, 3) if is_first or _is_convolved(image) else (1, 2)
+
+
+def _is_convolved(image: Value) -> bool:
+    """Whether a convolution reads an image as it is, or scaled: its second axis is that of the channels."""
+    ahead = [image] if image.rank == 4 else []
+    for value in ahead:
+        readers = [use.node for use in value.uses]
+        if any(node.op is Op.CONV and node.read(0) is value for node in readers):
+            return True
+        ahead += [node.output for node in readers if node.op in _SCALES and len(node.computed) == 1][:_READERS]
+    return False
+
+
+def _is_moved_first(image: Value) -> bool:
+    """Whether the last axis of an image may be of channels, and all that reads it moves it before the rows first."""
+    readers = [use.node for use in image.uses if use.node.op is not Op.SHAPE]
+    perms = [node.attrs["perm"] for node in readers if node.op is Op.TRANSPOSE]
+    return (
+        _is_layout(image.sizes, 3) and 0 < len(readers) == len(perms) and all(perm and perm[1] == 3 for perm in perms)
+    )
+
+
+def sized_axes(image: Value) -> tuple[int, ...]:
+    """Axes of an image input beside the batch and the channels: of frames, in clips; of rows and of columns."""
+    times = time_axis(image)
+    return (*(() if times is None else (times,)), *image_axes(image))
 
 
 def image_size(image: Value) -> tuple[int, int] | None:

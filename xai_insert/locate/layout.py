@@ -122,7 +122,7 @@ class FeatureMap:
     @property
     def is_whole(self) -> bool:
         """Whether the grid covers the image in the image's own order, so that a map of another size does as well."""
-        return len(self.grid_axes) == 2 and self.frame.is_upright and self.frame.within(self.grid)
+        return len(self.grid_axes) == len(self.grid) and self.frame.is_upright and self.frame.within(self.grid)
 
     @property
     def channels(self) -> int | None:

@@ -50,6 +50,18 @@ def _side(surgeon: Surgeon[V], side: Side) -> Size:
     return op.div(size, over) if side.over > 1 else size
 
 
+def area(op: Ops[V], sides: tuple[Size, Size]) -> Size:
+    """The product of two sizes, which both are ints or both read while the model runs."""
+    height, width = sides
+    return height * width if isinstance(height, int) and isinstance(width, int) else op.mul(height, width)
+
+
+def counted(op: Ops[V], size: Size) -> V:
+    """0, 1, 2, ... up to but without a size, float32."""
+    is_known = isinstance(size, int)
+    return op.constant(np.arange(size, dtype=np.float32)) if is_known else op.cast(op.numbers(size), "float32")
+
+
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
     """Reshape, with the one size that is not an int left to be inferred: no shape arithmetic at run time."""
     dynamic = [index for index, size in enumerate(sizes) if not isinstance(size, int)]

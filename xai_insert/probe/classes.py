@@ -166,7 +166,7 @@ class _Search(Orders):
         if len(cells) == 1 or not chosen:
             return None
         here, there = (
-            moved({channel: probe.respond(item.index, channel, cell) for channel in chosen}, chosen, index)
+            moved({channel: probe.rises(item.index, channel, cell) for channel in chosen}, chosen, index)
             for cell in cells
         )
         channels = item.head.channels
@@ -185,8 +185,7 @@ class _Search(Orders):
         apart = [item for item in (one, other) if item.head.source not in boxes]
         if len(apart) == 1:
             return apart[0]
-        moves = [{channel: item.elements for channel, item in head.responses.items()} for head in (one, other)]
-        if moves[0] == moves[1] and self.layout(one) is not None:
+        if one.elements == other.elements and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
         boxes_of_levels = [value for value in self.graph.outputs if value.rank == _ROWS and value.sizes[-1] == _BOX]
@@ -390,8 +389,9 @@ def _detector(
             ]
     levels += [(height * width, replace(one, more=(*more,))) for (height, width), (one, *more) in single.items()]
     levels.sort(key=lambda pair: -pair[0])
-    ordered = tuple(_finished(search.graph, level) for _, level in levels)
-    return Detector(ordered, ordered[0].channels.labels, background, evidence)
+    middle, ordered = levels[len(levels) // 2][1], tuple(_finished(search.graph, level) for _, level in levels)
+    item, classes = next(item for item in scoring if item.head is middle.head), ordered[0].channels.labels
+    return Detector(ordered, classes, background, evidence, search.moves_all(item, middle.channels, classes))
 
 
 def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:

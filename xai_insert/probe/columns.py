@@ -70,9 +70,8 @@ def _picked(codes: _Codes, order: Channels, found: Sequence[int], head: Value, v
 
 def _line(search: Orders, item: Watched, order: Channels) -> tuple[int, tuple[int | slice, ...]] | None:
     """The scores beside one another in which an anchor's classes arrive: an output, or else what is selected by."""
-    cell = search.probe.cells(item.index)[0]
     tried = sorted({0, 1, order.classes // 2, order.classes - 1})
-    found = [search.probe.respond(item.index, order.channel(0, label), cell) for label in tried]
+    found = [search.response(item, order.channel(0, label)) for label in tried]
     responses = [response for response in found if response.effect is Effect.CLASS]
     spread: Value | None = None
     numbers = sorted(range(len(search.observed)), key=lambda index: (not search.observed[index].is_output, -index))

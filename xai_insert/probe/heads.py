@@ -96,6 +96,7 @@ class HeadProbe:
         for name, dtype, shape in self._runner.inputs[len(heads) :]:
             self._feeds[name] = random_array(rng, shape, dtype, size=_SIZE)
         self._heads = heads
+        self._moved: dict[int, dict[int, tuple[int, int, int]]] = {}
         self._base = self._outputs({})
 
     def grid(self, head: int, level: Level | None = None) -> tuple[int, int]:
@@ -143,6 +144,16 @@ class HeadProbe:
                 return Response(effect, elements, touched)
         return Response(Effect.SILENT)
 
+    def rises(self, head: int, channel: int, cell: tuple[int, int]) -> dict[int, Element]:
+        """The one element that rises in each observed value if a channel does; half of what `respond` takes."""
+        raised, found = self._pushed(head, self.place(head, channel, cell), _PUSH), dict[int, Element]()
+        for index, (base, high) in enumerate(zip(self._base, raised, strict=True)):
+            if self._heads[head].value in self._observed[index].heads and base.shape == high.shape:
+                element = _only(np.argwhere(differs(base, high) & (high > base)))
+                if element is not None:
+                    found[index] = element
+        return found
+
     def _pushed(self, head: int, place: Place, push: float) -> list[npt.NDArray[Any]]:
         """What is observed with one element of a head raised or lowered."""
         changed = self.fed(head)
@@ -157,9 +168,12 @@ class HeadProbe:
             the location, and how many along the others; rows that say the same, as boxes that are repeated for each
             class, count once.
         """
+        if head in self._moved:
+            return self._moved[head]
         runs = [self._stirred(head, cell) for cell in self.cells(head)]
         spreads = map(_spread, self._base, runs[0], runs[-1])
-        return {index: spread for index, spread in enumerate(spreads) if spread is not None}
+        self._moved[head] = {index: spread for index, spread in enumerate(spreads) if spread is not None}
+        return self._moved[head]
 
     def is_placed(self, value: Value) -> bool:
         """Whether rows of an observed value differ although all locations are alike, as boxes do that lie on a grid."""

@@ -15,7 +15,7 @@ from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.detector import ClassLevel, Detector
-from xai_insert.locate.frontier import Observed, find_heads, observed_values
+from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.probe.heads import Array, HeadProbe
 
@@ -47,30 +47,36 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
     if any(part.head.value not in values for part in found.parts) or not outputs:
         return None, found.background
-    probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset(values)) for value in outputs])
-    tried = sorted({0, min(1, found.classes - 1), found.classes // 2, found.classes - 1} - {found.background})
-    runs = [probe.run(_with_class(probe, values, found, label)) for label in tried]
-    offsets: set[int] = set()
-    silent: set[int] = set()
-    for value, arrays in zip(outputs, zip(*runs, strict=True), strict=True):
-        if value not in everywhere:
-            reported = _reported(value, tried, arrays)
-            offsets.update(_offsets(value, reported))
-            silent.update(set(tried) - reported.keys() if reported else ())
-    background = found.background
+    reporting, background = [value for value in outputs if value not in everywhere], found.background
+    offsets, silent = _tried(loaded, heads, reporting, found) if reporting else (set[int](), set[int]())
     if background is None and len(silent) == 1 and silent <= {0, found.classes - 1}:
         background = silent.pop()
-    if background is None and _is_exclusive(probe, values, found):
+    if background is None and found.is_exclusive:
         background = _of_nothing(loaded, images[0], found)
     return (offsets.pop() if len(offsets) == 1 else None), background
 
 
-def _is_exclusive(probe: HeadProbe, values: Mapping[Value, int], found: Detector) -> bool:
-    """Whether an output gives all classes, of which the others fall where one rises, as after a softmax."""
-    part = found.middle
-    head = values[part.head.value]
-    response = probe.respond(head, part.channels.channel(0, 0), probe.cells(head)[0])
-    return found.classes > 1 and found.classes in response.moved.values()
+def _tried(
+    loaded: LoadedModel, heads: Sequence[Head], reporting: Sequence[Value], found: Detector
+) -> tuple[set[int], set[int]]:
+    """How much larger than a class its label may be, and the classes that are not reported, of a few that are raised.
+
+    Args:
+        loaded: the unedited model.
+        heads: its heads.
+        reporting: the outputs that report what was selected.
+        found: the class scores.
+    """
+    values = {head.value: index for index, head in enumerate(heads)}
+    probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset(values)) for value in reporting])
+    tried = sorted({0, min(1, found.classes - 1), found.classes // 2, found.classes - 1} - {found.background})
+    runs = [probe.run(_with_class(probe, values, found, label)) for label in tried]
+    offsets, silent = set[int](), set[int]()
+    for value, arrays in zip(reporting, zip(*runs, strict=True), strict=True):
+        reported = _reported(value, tried, arrays)
+        offsets.update(_offsets(value, reported))
+        silent.update(set(tried) - reported.keys() if reported else ())
+    return offsets, silent
 
 
 def _of_nothing(loaded: LoadedModel, image: Value, found: Detector) -> int | None:

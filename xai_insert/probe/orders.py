@@ -20,12 +20,13 @@ from xai_insert.probe.channels import (
     resolve_raw,
     samples,
 )
-from xai_insert.probe.heads import Effect, HeadProbe, Response
+from xai_insert.probe.heads import Effect, Element, HeadProbe, Response
 from xai_insert.probe.joint import Joint, read_joint
-from xai_insert.probe.rivals import Watched
+from xai_insert.probe.rivals import Watched, elements_of
 
 _ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
 _BOX = 4
+_MAP = 4  # axes
 
 
 class Orders:
@@ -68,6 +69,11 @@ class Orders:
             responses |= {channel: self.probe.respond(index, channel, cell) for channel in rest}
         return item
 
+    def response(self, item: Watched, channel: int) -> Response:
+        """What a channel does at the first location."""
+        known = item.responses.get(channel)
+        return known or self.probe.respond(item.index, channel, self.probe.cells(item.index)[0])
+
     def layout(self, item: Watched) -> Channels | None:
         """The order of one head's channels; None if it has one location only or nothing tells.
 
@@ -92,9 +98,9 @@ class Orders:
         if len(cells) == 1:
             return None
         chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
-        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in chosen[:12]}
+        others = {channel: self.probe.rises(item.index, channel, cells[1]) for channel in chosen[:12]}
         for index in reversed(range(len(self.observed))):
-            here, there = moved(item.responses, chosen, index), moved(others, list(others), index)
+            here, there = moved(item.elements, chosen, index), moved(others, list(others), index)
             if len(here) == len(chosen) and len(there) == len(others):
                 found = self._of_value(item, here, there, self.observed[index].value)
                 if found is not None:
@@ -110,11 +116,11 @@ class Orders:
         if len(cells) == 1:
             return None
         chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
-        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in chosen[:12]}
+        others = {channel: self.probe.rises(item.index, channel, cells[1]) for channel in chosen[:12]}
         clean = self._without_boxes(item)
         try:
             for index in sorted(clean or range(len(self.observed)), reverse=True):
-                here, there = moved(item.responses, chosen, index), moved(others, list(others), index)
+                here, there = moved(item.elements, chosen, index), moved(others, list(others), index)
                 there = {channel: element for channel, element in there.items() if channel in here}
                 if there and (clean or len(here) == len(chosen)):
                     value = self.observed[index].value
@@ -136,10 +142,10 @@ class Orders:
         probe = HeadProbe(self.loaded, self.heads, way)
         first, second = probe.cells(item.index)
         here = {channel: probe.respond(item.index, channel, first) for channel in range(item.head.channels)}
-        there = {channel: probe.respond(item.index, channel, second) for channel in chosen[:12]}
+        there = {channel: probe.rises(item.index, channel, second) for channel in chosen[:12]}
         for index in reversed(range(len(way))):
             ends_there = moved(there, list(there), index)
-            is_seen = len(moved(here, chosen, index)) == len(chosen) and len(ends_there) == len(there)
+            is_seen = len(moved(elements_of(here), chosen, index)) == len(chosen) and len(ends_there) == len(there)
             if is_seen and (found := self._read_joint(item, here, chosen, ends_there, index, way[index].value)):
                 return found
         return None
@@ -154,7 +160,7 @@ class Orders:
         value: Value,
     ) -> Channels | None:
         """What one value tells of a head that gives boxes as well."""
-        scores = moved(responses, chosen, index)
+        scores = moved(elements_of(responses), chosen, index)
         others = {
             channel: [tuple(map(int, element)) for element in response.touched[index]]
             for channel, response in responses.items()
@@ -254,9 +260,9 @@ class Orders:
         cells = self.probe.cells(item.index)
         if len(cells) == 1:
             return
-        others = {channel: self.probe.respond(item.index, channel, cells[1]) for channel in item.responses}
+        others = {channel: self.probe.rises(item.index, channel, cells[1]) for channel in item.responses}
         for index in range(len(self.observed)):
-            here, there = moved(item.responses, list(others), index), moved(others, list(others), index)
+            here, there = moved(item.elements, list(others), index), moved(others, list(others), index)
             if len(here) == len(there) == len(others):
                 yield here, there
                 return
@@ -298,8 +304,8 @@ class Orders:
         probe = HeadProbe(self.loaded, self.heads, way)  # all heads, or the backbone would have to run
         first, second = probe.cells(item.index)
         everywhere = samples(item.head.channels)  # a background shows here
-        here_all = {channel: probe.respond(item.index, channel, first) for channel in everywhere}
-        there_all = {channel: probe.respond(item.index, channel, second) for channel in everywhere[:12]}
+        here_all = {channel: probe.rises(item.index, channel, first) for channel in everywhere}
+        there_all = {channel: probe.rises(item.index, channel, second) for channel in everywhere[:12]}
         for index in reversed(range(len(way))):
             here, there = moved(here_all, everywhere, index), moved(there_all, list(there_all), index)
             if len(here) == len(everywhere) and len(there) == len(there_all):
@@ -329,10 +335,19 @@ class Orders:
         counts = {(index, count) for response in item.responses.values() for index, count in response.moved.items()}
         return bool(counts) and all(index in moved and count == moved[index][1] > 2 for index, count in counts)
 
+    def moves_all(self, item: Watched, order: Channels, classes: int) -> bool:
+        """Whether the first class moves as many numbers of an output as there are classes, as behind a softmax."""
+        moved = self.response(item, order.channel(0, 0)).moved if classes > 1 else {}
+        return any(count == classes and self.observed[index].is_output for index, count in moved.items())
+
     def carries_boxes(self, item: Watched) -> bool:
         """Whether a head's numbers go, four to a row, to where those of the best locations are looked up."""
-        rows = self.probe.moved_at(item.index).values()
-        return item.effects == {Effect.CARRIED} and any(columns == _BOX for _, columns, _ in rows)
+        return item.effects == {Effect.CARRIED} and any(columns == _BOX for _, columns, _ in self._carried(item))
+
+    def _carried(self, item: Watched) -> list[tuple[int, int, int]]:
+        """What moves in values that have the locations in one axis: a map that is resized is no list of boxes."""
+        moved = self.probe.moved_at(item.index).items()
+        return [spread for index, spread in moved if self.observed[index].value.rank != _MAP]
 
     def is_boxed(self, item: Watched) -> bool:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
@@ -348,7 +363,8 @@ class Orders:
         for box in self.rivals(item):
             if box.is_class or box.is_raw or not {Effect.OTHER, Effect.CARRIED} & box.effects:
                 continue
-            moved = self.probe.moved_at(box.index).values()
+            is_carried = Effect.OTHER not in box.effects
+            moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]
             of_four = {rows for _, columns, rows in moved if columns == _BOX}
             of_any = {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
             if of_four or of_any:
@@ -365,7 +381,9 @@ def _sets_background_apart(item: Watched, order: Channels) -> bool:
     return not set.intersection(*by_effect)
 
 
-def moved(responses: Mapping[int, Response], chosen: Sequence[int], index: int) -> dict[int, tuple[int, ...]]:
+def moved(
+    elements: Mapping[int, Mapping[int, Element]], chosen: Sequence[int], index: int
+) -> dict[int, tuple[int, ...]]:
     """The one element that each channel moves in a value, if it does."""
-    found = {channel: responses[channel].elements.get(index) for channel in chosen}
+    found = {channel: elements[channel].get(index) for channel in chosen}
     return {channel: element for channel, element in found.items() if element is not None}

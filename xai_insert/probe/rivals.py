@@ -12,7 +12,7 @@ from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head, Observed
 from xai_insert.locate.outputs import likely_task
-from xai_insert.probe.heads import Effect, Response
+from xai_insert.probe.heads import Effect, Element, Response
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
 _BOXES = frozenset({Effect.OTHER, Effect.RAW})
@@ -36,6 +36,11 @@ class Watched:
     @property
     def effects(self) -> set[Effect]:
         return {response.effect for response in self.responses.values()}
+
+    @property
+    def elements(self) -> dict[int, Mapping[int, Element]]:
+        """The one element that each channel raises in each observed value."""
+        return elements_of(self.responses)
 
     @property
     def is_class(self) -> bool:
@@ -87,6 +92,11 @@ class Watched:
     def touched(self) -> set[int]:
         """The observed values of which anything moves."""
         return {index for response in self.responses.values() for index in response.touched}
+
+
+def elements_of(responses: Mapping[int, Response]) -> dict[int, Mapping[int, Element]]:
+    """The elements that channels raise alone, by channel."""
+    return {channel: response.elements for channel, response in responses.items()}
 
 
 def gives_boxes(items: Sequence[Watched], grid_of: Callable[[int], tuple[int, int]], *, are_apart: bool) -> bool:
@@ -219,13 +229,14 @@ def beside_raw_boxes(
     """Undecoded heads whose output has the rows of another that is four wide, and alone is; by index, its width.
 
     Boxes are four wide, so that the other output has the scores, whatever the widths of the heads: six boxes of a place
-    are as wide as 24 classes.
+    are as wide as 24 classes. Where each place has one box, four may be the classes, and the others bins of its sides.
     """
     found: dict[int, int] = {}
     for boxes, scores, width in _boxes_and_scores(observed):
         boxed, scored = ([item for item in raw if _moves_alone(item, index)] for index in (boxes, scores))
         anchors = {grid_of(item.index): item.head.channels / _BOX for item in boxed}
-        if all(anchors.get(grid_of(item.index)) == item.head.channels / width for item in scored):
+        may_be_bins = width % _BOX == 0 and {*anchors.values()} == {1}
+        if not may_be_bins and all(anchors.get(grid_of(item.index)) == item.head.channels / width for item in scored):
             found |= {item.index: width for item in scored}
     return found
 

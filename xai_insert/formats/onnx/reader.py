@@ -158,19 +158,19 @@ def _picked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
     return kinds.Picked(integer(native, "axis", 0) % rank, numbers(indices, 1 << 20), indices.rank)
 
 
+def _taken(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    rank = _rank(inputs)
+    return kinds.Unknown() if rank is None else kinds.Taken(integer(native, "axis", 0) % rank)
+
+
 def _picked_rows(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     """GatherND; a move along one axis where its indices name the first alone."""
     indices = _operand(inputs, 1)
     if integer(native, "batch_dims", 0) or indices is None or not indices.shape:
         return kinds.Unknown()
     if indices.shape[-1] != 1:
-        return kinds.Taken()
+        return kinds.TakenApart()
     return kinds.Picked(0, numbers(indices, 1 << 20), len(indices.shape) - 1)
-
-
-def _taken(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs)
-    return kinds.Unknown() if rank is None else kinds.Taken(integer(native, "axis", 0) % rank)
 
 
 def _contracted(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:

@@ -145,7 +145,10 @@ class OnnxSurgeon:
         native: ir.Node = node.native
         kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         if any(attribute.type in kinds for attribute in native.attributes.values()):
-            raise CannotFreeBatchError(f"{node.type} {node.name!r} holds a subgraph")
+            raise CannotFreeBatchError(
+                f"{node.type} {node.name!r} holds a subgraph; where what it decides is fixed, simplify the model "
+                "(onnxsim, onnxslim) or export it with dynamo=True"
+            )
         twin = ir.Node(
             native.domain,
             kind,

@@ -238,7 +238,8 @@ def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Valu
 
 def _can_be_run(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:
     """Whether a node gives the same whenever it is run, from constants alone."""
-    if not inputs or any(value is None or not value.is_constant for value in inputs):
+    given = [value for value in inputs if value is not None]
+    if not given or not all(value.is_constant for value in given):
         return False
     if len(native.outputs) != 1 and native.op_type != "DynamicQuantizeLinear":  # as of weights that stand in nodes
         return False
@@ -277,8 +278,8 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...], index: int) ->
 
         with taking_apart(f"the node {native.name!r}"):
             runner = onnx.reference.ReferenceEvaluator(ir.to_proto(native))
-        names = [value.name or "" for value in native.inputs if value is not None]
-        feeds = {name: value.elements() for name, value in zip(names, inputs, strict=True) if value is not None}
+        pairs = zip(native.inputs, inputs, strict=True)
+        feeds = {name.name or "": value.elements() for name, value in pairs if name is not None and value is not None}
         with taking_apart(f"the constant {native.outputs[index].name!r}"):
             results: Any = runner.run(None, feeds)
             folded = np.asarray(results[index])

@@ -137,14 +137,19 @@ def _picked(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     axes, rank = numbers(inputs[2]), inputs[0].rank
     if not axes or rank is None or inputs[1].rank is None:
         return kinds.Unknown()
+    shared = int(native.get_attributes().get("batch_dims", 0)) % inputs[1].rank if inputs[1].rank else 0
+    if shared:
+        return kinds.Taken(axes[0] % rank) if inputs[1].rank == shared + 1 else kinds.Unknown()
     return kinds.Picked(axes[0] % rank, numbers(inputs[1], 1 << 20), inputs[1].rank)
 
 
 def _taken(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
-    raw, rank = native.get_attributes(), inputs[0].rank
-    if native.get_type_name() == "GatherND":
-        return kinds.Unknown() if raw["batch_dims"] else kinds.Taken()
-    return kinds.Unknown() if rank is None else kinds.Taken(int(raw["axis"]) % rank)
+    rank = inputs[0].rank
+    return kinds.Unknown() if rank is None else kinds.Taken(int(native.get_attributes()["axis"]) % rank)
+
+
+def _taken_apart(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    return kinds.Unknown() if native.get_attributes()["batch_dims"] else kinds.TakenApart()
 
 
 def _contracted(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -332,8 +337,9 @@ _READERS: Mapping[str, Reader] = {
     "Split": _parts,
     "VariadicSplit": _parts,
     "Gather": _picked,
+    "GatherElements": _taken,
+    "GatherND": _taken_apart,
     "Einsum": _contracted,
-    **dict.fromkeys(("GatherElements", "GatherND"), _taken),
     "Concat": _joined,
     "Pad": _padded,
     "Interpolate": _resized,

@@ -162,16 +162,19 @@ def _taken(step: Step[Any]) -> Gradients:
     kind, source, places = step.node.kind, step.node.read(0), step.node.read(1)
     if not isinstance(kind, kinds.Taken):
         raise step.refusal("what it takes it from is not known")
-    if kind.axis is not None:
-        size = fixed([source.sizes[kind.axis]])[0]
-        others = [axis for axis in range(len(source.sizes)) if axis != kind.axis]
-        if any(source.sizes[axis] != places.sizes[axis] for axis in others):
-            raise step.refusal("it leaves out a part of further axes")
-        if (volume([size if item is None else item for item in places.sizes]) or 1) * size > _MOST_PAIRS:
-            raise step.refusal("it takes too many elements, each at a place of its own")
-        where = step.surgeon.handle(places) if places.is_constant else step.forward.read(places)
-        return {0: taken_back(step, step.gradient, kind.axis, where, size, apart=True)}
-    names = constant_of(places, _MOST_PAIRS)
+    size = fixed([source.sizes[kind.axis]])[0]
+    others = [axis for axis in range(len(source.sizes)) if axis != kind.axis]
+    if any(source.sizes[axis] != places.sizes[axis] for axis in others):
+        raise step.refusal("it leaves out a part of further axes")
+    if (volume([size if item is None else item for item in places.sizes]) or 1) * size > _MOST_PAIRS:
+        raise step.refusal("it takes too many elements, each at a place of its own")
+    where = step.surgeon.handle(places) if places.is_constant else step.forward.read(places)
+    return {0: taken_back(step, step.gradient, kind.axis, where, size, apart=True)}
+
+
+def _taken_apart(step: Step[Any]) -> Gradients:
+    source = step.node.read(0)
+    names = constant_of(step.node.read(1), _MOST_PAIRS)
     if names is None:
         raise step.refusal("what it takes is computed")
     deep = names.shape[-1]
@@ -326,6 +329,7 @@ RULES: Mapping[type[Operator], Rule] = {
     kinds.Joined: _joined,
     kinds.Picked: _picked,
     kinds.Taken: _taken,
+    kinds.TakenApart: _taken_apart,
     kinds.Widened: _widened,
     kinds.Padded: _pad,
     kinds.Blocks: _blocks,

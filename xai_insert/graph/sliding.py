@@ -1,0 +1,52 @@
+"""What a window that slides over an axis makes of it: convolutions, their transposes, and pools."""
+
+from __future__ import annotations
+
+from xai_insert.graph.axes import Axis, Digit, Kind, axis_size, moved, other, rolled_line, unplaced
+from xai_insert.graph.operators import Window
+
+
+def slid(axis: Axis, size: int | None, kind: Window, index: int) -> Axis:
+    """The axis, of `size` cells, that the window's spatial axis `index` leaves of another."""
+    kernel = kind.kernel[index] if kind.kernel and index < len(kind.kernel) else None
+    stride = kind.strides[index] if index < len(kind.strides) else 1
+    dilation = kind.dilations[index] if index < len(kind.dilations) else 1
+    before = axis_size(axis)
+    if kernel is None:
+        return other(size)
+    if kernel == stride == 1 and not (kind.pads_begin and any(kind.pads_begin)):
+        return axis
+    if size == 1 and before != 1 and not _goes_on(axis, kind, index):
+        return ()
+    origin = rolled_line(axis, stride)
+    if origin is None:
+        return axis if stride == 1 and size == before else _coarser(axis, size, stride)
+    reach = (kernel - 1) * dilation
+    pad = _pad_before(kind, index, (before, size), stride, reach)
+    if kind.transposed:
+        return moved(origin, size, 1 / stride, (pad - reach / 2) / stride)
+    return moved(origin, size, stride, reach / 2 - pad)
+
+
+def _pad_before(kind: Window, index: int, sizes: tuple[int | None, int | None], stride: int, reach: int) -> float:
+    """Cells added before the first: as stored, or as the sizes before and behind tell."""
+    if kind.pads_begin is not None:
+        return kind.pads_begin[index]
+    before, after = sizes
+    if after is None or before is None or kind.transposed:
+        return (reach + 1 - stride) / 2
+    return max((after - 1) * stride + reach + 1 - before, 0) // 2
+
+
+def _goes_on(axis: Axis, kind: Window, index: int) -> bool:
+    """Whether a convolution has left one time of a clip: with pads it is no layer as large as the grid."""
+    is_time = len(axis) == 1 and axis[0].origin.kind is Kind.TIME
+    return is_time and kind.pool is None and bool(kind.pads_begin and kind.pads_begin[index])
+
+
+def _coarser(axis: Axis, size: int | None, stride: int) -> Axis:
+    """A part of rows or columns, as in a window, of which only every so many cells are left."""
+    digit = axis[0] if len(axis) == 1 and axis[0].origin.is_place else None
+    if digit is None or size is None or digit.size != size * stride:
+        return unplaced(axis, size)
+    return (Digit(digit.origin, digit.step * stride, size),)
