@@ -187,7 +187,31 @@ def shuffled(b):
     return b.node("Reshape", x, b.const(np.array(MAP)))
 
 
+def swish_of_slope(b):
+    return b.node("Mul", "image", b.node("Sigmoid", b.node("Mul", "image", b.const(np.float32(1.5)))))
+
+
+def squared_difference(b):
+    apart = b.node("Sub", "image", b.const(f32(6, 1)))
+    return b.node("Mul", apart, apart)
+
+
+def rolled(b):
+    return b.node("Gather", "image", b.const(np.array([4, 5, 0, 1, 2, 3])), axis=2)
+
+
+def normalised_outside(b):
+    """Epsilon is added behind the root."""
+    centred = b.node("Sub", "image", b.node("ReduceMean", "image", axes=[2, 3]))
+    deviation = b.node("Sqrt", b.node("ReduceMean", b.node("Mul", centred, centred), axes=[2, 3]))
+    return b.node("Div", centred, b.node("Add", deviation, b.const(np.float32(0.1))))
+
+
 OF_OPENVINO = {
+    "Swish": (lambda x: opset.swish(x, opset.constant(np.float32(1.5))), swish_of_slope),
+    "SquaredDifference": (lambda x: opset.squared_difference(x, opset.constant(f32(6, 1))), squared_difference),
+    "Roll": (lambda x: opset.roll(x, np.array([2]), np.array([2])), rolled),
+    "MVN": (lambda x: opset.mvn(x, np.array([2, 3]), True, 0.1, "OUTSIDE_SQRT"), normalised_outside),
     "AdaptiveAvgPool": (lambda x: opset.adaptive_avg_pool(x, np.array([4, 3])), adaptive_mean),
     "ShuffleChannels": (lambda x: opset.shuffle_channels(x, 1, 2), shuffled),
 }
