@@ -15,6 +15,8 @@ from xai_insert.graph.view import Node, Value
 from xai_insert.methods.gradients.forward import Forward
 from xai_insert.methods.shaping import reshape, scalar
 
+ELSEWHERE = "choose a later layer with --target-layer or another --method"
+
 
 @dataclass(frozen=True)
 class Step(Generic[V]):
@@ -129,7 +131,7 @@ class Step(Generic[V]):
 
     def refusal(self, reason: str) -> NoDerivativeError:
         """The error for a form that the rule does not cover."""
-        return NoDerivativeError(f"no derivative of {self.node.type} {self.node.name!r}: {reason}")
+        return NoDerivativeError(f"no derivative of {self.node.type} {self.node.name!r}: {reason}; {ELSEWHERE}")
 
 
 Gradients: TypeAlias = Mapping[int, Any]
