@@ -72,6 +72,8 @@ class Painter(ReadyToRun):
             places = tuple(other for other in range(found.ndim - 1) if other != axis - 1)
             return np.asarray(found[0].mean(axis=places), np.float64)
         labels: Array = found[0] if axis is None else found[0].argmax(axis=axis - 1)
+        if (called := self.engine.layout.labels) is not None:
+            return np.array([np.mean(labels == label) for label in called[:classes]], np.float64)
         numbers = np.asarray(labels, np.int64).reshape(-1) - (self.engine.layout.first_label or 0)
         counted = np.bincount(numbers[(numbers >= 0) & (numbers < classes)], minlength=classes)
         return np.asarray(counted / labels.size, np.float64)

@@ -28,6 +28,7 @@ class Layout:
         classes: number of classes that the maps count.
         background: index of the background among them.
         first_label: the label that a detector's list gives to the class of map 0.
+        labels: those that a segmenter gives to the classes, where they are not counted.
         masks: how the masks of instances lie: `pasted` is of the box.
         box_format: how four numbers describe a box, `corners-pixels` or the like.
         suppression_overlap: intersection over union above which neighbours are the same object.
@@ -45,6 +46,7 @@ class Layout:
     classes: int | None = None
     background: int | None = None
     first_label: int | None = None
+    labels: tuple[int, ...] | None = None
     masks: str = ""
     box_format: str = ""
     suppression_overlap: float | None = None
@@ -105,7 +107,7 @@ class _Numbers:
 
     Attributes:
         kind: of its numbers.
-        count: how many numbers.
+        count: how many numbers; 0 for any.
         nothing: what is written where there is none.
     """
 
@@ -116,7 +118,7 @@ class _Numbers:
     def read(self, name: str, text: str, outputs: int) -> Any:
         parts = text.split()
         found = [self._number(part, outputs) for part in parts]
-        if len(found) != self.count or None in found:
+        if len(found) != (self.count or len(found)) or None in found:
             what = f"the metadata entry {name!r} is {text[:60]!r}, wanted {self.kind.value}"
             raise ModelFileError(f"{what}; has another tool changed the model?")
         return found[0] if self.count == 1 else tuple(found)
@@ -134,6 +136,7 @@ _NUMBERS = {
     "classes": _Numbers(_Kind.WHOLE, nothing=""),
     "background": _Numbers(_Kind.WHOLE),
     "first_label": _Numbers(_Kind.WHOLE),
+    "labels": _Numbers(_Kind.WHOLE, count=0),
     "per_box_first_label": _Numbers(_Kind.WHOLE),
     "suppression_overlap": _Numbers(_Kind.REAL),
     "classes_at": _Numbers(_Kind.OUTPUT),
@@ -158,7 +161,7 @@ def _finite(text: str) -> float | None:
 
 def _text(value: float | str | Sequence[float]) -> str:
     if isinstance(value, tuple):
-        return " ".join(f"{number:.6g}" for number in value)
+        return " ".join(str(n) if isinstance(n, int) else f"{n:.6g}" for n in value)
     return value if isinstance(value, str) else repr(value)
 
 

@@ -38,6 +38,7 @@ class Segmenter:
         enlarged: whether a resize follows.
         is_scored: whether a linear layer gives them, or a sum of such.
         first_label: what the output calls the class of the first map.
+        labels: what it calls each, where a table tells; empty where they are counted.
     """
 
     output: int
@@ -51,6 +52,7 @@ class Segmenter:
     enlarged: bool
     is_scored: bool
     first_label: int = 0
+    labels: tuple[int, ...] = ()
 
     @property
     def is_sure(self) -> bool:
@@ -95,7 +97,8 @@ def may_segment(values: Sequence[Value]) -> bool:
 
 
 def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
-    labels, first_label = _labels(output)
+    before_table, table = _looked_up(output)
+    labels, first_label = _labels(before_table)
     mask = _thresholded(output)
     scores, behind = _first_map(mask or labels, places)
     if scores is None or scores.channels is None or "float" not in scores.value.dtype:
@@ -115,6 +118,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         enlarged=any(_enlarges(node, places) for node in resizes),
         is_scored=source is not None or _sums_layers(scores.value),
         first_label=first_label,
+        labels=table,
     )  # fmt: skip
 
 
@@ -140,6 +144,18 @@ def _labels(output: Value) -> tuple[Value, int]:
             first += int(added.reshape(-1)[0])
     node = before(value, UNCHANGED | ARRANGES).producer
     return (value, first) if node is not None and node.op in RANKS else (output, 0)
+
+
+def _looked_up(output: Value) -> tuple[Value, tuple[int, ...]]:
+    """The best class of each place under a table of what classes are called, and the table; empty if there is none."""
+    node = output.made_by(Op.GATHER)
+    table = None if node is None or not node.read(0).is_constant else constant_of(node.read(0))
+    if node is None or table is None or table.ndim != 1 or table.dtype.kind not in "iu":
+        return output, ()
+    best = before(_labels(node.read(1))[0], UNCHANGED | ARRANGES).producer
+    if best is None or best.op not in RANKS:
+        return output, ()  # a table of other things
+    return node.read(1), tuple(int(label) for label in table)
 
 
 def _thresholded(output: Value) -> Value | None:

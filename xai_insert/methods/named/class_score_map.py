@@ -50,6 +50,7 @@ class ScoreMapPlan(Plan):
                 classes_at=parts.output,
                 class_axis=parts.class_axis,
                 first_label=parts.first_label or None,
+                labels=parts.labels or None,
             ).written("class_axis"),
         }
 
