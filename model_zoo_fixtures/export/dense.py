@@ -1,4 +1,4 @@
-"""Export the models of key points and the anomaly detectors of the zoo and write their fixtures.
+"""Export the pose models, anomaly detectors and semantic segmenters of the zoo and write their fixtures.
 
 Run ``python -m model_zoo_fixtures.export.dense [NAME...]`` with the extra ``export`` installed, transformers and
 anomalib for the models that come from there. Weights are random; banks and statistics of anomaly detectors are those of
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from model_zoo_fixtures.export import exporters, init, manifest, vision_ops
 from model_zoo_fixtures.export.strip import check_alive, keep, strip
 
 _JOINTS = 17
+_CLASSES = 6
 _UPRIGHT = (256, 192)
 _WIDE = (96, 128)
 
@@ -32,7 +34,7 @@ class Dense:
 
     Attributes:
         build: Makes the network and two images ``[2, 3, H, W]``.
-        task: ``keypoints`` or ``anomaly``.
+        task: ``keypoints``, ``anomaly`` or ``segmentation``.
         package: Where the architecture comes from.
         licence: SPDX identifier of its code.
         expected: What must be found.
@@ -68,6 +70,35 @@ class _VitPose(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(pixel_values=images).heatmaps
+
+
+class _Enlarged(nn.Module):
+    """A backbone's last map under transposed convolutions, as SimpleBaseline's pose model has it."""
+
+    def __init__(self, backbone: Any, width: int = 32) -> None:
+        super().__init__()
+        self.backbone = backbone
+        widths = [backbone.feature_info.channels()[-1], width, width, width]
+        self.steps = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in pairwise(widths))
+        self.last = nn.Conv2d(width, _JOINTS, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.backbone(images)[-1]
+        for step in self.steps:
+            x = step(x).relu()
+        return self.last(x)
+
+
+class _Logits(nn.Module):
+    """A semantic segmenter's class scores alone."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network(images)[self.name]
+        return found
 
 
 class _GatedAttention(nn.Module):
@@ -135,6 +166,51 @@ def vitpose() -> tuple[nn.Module, torch.Tensor]:
 def rtmpose() -> tuple[nn.Module, torch.Tensor]:
     """Build a small RTMPose."""
     return _lively(_SimCC(_backbone("cspnext_tiny"), _UPRIGHT), "rtmpose")
+
+
+def simple_pose() -> tuple[nn.Module, torch.Tensor]:
+    """Build SimpleBaseline's pose model on ResNet-18."""
+    return _lively(_Enlarged(_backbone("resnet18")), "simple_pose")
+
+
+def segformer() -> tuple[nn.Module, torch.Tensor]:
+    """Build a small SegFormer, which gives its scores at stride 4."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    widths = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4]}
+    network = SegformerForSemanticSegmentation(SegformerConfig(**widths, decoder_hidden_size=32, num_labels=_CLASSES))
+    return _lively(_Logits(network, "logits"), "segformer", _WIDE)
+
+
+def upernet() -> tuple[nn.Module, torch.Tensor]:
+    """Build a small UPerNet on ConvNeXt, which enlarges its scores to the image."""
+    from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
+
+    stages = [f"stage{number}" for number in (1, 2, 3, 4)]
+    backbone = ConvNextConfig(hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], out_features=stages)
+    sizes = {"hidden_size": 24, "num_labels": _CLASSES, "use_auxiliary_head": False, "pool_scales": [1, 2, 4]}
+    network = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, **sizes))
+    return _lively(_Logits(network, "logits"), "upernet", (128, 128))
+
+
+def dpt() -> tuple[nn.Module, torch.Tensor]:
+    """Build a small DPT, which enlarges its scores twice."""
+    from transformers import DPTConfig, DPTForSemanticSegmentation
+
+    vit = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    neck = {"backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 16, 24, 32], "fusion_hidden_size": 16}
+    sizes = {"image_size": 128, "patch_size": 16, "num_labels": _CLASSES, "use_auxiliary_head": False}
+    network = DPTForSemanticSegmentation(DPTConfig(**vit, **neck, **sizes))
+    return _lively(_Logits(network, "logits"), "dpt", (128, 128))
+
+
+def lraspp() -> tuple[nn.Module, torch.Tensor]:
+    """Build LR-ASPP on MobileNetV3, which adds the scores of two maps and enlarges them to the image."""
+    vision_ops.install()
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=_CLASSES)
+    return _lively(_Logits(network, "out"), "lraspp", _WIDE)
 
 
 class _Raw(nn.Module):
@@ -236,11 +312,24 @@ def stfpm() -> tuple[nn.Module, torch.Tensor]:
 
 _OWN, _ANOMALIB = ("torch", "Apache-2.0"), ("anomalib", "Apache-2.0")
 _MAPS = {"joints": _JOINTS, "grid": [64, 48], "layout": "maps"}
+_SCORES = {"classes": _CLASSES}
+_FINE = _SCORES | {"grid": [64, 64], "resize": "corners"}
 _NORMAL = {"grid": list(_WIDE), "map": 2}
 MODELS = {
     "hrnet_w18_small_pose": Dense(hrnet, "keypoints", "timm", "Apache-2.0", _MAPS),
     "hf_vitpose": Dense(vitpose, "keypoints", "transformers", "Apache-2.0", _MAPS),
     "rtmpose_cspnext_tiny": Dense(rtmpose, "keypoints", *_OWN, _MAPS | {"layout": "bins"}),
+    "simple_pose_resnet18": Dense(simple_pose, "keypoints", "timm", "Apache-2.0", _MAPS),
+    "hf_segformer_semantic": Dense(
+        segformer, "segmentation", "transformers", "Apache-2.0", _SCORES | {"grid": [24, 32]}
+    ),
+    "hf_upernet_convnext": Dense(upernet, "segmentation", "transformers", "Apache-2.0", _SCORES | {"grid": [32, 32]}),
+    "hf_dpt": Dense(
+        dpt, "segmentation", "transformers", "Apache-2.0", _SCORES | {"grid": [64, 64], "resize": "corners"}
+    ),
+    "lraspp_mobilenet_v3_large": Dense(
+        lraspp, "segmentation", "torchvision", "BSD-3-Clause", _SCORES | {"grid": [12, 16]}
+    ),
     "padim_resnet18": Dense(padim, "anomaly", *_ANOMALIB, _NORMAL),
     "patchcore_resnet18": Dense(patchcore, "anomaly", *_ANOMALIB, _NORMAL | {"map": 1}),
     "stfpm_resnet18": Dense(stfpm, "anomaly", *_ANOMALIB, _NORMAL),

@@ -74,9 +74,34 @@ def dinov2() -> nn.Module:
     return _Chosen(transformers.Dinov2Model(config), "pooler_output")
 
 
+def dinov3() -> nn.Module:
+    """DINOv3: four registers beside the class token, rotary positions."""
+    config = transformers.DINOv3ViTConfig(**_VISION, num_register_tokens=4)
+    return _Chosen(transformers.DINOv3ViTModel(config), "pooler_output")
+
+
+class _Unit(nn.Module):
+    """Brings a vector to length 1."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.network(image)[0], dim=-1)
+
+
+def clip_image() -> nn.Module:
+    """CLIP's image encoder alone, with its projection and norm."""
+    network = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**_VISION, projection_dim=32))
+    return _Unit(_Chosen(network, "image_embeds"))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], str, int, dict[str, Any]]] = {
     "hf_clip_text": (clip, "image-text", 96, {"grid": [6, 6], "collapse": "class_token"}),
     "hf_siglip_text": (siglip, "image-text", 96, {"grid": [6, 6], "collapse": "attention_pool"}),
+    "hf_clip_embedding": (clip_image, "embedding", 96, {"grid": [6, 6], "collapse": "class_token"}),
+    "hf_dinov3_embedding": (dinov3, "embedding", 96, {"grid": [6, 6], "collapse": "class_token"}),
     "hf_dinov2_embedding": (dinov2, "embedding", 98, {"grid": [7, 7], "collapse": "class_token"}),
 }
 

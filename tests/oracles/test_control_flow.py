@@ -88,6 +88,37 @@ def test_control_flow_survives(control, is_last, kind):
         np.testing.assert_allclose(after["saliency_map"], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+def squeezed(b, x, size):
+    """`x` without its grid where its rows are `size`, as TorchScript's exporter writes it; else all zero."""
+    bodies = {
+        "then_branch": [helper.make_node("Flatten", [x], ["then"])],
+        "else_branch": [
+            helper.make_node("Flatten", [x], ["flat"]),
+            helper.make_node("Sub", ["flat", "flat"], ["else"]),
+        ],
+    }
+    branches = {name: helper.make_graph(nodes, name, [], [told(name[:4])]) for name, nodes in bodies.items()}
+    rows = b.node("Gather", b.node("Shape", x), b.const(np.array(2)))
+    rank = b.node("Size", b.node("Shape", x))
+    is_map = b.node("Greater", rank, b.const(np.array(3)))
+    return b.node("If", b.node("And", b.node("Equal", rows, b.const(np.array(size))), is_map), **branches)
+
+
+def test_an_if_that_sizes_decide_is_no_question():
+    b = Builder()
+    logits = b.linear(squeezed(b, b.node("GlobalAveragePool", b.backbone()), 1), CHANNELS)
+    plain = b.model(logits)
+    result = insert(plain, RAW)
+    assert (result.report.form, result.report.target["grid"]) == ("closed form", (6, 6))
+    assert untouched(result.model) == list(plain.graph.node)
+    image = np.random.default_rng(1).standard_normal((3, 3, 12, 12), dtype=np.float32)
+    parts = oracle.Parts(plain, result.report.target["name"], result.report.logits["name"])
+    wanted = parts.definition(image, (2, 3)).reshape(3, CLASSES, 6, 6)
+    found = oracle.run(result.model, image)
+    np.testing.assert_allclose(found["saliency_map"], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    assert np.array_equal(found[logits], oracle.run(plain, image)[logits])
+
+
 def untouched(model):
     """The nodes that were not inserted."""
     return [node for node in model.graph.node if not node.name.startswith("xai/")]

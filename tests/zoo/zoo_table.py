@@ -24,6 +24,7 @@ _TITLES = {
     "classification": "Classifiers",
     "detection": "Detectors",
     "instance-segmentation": "Instance segmenters",
+    "segmentation": "Semantic segmenters",
     "image-text": "Image and text",
     "embedding": "Embeddings",
     "video-classification": "Classifiers of clips",

@@ -29,7 +29,7 @@ from xai_insert.locate.instances.kinds import (
 from xai_insert.methods.masks import corners_in_cells, cropped, pasted, resized
 from xai_insert.methods.present_classes import PresentClasses, present_classes
 from xai_insert.methods.selection import kept_locations, strongest
-from xai_insert.methods.shaping import area, part_of, scalar, size_of
+from xai_insert.methods.shaping import part_of, product_of, scalar, size_of
 
 SUPPRESSION_SCORE = 0.25
 """Least score with which a model without suppression is read; its own package's default."""
@@ -121,7 +121,7 @@ def _weighted(surgeon: Surgeon[V], target: MaskTarget, instances: Instances[V], 
     counted = op.mul(instances.classes, op.unsqueeze(_is_instance(op, instances.scores, target.threshold), [1]))
     counts = op.reduce(counted, "sum", [2])
     weights = op.div(op.mul(counted, op.unsqueeze(instances.scores, [1])), op.maximum(counts, _one(op)))
-    return weights, op.reshape(instances.masks, [_images(surgeon, per_image), -1, area(op, target.grid)])
+    return weights, op.reshape(instances.masks, [_images(surgeon, per_image), -1, product_of(op, target.grid)])
 
 
 def _is_instance(op: Ops[V], scores: V, threshold: float | None) -> V:

@@ -50,10 +50,17 @@ def _side(surgeon: Surgeon[V], side: Side) -> Size:
     return op.div(size, over) if side.over > 1 else size
 
 
-def area(op: Ops[V], sides: tuple[Size, Size]) -> Size:
-    """The product of two sizes, which both are ints or both read while the model runs."""
-    height, width = sides
-    return height * width if isinstance(height, int) and isinstance(width, int) else op.mul(height, width)
+def product_of(op: Ops[V], sizes: Iterable[Size]) -> Size:
+    """The product of sizes: an int if all are."""
+    known, read = 1, list[V]()
+    for size in sizes:
+        if isinstance(size, int):
+            known *= size
+        else:
+            read.append(size)
+    if not read:
+        return known
+    return reduce(op.mul, read if known == 1 else [*read, op.constant(np.array([known], np.int64))])
 
 
 def counted(op: Ops[V], size: Size) -> V:

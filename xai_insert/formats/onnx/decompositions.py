@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import onnx_ir as ir
 
 from xai_insert.formats.onnx import fused, quantised
+from xai_insert.formats.onnx.decided import branch
 from xai_insert.formats.onnx.einsum import einsum
 from xai_insert.formats.onnx.surgeon import all_names
 from xai_insert.formats.onnx.writer import Shared, Writer, Written
@@ -20,6 +21,7 @@ from xai_insert.graph.view import Shape
 _MS = "com.microsoft"
 RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
     ("", "Einsum"): einsum,
+    ("", "If"): branch,
     ("", "Reshape"): fused.product_of_rows,
     ("", "Attention"): fused.standard_attention,
     ("", "RotaryEmbedding"): fused.rotary,
