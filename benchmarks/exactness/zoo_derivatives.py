@@ -7,8 +7,8 @@ by masks or is refused get `--method hirescam`, and the file is run. The oracle 
 plain model, cut at the feature map, is run with one cell a little larger and smaller, three of the loudest and three by
 chance: the change of the best class's score is what the map says there. `off` is the largest difference as a share of
 the largest value, empty for a map that several feature maps make together; slopes of several steps tell how sure the
-oracle itself is, in float32. Exit code 1 if a classifier has no such map, or one that is off by more than two hundredths and
-twice that. Some minutes for the whole zoo.
+oracle itself is, in float32. Exit code 1 if a classifier has no such map, or one that is off by more than two
+hundredths and twice that. Some minutes for the whole zoo.
 """
 
 from __future__ import annotations
