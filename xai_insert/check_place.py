@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import combinations, product
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -120,22 +120,26 @@ class _Told:
     Attributes:
         proof: whether the changed cells are at the changed blocks.
         doubts: what blocks changed each time that it was clearly elsewhere.
+        given: what they changed each time.
         is_clear: whether loud blocks raised a doubt.
         is_favoured: whether some blocks changed the cells at most of them sharply, if not at enough for a proof.
     """
 
     proof: bool = False
     doubts: list[Sequence[Answer]] = field(default_factory=list)
+    given: list[Sequence[Answer]] = field(default_factory=list)
     is_clear: bool = False
     is_favoured: bool = False
 
     @property
     def is_refuted(self) -> bool:
-        """Whether its changed cells are elsewhere, clearly or the same ones twice."""
+        """Whether its changed cells are elsewhere, clearly, or clearly once and the same ones another time."""
         if self.proof:
             return False
         is_plain = self.is_clear and not self.is_favoured
-        return is_plain or any(_agree(a, b) for a, b in combinations(self.doubts, 2))
+        return is_plain or any(
+            _agree(doubt, other) for doubt, other in product(self.doubts, self.given) if doubt is not other
+        )
 
 
 def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value, number: int = 0) -> Proof:
@@ -185,6 +189,7 @@ def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: 
         for item, given in zip(told, answers(runner, image, features, stimulus, number), strict=True):
             if not item.proof:
                 item.proof = _is_proof(given)
+                item.given.append(given)
                 item.is_favoured |= sum(answer.is_sure for answer in given) >= max(_SAME * len(given), 1)
                 if not item.proof and _is_doubt(given):
                     item.doubts.append(given)
