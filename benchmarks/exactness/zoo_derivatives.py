@@ -6,9 +6,9 @@ Every fixture is planned with the default options, which writes nothing. Those w
 by masks or is refused get `--method hirescam`, and the file is run. The oracle is outside of the tool: the head of the
 plain model, cut at the feature map, is run with one cell a little larger and smaller, three of the loudest and three by
 chance: the change of the best class's score is what the map says there. `off` is the largest difference as a share of
-the largest value, empty for a map that several feature maps make together; slopes of six steps tell how sure the oracle
-itself is, in float32. Exit code 1 if a classifier has no such map, or one that is off by more than two hundredths and
-twice that. Some minutes for the whole zoo.
+the largest value, empty for a map that several feature maps make together; slopes of several steps tell how sure the
+oracle itself is, in float32. Exit code 1 if a classifier has no such map, or one that is off by more than two
+hundredths and twice that. Some minutes for the whole zoo.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import load
 from xai_insert.tasks.choose import make_plan
 
-_CELLS, _STEPS, _CLOSE = 6, (5e-2, 2e-2, 1e-2, 5e-3, 2e-3, 1e-3), 2e-2
+_CELLS, _STEPS, _CLOSE = 6, (0.2, 0.1, 5e-2, 2e-2, 1e-2, 5e-3, 2e-3, 1e-3), 2e-2
+_ROUNDING = 1.2e-7  # of a score in float32, as a share of the largest
 _CLASSIFIERS = ("classification", "video-classification")
 
 
@@ -61,7 +62,9 @@ def off_by(path: Path, made: Path, report: Report) -> tuple[float, ...] | None:
     parts = oracle.Parts(plain, report.target["name"], report.logits["name"])
     feature, logits = parts.feature(image), parts.logits(image)
     best = int(logits[0].argmax())
-    raw = oracle.run(oracle.load(made), image)["saliency_map"][0].reshape(-1)
+    raw = oracle.run(oracle.load(made), image)["saliency_map"][0, 0]
+    is_time_last = raw.ndim == 3 and raw.shape != tuple(report.target["grid"])  # of tokens whose frames come last
+    raw = (raw.transpose(1, 2, 0) if is_time_last else raw).reshape(-1)
     axes = report.target["grid_axes"]
     loud = np.argsort(-np.abs(raw))[: _CELLS // 2]
     others = np.random.default_rng(0).choice(len(raw), min(_CELLS // 2, len(raw)), replace=False)
@@ -80,12 +83,13 @@ def off_by(path: Path, made: Path, report: Report) -> tuple[float, ...] | None:
         return np.subtract(*np.transpose(ends)).astype(np.float64) / (2 * step)
 
     found = np.array([slopes(step) for step in _STEPS])
-    apart = np.abs(np.diff(found, axis=0))
+    scale = np.abs(raw).max()
+    rounding = _ROUNDING * np.abs(logits).max() / np.array(_STEPS[1:])[:, None]
+    apart = (np.abs(np.diff(found, axis=0)) + rounding) / scale
     steady = apart.argmin(axis=0)  # larger steps cross the kinks of rectifiers, smaller ones are rounded
     said = np.array([(raw * chosen).sum() for chosen in wanted])
-    true = np.take_along_axis(found[1:], steady[None], 0)[0]
-    scale = np.abs(raw).max()
-    return tuple(float(np.abs(item).max() / scale) for item in (said - true, apart.min(axis=0)))
+    true, sure = (np.take_along_axis(item, steady[None], 0)[0] for item in (found[1:], apart))
+    return float(np.abs(said - true).max() / scale), float(sure.max())
 
 
 def row_of(fixture: Fixture, folder: Path) -> dict[str, Any] | None:

@@ -164,6 +164,8 @@ def _taken(step: Step[Any]) -> Gradients:
         raise step.refusal("what it takes it from is not known")
     size = fixed([source.sizes[kind.axis]])[0]
     others = [axis for axis in range(len(source.sizes)) if axis != kind.axis]
+    if len(places.sizes) != len(source.sizes):
+        raise step.refusal("it takes whole rows, others in each image")
     if any(source.sizes[axis] != places.sizes[axis] for axis in others):
         raise step.refusal("it leaves out a part of further axes")
     if (volume([size if item is None else item for item in places.sizes]) or 1) * size > _MOST_PAIRS:
