@@ -342,7 +342,7 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
         activation: Literal["softmax", "sigmoid"] = "softmax" if no_object else "sigmoid"
         return ReportedScores(value, start, None if is_share else activation, no_object), ""
     return None, (
-        f"{value.describe()} holds raw scores of {width} classes, or of {width - 1} and of no object: "
+        f"{value.describe()} holds {'' if is_share else 'raw '}scores of {width} classes, or of {width - 1} and of no object: "
         f"--num-classes {width} or {width - 1}"
     )
 
