@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xai_insert.locate.classifier import Wanted
+from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.segmenter import Segmenter, find_segmenter, may_segment
 from xai_insert.tasks.base import Found, NotMine, Study, Task
@@ -65,7 +66,7 @@ class Segmentation(Task):
     def recognise(self, study: Study) -> FoundSegmenter | NotMine:
         found = find_segmenter(study.graph, study.places, study.options.output)
         if found is None:
-            return NotMine("")
+            return NotMine(_open_sides(study))
         if not found.is_sure and study.wanted is Wanted.ANY:
             value = found.scores.value
             if found.classes == 1:
@@ -78,6 +79,19 @@ class Segmentation(Task):
         source = found.source
         read = None if source is None else study.places.map_of(source)
         return FoundSegmenter(found, study.graph.output_names[found.output], read)
+
+
+def _open_sides(study: Study) -> str:
+    """Why the places of scores cannot be told where the image has open sides and is made into tokens; else nothing."""
+    values = study.graph.outputs
+    image = image_inputs(study.graph)[0]
+    lost = [item for item in values if item.rank == len(image.sizes) and item.sizes[-2:] == (None, None)]
+    if len(lost) < len(values) or image.sizes[-2:] != (None, None) or any(map(study.places.map_of, values)):
+        return ""
+    return (
+        f"{lost[0].describe()} may be class scores for every place of the image, but which place is lost among tokens "
+        f"while height and width are open: fix them, --input-shape {image.name}:1,3,H,W"
+    )
 
 
 TASK = Segmentation()
