@@ -9,11 +9,10 @@ columns and forwards from backwards.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import combinations, product
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +37,7 @@ from xai_insert.image_blocks import (
     change_block,
     change_blocks,
     input_name,
+    maps_of,
     stand_out,
 )
 from xai_insert.locate.inputs import image_axes
@@ -120,22 +120,26 @@ class _Told:
     Attributes:
         proof: whether the changed cells are at the changed blocks.
         doubts: what blocks changed each time that it was clearly elsewhere.
+        given: what they changed each time.
         is_clear: whether loud blocks raised a doubt.
         is_favoured: whether some blocks changed the cells at most of them sharply, if not at enough for a proof.
     """
 
     proof: bool = False
     doubts: list[Sequence[Answer]] = field(default_factory=list)
+    given: list[Sequence[Answer]] = field(default_factory=list)
     is_clear: bool = False
     is_favoured: bool = False
 
     @property
     def is_refuted(self) -> bool:
-        """Whether its changed cells are elsewhere, clearly or the same ones twice."""
+        """Whether its changed cells are elsewhere, clearly, or clearly once and the same ones another time."""
         if self.proof:
             return False
         is_plain = self.is_clear and not self.is_favoured
-        return is_plain or any(_agree(a, b) for a, b in combinations(self.doubts, 2))
+        return is_plain or any(
+            _agree(doubt, other) for doubt, other in product(self.doubts, self.given) if doubt is not other
+        )
 
 
 def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value, number: int = 0) -> Proof:
@@ -185,6 +189,7 @@ def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: 
         for item, given in zip(told, answers(runner, image, features, stimulus, number), strict=True):
             if not item.proof:
                 item.proof = _is_proof(given)
+                item.given.append(given)
                 item.is_favoured |= sum(answer.is_sure for answer in given) >= max(_SAME * len(given), 1)
                 if not item.proof and _is_doubt(given):
                     item.doubts.append(given)
@@ -204,7 +209,7 @@ def _at_once(runner: Runner, image: Value, features: Sequence[FeatureMap], numbe
     windows = change_blocks(pixels, image, features, grids, STIMULI[0], rng)
     if len(windows) < len(AT_ONCE):
         return [False] * len(features)
-    after = _maps(runner, {**feeds, name: pixels}, features)
+    after = maps_of(runner, {**feeds, name: pixels}, features)
     return [
         stand_out(np.abs(b - a).sum(axis=2), [cells_at(window, feature, grid) for window in windows])
         for feature, grid, a, b in zip(features, grids, before, after, strict=True)
@@ -221,7 +226,7 @@ def _scene(
     if not name:
         return None
     feeds[name] = stimulus.picture(feeds[name])
-    return rng, name, feeds, _maps(runner, feeds, features)
+    return rng, name, feeds, maps_of(runner, feeds, features)
 
 
 def _natives(features: Sequence[FeatureMap]) -> list[Any]:
@@ -271,7 +276,7 @@ def _agree(a: Sequence[Answer], b: Sequence[Answer]) -> bool:
     return len(same) >= _FEWEST_BLOCKS - 1 and sum(same) >= _SAME * len(same)
 
 
-def _match(given: Sequence[Answer], move: Move) -> bool:
+def _match(given: Sequence[Answer], move: Move, fewest: int = _FEWEST_BLOCKS) -> bool:
     """Whether each block changes the cells at it, moved, more than other blocks do, and than it changes other cells.
 
     That is asked of the cells at blocks alone, each change as compared with all of its cell and of its block: behind
@@ -279,7 +284,7 @@ def _match(given: Sequence[Answer], move: Move) -> bool:
     """
     cells = [_moved(answer, move) for answer in given]
     kept = [index for index, cell in enumerate(cells) if cell not in cells[:index]]
-    if len(kept) < _FEWEST_BLOCKS:
+    if len(kept) < fewest:
         return False
     changes = np.log([[given[block].change[cells[cell]] + _LEAST_CHANGE for cell in kept] for block in kept])
     changes -= changes.mean(axis=0)
@@ -324,13 +329,20 @@ def answers(
         pixels = feeds[name].copy()
         if not change_block(pixels, image, window, stimulus, rng):
             continue
-        after = _maps(runner, {**feeds, name: pixels}, features)
+        after = maps_of(runner, {**feeds, name: pixels}, features)
         windows.append(window)
         changes.append([np.abs(a - b).sum(axis=2) for a, b in zip(after, plain, strict=True)])
         found = [answers_of(windows, [item[index] for item in changes], one) for index, one in enumerate(features)]
-        if all(are_enough(given) for given in found):
+        if all(are_enough(given) or _tell_nothing(given) for given in found):
             break
     return found
+
+
+def _tell_nothing(given: Sequence[Answer]) -> bool:
+    """Whether the first blocks changed all cells much alike, and none most those at it or where a move puts it."""
+    first = given[: _FEWEST_BLOCKS - 1]
+    are_dull = len(first) == _FEWEST_BLOCKS - 1 and all(answer.contrast < _CLEAR for answer in first)
+    return are_dull and not any(_match(first, move, len(first)) for move in _MOVES)
 
 
 def are_enough(given: Sequence[Answer]) -> bool:
@@ -373,22 +385,3 @@ def _held(change: Floats, top: Cell, block: tuple[Cell, Cell]) -> float:
     rows, columns = (slice(max(at - far, 0), at + far + 1) for at, far in zip(top, reach, strict=True))
     total = float(change.sum())
     return float(change[rows, columns].sum()) / total if total > 0 else 0.0
-
-
-def _maps(runner: Runner, feeds: dict[str, npt.NDArray[Any]], features: Sequence[FeatureMap]) -> list[Floats]:
-    """Feature maps of the first image as `[h, w, C]`, in the order in which their cells lie in the image."""
-    values = dict.fromkeys(feature.value for feature in features)
-    arrays = dict(zip(values, runner.run(feeds), strict=True))
-    return [_cells(arrays[feature.value], feature) for feature in features]
-
-
-def _cells(value: npt.NDArray[Any], feature: FeatureMap) -> Floats:
-    first: Floats = value[0].astype(np.float64)
-    axes = [axis - 1 for axis in feature.grid_axes]
-    first = np.moveaxis(first, axes, range(len(axes)))
-    if len(axes) == 1:
-        sides = [size or 1 for size in feature.grid]
-        first = first[feature.prefix : feature.prefix + math.prod(sides)].reshape(*sides, -1)
-    if len(feature.grid) > 2:  # what a block changes at any time
-        first = first if feature.frame.times_last else np.moveaxis(first, 0, 2)
-    return np.roll(first.reshape(*first.shape[:2], -1), feature.frame.rolled, axis=(0, 1))

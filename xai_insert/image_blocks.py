@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -198,3 +199,22 @@ def _ring(grid: Sequence[int]) -> list[int]:
 def _around(block: Block, reach: Sequence[int]) -> tuple[slice, ...]:
     """The cells of a block and those around it."""
     return tuple(slice(max(low - far, 0), high + far + 1) for (low, high), far in zip(block, reach, strict=True))
+
+
+def maps_of(runner: Runner, feeds: dict[str, npt.NDArray[Any]], features: Sequence[FeatureMap]) -> list[Floats]:
+    """Feature maps of the first image as `[h, w, C]`, in the order in which their cells lie in the image."""
+    values = dict.fromkeys(feature.value for feature in features)
+    arrays = dict(zip(values, runner.run(feeds), strict=True))
+    return [_cells(arrays[feature.value], feature) for feature in features]
+
+
+def _cells(value: npt.NDArray[Any], feature: FeatureMap) -> Floats:
+    first: Floats = value[0].astype(np.float64)
+    axes = [axis - 1 for axis in feature.grid_axes]
+    first = np.moveaxis(first, axes, range(len(axes)))
+    if len(axes) == 1:
+        sides = [size or 1 for size in feature.grid]
+        first = first[feature.prefix : feature.prefix + math.prod(sides)].reshape(*sides, -1)
+    if len(feature.grid) > 2:  # what a block changes at any time
+        first = first if feature.frame.times_last else np.moveaxis(first, 0, 2)
+    return np.roll(first.reshape(*first.shape[:2], -1), feature.frame.rolled, axis=(0, 1))

@@ -4,10 +4,9 @@
 
 MODEL is the path of a plain `.xml` or `.onnx`, or the id of a fixture of the model zoo. Both sides are run in turn,
 after a run of each that is not counted. The time of `insert_file` is split into the calls that it makes: `compile` is
-the plain and the inserted model, `run` one run of each; a small plain model has a thread of its own, and `wait` is what
-is left of that when its outputs are asked for. `definition` is the map against masked runs of the model's head, `place`
-the proof of the map's place; `+place` is what insertion takes with it over without, in the same rounds. On a busy
-machine `--processor` counts the processor's time, that of all threads, instead.
+the plain and the inserted model, `run` one run of each. `definition` is the map against masked runs of the model's
+head, `place` the proof of the map's place; `+place` is what insertion takes with it over without, in the same rounds.
+On a busy machine `--processor` counts the processor's time, that of all threads, instead.
 """
 
 from __future__ import annotations

@@ -104,18 +104,23 @@ def written(model: onnx.ModelProto, kind: str, x: Array, seeds: Array, *, togeth
     twin.graph.input.append(helper.make_tensor_value_info("seed", TensorProto.FLOAT, given.shape))
     twin.graph.node.append(helper.make_node("Identity", ["seed"], ["kept"]))
     twin.graph.output.append(helper.make_tensor_value_info("kept", TensorProto.FLOAT, given.shape))
-    loaded = load(as_format(twin, kind), {})
+    outputs = pulled_back(as_format(twin, kind), {"image": x, "seed": given}, len(seeds) if together else None)
+    before = run(as_format(model, kind), {"image": x})
+    return outputs[2], outputs[0], before[0]
+
+
+def pulled_back(model: onnx.ModelProto | ov.Model, feeds: Mapping[str, Array], count: int | None) -> list[Array]:
+    """Every output of a model of the inputs `image` and `seed`, the derivative of its first result by `image` last."""
+    loaded = load(model, {})
     graph = loaded.view()
     surgeon = loaded.surgeon()
     image, seed = graph.inputs
     result = graph.outputs[0]
-    (gradient,) = pullback(surgeon, graph, [image], {result: surgeon.handle(seed)}, len(seeds) if together else None)
-    shape = (*([len(seeds)] if together else []), *image.sizes)
+    (gradient,) = pullback(surgeon, graph, [image], {result: surgeon.handle(seed)}, count)
+    shape = (*([] if count is None else [count]), *image.sizes)
     gradient = surgeon.ops.mul(gradient, surgeon.ops.constant(np.ones((), np.float32)))  # never the input itself
     surgeon.add_output(gradient, "gradient", "float32", shape)
-    outputs = run(loaded.result_like(twin if kind == "onnx" else ov.Model([], [])), {"image": x, "seed": given})
-    before = run(as_format(model, kind), {"image": x})
-    return outputs[2], outputs[0], before[0]
+    return run(loaded.result_like(model), feeds)
 
 
 def run(model: onnx.ModelProto | ov.Model, feeds: Mapping[str, Array]) -> list[Array]:
@@ -157,3 +162,15 @@ def assert_is_derivative(
     assert scale > 1e-3, "the network is degenerate, so the comparison says nothing"
     np.testing.assert_allclose(got, wanted, atol=tolerance * scale, rtol=0)
     np.testing.assert_allclose(after, before, atol=1e-6 * np.abs(before).max(), rtol=0)
+
+
+def assert_plain_is_derivative(
+    model: ov.Model, reference: Network, shape: tuple[int, ...], tolerance: float = 1e-4
+) -> None:
+    """The pullback through a model of the inputs `image` and `seed`, of two seeds, is the derivative of `reference`."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal(shape).astype(np.float32)
+    seeds = rng.standard_normal(tuple(model.inputs[1].shape)).astype(np.float32)
+    wanted = differences(plain(reference, shape, 17, None), x, seeds)
+    got = pulled_back(model, {"image": x, "seed": seeds}, len(seeds))[-1]
+    np.testing.assert_allclose(got, wanted, atol=tolerance * np.abs(wanted).max(), rtol=0)

@@ -49,15 +49,22 @@ class Small:
         sides = self.op("Reshape", self.op("Exp", self.rows(self.head(4 * anchors))), self.constant([1, -1, 4]))
         return self.op("Add", sides, self.constant(np.repeat(self.centres(), anchors, axis=1)))
 
-    def centres(self):
-        rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
-        return (np.stack([columns, rows, columns, rows], axis=-1)[None] * 4 + 2).astype(np.float32)
+    def coarser(self):
+        """Go on with a level of half the sides."""
+        self.feature = self.op(
+            "LeakyRelu", self.op("Conv", self.feature, self.weight(WIDTH, WIDTH, 2, 2), strides=[2, 2])
+        )
+
+    def centres(self, grid=GRID):
+        rows, columns = np.divmod(np.arange(grid * grid), grid)
+        return ((np.stack([columns, rows, columns, rows], axis=-1)[None] + 0.5) * SIDE / grid).astype(np.float32)
 
     def pick(self, value, labels, axis=2):
         return self.op("Gather", value, self.constant(np.array(labels)), axis=axis)
 
-    def model(self, scores):
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (self.boxes, scores)]
+    def model(self, scores, *more):
+        names = (self.boxes, scores, *more)
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE])
         graph = helper.make_graph(self.nodes, "g", [image], outputs, self.constants)
         return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=OPERATORS, ir_version=8))
@@ -116,7 +123,21 @@ def mean_of_members(net):
     return net.op("Sigmoid", net.op("ReduceMean", apart, axes=[2], keepdims=0))
 
 
+def muted(*classes):
+    """Scores of some classes are multiplied by 0, as people do who want no trains: the others keep their labels."""
+
+    def muted_classes(net):
+        head = net.head(5)
+        kept = np.isin(np.arange(5), classes, invert=True).astype(np.float32)
+        return net.op("Mul", net.op("Sigmoid", net.rows(head)), net.constant(kept)), {head: 1.0}, range(5)
+
+    return muted_classes
+
+
 PICKED = [
+    muted(1, 2),
+    muted(1, 4),
+    muted(0, 3),
     reversed_classes,
     some_classes,
     background_moved_to_the_end,
@@ -240,3 +261,39 @@ def test_a_share_and_its_rest_are_one_class(anchors, is_softmax):
     made = insert(model, Options(output_dtype="f32")).model
     (saliency,) = run(made, ["saliency_map"], image)
     np.testing.assert_allclose(saliency, raw.max(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_one_class_and_its_objectness_for_each_level_apart():
+    """As YuNet gives faces: of each level a class, an objectness and a box, each an output."""
+    net = Small()
+    heads, outputs = [], []
+    for grid in (GRID, GRID // 2):
+        if grid != GRID:
+            net.coarser()
+        box = net.op("Add", net.op("Exp", net.rows(net.head(4))), net.constant(net.centres(grid)))
+        heads.append([net.head(1), net.head(1)])
+        outputs.append([*(net.op("Sigmoid", net.rows(head)) for head in heads[-1]), box])
+    (net.boxes, *classes), *others = zip(*outputs, strict=True)
+    model = net.model(*classes, *(name for level in others for name in level))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    raw = run(model, [head for head, _ in heads], image)
+    (saliency,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, definition(raw, [1, 1], 1), atol=1e-5)
+
+
+def test_boxes_and_scores_squashed_together():
+    """Heads cut off before decoding with their sigmoid, as for processors of cameras; the number of classes tells."""
+    net, classes, anchors = Small(), 2, 3
+    heads = [net.head(anchors * (5 + classes))]
+    net.coarser()
+    heads.append(net.head(anchors * (5 + classes)))
+    net.boxes, scores = (net.op("Sigmoid", head) for head in heads)
+    model = net.model(scores)
+    with pytest.raises(XaiInsertError, match="--num-classes"):
+        insert(model, Options())
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    raw = [head.reshape(1, anchors, 5 + classes, *head.shape[2:])[:, :, 5:] for head in run(model, heads, image)]
+    made = insert(model, Options(num_classes=classes, output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    flat = [head.reshape(1, anchors * classes, *head.shape[3:]) for head in raw]
+    np.testing.assert_allclose(saliency, definition(flat, [anchors] * 2, classes), atol=1e-5)

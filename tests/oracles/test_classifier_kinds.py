@@ -67,6 +67,24 @@ def capsules():
     return net, net.b.model(net.b.node("Sqrt", squares)), (8, 8)
 
 
+def distances():
+    """Minus the squared distance to a prototype of each class, of as many numbers as the map has places."""
+    net = Net()
+    b = net.b
+    apart = b.node("Sub", b.node("Unsqueeze", net.pooled(64), net.ints(1)), b.weight(1, SCORES, 64))
+    squares = b.node("Pow", apart, b.const(np.array(2, np.float32)))
+    return net, b.model(b.node("Neg", b.node("ReduceSum", squares, net.ints(2), keepdims=0))), (8, 8)
+
+
+def samples():
+    """The mean over 64 stored masks of the pooled vector, as Monte-Carlo dropout has it."""
+    net = Net()
+    b = net.b
+    dropped = b.node("Mul", b.node("Unsqueeze", net.pooled(16), net.ints(1)), b.weight(1, 64, 16))
+    shares = b.node("Softmax", net.product(dropped, 16, SCORES), axis=-1)
+    return net, b.model(b.node("ReduceMean", shares, axes=[1], keepdims=0)), (8, 8)
+
+
 def queries():
     """One stored query for each class, and a product with weights of the class, summed over the channels."""
     net = Net()
@@ -164,10 +182,12 @@ KINDS = {
     "averaged heads": averaged_heads,
     "backbones": backbones,
     "capsules": capsules,
+    "distances": distances,
     "gated streams": gated_streams,
     "members": members,
     "queries": queries,
     "rows, then columns": rows_then_columns,
+    "samples": samples,
     "scores in four axes": scores_in_four_axes,
     "scores in four axes, channels last": lambda: scores_in_four_axes(last=True),
 }

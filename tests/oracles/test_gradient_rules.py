@@ -1,11 +1,13 @@
 """Each rule of the pullback against central differences in float64, in both formats."""
 
 import numpy as np
+import openvino as ov
+import openvino.opset13 as opset
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model_zoo_fixtures.testbed.gradient_oracle import assert_is_derivative
+from model_zoo_fixtures.testbed.gradient_oracle import assert_is_derivative, assert_plain_is_derivative
 from model_zoo_fixtures.testbed.models import FORMATS
 
 KINDS = pytest.mark.parametrize("kind", FORMATS)
@@ -33,12 +35,16 @@ FUNCTIONS = {
     "ThresholdedRelu": (one("ThresholdedRelu", alpha=0.4), None),
     "HardSigmoid": (one("HardSigmoid", alpha=0.3, beta=0.4), None),
     "PRelu": (one("PRelu", f32(3, 1)), None),
+    **{name: (one(name), POSITIVE / 3) for name in ("Tan", "Asin", "Acos", "Atanh")},
+    **{name: (one(name), None) for name in ("Atan", "Sinh", "Cosh", "Asinh")},
+    "Acosh": (one("Acosh"), POSITIVE + 1),
     "Log": (one("Log"), POSITIVE),
     "Sqrt": (one("Sqrt"), POSITIVE),
     "Reciprocal": (one("Reciprocal"), POSITIVE),
     "Clip": (one("Clip", np.float32(-0.5), np.float32(0.8)), None),
     "Clip from below": (one("Clip", np.float32(-0.5)), None),
     "Add": (one("Add", f32(5)), None),
+    "Mod": (one("Mod", f32(5, low=0.5), fmod=1), POSITIVE),
     "Sub from": (lambda b: b.node("Sub", b.const(f32(2, 3, 5)), "image"), None),
     "Mul": (one("Mul", f32(3, 1)), None),
     "Div": (one("Div", f32(3, 1, low=0.5)), None),
@@ -84,6 +90,25 @@ def mixed(b):
     return b.node("Mul", b.node("Add", x, y), b.node("Sigmoid", x))
 
 
+def rows_by_columns(b):
+    """As decomposed relative positions are read: a batch axis apart from two free ones."""
+    table = b.const(f32(2, 4, 5))
+    return b.node(
+        "Einsum", b.node("Reshape", "image", b.const(np.array([2, 3, 1, 5]))), table, equation="hbwc,hkc->bhwk"
+    )
+
+
+def joint_sums(b):
+    """Summed over two axes, of two computed operands."""
+    return b.node("Einsum", "image", b.node("Exp", "image"), equation="ijk,ljk->li")
+
+
+def nothing_kept(b):
+    """A slice without elements, joined with the rest."""
+    none = b.node("Slice", "image", *(b.const(np.array([number])) for number in (5, 9, 2)))
+    return b.node("Concat", b.node("Exp", "image"), none, axis=2)
+
+
 def swish(b):
     x = b.node("Mul", "image", b.const(f32(3, 1)))
     return b.node("Mul", x, b.node("Sigmoid", x))
@@ -112,9 +137,95 @@ def attention_in_parts(b):
 
 @KINDS
 @pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("network", [mixed, swish, gelu_in_parts, norm_in_parts, attention_in_parts])
+@pytest.mark.parametrize(
+    "network",
+    [mixed, rows_by_columns, joint_sums, nothing_kept, swish, gelu_in_parts, norm_in_parts, attention_in_parts],
+)
 def test_operators_together(network, together, kind):
     assert_is_derivative(network, VECTOR, kind, together=together)
+
+
+def attention_with_shared_keys(b):
+    """Two heads of queries, one of keys and values, and a mask that is computed."""
+    q = b.node("Reshape", "image", b.const(np.array([1, 2, 3, 5])))
+    first = b.node("Slice", q, *(b.const(np.array([number])) for number in (0, 1, 1)))
+    k, v = (b.node("MatMul", first, b.const(f32(5, width))) for width in (5, 4))
+    scores = b.node("Mul", b.node("MatMul", q, b.node("Transpose", k, perm=[0, 1, 3, 2])), b.const(np.float32(0.4)))
+    mask = b.node("ReduceMean", first, axes=[3], keepdims=1)
+    return b.node("MatMul", b.node("Softmax", b.node("Add", scores, mask), axis=-1), v)
+
+
+def test_fused_attention_with_shared_keys():
+    image = opset.parameter(VECTOR, np.float32, name="image")
+    seed = opset.parameter((2, 1, 2, 3, 4), np.float32, name="seed")
+    image.output(0).set_names({"image"})
+    seed.output(0).set_names({"seed"})
+    q = opset.reshape(image, [1, 2, 3, 5], False)
+    first = opset.slice(q, [0], [1], [1], [1])
+    k, v = (opset.matmul(first, opset.constant(f32(5, width)), False, False) for width in (5, 4))
+    mask = opset.broadcast(opset.reduce_mean(first, np.array([3]), True), np.array([1, 1, 3, 3]))
+    made = opset.scaled_dot_product_attention(q, k, v, mask, np.float32(0.4))
+    model = ov.Model([made, seed], [image, seed])
+    assert_plain_is_derivative(model, attention_with_shared_keys, VECTOR)
+
+
+def means(count, size):
+    """`[count, size]`: of which cells an adaptive pool makes each of its own."""
+    rows = np.zeros((count, size), np.float32)
+    for row in range(count):
+        low, end = row * size // count, -(-(row + 1) * size // count)
+        rows[row, low:end] = 1 / (end - low)
+    return rows
+
+
+def adaptive_mean(b):
+    return b.node("MatMul", b.node("MatMul", b.const(means(4, 6)), "image"), b.const(means(3, 7).T))
+
+
+def shuffled(b):
+    x = b.node("Transpose", b.node("Reshape", "image", b.const(np.array([1, 2, 2, 42]))), perm=[0, 2, 1, 3])
+    return b.node("Reshape", x, b.const(np.array(MAP)))
+
+
+def swish_of_slope(b):
+    return b.node("Mul", "image", b.node("Sigmoid", b.node("Mul", "image", b.const(np.float32(1.5)))))
+
+
+def squared_difference(b):
+    apart = b.node("Sub", "image", b.const(f32(6, 1)))
+    return b.node("Mul", apart, apart)
+
+
+def rolled(b):
+    return b.node("Gather", "image", b.const(np.array([4, 5, 0, 1, 2, 3])), axis=2)
+
+
+def normalised_outside(b):
+    """Epsilon is added behind the root."""
+    centred = b.node("Sub", "image", b.node("ReduceMean", "image", axes=[2, 3]))
+    deviation = b.node("Sqrt", b.node("ReduceMean", b.node("Mul", centred, centred), axes=[2, 3]))
+    return b.node("Div", centred, b.node("Add", deviation, b.const(np.float32(0.1))))
+
+
+OF_OPENVINO = {
+    "Swish": (lambda x: opset.swish(x, opset.constant(np.float32(1.5))), swish_of_slope),
+    "SquaredDifference": (lambda x: opset.squared_difference(x, opset.constant(f32(6, 1))), squared_difference),
+    "Roll": (lambda x: opset.roll(x, np.array([2]), np.array([2])), rolled),
+    "MVN": (lambda x: opset.mvn(x, np.array([2, 3]), True, 0.1, "OUTSIDE_SQRT"), normalised_outside),
+    "AdaptiveAvgPool": (lambda x: opset.adaptive_avg_pool(x, np.array([4, 3])), adaptive_mean),
+    "ShuffleChannels": (lambda x: opset.shuffle_channels(x, 1, 2), shuffled),
+}
+
+
+@pytest.mark.parametrize("name", OF_OPENVINO)
+def test_operators_of_openvino_alone(name):
+    build, reference = OF_OPENVINO[name]
+    image = opset.parameter(MAP, np.float32, name="image")
+    made = build(image)
+    seed = opset.parameter((2, *made.output(0).shape), np.float32, name="seed")
+    image.output(0).set_names({"image"})
+    seed.output(0).set_names({"seed"})
+    assert_plain_is_derivative(ov.Model([made, seed], [image, seed]), reference, MAP)
 
 
 PRODUCTS = {
@@ -277,6 +388,18 @@ RESIZES = {
     "cubic": resized("cubic", "half_pixel", sizes=(12, 14)),
     "cubic, coarser": resized("cubic", "pytorch_half_pixel", sizes=(4, 5), cubic_coeff_a=-0.5),
     "cubic corners": resized("cubic", "align_corners", sizes=(11, 9)),
+    "along three sides": lambda b: b.node(
+        "Unsqueeze",
+        b.node(
+            "Resize",
+            b.node("Squeeze", "image", b.const(np.array([0]))),
+            "",
+            b.const(np.ones(0, np.float32)),
+            b.const(np.array([8, 12, 14])),
+            mode="linear",
+        ),
+        b.const(np.array([0])),
+    ),
     "asymmetric": resized("linear", "asymmetric", scales=(2, 3)),
 }
 
@@ -285,6 +408,34 @@ RESIZES = {
 @pytest.mark.parametrize("name", RESIZES)
 def test_interpolations(name, kind):
     assert_is_derivative(RESIZES[name], MAP, kind, together=len(name) % 2 == 0)
+
+
+def places_named(b):
+    """Elements of the first two axes, one of them twice."""
+    return b.node("GatherND", b.node("Exp", "image"), b.const(np.array([[[0, 2], [2, 1]], [[2, -1], [1, 1]]])))
+
+
+def stored_elements(b):
+    places = np.random.default_rng(3).integers(-3, 3, (3, 4, 5))
+    return b.node("GatherElements", b.node("Exp", "image"), b.const(places), axis=1)
+
+
+def ordered_elements(b):
+    """In the order of other elements, as tokens are sorted by their attention."""
+    order = b.node("TopK", b.node("Mul", "image", b.const(f32(5))), b.const(np.array([2])), axis=1, outputs=2)[1]
+    return b.node("GatherElements", b.node("Exp", "image"), order, axis=1)
+
+
+def computed_rows(b):
+    best = b.node("ArgMax", b.node("ReduceMean", "image", axes=[0, 1], keepdims=0), axis=0, keepdims=1)
+    return b.node("Gather", b.node("Exp", "image"), best, axis=2)
+
+
+@KINDS
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("network", [places_named, stored_elements, ordered_elements, computed_rows])
+def test_what_is_taken(network, together, kind):
+    assert_is_derivative(network, (3, 3, 5), kind, together=together)
 
 
 def rows_written(b):
@@ -393,6 +544,7 @@ POOLS = {
     "max": one("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
     "max with pads": one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "max, overlapping": one("MaxPool", kernel_shape=[3, 2], strides=[1, 1]),
+    "max of a kernel larger than the map": one("MaxPool", kernel_shape=[9, 8], pads=[3, 3, 3, 3]),
     "max, a last part": one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
 }
 
@@ -402,6 +554,13 @@ POOLS = {
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name, together, kind):
     assert_is_derivative(POOLS[name], MAP, kind, together=together)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_pool_whose_kernel_is_as_large_as_its_channels_are_many(together):
+    """As `transformers` pools EfficientNet: the weight of its transpose would take gigabytes."""
+    pool = one("AveragePool", kernel_shape=[3000, 2000], strides=[3000, 2000], ceil_mode=1)
+    assert_is_derivative(pool, MAP, "onnx", together=together, reference=one("GlobalAveragePool"))
 
 
 @KINDS

@@ -131,9 +131,18 @@ def frames(b):
     return b.linear(mean, CHANNELS)
 
 
+def flipped_views(b):
+    back = [b.const(np.array([number])) for number in (-1, -(2**63) + 1, 3, -1)]
+    both = b.node("Concat", "image", b.node("Slice", "image", *back), axis=0)
+    scores = b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone(both))), CHANNELS)
+    apart = b.node("Reshape", scores, b.const(np.array([2, -1, CLASSES])))
+    return b.node("ReduceMean", apart, axes=[0], keepdims=0)
+
+
 @pytest.mark.parametrize(
     ("network", "batch", "said"),
     [
+        (flipped_views, 1, "stand side by side in one batch"),
         (warped, 1, "not known where GridSample 'undistort' puts it"),
         (frames, 4, "1 maps for 4 images, which have their answer together"),
     ],

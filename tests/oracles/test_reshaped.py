@@ -9,12 +9,13 @@ from model_zoo_fixtures.testbed import (
     anomaly_models,
     deployed,
     detector_models,
+    instance_models,
     keypoint_models,
     models,
     oracle,
     vector_models,
 )
-from xai_insert import Options, insert
+from xai_insert import Options, insert, pipeline
 
 RAW = Options(output_dtype="f32")
 WANTED = Options(output_dtype="f32", check=False)  # of the plain twin
@@ -186,6 +187,16 @@ def test_tokens_of_another_grid_are_refused_while_loading(name, chosen):
     assert inserted.output("saliency_map").shape[0] == 2
 
 
+@pytest.mark.parametrize("sizes", [[1, 3, 128, 128], [1, 3, 96, 112], [1, 3, 48, 96]], ids=str)
+def test_a_transformer_that_takes_no_other_number_of_tokens_is_no_loss(sizes):
+    """Its positions are stored, so the plain model cannot be given another size either."""
+    plain = fixed("shapes_vit")
+    inserted = insert(plain).model
+    for model in (plain, inserted):
+        with pytest.raises(RuntimeError):
+            model.reshape(sizes)
+
+
 @pytest.mark.parametrize(
     "network",
     [
@@ -326,6 +337,69 @@ def test_maps_that_are_read_follow(make, chosen, kind, tmp_path):
     afresh = insert(plain, Options(output_dtype="f32", **chosen)).model
     a, b = (np.array(oracle.compiled(item)([image])["saliency_map"]) for item in (afresh, inserted))
     assert a.shape == b.shape
+    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
+
+
+def strided(b):
+    """Strides of a large kernel, of pools with and without pads, of a residual that reads one cell in four; groups."""
+    x = b.node("Relu", b.node("Conv", "image", b.weight(4, 3, 5, 5, scale=0.2), pads=[2] * 4, strides=[2, 2]))
+    x = b.node("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2])
+    main = b.node("Conv", x, b.weight(6, 4, 3, 3), pads=[1] * 4, strides=[2, 2])
+    x = b.node("Relu", b.node("Add", main, b.node("Conv", x, b.weight(6, 4, 1, 1), strides=[2, 2])))
+    x = b.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+    return b.node("Relu", b.node("Conv", x, b.weight(6, 3, 3, 3), group=2, pads=[1] * 4))
+
+
+def unpadded_strides(b):
+    x = b.node("MaxPool", "image", kernel_shape=[2, 2], strides=[2, 2])
+    x = b.node("Relu", b.node("Conv", x, b.weight(6, 3, 3, 2), strides=[2, 1]))
+    x = b.node("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+    return b.node("Relu", b.node("Conv", x, b.weight(6, 6, 3, 3), strides=[3, 2], pads=[0, 1, 1, 0]))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("chosen", [{"method": "input-x-gradient"}, {"method": "layercam", "target_layer": "-2"}])
+@pytest.mark.parametrize("network", [strided, unpadded_strides])
+def test_derivatives_through_strides_follow(network, chosen, kind, tmp_path, monkeypatch):
+    """Of another size the map is that of the derivative that is written for that size alone."""
+    b = models.Builder(size=(64, 48), batch=1)
+    x = b.node("GlobalAveragePool", network(b))
+    model, read = as_read(b.model(b.linear(b.node("Flatten", x), 6)), kind, tmp_path)
+    options = Options(output_dtype="f32", top_k=2, **chosen)
+    inserted, before = read(insert(model, options).model), read(model)
+    monkeypatch.setattr(pipeline, "opened_sizes", lambda *_, **__: None)
+    for sizes in ([1, 3, 64, 48], [1, 3, 61, 83], [2, 3, 94, 55]):
+        plain, reshaped = before.clone(), inserted.clone()
+        plain.reshape(sizes)
+        reshaped.reshape(sizes)
+        image = np.random.default_rng(0).uniform(-1, 1, sizes).astype(np.float32)
+        a, b = (oracle.run(item, image)["saliency_map"] for item in (insert(plain, options).model, reshaped))
+        assert np.ptp(a) > 0
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
+
+
+SEGMENTERS = {
+    "boxes": lambda: instance_models.listed("boxes"),
+    "boxes with scores": lambda: instance_models.listed("background-last"),
+    "locations": lambda: instance_models.yolo("locations"),
+    "rows": lambda: instance_models.yolo("rows"),
+}
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("chosen", [{}, {"saliency_size": (9, 7)}], ids=str)
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_instance_masks_follow(name, chosen, kind, tmp_path):
+    model, read = as_read(SEGMENTERS[name](), kind, tmp_path)
+    inserted, plain = read(insert(model, Options(output_dtype="f32", **chosen)).model), read(model)
+    sizes = [1, 3, 50, 61]
+    plain.reshape(sizes)
+    inserted.reshape(sizes)
+    image = np.random.default_rng(0).uniform(0, 3, sizes).astype(np.float32)
+    afresh = insert(plain, Options(output_dtype="f32", **chosen)).model
+    a, b = (np.array(oracle.compiled(item)([image])["saliency_map"]) for item in (afresh, inserted))
+    assert a.shape[2:] == chosen.get("saliency_size", (12, 15))
+    assert np.ptp(a) > 0
     np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import openvino as ov
 import pytest
 from click.testing import CliRunner
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 from model_zoo_fixtures.testbed import models, oracle
 from xai_insert import Options, errors, insert, insert_file
 from xai_insert.cli.insert import main
+from xai_insert.verify import verify
 
 NAMES = {
     "model.pt": "torch.onnx.export",
@@ -243,6 +245,33 @@ def test_they_run_where_it_is_installed():
     assert report.place == "blocks"
 
 
-def test_a_model_that_decodes_its_image_itself_is_refused_with_the_way_out():
+def test_a_model_that_decodes_its_image_itself_keeps_that_part(tmp_path):
+    """The map is that of the model behind it; the library is not needed, nor is it here."""
+    model, _ = extended(decodes=True)
+    onnx.save(model, tmp_path / "model.onnx")
+    report = insert_file(tmp_path / "model.onnx", tmp_path / "xai.onnx", Options(output_dtype="f32"))
+    assert (report.output_difference, report.place) == (0, "blocks")
+    inserted = onnx.load(tmp_path / "xai.onnx")
+    onnx.checker.check_model(inserted)
+    assert inserted.graph.input == model.graph.input
+    assert inserted.graph.node[: len(model.graph.node)] == model.graph.node
+    images = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
+    behind = onnx.ModelProto()
+    behind.CopyFrom(inserted)
+    del behind.graph.node[0]
+    behind.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 12, 12]))
+    b = models.Builder(batch=1)
+    alone = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), models.CHANNELS))
+    wanted = oracle.run(insert(alone, Options(output_dtype="f32")).model, images)
+    for name, array in oracle.run(behind, images).items():
+        np.testing.assert_allclose(array, wanted[name], rtol=0, atol=1e-6)
+    assert not verify(tmp_path / "xai.onnx").off
+
+
+def test_a_decoded_image_that_is_read_by_others_is_refused_with_the_way_out():
+    model, logits = extended(decodes=True)
+    model.graph.node[0].output.append("raw")
+    model.graph.node.append(helper.make_node("Identity", ["raw"], ["picture"]))
+    model.graph.output.append(helper.make_tensor_value_info("picture", TensorProto.UINT8, None))
     with pytest.raises(errors.NotVisionModelError, match="'file' may be the bytes of an image file"):
-        insert(extended(decodes=True)[0])
+        insert(model, Options(output=logits))

@@ -40,7 +40,7 @@ def as_product(equation: str, ranks: Sequence[int | None] = (None, None)) -> Pro
         equation: as NumPy has it.
         ranks: how many axes its operands have, which an ellipsis does not tell.
     """
-    labels = _labels(equation, ranks)
+    labels = labels_of(equation, ranks)
     if labels is None:
         return None
     first, second, result = labels
@@ -67,7 +67,7 @@ def _order(axes: str, wanted: Iterable[str]) -> Permutation:
     return tuple(map(axes.index, wanted))
 
 
-def _labels(equation: str, ranks: Sequence[int | None]) -> tuple[str, str, str] | None:
+def labels_of(equation: str, ranks: Sequence[int | None]) -> tuple[str, str, str] | None:
     """The axes of both operands and of the result; None unless each has its own."""
     operands, arrow, result = equation.replace(" ", "").partition("->")
     first, comma, second = operands.partition(",")

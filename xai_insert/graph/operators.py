@@ -106,6 +106,14 @@ class LocalNorm(InPlace):
 
 
 @dataclass(frozen=True, slots=True)
+class Shuffled(InPlace):
+    """The elements along an axis, `groups` rows of them, column by column."""
+
+    axis: int
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rounded(InPlace):
     """Quantisation to fewer bits, or back."""
 
@@ -157,6 +165,17 @@ class Product(Operator):
     transpose_b: bool = False
     factor: float = 1.0
     bias_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contracted(Unknown):
+    """An Einsum of two operands that is no matrix product between transposes.
+
+    Attributes:
+        labels: one letter for each axis of both operands and of the result, of each no letter twice; None if unknown.
+    """
+
+    labels: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +267,7 @@ class Resized(Operator):
 
     Attributes:
         corners: whether the first and last cells of both grids coincide, in place of their outer edges.
-        mode: `nearest`, `linear`, `cubic`; empty for another.
+        mode: `nearest`, `linear`, `cubic`, `mean` of the cells that a cell of the result covers; empty for another.
         coordinates: ONNX's `coordinate_transformation_mode`.
         rounding: ONNX's `nearest_mode`.
         coefficient: of cubic interpolation.
@@ -302,6 +321,11 @@ class Ranked(Unknown):
     """The largest or smallest elements along an axis, and where they were: which these are is not known."""
 
     axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenApart(Unknown):
+    """Elements at places that indices name, of several axes at once (GatherND): where a cell goes is not known."""
 
 
 @dataclass(frozen=True, slots=True)

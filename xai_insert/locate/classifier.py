@@ -311,7 +311,8 @@ def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
             "by the image itself"
         )
     nearest, why = sources[0], f"no batch of maps with channels; {shape_hint(head.graph)}"
-    lost = next((use.node for use in nearest.uses if head.places.of(use.node.output) is None), None)
+    readers = [use.node for use in nearest.uses if use.node.output.rank == nearest.rank]
+    lost = next((node for node in readers if head.places.of(node.output) is None), None)
     if lost is not None and not is_feature(head.graph, nearest):
         why = f"the image: it is not known where {lost.type} {lost.name!r} puts it; insert into what is behind that"
     return (

@@ -84,7 +84,8 @@ def _kind_of_map(value: Value) -> str:
             return "colours (super-resolution, restoration), normals, semantic segmentation, or heat maps of key points"
         return (
             "semantic segmentation (--method class-score-map says so), heat maps of key points (--method keypoint-map "
-            "says the latter), or features for another model"
+            "says the latter), the heads of a detector before its boxes are decoded (--num-classes), or features for "
+            "another model"
         )
     return (
         "depth, a mask or a heat map; --method class-score-map says that it is a mask, --method anomaly-map that it "

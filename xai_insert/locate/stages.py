@@ -50,9 +50,9 @@ def stage(
     maps = [found for value in cuts if not _is_padded(value) and (found := map_of(value)) is not None]
     stages: list[FeatureMap] = []
     for found in reversed(maps):
-        if not stages or found.grid != stages[-1].grid:
+        if not stages or _grain(found) != _grain(stages[-1]):
             stages.append(found)
-    last = [found for found in maps if found.grid == stages[0].grid]
+    last = [found for found in maps if _grain(found) == _grain(stages[0])]
     blocks = _blocks(graph, last)
     if blocks and not _blocks(graph, maps[: -len(last)]):  # all of its attention is on one grid
         others = stages[1:]
@@ -65,6 +65,12 @@ def stage(
             f"there is no stage -{number} on every path from image to scores; found {grids or 'none'}"
         )
     return stages[number - 1]
+
+
+def _grain(found: FeatureMap) -> object:
+    """What tells the grids of two stages apart: their sizes, or where these follow the image, pixels between cells."""
+    lines = found.frame.lines if None in found.grid else None
+    return found.grid if lines is None else [abs(stride) for stride, _ in lines]
 
 
 def _is_padded(value: Value) -> bool:

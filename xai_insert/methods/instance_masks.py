@@ -9,7 +9,8 @@ the score as it is, not cut at one half.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Generic
 
 import numpy as np
@@ -28,7 +29,7 @@ from xai_insert.locate.instances.kinds import (
 from xai_insert.methods.masks import corners_in_cells, cropped, pasted, resized
 from xai_insert.methods.present_classes import PresentClasses, present_classes
 from xai_insert.methods.selection import kept_locations, strongest
-from xai_insert.methods.shaping import part_of, scalar, size_of
+from xai_insert.methods.shaping import part_of, product_of, scalar, size_of
 
 SUPPRESSION_SCORE = 0.25
 """Least score with which a model without suppression is read; its own package's default."""
@@ -41,18 +42,22 @@ class MaskTarget:
     Attributes:
         found: the outputs.
         classes: number of maps; an instance whose label is not below adds nothing.
-        grid: rows and columns of the map.
+        grid: rows and columns of the map; while it is added, they may be read off the image.
         image: the model's input.
         image_axes: those of its height and width.
         threshold: instances with a lower score add nothing; None for the model's own.
+        pixels: along a side of a cell; None where the grid is of one size whatever the image.
+        follows: whether sizes are read while the model runs though they are known, so that the model may be reshaped.
     """
 
     found: Found
     classes: int
-    grid: tuple[int, int]
+    grid: tuple[Size, Size]
     image: Value
     image_axes: tuple[int, int]
     threshold: float | None = None
+    pixels: int | None = None
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,10 @@ def instance_masks(surgeon: Surgeon[V], target: MaskTarget) -> tuple[V, PresentC
         target: what was located.
     """
     op, found = surgeon.ops, target.found
+    if target.follows and target.pixels is not None:
+        over = op.constant(np.array([target.pixels], np.int64))
+        height, width = (op.div(side, over) for side in _image_sides(surgeon, target))
+        target = replace(target, grid=(height, width))
     if isinstance(found, ListedInstances):
         return _mean(surgeon, target, _listed(surgeon, target, found), found.boxes)
     if isinstance(found, RowInstances):
@@ -108,11 +117,11 @@ def _mean(
 
 def _weighted(surgeon: Surgeon[V], target: MaskTarget, instances: Instances[V], per_image: Sample) -> tuple[V, V]:
     """Weights of the instances in the map of each class, `[B, K, M]`, and their masks `[B, M, h * w]`."""
-    op, (height, width) = surgeon.ops, target.grid
+    op = surgeon.ops
     counted = op.mul(instances.classes, op.unsqueeze(_is_instance(op, instances.scores, target.threshold), [1]))
     counts = op.reduce(counted, "sum", [2])
     weights = op.div(op.mul(counted, op.unsqueeze(instances.scores, [1])), op.maximum(counts, _one(op)))
-    return weights, op.reshape(instances.masks, [_images(surgeon, per_image), -1, height * width])
+    return weights, op.reshape(instances.masks, [_images(surgeon, per_image), -1, product_of(op, target.grid)])
 
 
 def _is_instance(op: Ops[V], scores: V, threshold: float | None) -> V:
@@ -133,12 +142,12 @@ def _listed(surgeon: Surgeon[V], target: MaskTarget, found: ListedInstances) -> 
         scores = op.reshape(_float(surgeon, found.scores), [batch, -1])
     labels = op.reshape(_float(surgeon, found.labels), [batch, -1])
     sides = found.masks.shape[-2:]
-    masks = op.reshape(_float(surgeon, found.masks), [batch, -1, *_sides(surgeon, found.masks)])
+    masks = op.reshape(_float(surgeon, found.masks), [batch, -1, *_sides(surgeon, target, found.masks)])
     if found.per_box:
         corners = _corners(surgeon, target, found.box_format, op.slice(boxes, 2, 0, 4))
         masks = pasted(op, masks, (sides[0], sides[1]), corners, target.grid)
     else:
-        masks = resized(op, masks, batch, _known_sides(found.masks), target.grid)
+        masks = resized(op, masks, batch, _known_sides(target, found.masks), target.grid)
     return Instances(scores, _one_hot(op, labels, target.classes), masks)
 
 
@@ -193,11 +202,13 @@ def _assembled(
     corners = _corners(surgeon, target, found.box_format, op.slice(rows, 2, 0, 4))
     coefficients = op.slice(rows, 2, first, first + found.prototypes.shape[1])
     prototypes = _float(surgeon, found.prototypes)
-    sides = _sides(surgeon, found.prototypes)
+    sides = _sides(surgeon, target, found.prototypes)
     batch = _images(surgeon, found.prototypes)
     masks = op.sigmoid(op.mixed_channels(coefficients, prototypes, [batch, found.prototypes.shape[1]]))
     masks = op.reshape(masks, [batch, -1, *sides])
-    return cropped(op, resized(op, masks, batch, _known_sides(found.prototypes), target.grid), corners, target.grid)
+    return cropped(
+        op, resized(op, masks, batch, _known_sides(target, found.prototypes), target.grid), corners, target.grid
+    )
 
 
 def _queries(surgeon: Surgeon[V], target: MaskTarget, found: QueryInstances) -> Instances[V]:
@@ -212,22 +223,34 @@ def _queries(surgeon: Surgeon[V], target: MaskTarget, found: QueryInstances) -> 
     if not found.masks_are_shares:
         masks = op.sigmoid(masks)
     batch = _images(surgeon, found.masks)
-    return Instances(best, classes, resized(op, masks, batch, _known_sides(found.masks), target.grid))
+    return Instances(best, classes, resized(op, masks, batch, _known_sides(target, found.masks), target.grid))
 
 
 def _corners(surgeon: Surgeon[V], target: MaskTarget, form: BoxFormat, boxes: V) -> V:
     """Corners in cells of boxes `[B, M, 4]`."""
     op, (height, width) = surgeon.ops, target.grid
-    cells = op.constant(np.array([width, height, width, height], np.float32))
-    if not form.is_relative:
-        handle = surgeon.handle(target.image)
-        rows, columns = (size_of(op, handle, target.image, axis) for axis in target.image_axes)
-        if isinstance(rows, int) and isinstance(columns, int):
-            cells = op.constant(np.array([width / columns, height / rows] * 2, np.float32))
-        else:
-            sides = [op.constant(np.array([s], np.int64)) if isinstance(s, int) else s for s in (columns, rows)]
-            cells = op.div(cells, op.cast(op.concat([*sides, *sides], 0), "float32"))
+    sides = _image_sides(surgeon, target)
+    if all(isinstance(side, int) for side in (height, width, *sides)):
+        rows, columns = (1, 1) if form.is_relative else sides
+        cells = op.constant(np.array([width / columns, height / rows] * 2, np.float32))
+    else:
+        cells = _as_floats(op, [width, height] * 2)
+        cells = cells if form.is_relative else op.div(cells, _as_floats(op, sides[::-1] * 2))
     return corners_in_cells(op, boxes, form, cells)
+
+
+def _as_floats(op: Ops[V], sizes: Sequence[Size]) -> V:
+    """Sizes side by side, float32."""
+    made = [op.constant(np.array([size], np.int64)) if isinstance(size, int) else size for size in sizes]
+    return op.cast(op.concat(made, 0), "float32")
+
+
+def _image_sides(surgeon: Surgeon[V], target: MaskTarget) -> list[Size]:
+    """Height and width of the image."""
+    op, handle = surgeon.ops, surgeon.handle(target.image)
+    if target.follows:
+        return [op.size(handle, axis) for axis in target.image_axes]
+    return [size_of(op, handle, target.image, axis) for axis in target.image_axes]
 
 
 def _images(surgeon: Surgeon[V], sample: Sample) -> Size:
@@ -237,14 +260,16 @@ def _images(surgeon: Surgeon[V], sample: Sample) -> Size:
     return size_of(surgeon.ops, surgeon.handle(sample.value), sample.value, 0)
 
 
-def _sides(surgeon: Surgeon[V], masks: Sample) -> list[Size]:
+def _sides(surgeon: Surgeon[V], target: MaskTarget, masks: Sample) -> list[Size]:
     """Height and width of masks."""
     handle, rank = surgeon.handle(masks.value), len(masks.shape)
+    if target.follows:
+        return [surgeon.ops.size(handle, axis) for axis in (rank - 2, rank - 1)]
     return [size_of(surgeon.ops, handle, masks.value, axis) for axis in (rank - 2, rank - 1)]
 
 
-def _known_sides(masks: Sample) -> tuple[int | None, int | None]:
-    shape = masks.value.shape
+def _known_sides(target: MaskTarget, masks: Sample) -> tuple[int | None, int | None]:
+    shape = None if target.follows else masks.value.shape
     return (None, None) if shape is None else (shape[-2], shape[-1])
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from xai_insert.graph.ops import Ops, Size, V
 from xai_insert.locate.instances.kinds import BoxFormat
-from xai_insert.methods.tensor import Tensor, tensor
+from xai_insert.methods.shaping import counted
+from xai_insert.methods.tensor import Tensor
 
 _LEAST_SIDE = 1e-6  # of a box in cells, so that an empty one divides by something
 
@@ -28,7 +29,7 @@ def corners_in_cells(op: Ops[V], boxes: V, form: BoxFormat, cells: V) -> V:
     return op.mul(boxes, cells)
 
 
-def resized(op: Ops[V], masks: V, batch: Size, sides: tuple[int | None, int | None], grid: tuple[int, int]) -> V:
+def resized(op: Ops[V], masks: V, batch: Size, sides: tuple[int | None, int | None], grid: tuple[Size, Size]) -> V:
     """Masks `[B, M, h, w]` read at the centres of the grid's cells; `sides` are h and w where they are known."""
     if sides == grid:
         return masks
@@ -37,7 +38,7 @@ def resized(op: Ops[V], masks: V, batch: Size, sides: tuple[int | None, int | No
     return op.reshape(op.resize(op.reshape(masks, [-1, 1, height, width]), *grid), [batch, -1, *grid])
 
 
-def pasted(op: Ops[V], masks: V, sides: tuple[int, int], corners: V, grid: tuple[int, int]) -> V:
+def pasted(op: Ops[V], masks: V, sides: tuple[int, int], corners: V, grid: tuple[Size, Size]) -> V:
     """Masks `[B, M, m, n]` of boxes, read at the centres of the grid's cells: `[B, M, h, w]`, 0 outside the boxes.
 
     A box holds its n columns side by side. A cell whose centre lies x columns from the box's left side is at x - 1/2
@@ -57,17 +58,17 @@ def pasted(op: Ops[V], masks: V, sides: tuple[int, int], corners: V, grid: tuple
     return op.matmul(op.matmul(down, masks), op.transpose(across, (0, 1, 3, 2)))
 
 
-def _shares(op: Ops[V], corners: V, axis: int, cells: int, size: int) -> V:
+def _shares(op: Ops[V], corners: V, axis: int, cells: Size, size: int) -> V:
     """What each of a mask's `size` columns (axis 0) or rows (axis 1) has in each cell, `[B, M, cells, size]`."""
     low, high = _corner(op, corners, axis), _corner(op, corners, axis + 2)
-    centres = tensor(op, (np.arange(cells) + 0.5).reshape(1, 1, cells))
+    centres = Tensor(op, op.reshape(counted(op, cells), [1, 1, -1])) + 0.5
     side = (high - low).at_least(_LEAST_SIDE)
     place = (centres - low) / side * float(size)
     apart = place.unsqueeze([3]) - 0.5 - np.arange(size).reshape(1, 1, 1, size)
     return apart.tent().handle
 
 
-def cropped(op: Ops[V], masks: V, corners: V, grid: tuple[int, int]) -> V:
+def cropped(op: Ops[V], masks: V, corners: V, grid: tuple[Size, Size]) -> V:
     """Masks `[B, M, h, w]`, 0 outside their boxes.
 
     Column c belongs to a box if left <= c < right, a row likewise: the rule of the package that trains these models.
@@ -77,8 +78,8 @@ def cropped(op: Ops[V], masks: V, corners: V, grid: tuple[int, int]) -> V:
     return op.mul(op.mul(masks, down), across)
 
 
-def _inside(op: Ops[V], corners: V, axis: int, cells: int) -> V:
-    numbers = tensor(op, np.arange(cells).reshape(1, 1, cells))
+def _inside(op: Ops[V], corners: V, axis: int, cells: Size) -> V:
+    numbers = Tensor(op, op.reshape(counted(op, cells), [1, 1, -1]))
     before = _corner(op, corners, axis).exceeds(numbers)
     return ((1.0 - before) * _corner(op, corners, axis + 2).exceeds(numbers)).handle
 

@@ -50,6 +50,25 @@ def _side(surgeon: Surgeon[V], side: Side) -> Size:
     return op.div(size, over) if side.over > 1 else size
 
 
+def product_of(op: Ops[V], sizes: Iterable[Size]) -> Size:
+    """The product of sizes: an int if all are."""
+    known, read = 1, list[V]()
+    for size in sizes:
+        if isinstance(size, int):
+            known *= size
+        else:
+            read.append(size)
+    if not read:
+        return known
+    return reduce(op.mul, read if known == 1 else [*read, op.constant(np.array([known], np.int64))])
+
+
+def counted(op: Ops[V], size: Size) -> V:
+    """0, 1, 2, ... up to but without a size, float32."""
+    is_known = isinstance(size, int)
+    return op.constant(np.arange(size, dtype=np.float32)) if is_known else op.cast(op.numbers(size), "float32")
+
+
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
     """Reshape, with the one size that is not an int left to be inferred: no shape arithmetic at run time."""
     dynamic = [index for index, size in enumerate(sizes) if not isinstance(size, int)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
@@ -12,28 +12,27 @@ from xai_insert.graph.cuts import activations
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
-from xai_insert.locate.frontier import Head, find_heads, finished, observed_values, without_grid
+from xai_insert.locate.frontier import find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.outputs import are_masks, query_boxes
-from xai_insert.probe.channels import Element, columns_of, of_width, raw_channels, resolve, samples, with_several
+from xai_insert.probe.channels import Element, columns_of, resolve, samples
 from xai_insert.probe.columns import with_columns
 from xai_insert.probe.heads import Effect, HeadProbe
 from xai_insert.probe.orders import Orders, moved
 from xai_insert.probe.rivals import (
     Watched,
     are_beside,
-    beside_raw_boxes,
     gives_boxes,
     pure,
     refuse_rivals,
     silent_class,
-    undecoded,
     with_classes,
     with_joined,
     without_sigmoid_boxes,
 )
+from xai_insert.probe.undecoded import like, raw_scores
 
-_ROWS, _BOX = 3, 4  # axes, and columns, of what has a box in each row
+_BOX = 4
 
 
 class _Search(Orders):
@@ -188,7 +187,8 @@ class _Search(Orders):
         if one.elements == other.elements and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
-        boxes_of_levels = [value for value in self.graph.outputs if value.rank == _ROWS and value.sizes[-1] == _BOX]
+        cells = math.prod(self.probe.grid(one.index))  # two levels may have one size
+        boxes_of_levels = [value for value in self.graph.outputs if value.sizes[1:] == (cells, _BOX)]
         if one.head.channels > 1 or places[0] == places[1] or len(boxes_of_levels) > 1:
             raise refuse_rivals([one, other])
         return min(zip(places, (one, other), strict=True), key=lambda pair: pair[0])[1]  # of one class, either says it
@@ -226,20 +226,40 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     are_apart = any(item.is_class for item in search.watched)
     has_boxes = gives_boxes(loose, search.probe.grid, are_apart=are_apart) or any(map(search.carries_boxes, loose))
     if not has_boxes and not query_boxes(graph) and not _selects(graph):
-        return None  # nothing moves like a box: maps of classes or of depth alone
+        return _squashed(search, num_classes)
     scoring = search.class_heads(num_classes)
     if not scoring:
-        return _raw_detector(search, num_classes)
+        found = raw_scores(search, num_classes)
+        return found and _of_raw(search, *found)
     search.require_all_levels(scoring)
     known, by = _told(search, scoring)
     picked = (with_columns(search, by, known) or known).picked
     channels = {
-        item.index: replace(search.own(item) or _like(known, by.head, item.head), picked=picked) for item in scoring
+        item.index: replace(search.own(item) or like(known, by.head, item.head), picked=picked) for item in scoring
     }
     background = silent_class(scoring, channels)
     if picked:
         background = picked.index(background) if background in picked else None
     return _detector(search, scoring, channels, background, search.evidence(scoring))
+
+
+def _squashed(search: _Search, num_classes: int | None) -> Detector | None:
+    """Boxes and scores of one head squashed together, as heads are cut off for the processors of phones and cameras.
+
+    Without the number of classes nothing moves like a box: these may be maps of classes or of depth alone.
+    """
+    if num_classes is None:
+        return None
+    search.watched = [item.as_raw() for item in search.watched]
+    try:
+        found = raw_scores(search, num_classes)
+    except AmbiguousModelError:
+        return None
+    return found and _of_raw(search, *found)
+
+
+def _of_raw(search: _Search, scoring: Sequence[Watched], orders: Mapping[int, Channels]) -> Detector:
+    return _detector(search, scoring, orders, None, "outputs and widths of the undecoded heads")
 
 
 def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watched]:
@@ -267,107 +287,6 @@ def _by_columns(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, 
 
 def _selects(graph: Graph) -> bool:
     return any(node.op is Op.NMS for node in graph.nodes)
-
-
-def _like(known: Channels, by: Head, head: Head) -> Channels:
-    """The order of another level's head: its number of anchors may differ, nothing else."""
-    width = by.channels // known.anchors
-    anchors, rest = divmod(head.channels, width)
-    if rest:
-        raise TargetNotFoundError(
-            f"the class head {head.value.describe()} has no whole number of anchors, as {by.value.describe()} has "
-            f"{known.anchors} of {width} channels"
-        )
-    before = known.block[0] if known.classes_first or known.anchors > 1 else 0  # some channels of each anchor
-    return replace(known, anchors=anchors, start=known.start + before * anchors // known.anchors - before)
-
-
-def _raw_detector(search: _Search, num_classes: int | None) -> Detector | None:
-    raw = [item for item in search.watched if item.is_raw]
-    if not raw:
-        return None
-    widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
-    found = _raw_orders(search, raw, widths, num_classes)
-    scoring = [item for item in raw if item.index in found]
-    grids = [search.probe.grid(item.index) for item in scoring]
-    left = _unread(search, raw, scoring, found)
-    if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
-        raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
-    return _detector(search, scoring, found, None, "outputs and widths of the undecoded heads")
-
-
-def _unread(
-    search: _Search, raw: Sequence[Watched], scoring: Sequence[Watched], found: Mapping[int, Channels]
-) -> list[Watched]:
-    """Undecoded heads of other grids that should give scores too: all, where boxes and scores come of one head."""
-    heads = Counter(search.probe.grid(item.index) for item in raw)
-    grids = {search.probe.grid(item.index) for item in scoring}
-    alike, counts = {item.head.channels for item in scoring}, {heads[grid] for grid in grids}
-    is_joint = any(order.classes < order.stride for order in found.values())
-    left = [item for item in raw if search.probe.grid(item.index) not in grids]
-    return [i for i in left if is_joint or i.head.channels in alike or heads[search.probe.grid(i.index)] in counts]
-
-
-def _raw_orders(
-    search: _Search, raw: Sequence[Watched], widths: Mapping[int, tuple[tuple[int, int], int]], num_classes: int | None
-) -> dict[int, Channels]:
-    """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, outputs, widths, a reshape."""
-    found = with_several(_orders(raw, search.beside_boxes), num_classes)
-    found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
-    found = found or _by_outputs(search, raw, num_classes) or _by_widths(search, raw, widths, num_classes)
-    is_map = not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
-    if num_classes is None and is_map and [order.anchors for order in found.values()] == [1]:
-        found = {}  # two maps of one size, one of them of four channels: not only detectors have them
-    return found or (_orders(raw, search.raw_layout) if num_classes is None else {})
-
-
-def _by_outputs(search: _Search, raw: Sequence[Watched], num_classes: int | None) -> dict[int, Channels]:
-    """Orders told by outputs that share their rows, of which one has the boxes."""
-    counts = beside_raw_boxes(raw, search.observed, search.probe.grid)
-    if num_classes is not None and {*counts.values()} != {num_classes}:
-        return {}
-    scoring = [item for item in raw if item.index in counts]
-    found = _orders(scoring, lambda item: of_width(search.raw_orders(item), counts[item.index]))
-    by = next((item for item in scoring if item.index in found), None)
-    if by is None:
-        return {}
-    return {item.index: found.get(item.index) or _like(found[by.index], by.head, item.head) for item in scoring}
-
-
-def _by_widths(
-    search: _Search, raw: Sequence[Watched], widths: Mapping[int, tuple[tuple[int, int], int]], num_classes: int | None
-) -> dict[int, Channels]:
-    """Orders told by widths; those of one level tell the number of classes of another, which may have more anchors."""
-
-    def orders(classes: int | None) -> dict[int, Channels]:
-        return _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, classes)))
-
-    found = orders(num_classes)
-    counts, grids = {order.classes for order in found.values()}, {widths[index][0] for index in found}
-    if num_classes is None and len(counts) == 1:
-        found |= {index: order for index, order in orders(min(counts)).items() if widths[index][0] not in grids}
-    return found
-
-
-def _as_seen(search: _Search, item: Watched, order: Channels | None) -> Channels | None:
-    """An order told by widths, corrected by how anchors are set apart; None if that contradicts it."""
-    if order is None or not search.stays_whole(item, order):
-        return None
-    seen = [found for found in search.raw_orders(item) if found.anchors > 1]
-    if not seen:
-        return order
-    if order.classes < order.stride:  # boxes and scores in one head
-        whole = {found for found in seen if (found.classes, found.anchors) == (order.stride, order.anchors)}
-        if len(whole) > 1:
-            return None
-        is_inside = any(found.classes_first for found in whole)
-        start = order.start * order.anchors
-        return replace(order, start=start, stride=1, classes_first=True) if is_inside else order
-    return next((found for found in seen if (found.classes, found.anchors) == (order.classes, order.anchors)), None)
-
-
-def _orders(heads: Sequence[Watched], order_of: Callable[[Watched], Channels | None]) -> dict[int, Channels]:
-    return {item.index: order for item in heads if (order := order_of(item)) is not None}
 
 
 def _detector(

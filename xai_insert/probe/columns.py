@@ -121,7 +121,14 @@ class _Codes:
         own = numbers[is_one]
         if not (is_one | is_all | is_none).all() or ((own < 0) | (own >= len(classes))).any():
             return None
-        return [int(number) for number in own]
+        return self._with_muted([int(number) for number in own], [*np.flatnonzero(is_one)], len(is_none))
+
+    def _with_muted(self, own: list[int], columns: Sequence[int], width: int) -> list[int]:
+        """The classes with those whose columns stay in place and never rise: their scores are masked in the model."""
+        every = [*range(self.order.classes)]
+        starts = {int(column) - label for column, label in zip(columns, own, strict=True)}
+        are_inside = bool(own) and own[0] == 0 and own[-1] == every[-1]
+        return every if len(starts) == 1 and (are_inside or (width == len(every) and starts == {0})) else own
 
     def arrive(self, labels: Sequence[int]) -> bool:
         """Whether raising some classes raises anything."""

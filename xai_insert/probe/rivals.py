@@ -68,6 +68,15 @@ class Watched:
     def is_raw(self) -> bool:
         return self.effects == {Effect.RAW}
 
+    def as_raw(self) -> Watched:
+        """The same with each channel's own number in 0..1 taken for what is given as it is: all of a head squashed."""
+        if self.effects != {Effect.CLASS} or any(
+            count > 1 for response in self.responses.values() for count in response.moved.values()
+        ):
+            return self
+        raw = {channel: replace(response, effect=Effect.RAW) for channel, response in self.responses.items()}
+        return replace(self, responses=raw)
+
     @property
     def is_exclusive(self) -> bool:
         """Whether a channel moves the other classes too, as a softmax does; no share and its rest, of one channel."""

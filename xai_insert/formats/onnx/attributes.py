@@ -94,7 +94,12 @@ def _reduced(node: _Node) -> Attributes:
 def _pool(node: _Node) -> Attributes:
     kernel = ints(node.native, "kernel_shape") or ()
     pads = ints(node.native, "pads") or (0,) * (2 * len(kernel))
-    return {"mode": "mean" if node.native.op_type == "AveragePool" else "max", "kernel": kernel, "pads": pads}
+    return {
+        "mode": "mean" if node.native.op_type == "AveragePool" else "max",
+        "kernel": kernel,
+        "pads": pads,
+        "rounds_up": bool(integer(node.native, "ceil_mode", 0)),
+    }
 
 
 def _convolution(node: _Node) -> Attributes:

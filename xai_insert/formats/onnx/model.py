@@ -20,6 +20,7 @@ from xai_insert.formats.backend import Removed, Runner
 from xai_insert.formats.guard import moderate, taking_apart
 from xai_insert.formats.onnx import maps
 from xai_insert.formats.onnx.decompositions import Decomposed
+from xai_insert.formats.onnx.front import Front, take_off
 from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
@@ -49,8 +50,10 @@ class OnnxModel:
         source: Path | None,
         input_shapes: Mapping[str, Shape],
         given: ir.Model | None = None,
+        front: Front | None = None,
     ) -> None:
         self.native = native
+        self._front = front
         self._source = source
         self._given = given  # as it was before it was brought to another form; what it gives must not move
         self._input_shapes = input_shapes
@@ -96,7 +99,7 @@ class OnnxModel:
         return OnnxRunner(self._given or self.native, self._source)
 
     def elsewhere(self) -> Runner | None:
-        if importlib.util.find_spec("openvino") is None:
+        if self._front is not None or importlib.util.find_spec("openvino") is None:
             return None
         from xai_insert.formats.openvino.model import read_runner  # noqa: PLC0415 - for those who ask for it alone
 
@@ -117,10 +120,10 @@ class OnnxModel:
         if not is_rounded:
             unround(part)
         functions = list(self.native.functions.values())
-        return OnnxRunner(ir.Model(part, ir_version=self.native.ir_version, functions=functions))
+        return OnnxRunner(ir.Model(part, ir_version=self.native.ir_version, functions=functions), is_part=True)
 
     def result_like(self, given: Any) -> Any:
-        self._prune()
+        self._finish()
         exchange(self.native, lambda tensor: tensor.copied() if isinstance(tensor, StoredTensor) else tensor)
         return self.native if isinstance(given, (str, Path, ir.Model)) else maps.to_proto(self.native)
 
@@ -137,14 +140,14 @@ class OnnxModel:
         removed = strip(self.native, outputs, kinds)
         for key in [key for key in self.native.metadata_props if key.startswith(_PREFIX)]:
             del self.native.metadata_props[key]
-        return OnnxModel(self.native, None, {}), removed
+        return OnnxModel(self.native, None, {}, front=self._front), removed
 
     def shuffle(self, seed: int) -> int:
         self._source = self._given = None  # from here on the file is another model
         return shuffle(self.native, seed)
 
     def save(self, folder: Path, name: str) -> list[Path]:
-        self._prune()
+        self._finish()
         try:
             return save(self.native, folder, name)
         except ir.serde.SerdeError as err:
@@ -157,9 +160,11 @@ class OnnxModel:
             replace_onnx(files[-1], files[:-1], goal)
         return [goal.with_name(path.name) for path in files]
 
-    def _prune(self) -> None:
+    def _finish(self) -> None:
         if self._surgeon is not None:
             self._surgeon.prune()
+        if self._front is not None:
+            self._front.put_back(self.native.graph)
 
     def versions(self) -> dict[str, str]:
         return {"onnx_ir": ir.__version__, "onnxruntime": ort.__version__}
@@ -236,13 +241,15 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
     given = model.clone() if is_old(model) else None
     if given is not None:
         upgrade(model)
+    front = take_off(model.graph)
+    source = source if front is None else None
     inputs = {value.name: value for value in model.graph.inputs}
     for name, sizes in input_shapes.items():
         if name not in inputs:
             raise UnknownNameError("input", name, [str(known) for known in inputs])
         inputs[name].shape = ir.Shape(sizes)
         source = None
-    return OnnxModel(model, source, input_shapes, given)
+    return OnnxModel(model, source, input_shapes, given if front is None else None, front)
 
 
 def _require_sound(graph: ir.Graph) -> None:

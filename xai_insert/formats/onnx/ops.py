@@ -133,8 +133,9 @@ class OnnxOps:
     def transpose(self, a: ir.Value, perm: Sequence[int]) -> ir.Value:
         return self._node("Transpose", a, perm=list(perm))
 
-    def slice(self, a: ir.Value, axis: int, start: int, end: int) -> ir.Value:
-        return self._node("Slice", a, *(self.constant(np.array([number], np.int64)) for number in (start, end, axis)))
+    def slice(self, a: ir.Value, axis: int, start: int, end: Size) -> ir.Value:
+        given = (self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (start, end, axis))
+        return self._node("Slice", a, *given)
 
     def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
         return self._node("Concat", *parts, axis=axis)

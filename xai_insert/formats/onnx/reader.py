@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
+from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Cut, Operator
 from xai_insert.graph.view import POINTWISE, Value, numbers
 
@@ -163,11 +164,18 @@ def _taken(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Opera
 
 
 def _picked_rows(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    """GatherND whose indices name one axis, the first."""
+    """GatherND; a move along one axis where its indices name the first alone."""
     indices = _operand(inputs, 1)
-    if integer(native, "batch_dims", 0) or indices is None or not indices.shape or indices.shape[-1] != 1:
+    if integer(native, "batch_dims", 0) or indices is None or not indices.shape:
         return kinds.Unknown()
+    if indices.shape[-1] != 1:
+        return kinds.TakenApart()
     return kinds.Picked(0, numbers(indices, 1 << 20), len(indices.shape) - 1)
+
+
+def _contracted(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    ranks = [None if value is None else value.rank for value in inputs]
+    return kinds.Contracted(labels_of(_text(native, "equation", ""), ranks) if len(ranks) == 2 else None)
 
 
 def _joined(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -345,6 +353,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "GatherND"): _picked_rows,
     ("", "GatherElements"): _taken,
     ("", "Concat"): _joined,
+    ("", "Einsum"): _contracted,
     ("", "Pad"): _padded,
     ("", "Resize"): _resized,
     ("", "Upsample"): _upsampled,

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
+from xai_insert.formats.onnx.front import EXTENSIONS
 from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.stored import StoredTensor, exchanged, stored_tensors, tensors
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
@@ -24,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 _PROTOBUF_LIMIT = 2**31 - 2**24
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_EXTENSIONS = "ai.onnx.contrib"
-"""Pre-processing, which onnxruntime-extensions runs."""
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}
 
 
@@ -35,14 +34,15 @@ class OnnxRunner:
     Args:
         model: the model.
         source: a file with the very same model, if there is one: the runtime reads it faster than we serialise.
+        is_part: whether it is a part of a model, for a few runs that need not be those of any whole model bit by bit.
     """
 
-    def __init__(self, model: ir.Model, source: Path | None = None) -> None:
+    def __init__(self, model: ir.Model, source: Path | None = None, *, is_part: bool = False) -> None:
         options = _extended(_options(), model)
         if holds_bfloat16(model):
             model, source = widen_bfloat16(model), None
         try:
-            self._session = _opened(model, source, options)
+            self._session = _opened(model, source, options, is_part=is_part)
         except Exception as err:  # onnxruntime's exceptions have no common base
             raise CheckFailedError(f"onnxruntime cannot load the model: {first_line(err)}") from err
 
@@ -80,23 +80,26 @@ def _extended(options: ort.SessionOptions, model: ir.Model) -> ort.SessionOption
     Raises:
         CheckFailedError: it has, and the library is not installed.
     """
-    if any(node.domain == _EXTENSIONS for node in model.graph.all_nodes()):
+    domain = next((node.domain for node in model.graph.all_nodes() if node.domain in EXTENSIONS), None)
+    if domain is not None:
         try:
             from onnxruntime_extensions import get_library_path  # noqa: PLC0415 - few models need it
         except ImportError as err:
             raise CheckFailedError(
-                f"the model has operators of {_EXTENSIONS}, which onnxruntime runs with a library of its own alone: "
+                f"the model has operators of {domain}, which onnxruntime runs with a library of its own alone: "
                 "pip install onnxruntime-extensions"
             ) from err
         options.register_custom_ops_library(get_library_path())
     return options
 
 
-def _opened(model: ir.Model, source: Path | None, options: ort.SessionOptions) -> ort.InferenceSession:
+def _opened(
+    model: ir.Model, source: Path | None, options: ort.SessionOptions, *, is_part: bool
+) -> ort.InferenceSession:
     """A session that maps the large weights of `model` from where they lie, as far as they lie in files."""
     weights = tensors(model)
     outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
-    stored = stored_tensors(weights)
+    stored = stored_tensors(weights, of_part=is_part)
     file = stored[0].path if stored else None
     if file is not None and not outside:
         file = file.resolve()  # the runtime follows no link out of the folder

@@ -276,7 +276,10 @@ def tensors(model: ir.Model) -> list[ir.TensorProtocol]:
     return found
 
 
-def stored_tensors(found: Iterable[ir.TensorProtocol]) -> list[StoredTensor]:
-    """The stored ones of a model's tensors; none where they are so small that a runtime may as well read the file."""
+def stored_tensors(found: Iterable[ir.TensorProtocol], *, of_part: bool = False) -> list[StoredTensor]:
+    """The stored ones of a model's tensors; none where they are so small that a runtime may as well read the file.
+
+    A part of a model is in no file: whatever is not mapped is copied for it.
+    """
     stored = [tensor for tensor in found if isinstance(tensor, StoredTensor)]
-    return stored if sum(tensor.nbytes for tensor in stored) >= _WORTHWHILE else []
+    return stored if of_part or sum(tensor.nbytes for tensor in stored) >= _WORTHWHILE else []

@@ -57,6 +57,7 @@ def _pool(native: ov.Node, inputs: Sequence[Value]) -> Attributes:
         "mode": "mean" if native.get_type_name() == "AvgPool" else "max",
         "kernel": tuple(raw["kernel"]),
         "pads": pads,
+        "rounds_up": str(raw["rounding_type"]).lower().startswith("ceil"),
     }
 
 

@@ -112,14 +112,17 @@ class OpenVINOOps:
             return self.reshape(a, sizes)
         return self._named(opset.transpose(a, self.constant(np.array(perm, np.int64))))
 
-    def slice(self, a: ov.Output, axis: int, start: int, end: int) -> ov.Output:
+    def slice(self, a: ov.Output, axis: int, start: int, end: Size) -> ov.Output:
         key = (a.get_node().get_instance_id(), a.get_index(), axis)
-        if key in self._sliced and end - start <= _FEW:
+        if key in self._sliced and isinstance(end, int) and end - start <= _FEW:
             # OpenVINO merges slices of one value into a split, which loses the precision mark.
             places = self.constant(np.arange(start, end, dtype=np.int64))
             return self._named(opset.gather(a, places, self.constant(np.array(axis, np.int64))))
         self._sliced.add(key)
-        begin, stop, step, along = (self.constant(np.array([number], np.int64)) for number in (start, end, 1, axis))
+        numbers = (start, end, 1, axis)
+        begin, stop, step, along = (
+            self.constant(np.array([number], np.int64)) if isinstance(number, int) else number for number in numbers
+        )
         return self._named(opset.slice(a, begin, stop, step, along))
 
     def concat(self, parts: Sequence[ov.Output], axis: int) -> ov.Output:

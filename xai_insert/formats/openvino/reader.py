@@ -9,6 +9,7 @@ import openvino as ov
 
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
+from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Cut, Operator
 from xai_insert.graph.view import POINTWISE, Shape, Value, constant_of, numbers
 
@@ -64,7 +65,8 @@ def _reduced(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value])
     if native.get_type_name().startswith("Adaptive"):
         shape = outputs[0].shape
         is_whole = shape is not None and set(shape[2:]) == {1}
-        return kinds.Reduction(tuple(range(2, rank or 4))) if is_whole else kinds.Resized()
+        mode = "mean" if native.get_type_name() == "AdaptiveAvgPool" else ""
+        return kinds.Reduction(tuple(range(2, rank or 4))) if is_whole else kinds.Resized(mode=mode)
     axes = numbers(inputs[1])
     return kinds.Reduction(None if axes is None or rank is None else tuple(sorted({axis % rank for axis in axes})))
 
@@ -144,6 +146,20 @@ def _picked(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
 def _taken(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
     rank = inputs[0].rank
     return kinds.Unknown() if rank is None else kinds.Taken(int(native.get_attributes()["axis"]) % rank)
+
+
+def _taken_apart(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    return kinds.Unknown() if native.get_attributes()["batch_dims"] else kinds.TakenApart()
+
+
+def _contracted(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    equation, ranks = str(native.get_attributes()["equation"]), [value.rank for value in inputs]
+    return kinds.Contracted(labels_of(equation, ranks) if len(ranks) == 2 else None)
+
+
+def _shuffled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw, rank = native.get_attributes(), inputs[0].rank
+    return kinds.InPlace() if rank is None else kinds.Shuffled(int(raw["axis"]) % rank, int(raw["group"]))
 
 
 def _joined(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -322,6 +338,8 @@ _READERS: Mapping[str, Reader] = {
     "VariadicSplit": _parts,
     "Gather": _picked,
     "GatherElements": _taken,
+    "GatherND": _taken_apart,
+    "Einsum": _contracted,
     "Concat": _joined,
     "Pad": _padded,
     "Interpolate": _resized,
@@ -333,5 +351,5 @@ _READERS: Mapping[str, Reader] = {
     "GridSample": _sampled,
     "TopK": _ranked,
     **{name: _always(kinds.ControlFlow()) for name in ("If", "Loop", "TensorIterator")},
-    "ShuffleChannels": _always(kinds.InPlace()),
+    "ShuffleChannels": _shuffled,
 }

@@ -160,6 +160,22 @@ def _error_function(step: Step[Any]) -> Any:
     return _scaled(step, op.function("exp", _scaled(step, op.mul(x, x), -1.0)), 2 / math.sqrt(math.pi))
 
 
+def _square(step: Step[Any]) -> Any:
+    return step.op.mul(step.operand(0), step.operand(0))
+
+
+def _over_root(step: Step[Any], factor: float, shift: float) -> Any:
+    """`1 / sqrt(factor * x^2 + shift)`."""
+    return step.op.div(step.number(1.0), step.op.sqrt(_scaled(step, _square(step), factor, shift)))
+
+
+def _exponentials(step: Step[Any], sign: float) -> Any:
+    """`(exp(x) + sign * exp(-x)) / 2`."""
+    op, rising = step.op, step.op.function("exp", step.operand(0))
+    falling = op.div(step.number(sign), rising)
+    return op.mul(op.add(rising, falling), step.number(0.5))
+
+
 def _sign(step: Step[Any]) -> Any:
     op, x, zero = step.op, step.operand(0), step.number(0.0)
     return op.sub(op.greater(x, zero), op.greater(zero, x))
@@ -229,6 +245,15 @@ RULES: Mapping[str, Rule] = {
     "abs": _along(_sign),
     "erf": _along(_error_function),
     "sin": _along(lambda step: step.op.function("cos", step.operand(0))),
+    "tan": _along(lambda step: _scaled(step, step.op.mul(step.result(), step.result()), 1.0, 1.0)),
+    "asin": _along(lambda step: _over_root(step, -1.0, 1.0)),
+    "acos": _along(lambda step: step.op.mul(_over_root(step, -1.0, 1.0), step.number(-1.0))),
+    "atan": _along(lambda step: step.op.div(step.number(1.0), _scaled(step, _square(step), 1.0, 1.0))),
+    "sinh": _along(lambda step: _exponentials(step, 1.0)),
+    "cosh": _along(lambda step: _exponentials(step, -1.0)),
+    "asinh": _along(lambda step: _over_root(step, 1.0, 1.0)),
+    "acosh": _along(lambda step: _over_root(step, 1.0, -1.0)),
+    "atanh": _along(lambda step: step.op.div(step.number(1.0), _scaled(step, _square(step), -1.0, 1.0))),
     "cos": _along(lambda step: _scaled(step, step.op.function("sin", step.operand(0)), -1.0)),
     "clip": _clip,
     "cast": _cast,

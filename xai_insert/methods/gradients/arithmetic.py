@@ -85,6 +85,12 @@ def _where(step: Step[Any]) -> Gradients:
     return {index: step.fitted(step.op.mul(step.gradient, _choice(step, index)), index) for index in floats}
 
 
+def _remainder(step: Step[Any]) -> Gradients:
+    if step.wanted != {0}:
+        raise step.refusal("what it divides by is computed")
+    return {0: step.fitted(step.gradient, 0)}
+
+
 RULES: Mapping[str, Rule] = {
     "add": _each(lambda step, index: None),
     "sum": _each(lambda step, index: None),
@@ -97,5 +103,7 @@ RULES: Mapping[str, Rule] = {
     "max": _each(_extreme(1.0)),
     "min": _each(_extreme(-1.0)),
     "where": _where,
+    "mod": _remainder,
+    "floormod": _remainder,
 }
 """By function."""

@@ -30,6 +30,7 @@ from xai_insert.methods.shaping import scalar
 _LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)
 _ENDS = ("relu", "clip")
 _AFFINE = ("add", "sub", "mul", "div")
+_NARROW, _LANES = 128, 16  # numbers that a layer sums, and that a processor adds at once
 
 
 class Forward(Generic[V]):
@@ -60,6 +61,8 @@ class Forward(Generic[V]):
         if node is None or value in self._sources or value.is_constant or "float" not in value.dtype:
             return True
         if isinstance(node.kind, Softmax) or _is_product_of_activations(node) or _is_normalised_alone(value):
+            return False
+        if _is_narrow(_layer(node)):
             return False
         if not isinstance(node.kind, _LIGHT) or _joins(node):
             return True
@@ -110,8 +113,23 @@ def _joins(node: Node) -> bool:
 
 
 def _is_of_layer(node: Node) -> bool:
-    """Whether a node is a layer, or scales or shifts what one gives by constants, as a layer scale and its bias do."""
+    return _layer(node) is not None
+
+
+def _layer(node: Node) -> Node | None:
+    """The node if it is a layer, or the one whose results it scales or shifts, as a layer scale and its bias do."""
     if isinstance(node.kind, Pointwise) and node.kind.function in _AFFINE and len(node.computed) == 1:
         before = node.computed[0].producer
-        return before is not None and _is_of_layer(before)
-    return isinstance(node.kind, (Window, Product)) and not _is_product_of_activations(node)
+        return None if before is None else _layer(before)
+    return node if isinstance(node.kind, (Window, Product)) and not _is_product_of_activations(node) else None
+
+
+def _is_narrow(layer: Node | None) -> bool:
+    """Whether OpenVINO rounds a linear layer otherwise when it cannot merge it with the activation behind it.
+
+    Its two kernels take the summands beyond the last multiple of a vector in another order, if the weight is small.
+    """
+    if layer is None or not isinstance(layer.kind, Product) or layer.kind.transpose_a:
+        return False
+    summands = layer.read(0).sizes[-1]
+    return summands is not None and summands < _NARROW and summands % _LANES != 0

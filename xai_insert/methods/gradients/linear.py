@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from xai_insert.graph.operators import FusedAttention, Operator, Product
-from xai_insert.graph.view import Value, fixed
+from xai_insert.graph.operators import Contracted, FusedAttention, Operator, Product
+from xai_insert.graph.view import Value, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 
 
@@ -54,30 +54,81 @@ def _fitted(step: Step[Any], gradient: Any, index: int) -> Any:
     return gradient if len(result) + 2 == len(value.sizes) else step.shaped(gradient, value)
 
 
+def _contraction(step: Step[Any]) -> Gradients:
+    """Of an Einsum: the derivative contracted with the other operand."""
+    kind = step.node.kind
+    if not isinstance(kind, Contracted) or kind.labels is None:
+        raise step.refusal("its equation is no product of two operands")
+    *terms, result = kind.labels
+    sizes = {
+        label: size for index in (0, 1) for label, size in zip(terms[index], step.node.read(index).sizes, strict=True)
+    }
+    if any(label not in result and label not in terms[1 - index] for index in step.wanted for label in terms[index]):
+        raise step.refusal("it sums one operand alone")
+    return {index: _contracted(step, result, terms[1 - index], 1 - index, terms[index], sizes) for index in step.wanted}
+
+
+def _contracted(step: Step[Any], result: str, other: str, index: int, own: str, sizes: Mapping[str, int | None]) -> Any:
+    """Along the labels of both and the wanted operand side by side, those of both alone summed: a matrix product."""
+    op, lead = step.op, [] if step.seeds is None else [step.seeds]
+    both = [label for label in result if label in other]
+    batch, summed = [label for label in both if label in own], [label for label in both if label not in own]
+    rows, columns = ([label for label in own if label in term and label not in both] for term in (result, other))
+    if [sizes[label] for label in [*batch, *rows, *columns]].count(None) > 1:
+        raise step.refusal("several sizes follow the input")
+
+    def open_sizes(groups: Sequence[Sequence[str]]) -> list[int]:
+        return [-1 if (size := volume([sizes[label] for label in group])) is None else size for group in groups]
+
+    def laid(value: Any, term: str, groups: Sequence[Sequence[str]], before: Sequence[int]) -> Any:
+        count = len(before)
+        order = [count + term.index(label) for group in groups for label in group]
+        return op.reshape(op.transpose(value, [*range(count), *order]), [*before, *open_sizes(groups)])
+
+    apart = [[label] for label in batch]
+    left = laid(step.gradient, result, [*apart, rows, summed], lead)
+    made = op.matmul(left, laid(step.operand(index), other, [*apart, summed, columns], []))
+    labels = [*batch, *rows, *columns]
+    made = op.reshape(made, [*lead, *open_sizes([[label] for label in labels])])
+    return op.transpose(made, [*range(step.lead), *step.axes([labels.index(label) for label in own])])
+
+
 def _attention(step: Step[Any]) -> Gradients:
     """With `P = softmax(s q k' + mask)`, `y = P v` and `D = P (g v' - sum(P g v'))`: `s D k`, `s D' q`, `P' g`."""
     node, op = step.node, step.op
     if not node.attrs["is_plain"]:
         raise step.refusal("it has modes of its own")
-    if not step.wanted <= {0, 1, 2}:
-        raise step.refusal("its mask is computed")
     query, key, value = (step.operand(index) for index in range(3))
     sizes, gradient = node.read(0).sizes, step.gradient
     rank = len(sizes)
-    if any(node.read(index).sizes[:-2] != sizes[:-2] for index in (1, 2)):
-        raise step.refusal("its heads are shared")
+    pairs = (pair for index in (1, 2) for pair in zip(node.read(index).sizes[:-2], sizes[:-2], strict=True))
+    if any(own not in (1, whole) for own, whole in pairs):
+        raise step.refusal("some of its heads share their keys")
     factor = node.attrs["scale"] or 1 / math.sqrt(fixed(sizes[-1:])[0])
     scores = op.mul(op.matmul_transposed(query, key, rank), step.number(factor))
     shares = op.softmax(_masked(step, scores))
     along = _difference(step, shares, op.matmul_transposed(gradient, value, rank))
     made = {}
     if 0 in step.wanted:
-        made[0] = op.mul(op.matmul(along, key), step.number(factor))
+        made[0] = _fitted(step, op.mul(op.matmul(along, key), step.number(factor)), 0)
     if 1 in step.wanted:
-        made[1] = op.mul(op.matmul(_turned(step, along, rank + step.lead), query), step.number(factor))
+        turned = _turned(step, along, rank + step.lead)
+        made[1] = _fitted(step, op.mul(op.matmul(turned, query), step.number(factor)), 1)
     if 2 in step.wanted:
-        made[2] = op.matmul(_turned(step, shares, rank), gradient)
+        made[2] = _fitted(step, op.matmul(_turned(step, shares, rank), gradient), 2)
+    if 3 in step.wanted:
+        made[3] = _of_mask(step, along)
     return made
+
+
+def _of_mask(step: Step[Any], along: Any) -> Any:
+    """The derivative by the attention's scores, summed over the axes along which the mask was broadcast."""
+    mask, result = step.node.read(3), step.node.output.sizes
+    whole = (*result[:-1], step.node.read(1).sizes[-2])
+    own = (1,) * (len(whole) - len(mask.sizes)) + mask.sizes
+    summed = [axis for axis, (one, all_) in enumerate(zip(own, whole, strict=True)) if one == 1 != all_]
+    along = step.op.reduce(along, "sum", step.axes(summed)) if summed else along
+    return along if len(own) == len(mask.sizes) else step.shaped(along, mask)
 
 
 def _difference(step: Step[Any], shares: Any, partial: Any) -> Any:
@@ -101,4 +152,4 @@ def _masked(step: Step[Any], scores: Any) -> Any:
     return step.op.add(scores, given)
 
 
-RULES: Mapping[type[Operator], Rule] = {Product: _product, FusedAttention: _attention}
+RULES: Mapping[type[Operator], Rule] = {Product: _product, Contracted: _contraction, FusedAttention: _attention}

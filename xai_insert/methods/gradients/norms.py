@@ -83,8 +83,8 @@ def _factor(step: Step[Any], mode: str, axes: Sequence[int], has_axes: bool) -> 
     if mode in ("max", "min"):  # of equals the same share to each, as PyTorch's amax
         best = op.equal(x, result)
         return op.div(best, _sum(step, best, axes))
-    if mode == "l2":
-        return op.div(x, result)
+    if mode == "l2":  # zero where all of them are
+        return op.div(x, op.nonzero_or(result, step.number(1.0)))
     if mode == "logsumexp":
         return op.function("exp", op.sub(x, result))
     if mode == "prod":

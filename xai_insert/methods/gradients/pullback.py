@@ -12,7 +12,7 @@ from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.methods.gradients import activations as functions
 from xai_insert.methods.gradients import arithmetic, linear, norms, resizing, sampling, shaping, windows
 from xai_insert.methods.gradients.forward import Forward
-from xai_insert.methods.gradients.step import Rule, Step
+from xai_insert.methods.gradients.step import ELSEWHERE, Rule, Step
 
 _POINTWISE: Mapping[str, Rule] = {**arithmetic.RULES, **functions.RULES}
 _RULES: Mapping[type[Operator], Rule] = {
@@ -80,6 +80,6 @@ def _rule(node: Node) -> Rule:
     if rule is None:
         raise NoDerivativeError(
             f"no rule for the derivative of {node.type} {node.name!r}, which stands between the target and the scores; "
-            "choose a later layer with --target-layer or another --method"
+            f"{ELSEWHERE}"
         )
     return rule

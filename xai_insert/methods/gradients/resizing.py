@@ -15,22 +15,29 @@ from xai_insert.methods.gradients.step import Gradients, Rule, Step
 
 def _resized(step: Step[Any]) -> Gradients:
     kind, source, result = step.node.kind, step.node.read(0), step.node.output
-    if not isinstance(kind, Resized) or kind.mode not in ("nearest", "linear", "cubic"):
+    if not isinstance(kind, Resized) or kind.mode not in ("nearest", "linear", "cubic", "mean"):
         raise step.refusal("its mode has no rule")
     gradient, rank = step.gradient, len(source.sizes)
     axes = [axis for axis in range(rank) if source.sizes[axis] != result.sizes[axis]]
-    if any(axis < rank - 2 for axis in axes):
-        raise step.refusal("it changes more than height and width")
     for axis in axes:
         size, count = fixed([source.sizes[axis], result.sizes[axis]])
         if not _is_of_sizes(step, axis, size, count):
             raise step.refusal("its scale is not that of its sizes")
-        matrix = step.constant(_matrix(kind, size, count))
-        if axis == rank - 1:
-            gradient = step.op.matmul(gradient, matrix)
-        else:
-            gradient = step.op.matmul(step.constant(_matrix(kind, size, count).T), gradient)
+        gradient = _times(step, gradient, _matrix(kind, size, count), axis, rank)
     return {0: gradient}
+
+
+def _times(step: Step[Any], gradient: Any, matrix: npt.NDArray[np.float64], axis: int, rank: int) -> Any:
+    """Each line of the derivative along `axis` times the matrix."""
+    op = step.op
+    if axis == rank - 1:
+        return op.matmul(gradient, step.constant(matrix))
+    if axis == rank - 2:
+        return op.matmul(step.constant(matrix.T), gradient)
+    order = list(range(rank))
+    order[axis], order[-1] = rank - 1, axis
+    order = [*range(step.lead), *step.axes(order)]
+    return op.transpose(_times(step, op.transpose(gradient, order), matrix, rank - 1, rank), order)
 
 
 def _is_of_sizes(step: Step[Any], axis: int, size: int, count: int) -> bool:
@@ -47,6 +54,11 @@ def _is_of_sizes(step: Step[Any], axis: int, size: int, count: int) -> bool:
 def _matrix(kind: Resized, size: int, count: int) -> npt.NDArray[np.float64]:
     """`[count, size]`: of which cells each cell of the result is made."""
     cells = np.arange(count, dtype=np.float64)
+    if kind.mode == "mean":
+        low, end = np.floor(cells * size / count)[:, None], np.ceil((cells + 1) * size / count)[:, None]
+        covered = (low <= np.arange(size)) & (np.arange(size) < end)
+        shares: npt.NDArray[np.float64] = covered / covered.sum(axis=1, keepdims=True)
+        return shares
     if kind.coordinates == "align_corners":
         places = cells * (size - 1) / max(count - 1, 1)
     elif kind.coordinates in ("asymmetric", "tf_half_pixel_for_nn"):

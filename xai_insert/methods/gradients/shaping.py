@@ -13,6 +13,8 @@ from xai_insert.graph.view import constant_of, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 from xai_insert.methods.shaping import total
 
+_MOST_PAIRS = 1 << 24  # of elements taken and places they may come from
+
 
 def _regrouped(step: Step[Any]) -> Gradients:
     return {0: step.shaped(step.gradient, step.node.read(0))}
@@ -60,6 +62,32 @@ def _padded(step: Step[Any], gradient: Any, axis: int, before: int, behind: int)
     return step.op.pad(gradient, *([count if i == axis else 0 for i in range(rank)] for count in (before, behind)))
 
 
+def taken_back(step: Step[Any], gradient: Any, axis: int, where: Any, size: int, *, apart: bool = False) -> Any:
+    """Sums of a derivative along an axis at computed indices from which its elements came.
+
+    Args:
+        step: the node.
+        gradient: of the rank of the first operand.
+        axis: that of the operand.
+        where: indices: one for each element along the axis, or with `apart` of the sizes of the derivative.
+        size: that of the operand.
+        apart: whether each element has an index of its own.
+    """
+    op, rank = step.op, len(step.node.read(0).sizes)
+    last = [other for other in range(rank) if other != axis] + [axis]
+    where = op.cast(op.transpose(where, last) if apart else where, "float32")
+    where = op.add(where, op.mul(op.greater(step.number(0.0), where), step.number(float(size))))
+    own = op.equal(op.unsqueeze(where, [rank if apart else 1]), step.constant(np.arange(size)))
+    moved = op.transpose(gradient, [*range(step.lead), *step.axes(last)])
+    if not apart:
+        made = op.matmul(moved, own)
+        return op.transpose(made, [*range(step.lead), *step.axes([last.index(other) for other in range(rank)])])
+    made = op.matmul(op.unsqueeze(moved, [step.lead + rank - 1]), own)  # an axis of one before that of the places
+    order = [rank if other == axis else last.index(other) for other in range(rank)]
+    made = op.transpose(made, [*range(step.lead), *step.axes([*order, rank - 1])])
+    return step.shaped(made, step.node.read(0))
+
+
 def _sliced(step: Step[Any]) -> Gradients:
     kind, source, result = step.node.kind, step.node.read(0), step.node.output
     if not isinstance(kind, kinds.Slices) or kind.cuts is None:
@@ -74,6 +102,8 @@ def _sliced(step: Step[Any]) -> Gradients:
         if size == count and cut.step == 1:
             continue
         count, size = fixed([count, size])
+        if count == 0:
+            return {}
         places = [cut.start + cut.step * number for number in range(count)]
         gradient = picked_back(step, gradient, cut.axis, places, size)
     return {0: gradient}
@@ -112,15 +142,47 @@ def _joined(step: Step[Any]) -> Gradients:
 
 def _picked(step: Step[Any]) -> Gradients:
     kind, source = step.node.kind, step.node.read(0)
-    if not isinstance(kind, kinds.Picked) or kind.indices is None or step.wanted != {0}:
-        raise step.refusal("what it takes is computed")
+    if not isinstance(kind, kinds.Picked) or step.wanted != {0}:
+        raise step.refusal("what it takes it from is not known")
+    count = volume(step.node.read(1).sizes)
+    if kind.indices is None and None in (count, source.sizes[kind.axis]):
+        raise step.refusal("what it takes is computed, and how much")
     size = fixed([source.sizes[kind.axis]])[0]
     gradient = step.gradient
-    indices = [index % size for index in kind.indices]
     if kind.rank != 1:  # one axis in place of those of the indices
-        shape = (*source.sizes[: kind.axis], len(indices), *source.sizes[kind.axis + 1 :])
+        shape = (*source.sizes[: kind.axis], count, *source.sizes[kind.axis + 1 :])
         gradient = step.op.reshape(gradient, [*step.sizes(source)[: step.lead], *_open(step, shape)])
-    return {0: picked_back(step, gradient, kind.axis, indices, size)}
+    if kind.indices is None:
+        where = step.op.reshape(step.forward.read(step.node.read(1)), [-1])
+        return {0: taken_back(step, gradient, kind.axis, where, size)}
+    return {0: picked_back(step, gradient, kind.axis, [index % size for index in kind.indices], size)}
+
+
+def _taken(step: Step[Any]) -> Gradients:
+    kind, source, places = step.node.kind, step.node.read(0), step.node.read(1)
+    if not isinstance(kind, kinds.Taken):
+        raise step.refusal("what it takes it from is not known")
+    size = fixed([source.sizes[kind.axis]])[0]
+    others = [axis for axis in range(len(source.sizes)) if axis != kind.axis]
+    if any(source.sizes[axis] != places.sizes[axis] for axis in others):
+        raise step.refusal("it leaves out a part of further axes")
+    if (volume([size if item is None else item for item in places.sizes]) or 1) * size > _MOST_PAIRS:
+        raise step.refusal("it takes too many elements, each at a place of its own")
+    where = step.surgeon.handle(places) if places.is_constant else step.forward.read(places)
+    return {0: taken_back(step, step.gradient, kind.axis, where, size, apart=True)}
+
+
+def _taken_apart(step: Step[Any]) -> Gradients:
+    source = step.node.read(0)
+    names = constant_of(step.node.read(1), _MOST_PAIRS)
+    if names is None:
+        raise step.refusal("what it takes is computed")
+    deep = names.shape[-1]
+    whole = fixed(source.sizes[:deep])
+    flat = np.ravel_multi_index(tuple((names.reshape(-1, deep) % np.array(whole)).T), whole)
+    lead = [] if step.seeds is None else [step.seeds]
+    gradient = step.op.reshape(step.gradient, [*lead, len(flat), -1, *[1] * (len(source.sizes) - 2)])
+    return {0: step.shaped(picked_back(step, gradient, 0, flat.tolist(), volume(whole) or 1), source)}
 
 
 def _open(step: Step[Any], shape: Sequence[int | None]) -> list[int]:
@@ -217,6 +279,15 @@ def _rolled(step: Step[Any]) -> Gradients:
     return {0: gradient}
 
 
+def _shuffled(step: Step[Any]) -> Gradients:
+    kind, sizes = step.node.kind, step.node.output.sizes
+    if not isinstance(kind, kinds.Shuffled):
+        raise step.refusal("its groups are not known")
+    (size,) = fixed([sizes[kind.axis]])
+    back = np.arange(size).reshape(-1, kind.groups).T.reshape(-1)
+    return {0: step.op.pick(step.gradient, back.tolist(), kind.axis + step.lead)}
+
+
 def _scattered(step: Step[Any]) -> Gradients:
     """What is written over gets nothing, what is written the derivative where it was written last."""
     kind, op, node = step.node.kind, step.op, step.node
@@ -257,10 +328,13 @@ RULES: Mapping[type[Operator], Rule] = {
     kinds.Parts: _split,
     kinds.Joined: _joined,
     kinds.Picked: _picked,
+    kinds.Taken: _taken,
+    kinds.TakenApart: _taken_apart,
     kinds.Widened: _widened,
     kinds.Padded: _pad,
     kinds.Blocks: _blocks,
     kinds.Rolled: _rolled,
+    kinds.Shuffled: _shuffled,
     kinds.Scattered: _scattered,
     kinds.ScatteredApart: _scattered,
 }

@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from xai_insert.errors import NoDerivativeError
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
-from xai_insert.graph.view import Node, Value, fixed
+from xai_insert.graph.view import Node, Value
 from xai_insert.methods.gradients.forward import Forward
 from xai_insert.methods.shaping import reshape, scalar
+
+ELSEWHERE = "choose a later layer with --target-layer or another --method"
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,21 @@ class Step(Generic[V]):
         """Sizes of the derivative by `value`."""
         sizes: list[Size] = list(value.sizes)
         if sizes.count(None) > 1:
+            sizes = self.known(value)
+        return [*([] if self.seeds is None else [self.seeds]), *(-1 if size is None else size for size in sizes)]
+
+    def known(self, value: Value) -> list[Size]:
+        """Sizes of an operand, those that follow the input read off it while the model runs."""
+        sizes: list[Size] = list(value.sizes)
+        if None in sizes:
             handle = self.surgeon.handle(value)
             sizes = [self.op.size(handle, axis) if size is None else size for axis, size in enumerate(sizes)]
-        return [*([] if self.seeds is None else [self.seeds]), *(-1 if size is None else size for size in sizes)]
+        return sizes
+
+    def measured(self, gradient: V, value: Value, lead: int = 1) -> list[Size]:
+        """Sizes of a result read off the derivative by it, or a runtime could not merge it with what reads it."""
+        sizes = enumerate(value.sizes, lead)
+        return [self.op.size(gradient, axis) if size is None else size for axis, size in sizes]
 
     def shaped(self, gradient: V, value: Value) -> V:
         """`gradient` with the sizes of the derivative by `value`."""
@@ -100,7 +114,7 @@ class Step(Generic[V]):
 
     def flat(self, gradient: V, value: Value) -> V:
         """`gradient`, of the sizes of `value`, with its seeds put into the batch; see `unflat`."""
-        return gradient if self.seeds is None else self.op.reshape(gradient, [-1, *fixed(value.sizes[1:])])
+        return gradient if self.seeds is None else self.op.reshape(gradient, [-1, *self.measured(gradient, value)[1:]])
 
     def unflat(self, gradient: V, value: Value) -> V:
         """What `flat` put into the batch taken out of it."""
@@ -117,7 +131,7 @@ class Step(Generic[V]):
 
     def refusal(self, reason: str) -> NoDerivativeError:
         """The error for a form that the rule does not cover."""
-        return NoDerivativeError(f"no derivative of {self.node.type} {self.node.name!r}: {reason}")
+        return NoDerivativeError(f"no derivative of {self.node.type} {self.node.name!r}: {reason}; {ELSEWHERE}")
 
 
 Gradients: TypeAlias = Mapping[int, Any]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from xai_insert.graph.operators import Operator, Window
 from xai_insert.graph.ops import Windows
 from xai_insert.graph.view import fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
+from xai_insert.methods.shaping import product_of
 
+_LARGE = 64  # cells of a window that may leave the map, where sizes are not known
 _MOST_PHASES = 8  # of a convolution that is turned round as convolutions, which runtimes do faster
 
 
@@ -30,6 +33,8 @@ def _window(step: Step[Any]) -> Gradients:
 
 def _back(step: Step[Any], kind: Window, kernel: Sequence[int]) -> tuple[Windows, list[int]]:
     """How the transpose lies, and the cells that it adds behind the last."""
+    if _is_open(step):
+        return _open_back(step, kind)
     source, result = (fixed(value.sizes[2:]) for value in (step.node.read(0), step.node.output))
     begin, end, added = [], [], []
     for axis, (size, count) in enumerate(zip(source, result, strict=True)):
@@ -47,6 +52,36 @@ def _back(step: Step[Any], kind: Window, kernel: Sequence[int]) -> tuple[Windows
     return Windows(kind.strides, kind.dilations, begin, end, kind.groups), added
 
 
+def _is_open(step: Step[Any]) -> bool:
+    """Whether sides follow the image."""
+    return any(None in value.sizes[2:] for value in (step.node.read(0), step.node.output))
+
+
+def _open_back(step: Step[Any], kind: Window) -> tuple[Windows, list[int]]:
+    """How the transpose lies for any sizes: what it gives has a few cells more than the source, see `_cropped`."""
+    forth = _open_forth(step, kind)
+    end = [0 if stride > 1 else pad for stride, pad in zip(kind.strides, forth.pads_end, strict=True)]
+    windows = Windows(kind.strides, kind.dilations, forth.pads_begin, end, kind.groups)
+    return windows, [stride - 1 for stride in kind.strides]
+
+
+def _open_forth(step: Step[Any], kind: Window) -> Windows:
+    """How a convolution or pool lies by what is stored of it alone."""
+    begin = kind.pads_begin
+    if begin is None or kind.transposed or step.node.attrs.get("rounds_up"):
+        raise step.refusal("its pads follow from its sizes")
+    pads = step.node.attrs["pads"]
+    return Windows(kind.strides, kind.dilations, begin, pads[len(pads) // 2 :], kind.groups)
+
+
+def _cropped(step: Step[Any], gradient: Any, strides: Sequence[int]) -> Any:
+    """What `_open_back` has made, with as many cells as the source has."""
+    for axis, (size, stride) in enumerate(zip(step.known(step.node.read(0))[2:], strides, strict=True), 2):
+        if stride > 1 and _is_open(step):
+            gradient = step.op.slice(gradient, axis, 0, size)
+    return gradient
+
+
 def _convolution(step: Step[Any], kind: Window) -> Gradients:
     if step.wanted != {0}:
         raise step.refusal("its weights are computed")
@@ -55,13 +90,27 @@ def _convolution(step: Step[Any], kind: Window) -> Gradients:
     gradient = step.flat(step.gradient, result)
     if not kind.transposed:
         windows, added = _back(step, kind, kind.kernel or ())
-        phases = _phases(kind, windows, fixed(source.sizes[2:]), fixed(result.sizes[2:]))
+        more = _more(step, kind)
+        phases = _phases(kind, windows, more)
         if phases is not None:
-            return {0: step.unflat(_woven(step, kind, gradient, phases), source)}
+            return {0: step.unflat(_woven(step, kind, gradient, phases, more), source)}
     weight, gradient = step.turned(1, gradient, is_square=ends[0] == ends[1])
     if kind.transposed:
         return {0: step.unflat(_forth(step, kind, gradient, weight), source)}
-    return {0: step.unflat(step.op.spread(gradient, weight, windows, added), source)}
+    return {0: step.unflat(_cropped(step, step.op.spread(gradient, weight, windows, added), kind.strides), source)}
+
+
+def _more(step: Step[Any], kind: Window) -> list[int]:
+    """By axis, how many cells a phase has at most more than there are results."""
+    source, result = step.node.read(0).sizes[2:], step.node.output.sizes[2:]
+    if not _is_open(step):
+        sides = zip(fixed(source), fixed(result), kind.strides, strict=True)
+        return [-(-size // stride) - count for size, count, stride in sides]
+    forth, more = _open_forth(step, kind), []
+    for axis, (stride, size) in enumerate(zip(kind.strides, kind.kernel or (), strict=True)):
+        over = (size - 1) * kind.dilations[axis] - forth.pads_begin[axis] - forth.pads_end[axis]
+        more.append(-(-over // stride))
+    return more
 
 
 @dataclass(frozen=True)
@@ -81,19 +130,19 @@ class _Phase:
     end: int
 
 
-def _phases(kind: Window, windows: Windows, source: Sequence[int], result: Sequence[int]) -> list[list[_Phase]] | None:
+def _phases(kind: Window, windows: Windows, more: Sequence[int]) -> list[list[_Phase]] | None:
     """By axis, the phases that the kernel reaches; None if they are too many, or not the first ones."""
     is_apart = any(stride > 1 < dilation for stride, dilation in zip(kind.strides, kind.dilations, strict=True))
     if is_apart or (volume(kind.strides) or 1) > _MOST_PHASES:
         return None
     axes = []
-    for axis, (size, count) in enumerate(zip(source, result, strict=True)):
-        stride, pad, phases = kind.strides[axis], windows.pads_begin[axis], []
+    for axis, (stride, pad) in enumerate(zip(kind.strides, windows.pads_begin, strict=True)):
+        phases = []
         for first in range(stride):
             lag, tap = divmod(first + pad, stride)
             taps = range(tap, (kind.kernel or ())[axis], stride)
             begin = (len(taps) - 1) * kind.dilations[axis] - lag
-            phases.append(_Phase(taps[::-1], begin, -(-size // stride) + lag - count))
+            phases.append(_Phase(taps[::-1], begin, lag + more[axis]))
         reached = [phase for phase in phases if phase.taps]
         if phases[: len(reached)] != reached or any(min(phase.begin, phase.end) < 0 for phase in reached):
             return None
@@ -101,12 +150,17 @@ def _phases(kind: Window, windows: Windows, source: Sequence[int], result: Seque
     return axes
 
 
-def _woven(step: Step[Any], kind: Window, gradient: Any, phases: Sequence[Sequence[_Phase]]) -> Any:
+def _woven(
+    step: Step[Any], kind: Window, gradient: Any, phases: Sequence[Sequence[_Phase]], more: Sequence[int]
+) -> Any:
     """The derivative by the sources: that of each phase, in its cells; zero where no phase is."""
     op = step.op
-    channels, *sides = fixed(step.node.read(0).sizes[1:])
-    counts = [-(-size // stride) for size, stride in zip(sides, kind.strides, strict=True)]
-    once = (1,) * len(sides)
+    _, channels, *sides = step.known(step.node.read(0))
+    counts = [
+        count + extra if isinstance(count, int) else op.add(count, op.constant(np.array([extra], np.int64)))
+        for count, extra in zip(step.measured(gradient, step.node.output, 0)[2:], more, strict=True)
+    ]
+    once, of = (1,) * len(sides), partial(product_of, op)
 
     def along(axis: int, chosen: tuple[_Phase, ...]) -> Any:
         if axis == len(sides):
@@ -117,21 +171,16 @@ def _woven(step: Step[Any], kind: Window, gradient: Any, phases: Sequence[Sequen
         stride, before, behind = kind.strides[axis], counts[:axis], sides[axis + 1 :]
         if stride == 1:
             return parts[0]
-        missing = stride - len(parts)
+        parts += [op.mul(parts[0], step.number(0.0))] * (stride - len(parts))
         if behind:
-            lines = [op.reshape(part, [-1, channels, volume(counts[: axis + 1]), volume(behind)]) for part in parts]
-            joined = op.concat(lines, 3) if len(lines) > 1 else lines[0]
-            if missing:
-                joined = op.pad(joined, [0] * 4, [0, 0, 0, missing * (volume(behind) or 1)])
-        else:  # numbers one by one: joining or padding them is slower than exchanging two axes
-            lines = [op.reshape(part, [-1, 1, channels * (volume(counts) or 1)]) for part in parts]
-            joined = op.concat(lines, 1) if len(lines) > 1 else lines[0]
-            if missing:
-                joined = op.pad(joined, [0] * 3, [0, missing, 0])
-            joined = op.transpose(joined, (0, 2, 1))
-        whole = counts[axis] * stride
+            lines = [op.reshape(part, [-1, channels, of(counts[: axis + 1]), of(behind)]) for part in parts]
+            joined = op.concat(lines, 3)
+        else:  # numbers one by one: joining them is slower than exchanging two axes
+            lines = [op.reshape(part, [-1, 1, of([channels, *counts])]) for part in parts]
+            joined = op.transpose(op.concat(lines, 1), (0, 2, 1))
+        whole = of([counts[axis], stride])
         joined = op.reshape(joined, [-1, channels, *before, whole, *behind])
-        return joined if whole == sides[axis] else op.slice(joined, axis + 2, 0, sides[axis])
+        return joined if isinstance(whole, int) and whole == sides[axis] else op.slice(joined, axis + 2, 0, sides[axis])
 
     return along(0, ())
 
@@ -185,22 +234,45 @@ def _covered(step: Step[Any], windows: Windows, kernel: Sequence[int]) -> list[n
     return sides
 
 
-def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
+def _reaching(step: Step[Any], kind: Window, kernel: Sequence[int]) -> tuple[list[int], Windows, list[int]]:
+    """Kernel, windows and added cells of a pool, without the places that lie outside of the map in every window.
+
+    Some networks pool whole maps by a kernel as large as their channels are many.
+    """
     windows, added = _back(step, kind, kernel)
+    if _is_open(step):
+        if (volume(kernel) or 1) > _LARGE:
+            raise step.refusal("its windows may be larger than the map")
+        return list(kernel), windows, added
+    sides, begin = [], []
+    for side, pad, apart in zip(_covered(step, windows, kernel), windows.pads_begin, windows.dilations, strict=True):
+        reached = np.flatnonzero(side.any(axis=0))
+        first = min(int(reached[0]), pad // apart)
+        begin.append(pad - first * apart)
+        sides.append(int(reached[-1]) + 1 - first)
+    return sides, *_back(step, replace(kind, pads_begin=tuple(begin)), sides)
+
+
+def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
     source, op = step.node.read(0), step.op
     channels = fixed(source.sizes[1:2])[0]
     gradient = step.flat(step.gradient, step.node.output)
-    counts = _counts(step, kind, windows, kernel)
+    counts = _counts(step, kind, _back(step, kind, kernel)[0], kernel)
+    kernel, windows, added = _reaching(step, kind, kernel)
     if np.ptp(counts):
         gradient = op.div(gradient, step.constant(counts))
         counts = np.ones(1)
     weight = step.constant(np.full((channels, 1, *kernel), 1 / counts.flat[0]))
-    lies = Windows(windows.strides, windows.dilations, windows.pads_begin, windows.pads_end, channels)
-    return {0: step.unflat(op.spread(gradient, weight, lies, added), source)}
+    lies = replace(windows, groups=channels)
+    return {0: step.unflat(_cropped(step, op.spread(gradient, weight, lies, added), kind.strides), source)}
 
 
 def _counts(step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[int]) -> npt.NDArray[np.float64]:
     """By how many cells each mean is divided."""
+    if _is_open(step):
+        if any(step.node.attrs["pads"]) and not kind.counts_pads:
+            raise step.refusal("how many cells its windows have follows from its sizes")
+        return np.full((1,), float(volume(kernel) or 1))
     sides = [side.sum(axis=1) for side in _covered(step, windows, kernel)]
     if kind.counts_pads:  # of the cells that a window larger than the padded map would need, none counts
         source = fixed(step.node.read(0).sizes[2:])
@@ -217,28 +289,39 @@ def _counts(step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[in
 
 def _max_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
     """To the cell that is the maximum, the first of equals, as PyTorch does."""
-    windows, added = _back(step, kind, kernel)
-    op, source, result = step.op, step.node.read(0), step.node.output
-    channels, *grid = fixed(result.sizes[1:])
+    kernel, windows, added = _reaching(step, kind, kernel)
+    op, source = step.op, step.node.read(0)
+    _, channels, *grid = step.measured(step.gradient, step.node.output, step.lead)
     cells = volume(kernel) or 1
-    one_hot = np.tile(np.eye(cells).reshape(cells, 1, *kernel), (channels, *[1] * (len(kernel) + 1)))
-    weight = step.constant(one_hot)
-    lies = Windows(windows.strides, windows.dilations, windows.pads_begin, windows.pads_end, channels)
-    found = op.convolve(step.operand(0), weight, lies)
-    apart = [-1, channels, cells, *grid]
-    same = op.equal(op.reshape(found, apart), op.unsqueeze(step.result(), [2]))
-    valid = np.ones((), bool)
-    for side in _covered(step, windows, kernel):
-        valid = np.multiply.outer(valid, side)
-    count = len(kernel)
-    order = [*range(1, 2 * count, 2), *range(0, 2 * count, 2)]
-    inside = valid.transpose(order).reshape(cells, *grid)
-    if not inside.all():
-        same = op.mul(same, step.constant(inside))
+    one_hot = np.eye(cells).reshape(cells, 1, *kernel)
+    weight = step.constant(np.tile(one_hot, (channels, *[1] * (len(kernel) + 1))))
+    forth = replace(_open_forth(step, kind) if _is_open(step) else windows, groups=channels)
+    found = op.convolve(step.operand(0), weight, forth)
+    same = op.equal(op.reshape(found, [-1, channels, cells, *grid]), op.unsqueeze(step.result(), [2]))
+    if (inside := _inside(step, windows, kernel, one_hot)) is not None:
+        same = op.mul(same, inside)
     first = op.mul(same, op.equal(op.cumulative(same, 2), step.number(1.0)))
     share = op.mul(op.unsqueeze(step.gradient, [2 + step.lead]), first)
     share = op.reshape(share, [-1, channels * cells, *grid])
-    return {0: step.unflat(op.spread(share, weight, lies, added), source)}
+    lies = replace(windows, groups=channels)
+    return {0: step.unflat(_cropped(step, op.spread(share, weight, lies, added), kind.strides), source)}
+
+
+def _inside(step: Step[Any], windows: Windows, kernel: Sequence[int], one_hot: npt.NDArray[Any]) -> Any:
+    """1 for each cell of each window that lies in the map, 0 for one that was added; None if all do."""
+    op, kind = step.op, step.node.kind
+    if not _is_open(step):
+        valid = np.ones((), bool)
+        for side in _covered(step, windows, kernel):
+            valid = np.multiply.outer(valid, side)
+        count = len(kernel)
+        order = [*range(1, 2 * count, 2), *range(0, 2 * count, 2)]
+        inside = valid.transpose(order).reshape(len(one_hot), *valid.shape[::2])
+        return None if inside.all() else step.constant(inside)
+    if not isinstance(kind, Window) or not any(step.node.attrs["pads"]):
+        return None
+    ones = op.add(op.mul(op.slice(step.operand(0), 1, 0, 1), step.number(0.0)), step.number(1.0))
+    return op.unsqueeze(op.convolve(ones, step.constant(one_hot), replace(_open_forth(step, kind), groups=1)), [1])
 
 
 RULES: Mapping[type[Operator], Rule] = {Window: _window}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
@@ -59,14 +59,16 @@ class InstancesPlan(Plan):
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         del loaded
-        maps, present = instance_masks(surgeon, self.target)
+        sides = [self.target.image.sizes[axis] for axis in self.target.image_axes]
+        follows = self.reported is None and None not in sides and self.rectangle() is None
+        maps, present = instance_masks(surgeon, replace(self.target, follows=follows))
         outputs = {}
         if self.reported is not None:
             grid, boxes = self.target.grid, self.reported.boxes
             of_boxes = region_maps(surgeon, graph, self.reported, grid, self._cells(boxes.scale))
             outputs = per_box_output(surgeon, of_boxes, boxes.value, grid, options)
         spread = None if present is None else lambda maps: present.spread(surgeon.ops, maps)
-        return Branch(self, maps, outputs=outputs, spread=spread)
+        return Branch(self, maps, outputs=outputs, spread=spread, is_sized=not follows)
 
     def _cells(self, scale: tuple[float, float]) -> tuple[float, float]:
         """Columns and rows of the grid for one unit of the regions; one of the boxes is `scale` of these."""
@@ -124,12 +126,13 @@ class InstanceMasks(Method):
             return Refusal("instance masks are for instance segmenters")
         size, options = image_size(found.image), study.options
         grid = options.saliency_size or (None if size is None else _default_grid(size))
+        pixels = None if options.saliency_size else _PIXELS_PER_CELL
         if grid is None:
             raise ShapeUnknownError(
                 f"the size of the map follows that of the input {found.image.describe()}; fix one of them: "
                 "--saliency-size or --input-shape"
             )
-        target = MaskTarget(found.layout, found.classes, grid, found.image, found.axes, options.score_threshold)
+        target = MaskTarget(found.layout, found.classes, grid, found.image, found.axes, options.score_threshold, pixels)
         form, reason = _form(found.layout)
         shape = (_batch(found.layout), found.classes, *grid)
         reported = _reported(study.loaded, study.graph) if options.per_box else None
@@ -171,7 +174,7 @@ def _form(found: Instances) -> tuple[Form, str]:
 
 def _flops(target: MaskTarget) -> int:
     """Matrix products, for as many instances as there can be."""
-    found, (height, width) = target.found, target.grid
+    found, (height, width) = target.found, map(int, target.grid)
     if isinstance(found, QueryInstances):
         return 2 * target.classes * found.scores.shape[1] * height * width
     if isinstance(found, ListedInstances):
