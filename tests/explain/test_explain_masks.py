@@ -1,4 +1,4 @@
-"""Drawing masks of one class: their score is the share of the image that they have."""
+"""Drawing masks of one class, whose score is their share of the image; and models that tell their best class alone."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from model_zoo_fixtures.testbed import oracle
-from model_zoo_fixtures.testbed.models import FORMATS, Builder
+from model_zoo_fixtures.testbed.models import CHANNELS, FORMATS, Builder
 from xai_insert import Options, insert_file
 from xai_insert.cli.explain import main as explain
 
@@ -36,3 +36,17 @@ def test_the_score_of_a_mask_is_its_share(is_probability, kind, tmp_path):
     share = (found > (0.5 if is_probability else 0)).mean()
     assert 0 < share < 1
     assert record["maps"][0]["score"] == pytest.approx(share, abs=1e-6)
+
+
+def test_a_best_class_alone_is_no_score(tmp_path):
+    b = Builder()
+    scores = b.node("Softmax", b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), CHANNELS))
+    b.nodes.append(onnx.helper.make_node("TopK", [scores, b.const(np.array([1]))], ["confidence", "label"]))
+    model = b.model("confidence", "label")
+    model.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(model, tmp_path / "plain.onnx")
+    insert_file(tmp_path / "plain.onnx", tmp_path / "new.onnx")
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((12, 12, 3), np.uint8))
+    done = CliRunner().invoke(explain, [str(tmp_path / "new.onnx"), str(tmp_path / "a.png"), "-o", str(tmp_path / "o")])
+    assert done.exit_code == 1
+    assert "its best class alone has to give the scores as well" in done.output
