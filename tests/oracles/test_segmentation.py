@@ -32,6 +32,19 @@ def enlarged(b, x, times=4.0, mode="linear"):
     return b.node("Resize", x, "", scales, mode=mode, coordinate_transformation_mode="half_pixel")
 
 
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("times", [4, 2])
+def test_the_model_lays_its_output_over_the_image(times, kind):
+    """Corners on corners before the head: what is as large as the image says of each pixel what lies there."""
+    b = models.Builder(size=(SIDE, SIDE))
+    scales = b.const(np.array([1, 1, times, times], np.float32))
+    x = b.node("Resize", coarse(b), "", scales, mode="linear", coordinate_transformation_mode="align_corners")
+    scores = head(b, b.node("Relu", b.node("Conv", x, b.weight(models.CHANNELS, 6, 3, 3), pads=[1] * 4)))
+    model = b.model(b.node("Softmax", scores, axis=1))
+    found = insert(models.as_format(model, kind)).report.saliency_map["rectangle"]
+    assert (found is None) is (times == 4)
+
+
 def coarse(b):
     """A feature at stride 4."""
     return b.node("Relu", b.node("Conv", b.backbone(), b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2]))

@@ -10,6 +10,7 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, format_grid
 from xai_insert.layouts.record import Layout
+from xai_insert.locate.layout import Rectangle
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study
@@ -31,6 +32,9 @@ class ScoreMapPlan(Plan):
             maps = op.transpose(maps, perm)
         raw = op.isolated(maps, self.found.parts.classes, is_map=True)
         return Branch(self, raw, is_sized=not scores.is_whole)
+
+    def rectangle(self) -> Rectangle | None:
+        return None if self.found.is_laid_out else super().rectangle()
 
     def uses(self) -> frozenset[str]:
         return frozenset({"output"})

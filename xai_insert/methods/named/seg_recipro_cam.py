@@ -16,7 +16,7 @@ from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.pattern import layer_of
 from xai_insert.graph.view import Graph, Value, fixed, format_grid
 from xai_insert.layouts.record import Layout
-from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.layout import FeatureMap, Rectangle
 from xai_insert.locate.segmenter import Segmenter
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.shaping import scalar
@@ -70,6 +70,9 @@ class SegReciproCamPlan(Plan):
         present = op.greater(count, scalar(op, 0.0))
         s, b, w = Tensor(op, scores), Tensor(op, bias), Tensor(op, weight)
         return Branch(self, ((s - b) * w + b * Tensor(op, present)).handle)
+
+    def rectangle(self) -> Rectangle | None:
+        return None if self.found.is_laid_out else super().rectangle()
 
     def uses(self) -> frozenset[str]:
         return frozenset({"output"})

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xai_insert.graph.cuts import activations
+from xai_insert.graph.operators import Resized
+from xai_insert.graph.view import Graph
 from xai_insert.locate.classifier import Wanted
-from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.segmenter import Segmenter, find_segmenter, may_segment
 from xai_insert.tasks.base import Found, NotMine, Study, Task
@@ -21,6 +24,8 @@ class FoundSegmenter(Found):
         parts: its class scores.
         name: the output that they lead to.
         read: what the layer reads that gives them; None if that is no map.
+        is_laid_out: whether the model lays its output over the whole image, corners on corners on the way. By the
+            places of its coarse cells such scores lie a part of a cell further inside, which training makes up for.
     """
 
     task = "semantic segmentation"
@@ -28,6 +33,7 @@ class FoundSegmenter(Found):
     parts: Segmenter
     name: str
     read: FeatureMap | None
+    is_laid_out: bool = False
 
     @property
     def frame(self) -> Frame:
@@ -78,7 +84,15 @@ class Segmentation(Task):
             )
         source = found.source
         read = None if source is None else study.places.map_of(source)
-        return FoundSegmenter(found, study.graph.output_names[found.output], read)
+        return FoundSegmenter(found, study.graph.output_names[found.output], read, _is_laid_out(study.graph, found))
+
+
+def _is_laid_out(graph: Graph, found: Segmenter) -> bool:
+    image, given = image_inputs(graph)[0], graph.outputs[found.output].sizes
+    sides = tuple(size for axis, size in enumerate(given) if axis not in (0, found.class_axis))
+    reached = activations(graph, [image])
+    corners = [node for node in graph.nodes if isinstance(node.kind, Resized) and node.kind.corners]
+    return sides == image_size(image) and any(node.output in reached for node in corners)
 
 
 def _open_sides(study: Study) -> str:
