@@ -123,10 +123,17 @@ def below_zero(b):
     return four(b, maps, greatest(b, maps), -0.5), maps, -0.5
 
 
+def averaged(b):
+    """Squared differences at each place, and their mean as the score, as an autoencoder's."""
+    maps = distance(b, feature(b))
+    return [maps, b.node("ReduceMean", b.node("Flatten", maps), axes=[1], keepdims=0)], maps, None
+
+
 NETWORKS = {
     item.__name__: item
     for item in (
-        padim, smoothed, patchcore, student_and_teacher, without_channels, channels_last, mask_alone, below_zero
+        padim, smoothed, patchcore, student_and_teacher, without_channels, channels_last, mask_alone, below_zero,
+        averaged,
     )
 }  # fmt: skip
 

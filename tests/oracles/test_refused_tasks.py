@@ -183,3 +183,26 @@ def test_pathways_of_different_rates_are_explained_by_the_clip(kind):
     scores = next(value for value in outputs.values() if value.ndim == 2 and value.dtype == np.float32)
     assert outputs["saliency_map"].shape == (1, 4, 8, SIDE, SIDE)
     np.testing.assert_allclose(outputs["saliency_map"].sum((2, 3, 4)), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_segmenter_of_tokens_asks_for_its_open_sides(kind):
+    """As SegFormer is exported with free height and width."""
+    b = Builder()
+    x = b.node("Conv", "image", b.weight(CHANNELS, 3, 4, 4), strides=[4, 4])
+    rows = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, CHANNELS, -1]))), perm=[0, 2, 1])
+    rows = b.node("MatMul", attended(b, rows, rows), b.weight(CHANNELS, CHANNELS))
+    sides = b.node("Slice", b.node("Shape", x), b.const(np.array([2])), b.const(np.array([4])))
+    sizes = b.node("Concat", b.const(np.array([1, CHANNELS])), sides, axis=0)
+    maps = b.node("Reshape", b.node("Transpose", rows, perm=[0, 2, 1]), sizes)
+    scores = b.node("Conv", maps, b.weight(5, CHANNELS, 1, 1))
+    free = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "H", "W"])
+    result = helper.make_tensor_value_info(scores, TensorProto.FLOAT, [1, 5, "h", "w"])
+    graph = helper.make_graph(b.nodes, "net", [free], [result], b.weights)
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(
+        errors.UnsupportedTaskError, match=r"while height and width are open: fix them, --input-shape im"
+    ):
+        plan_insertion(models.as_format(plain, kind))
+    done = plan_insertion(models.as_format(plain, kind), Options(input_shapes={"image": (1, 3, 32, 48)}))
+    assert (done.task, done.saliency_map["shape"]) == ("semantic segmentation", (1, 5, 8, 12))

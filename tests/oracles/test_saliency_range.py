@@ -7,7 +7,8 @@ import onnx
 import openvino as ov
 import pytest
 
-from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed import anomaly_models, keypoint_models, models, oracle, vector_models
+from model_zoo_fixtures.testbed.transformer_models import CLOSED as TOKENS
 from xai_insert import Options, insert
 from xai_insert.explain.scale import raw_values
 
@@ -45,3 +46,36 @@ def test_tasks_have_it(name, side):
     model = onnx.load(path) if name.endswith(".onnx") else ov.Core().read_model(path)
     image = np.random.default_rng(0).integers(0, 255, (1, 3, side, side)).astype(np.float32)
     assert_is_range(*compared(model, image))
+
+
+def segmenter():
+    b = models.Builder(size=(16, 24))
+    scores = b.node("Conv", b.backbone(), b.weight(5, models.CHANNELS, 1, 1), b.weight(5))
+    return b.model(b.node("Softmax", scores, axis=1))
+
+
+BY_GRADIENT = {
+    f"classifier, {method}": (lambda: models.classifier(models.CLOSED["mean"]), {"method": method})
+    for method in ("hirescam", "grad-cam", "layercam", "input-x-gradient")
+}
+OTHERS = {
+    "keypoints": (lambda: keypoint_models.build("hrnet")[0], {}),
+    "segmenter": (segmenter, {}),
+    "segmenter, regions": (segmenter, {"method": "seg-recipro-cam"}),
+    "anomalies": (lambda: anomaly_models.build("averaged")[0], {}),
+    "embedding": (vector_models.model_of, {}),
+    "transformer": (lambda: models.classifier(TOKENS["plain"], size=(8, 12)), {}),
+    "transformer, legrad": (lambda: models.classifier(TOKENS["plain"], size=(8, 12)), {"method": "legrad"}),
+}
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", BY_GRADIENT | OTHERS)
+def test_every_task_and_method_has_it(name, kind):
+    build, options = (BY_GRADIENT | OTHERS)[name]
+    plain = build()
+    sides = [size.dim_value for size in plain.graph.input[0].type.tensor_type.shape.dim[2:]]
+    image = np.random.default_rng(0).standard_normal((1, 3, *sides)).astype(np.float32)
+    raw, maps, ranges = compared(models.as_format(plain, kind), image, **options)
+    assert_is_range(raw, maps, ranges)
+    assert (np.abs(oracle.scaled(raw[0]) - maps[0].astype(int)) <= 1).mean() >= 0.999

@@ -133,11 +133,17 @@ def sub_pixels(b):
     return scores, [b.node("Softmax", scores, axis=1)]
 
 
+def depth_to_space(b):
+    """Scores at half the resolution, made of channels by the operator for it, and given as they are."""
+    scores = b.node("DepthToSpace", head(b, coarse(b), 4 * K), blocksize=2, mode="CRD")
+    return scores, [scores]
+
+
 NETWORKS = {
     item.__name__: item
     for item in (
         deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
-        logits_and_labels, channels_last, last_channels, segformer, unet, lraspp, sub_pixels,
+        logits_and_labels, channels_last, last_channels, segformer, unet, lraspp, sub_pixels, depth_to_space,
     )
 }  # fmt: skip
 LAST = {"last_channels"}

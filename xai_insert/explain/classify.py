@@ -41,7 +41,10 @@ def class_logits(outputs: Outputs) -> Array:
             return logits if array.dtype.kind == "f" else logits.astype(np.float32) / np.iinfo(array.dtype).max
     found = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.predictions.items())
     wanted = "[N, K]" if classes is None else f"[N, {classes}]"
-    raise UnsupportedTaskError(f"only classifiers can be drawn: wanted class scores {wanted}, found {found or 'none'}")
+    raise UnsupportedTaskError(
+        f"only classifiers can be drawn: wanted class scores {wanted}, found {found or 'none'}; a model that gives its "
+        "best class alone has to give the scores as well, by which maps are chosen and named"
+    )
 
 
 def probabilities(logits: Array, multilabel: bool) -> tuple[Scores, bool]:

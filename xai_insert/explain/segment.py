@@ -71,9 +71,16 @@ class Painter(ReadyToRun):
         if found.dtype.kind == "b" and axis is not None:  # masks, which may lie on one another
             places = tuple(other for other in range(found.ndim - 1) if other != axis - 1)
             return np.asarray(found[0].mean(axis=places), np.float64)
+        if classes == 1 and found.dtype.kind == "f":
+            return np.array([float((found[0] > _boundary(found[0])).mean())])
         labels: Array = found[0] if axis is None else found[0].argmax(axis=axis - 1)
         if (called := self.engine.layout.labels) is not None:
             return np.array([np.mean(labels == label) for label in called[:classes]], np.float64)
         numbers = np.asarray(labels, np.int64).reshape(-1) - (self.engine.layout.first_label or 0)
         counted = np.bincount(numbers[(numbers >= 0) & (numbers < classes)], minlength=classes)
         return np.asarray(counted / labels.size, np.float64)
+
+
+def _boundary(mask: Array) -> float:
+    """Where a mask of one class begins: at a half of probabilities, at zero of scores before a sigmoid."""
+    return 0.5 if mask.min() >= 0 and mask.max() <= 1 else 0.0

@@ -29,7 +29,8 @@ class AnomalyMap:
         score: which output is the one number for the whole image; None if there is none.
         label: which output says whether that is too much; likewise.
         threshold: what the map is compared with, if the model holds that.
-        is_sure: whether nothing else looks like this: the score is the maximum over the map, or both are compared.
+        is_sure: whether nothing else looks like this: the score is the maximum over the map, or its mean if that is of
+            squared differences, or both are compared.
     """
 
     feature: FeatureMap
@@ -92,7 +93,10 @@ def _chosen(
     feature = maps[chosen[0].index]
     labels, numbers = _parted(scores)
     threshold = _threshold(feature.value, [(maps[item.index].value, item) for item in masks], labels)
-    is_sure = bool(masks and labels) or any(_is_maximum(item.value, places) for item in scores)
+    is_sure = bool(masks and labels) or any(
+        _is_maximum(item.value, places) or (is_distance(item.value) and _is_mean(item.value, feature.value))
+        for item in scores
+    )
     return AnomalyMap(
         feature,
         _unbounded(graph, feature, places),
@@ -202,6 +206,16 @@ def _is_maximum(score: Value, places: Places) -> bool:
         return all(source.sizes[axis] == 1 for axis in range(1, source.rank or 0) if axis not in place.axes)
 
     return bool(makers(score, ends))
+
+
+def _is_mean(score: Value, feature: Value) -> bool:
+    """Whether a score is the mean of the map that is an output too, as an autoencoder's error is."""
+    value = before(score, _BARE)
+    while (node := value.producer) is not None and node.op is Op.REDUCE and node.attrs.get("mode") == "mean":
+        value = before(node.read(0), _BARE)
+        if value is before(feature, _BARE):
+            return True
+    return False
 
 
 def _threshold(feature: Value, masks: Iterable[tuple[Value, _Read]], labels: Iterable[_Read]) -> float | None:

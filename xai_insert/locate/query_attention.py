@@ -341,8 +341,9 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
         no_object = num_classes == width - 1
         activation: Literal["softmax", "sigmoid"] = "softmax" if no_object else "sigmoid"
         return ReportedScores(value, start, None if is_share else activation, no_object), ""
+    what = "scores" if is_share else "raw scores"
     return None, (
-        f"{value.describe()} holds raw scores of {width} classes, or of {width - 1} and of no object: "
+        f"{value.describe()} holds {what} of {width} classes, or of {width - 1} and of no object: "
         f"--num-classes {width} or {width - 1}"
     )
 

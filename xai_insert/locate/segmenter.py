@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from xai_insert.graph.operators import Product, Resized, Window
+from xai_insert.graph.operators import Blocks, Product, Resized, Window
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
@@ -116,7 +116,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         whole=_whole(scores, resizes, places),
         compares=any(node.op in _COMPARES for node in behind) or _are_probabilities(scores, places) or mask is not None,
         enlarged=any(_enlarges(node, places) for node in resizes),
-        is_scored=source is not None or _sums_layers(scores.value),
+        is_scored=_linear(_coarse(scores.value))[0] is not None or _sums_layers(scores.value),
         first_label=first_label,
         labels=table,
     )  # fmt: skip
@@ -240,6 +240,13 @@ def _sums_layers(value: Value) -> bool:
     if add is None or len(add.computed) < 2:
         return False
     return all(_linear(operand)[0] is not None or _sums_layers(operand) for operand in add.computed)
+
+
+def _coarse(value: Value) -> Value:
+    """A value before a sub-pixel layer made finer cells of its channels; else itself."""
+    while (node := value.producer) is not None and (node.op in ARRANGES or isinstance(node.kind, Blocks)):
+        value = node.read(0)
+    return value
 
 
 def _are_probabilities(scores: FeatureMap, places: Places) -> bool:

@@ -72,7 +72,7 @@ class Segmentation(Task):
     def recognise(self, study: Study) -> FoundSegmenter | NotMine:
         found = find_segmenter(study.graph, study.places, study.options.output)
         if found is None:
-            return NotMine("")
+            return NotMine(_open_sides(study))
         if not found.is_sure and study.wanted is Wanted.ANY:
             value = found.scores.value
             if found.classes == 1:
@@ -93,6 +93,19 @@ def _is_laid_out(graph: Graph, found: Segmenter) -> bool:
     reached = activations(graph, [image])
     corners = [node for node in graph.nodes if isinstance(node.kind, Resized) and node.kind.corners]
     return sides == image_size(image) and any(node.output in reached for node in corners)
+
+
+def _open_sides(study: Study) -> str:
+    """Why the places of scores cannot be told where the image has open sides and is made into tokens; else nothing."""
+    values = study.graph.outputs
+    image = image_inputs(study.graph)[0]
+    lost = [item for item in values if item.rank == len(image.sizes) and item.sizes[-2:] == (None, None)]
+    if len(lost) < len(values) or image.sizes[-2:] != (None, None) or any(map(study.places.map_of, values)):
+        return ""
+    return (
+        f"{lost[0].describe()} may be class scores for every place of the image, but which place is lost among tokens "
+        f"while height and width are open: fix them, --input-shape {image.name}:1,3,H,W"
+    )
 
 
 TASK = Segmentation()
