@@ -198,8 +198,8 @@ def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
     else:
         sizes = shape[kind.axis : kind.axis + kind.rank]
         middle = unfolded(source[kind.axis], kind.indices, sizes) or ax.others(sizes)
-        if ax.has_place(source[kind.axis]) and kind.indices is None and given.is_of_image(1):
-            middle = tuple(map(ax.elsewhere, sizes))
+        if kind.indices is None and given.is_of_image(1) and kind.rank == 1:
+            middle = (_chosen(source[kind.axis], sizes[0]),)
     return [of_rows((*source[: kind.axis], *middle, *source[kind.axis + 1 :]))]
 
 
@@ -208,12 +208,15 @@ def _taken(node: Node, kind: kinds.Taken | kinds.Ranked, given: _Operands) -> Se
     source, shape = given.axes(0), given.shape()
     if len(source) != len(shape):
         return _lost(node, kind, given)
-    made = [
-        old if ax.axis_size(old) == size else ax.unplaced(old, size) for old, size in zip(source, shape, strict=True)
-    ]
-    size = shape[kind.axis]
-    made[kind.axis] = ax.elsewhere(size) if ax.has_place(source[kind.axis]) else ax.unplaced(source[kind.axis], size)
+    pairs = zip(source, shape, strict=True)
+    made = [old if ax.axis_size(old) == size else ax.unplaced(old, size) for old, size in pairs]
+    made[kind.axis] = _chosen(source[kind.axis], shape[kind.axis])
     return [tuple(made)] * len(node.outputs)
+
+
+def _chosen(axis: Axis, size: int | None) -> Axis:
+    """Cells that the image chooses: as many as there are may be taken for those of the grid; fewer are queries."""
+    return ax.elsewhere(size) if ax.has_place(axis) and ax.axis_size(axis) == size else ax.unplaced(axis, size)
 
 
 def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
