@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.single import holds_graph, reference
 from xai_insert.formats.onnx.writer import Writer, Written
 
 _Array = npt.NDArray[Any]
@@ -25,7 +26,7 @@ def branch(w: Writer) -> Written:
         if value.const_value is not None
     }
     for node in body:
-        if node.domain or len(node.outputs) != 1 or any(map(_is_body, node.attributes.values())):
+        if node.domain or len(node.outputs) != 1 or holds_graph(node):
             return None
         made[node.outputs[0]] = w(node.op_type, *(made.get(value, value) for value in node.inputs), **node.attributes)
     return [w("Identity", made.get(value, value)) for value in body.outputs]
@@ -62,16 +63,8 @@ def _taken(sizes: tuple[int | None, ...], places: _Array | None) -> _Array | Non
 
 
 def _run(node: ir.Node, operands: list[_Array | None]) -> _Array | None:
-    if node.domain or any(item is None for item in operands) or any(map(_is_body, node.attributes.values())):
+    if node.domain or any(item is None for item in operands) or holds_graph(node):
         return None
-    import onnx.reference  # noqa: PLC0415 - slow to import and seldom needed
-
     names = [value.name or "" for value in node.inputs if value is not None]
-    results: Any = onnx.reference.ReferenceEvaluator(ir.to_proto(node)).run(
-        None, dict(zip(names, operands, strict=True))
-    )
+    results = reference(node).run(None, dict(zip(names, operands, strict=True)))
     return np.asarray(results[0])
-
-
-def _is_body(attribute: ir.Attr) -> bool:
-    return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

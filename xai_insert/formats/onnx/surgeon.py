@@ -11,6 +11,7 @@ import onnx_ir as ir
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.formats.onnx.ops import OnnxOps, data_type
 from xai_insert.formats.onnx.shapes import Inferred
+from xai_insert.formats.onnx.single import holds_graph
 from xai_insert.formats.onnx.view import IntegerWeight
 from xai_insert.formats.onnx.widening import HALF, widen_attribute
 from xai_insert.graph.names import PREFIX, Names
@@ -143,8 +144,7 @@ class OnnxSurgeon:
 
     def _append(self, node: Node, kind: str, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
         native: ir.Node = node.native
-        kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        if any(attribute.type in kinds for attribute in native.attributes.values()):
+        if holds_graph(native):
             raise CannotFreeBatchError(
                 f"{node.type} {node.name!r} holds a subgraph; where what it decides is fixed, simplify the model "
                 "(onnxsim, onnxslim) or export it with dynamo=True"

@@ -15,6 +15,7 @@ from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.attributes import JOINT_SOFTMAX, attributes
 from xai_insert.formats.onnx.reader import integer, read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
+from xai_insert.formats.onnx.single import holds_graph, reference
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, WITHOUT_KERNEL
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
@@ -244,7 +245,7 @@ def _can_be_run(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:
     if len(native.outputs) != 1 and native.op_type != "DynamicQuantizeLinear":  # as of weights that stand in nodes
         return False
     is_random = native.op_type in ("RandomNormalLike", "RandomUniformLike")
-    return not is_random and not any(map(_is_body, native.attributes.values()))
+    return not is_random and not holds_graph(native)
 
 
 def _fold_shape(native: ir.Node, shape: Shape, output: Value) -> bool:
@@ -268,16 +269,10 @@ def _taken_sizes(inputs: tuple[Value | None, ...]) -> npt.NDArray[np.int64] | No
     return None if None in taken else np.array(taken, np.int64).reshape(indices.shape)
 
 
-def _is_body(attribute: ir.Attr) -> bool:
-    return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-
-
 def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...], index: int) -> Callable[[], npt.NDArray[Any]]:
     def evaluate() -> npt.NDArray[Any]:
-        import onnx.reference  # noqa: PLC0415 - slow to import and seldom needed
-
         with taking_apart(f"the node {native.name!r}"):
-            runner = onnx.reference.ReferenceEvaluator(ir.to_proto(native))
+            runner = reference(native)
         pairs = zip(native.inputs, inputs, strict=True)
         feeds = {name.name or "": value.elements() for name, value in pairs if name is not None and value is not None}
         with taking_apart(f"the constant {native.outputs[index].name!r}"):
