@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import CheckFailedError, DefinitionError
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of, random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import most_bytes
 from xai_insert.graph.view import Graph, Shape, Value
@@ -48,7 +48,7 @@ class CheckResult:
 def random_feeds(runner: Runner) -> dict[str, Array]:
     """One random input, the same on every call."""
     rng = np.random.default_rng(_SEED)
-    return {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+    return feeds_of(runner.inputs, rng)
 
 
 def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
@@ -160,7 +160,7 @@ def _fed_sizes(
         return [(shape[0], *closed[1:]) for shape, closed in zip(sizes, known, strict=True)]
     runner = model.between([], [value.native for value in features])
     rng = np.random.default_rng(_SEED)
-    made = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in runner.inputs}
+    made = feeds_of(runner.inputs, rng, batch=_BATCH)
     return [array.shape for array in runner.run({name: feeds.get(name, array) for name, array in made.items()})]
 
 
@@ -188,7 +188,7 @@ def check_definition(
     runner = model.between(definition.features, [raw_map, logits, *([] if classes is None else [classes])])
     rng = np.random.default_rng(_SEED)
     masked, others = runner.inputs[: len(definition.features)], runner.inputs[len(definition.features) :]
-    rest = {name: random_array(rng, shape, dtype, batch=_BATCH) for name, dtype, shape in others}
+    rest = feeds_of(others, rng, batch=_BATCH)
     sizes = [shape for _, _, shape in masked]
     if others and any(None in shape[1:] for shape in sizes):  # the sizes of the grid follow what else is fed
         sizes = _fed_sizes(model, definition.features, rest, sizes, known)

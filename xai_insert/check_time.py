@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import CheckFailedError, MisplacedMapError
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Value
 from xai_insert.locate.inputs import time_axis
@@ -51,7 +51,7 @@ def _changes(
     """How much each time of a map changes with the frames of its first cell, and with those of its last."""
     runner = loaded.between([], [feature.value.native])
     rng = np.random.default_rng(_SEED)
-    feeds = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+    feeds = feeds_of(runner.inputs, rng)
     name = image.name if image.name in feeds else next(iter(feeds))
     plain, count, (stride, offset) = _by_time(runner.run(feeds)[0], feature), _count(feature), times
     found = []

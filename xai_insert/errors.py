@@ -93,3 +93,8 @@ class NoDerivativeError(XaiInsertError):
 
 class MisplacedMapError(XaiInsertError):
     """The cells of a map lie elsewhere in the image than the map says."""
+
+
+def reason(err: OSError) -> object:
+    """What the system says of a failure."""
+    return err.strerror or err

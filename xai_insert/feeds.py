@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,10 @@ def random_array(
     if "float" in dtype:
         return rng.standard_normal(sizes, dtype=np.float32).astype(dtype if dtype != "bfloat16" else np.float32)
     return rng.integers(0, 256, sizes).astype(dtype) if is_image else np.ones(sizes, dtype)
+
+
+def feeds_of(
+    inputs: Iterable[tuple[str, str, Shape]], rng: np.random.Generator, **sizes: int
+) -> dict[str, npt.NDArray[Any]]:
+    """Random content for each input of a runner, by its name; see `random_array`."""
+    return {name: random_array(rng, shape, dtype, **sizes) for name, dtype, shape in inputs}

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from xai_insert.check import relative_difference
 from xai_insert.check_runtimes import LEAST_BETWEEN_RUNTIMES, compared, correlation_elsewhere
 from xai_insert.errors import CheckFailedError, ModelFileError, XaiInsertError
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel, Runner, load
 from xai_insert.graph.view import Graph, Op
 from xai_insert.methods.of_classifier import SALIENCY_CLASSES, SALIENCY_SCORES
@@ -195,7 +195,7 @@ def _named(names: Sequence[str], arrays: Sequence[npt.NDArray[Any]]) -> Outputs:
 
 def _images(runner: Runner, scale: float) -> dict[str, npt.NDArray[Any]]:
     rng = np.random.default_rng(_SEED)
-    made = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+    made = feeds_of(runner.inputs, rng)
     return {
         name: array * array.dtype.type(scale) if "float" in str(array.dtype) else array for name, array in made.items()
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from xai_insert.errors import ModelFileError
+from xai_insert.errors import ModelFileError, reason
 from xai_insert.files import lost, scratch_folder, sweep, written
 from xai_insert.formats.backend import LoadedModel
 
@@ -55,7 +55,7 @@ def write_model(loaded: LoadedModel, output: Path) -> list[Path]:
             with _alone_in(output.parent):
                 return loaded.install(files, output)
     except OSError as err:
-        raise ModelFileError(f"cannot write {output}: {err.strerror or err}") from err
+        raise ModelFileError(f"cannot write {output}: {reason(err)}") from err
 
 
 @contextmanager

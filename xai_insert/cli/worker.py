@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from xai_insert.errors import UnusedOptionError, XaiInsertError
+from xai_insert.errors import UnusedOptionError, XaiInsertError, reason
 from xai_insert.files import size, sweep
 from xai_insert.formats.deferred import leave_out
 from xai_insert.options import Options
@@ -131,7 +131,7 @@ class Worker:
         try:
             process = self._process or self._start()
         except OSError as err:  # too many files are open, or too many processes run
-            text = f"cannot start the process that reads models: {err.strerror or err}"
+            text = f"cannot start the process that reads models: {reason(err)}"
             return Report(source=str(job.model), error=text)
         self._output = job.output
         assert process.stdin is not None

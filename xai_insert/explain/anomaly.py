@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.detect import outline
 from xai_insert.explain.explained import Explained, Instance, Prediction
-from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.outputs import Array, Outputs, map_of, of_first
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
 
@@ -41,9 +40,7 @@ class Inspector(ReadyToRun):
         Raises:
             UnsupportedTaskError: the model has no map.
         """
-        if outputs.saliency_map is None:
-            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
-        layout, given = self.engine.layout, outputs.saliency_map[0]
+        layout, given = self.engine.layout, map_of(outputs)
         label, score = (_number(outputs, index) for index in (layout.label_at, layout.score_at))
         name = "anomaly" if label is None else "anomalous" if label else "normal"
         if label is not None and len(self.meaning.labels) == 2:
@@ -51,7 +48,7 @@ class Inspector(ReadyToRun):
         found = Prediction(0, name, float(given.max()) if score is None else score)
         threshold = layout.threshold
         if threshold is None:
-            ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
+            ranges = of_first(outputs.saliency_range)
             return Explained([found], [found], given, view, ranges=ranges)
         maps = given if given.dtype == np.uint8 else in_bytes(given, threshold)
         size = (shape[self.feeder.layout.index("H")], shape[self.feeder.layout.index("W")])

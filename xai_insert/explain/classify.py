@@ -9,7 +9,7 @@ import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.explained import Explained, Prediction, Scores, ranking
-from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.outputs import Array, Outputs, map_of, of_first
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
 
@@ -97,27 +97,26 @@ class Classifier(ReadyToRun):
             XaiInsertError: the model is no classifier, or lacks a class that was asked for.
         """
         del shape
-        if outputs.saliency_map is None:
-            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
+        saliency, classes = map_of(outputs), of_first(outputs.saliency_classes)
         like = _LIKE.get(self.engine.about.get("reference", ""))
         if like is not None and outputs.saliency_scores is not None:
             label = self.meaning.labels[0] if self.meaning.is_told and self.meaning.labels else like
             only = [Prediction(0, label, float(outputs.saliency_scores[0, 0]))]
-            ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
-            return Explained(only, only, outputs.saliency_map[0], view, ranges=ranges)
+            ranges = of_first(outputs.saliency_range)
+            return Explained(only, only, saliency, view, ranges=ranges)
         scores, independent = probabilities(class_logits(outputs), self.meaning.multilabel)
         self.meaning.require(len(scores))
         order = ranking(scores)
         likely = int((scores >= self.meaning.threshold).sum()) if independent else 1
         names = [self.meaning.label(number) for number in range(len(scores))]
         chosen = self.selection.choose(scores, order[: max(likely, 1)], names)
-        if outputs.saliency_classes is not None:
-            chosen = _with_map(chosen, outputs.saliency_classes[0])
+        if classes is not None:
+            chosen = _with_map(chosen, classes)
         return Explained(
             [self.meaning.prediction(scores, number) for number in order[: max(likely, _LISTED)]],
             [self.meaning.prediction(scores, number) for number in chosen],
-            outputs.saliency_map[0],
+            saliency,
             view,
-            None if outputs.saliency_classes is None else outputs.saliency_classes[0],
-            ranges=None if outputs.saliency_range is None else outputs.saliency_range[0],
+            classes,
+            ranges=of_first(outputs.saliency_range),
         )

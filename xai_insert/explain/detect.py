@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.detections import Detections, Facts, Floats
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.explained import Explained, Instance, Polygon, Prediction
 from xai_insert.explain.layouts import detections
 from xai_insert.explain.masks import instances
-from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.outputs import Array, Outputs, map_of, of_first
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
 
@@ -49,9 +48,7 @@ class Finder(ReadyToRun):
         Raises:
             XaiInsertError: the model lacks a class that was asked for.
         """
-        if outputs.saliency_map is None:
-            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
-        saliency = outputs.saliency_map[0]
+        saliency = map_of(outputs)
         size = (shape[self.feeder.layout.index("H")], shape[self.feeder.layout.index("W")])
         maps = len(saliency) if saliency.ndim == 3 else None
         facts = Facts.of(self.engine.layout, size, maps, len(self.meaning.labels))
@@ -69,7 +66,7 @@ class Finder(ReadyToRun):
         predicted = list(dict.fromkeys(item.class_id - first for item in objects))
         chosen = self._chosen(best, predicted, facts)
         drawn = [Prediction(number + first, self._label(number, facts), float(best[number])) for number in chosen]
-        ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
+        ranges = of_first(outputs.saliency_range)
         return Explained(objects, drawn, saliency, view, np.arange(maps) + first, objects, ranges=ranges)
 
     def _chosen(self, best: Floats, predicted: Sequence[int], facts: Facts) -> Sequence[int]:

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from xai_insert.errors import reason
 from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import ImageFileError, RunError
 from xai_insert.files import replace_whole
@@ -111,7 +112,7 @@ def require_own(output: Path, folders: Iterable[str]) -> None:
     try:
         taken = [name for name in folders if os.path.isdir(output / name) and os.listdir(output / name)]
     except OSError as err:
-        raise RunError(f"cannot read the folder {err.filename}: {err.strerror or err}") from err
+        raise RunError(f"cannot read the folder {err.filename}: {reason(err)}") from err
     taken += [name for name in ("index.html", "run.js", "records.js") if os.path.lexists(output / name)]
     if taken:
         raise RunError(
@@ -290,7 +291,7 @@ def write(path: Path, content: bytes | Iterable[bytes]) -> None:
     except OSError as err:
         if err.errno in _NAME_REFUSED:
             raise ImageFileError(f"cannot write {shown(path)}: {err.strerror}") from err
-        raise RunError(f"cannot write {path}: {err.strerror or err}") from err
+        raise RunError(f"cannot write {path}: {reason(err)}") from err
 
 
 def remove(path: Path) -> None:
@@ -302,7 +303,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as err:
-        raise RunError(f"cannot remove {path}: {err.strerror or err}") from err
+        raise RunError(f"cannot remove {path}: {reason(err)}") from err
 
 
 def make_folder(path: Path) -> None:
@@ -314,7 +315,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise RunError(f"cannot create the folder {path}: {err.strerror or err}") from err
+        raise RunError(f"cannot create the folder {path}: {reason(err)}") from err
 
 
 def make_own_folder(path: Path) -> None:
@@ -345,7 +346,7 @@ def digest(paths: Iterable[Path]) -> list[str]:
             found.append("")
             continue
         except OSError as err:
-            raise RunError(f"cannot read {path}: {err.strerror or err}") from err
+            raise RunError(f"cannot read {path}: {reason(err)}") from err
         found.append(total.hexdigest())
     return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from xai_insert.errors import reason
 from xai_insert.explain import files
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.sharing import give_back, open_folder, take
@@ -124,7 +125,7 @@ class Journal:
         except BaseException as err:
             self._close()
             if isinstance(err, OSError):
-                raise RunError(f"cannot write {self._path}: {err.strerror or err}") from err
+                raise RunError(f"cannot write {self._path}: {reason(err)}") from err
             raise
         return self
 
@@ -158,7 +159,7 @@ class Journal:
             while line:
                 line = line[os.write(self._handle, line) :]
         except OSError as err:
-            raise RunError(f"cannot write {self._path}: {err.strerror or err}") from err
+            raise RunError(f"cannot write {self._path}: {reason(err)}") from err
         finally:
             give_back(self._handle)
 
@@ -193,7 +194,7 @@ def _open(path: Path) -> BinaryIO | None:
     try:
         return os.fdopen(os.open(path, os.O_RDONLY | _PLAIN), "rb")
     except OSError as err:
-        raise RunError(f"cannot read {path}: {err.strerror or err}") from err
+        raise RunError(f"cannot read {path}: {reason(err)}") from err
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.detect import in_image
 from xai_insert.explain.explained import Explained, Instance, Prediction, Scores, ranking
-from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.outputs import Array, Outputs, map_of, of_first
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
 from xai_insert.explain.scale import raw_values
@@ -38,10 +37,8 @@ class Joints(ReadyToRun):
             XaiInsertError: the model has no maps, or lacks a key point that was asked for.
         """
         del shape
-        if outputs.saliency_map is None:
-            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
-        maps = outputs.saliency_map[0]
-        ranges = None if outputs.saliency_range is None else outputs.saliency_range[0]
+        maps = map_of(outputs)
+        ranges = of_first(outputs.saliency_range)
         self.meaning.require(len(maps))
         names = list(self.meaning.labels) or [f"keypoint {number}" for number in range(len(maps))]
         scores = self._scores(outputs, raw_values(maps, ranges))

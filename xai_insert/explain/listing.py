@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from xai_insert.errors import reason
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.files import SUFFIXES, Source, shown
 
@@ -70,4 +71,4 @@ def _below(folder: Path) -> Iterator[Path]:
                 elif Path(entry.name).suffix.lower() in SUFFIXES:
                     yield Path(entry.path)
     except OSError as err:
-        raise ImageFileError(f"cannot list {shown(folder)}: {err.strerror or err}") from err
+        raise ImageFileError(f"cannot list {shown(folder)}: {reason(err)}") from err

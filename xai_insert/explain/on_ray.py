@@ -21,6 +21,7 @@ from xai_insert.explain.columns import FormatName
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.files import Source
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
+from xai_insert.explain.runtime import threads_for
 from xai_insert.explain.setup import Setup
 from xai_insert.explain.stream import Counts, Parts, explained_row, unknown
 from xai_insert.formats.guard import last_line
@@ -54,7 +55,7 @@ class Worker:
     def __init__(self, task: Task) -> None:
         self._model, _ = task.setup.open()
         self._parts = Parts(task.folder, task.kind)
-        self._workers = self._model.engine.parallel + (os.cpu_count() or 1)
+        self._workers = threads_for(self._model.engine)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Explain the images of each list `images`; gives counts and the first errors of each."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.errors import UnsupportedTaskError
 from xai_insert.layouts.record import Layout
 
 Array = npt.NDArray[Any]
@@ -52,6 +53,23 @@ class Outputs:
     saliency_range: Array | None = None
     saliency_scores: Array | None = None
     layout: Layout = field(default_factory=Layout, kw_only=True)
+
+
+def map_of(outputs: Outputs) -> Array:
+    """The map of the first image.
+
+    Raises:
+        UnsupportedTaskError: the model has none.
+    """
+    if outputs.saliency_map is None:
+        raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
+    own: Array = outputs.saliency_map[0]
+    return own
+
+
+def of_first(array: Array | None) -> Array | None:
+    """What an output says of the first image; None if the model has no such output."""
+    return None if array is None else array[0]
 
 
 def read_outputs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Look, canvas, caption, draw, legend
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.runtime import Engine
+from xai_insert.explain.runtime import Engine, threads_for
 from xai_insert.explain.scale import Scaled, ScaleName, scaled
 from xai_insert.explain.sharing import alone_in
 from xai_insert.files import sweep
@@ -161,7 +160,7 @@ class FolderRun:
         self._folders = files.folder_keys(self._output / name for name in FOLDERS)
         with self.journal, opencv_in_one_thread():
             try:
-                workers = self._model.engine.parallel + (os.cpu_count() or 1)
+                workers = threads_for(self._model.engine)
                 for outcome in side_by_side(self.explain, sources, workers):
                     if outcome.record is not None and not outcome.skipped:
                         self.journal.append(outcome.record)

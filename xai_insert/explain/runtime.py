@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,11 @@ class Engine(Protocol):
 
     def infer(self, feed: Array) -> Outputs:
         """Run on one input; may be called from several threads."""
+
+
+def threads_for(engine: Engine) -> int:
+    """As many as keep it busy while every processor prepares and draws."""
+    return engine.parallel + (os.cpu_count() or 1)
 
 
 def model_files(path: Path) -> list[Path]:

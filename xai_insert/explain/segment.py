@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xai_insert.errors import UnsupportedTaskError
 from xai_insert.explain.explained import Explained, ScoreMeaning, Scores, ranking
-from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.outputs import Array, Outputs, map_of, of_first
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
 
@@ -38,9 +37,7 @@ class Painter(ReadyToRun):
             XaiInsertError: the model lacks a class that was asked for.
         """
         del shape
-        if outputs.saliency_map is None:
-            raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
-        maps = outputs.saliency_map[0]
+        maps = map_of(outputs)
         shares = self._shares(outputs, len(maps))
         meaning = self._meaning(len(maps))
         names = [meaning.label(number) for number in range(len(maps))]
@@ -52,7 +49,7 @@ class Painter(ReadyToRun):
             [meaning.prediction(shares, number) for number in chosen],
             maps,
             view,
-            ranges=None if outputs.saliency_range is None else outputs.saliency_range[0],
+            ranges=of_first(outputs.saliency_range),
             strengths={number: min(float(share) / _LEAST_SHARE, 1.0) for number, share in enumerate(shares)},
         )
 

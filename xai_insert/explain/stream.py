@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +23,7 @@ from xai_insert.explain.columns import FormatName, failed_row, packed, row, sour
 from xai_insert.explain.errors import ImageFileError, RunError
 from xai_insert.explain.files import Source, shown
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
+from xai_insert.explain.runtime import threads_for
 from xai_insert.explain.setup import ReadyModel, Setup
 from xai_insert.files import sweep
 from xai_insert.version import __version__
@@ -138,7 +138,7 @@ def explain_all(
         XaiInsertError: the model cannot be run or a part cannot be written; what was done is written first.
     """
     counts, waiting, size = Counts(), list[Mapping[str, Any]](), 0
-    workers = model.engine.parallel + (os.cpu_count() or 1)
+    workers = threads_for(model.engine)
     with opencv_in_one_thread():
         rows = side_by_side(lambda source: explained_row(model, source), unknown(parts, sources, counts), workers)
         try:

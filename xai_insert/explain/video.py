@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from xai_insert.errors import UnsupportedTaskError
+from xai_insert.errors import UnsupportedTaskError, reason
 from xai_insert.explain import files
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.clips import explained_frames
@@ -97,7 +97,7 @@ def explain_video(video: Video, output: Path, model: Model, options: DrawOptions
         writer.release()
         os.replace(part, goal)
     except OSError as err:
-        raise RunError(f"cannot write {goal}: {err.strerror or err}") from err
+        raise RunError(f"cannot write {goal}: {reason(err)}") from err
     finally:
         source.release()
         if writer is not None:

@@ -6,11 +6,11 @@ name, decides sameness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from xai_insert.graph.operators import Operator, Unknown
 from xai_insert.graph.shape import Shape as Shape  # noqa: PLC0414 - read here by all
 from xai_insert.graph.shape import format_grid as format_grid  # noqa: PLC0414 - read here by all
 from xai_insert.graph.shape import format_shape as format_shape  # noqa: PLC0414 - read here by all
+
+_Item = TypeVar("_Item")
 
 
 class Op(Enum):
@@ -151,7 +153,7 @@ class Value:
     def only_use(self) -> Use | None:
         """Where its elements are read, if that is in one place: what reads its sizes alone does not count."""
         uses = [use for use in self.uses if use.node.op is not Op.SHAPE]
-        return uses[0] if len(uses) == 1 else None
+        return only(uses)
 
     def made_by(self, *ops: Op) -> Node | None:
         """The node that makes it, if it is one of these operations."""
@@ -273,6 +275,11 @@ class Graph:
             if node.name == name or any(value.name == name for value in node.outputs):
                 return next((value for value in node.outputs if value.name == name), node.output)
         return None
+
+
+def only(items: Collection[_Item]) -> _Item | None:
+    """The one item; None if there is none, or several."""
+    return next(iter(items)) if len(items) == 1 else None
 
 
 def volume(shape: Sequence[int | None]) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xai_insert.graph.pattern import Miss, Part, fitted, nearest
 from xai_insert.graph.traits import MIXES_HEADS, SCALES_SCORES
-from xai_insert.graph.view import Node, Op, Use, Value
+from xai_insert.graph.view import Node, Op, Use, Value, only
 
 _SEARCH_DEPTH = 16
 
@@ -79,7 +79,7 @@ def _product_behind(shares: Value) -> Node | None:
         front = [node.output for node in following if node not in found]
         if found or not front:
             break
-    return found[0] if len(found) == 1 else None
+    return only(found)
 
 
 def _weighs_values(use: Use) -> bool:

@@ -12,7 +12,7 @@ from xai_insert.errors import ModelFileError, TargetNotFoundError
 from xai_insert.graph.cuts import activations, region, walk
 from xai_insert.graph.pattern import Miss, Part, fitted
 from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
-from xai_insert.graph.view import Graph, Node, Op, Value, volume
+from xai_insert.graph.view import Graph, Node, Op, Value, only, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
@@ -251,7 +251,7 @@ def maps_before(graph: Graph, ends: Sequence[GridEnd], places: Places) -> list[F
 def _varying(node: Node) -> Value | None:
     """The one operand that is no constant; None if there are several."""
     operands = node.computed
-    return operands[0] if len(operands) == 1 else None
+    return only(operands)
 
 
 def _before_layout(value: Value, grid_axes: tuple[int, ...], places: Places) -> tuple[Value, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
 from xai_insert.graph.shape import holds_pixels
 from xai_insert.graph.traits import ARITHMETIC, UNCHANGED
-from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape
+from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape, only
 
 _MOST_CHANNELS = 16
 _LEAST_SIDE = 8
@@ -92,7 +92,7 @@ def _clip_axes(shape: Shape) -> tuple[int, int, int] | None:
         if shape[channel] in (1, 3)
         and all(shape[axis] is None or (shape[axis] or 0) >= _LEAST_SIDE for axis in axes[1:])
     ]
-    return found[0] if len(found) == 1 else None
+    return only(found)
 
 
 def time_axis(image: Value) -> int | None:

@@ -10,7 +10,7 @@ from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
 from xai_insert.graph.pattern import before, layer_of
 from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.view import Graph, Node, Op, Value, only
 from xai_insert.locate.attention import Attention, find_attentions
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
@@ -189,7 +189,7 @@ def _position(axis: Axis, origin: Origin) -> int | None:
 def _only(axis: Axis) -> Digit | None:
     """What an axis is made of, beside a batch of one; None if of several."""
     several = [digit for digit in axis if digit.size != 1]
-    return several[0] if len(several) == 1 else None
+    return only(several)
 
 
 def _choice(places: Places, output: Value, origin: Origin) -> Node | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.pattern import Miss, Part, before, fitted
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.view import Graph, Node, Op, Value, only
 from xai_insert.locate.attention import Attention, find_attentions, near_miss
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.inputs import open_hint
@@ -205,7 +205,7 @@ def _passing_by(graph: Graph, images: Sequence[Value], masked: Sequence[Value], 
     inside = {*masked, *(value for node in nodes for value in node.outputs)}
     outside = activations(graph, images) - inside
     found = {value for node in nodes for value in node.inputs if value in outside and value.shape == masked[0].shape}
-    return found.pop() if len(found) == 1 else None
+    return only(found)
 
 
 def _rounds(before: Value, value: Value) -> bool:

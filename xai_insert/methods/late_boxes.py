@@ -12,7 +12,7 @@ import numpy as np
 
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.view import Graph, Node, Op, Value, only
 from xai_insert.locate.frontier import find_heads, local_values, selects
 from xai_insert.locate.inputs import image_inputs
 
@@ -118,7 +118,7 @@ def _ranking(index: Value, dependent: set[Value]) -> Node | None:
         sources = {value for value in node.operands if value in dependent} - seen
         seen |= sources
         stack += sources
-    return found.pop() if len(found) == 1 else None
+    return only(found)
 
 
 def _every_row(surgeon: Surgeon[V], node: Node) -> V:

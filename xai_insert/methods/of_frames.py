@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import UnsupportedTaskError
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
@@ -62,7 +62,7 @@ class FramesPlan(MapPlan):
         features = [item.value for item in self.found.placed()]
         runner = loaded.between(features, [self.consensus.scores.native])
         rng = np.random.default_rng(0)
-        feeds = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+        feeds = feeds_of(runner.inputs, rng)
         feeds |= {name: np.zeros_like(feeds[name]) for name, _, _ in runner.inputs[: len(features)]}
         scores: npt.NDArray[np.float32] = runner.run(feeds)[0][0].astype(np.float32)
         return scores

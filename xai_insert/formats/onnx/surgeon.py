@@ -16,7 +16,7 @@ from xai_insert.formats.onnx.view import IntegerWeight
 from xai_insert.formats.onnx.widening import HALF, widen_attribute
 from xai_insert.graph.names import PREFIX, Names
 from xai_insert.graph.rounding import folded_range
-from xai_insert.graph.view import Node, Shape, Value, constant_of, fixed
+from xai_insert.graph.view import Node, Shape, Value, constant_of, fixed, only
 
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -236,7 +236,7 @@ class OnnxSurgeon:
         """What the model calls its open batch; None if its inputs do not agree."""
         sizes = [value.shape[0] for value in self._model.graph.inputs if value.shape and not value.is_initializer()]
         names = {size.value if isinstance(size, ir.SymbolicDim) else None for size in sizes}
-        return names.pop() if len(names) == 1 else None
+        return only(names)
 
 
 def _is_signed(node: ir.Node | None) -> bool:

@@ -70,7 +70,7 @@ def _contraction(step: Step[Any]) -> Gradients:
 
 def _contracted(step: Step[Any], result: str, other: str, index: int, own: str, sizes: Mapping[str, int | None]) -> Any:
     """Along the labels of both and the wanted operand side by side, those of both alone summed: a matrix product."""
-    op, lead = step.op, [] if step.seeds is None else [step.seeds]
+    op, lead = step.op, step.ahead
     both = [label for label in result if label in other]
     batch, summed = [label for label in both if label in own], [label for label in both if label not in own]
     rows, columns = ([label for label in own if label in term and label not in both] for term in (result, other))

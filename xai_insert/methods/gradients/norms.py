@@ -115,7 +115,7 @@ def _norm(step: Step[Any]) -> Gradients:
     if kind.groups:
         sizes = _grouped(step, kind.groups)
         x = op.reshape(x, sizes)
-        gradient = op.reshape(gradient, [*([] if step.seeds is None else [step.seeds]), *sizes])
+        gradient = op.reshape(gradient, [*step.ahead, *sizes])
     if kind.is_centred:
         x = op.sub(x, op.reduce(x, "mean", kind.axes))
     behind = step.axes(kind.axes)
@@ -183,9 +183,7 @@ def _local_norm(step: Step[Any]) -> Gradients:
     places = np.arange(channels)[:, None] - np.arange(channels)
     sums = ((places <= (kind.size - 1) // 2) & (-places <= kind.size // 2)).astype(np.float64)  # [result, source]
     x = op.reshape(step.operand(0), [-1, channels, volume(grid) or 1])
-    gradient = op.reshape(
-        step.gradient, [*([] if step.seeds is None else [step.seeds]), -1, channels, volume(grid) or 1]
-    )
+    gradient = op.reshape(step.gradient, [*step.ahead, -1, channels, volume(grid) or 1])
     share = kind.alpha / kind.size
     below = op.add(op.matmul(step.constant(sums * share), op.mul(x, x)), step.number(kind.bias))
     scaled = op.power(below, step.number(-kind.beta))

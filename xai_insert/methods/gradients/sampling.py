@@ -23,7 +23,7 @@ def _sampled(step: Step[Any]) -> Gradients:
     channels, *sides = fixed(source.sizes[1:])
     grid = fixed(step.node.read(1).sizes[1:3])
     count = volume(grid) or 1
-    lead = [] if step.seeds is None else [step.seeds]
+    lead = step.ahead
     gradient = op.reshape(step.gradient, [*lead, -1, channels, count])
     places, reached = zip(*(_places(step, kind, axis, sides[1 - axis], count) for axis in (0, 1)), strict=True)
     shares = [(item - np.arange(side)).tent() for item, side in zip(places, sides[::-1], strict=True)]

@@ -182,7 +182,7 @@ def _taken_apart(step: Step[Any]) -> Gradients:
     deep = names.shape[-1]
     whole = fixed(source.sizes[:deep])
     flat = np.ravel_multi_index(tuple((names.reshape(-1, deep) % np.array(whole)).T), whole)
-    lead = [] if step.seeds is None else [step.seeds]
+    lead = step.ahead
     gradient = step.op.reshape(step.gradient, [*lead, len(flat), -1, *[1] * (len(source.sizes) - 2)])
     return {0: step.shaped(picked_back(step, gradient, 0, flat.tolist(), volume(whole) or 1), source)}
 
@@ -206,7 +206,7 @@ def _widened(step: Step[Any]) -> Gradients:
     for axis in reversed(repeated):
         times = fixed([reached[axis]])[0] // fixed([own[axis]])[0]
         sizes = [*reached[:axis], times, own[axis], *reached[axis + 1 :]]
-        lead = [] if step.seeds is None else [step.seeds]
+        lead = step.ahead
         gradient = step.op.reduce(step.op.reshape(gradient, [*lead, *_open(step, sizes)]), "sum", [axis + step.lead])
         reached[axis] = own[axis]
         gradient = step.op.reshape(gradient, [*lead, *_open(step, reached)])
@@ -249,7 +249,7 @@ def _blocks(step: Step[Any]) -> Gradients:
     kind, source, result = step.node.kind, step.node.read(0).sizes, step.node.output.sizes
     if not isinstance(kind, kinds.Blocks):
         raise step.refusal("its blocks are not known")
-    side, op, lead = kind.side, step.op, [] if step.seeds is None else [step.seeds]
+    side, op, lead = kind.side, step.op, step.ahead
     wide = source if kind.to_depth else result
     channels, height, width = fixed([wide[1], wide[2], wide[3]])
     rows, columns = height // side, width // side
@@ -309,7 +309,7 @@ def _scattered(step: Step[Any]) -> Gradients:
     names = names.reshape(-1, deep) % np.array(whole)
     flat = np.ravel_multi_index(tuple(names.T), whole)
     count, width = volume(whole) or 1, volume(rest) or 1
-    lead = [] if step.seeds is None else [step.seeds]
+    lead = step.ahead
     gradient = op.reshape(step.gradient, [*lead, count, width])
     kept = np.ones((count, 1), np.float32)
     kept[flat] = 0

@@ -43,9 +43,14 @@ class Step(Generic[V]):
         return self.surgeon.ops
 
     @property
+    def ahead(self) -> list[int]:
+        """Sizes of the axes before those of the forward pass."""
+        return [] if self.seeds is None else [self.seeds]
+
+    @property
     def lead(self) -> int:
         """Axes before those of the forward pass."""
-        return 0 if self.seeds is None else 1
+        return len(self.ahead)
 
     @property
     def gradient(self) -> V:
@@ -93,7 +98,7 @@ class Step(Generic[V]):
         sizes: list[Size] = list(value.sizes)
         if sizes.count(None) > 1:
             sizes = self.known(value)
-        return [*([] if self.seeds is None else [self.seeds]), *(-1 if size is None else size for size in sizes)]
+        return [*self.ahead, *(-1 if size is None else size for size in sizes)]
 
     def known(self, value: Value) -> list[Size]:
         """Sizes of an operand, those that follow the input read off it while the model runs."""

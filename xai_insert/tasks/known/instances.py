@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError, UnsupportedTaskError
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Op, Value
@@ -115,7 +115,7 @@ class Instances(Task):
 def _look(runner: Runner) -> tuple[Feeds, list[npt.NDArray[Any]]]:
     """Outputs for a random image, on which something is found if possible, and that image."""
     rng = np.random.default_rng(0)
-    noise = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+    noise = feeds_of(runner.inputs, rng)
     outputs = runner.run(noise)
     if all(output.size for output in outputs):
         return noise, outputs
