@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -191,10 +191,7 @@ def _done(
         keep(list(reports.values()))
         if len(jobs) == 1 or not report.unused_options:
             show(report)
-    used: set[str] = set()
-    for index, job in enumerate(jobs):
-        if reports[index].error is None or reports[index].unused_options:
-            used |= job.options.on_purpose - set(reports[index].unused_options)
+    used = {name for index, job in enumerate(jobs) for name in _used(job, reports[index])}
     for index, job in enumerate(jobs):
         unused = reports[index].unused_options
         if len(jobs) == 1 or not unused:
@@ -205,6 +202,13 @@ def _done(
             keep(list(reports.values()))
         show(reports[index])
     return list(reports.values())
+
+
+def _used(job: Job, report: Report) -> frozenset[str]:
+    """The options that did something for a model, as far as it came to that."""
+    if report.error is not None and not report.unused_options:
+        return frozenset()
+    return job.options.on_purpose - set(report.unused_options)
 
 
 def _outputs(models: tuple[Path, ...], output: Path | None, dry_run: bool) -> list[Path | None]:
@@ -226,25 +230,34 @@ def _require_apart(models: tuple[Path, ...], goals: Sequence[Path | None], repor
     What is read and written for one model is that model's failure alone, see `insert_file`.
     """
     targets = [[] if goal is None else written(goal) for goal in goals]
-    seen: dict[tuple[object, ...], int] = {}
-    for index, group in enumerate(targets):
-        for path in group:
-            for key in identities(path):
-                if seen.setdefault(key, index) != index:
-                    raise Refused(f"several models would be written to {printable(str(path))}")
+    seen = _writers(targets)
     if report is not None:
         _require_place(report)
-        if any(key in seen for key in identities(report)):
-            raise Refused(f"the report {printable(str(report))} would overwrite the model that is written there")
-        for _, _, path in clashes([[report]], models):
-            names = printable(str(report)), printable(str(path))
-            raise Refused("the report {} would overwrite {}, which a model is read from".format(*names))
+        _require_own(report, models, seen)
     for writer, reader, path in clashes([] if dry_run else targets, models):
         if writer != reader:
             raise Refused(
                 f"the result for {printable(str(models[writer]))} would overwrite {printable(str(path))}, which "
                 f"{printable(str(models[reader]))} is read from; choose another output"
             )
+
+
+def _writers(targets: Sequence[Sequence[Path]]) -> dict[tuple[object, ...], int]:
+    """Each file that is written, and for which model; refuses one that is written for several."""
+    seen: dict[tuple[object, ...], int] = {}
+    for index, path in ((index, path) for index, group in enumerate(targets) for path in group):
+        if any(seen.setdefault(key, index) != index for key in identities(path)):
+            raise Refused(f"several models would be written to {printable(str(path))}")
+    return seen
+
+
+def _require_own(report: Path, models: Sequence[Path], seen: Container[tuple[object, ...]]) -> None:
+    """Refuse a report where a model is written or read."""
+    if any(key in seen for key in identities(report)):
+        raise Refused(f"the report {printable(str(report))} would overwrite the model that is written there")
+    for _, _, path in clashes([[report]], models):
+        names = printable(str(report)), printable(str(path))
+        raise Refused("the report {} would overwrite {}, which a model is read from".format(*names))
 
 
 def _require_place(report: Path) -> None:

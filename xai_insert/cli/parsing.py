@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from xai_insert.graph.shape import Shape
 
 
-class InputShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
+class _Told(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
+    """A type whose values are tuples, of which defaults are already."""
+
+    wanted: str
+
+    def convert(self, value: str | tuple[Any, ...], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        read = value if isinstance(value, tuple) else self.read(value)
+        if read is None:
+            self.fail(f"{value!r} is not {self.wanted}", param, ctx)
+        return read
+
+    def read(self, text: str) -> tuple[Any, ...] | None:
+        """The value; None if the text is none."""
+        raise NotImplementedError
+
+
+class InputShapeType(_Told):
     """`NAME:1,3,224,224`; `?` or `-1` leaves a size open."""
 
     name = "NAME:N,C,H,W"
+    wanted = "NAME:N,C,H,W, for example image:1,3,224,224"
 
-    def convert(
-        self, value: str | tuple[str, Shape], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Shape]:
-        if isinstance(value, tuple):
-            return value
-        name, separator, sizes = value.rpartition(":")
+    def read(self, text: str) -> tuple[str, Shape] | None:
+        name, _, sizes = text.rpartition(":")
         try:
             shape = tuple(None if size.strip() in ("?", "-1") else int(size) for size in sizes.split(","))
         except ValueError:
-            shape = ()
-        if not separator or not name or not shape or any(size is not None and size < 1 for size in shape):
-            self.fail(f"{value!r} is not NAME:N,C,H,W, for example image:1,3,224,224", param, ctx)
-        return name, shape
+            return None
+        return (name, shape) if name and all(size is None or size > 0 for size in shape) else None
 
 
-class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
+class SizeType(_Told):
     """`HxW`, both positive."""
 
     name = "HxW"
+    wanted = "HxW, for example 56x56"
 
-    def convert(
-        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        height, _, width = value.lower().partition("x")
-        if not height.isdecimal() or not width.isdecimal() or min(int(height), int(width)) < 1:
-            self.fail(f"{value!r} is not HxW, for example 56x56", param, ctx)
-        return int(height), int(width)
+    def read(self, text: str) -> tuple[int, int] | None:
+        height, _, width = text.lower().partition("x")
+        sides = [int(side) for side in (height, width) if side.isdecimal()]
+        return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
 
 
 class CountType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
@@ -54,20 +63,16 @@ class CountType(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
         return int(value)
 
 
-class ClassesType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
+class ClassesType(_Told):
     """Numbers of classes, `3,17,281`."""
 
     name = "LIST"
+    wanted = "a list of different classes, for example 3,17,281"
 
-    def convert(
-        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
-            self.fail(f"{value!r} is not a list of different classes, for example 3,17,281", param, ctx)
-        return tuple(map(int, parts))
+    def read(self, text: str) -> tuple[int, ...] | None:
+        parts = [part.strip() for part in text.split(",")]
+        numbers = tuple(int(part) for part in parts if part.isdecimal())
+        return numbers if len(set(numbers)) == len(parts) else None
 
 
 INPUT_SHAPE = InputShapeType()

@@ -134,29 +134,36 @@ class Worker:
             text = f"cannot start the process that reads models: {reason(err)}"
             return Report(source=str(job.model), error=text)
         self._output = job.output
-        assert process.stdin is not None
-        request = asdict(job) | {"model": str(job.model), "output": None if job.output is None else str(job.output)}
+        _ask(process, job)
         seconds = self._seconds or _SECONDS + size(job.model) / _BYTES_PER_SECOND
-        answer = ""
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-        for stage in _STAGES.values():
-            try:
-                answer = self._answer(process, None if stage == _STAGES["done"] else seconds)
-            except _GivenUpError as err:
-                self._stop()
-                doubt = "; is the file whole?" if stage == _STAGES["read"] else ""
-                text = f"{stage} {err}{doubt} (--time-limit SECONDS gives it more)"
-                return Report(source=str(job.model), error=text)
-            if answer.strip() not in _STAGES:
-                break
+        try:
+            answer, stage = self._last_answer(process, seconds)
+        except _GivenUpError as err:
+            self._stop()
+            return Report(source=str(job.model), error=f"{err} (--time-limit SECONDS gives it more)")
         if not answer:
             return Report(source=str(job.model), error=_obituary(self._stop(), stage))
         report = Report(**json.loads(answer))
         if report.error is not None and not report.unused_options:
             self._stop()  # the library may still be busy with the file
         return report
+
+    def _last_answer(self, process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+        """What the process says last, the report, and in which stage; empty if the process ends.
+
+        Raises:
+            _GivenUpError: a stage took `seconds`.
+        """
+        answer = ""
+        for stage in _STAGES.values():
+            try:
+                answer = self._answer(process, None if stage == _STAGES["done"] else seconds)
+            except _GivenUpError as err:
+                doubt = "; is the file whole?" if stage == _STAGES["read"] else ""
+                raise _GivenUpError(f"{stage} {err}{doubt}") from None
+            if answer.strip() not in _STAGES:
+                break
+        return answer, stage
 
     def _answer(self, process: subprocess.Popen[str], seconds: float | None) -> str:
         """The next line; empty if the process ends.
@@ -207,6 +214,15 @@ class Worker:
 
 class _GivenUpError(Exception):
     """A process has had its time."""
+
+
+def _ask(process: subprocess.Popen[str], job: Job) -> None:
+    """Hand a job to the process; of one that has ended, the answer will say that."""
+    assert process.stdin is not None
+    request = asdict(job) | {"model": str(job.model), "output": None if job.output is None else str(job.output)}
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
 
 
 def _processor_seconds(process: int) -> float | None:

@@ -144,18 +144,20 @@ def _voc(path: Path, folder: Path) -> Annotated:
         if len(content) > _MOST_OF_VOC or b"<!DOCTYPE" in content or b"<!ENTITY" in content:
             raise AnnotationError(f"cannot read {shown(path)}: too large, or with a document type, which VOC has not")
         root = ElementTree.fromstring(content)
-        boxes = []
-        for item in root.iter("object"):
-            label, edges = item.findtext("name"), item.find("bndbox")
-            if not label or edges is None:
-                raise ValueError("an object without name or bndbox")
-            left, top, right, bottom = _finite([edges.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")])
-            boxes.append(Box(label.strip(), (left - 1, top - 1, right, bottom)))  # they count from 1, ends included
+        boxes = [_voc_box(item) for item in root.iter("object")]
         sides = [root.findtext(f"size/{key}") for key in ("width", "height")]
         size = _size({"width": float(sides[0] or 0), "height": float(sides[1] or 0)})
     except (OSError, ValueError, TypeError, ElementTree.ParseError) as err:
         raise AnnotationError(f"cannot read {shown(path)} as PASCAL VOC's annotations: {err}") from err
     return Annotated(PurePosixPath(path.relative_to(folder).as_posix()), size, tuple(boxes))
+
+
+def _voc_box(item: ElementTree.Element) -> Box:
+    label, edges = item.findtext("name"), item.find("bndbox")
+    if not label or edges is None:
+        raise ValueError("an object without name or bndbox")
+    left, top, right, bottom = _finite([edges.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")])
+    return Box(label.strip(), (left - 1, top - 1, right, bottom))  # they count from 1, ends included
 
 
 def _finite(numbers: Sequence[Any]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,22 +71,26 @@ class Evaluation:
         }
         rng = np.random.default_rng(crc32(source.name.encode(errors="replace")))
         if best is not None:
-            score = self.subject.scorer(prepared, best.class_id)
-            for name, saliency, mapper in self._maps(prepared, other, best.class_id, rng):
-                result["maps"][name] = faithfulness(
-                    prepared.pixels, saliency, score, mapper, prepared.black, self.steps
-                )
-                if name == SHUFFLED and self.subject.method in result["maps"]:
-                    own = self.subject.map_of(prepared.found, best.class_id, prepared.size)
-                    result["sanity"] = None if own is None else metrics.correlation(own, saliency) or 0.0
+            result["sanity"] = self._add_faithfulness(result["maps"], prepared, other, best.class_id, rng)
         for class_id, edges in self._in_input(boxes or {}, prepared).items():
             for name, saliency, _ in self._maps(prepared, other, class_id, rng):
-                figures = result["maps"].setdefault(name, {})
-                for key, value in localisation(saliency, edges).items():
-                    figures[key] = [*figures.get(key, []), value]
+                _add(result["maps"].setdefault(name, {}), localisation(saliency, edges))
         for figures in result["maps"].values():
             figures.update({key: float(np.mean(value)) for key, value in figures.items() if isinstance(value, list)})
         return result
+
+    def _add_faithfulness(
+        self, maps: dict[str, Any], prepared: Prepared, other: Any, class_id: int, rng: np.random.Generator
+    ) -> float | None:
+        """What each map of the best class is worth to the model; gives the likeness to that of shuffled weights."""
+        sanity = None
+        score = self.subject.scorer(prepared, class_id)
+        for name, saliency, mapper in self._maps(prepared, other, class_id, rng):
+            maps[name] = faithfulness(prepared.pixels, saliency, score, mapper, prepared.black, self.steps)
+            if name == SHUFFLED and self.subject.method in maps:
+                own = self.subject.map_of(prepared.found, class_id, prepared.size)
+                sanity = None if own is None else metrics.correlation(own, saliency) or 0.0
+        return sanity
 
     def _boxes(self, path: Path, width: int, height: int) -> dict[str, list[Rectangle]] | None:
         """The objects of an image by class, in shares of it; None if nobody has annotated it."""
@@ -125,6 +129,12 @@ class Evaluation:
 
             maps.append((kind, blind(), blind))
         return maps
+
+
+def _add(figures: dict[str, Any], more: Mapping[str, float]) -> None:
+    """Beside the figures of a map of another class."""
+    for key, value in more.items():
+        figures[key] = [*figures.get(key, []), value]
 
 
 def prepared_evaluation(

@@ -41,10 +41,8 @@ class Inspector(ReadyToRun):
             UnsupportedTaskError: the model has no map.
         """
         layout, given = self.engine.layout, map_of(outputs)
-        label, score = (_number(outputs, index) for index in (layout.label_at, layout.score_at))
-        name = "anomaly" if label is None else "anomalous" if label else "normal"
-        if label is not None and len(self.meaning.labels) == 2:
-            name = self.meaning.labels[bool(label)]
+        score = _number(outputs, layout.score_at)
+        name = self._name(_number(outputs, layout.label_at))
         found = Prediction(0, name, float(given.max()) if score is None else score)
         threshold = layout.threshold
         if threshold is None:
@@ -59,6 +57,13 @@ class Inspector(ReadyToRun):
             box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
             over = [Instance(0, "over", threshold, box, parts)]
         return Explained([found], [found], maps, view, instances=over)
+
+    def _name(self, label: float | None) -> str:
+        """What the model says of the image, in a word."""
+        if label is None:
+            return "anomaly"
+        names = self.meaning.labels if len(self.meaning.labels) == 2 else ("normal", "anomalous")
+        return names[bool(label)]
 
 
 def _number(outputs: Outputs, index: int | None) -> float | None:

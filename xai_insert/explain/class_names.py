@@ -33,24 +33,29 @@ def _written_out(text: str) -> tuple[str, ...]:
     text = text.strip()
     if len(text) > _MOST_TEXT or text[:1] + text[-1:] not in ("{}", "[]"):
         return ()
-    found: list[tuple[int, str]] = []
-    is_numbered, place, end = text[0] == "{", 1, len(text) - 1
-    while place < end:
-        entry = _ENTRY.match(text, place, end)
-        if entry is None or (entry[1] is not None) != is_numbered:
-            return ()
-        found.append((int(entry[1] or len(found)), entry[2]))
-        place = entry.end()
-        if place < end and text[place] != ",":
-            return ()
-        place += 1
-    found.sort()
+    found = sorted(_entries(text) or ())
     if [number for number, _ in found] != list(range(len(found))):
         return ()  # with a number left out or given twice, the others cannot be trusted
     try:
         return tuple(_one_line(ast.literal_eval(string)) for _, string in found)
     except (SyntaxError, ValueError):  # an escape that stands for no character
         return ()
+
+
+def _entries(text: str) -> list[tuple[int, str]] | None:
+    """The numbers and strings between the brackets; None if anything else stands there."""
+    found: list[tuple[int, str]] = []
+    is_numbered, place, end = text[0] == "{", 1, len(text) - 1
+    while place < end:
+        entry = _ENTRY.match(text, place, end)
+        if entry is None or (entry[1] is not None) != is_numbered:
+            return None
+        found.append((int(entry[1] or len(found)), entry[2]))
+        place = entry.end()
+        if place < end and text[place] != ",":
+            return None
+        place += 1
+    return found
 
 
 def _one_line(name: str) -> str:

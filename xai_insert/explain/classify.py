@@ -29,22 +29,36 @@ def class_logits(outputs: Outputs) -> Array:
     if outputs.saliency_scores is not None:
         own: Array = outputs.saliency_scores[0]
         return own
-    saliency = outputs.saliency_map
-    is_whole = saliency is not None and saliency.ndim in (4, 5) and outputs.saliency_classes is None
-    classes = saliency.shape[1] if saliency is not None and is_whole else None
+    classes = _classes(outputs)
     for array in outputs.predictions.values():
-        if array.ndim == 1 and classes == 1:
-            array = array[:, None]  # noqa: PLW2901 - one number for each image
-        flat = array.ndim == 2 or (array.ndim > 2 and array.shape[2:] == (1,) * (array.ndim - 2))
-        if flat and array.dtype in _SCORED and classes in (None, array.shape[1]):
-            logits: Array = array.reshape(array.shape[:2])[0]
-            return logits if array.dtype.kind == "f" else logits.astype(np.float32) / np.iinfo(array.dtype).max
+        flat = _flat(array, classes)
+        if flat is not None:
+            return flat if flat.dtype.kind == "f" else flat.astype(np.float32) / np.iinfo(flat.dtype).max
     found = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.predictions.items())
     wanted = "[N, K]" if classes is None else f"[N, {classes}]"
     raise UnsupportedTaskError(
         f"only classifiers can be drawn: wanted class scores {wanted}, found {found or 'none'}; a model that gives its "
         "best class alone has to give the scores as well, by which maps are chosen and named"
     )
+
+
+def _classes(outputs: Outputs) -> int | None:
+    """How many classes there are, if each has its map."""
+    saliency = outputs.saliency_map
+    if saliency is None or saliency.ndim not in (4, 5) or outputs.saliency_classes is not None:
+        return None
+    return int(saliency.shape[1])
+
+
+def _flat(array: Array, classes: int | None) -> Array | None:
+    """Scores `[K]` of the first image, if an output is scores of that many classes; None for any number."""
+    if array.ndim == 1 and classes == 1:
+        array = array[:, None]  # one number for each image
+    is_flat = array.ndim >= 2 and array.shape[2:] == (1,) * (array.ndim - 2)
+    if not is_flat or array.dtype not in _SCORED or classes not in (None, array.shape[1]):
+        return None
+    flat: Array = array.reshape(array.shape[:2])[0]
+    return flat
 
 
 def probabilities(logits: Array, multilabel: bool) -> tuple[Scores, bool]:
@@ -98,12 +112,10 @@ class Classifier(ReadyToRun):
         """
         del shape
         saliency, classes = map_of(outputs), of_first(outputs.saliency_classes)
-        like = _LIKE.get(self.engine.about.get("reference", ""))
-        if like is not None and outputs.saliency_scores is not None:
-            label = self.meaning.labels[0] if self.meaning.is_told and self.meaning.labels else like
-            only = [Prediction(0, label, float(outputs.saliency_scores[0, 0]))]
-            ranges = of_first(outputs.saliency_range)
-            return Explained(only, only, saliency, view, ranges=ranges)
+        ranges = of_first(outputs.saliency_range)
+        like = self._likeness(outputs)
+        if like is not None:
+            return Explained([like], [like], saliency, view, ranges=ranges)
         scores, independent = probabilities(class_logits(outputs), self.meaning.multilabel)
         self.meaning.require(len(scores))
         order = ranking(scores)
@@ -118,5 +130,13 @@ class Classifier(ReadyToRun):
             saliency,
             view,
             classes,
-            ranges=of_first(outputs.saliency_range),
+            ranges=ranges,
         )
+
+    def _likeness(self, outputs: Outputs) -> Prediction | None:
+        """The one thing that an embedding says: how like it is to what it is compared with."""
+        like = _LIKE.get(self.engine.about.get("reference", ""))
+        if like is None or outputs.saliency_scores is None:
+            return None
+        label = self.meaning.labels[0] if self.meaning.is_told and self.meaning.labels else like
+        return Prediction(0, label, float(outputs.saliency_scores[0, 0]))

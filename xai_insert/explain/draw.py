@@ -111,12 +111,22 @@ def _shown(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
+def _is_image(image: Any) -> bool:
+    if not isinstance(image, np.ndarray) or image.ndim != 3:
+        return False
+    return image.dtype == np.uint8 and image.shape[2] == 3 and image.size > 0
+
+
+def _is_map(saliency_map: Any) -> bool:
+    if not isinstance(saliency_map, np.ndarray) or saliency_map.ndim != 2:
+        return False
+    return saliency_map.size > 0 and (saliency_map.dtype == np.uint8 or saliency_map.dtype.kind == "f")
+
+
 def _require(image: Any, saliency_map: Any) -> None:
-    is_image = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-    if not is_image or not image.size:
+    if not _is_image(image):
         raise ValueError(f"image must be uint8 [H, W, 3], not {_shown(image)}")
-    is_map = isinstance(saliency_map, np.ndarray) and saliency_map.ndim == 2 and saliency_map.size > 0
-    if not is_map or not (saliency_map.dtype == np.uint8 or saliency_map.dtype.kind == "f"):
+    if not _is_map(saliency_map):
         raise ValueError(
             f"saliency_map must be uint8 or float [h, w], not {_shown(saliency_map)}: "
             "pick one image and one class, saliency_map[image, class]"

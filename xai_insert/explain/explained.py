@@ -226,6 +226,10 @@ class Explained:
             return None
         return item.score if self.strengths is None else self.strengths[item.class_id]
 
+    def of_class(self, class_id: int) -> list[Instance]:
+        """The objects of a class."""
+        return [item for item in self.instances if item.class_id == class_id]
+
     def map_of(self, class_id: int) -> Array:
         """The map `[h, w]` of a class that was chosen, as the model gave it."""
         found: Array = self.saliency_map[self._index(class_id)]

@@ -338,7 +338,7 @@ class Explanation:
             both = [item, max(found.chosen, key=lambda other: other.score)]
             scores = [found.strength(other) for other in both]
             first, _ = scaled([found.values_of(other.class_id) for other in both], scores, scale)
-            own = [instance for instance in found.instances if instance.class_id == item.class_id]
+            own = found.of_class(item.class_id)
         return draw_marks(draw(image, first, self.view, look, self.rectangle), own)
 
     def _class(self, which: Which) -> Prediction:

@@ -62,14 +62,7 @@ class Feeder:
                 "the other order is --layout " + ("NHWC" if layout == "NCHW" else "NCHW")
             )
         fixed = None if height is None or width is None else (height, width)
-        if fixed and size and fixed != size:
-            raise PreprocessingError(f"the model's input is {fixed[0]}x{fixed[1]}: leave out --input-size")
-        size = fixed or size
-        if not size and not how.embedded:
-            raise PreprocessingError(
-                f"the input {model.name!r} has no fixed size: say at which size to run the model, "
-                "for example --input-size 224x224"
-            )
+        size = _size(model, fixed, size, needs_one=not how.embedded)
         return cls(how, layout, batch or 1, channels or 3, size, model.dtype, frames)
 
     def feed(self, image: Image) -> tuple[Array, View]:
@@ -139,3 +132,18 @@ def _clip_layout(model: ImageInput) -> str:
     if len(found) != 1:
         raise PreprocessingError(f"wanted clips with 1 or 3 channels on one axis, found {list(model.shape)}")
     return found[0]
+
+
+def _size(
+    model: ImageInput, fixed: tuple[int, int] | None, wanted: tuple[int, int] | None, *, needs_one: bool
+) -> tuple[int, int] | None:
+    """Height and width of the input: the model's own, or those that are wanted where it leaves them open."""
+    if fixed and wanted and fixed != wanted:
+        raise PreprocessingError(f"the model's input is {fixed[0]}x{fixed[1]}: leave out --input-size")
+    size = fixed or wanted
+    if not size and needs_one:
+        raise PreprocessingError(
+            f"the input {model.name!r} has no fixed size: say at which size to run the model, "
+            "for example --input-size 224x224"
+        )
+    return size

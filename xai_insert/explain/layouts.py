@@ -82,24 +82,41 @@ def _made(boxes: Floats, classes: Array, scores: Array) -> Detections:
 
 def rows(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections | None:
     """One row for each object; `extra` columns may follow. Rows of score 0 are padding."""
-    found = []
-    for array in arrays:
-        if array.dtype.kind != "f":
-            continue
-        if array.ndim in (2, 3) and array.shape[-1] == _ROW + extra:
-            own = (array if array.ndim == 2 else array[0]).astype(np.float64)
-            if are_scores(own[:, 4]) and is_whole(own[:, 5]):
-                sure = own[:, 4] > 0
-                boxes = np.zeros((len(own), _BOX))
-                boxes[sure] = corners(own[sure, :_BOX], facts, are_centres=False)
-                _require_corners(boxes)
-                found.append(_made(boxes, own[:, 5], own[:, 4]))
-        elif array.ndim == _BOX and array.shape[:2] == (1, 1) and array.shape[3] == _DETECTION_OUTPUT:
-            own = array[0, 0].astype(np.float64)
-            if is_whole(own[:, :2]) and are_scores(own[:, 2]):
-                own = own[own[:, 0] == 0]
-                found.append(_made(own[:, 3:], own[:, 1], own[:, 2]))
-    return only(found)
+    read = [_rows_of(array, facts, extra) for array in arrays if array.dtype.kind == "f"]
+    return only([found for found in read if found is not None])
+
+
+def _rows_of(array: Array, facts: Facts, extra: int) -> Detections | None:
+    """The objects of one output, if it is such rows."""
+    if array.ndim in (2, 3) and array.shape[-1] == _ROW + extra:
+        return _six_columns(_of_first_image(array), facts)
+    if array.ndim == _BOX and array.shape[:2] == (1, 1) and array.shape[3] == _DETECTION_OUTPUT:
+        return _seven_columns(array[0, 0].astype(np.float64))
+    return None
+
+
+def _six_columns(own: Floats, facts: Facts) -> Detections | None:
+    """Corners, score, label."""
+    if not (are_scores(own[:, 4]) and is_whole(own[:, 5])):
+        return None
+    sure = own[:, 4] > 0
+    boxes = np.zeros((len(own), _BOX))
+    boxes[sure] = corners(own[sure, :_BOX], facts, are_centres=False)
+    _require_corners(boxes)
+    return _made(boxes, own[:, 5], own[:, 4])
+
+
+def _seven_columns(own: Floats) -> Detections | None:
+    """Image, label, score, corners."""
+    if not (is_whole(own[:, :2]) and are_scores(own[:, 2])):
+        return None
+    own = own[own[:, 0] == 0]
+    return _made(own[:, 3:], own[:, 1], own[:, 2])
+
+
+def _of_first_image(array: Array) -> Floats:
+    """Rows of the first image `[M, columns]` of `[M, columns]` or `[N, M, columns]`."""
+    return (array if array.ndim == 2 else array[0]).astype(np.float64)
 
 
 def _require_corners(boxes: Floats) -> None:
@@ -126,13 +143,13 @@ def listed(arrays: Sequence[Array], facts: Facts) -> Detections | None:
 
 def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> tuple[Detections, list[Array]] | None:
     """The list whose boxes an output may be, and the outputs with the numbers that belong to it."""
-    if boxes.dtype.kind != "f" or boxes.ndim not in (2, 3) or boxes.shape[-1] not in (_BOX, _BOX + 1):
+    if not _may_be_listed(boxes):
         return None
     lead = boxes.shape[:-1]
     numbers = [array for array in arrays if array is not boxes and _without_ones(array.shape) == _without_ones(lead)]
     if not lead[-1] and len(numbers) >= _ROW - boxes.shape[-1]:
         return _made(np.zeros((0, _BOX)), np.zeros(0), np.zeros(0)), numbers  # labels as well as scores
-    own = (boxes if boxes.ndim == 2 else boxes[0]).astype(np.float64)
+    own = _of_first_image(boxes)
     labels, scores = _labels_and_scores(own, numbers)
     if not labels or not scores:
         return None
@@ -147,6 +164,11 @@ def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> tuple[Detec
     places = corners(own[:, :_BOX], facts, are_centres=False)
     _require_corners(places[score > 0])
     return _made(places, label, score), [*labels, *scores]
+
+
+def _may_be_listed(boxes: Array) -> bool:
+    """Whether an output has the sizes of a list of boxes, with scores behind them or not."""
+    return boxes.dtype.kind == "f" and boxes.ndim in (2, 3) and boxes.shape[-1] in (_BOX, _BOX + 1)
 
 
 def _of_tensorflow(boxes: Floats) -> Floats:
@@ -177,22 +199,25 @@ def _without_ones(shape: Sequence[int]) -> list[int]:
 
 def scored(arrays: Sequence[Array], facts: Facts) -> Detections | None:
     """Boxes and class scores of the same locations or queries, in two outputs."""
-    found = []
-    for boxes in arrays:
-        if boxes.ndim != 3 or boxes.shape[2] != _BOX or boxes.dtype.kind != "f":
-            continue
-        for scores in arrays:
-            if scores is boxes or scores.ndim != 3 or scores.shape[:2] != boxes.shape[:2]:
-                continue
-            read, is_query = class_scores(scores[0], facts), not are_scores(scores)
-            if read is None or (is_query and not are_scores(boxes)):
-                continue  # logits stand beside distances yet to be decoded, but for queries
-            places = corners(boxes[0], facts, True if is_query else None)
-            found.append(Detections(places, *_best(read), is_dense=not is_query))
-    return only(found)
+    found = [_scored(boxes, scores, facts) for boxes in arrays if _are_located(boxes) for scores in arrays]
+    return only([read for read in found if read is not None])
 
 
-def _best(scores: Floats) -> tuple[Array, Floats]:
+def _are_located(boxes: Array) -> bool:
+    return boxes.ndim == 3 and boxes.shape[2] == _BOX and boxes.dtype.kind == "f"
+
+
+def _scored(boxes: Array, scores: Array, facts: Facts) -> Detections | None:
+    if scores is boxes or scores.ndim != 3 or scores.shape[:2] != boxes.shape[:2]:
+        return None
+    read, is_query = class_scores(scores[0], facts), not are_scores(scores)
+    if read is None or (is_query and not are_scores(boxes)):
+        return None  # logits stand beside distances yet to be decoded, but for queries
+    places = corners(boxes[0], facts, True if is_query else None)
+    return Detections(places, *best_of(read), is_dense=not is_query)
+
+
+def best_of(scores: Floats) -> tuple[Array, Floats]:
     """The best class of each row and its score."""
     best = scores.argmax(axis=1)
     return best, np.take_along_axis(scores, best[:, None], 1)[:, 0]
@@ -214,11 +239,8 @@ def class_scores(values: Array, facts: Facts) -> Floats | None:
         return None
     scores = values.astype(np.float64)
     if not are_scores(values):
-        if has_no_object or (facts.background is not None and not lacks_background):
-            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-            scores /= scores.sum(axis=1, keepdims=True)
-        else:
-            scores = 1 / (1 + np.exp(-scores.clip(-500, 500)))
+        is_exclusive = has_no_object or (facts.background is not None and not lacks_background)
+        scores = _softmax(scores) if is_exclusive else sigmoid(scores)
     if has_no_object:
         return scores[:, :classes]
     if lacks_background:
@@ -228,19 +250,26 @@ def class_scores(values: Array, facts: Facts) -> Floats | None:
     return scores
 
 
+def sigmoid(values: Floats) -> Floats:
+    """Independent scores of logits."""
+    return np.asarray(1 / (1 + np.exp(-values.clip(-500, 500))), np.float64)
+
+
+def _softmax(values: Floats) -> Floats:
+    """Scores of exclusive classes, of logits `[L, K]`."""
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
+
+
 def fused(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections | None:
     """Boxes and class scores of the same locations, in one output; `extra` values may follow."""
-    found = []
-    for array in arrays:
-        if array.ndim != 3 or array.dtype.kind != "f" or facts.classes is None:
-            continue
-        width = _BOX + facts.classes + extra
-        for own, widths in ((array[0].T, (width,)), (array[0], (width, width + 1))):
-            if own.shape[1] in widths:
-                read = _fused(own, own.shape[1] - width, facts)
-                if read is not None:
-                    found.append(read)
-    return only(found)
+    if facts.classes is None:
+        return None
+    width = _BOX + facts.classes + extra
+    located = [array for array in arrays if array.ndim == 3 and array.dtype.kind == "f"]
+    ways = [way for array in located for way in ((array[0].T, (width,)), (array[0], (width, width + 1)))]
+    read = [_fused(own, own.shape[1] - width, facts) for own, widths in ways if own.shape[1] in widths]
+    return only([found for found in read if found is not None])
 
 
 def _fused(own: Array, objectness: int, facts: Facts) -> Detections | None:
@@ -252,4 +281,4 @@ def _fused(own: Array, objectness: int, facts: Facts) -> Detections | None:
     read = scores[:, objectness:].astype(np.float64)
     if objectness:
         read = read * scores[:, :1]
-    return Detections(corners(own[:, :_BOX], facts), *_best(read), is_dense=True)
+    return Detections(corners(own[:, :_BOX], facts), *best_of(read), is_dense=True)

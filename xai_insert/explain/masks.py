@@ -10,7 +10,7 @@ import numpy as np
 
 from xai_insert.explain.detections import Detections, Facts, Floats, Masks, numbered
 from xai_insert.explain.errors import UnknownLayoutError
-from xai_insert.explain.layouts import are_scores, class_scores, fused, listed, rows
+from xai_insert.explain.layouts import are_scores, best_of, class_scores, fused, listed, rows, sigmoid
 from xai_insert.explain.outputs import Array
 
 _BOX = 4
@@ -37,23 +37,29 @@ def _from_prototypes(arrays: Sequence[Array], facts: Facts) -> Detections | None
     for prototypes in arrays:
         if prototypes.ndim != 4 or prototypes.dtype.kind != "f":
             continue
-        depth = prototypes.shape[1]
-        others = [array for array in arrays if array is not prototypes and array.ndim == 3]
-        for array in others:
-            for own, read in ((array[0], rows), (array[0], fused), (array[0].T, fused)):
-                first = _ROW if read is rows else _BOX + (facts.classes or 0)
-                if own.shape[1] - depth not in ((first,) if read is rows else (first, first + 1)):
-                    continue
-                found = read([array], facts, depth)
-                if found is not None:
-                    return replace(found, mask=_assembled(own[:, -depth:], prototypes[0], found.boxes, facts.size))
+        for array in arrays:
+            found = _with_coefficients(array, prototypes[0], facts) if array.ndim == 3 else None
+            if found is not None:
+                return found
+    return None
+
+
+def _with_coefficients(array: Array, prototypes: Array, facts: Facts) -> Detections | None:
+    """The instances of an output whose rows or locations end with coefficients of prototypes `[D, h, w]`."""
+    depth, located = len(prototypes), _BOX + (facts.classes or 0)
+    of_locations = (located, located + 1)
+    ways = ((array[0], rows, (_ROW,)), (array[0], fused, of_locations), (array[0].T, fused, of_locations))
+    for own, read, widths in ways:
+        found = read([array], facts, depth) if own.shape[1] - depth in widths else None
+        if found is not None:
+            return replace(found, mask=_assembled(own[:, -depth:], prototypes, found.boxes, facts.size))
     return None
 
 
 def _assembled(coefficients: Array, prototypes: Array, boxes: Floats, size: tuple[int, int]) -> Masks:
     def mask(index: int) -> Floats:
         logits = np.tensordot(coefficients[index].astype(np.float64), prototypes.astype(np.float64), 1)
-        return _inside(1 / (1 + np.exp(-logits.clip(-500, 500))), boxes[index], size)
+        return _inside(sigmoid(logits), boxes[index], size)
 
     return mask
 
@@ -96,22 +102,23 @@ def _pasted(mask: Array, box: Floats, size: tuple[int, int]) -> Floats:
 
 
 def _from_queries(arrays: Sequence[Array], facts: Facts) -> Detections | None:
-    found = []
-    for masks in arrays:
-        for logits in arrays:
-            if masks.ndim != 4 or logits.ndim != 3 or masks.shape[:2] != logits.shape[:2] or logits.shape[2] == _BOX:
-                continue
-            scores = class_scores(logits[0], facts)
-            if scores is not None and masks.dtype.kind == "f":
-                shares = masks[0].astype(np.float64)
-                if not are_scores(masks):
-                    shares = 1 / (1 + np.exp(-shares.clip(-500, 500)))
-                best = scores.argmax(axis=1)
-                top = np.take_along_axis(scores, best[:, None], 1)[:, 0]
-                found.append(Detections(_bounds(shares), best, top, mask=shares.__getitem__))
+    read = [_of_queries(masks, logits, facts) for masks in arrays for logits in arrays]
+    found = [item for item in read if item is not None]
     if len(found) > 1:
         raise UnknownLayoutError("several outputs could be class scores and masks of queries")
     return found[0] if found else None
+
+
+def _of_queries(masks: Array, logits: Array, facts: Facts) -> Detections | None:
+    """The instances of masks and class scores of the same queries."""
+    if masks.ndim != 4 or masks.dtype.kind != "f" or logits.ndim != 3 or logits.shape[2] == _BOX:
+        return None
+    scores = class_scores(logits[0], facts) if masks.shape[:2] == logits.shape[:2] else None
+    if scores is None:
+        return None
+    shares = masks[0].astype(np.float64)
+    shares = shares if are_scores(masks) else sigmoid(shares)
+    return Detections(_bounds(shares), *best_of(scores), mask=shares.__getitem__)
 
 
 def _bounds(masks: Floats) -> Floats:

@@ -112,44 +112,46 @@ def maps_script(
         view: how image and input fit together.
         rectangle: where the maps lie in the input, see `draw`.
     """
-    objects: dict[int, Instance] = {}
-    entries = []
-    for saliency, scaled, own in maps:
-        objects |= {id(item): item for item in own}
-        pixels = to_bytes(saliency)
-        if max(pixels.shape) > _FINEST:
-            ratio = _FINEST / max(pixels.shape)
-            size = [max(1, round(side * ratio)) for side in pixels.shape[::-1]]
-            pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-        values = scaled.values
-        span = None if values.dtype == np.uint8 else [float(values.min()), float(values.max())]
-        entries.append(
-            {
-                "w": pixels.shape[1],
-                "h": pixels.shape[0],
-                "span": span,
-                "data": _packed(pixels),
-                "objects": [list(objects).index(id(item)) for item in own],
-            }
-        )
+    drawn = [(saliency, scaled, list(own)) for saliency, scaled, own in maps]
+    objects = list({id(item): item for _, _, own in drawn for item in own}.values())
+    numbers = {id(item): number for number, item in enumerate(objects)}
     place = _place(view, rectangle)
-    seen = [max(low, edge) for low, edge in zip(place[:2], view.in_image[:2], strict=True)]
-    seen += [min(high, edge) for high, edge in zip(place[2:], view.in_image[2:], strict=True)]
-    hides = any(low > 0 for low in seen[:2]) or any(high < 1 for high in seen[2:])
     data = {
         "place": _rounded(place),
-        "seen": _rounded(seen) if hides else None,
-        "maps": entries,
+        "seen": _seen(place, view),
+        "maps": [
+            {**_entry(saliency, scaled.values), "objects": [numbers[id(item)] for item in own]}
+            for saliency, scaled, own in drawn
+        ],
         "objects": [
             {
                 "text": f"{item.label} {item.score:.2f}",
                 "box": _rounded(item.box),
                 "outline": [_rounded(part.reshape(-1)) for part in item.outline],
             }
-            for item in objects.values()
+            for item in objects
         ],
     }
     return f"{_MAPS}{_json(data)}{_END}".encode()
+
+
+def _entry(saliency: Array, values: Array) -> dict[str, Any]:
+    """A map in bytes, no finer than a page shows it, and the least and the greatest value, where they are known."""
+    pixels = to_bytes(saliency)
+    if max(pixels.shape) > _FINEST:
+        ratio = _FINEST / max(pixels.shape)
+        size = [max(1, round(side * ratio)) for side in pixels.shape[::-1]]
+        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    span = None if values.dtype == np.uint8 else [float(values.min()), float(values.max())]
+    return {"w": pixels.shape[1], "h": pixels.shape[0], "span": span, "data": _packed(pixels)}
+
+
+def _seen(place: Sequence[float], view: View) -> list[float] | None:
+    """The part of the image that the maps lie on; None if that is all of where they are laid."""
+    seen = [max(low, edge) for low, edge in zip(place[:2], view.in_image[:2], strict=True)]
+    seen += [min(high, edge) for high, edge in zip(place[2:], view.in_image[2:], strict=True)]
+    hides = max(seen[:2]) > 0 or min(seen[2:]) < 1
+    return _rounded(seen) if hides else None
 
 
 def is_maps_script(content: bytes) -> bool:

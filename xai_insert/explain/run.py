@@ -244,7 +244,7 @@ class FolderRun:
         for item, values in zip(found.chosen, maps, strict=True):
             score = f"{item.score:.2f}" if found.has_scores else ""
             mark = "-".join(part for part in (str(item.class_id), files.slug(item.label), score) if part)
-            own = [instance for instance in found.instances if instance.class_id == item.class_id]
+            own = found.of_class(item.class_id)
             saliency = found.map_of(item.class_id)
             entry = self._draw_map(scene, saliency, values, mark, (item.label, score), own, found.has_overlays)
             about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}

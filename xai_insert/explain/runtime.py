@@ -274,19 +274,20 @@ def _image_input(inputs: Sequence[ImageInput], fed: Mapping[str, Array]) -> Imag
     known = {item.name for item in inputs}
     if unknown := [name for name in fed if name not in known]:
         raise UnknownNameError("input", unknown[0], sorted(known))
-    found = [item for item in inputs if len(item.shape) in (4, 5) and item.name not in fed]
-    others = [item for item in inputs if len(item.shape) not in (4, 5) and item.name not in fed]
-    if len(found) == 1 and not others:
-        return found[0]
-
-    def listed(items: Sequence[ImageInput]) -> str:
-        return ", ".join(f"{item.name} {format_shape(item.shape)}" for item in items) or "none"
-
-    if len(found) == 1:
+    open_ = [item for item in inputs if item.name not in fed]
+    found = [item for item in open_ if len(item.shape) in (4, 5)]
+    others = [item for item in open_ if len(item.shape) not in (4, 5)]
+    if len(found) != 1:
+        raise UnsupportedTaskError(f"wanted a model with one input of images, or of clips, found {_listed(inputs)}")
+    if others:
         raise UnsupportedTaskError(
-            f"the model also reads {listed(others)}: give an array for each, --feed {others[0].name}=FILE.npy"
+            f"the model also reads {_listed(others)}: give an array for each, --feed {others[0].name}=FILE.npy"
         )
-    raise UnsupportedTaskError(f"wanted a model with one input of images, or of clips, found {listed(inputs)}")
+    return found[0]
+
+
+def _listed(items: Sequence[ImageInput]) -> str:
+    return ", ".join(f"{item.name} {format_shape(item.shape)}" for item in items) or "none"
 
 
 def _names_for(shown: ImageInput, names: Sequence[str], about: Mapping[str, str]) -> list[str]:

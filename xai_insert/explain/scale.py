@@ -59,24 +59,32 @@ def scaled(maps: Sequence[Array], scores: Sequence[float | None], scale: ScaleNa
         scores: of the class or object of each map; None if unknown.
         scale: `shared` or `each`.
     """
-    known = [score for score in scores if score is not None and np.isfinite(score)]
-    best = max(known, default=0.0)
-    lows = [0.0 if values.dtype == np.uint8 else float(values.min()) for values in maps]
-    reaches = [
-        255.0 if values.dtype == np.uint8 else float(values.max()) - low for values, low in zip(maps, lows, strict=True)
-    ]
-    widest = max(reaches, default=0.0)
+    best = max((score for score in scores if score is not None and np.isfinite(score)), default=0.0)
+    ranges = [_range(values) for values in maps]
+    if scale == "each":
+        return [Scaled(values, (low, low + reach)) for values, (low, reach) in zip(maps, ranges, strict=True)]
+    widest = max((reach for _, reach in ranges), default=0.0)
     found = []
-    for values, score, low, reach in zip(maps, scores, lows, reaches, strict=True):
-        if scale == "each":
-            found.append(Scaled(values, (low, low + reach)))
-            continue
-        fade = 1.0 if score is None or best <= 0 else FAINTEST
-        if score is not None and best > 0 and np.isfinite(score):
-            fade = max(score / best, FAINTEST)
+    for values, score, (low, reach) in zip(maps, scores, ranges, strict=True):
         is_raw = values.dtype != np.uint8
-        found.append(Scaled(values, (low, low + (widest if is_raw else reach)), fade, is_raw and len(maps) > 1))
+        span = (low, low + (widest if is_raw else reach))
+        found.append(Scaled(values, span, _fade(score, best), is_raw and len(maps) > 1))
     return found
+
+
+def _range(values: Array) -> tuple[float, float]:
+    """The least value of a map, and how far the greatest lies above it."""
+    if values.dtype == np.uint8:
+        return 0.0, 255.0
+    low = float(values.min())
+    return low, float(values.max()) - low
+
+
+def _fade(score: float | None, best: float) -> float:
+    """Weight on the opacity of a map whose class has that score."""
+    if score is None or best <= 0:
+        return 1.0
+    return max(score / best, FAINTEST) if np.isfinite(score) else FAINTEST
 
 
 def raw_values(saliency: Array, ranges: Array | None) -> Array:

@@ -171,7 +171,7 @@ def _picture(shown: Image, found: Explained, options: DrawOptions, rectangle: Re
     elif found.chosen and found.has_overlays:
         best = max(found.chosen, key=lambda item: item.score)
         (values,) = scaled([found.values_of(best.class_id)], [None], options.scale)
-        own = [item for item in found.instances if item.class_id == best.class_id]
+        own = found.of_class(best.class_id)
         drawn = draw_marks(draw(shown, values, found.view, options.look, rectangle), own)
         texts = (best.label, f"{best.score:.2f}" if found.has_scores else "")
     whole = np.vstack([drawn, caption(shown.shape[1], *texts, most_lines=1)])
