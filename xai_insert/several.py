@@ -59,13 +59,13 @@ def planned(loaded: LoadedModel, graph: Graph, options: Options) -> list[Planned
         return [Planned(views[0], make_plan(loaded, views[0], options))]
     plans = [found for index, view in enumerate(views) if (found := _alone(loaded, view, options, index)) is not None]
     are_all = len(plans) == len(views) and all(isinstance(item.plan.found, FoundClassifier) for item in plans)
-    targets = {tuple(feature.value for feature in item.plan.found.placed()) for item in plans}
-    if are_all and len(targets) > 1:
+    targets = len({tuple(feature.value for feature in item.plan.found.placed()) for item in plans})
+    if are_all and targets > 1:
         return plans
     try:
         return [Planned(graph, make_plan(loaded, graph, options))]
     except XaiInsertError as err:
-        if are_all and len(targets) == 1:  # one map of inputs of several sizes, which is drawn over the first
+        if are_all and targets == 1:  # one map of inputs of several sizes, which is drawn over the first
             return plans[:1]
         if plans:
             names = ", ".join(repr(item.input) for item in plans)

@@ -158,24 +158,7 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
         ModelFileError: missing, damaged or of an unknown kind.
     """
     if isinstance(model, (str, Path)):
-        path = Path(model)
-        to_ir = output is not None and output.suffix.lower() == ".xml"
-        if (saved := saved_model(path)) is not None:
-            if output is not None and not to_ir:
-                raise ModelFileError("a TensorFlow saved model becomes OpenVINO IR: give an output that ends in .xml")
-            return _openvino().load_path(saved, input_shapes)
-        if not path.is_file():
-            raise ModelFileError("not a plain file" if path.exists() else "no such file")
-        require_model(path)
-        if path.suffix.lower() == ".onnx" and not to_ir:
-            return _onnx().load_path(path, input_shapes)
-        if path.suffix.lower() in (".xml", ".onnx"):
-            return _openvino().load_path(path, input_shapes)
-        if path.suffix.lower() in CONVERTIBLE:
-            if output is not None and not to_ir:
-                raise ModelFileError(f"{path.suffix} files become OpenVINO IR: give an output that ends in .xml")
-            return _openvino().load_path(path, input_shapes)
-        raise ModelFileError(f"unknown kind of model {path.name!r}: wanted .xml (OpenVINO IR) or .onnx")
+        return _from_path(Path(model), input_shapes, output)
     module = type(model).__module__.split(".")[0]
     if module == "openvino":
         return _openvino().load_model(model, input_shapes)
@@ -184,6 +167,29 @@ def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = No
     raise ModelFileError(
         f"cannot read a {type(model).__name__}: wanted a path, ov.Model, onnx.ModelProto or onnx_ir.Model"
     )
+
+
+def _from_path(path: Path, input_shapes: Mapping[str, Shape], output: Path | None) -> LoadedModel:
+    to_ir = output is not None and output.suffix.lower() == ".xml"
+    kind = path.suffix.lower()
+    if (saved := saved_model(path)) is not None:
+        _require_ir(output, "a TensorFlow saved model becomes")
+        return _openvino().load_path(saved, input_shapes)
+    if not path.is_file():
+        raise ModelFileError("not a plain file" if path.exists() else "no such file")
+    require_model(path)
+    if kind == ".onnx" and not to_ir:
+        return _onnx().load_path(path, input_shapes)
+    if kind in CONVERTIBLE:
+        _require_ir(output, f"{path.suffix} files become")
+    elif kind not in (".xml", ".onnx"):
+        raise ModelFileError(f"unknown kind of model {path.name!r}: wanted .xml (OpenVINO IR) or .onnx")
+    return _openvino().load_path(path, input_shapes)
+
+
+def _require_ir(output: Path | None, what: str) -> None:
+    if output is not None and output.suffix.lower() != ".xml":
+        raise ModelFileError(f"{what} OpenVINO IR: give an output that ends in .xml")
 
 
 class _Loader(Protocol):

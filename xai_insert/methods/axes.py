@@ -6,7 +6,7 @@ origins count: the batch, and the tokens, of which the rows that are kept come f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, has_batch, of, other
 from xai_insert.graph.axes import regroup as graph_regroup
@@ -74,28 +74,46 @@ def _measure(axis: Axis) -> tuple[int | None, list[tuple[Kind, int | None]]]:
     return axis_size(axis), [(digit.origin.kind, digit.size) for digit in kept((axis,))]
 
 
+def meets(dims: Axes, others: Axes) -> bool:
+    """Whether the batch of one operand broadcasts against that of another."""
+    pairs = zip(reversed(dims), reversed(others), strict=False)
+    return all(has_batch(own) == has_batch(met) or own == () for own, met in pairs)
+
+
+def begins_with_batch(dims: Axes, heads: bool) -> bool:
+    """Whether the batch comes first: alone, or where `heads` before others of known size."""
+    first = dims[0] if dims else ()
+    return has_batch(first[:1]) and (len(first) == 1 or (heads and bool(width(first[1:]))))
+
+
 def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
     """Axes that an operation mixes or resizes; None if that is unknown."""
-    axes: Sequence[int] | None
-    if node.op in ELEMENTWISE:
-        axes = ()
-    elif node.op in (Op.REDUCE, Op.LAYER_NORM):
-        axes = node.attrs["axes"]
-    elif node.op in ALONG_ONE_AXIS:
-        axis = node.attrs.get("axis")
-        axes = None if axis is None else (axis,)
-    elif node.op is Op.MATMUL:
-        weight = node.operand(1)
-        axes = (rank - 1,) if weight is not None and weight.is_constant and not node.attrs["transpose_a"] else None
-    elif node.op in (Op.CONV, Op.POOL):
-        axes = tuple(range(1, rank))
-    elif node.op is Op.BATCH_NORM:
-        axes = (1,)
-    elif isinstance(node.kind, UnitNorm):
-        axes = node.kind.axes
-    else:
-        axes = None
-    return axes
+    rule = _TOUCHED.get(node.op)
+    if rule is not None:
+        return rule(node, rank)
+    return node.kind.axes if isinstance(node.kind, UnitNorm) else None
+
+
+def _own_axis(node: Node, rank: int) -> Sequence[int] | None:
+    del rank
+    axis = node.attrs.get("axis")
+    return None if axis is None else (axis,)
+
+
+def _of_product(node: Node, rank: int) -> Sequence[int] | None:
+    weight = node.operand(1)
+    is_layer = weight is not None and weight.is_constant and not node.attrs["transpose_a"]
+    return (rank - 1,) if is_layer else None
+
+
+_TOUCHED: Mapping[Op, Callable[[Node, int], Sequence[int] | None]] = {
+    **dict.fromkeys(ALONG_ONE_AXIS, _own_axis),
+    **dict.fromkeys((Op.REDUCE, Op.LAYER_NORM), lambda node, _: node.attrs["axes"]),
+    **dict.fromkeys((Op.CONV, Op.POOL), lambda _, rank: tuple(range(1, rank))),
+    Op.MATMUL: _of_product,
+    Op.BATCH_NORM: lambda _, __: (1,),
+    **dict.fromkeys(ELEMENTWISE, lambda _, __: ()),
+}
 
 
 def pieces(node: Node, axis: int, start: int | None, end: int | None) -> list[tuple[Value, int, int]]:

@@ -15,6 +15,7 @@ from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Value, only
 from xai_insert.locate.frontier import find_heads, local_values, selects
 from xai_insert.locate.inputs import image_inputs
+from xai_insert.methods.shaping import rerun
 
 _BOX = 4
 
@@ -30,10 +31,7 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
     dependent = activations(graph, images)
     local, _ = local_values(graph, dependent, find_heads(graph, images))
     choosing = _choosing(graph, dependent, local)
-    made = {node.output: surgeon.handle(node.read(0)) for node in choosing if node.op is Op.TAKE}
-    for node in choosing:
-        if node.op is Op.GATHER and node.read(1) not in made:
-            made[node.read(1)] = _every_row(surgeon, node)
+    made = _all_instead(surgeon, choosing)
     boxes: dict[Value, V] = {}
     for node in graph.nodes:
         if not any(value in made for value in node.operands):
@@ -44,6 +42,15 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
         elif (joined := _joined_sides(surgeon, node, made)) is not None:
             boxes[node.output] = joined
     return boxes | {value: handle for value, handle in made.items() if _may_be_boxes(value)}
+
+
+def _all_instead(surgeon: Surgeon[V], choosing: Sequence[Node]) -> dict[Value, V]:
+    """What is taken from, in place of what is; the numbers of all rows, in place of those chosen."""
+    made = {node.output: surgeon.handle(node.read(0)) for node in choosing if node.op is Op.TAKE}
+    for node in choosing:
+        if node.op is Op.GATHER and node.read(1) not in made:
+            made[node.read(1)] = _every_row(surgeon, node)
+    return made
 
 
 def _joined_sides(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> V | None:
@@ -74,17 +81,25 @@ def _takes_all(node: Node, dependent: set[Value], made: Mapping[Value, V]) -> bo
 
 def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:
     """A node's results for all rows."""
-    sizes = node.output.sizes
     if "new_axes" in node.attrs:  # holds no numbers of rows
         return surgeon.copy(node, [made[node.read(0)], *(surgeon.handle(value) for value in node.operands[1:])])
-    if node.op is Op.RESHAPE and len(sizes) in (2, 3) and (width := sizes[-1]) == node.read(0).sizes[-1] and width:
+    sizes = _with_all_rows(node) if node.op is Op.RESHAPE else None
+    if sizes is not None:
+        return [surgeon.ops.reshape(made[node.read(0)], sizes)]
+    return rerun(surgeon, node, made)
+
+
+def _with_all_rows(node: Node) -> list[int] | None:
+    """The sizes that a reshape gives any number of rows; None where they may be read off what it is written with."""
+    sizes, before = node.output.sizes, node.read(0).sizes
+    if len(sizes) in (2, 3) and (width := sizes[-1]) == before[-1] and width:
         # Rows stay rows, of which it may hold the number of those chosen.
-        return [surgeon.ops.reshape(made[node.read(0)], [*[1] * (len(sizes) - 2), -1, width])]
-    rows = node.read(0).sizes[-2] if len(node.read(0).sizes) > 1 else None
+        return [*[1] * (len(sizes) - 2), -1, width]
+    rows = before[-2] if len(before) > 1 else None
     others = [size for size in sizes if size != rows]
-    if node.op is Op.RESHAPE and rows is not None and len(others) == len(sizes) - 1 and None not in others:
-        return [surgeon.ops.reshape(made[node.read(0)], [-1 if size == rows else size or 0 for size in sizes])]
-    return surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs])
+    if rows is None or len(others) != len(sizes) - 1 or None in others:
+        return None
+    return [-1 if size == rows else size or 0 for size in sizes]
 
 
 def _chooses(node: Node, dependent: set[Value]) -> bool:

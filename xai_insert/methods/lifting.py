@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.axes import Axes, has_batch, other
@@ -22,8 +22,10 @@ from xai_insert.methods.axes import (
     ELEMENTWISE,
     alike,
     batch_axis,
+    begins_with_batch,
     completed,
     has_tokens,
+    meets,
     pieces,
     regroup,
     token_axis,
@@ -84,8 +86,7 @@ class Lifter(Generic[V]):
         lifted = self.made.get(result)
         if lifted is None:
             raise CannotFreeBatchError(f"{result.describe()} does not depend on the masked positions")
-        first = lifted.dims[0] if lifted.dims else ()
-        if not has_batch(first[:1]) or (len(first) > 1 and not (heads and width(first[1:]))):
+        if not begins_with_batch(lifted.dims, heads):
             raise CannotFreeBatchError(f"{result.describe()} does not begin with the batch")
         return lifted.handle
 
@@ -130,15 +131,12 @@ class Lifter(Generic[V]):
         if node.op not in _BROADCASTING:
             rest = [value for value in node.inputs[1:] if value in self.made]
             return node.op in _JOINING or not rest  # computed weights, bounds and indices differ between samples
-        for value in node.inputs:
-            if value is None or not (value in self.made or value.is_constant):
-                continue
-            lifted = self.made.get(value)
-            dims = tuple(map(other, fixed(value.sizes))) if lifted is None else lifted.dims
-            for own, met in zip(reversed(dims), reversed(main.dims), strict=False):
-                if has_batch(own) != has_batch(met) and own != ():
-                    return False
-        return True
+        met = [self._dims(value) for value in node.operands if value in self.made or value.is_constant]
+        return all(meets(dims, main.dims) for dims in met)
+
+    def _dims(self, value: Value) -> Axes:
+        lifted = self.made.get(value)
+        return tuple(map(other, fixed(value.sizes))) if lifted is None else lifted.dims
 
     def _refusal(self, node: Node) -> CannotFreeBatchError:
         if node.op is Op.OTHER:  # it may mix anything with anything
@@ -292,17 +290,10 @@ class Lifter(Generic[V]):
         query, key, value = parts
         if query is None or key is None or value is None or not node.attrs.get("is_plain"):
             raise self._refusal(node)
-        if not all(alike(part.dims[:-2], query.dims[:-2]) for part in (key, value)) or any(
-            width(dim) is None for part in (query, key, value) for dim in part.dims[-2:]
-        ):
+        if not all(_is_within(part, query) for part in (query, key, value)):
             raise self._refusal(node)
-        for mask in node.inputs[3:]:
-            sizes = () if mask is None else mask.sizes
-            aligned = zip(reversed(sizes), reversed(query.dims), strict=False)
-            if mask is not None and (
-                not mask.is_constant or any(has_batch(dim) and size != 1 for size, dim in aligned)
-            ):
-                raise self._refusal(node)
+        if not all(_is_shared(mask, query) for mask in node.inputs[3:] if mask is not None):
+            raise self._refusal(node)
         self._copy(node, query, (*query.dims[:-1], value.dims[-1]))
 
     def _select(self, node: Node, main: Lifted[V]) -> None:
@@ -316,13 +307,19 @@ class Lifter(Generic[V]):
         if len(dim) > 1 or not has_tokens(dim) or (node.op is not Op.SPLIT and start is None):
             raise self._refusal(node)
         if node.op is Op.GATHER:
-            if start is None or node.output.rank == len(main.dims) or not 0 <= start < self._rows:
-                raise self._refusal(node)
-            row = self._surgeon.ops.slice(main.handle, axis, start, start + 1)
-            dims = (*main.dims[:axis], *main.dims[axis + 1 :])
-            self.made[node.output] = Lifted(self._surgeon.ops.reshape(row, self._sizes(dims)), dims)
-            return
-        for output, begin, stop in pieces(node, axis, start, end):
+            self._take_row(node, main, axis, start)
+        else:
+            self._take_parts(node, main, axis, pieces(node, axis, start, end))
+
+    def _take_row(self, node: Node, main: Lifted[V], axis: int, start: int | None) -> None:
+        if start is None or node.output.rank == len(main.dims) or not 0 <= start < self._rows:
+            raise self._refusal(node)
+        row = self._surgeon.ops.slice(main.handle, axis, start, start + 1)
+        dims = (*main.dims[:axis], *main.dims[axis + 1 :])
+        self.made[node.output] = Lifted(self._surgeon.ops.reshape(row, self._sizes(dims)), dims)
+
+    def _take_parts(self, node: Node, main: Lifted[V], axis: int, parts: Sequence[tuple[Value, int, int]]) -> None:
+        for output, begin, stop in parts:
             if begin >= self._rows:
                 self.made[output] = None
             elif stop <= self._rows:
@@ -367,6 +364,17 @@ class Lifter(Generic[V]):
         if node.op in (Op.REDUCE, Op.GATHER) and rank == len(dims) - len(touched):
             return tuple(dim for axis, dim in enumerate(dims) if axis not in touched)
         raise self._refusal(node)
+
+
+def _is_within(part: Lifted[Any], query: Lifted[Any]) -> bool:
+    """Whether an operand of an attention has the query's samples, and tokens and features apart from them."""
+    return alike(part.dims[:-2], query.dims[:-2]) and all(width(dim) is not None for dim in part.dims[-2:])
+
+
+def _is_shared(mask: Value, query: Lifted[Any]) -> bool:
+    """Whether a mask is stored, and the same for all samples."""
+    aligned = zip(reversed(mask.sizes), reversed(query.dims), strict=False)
+    return mask.is_constant and not any(has_batch(dim) and size != 1 for size, dim in aligned)
 
 
 def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value, copies: int = 1) -> V:

@@ -116,8 +116,7 @@ class GradientMethod(Method):
         between = region(study.graph, [item.value for item in maps], [logits.value])
         if not between:
             raise TargetNotFoundError(f"the class scores do not depend on {target.value.describe()}")
-        batch = target.shape[0] or 1
-        flops = sum(flops_of(node, batch) for node in between) * count
+        flops = sum(flops_of(node, target.shape[0] or 1) for node in between) * count
         shape = (target.shape[0], count, *target.grid)
         reason = f"{len(between)} operations behind {' and '.join(repr(item.value.name) for item in maps)}"
         if found.instead:
@@ -126,12 +125,14 @@ class GradientMethod(Method):
         try:
             plan.rehearse(study.graph, count)
         except NoDerivativeError as err:
-            return (
-                Refusal(f"{found.instead}; {err}", TargetNotFoundError)
-                if found.instead
-                else Refusal(str(err), type(err))
-            )
+            return _without_rule(found, err)
         return plan
+
+
+def _without_rule(found: FoundClassifier, err: NoDerivativeError) -> Refusal:
+    if found.instead:
+        return Refusal(f"{found.instead}; {err}", TargetNotFoundError)
+    return Refusal(str(err), type(err))
 
 
 def _share(one: FeatureMap, other: FeatureMap) -> bool:

@@ -24,7 +24,7 @@ from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.lifting import lift_rows
 from xai_insert.methods.masked_runs import class_count, run_masks, run_open_masks
-from xai_insert.methods.shaping import batch_size, before_transpose, grid_sizes, positions, reshape, scalar
+from xai_insert.methods.shaping import batch_size, before_transpose, grid_sizes, positions, rerun, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 _MOST_RUNS = 8192  # of the rest of the model
@@ -186,7 +186,7 @@ def _elsewhere(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
     zero = np.zeros(sizes, np.float32)
     made: dict[Value, V] = {feature.value: op.constant(zero)}
     for node in nodes:
-        outputs = surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs])
+        outputs = rerun(surgeon, node, made)
         made.update(zip(node.outputs, outputs, strict=True))
     return op.reshape(made[end.source], [1, -1])
 

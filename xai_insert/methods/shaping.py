@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
 
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
-from xai_insert.graph.view import Op, Value, fixed, volume
+from xai_insert.graph.view import Node, Op, Value, fixed, volume
 from xai_insert.locate.layout import FeatureMap, Side
 
 
@@ -129,3 +129,8 @@ def part_of(surgeon: Surgeon[V], value: Value, axis: int, start: int, end: int) 
             low += size
     handle = surgeon.handle(value)
     return handle if (start, end) == (0, value.sizes[axis]) else surgeon.ops.slice(handle, axis, start, end)
+
+
+def rerun(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:
+    """A node's results of what was made in place of some values, and of the model's own others."""
+    return surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs])

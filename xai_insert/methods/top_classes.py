@@ -70,23 +70,23 @@ def last_layer(surgeon: Surgeon[V], logits: Value, classes: int) -> LastLayer | 
     """
     node, bias = _without_bias(logits.producer, classes)
     node = _without_factor(node)
-    if node is None or node.op is not Op.MATMUL or node.attrs["transpose_a"]:
-        return None
-    source, weight = node.read(0), node.read(1)
-    if _is_rounded(surgeon, source):
+    if node is None or node.op is not Op.MATMUL or node.attrs["transpose_a"] or _is_rounded(surgeon, node.read(0)):
         return None
     own = node.operand(2)
     if own is not None and bias is not None:
         return None
-    bias = own or bias
-    is_transposed = bool(node.attrs["transpose_b"])
-    if not weight.is_constant or weight.rank != 2 or source.rank != 2 or node.attrs.get("is_scaled", False):
-        return None
+    layer = LastLayer(node, node.read(0), node.read(1), own or bias, bool(node.attrs["transpose_b"]))
+    return layer if _is_plain(layer, classes) else None
+
+
+def _is_plain(layer: LastLayer, classes: int) -> bool:
+    """Whether weight and bias are stored, with a column and a number for each class."""
+    weight, bias = layer.weight, layer.bias
+    if not weight.is_constant or weight.rank != 2 or layer.source.rank != 2 or layer.node.attrs.get("is_scaled", False):
+        return False
     if bias is not None and not (bias.is_constant and volume(bias.sizes) == classes):
-        return None
-    if weight.sizes[0 if is_transposed else 1] != classes:
-        return None
-    return LastLayer(node, source, weight, bias, is_transposed)
+        return False
+    return weight.sizes[0 if layer.is_transposed else 1] == classes
 
 
 def _without_bias(node: Node | None, classes: int) -> tuple[Node | None, Value | None]:

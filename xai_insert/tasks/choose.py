@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError, UnusedOptionError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import activations, makers
@@ -73,10 +75,8 @@ def _require_agreeing(asked: Method | None, options: Options) -> None:
 def _recognised(study: Study, asked: Method | None) -> Found:
     """What the first task that knows the model found in it; those for which a strong sign speaks are asked first."""
     decisive = {name for name in DECIDING if getattr(study.options, name)}
-    known = {name: task(name) for name in names(TASKS_FOLDER) if asked is None or name in asked.tasks}
-    tasks = sorted((item for item in known.values() if decisive <= item.takes), key=lambda item: item.rank)
     reasons: dict[int, NotMine] = {}
-    for item in sorted(tasks, key=lambda item: not item.is_likely(study)):
+    for item in _in_turn(study, asked, decisive):
         found = item.recognise(study)
         if isinstance(found, Found):
             return found
@@ -88,6 +88,13 @@ def _recognised(study: Study, asked: Method | None) -> Found:
         raise UnsupportedTaskError(f"{flags} is for other models than --method {study.options.method}")
     last = reasons[max(rank for rank, item in reasons.items() if item.reason)]
     raise last.error(last.reason)
+
+
+def _in_turn(study: Study, asked: Method | None, decisive: Set[str]) -> list[Task]:
+    """The tasks that options and method leave, in the order in which they are asked."""
+    known = {name: task(name) for name in names(TASKS_FOLDER) if asked is None or name in asked.tasks}
+    tasks = sorted((item for item in known.values() if decisive <= item.takes), key=lambda item: item.rank)
+    return sorted(tasks, key=lambda item: not item.is_likely(study))
 
 
 def _require_learned(graph: Graph, found: Found) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from xai_insert.graph.view import Node, Op, volume
+from xai_insert.graph.view import Node, Op, Shape, volume
 from xai_insert.locate.logits import Logits
 from xai_insert.methods.rehearsal import Rehearsal
 from xai_insert.methods.top_classes import last_layer
@@ -17,16 +17,18 @@ def mega(flops: int | None) -> float | None:
 
 def flops_of(node: Node, batch: int) -> int:
     """Multiplications and additions of a linear layer or convolution, per image; other operations count nothing."""
-    out = volume([size or 1 for size in node.output.shape or ()]) or 0
-    weight = node.operand(1)
+    per_element = _per_element(node)
+    return 0 if per_element is None else 2 * (volume([size or 1 for size in _sizes(node)]) or 0) * per_element // batch
+
+
+def _per_element(node: Node) -> int | None:
+    """Multiplications for one element of the result; None where they do not count."""
+    source, weight = node.operand(0), node.operand(1)
     if node.op is Op.CONV and weight is not None and weight.shape is not None:
-        per_output = (volume(weight.shape) or 0) // max(_out_channels(node), 1)
-        return 2 * out * per_output // batch
-    source = node.operand(0)
-    if node.op is Op.MATMUL and source is not None and source.shape is not None and len(source.shape) > 1:
-        inner = source.shape[-2 if node.attrs["transpose_a"] else -1] or 0
-        return 2 * out * inner // batch
-    return 0
+        return (volume(weight.shape) or 0) // max(_out_channels(node), 1)
+    if node.op is Op.MATMUL and source is not None and (source.rank or 0) > 1:
+        return source.sizes[-2 if node.attrs["transpose_a"] else -1] or 0
+    return None
 
 
 def work_by_class(head: Container[Node], logits: Logits, positions: int | None) -> float:
@@ -50,6 +52,10 @@ def of_chosen(mflops: float | None, by_class: float, logits: Logits, count: int 
     return round(mflops - by_class * (logits.classes - min(count, logits.classes)), 3)
 
 
+def _sizes(node: Node) -> Shape:
+    return node.output.shape or ()
+
+
 def _out_channels(node: Node) -> int:
-    shape = node.output.shape or ()
+    shape = _sizes(node)
     return (shape[1] or 0) if len(shape) > 1 else 0

@@ -28,7 +28,7 @@ from xai_insert.locate.blocks import Block
 from xai_insert.methods.gradients.forward import Forward
 from xai_insert.methods.gradients.maps import seeds_of
 from xai_insert.methods.gradients.pullback import pullback
-from xai_insert.methods.shaping import scalar
+from xai_insert.methods.shaping import rerun, scalar
 from xai_insert.methods.top_classes import ClassChoice
 
 Array = npt.NDArray[Any]
@@ -95,8 +95,7 @@ def _read(surgeon: Surgeon[V], graph: Graph, last: Value, logits: Value, output:
     made: dict[Value, V] = {last: surgeon.handle(output)}
     for node in region(graph, [last], [logits]):
         if node.op is not Op.SHAPE:
-            operands = [value if value is None else made.get(value, surgeon.handle(value)) for value in node.inputs]
-            made.update(zip(node.outputs, surgeon.copy(node, operands), strict=True))
+            made.update(zip(node.outputs, rerun(surgeon, node, made), strict=True))
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from xai_insert.errors import NoDerivativeError
 from xai_insert.graph.cuts import activations, region
@@ -60,18 +60,22 @@ def pullback(
         given = [gradients.get(output) for output in node.outputs]
         if node.op is Op.SHAPE or all(item is None for item in given):
             continue
-        wanted = frozenset(
-            index
-            for index, value in enumerate(node.inputs)
-            if value is not None and value in reached and "float" in value.dtype
-        )
-        step = Step(surgeon, node, given, wanted, forward, count)
+        step = Step(surgeon, node, given, _wanted(node, reached), forward, count)
         for index, gradient in _rule(node)(step).items():
             value = node.read(index)
             gradients[value] = surgeon.ops.add(gradients[value], gradient) if value in gradients else gradient
     if missing := [target for target in targets if target not in gradients]:
         raise NoDerivativeError(f"the scores have no derivative by {missing[0].describe()}")
     return [gradients[target] for target in targets]
+
+
+def _wanted(node: Node, reached: Container[Value]) -> frozenset[int]:
+    """The operands by which a derivative is wanted."""
+    return frozenset(
+        index
+        for index, value in enumerate(node.inputs)
+        if value is not None and value in reached and "float" in value.dtype
+    )
 
 
 def _rule(node: Node) -> Rule:

@@ -126,27 +126,34 @@ class ActivationMap(Method):
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if isinstance(found, FoundClassifier):
-            if found.frame.times is not None or found.parts.consensus is not None:
-                return Refusal(NO_CLIPS, UnsupportedTaskError)
-            target = found.parts.target
-            shape, work = _size_and_work(target)
-            return MeanPlan(found, _NAME, Form.CHANNEL_MEAN, "one map for all classes", shape, work)
+            return _of_classifier(found)
         read = found.read if isinstance(found, FoundDetector) else None
         if not isinstance(found, FoundDetector) or read is None:
             return Refusal("no feature map that a head reads")
-        reported: RegionReport | QueryReport | None = None
-        if study.options.per_box and read.has_region_head:
-            reported = region_report(study.loaded, study.graph, read)
-        elif study.options.per_box:
-            reported = query_report(study.graph, study.options)
-            if reported is None:
-                return Refusal(WANTED, UnsupportedTaskError)
+        reported = _reported(study, read) if study.options.per_box else None
+        if isinstance(reported, Refusal):
+            return reported
         reason = f"read by the {read.readers}; no class scores at locations"
         queries = "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes)
         if isinstance(queries, QueryReport) and queries.untold:
             reason += f"; a map of each class wants to know them: {queries.untold}"
         shape, work = _size_and_work(read.feature)
         return RegionsPlan(found, _NAME, Form.CHANNEL_MEAN, reason, shape, work, read, reported)
+
+
+def _of_classifier(found: FoundClassifier) -> Plan | Refusal:
+    if found.frame.times is not None or found.parts.consensus is not None:
+        return Refusal(NO_CLIPS, UnsupportedTaskError)
+    target = found.parts.target
+    shape, work = _size_and_work(target)
+    return MeanPlan(found, _NAME, Form.CHANNEL_MEAN, "one map for all classes", shape, work)
+
+
+def _reported(study: Study, read: Regions) -> RegionReport | QueryReport | Refusal:
+    """The boxes that the model reports, for maps of each."""
+    if read.has_region_head:
+        return region_report(study.loaded, study.graph, read)
+    return query_report(study.graph, study.options) or Refusal(WANTED, UnsupportedTaskError)
 
 
 def _size_and_work(feature: FeatureMap) -> tuple[Shape, float | None]:

@@ -144,14 +144,18 @@ class DetClassProbabilityMap(Method):
         if study.options.per_box:
             voters = query_report(study.graph, study.options, None if background is not None else detector.classes)
             voters = voters or find_box_voters(study.loaded, study.graph, detector)
-        level = detector.middle.level
-        sizes = [volume((item.level.height, item.level.width, item.head.channels)) for item in detector.levels]
-        work = None if None in sizes else sum(size or 0 for size in sizes)
+        level, work = detector.middle.level, _scores(detector)
         count = len(detector.levels)
         reason = f"{count} level{'s' if count > 1 else ''}; {detector.evidence}"
         shape = (detector.batch, detector.classes, level.height, level.width)
         name = "det-class-probability-map"
         return ScoresPlan(found, name, Form.SCORES, reason, shape, mega(work), detector, voters, label)
+
+
+def _scores(detector: Detector) -> int | None:
+    """How many scores of all levels are read; None where a size follows the image."""
+    sizes = [volume((item.level.height, item.level.width, item.head.channels)) for item in detector.levels]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 METHOD = DetClassProbabilityMap()

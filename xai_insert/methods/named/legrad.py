@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, Node, Value
 from xai_insert.locate.blocks import Block, last_blocks
 from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.inputs import image_inputs
@@ -100,25 +101,21 @@ class LeGrad(Method):
             return Refusal("LeGrad is for classifiers")
         graph, logits, options = study.graph, found.parts.logits, study.options
         blocks = last_blocks(graph, image_inputs(graph), logits.value, study.places)
-        wanted = options.block or _BLOCKS
         if not blocks:
             return Refusal(
                 "LeGrad wants a transformer that ends with blocks in which all tokens of the image attend one "
                 "another and that give such tokens on; found none"
             )
-        if options.block is not None and wanted > len(blocks):
+        if options.block is not None and options.block > len(blocks):
             return Refusal(
-                f"--block {wanted} wants as many blocks at the end whose tokens the head could read; found "
+                f"--block {options.block} wants as many blocks at the end whose tokens the head could read; found "
                 f"{len(blocks)}"
             )
-        chosen = tuple(blocks[-wanted:])
+        chosen = tuple(blocks[-(options.block or _BLOCKS) :])
         feature = chosen[-1].tokens
         count = chosen_count(options, logits) or 1
         shape = (feature.shape[0], count, *feature.grid)
-        between = [region(graph, [item.result for item in block.attentions], [block.output]) for block in chosen]
-        head = region(graph, [chosen[-1].output], [logits.value])
-        nodes = [node for part in (*between, *[head] * (2 * len(chosen) - 1)) for node in part]
-        flops = sum(flops_of(node, feature.shape[0] or 1) for node in nodes) * count
+        flops = sum(flops_of(node, feature.shape[0] or 1) for node in _run_again(graph, chosen, logits.value)) * count
         reason = f"{len(chosen)} of {len(blocks)} blocks at the end"
         parts = replace(found.parts, target=feature, streams=())
         plan = LegradPlan(replace(found, parts=parts), "legrad", Form.DERIVATIVE, reason, shape, mega(flops), chosen)
@@ -127,6 +124,13 @@ class LeGrad(Method):
         except NoDerivativeError as err:
             return Refusal(str(err), NoDerivativeError)
         return plan
+
+
+def _run_again(graph: Graph, blocks: Sequence[Block], logits: Value) -> list[Node]:
+    """What is computed again for each class, as often as it is."""
+    between = [region(graph, [item.result for item in block.attentions], [block.output]) for block in blocks]
+    head = region(graph, [blocks[-1].output], [logits])
+    return [node for part in (*between, *[head] * (2 * len(blocks) - 1)) for node in part]
 
 
 METHOD = LeGrad()

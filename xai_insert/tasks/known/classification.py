@@ -129,16 +129,22 @@ class Classification(Task):
                 number = list(graph.output_names).index(logits.output_name)
                 return FoundDistance(located(study, logits), number=number)
             note = "one number for each image: the map shows what raises it, be it a class, an anomaly or a measure"
+        return _with_target(study, logits, decided, note)
+
+
+def _with_target(study: Study, logits: Logits, decided: frozenset[str], note: str) -> FoundClassifier:
+    """The classifier with the map that is explained: by masks, or else by derivatives."""
+    options = study.options
+    try:
+        return FoundClassifier(located(study, logits), decided=decided, note=note)
+    except TargetNotFoundError as err:
+        if study.wanted is not Wanted.ANY or options.target_layer is not None or options.on_purpose & _OF_MASKS:
+            raise
         try:
-            return FoundClassifier(located(study, logits), decided=decided, note=note)
-        except TargetNotFoundError as err:
-            if study.wanted is not Wanted.ANY or options.target_layer is not None or options.on_purpose & _OF_MASKS:
-                raise
-            try:
-                parts = located(study, logits, Wanted.DERIVATIVE)
-            except TargetNotFoundError:
-                raise err from None
-            return Unmasked(parts, str(err), decided=decided, note=note)
+            parts = located(study, logits, Wanted.DERIVATIVE)
+        except TargetNotFoundError:
+            raise err from None
+        return Unmasked(parts, str(err), decided=decided, note=note)
 
 
 def _other_reading(graph: Graph, logits: Logits) -> str:

@@ -91,12 +91,21 @@ class Detection(Task):
             return NotMine(str(err), TargetNotFoundError)
         queries = (None if detector is None else _read_by_heads(detector)) or encoder_feature(graph, images)
         if detector is None and queries is None:
-            reason = f"--per-box is for {WANTED}" if study.options.per_box else _nothing_found(graph)
-            if reports_boxes(graph):
-                raise UnsupportedTaskError(reason)
-            return NotMine(reason)
+            return _without_map(study)
         by_text = detector is not None and detector.middle.head.value in activations(graph, _others(graph, images))
         return (OpenVocabulary if by_text else FoundDetector)(detector, queries)
+
+
+def _without_map(study: Study) -> NotMine:
+    """Why nothing is explained.
+
+    Raises:
+        UnsupportedTaskError: and the model reports boxes, so that it is no other task's.
+    """
+    reason = f"--per-box is for {WANTED}" if study.options.per_box else _nothing_found(study.graph)
+    if reports_boxes(study.graph):
+        raise UnsupportedTaskError(reason)
+    return NotMine(reason)
 
 
 def _read_by_heads(detector: Detector) -> Regions | None:

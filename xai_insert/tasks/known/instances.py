@@ -13,7 +13,7 @@ from xai_insert.errors import ModelFileError, UnsupportedTaskError
 from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import require_proportion
-from xai_insert.graph.view import Op, Value
+from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.instances import locate_instances, may_hold_masks
@@ -85,24 +85,12 @@ class Instances(Task):
         graph, loaded = study.graph, study.loaded
         listed = ", ".join(value.describe() for value in graph.outputs)
         none = NotMine(f"no instances with masks among the outputs: wanted boxes, classes and masks, found {listed}")
-        if (
-            study.options.per_box
-            and study.wanted is Wanted.ANY
-            and not any(node.op is Op.ROI_ALIGN for node in graph.nodes)
-        ):
-            return none  # the boxes of other segmenters are a detector's
-        if not may_hold_masks(graph):
+        if _is_of_detectors(study) or not may_hold_masks(graph):
             return none
         require_proportion(graph)
         image = image_inputs(graph)[0]
         feeds, arrays = _look(loaded.runner())
-        samples = [
-            Sample(name, value, array)
-            for name, value, array in zip(graph.output_names, graph.outputs, arrays, strict=True)
-        ]
-        for sample in samples:
-            if sample.value.rank not in (None, sample.array.ndim):
-                raise ModelFileError(f"output {sample.value.describe()} is {list(sample.shape)} when run")
+        samples = _samples(graph, arrays)
         axes = image_axes(image)
         looked_at = next(array.shape for array in feeds.values() if array.ndim == len(image.sizes))
         layout = locate_instances(graph, samples, (looked_at[axes[0]], looked_at[axes[1]]), study.options.num_classes)
@@ -110,6 +98,26 @@ class Instances(Task):
             return none
         classes = study.options.num_classes or _classes(loaded, layout, feeds)
         return FoundInstances(layout, classes, image, axes, drawn_maps(graph, [image], layout.drawn.value))
+
+
+def _is_of_detectors(study: Study) -> bool:
+    """Whether maps of boxes are wanted, and the boxes are a detector's: those of segmenters that pool no regions."""
+    if not study.options.per_box or study.wanted is not Wanted.ANY:
+        return False
+    return not any(node.op is Op.ROI_ALIGN for node in study.graph.nodes)
+
+
+def _samples(graph: Graph, arrays: Sequence[npt.NDArray[Any]]) -> list[Sample]:
+    """The outputs with what a run gave.
+
+    Raises:
+        ModelFileError: one has another number of axes than its file says.
+    """
+    samples = [Sample(*item) for item in zip(graph.output_names, graph.outputs, arrays, strict=True)]
+    for sample in samples:
+        if sample.value.rank not in (None, sample.array.ndim):
+            raise ModelFileError(f"output {sample.value.describe()} is {list(sample.shape)} when run")
+    return samples
 
 
 def _look(runner: Runner) -> tuple[Feeds, list[npt.NDArray[Any]]]:
