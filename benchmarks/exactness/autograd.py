@@ -249,7 +249,7 @@ def rows(name: str, exporter: str, folder: Path) -> Iterator[dict[str, Any]]:
                     row["wide"] = float(np.abs(wide.outputs(new, image)["saliency_map"][:, 0] - wanted).max() / scale)
                 except Exception as err:  # an operator that the evaluator has not
                     row["not wide"] = f"{type(err).__name__}: {err}"[:200]
-            if owner is not None and order == [0, 1, 2, 3] and feature.ndim == 4:
+            if owner is not None and order == [0, 1, 2, 3] and tuple(target["grid_axes"]) == (2, 3):
                 other = other_tool(method, model, owner, passed)
                 row["other tool"] = None if other is None else float(np.abs(got - other).max() / scale)
             yield row
