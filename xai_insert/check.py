@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import CheckFailedError, DefinitionError
-from xai_insert.feeds import feeds_of, random_array
+from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import most_bytes
-from xai_insert.graph.view import Graph, Shape, Value
+from xai_insert.graph.view import Graph, Shape, Value, format_grid
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.tasks.plan import Masking
 
@@ -86,31 +86,41 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
     Raises:
         CheckFailedError: an output moved, or a map is not finite, not one per image, or not of the size it declares.
     """
-    worst = 0.0
-    for name, before, after in zip(graph.output_names, plain, inserted, strict=False):
-        difference = relative_difference(before, after)
-        if difference > _OUTPUT_TOLERANCE:
-            raise CheckFailedError(
-                f"output {name!r} would move by {difference:.1e} of its largest element; nothing was written "
-                "(--no-check writes anyway)"
-            )
-        worst = max(worst, difference)
-    for extra in inserted[len(plain) :]:
-        if not np.isfinite(extra.astype(np.float64)).all():
-            raise CheckFailedError("the saliency map is not finite on a random input; nothing was written")
-    image = image_inputs(graph)[0]
-    maps, images = len(inserted[len(plain)]), image.sizes[0] or 1
+    worst = max([0.0, *(_moved(*item) for item in zip(graph.output_names, plain, inserted, strict=False))])
+    added = inserted[len(plain) :]
+    if not all(np.isfinite(extra.astype(np.float64)).all() for extra in added):
+        raise CheckFailedError("the saliency map is not finite on a random input; nothing was written")
+    _require_one_each(image_inputs(graph)[0], len(added[0]))
+    for sizes, extra in zip(declared, added, strict=False):
+        _require_sizes(sizes, extra.shape)
+    return worst
+
+
+def _moved(name: str, before: Array, after: Array) -> float:
+    """How far an output moved; refuses what is more than another order of sums."""
+    difference = relative_difference(before, after)
+    if difference > _OUTPUT_TOLERANCE:
+        raise CheckFailedError(
+            f"output {name!r} would move by {difference:.1e} of its largest element; nothing was written "
+            "(--no-check writes anyway)"
+        )
+    return difference
+
+
+def _require_one_each(image: Value, maps: int) -> None:
+    images = image.sizes[0] or 1
     if image.rank in _IMAGE_RANKS and maps != images:
         several, together = "as for scores of several positions each", "which have their answer together, as frames"
         why = several if maps > images else together
         raise CheckFailedError(f"there are {maps} maps for {images} images, {why}; nothing was written")
-    for sizes, extra in zip(declared, inserted[len(plain) :], strict=False):
-        if len(sizes) != extra.ndim or any(a not in (None, b) for a, b in zip(sizes, extra.shape, strict=True)):
-            wanted, found = (
-                "x".join("?" if side is None else str(side) for side in each) for each in (sizes, extra.shape)
-            )
-            raise CheckFailedError(f"an added output declares the sizes {wanted} and has {found}; nothing was written")
-    return worst
+
+
+def _require_sizes(declared: Shape, found: Shape) -> None:
+    if len(declared) != len(found) or any(a not in (None, b) for a, b in zip(declared, found, strict=True)):
+        raise CheckFailedError(
+            f"an added output declares the sizes {format_grid(declared)} and has {format_grid(found)}; "
+            "nothing was written"
+        )
 
 
 def require_varied(maps: Array) -> None:
@@ -164,6 +174,14 @@ def _fed_sizes(
     return [array.shape for array in runner.run({name: feeds.get(name, array) for name, array in made.items()})]
 
 
+def _masked(features: Mapping[str, Array], definition: Masking, position: int) -> dict[str, Array]:
+    """The features with all hidden but one position."""
+    return {
+        name: feature * definition.mask(feature.shape, position).astype(feature.dtype)
+        for name, feature in features.items()
+    }
+
+
 def check_definition(
     model: LoadedModel,
     definition: Masking,
@@ -192,10 +210,8 @@ def check_definition(
     sizes = [shape for _, _, shape in masked]
     if others and any(None in shape[1:] for shape in sizes):  # the sizes of the grid follow what else is fed
         sizes = _fed_sizes(model, definition.features, rest, sizes, known)
-    features = {
-        name: random_array(rng, shape, dtype, batch=_BATCH, size=5)
-        for (name, dtype, _), shape in zip(masked, sizes, strict=True)
-    }
+    shaped = [(name, dtype, shape) for (name, dtype, _), shape in zip(masked, sizes, strict=True)]
+    features = feeds_of(shaped, rng, batch=_BATCH, size=5)
     maps, scores, *chosen = runner.run({**features, **rest})
     if not np.isfinite(scores.astype(np.float64)).all():
         features = {name: np.abs(feature) for name, feature in features.items()}  # some heads want rectified features
@@ -208,10 +224,7 @@ def check_definition(
         place = 1
     scale, worst = float(np.abs(definition.read(scores, scores)).max()), 0.0
     for position in rng.choice(count, min(count, _MOST_POSITIONS), replace=False):
-        kept = {
-            name: feature * definition.mask(feature.shape, int(position)).astype(feature.dtype)
-            for name, feature in features.items()
-        }
+        kept = _masked(features, definition, int(position))
         expected = definition.read(runner.run({**kept, **rest})[place], scores)
         expected = expected.reshape(maps.shape[0], -1).astype(np.float64)
         scale = max(scale, float(np.abs(expected).max()))

@@ -204,6 +204,16 @@ class Cut:
     step: int = 1
 
 
+_MANY = 1 << 16
+
+
+def cut_from(axis: int, size: int | None, start: int, step: int) -> Cut | None:
+    """What is kept of an axis from `start` on; None where it is counted from an end that is not known."""
+    if size is None:
+        return Cut(axis, start, step) if 0 <= start < _MANY else None
+    return Cut(axis, max(0, start + size) if start < 0 else min(start, size - (step < 0)), step)
+
+
 @dataclass(frozen=True, slots=True)
 class Slices(Operator):
     """Parts of axes; None where they are not known. `dropped` are axes of which one element is kept, without the axis.

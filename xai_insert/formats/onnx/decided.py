@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from xai_insert.formats.onnx.single import holds_graph, reference
+from xai_insert.formats.onnx.single import holds_graph, maker, operands, reference
 from xai_insert.formats.onnx.writer import Writer, Written
 
 _Array = npt.NDArray[Any]
@@ -40,7 +40,7 @@ def _elements(w: Writer, value: ir.Value | None) -> _Array | None:
     if node.op_type == "Shape":
         sizes = _sizes(w, node)
         return None if sizes is None or None in sizes else np.array(sizes, np.int64)
-    shape = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    shape = maker(node)
     sizes = None if shape is None else _sizes(w, shape)
     if sizes is not None and node.op_type == "Size":
         return np.array(len(sizes), np.int64)
@@ -62,9 +62,9 @@ def _taken(sizes: tuple[int | None, ...], places: _Array | None) -> _Array | Non
     return None if None in taken else np.array(taken, np.int64).reshape(places.shape)
 
 
-def _run(node: ir.Node, operands: list[_Array | None]) -> _Array | None:
-    if node.domain or any(item is None for item in operands) or holds_graph(node):
+def _run(node: ir.Node, given: list[_Array | None]) -> _Array | None:
+    if node.domain or any(item is None for item in given) or holds_graph(node):
         return None
-    names = [value.name or "" for value in node.inputs if value is not None]
-    results = reference(node).run(None, dict(zip(names, operands, strict=True)))
+    names = [value.name or "" for value in operands(node)]
+    results = reference(node).run(None, dict(zip(names, given, strict=True)))
     return np.asarray(results[0])

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.single import operand, operands
+
 EXTENSIONS = ("ai.onnx.contrib", "com.microsoft.extensions")
 """Domains of operators that onnxruntime runs with onnxruntime-extensions alone."""
 _CONVOLUTION, _RANK = "Conv", 4
@@ -52,7 +54,7 @@ def take_off(graph: ir.Graph) -> Front | None:
         return None
     made = set(inputs)
     for node in graph:
-        first = node.inputs[0] if node.inputs else None
+        first = operand(node, 0)
         if node.op_type == _CONVOLUTION and not node.domain and first in made and first not in inputs:
             return _taken(graph, inputs, made, node)
         if any(value in made for value in node.inputs):
@@ -84,7 +86,7 @@ def _feeding(image: ir.Value, made: set[ir.Value]) -> set[ir.Node]:
         node = waiting.pop().producer()
         if node is not None and node not in found:
             found.add(node)
-            waiting += [value for value in node.inputs if value is not None and value in made]
+            waiting += [value for value in operands(node) if value in made]
     return found
 
 

@@ -26,6 +26,7 @@ from xai_insert.formats.onnx.runtime import OnnxRunner, first_line
 from xai_insert.formats.onnx.safety import require_safe
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.shuffled import shuffle
+from xai_insert.formats.onnx.single import operands
 from xai_insert.formats.onnx.storage import external_files, save
 from xai_insert.formats.onnx.stored import StoredTensor, exchange, stored_tensors, tensors
 from xai_insert.formats.onnx.strip import strip
@@ -255,16 +256,15 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
 def _require_sound(graph: ir.Graph) -> None:
     """Refuse names that are no text, and a graph that reads or reports what no node, input or initializer gives."""
     for node in graph.all_nodes():
-        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        values = [*operands(node), *node.outputs]
         if any(isinstance(name, bytes) for name in (node.name, node.op_type, *(value.name for value in values))):
             raise ModelFileError(f"a name at {node.op_type} {node.name!r} is no text; is the file whole?")
-        for value in values:
-            if not _is_given(value):
-                raise ModelFileError(f"{node.op_type} {node.name!r} reads {value.name!r}, which nothing gives")
-    for part in (graph, *graph.subgraphs()):
-        for value in part.outputs:
-            if not _is_given(value):
-                raise ModelFileError(f"the output {value.name!r} is given by no node; is the file whole?")
+        missing = next((value for value in values if not _is_given(value)), None)
+        if missing is not None:
+            raise ModelFileError(f"{node.op_type} {node.name!r} reads {missing.name!r}, which nothing gives")
+    for value in (value for part in (graph, *graph.subgraphs()) for value in part.outputs):
+        if not _is_given(value):
+            raise ModelFileError(f"the output {value.name!r} is given by no node; is the file whole?")
 
 
 def _is_given(value: ir.Value) -> bool:
@@ -298,7 +298,7 @@ def _is_sorted(graph: ir.Graph) -> bool:
     """Whether every node follows those whose results it reads."""
     seen: set[ir.Node] = set()
     for node in graph:
-        before = [value.producer() for value in node.inputs if value is not None]
+        before = [value.producer() for value in operands(node)]
         if any(producer is not None and producer.graph is graph and producer not in seen for producer in before):
             return False
         seen.add(node)

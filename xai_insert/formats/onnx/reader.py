@@ -10,12 +10,11 @@ import onnx_ir as ir
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
-from xai_insert.graph.operators import Cut, Operator
+from xai_insert.graph.operators import Operator
 from xai_insert.graph.view import POINTWISE, Value, numbers
 
 Operands: TypeAlias = Sequence[Value | None]
 Reader: TypeAlias = Callable[[ir.Node, Operands, Sequence[Value]], Operator]
-_MANY = 1 << 16
 
 
 def read(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -67,24 +66,29 @@ def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
     is_conv = native.op_type.startswith("Conv")
     kernel = ints(native, "kernel_shape") or (_kernel(_operand(inputs, 1)) if is_conv else None)
     ones = (1,) * spatial
-    auto = native.attributes["auto_pad"].as_string() if "auto_pad" in native.attributes else "NOTSET"
+    auto = _text(native, "auto_pad", "NOTSET")
     pads = ints(native, "pads") or (0,) * (2 * spatial)
     begin = None if auto.startswith("SAME") else pads[:spatial]
-    channels = None if inputs[0] is None or inputs[0].shape is None or spatial < 1 else inputs[0].shape[1]
     group = integer(native, "group", 1)
-    depthwise = group > 1 and group == channels and bool(outputs[0].shape) and outputs[0].sizes[1] == channels
     return kinds.Window(
         kernel,
         ints(native, "strides") or ones,
         ints(native, "dilations") or ones,
         begin,
-        keeps_channels=not is_conv or depthwise,
+        keeps_channels=not is_conv or _is_depthwise(group, inputs[0], outputs[0]),
         transposed=native.op_type == "ConvTranspose",
         groups=group,
         pool={"AveragePool": "mean", "MaxPool": "max", "LpPool": "other"}.get(native.op_type),
         counts_pads=bool(integer(native, "count_include_pad", 0)),
         is_late=auto == "SAME_LOWER",
     )
+
+
+def _is_depthwise(groups: int, source: Value | None, result: Value) -> bool:
+    """Whether each channel is a group, and makes one."""
+    if groups == 1 or source is None or (source.rank or 0) < 3 or not result.shape:
+        return False
+    return groups == source.sizes[1] == result.sizes[1]
 
 
 def _kernel(weight: Value | None) -> tuple[int, ...] | None:
@@ -121,29 +125,33 @@ def _permutation(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) ->
 
 
 def _slices(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    source = inputs[0]
-    if source is None or source.shape is None:
+    source, bounds = inputs[0], _bounds(native, inputs)
+    if source is None or source.shape is None or bounds is None:
         return kinds.Slices(None)
-    if "starts" in native.attributes:
-        starts, axes, steps = ints(native, "starts"), ints(native, "axes"), None
-    else:
-        starts = numbers(_operand(inputs, 1))
-        axes, steps = (numbers(_operand(inputs, index)) for index in (3, 4))
-        if any(_operand(inputs, i) is not None and part is None for i, part in ((3, axes), (4, steps))):
-            return kinds.Slices(None)
-    if starts is None:
-        return kinds.Slices(None)
+    starts, axes, steps = bounds
     rank = len(source.shape)
     cuts = []
     for index, start in enumerate(starts):
         axis = (axes[index] if axes else index) % rank
-        size, step = source.shape[axis], 1 if not steps else steps[index]
-        if size is None and (start < 0 or start >= _MANY):
+        cut = kinds.cut_from(axis, source.shape[axis], start, steps[index] if steps else 1)
+        if cut is None:
             return kinds.Slices(None)
-        if size is not None:
-            start = max(0, start + size) if start < 0 else min(start, size - (step < 0))  # noqa: PLW2901
-        cuts.append(Cut(axis, start, step))
+        cuts.append(cut)
     return kinds.Slices(tuple(cuts))
+
+
+_Numbers = tuple[int, ...] | None
+
+
+def _bounds(native: ir.Node, inputs: Operands) -> tuple[tuple[int, ...], _Numbers, _Numbers] | None:
+    """The starts of a Slice, its axes and its steps, if any; None where they are not known."""
+    if "starts" in native.attributes:
+        starts, axes, steps = ints(native, "starts"), ints(native, "axes"), None
+    else:
+        starts, axes, steps = (numbers(_operand(inputs, index)) for index in (1, 3, 4))
+        if any(_operand(inputs, i) is not None and part is None for i, part in ((3, axes), (4, steps))):
+            return None
+    return None if starts is None else (starts, axes, steps)
 
 
 def _parts(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:

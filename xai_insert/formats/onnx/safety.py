@@ -6,6 +6,7 @@ Weights may lie in other files, which the model names; tensors may declare sizes
 from __future__ import annotations
 
 import math
+import os
 import stat
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -71,12 +72,27 @@ def _operands(operator: str, version: int, domain: str) -> int:
 def _require_inside(tensor: ir.ExternalTensor, folder: Path) -> None:
     location = str(tensor.location)
     what = f"the weights of {tensor.name!r}"
+    _require_relative(location, what)
+    info = _found(folder / location, folder, location, what)
+    offset, length = tensor.offset or 0, tensor.length
+    needed = _bytes(tensor)
+    if offset < 0 or (length is not None and length < needed) or offset + needed > info.st_size:
+        raise ModelFileError(
+            f"{what} need {needed} bytes at {offset}, but {location[:200]!r} has {info.st_size}; is the file whole?"
+        )
+
+
+def _require_relative(location: str, what: str) -> None:
+    """Refuse a path that is none, or leads out of a folder by its words."""
     plain = PurePosixPath(location.replace("\\", "/"))
     if not location or "\0" in location:
         raise ModelFileError(f"{what} name no file")
     if plain.is_absolute() or PureWindowsPath(location).anchor or ".." in plain.parts:
         raise ModelFileError(f"{what} lie outside the model's folder: {location[:200]!r}; refused")
-    path = folder / location
+
+
+def _found(path: Path, folder: Path, location: str, what: str) -> os.stat_result:
+    """The file of weights; refuses one that is none, or lies elsewhere by way of a link."""
     try:
         inside = path.resolve(strict=True).is_relative_to(folder.resolve(strict=True))
         info = path.stat()
@@ -87,12 +103,7 @@ def _require_inside(tensor: ir.ExternalTensor, folder: Path) -> None:
         raise ModelFileError(f"{what} lie outside the model's folder, by way of a link: {location[:200]!r}; refused")
     if not stat.S_ISREG(info.st_mode):
         raise ModelFileError(f"{what} are no plain file: {location[:200]!r}; refused")
-    offset, length = tensor.offset or 0, tensor.length
-    needed = _bytes(tensor)
-    if offset < 0 or (length is not None and length < needed) or offset + needed > info.st_size:
-        raise ModelFileError(
-            f"{what} need {needed} bytes at {offset}, but {location[:200]!r} has {info.st_size}; is the file whole?"
-        )
+    return info
 
 
 def _require_stored(tensor: ir.TensorProtoTensor) -> None:

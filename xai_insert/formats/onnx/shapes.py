@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from xai_insert.formats import batches
 from xai_insert.formats.onnx.maps import to_proto
+from xai_insert.formats.onnx.single import operand
 from xai_insert.formats.onnx.stored import exchanged
 from xai_insert.formats.onnx.vocabulary import KEEPS_SIZES
 from xai_insert.graph.view import Shape
@@ -261,7 +262,8 @@ def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> Described
 def _fill_in_transposes(model: ir.Model, shapes: dict[str, Shape]) -> None:
     """Sizes after the transposes that OpenVINO's reader merges with the product behind them."""
     for node in model.graph:
-        source = shapes.get(node.inputs[0].name or "") if node.inputs and node.inputs[0] is not None else None
+        first = operand(node, 0)
+        source = None if first is None else shapes.get(first.name or "")
         if node.op_type == "Transpose" and source is not None and "perm" in node.attributes:
             shapes[node.outputs[0].name or ""] = tuple(source[axis] for axis in node.attributes["perm"].as_ints())
 
@@ -278,13 +280,12 @@ def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
     inputs = [shapes.get(value.name or "") for value in model.graph.inputs]
     inputs = [shape for shape in inputs if shape is None or len(shape) == _IMAGE_RANK] or inputs
     sizes_known = all(shape is not None and None not in shape[1:] for shape in inputs)
-    for node in model.graph:
-        if node.domain == ML_DOMAIN:
-            continue
-        for value in node.outputs:
-            if not value.uses() and not value.is_graph_output():
-                continue
-            shape = shapes.get(value.name or "")
-            if shape is None or (sizes_known and None in shape[1:]):
-                return True
-    return False
+    known = (shapes.get(value.name or "") for value in _read(model.graph))
+    return any(shape is None or (sizes_known and None in shape[1:]) for shape in known)
+
+
+def _read(graph: ir.Graph) -> Iterator[ir.Value]:
+    """What nodes give that something reads, but for classical learners'."""
+    for node in graph:
+        if node.domain != ML_DOMAIN:
+            yield from (value for value in node.outputs if value.uses() or value.is_graph_output())

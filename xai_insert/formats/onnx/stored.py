@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.onnx import wire
+from xai_insert.formats.onnx.single import bodies
 
 _WORTHWHILE = 1 << 24
 """Bytes of all content below which runtimes may read it as they are used to."""
@@ -130,34 +131,44 @@ def _emptied(content: memoryview, marker: str, start: int, end: int) -> list[wir
     sizes: list[int] = []
     kind, found = 0, []
     for field in wire.fields(content, start, end):
-        if field.number == wire.DIMS and field.wire == 0:
-            sizes.append(wire.varint(content, field.start, field.end)[0])
-        elif field.number == wire.DIMS:
-            at = field.start
-            while at < field.end:
-                size, at = wire.varint(content, at, field.end)
-                sizes.append(size)
-        elif field.number == wire.DATA_TYPE:
-            kind = wire.varint(content, field.start, field.end)[0]
-        elif field.number in (wire.RAW_DATA, *_NAMED):
+        if field.number in (wire.RAW_DATA, *_NAMED):
             found.append(field)
             continue
-        elif field.number == wire.DATA_LOCATION and content[field.start] == 0:
+        if field.number == wire.DATA_LOCATION and content[field.start] == 0:
             continue  # here, said in so many words
-        elif field.number in (wire.EXTERNAL_DATA, wire.DATA_LOCATION):
+        if field.number in (wire.EXTERNAL_DATA, wire.DATA_LOCATION):
             return None
+        if field.number == wire.DIMS:
+            sizes += _sizes(content, field)
+        elif field.number == wire.DATA_TYPE:
+            kind = wire.varint(content, field.start, field.end)[0]
         kept.append(content[field.begin : field.end])
-    if len(found) != 1 or found[0].end - found[0].start < wire.LARGE or found[0].wire != 2:
-        return None
-    if kind not in _KINDS or _NAMED.get(found[0].number, kind) != kind:
+    if len(found) != 1 or not _may_be_left(found[0], kind, sizes):
         return None
     length = found[0].end - found[0].start
-    if math.prod(sizes) * ir.DataType(kind).itemsize != length:
-        return None
     for key, value in (("location", marker), ("offset", str(found[0].start)), ("length", str(length))):
         entry = [*wire.length_delimited(1, [key.encode()]), *wire.length_delimited(2, [value.encode()])]
         kept += wire.length_delimited(wire.EXTERNAL_DATA, entry)
     return [*kept, _OUTSIDE]
+
+
+def _sizes(content: memoryview, field: wire.Field) -> list[int]:
+    """The sizes in a field of them: one, or several packed."""
+    sizes, at = [], field.start
+    while at < field.end:
+        size, at = wire.varint(content, at, field.end)
+        sizes.append(size)
+        if field.wire == 0:
+            break
+    return sizes
+
+
+def _may_be_left(field: wire.Field, kind: int, sizes: Sequence[int]) -> bool:
+    """Whether a field holds all elements of a tensor, and enough of them."""
+    length = field.end - field.start
+    if length < wire.LARGE or field.wire != 2 or kind not in _KINDS or _NAMED.get(field.number, kind) != kind:
+        return False
+    return math.prod(sizes) * ir.DataType(kind).itemsize == length
 
 
 _OUTSIDE = bytes([wire.DATA_LOCATION << 3, 1])
@@ -245,23 +256,26 @@ def exchange(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorPro
             if old is not None and (new := change(old)) is not old:
                 value.const_value = new
                 undo.append(partial(setattr, value, "const_value", old))
-        for node, attribute in [(item, attribute) for item in graph for attribute in item.attributes.values()]:
-            match attribute.type:
-                case ir.AttributeType.GRAPH:
-                    graphs.append(attribute.as_graph())
-                case ir.AttributeType.GRAPHS:
-                    graphs.extend(attribute.as_graphs())
-                case ir.AttributeType.TENSOR | ir.AttributeType.TENSORS if not attribute.is_ref():
-                    single = attribute.type == ir.AttributeType.TENSOR
-                    # Not by `as_tensor`, whose question whether it is one takes longer than all else here.
-                    before = [attribute.value] if single else list(attribute.value)
-                    after = [change(tensor) for tensor in before]
-                    if all(new is old for new, old in zip(after, before, strict=True)):
-                        continue
-                    content = after[0] if single else after
-                    node.attributes[attribute.name] = ir.Attr(attribute.name, attribute.type, content)
+        for node in graph:
+            graphs += bodies(node)
+            for attribute in list(node.attributes.values()):
+                if (other := _exchanged(attribute, change)) is not None:
+                    node.attributes[attribute.name] = other
                     undo.append(partial(node.attributes.__setitem__, attribute.name, attribute))
     return undo
+
+
+def _exchanged(attribute: ir.Attr, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> ir.Attr | None:
+    """The attribute with other tensors; None where it holds none, or `change` leaves them."""
+    if attribute.type not in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS) or attribute.is_ref():
+        return None
+    single = attribute.type == ir.AttributeType.TENSOR
+    # Not by `as_tensor`, whose question whether it is one takes longer than all else here.
+    before = [attribute.value] if single else list(attribute.value)
+    after = [change(tensor) for tensor in before]
+    if all(new is old for new, old in zip(after, before, strict=True)):
+        return None
+    return ir.Attr(attribute.name, attribute.type, after[0] if single else after)
 
 
 def tensors(model: ir.Model) -> list[ir.TensorProtocol]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx_ir as ir
 
 from xai_insert.formats.backend import Removed
+from xai_insert.formats.onnx.single import bodies, operands
 
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -31,12 +32,12 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     )
     for value in gone:
         graph.outputs.remove(value)
-    operands = {value for node in inner for value in _read(node)}
+    read = {value for node in inner for value in operands(node)}
     for node in inner:
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
     graph.remove(list(reversed(own)), safe=True)
-    for value in operands:
+    for value in read:
         _drop_unread(graph, value)
     return removed
 
@@ -52,7 +53,7 @@ def _read_by(graph: ir.Graph, gone: Iterable[ir.Value], kept: Iterable[ir.Value]
     needed = _makers(kept)
     alone = _makers(gone) - needed
     for node in graph:
-        if node not in needed and any(value.producer() in alone for value in _read(node)):
+        if node not in needed and any(value.producer() in alone for value in operands(node)):
             alone.add(node)
     return [node for node in graph if node in alone]
 
@@ -76,26 +77,14 @@ def _makers(values: Iterable[ir.Value]) -> set[ir.Node]:
         if node is None or node in found:
             continue
         found.add(node)
-        stack += [value.producer() for reader in (node, *_inner_nodes(node)) for value in _read(reader)]
-        for body in _bodies(node):
+        stack += [value.producer() for reader in (node, *_inner_nodes(node)) for value in operands(reader)]
+        for body in bodies(node):
             stack += [value.producer() for value in body.outputs]
     return found
 
 
-def _read(node: ir.Node) -> list[ir.Value]:
-    return [value for value in node.inputs if value is not None]
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
 def _inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
-    for body in _bodies(node):
+    for body in bodies(node):
         yield from ir.traversal.RecursiveGraphIterator(body)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.formats.onnx.ops import OnnxOps, data_type
 from xai_insert.formats.onnx.shapes import Inferred
-from xai_insert.formats.onnx.single import holds_graph
+from xai_insert.formats.onnx.single import holds_graph, operands
 from xai_insert.formats.onnx.view import IntegerWeight
 from xai_insert.formats.onnx.widening import HALF, widen_attribute
 from xai_insert.graph.names import PREFIX, Names
@@ -49,27 +50,28 @@ class OnnxSurgeon:
 
     def handle(self, value: Value) -> ir.Value:
         native = self._fused.get(value.native, value.native)
+        if native not in self._widened:
+            make = self._own(value, native)
+            if make is None:
+                return cast("ir.Value", native)
+            self._widened[native] = make()
+        return self._widened[native]
+
+    def _own(self, value: Value, native: Any) -> Callable[[], ir.Value] | None:
+        """What makes a value that is read in place of the model's own; None where that itself is read."""
         if isinstance(native, IntegerWeight):
-            if native not in self._widened:
-                self._widened[native] = self._float_weight(native)
-            return self._widened[native]
+            return partial(self._float_weight, native)
         if value.is_constant and _is_dequantised(native.producer()):
-            if native not in self._widened:
-                self._widened[native] = self._dequantised(native.producer())
-            return self._widened[native]
-        kind = self._inferred.type_of(native)
+            return partial(self._dequantised, native.producer())
+        op = OnnxOps(self._model.graph, self._names.unique)
         if self.ops.version >= 21 and _is_signed(native.producer()):
             # onnxruntime repeats the quantiser behind a transpose, with the integers as signed in one place alone.
-            if native not in self._widened:
-                self._widened[native] = OnnxOps(self._model.graph, self._names.unique).same(native)
-            return self._widened[native]
+            return partial(op.same, native)
+        kind = self._inferred.type_of(native)
         if kind not in HALF and kind is not ir.DataType.DOUBLE:
-            return cast("ir.Value", native)
-        if native not in self._widened:
-            op = OnnxOps(self._model.graph, self._names.unique)
-            is_stored = value.is_constant or kind is not ir.DataType.FLOAT16
-            self._widened[native] = op.cast(native if is_stored else op.same(native), "float32")
-        return self._widened[native]
+            return None
+        is_stored = value.is_constant or kind is not ir.DataType.FLOAT16
+        return lambda: op.cast(native if is_stored else op.same(native), "float32")
 
     def _float_weight(self, weight: IntegerWeight) -> ir.Value:
         op = OnnxOps(self._model.graph, self._names.unique)
@@ -88,7 +90,7 @@ class OnnxSurgeon:
         op = OnnxOps(self._model.graph, self._names.unique)
         if node.attributes.get_int("block_size", 0) > 0:
             return op.same(op.dequantised(node))
-        elements, scale, *zero_point = (value for value in node.inputs if value is not None)
+        elements, scale, *zero_point = operands(node)
         sizes = [1] * len(elements.shape or ())
         if scale.shape is not None and scale.shape.numpy() not in ((), (1,)):  # channel by channel
             sizes[node.attributes.get_int("axis", 1)] = -1
@@ -104,7 +106,7 @@ class OnnxSurgeon:
         native: ir.Node = node.native
         if native.op_type in (*_QUANTISERS, "MatMulInteger", "ConvInteger"):
             return True
-        return any(_is_dequantised(value.producer()) for value in native.inputs if value is not None)
+        return any(_is_dequantised(value.producer()) for value in operands(native))
 
     def copy(self, node: Node, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
         native: ir.Node = node.native

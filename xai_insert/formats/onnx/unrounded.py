@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.single import maker, operand
+
 _INTEGER = ("MatMulInteger", "ConvInteger")
 
 
@@ -20,23 +22,30 @@ def unround(graph: ir.Graph) -> None:
     zeros: set[ir.Value] = set()
     _pass_moves(graph)
     for node in list(graph):
-        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        source = maker(node)
         if node.op_type == "DequantizeLinear" and source is not None and source.op_type == "QuantizeLinear":
-            zero = source.inputs[2] if len(source.inputs) > 2 else None
-            _replace(graph, node, [_before(graph, node, "Relu" if _is_least(zero) else "Identity", source.inputs[0])])
+            _replace(graph, node, [_before(graph, node, _without_rounding(source), source.inputs[0])])
         elif node.op_type == "DynamicQuantizeLinear":
             numbers = [ir.tensor(np.array(number, np.float32)) for number in (1, 0)]
             constants = [_before(graph, node, "Constant", value=number) for number in numbers]
             zeros.add(constants[1])
             _replace(graph, node, [_before(graph, node, "Identity", node.inputs[0]), *constants])
-        elif node.op_type in _INTEGER and len(node.inputs) > 2 and node.inputs[2] in zeros:
-            weight = _before(graph, node, "Cast", node.inputs[1], to=ir.DataType.FLOAT)
-            zero = node.inputs[3] if len(node.inputs) > 3 else None
-            if zero is not None:
-                weight = _before(graph, node, "Sub", weight, _before(graph, node, "Cast", zero, to=ir.DataType.FLOAT))
-            kept = {name: attribute.value for name, attribute in node.attributes.items()}
-            made = _before(graph, node, node.op_type.removesuffix("Integer"), node.inputs[0], weight, **kept)
-            _replace(graph, node, [made])
+        elif node.op_type in _INTEGER and operand(node, 2) in zeros:
+            _replace(graph, node, [_of_floats(graph, node)])
+
+
+def _without_rounding(quantiser: ir.Node) -> str:
+    """What a quantiser is without its rounding."""
+    return "Relu" if _is_least(operand(quantiser, 2)) else "Identity"
+
+
+def _of_floats(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    """What a layer of integers gives as a layer of floats."""
+    weight, zero = _before(graph, node, "Cast", node.inputs[1], to=ir.DataType.FLOAT), operand(node, 3)
+    if zero is not None:
+        weight = _before(graph, node, "Sub", weight, _before(graph, node, "Cast", zero, to=ir.DataType.FLOAT))
+    kept = {name: attribute.value for name, attribute in node.attributes.items()}
+    return _before(graph, node, node.op_type.removesuffix("Integer"), node.inputs[0], weight, **kept)
 
 
 def _pass_moves(graph: ir.Graph) -> None:
@@ -45,8 +54,7 @@ def _pass_moves(graph: ir.Graph) -> None:
         moves, ends = _moves(graph, quantiser) or ([], [])
         if not moves:
             continue
-        kind = "Relu" if _is_least(quantiser.inputs[2] if len(quantiser.inputs) > 2 else None) else "Identity"
-        _replace(graph, quantiser, [_before(graph, quantiser, kind, quantiser.inputs[0])])
+        _replace(graph, quantiser, [_before(graph, quantiser, _without_rounding(quantiser), quantiser.inputs[0])])
         for value in (value for node in moves for value in node.outputs):
             value.type = None
         for node in ends:

@@ -15,7 +15,7 @@ from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.attributes import JOINT_SOFTMAX, attributes
 from xai_insert.formats.onnx.reader import integer, read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
-from xai_insert.formats.onnx.single import holds_graph, reference
+from xai_insert.formats.onnx.single import bodies, holds_graph, operands, reference
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, WITHOUT_KERNEL
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
@@ -195,22 +195,13 @@ def _tensor_shape(tensor: ir.TensorProtocol) -> Shape:
 def _captured(native: ir.Node) -> list[ir.Value]:
     """Values of the outer graph that the node's subgraphs (If, Loop, Scan) read; they are operands as well."""
     found: dict[ir.Value, None] = {}
-    for attribute in native.attributes.values():
-        bodies: list[ir.Graph] = []
-        if attribute.type == ir.AttributeType.GRAPH:
-            bodies = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            bodies = list(attribute.as_graphs())
-        for body in bodies:
-            inner: set[ir.Value] = {*body.inputs, *body.initializers.values()}
-            for node in ir.traversal.RecursiveGraphIterator(body):
-                inner.update(node.outputs)
-                for attr in node.attributes.values():
-                    if attr.type == ir.AttributeType.GRAPH:
-                        inner.update((*attr.as_graph().inputs, *attr.as_graph().initializers.values()))
-            for node in ir.traversal.RecursiveGraphIterator(body):
-                found.update((v, None) for v in node.inputs if v is not None and v not in inner)
-            found.update((v, None) for v in body.outputs if v not in inner)
+    for body in bodies(native):
+        nodes = list(ir.traversal.RecursiveGraphIterator(body))
+        graphs = [body, *(part for node in nodes for part in bodies(node))]
+        inner = {value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())}
+        inner.update(value for node in nodes for value in node.outputs)
+        read = [*(value for node in nodes for value in operands(node)), *body.outputs]
+        found.update(dict.fromkeys(value for value in read if value not in inner))
     return list(found)
 
 

@@ -10,11 +10,10 @@ import openvino as ov
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
-from xai_insert.graph.operators import Cut, Operator
+from xai_insert.graph.operators import Operator
 from xai_insert.graph.view import POINTWISE, Shape, Value, constant_of, numbers
 
 Reader: TypeAlias = Callable[[ov.Node, Sequence[Value], Sequence[Value]], Operator]
-_MANY = 1 << 16
 
 
 def read(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -110,7 +109,7 @@ def _cuts(
     cuts = []
     for index, (axis, start) in enumerate(zip(axes, starts, strict=False)):
         step = _at(steps, index, 1)
-        cut = _cut(axis, shape[axis], (0 if step > 0 else -1) if _at(is_open, index, 0) else start, step)
+        cut = kinds.cut_from(axis, shape[axis], (0 if step > 0 else -1) if _at(is_open, index, 0) else start, step)
         if cut is None:
             return kinds.Slices(None)
         cuts.append(cut)
@@ -119,13 +118,6 @@ def _cuts(
 
 def _at(values: Sequence[int], index: int, default: int) -> int:
     return values[index] if index < len(values) else default
-
-
-def _cut(axis: int, size: int | None, start: int, step: int) -> Cut | None:
-    """What is kept of an axis from `start` on; None where it is counted from an end that is not known."""
-    if size is None:
-        return Cut(axis, start, step) if 0 <= start < _MANY else None
-    return Cut(axis, max(0, start + size) if start < 0 else min(start, size - (step < 0)), step)
 
 
 def _parts(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
