@@ -93,10 +93,7 @@ def _chosen(
     feature = maps[chosen[0].index]
     labels, numbers = _parted(scores)
     threshold = _threshold(feature.value, [(maps[item.index].value, item) for item in masks], labels)
-    is_sure = bool(masks and labels) or any(
-        _is_maximum(item.value, places) or (is_distance(item.value) and _is_mean(item.value, feature.value))
-        for item in scores
-    )
+    is_sure = bool(masks and labels) or any(_is_of_map(item.value, feature.value, places) for item in scores)
     return AnomalyMap(
         feature,
         _unbounded(graph, feature, places),
@@ -106,6 +103,11 @@ def _chosen(
         threshold,
         is_sure,
     )
+
+
+def _is_of_map(score: Value, feature: Value, places: Places) -> bool:
+    """Whether a score is the greatest of what there is one of for every place, or the mean of the map's distances."""
+    return _is_maximum(score, places) or (is_distance(score) and _is_mean(score, feature))
 
 
 def _parted(items: Iterable[_Read]) -> tuple[list[_Read], list[_Read]]:

@@ -241,11 +241,18 @@ def maps_before(graph: Graph, ends: Sequence[GridEnd], places: Places) -> list[F
             return list({item.value: item for item in (feature_before(end, places) for end in ends)}.values())
         except TargetNotFoundError:  # members or samples beside the grid, which an earlier map may be without
             return []
+    found = _met(ends, places)
+    behind = {value for item in found for value in activations(graph, [item.value]) - {item.value}}
+    return found if len(found) > 1 and not any(item.value in behind for item in found) else []
+
+
+def _met(ends: Sequence[GridEnd], places: Places) -> list[FeatureMap]:
+    """The maps that meet in ends, each before it was laid out otherwise; none if one of what they read is no map."""
     read = [places.map_of(value) for value in dict.fromkeys(end.source for end in ends)]
+    if None in read:
+        return []
     laid = dict.fromkeys(_before_layout(item.value, item.grid_axes, places)[0] for item in read if item is not None)
-    found = [item for value in laid if (item := places.map_of(value)) is not None]
-    behind = [value for item in found for value in activations(graph, [item.value]) - {item.value}]
-    return found if len(found) > 1 and None not in read and not laid.keys() & set(behind) else []
+    return [item for value in laid if (item := places.map_of(value)) is not None]
 
 
 def _varying(node: Node) -> Value | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xai_insert.graph.cuts import activations, walk
-from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, PRODUCTS, WITH_BODIES, WITHOUT_DATA
+from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, PRODUCTS, RANKS, WITH_BODIES, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
@@ -95,12 +95,14 @@ def is_learned(node: Node) -> bool:
         return False
     if node.op is Op.MATMUL and weight.rank != 2:
         return False
-    shape = [size or 0 for size in weight.shape]
+    return _features(node, [size or 0 for size in weight.shape]) >= _FEWEST_FEATURES and not _counts(weight)
+
+
+def _features(node: Node, weight: Sequence[int]) -> int:
+    """How many numbers a layer adds up for one of its result."""
     if node.op is Op.CONV:
-        features = (volume(shape[1:]) or 0) if len(shape) == 4 else (volume(shape[2:]) or 0)
-    else:
-        features = shape[1] if node.attrs["transpose_b"] else shape[0]
-    return features >= _FEWEST_FEATURES and not _counts(weight)
+        return volume(weight[1 if len(weight) == 4 else 2 :]) or 0
+    return weight[1 if node.attrs["transpose_b"] else 0]
 
 
 def _embedded(node: Node, dependent: set[Value]) -> Value | None:
@@ -346,4 +348,4 @@ def selects(node: Node, dependent: set[Value]) -> bool:
 def _by_magnitude(node: Node, operand: Value) -> bool:
     if node.op is Op.NMS:
         return operand is node.operand(1)
-    return node.op in (Op.TOPK, Op.ARGMAX, Op.COMPARE) or (node.op is Op.REDUCE and node.attrs["mode"] == "max")
+    return node.op in RANKS | {Op.COMPARE} or (node.op is Op.REDUCE and node.attrs["mode"] == "max")

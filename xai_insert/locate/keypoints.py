@@ -100,18 +100,25 @@ def find_keypoints(graph: Graph, places: Places, output: str | None) -> HeatMaps
 def _bins(graph: Graph, places: Places, output: str | None) -> Bins | None:
     values = [before(value, SAME | {Op.SOFTMAX}) for value in graph.outputs]
     size = image_size(image_inputs(graph)[0])
-    if len(values) != 2 or size is None or any(value.rank != 3 or places.is_placed(value) for value in values):
+    if size is None or not _may_be_bins(values, places):
         return None
     counts, count = [value.sizes[2] or 0 for value in values], values[0].sizes[1]
     height, width = size
     orders = [(x, y) for x, y in ((0, 1), (1, 0)) if counts[x] * height == counts[y] * width and counts[x] >= width]
-    if count is None or not orders or not _have_one_source(values):
+    if count is None or not orders:
         return None
     x, y = orders[0] if len(orders) == 1 else _order_of_square(graph, values, output)
     per_pixel = counts[x] / width
     most = max(round(_CELL * per_pixel), 1)
     each = max(n for n in range(1, most + 1) if counts[x] % n == counts[y] % n == 0)
     return Bins(values[x], values[y], count, (x, y), each, per_pixel)
+
+
+def _may_be_bins(values: Sequence[Value], places: Places) -> bool:
+    """Whether two values have rows of numbers for as many key points, none of which lies in the image."""
+    if len(values) != 2 or any(value.rank != 3 or places.is_placed(value) for value in values):
+        return False
+    return _have_one_source(values)
 
 
 def _order_of_square(graph: Graph, values: Sequence[Value], output: str | None) -> tuple[int, int]:
@@ -140,9 +147,7 @@ def _linear_source(value: Value) -> Value | None:
 
 def _read_off(graph: Graph, places: Places) -> HeatMaps | None:
     """Maps whose greatest place the model itself finds, or whose mean place, for each of as many rows of an output."""
-    for node in graph.nodes:
-        if node.op not in RANKS | {Op.SOFTMAX} or node.operand(0) is None:
-            continue
+    for node in (node for node in graph.nodes if node.op in RANKS | {Op.SOFTMAX} and node.operand(0) is not None):
         is_mean = node.op is Op.SOFTMAX
         value = node.output if is_mean else node.read(0)
         feature = places.map_of(value)

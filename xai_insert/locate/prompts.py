@@ -61,13 +61,14 @@ def find_prompts(graph: Graph, images: Collection[Value], output: str | None) ->
 def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> Prompts | None:
     scores = before(value, JUDGES | SAME)
     tail = _behind_product(scores, seen, read)
-    value = scores if not tail else next(operand for operand in tail[0].operands if operand in seen)
-    node = value.producer
-    if tail is None or node is None or value.rank != 2 or not _is_plain(node):
+    if tail is None:
         return None
-    image_first = node.read(0) in seen - read
-    index = 0 if image_first else 1
-    image_last = image_first != (sum(map(_is_flip, tail)) % 2 == 0)
+    value = next(operand for operand in tail[0].operands if operand in seen) if tail else scores
+    node = value.producer
+    if node is None or value.rank != 2 or not _is_plain(node):
+        return None
+    index = 0 if node.read(0) in seen - read else 1
+    image_last = (index == 0) != (sum(map(_is_flip, tail)) % 2 == 0)
     vectors = node.read(1 - index)
     if node.read(index) not in seen - read or not (vectors in read - seen or (vectors.is_constant and image_last)):
         return None

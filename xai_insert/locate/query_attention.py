@@ -147,9 +147,7 @@ def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryRepo
     looks = list(_looks(graph, places))
     for origin, look in looks:
         for output in boxes:
-            count = output.sizes[1]
-            beside = [other for other in graph.outputs if other.rank == 3 and other.sizes[1] == count]
-            if any(_is_of(places, value, origin) for value in beside):
+            if _is_of_each(graph, places, output, origin):
                 scores, untold = _scores(graph, output, num_classes)
                 return QueryReport(output, origin.size or 0, None, look, scores, untold, scores)
             chosen = _choice(places, output, origin)
@@ -159,6 +157,12 @@ def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryRepo
                 return QueryReport(output, origin.size or 0, chosen, look, scores, untold, every)
     found = f"{len(looks)} attentions to places of the image" if looks else "no attention to places of the image"
     return f"{WANTED}; found {found}, and none whose rows are those of the boxes"
+
+
+def _is_of_each(graph: Graph, places: Places, boxes: Value, origin: Origin) -> bool:
+    """Whether boxes, or what stands beside them, have a row for each of an origin."""
+    beside = [other for other in graph.outputs if other.rank == 3 and other.sizes[1] == boxes.sizes[1]]
+    return any(_is_of(places, value, origin) for value in beside)
 
 
 def _is_raw(value: Value) -> bool:
@@ -260,19 +264,28 @@ def _sampled(places: Places, node: Node) -> Iterator[tuple[Origin, SampledLook]]
     if node.output.rank != 4 or not _is_summed_over_points(node.output):
         return
     for samples, weights in ((node.read(0), node.read(1)), (node.read(1), node.read(0))):
-        if samples.rank != 4 or weights.rank != 4 or weights.sizes[1] != 1 or (samples.sizes[1] or 0) < _LEAST_WIDTH:
+        if not _are_weighted(samples, weights):
             continue
         rows = places.traced.get(weights, ())
-        found = [_sampling(places, part) for part in _side_by_side(samples)]
-        levels = tuple(item for item in found if item is not None)
         queries = _only(rows[2]) if len(rows) == samples.rank else None
-        if not levels or len(levels) < len(found) or queries is None:
-            continue
-        heads = places.beside_images(levels[0].source)
-        finest = max(levels, key=lambda item: item.height * item.width)
-        if heads is not None:
+        levels = _levels(places, samples)
+        heads = places.beside_images(levels[0].source) if levels and queries is not None else None
+        if heads is not None and queries is not None:
+            finest = max(levels, key=lambda item: item.height * item.width)
             result = node.output.uses[0].node.output
             yield queries.origin, SampledLook(levels, weights, result, heads, finest.height, finest.width)
+
+
+def _are_weighted(samples: Value, weights: Value) -> bool:
+    """Whether values have the sizes of what was sampled, and of one weight for all channels of a point."""
+    return samples.rank == weights.rank == 4 and weights.sizes[1] == 1 and (samples.sizes[1] or 0) >= _LEAST_WIDTH
+
+
+def _levels(places: Places, samples: Value) -> tuple[Sampling, ...]:
+    """The maps that were sampled; none where one of them is not told."""
+    found = [_sampling(places, part) for part in _side_by_side(samples)]
+    levels = tuple(item for item in found if item is not None)
+    return levels if len(levels) == len(found) else ()
 
 
 def _is_summed_over_points(value: Value) -> bool:
@@ -324,19 +337,15 @@ def _read(node: Node | None, width: int | None) -> Value | None:
 
 def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[ReportedScores | None, str]:
     """Class scores of each query, beside its box."""
-    found = [other for other in graph.outputs if other is not boxes and _is_beside(other, boxes)]
-    start = 0
-    if len(found) > 1 or (not found and (boxes.sizes[2] or 0) <= _BOX):
+    told = _beside(graph, boxes)
+    if told is None:
         return None, "the output with its class scores cannot be told"
-    if not found:
-        found, start = [boxes], _BOX
-    value, width = found[0], (found[0].sizes[2] or 0) - start
+    value, start = told
+    width = (value.sizes[2] or 0) - start
     maker = _maker(value, start)
-    made = None if maker is None else maker.op
-    is_share = made in SQUASHES
-    is_left_out = is_share and maker is not None and maker.output.sizes[-1:] == (width + 1,)  # that of no object
-    if made is Op.SIGMOID or is_left_out:
-        return ReportedScores(value, start), ""
+    is_share = maker is not None and maker.op in SQUASHES
+    if maker is not None and (maker.op is Op.SIGMOID or (is_share and maker.output.sizes[-1:] == (width + 1,))):
+        return ReportedScores(value, start), ""  # each by itself, or that of no object is left out
     if num_classes in (width, width - 1):
         no_object = num_classes == width - 1
         activation: Literal["softmax", "sigmoid"] = "softmax" if no_object else "sigmoid"
@@ -346,6 +355,14 @@ def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[Report
         f"{value.describe()} holds {what} of {width} classes, or of {width - 1} and of no object: "
         f"--num-classes {width} or {width - 1}"
     )
+
+
+def _beside(graph: Graph, boxes: Value) -> tuple[Value, int] | None:
+    """The output with the class scores of boxes, perhaps the same, and where they begin; None if it is not told."""
+    found = [other for other in graph.outputs if other is not boxes and _is_beside(other, boxes)]
+    if found:
+        return (found[0], 0) if len(found) == 1 else None
+    return (boxes, _BOX) if (boxes.sizes[2] or 0) > _BOX else None
 
 
 def _is_beside(value: Value, boxes: Value) -> bool:

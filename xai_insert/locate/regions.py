@@ -16,24 +16,25 @@ from xai_insert.locate.places import Places, find_places
 
 def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
     """The map that a region head pools from; the coarsest, last in the graph, where it pools from several."""
-    dependent = activations(graph, images)
-    found: dict[Value, None] = {}
-    for node in graph.nodes:
-        if node.op is Op.ROI_ALIGN:
-            for index in node.attrs["features"]:
-                value = node.read(index)
-                if value in dependent and value.rank == 4:
-                    found[value] = None
-    if not found:
+    pooled = _pooled(graph, images)
+    if not pooled:
         return None
     places = find_places(graph)
-    maps = [feature for value in found if (feature := places.map_of(value)) is not None and feature.channel_axis == 1]
+    maps = [feature for value in pooled if (feature := places.map_of(value)) is not None and feature.channel_axis == 1]
     if not maps:
         return None
     sized = [feature for feature in maps if feature.positions is not None]
     coarsest = min(sized, key=lambda feature: feature.positions or 0) if len(sized) == len(maps) else maps[-1]
     readers = f"region head over {len(maps)} level{'s' if len(maps) > 1 else ''}"
     return Regions(coarsest, readers, has_region_head=True)
+
+
+def _pooled(graph: Graph, images: Sequence[Value]) -> list[Value]:
+    """The maps of the image that regions are pooled from."""
+    dependent = activations(graph, images)
+    poolings = [node for node in graph.nodes if node.op is Op.ROI_ALIGN]
+    read = dict.fromkeys(node.read(index) for node in poolings for index in node.attrs["features"])
+    return [value for value in read if value in dependent and value.rank == 4]
 
 
 def drawn_maps(graph: Graph, images: Sequence[Value], masks: Value) -> list[FeatureMap]:

@@ -77,16 +77,17 @@ def find_segmenter(graph: Graph, places: Places, output: str | None) -> Segmente
     Raises:
         UnknownNameError: no output has that name.
     """
-    chosen = graph.chosen(output)
-    read = [_peeled(index, _under_greatest(value, places), places) for index, value in chosen]
-    found = [item for item in read if item is not None]
-    told = [item for item, (_, value) in zip(read, chosen, strict=True) if _under_greatest(value, places) is value]
-    if not found or len(found) < len(read) or len({item.scores.value for item in found}) > 1:
-        return None
-    with_classes = [item for item in told if item is not None and item.class_axis is not None]
-    first = next((item for item in with_classes or told if item is not None), None)
-    if first is None:
-        return None  # how sure it is at each place, and not of what
+    found, told = list[Segmenter](), list[Segmenter]()
+    for index, value in graph.chosen(output):
+        under = _under_greatest(value, places)
+        read = _peeled(index, under, places)
+        if read is None:
+            return None
+        found.append(read)
+        told += [read] if under is value else []
+    if not told or len({item.scores.value for item in found}) > 1:
+        return None  # nothing is told, or how sure it is at each place and not of what
+    first = next((item for item in told if item.class_axis is not None), told[0])
     compares, enlarged = any(item.compares for item in found), any(item.enlarged for item in found)
     return replace(first, compares=compares, enlarged=enlarged)
 
@@ -104,9 +105,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
     if scores is None or scores.channels is None or "float" not in scores.value.dtype:
         return None
     found = _axis_behind(behind, scores.channel_axis, places)
-    if found is None:
-        return None
-    if (mask is not None) and (scores.channels == 1 or found == _GONE):
+    if found is None or (mask is not None and (scores.channels == 1 or found == _GONE)):
         return None  # a mask of one class may be of anomalies as well
     axis = None if found == _GONE else found
     resizes = [node for node in behind if isinstance(node.kind, Resized)]
@@ -138,12 +137,20 @@ def _labels(output: Value) -> tuple[Value, int]:
             break
         value = read[0]
         if node.op is Op.ADD:
-            added = constant_of(node.stored[0])
-            if added is None or added.size != 1 or added.reshape(-1)[0] % 1:
+            added = _whole_number(node.stored[0])
+            if added is None:
                 break
-            first += int(added.reshape(-1)[0])
+            first += added
     node = before(value, UNCHANGED | ARRANGES).producer
     return (value, first) if node is not None and node.op in RANKS else (output, 0)
+
+
+def _whole_number(value: Value) -> int | None:
+    """The one element of a constant; None if there are others, or it is a fraction."""
+    elements = constant_of(value)
+    if elements is None or elements.size != 1 or elements.reshape(-1)[0] % 1:
+        return None
+    return int(elements.reshape(-1)[0])
 
 
 def _looked_up(output: Value) -> tuple[Value, tuple[int, ...]]:

@@ -48,23 +48,33 @@ def stage(
         TargetNotFoundError: there are not as many.
     """
     maps = [found for value in cuts if not _is_padded(value) and (found := map_of(value)) is not None]
-    stages: list[FeatureMap] = []
-    for found in reversed(maps):
-        if not stages or _grain(found) != _grain(stages[-1]):
-            stages.append(found)
-    last = [found for found in maps if _grain(found) == _grain(stages[0])]
-    blocks = _blocks(graph, last)
-    if blocks and not _blocks(graph, maps[: -len(last)]):  # all of its attention is on one grid
-        others = stages[1:]
-        stages = [*([] if reads_token else stages[:1]), *(found for found in blocks if found not in stages), *others]
-    elif blocks and reads_token:
-        stages[0] = blocks[0]
+    stages = _stages(graph, maps, reads_token=reads_token)
     if number > len(stages):
         grids = ", ".join(f"-{place} {found.value.describe()}" for place, found in enumerate(stages, 1))
         raise TargetNotFoundError(
             f"there is no stage -{number} on every path from image to scores; found {grids or 'none'}"
         )
     return stages[number - 1]
+
+
+def _stages(graph: Graph, maps: Sequence[FeatureMap], *, reads_token: bool) -> list[FeatureMap]:
+    """The map of each stage, the last first: one for each size of the grid, or one for each block with attention."""
+    stages = _of_each_size(maps)
+    last = [found for found in maps if _grain(found) == _grain(stages[0])]
+    blocks = _blocks(graph, last)
+    if blocks and not _blocks(graph, maps[: -len(last)]):  # all of its attention is on one grid
+        first = [] if reads_token else stages[:1]
+        return [*first, *(found for found in blocks if found not in stages), *stages[1:]]
+    return [blocks[0], *stages[1:]] if blocks and reads_token else stages
+
+
+def _of_each_size(maps: Sequence[FeatureMap]) -> list[FeatureMap]:
+    """The last map before each change of the grid, the last first."""
+    found: list[FeatureMap] = []
+    for item in reversed(maps):
+        if not found or _grain(item) != _grain(found[-1]):
+            found.append(item)
+    return found
 
 
 def _grain(found: FeatureMap) -> object:

@@ -254,11 +254,7 @@ def _masked_value(
 
     A pool may read them in any layout, and without projecting them.
     """
-    chains = [cut_values(graph, images, value) for value in (item.query, item.key, item.value)]
-    first, *others = [chain for chain in chains if chain]  # a learned query depends on no image
-    common = [value for value in first if all(value in chain for chain in others)]
-    count = item.value.sizes[-2]
-    fitting = [value for value in common if _are_tokens(value, places, count, in_any_layout=of_pool)]
+    fitting = _common_tokens(graph, images, item, places, in_any_layout=of_pool)
     last = fitting[-1:]
     # Of the result of one linear layer, keys and values are cut out.
     if of_pool and not any(node.op in CUTS_OUT for node in region(graph, last, [item.key])):
@@ -267,9 +263,18 @@ def _masked_value(
     reached = activations(graph, images)
     while fitting and not any(_is_projection(node, reached) for node in region(graph, [fitting[-1]], [item.key])):
         fitting.pop()
-    if of_pool and not fitting:
-        fitting = last
-    return fitting[-1] if fitting else None
+    return next(iter(fitting[-1:] or (last if of_pool else ())), None)
+
+
+def _common_tokens(
+    graph: Graph, images: Sequence[Value], item: Attention, places: Places, *, in_any_layout: bool
+) -> list[Value]:
+    """Tokens that query, key and value all come from, the first first."""
+    chains = [cut_values(graph, images, value) for value in (item.query, item.key, item.value)]
+    first, *others = [chain for chain in chains if chain]  # a learned query depends on no image
+    common = [value for value in first if all(value in chain for chain in others)]
+    count = item.value.sizes[-2]
+    return [value for value in common if _are_tokens(value, places, count, in_any_layout=in_any_layout)]
 
 
 def _are_tokens(value: Value, places: Places, count: int | None, *, in_any_layout: bool) -> bool:

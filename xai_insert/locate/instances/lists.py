@@ -36,9 +36,7 @@ def _beside(boxes: Sample, others: Sequence[Sample], image: tuple[int, int]) -> 
     masks = [sample for sample in others if _are_masks(sample, lead)]
     numbers = [sample for sample in others if _without_ones(sample.shape) == _without_ones(lead)]
     labels = [sample for sample in numbers if _are_labels(sample)]
-    scores = [sample for sample in numbers if sample not in labels and sample.is_float]
-    if boxes.shape[-1] == 5:
-        scores = [boxes]
+    scores = _scores(boxes, [sample for sample in numbers if sample not in labels])
     if not masks or not labels or not scores:
         return None
     _require_one({"masks": masks, "labels": labels, "scores": scores})
@@ -51,6 +49,11 @@ def _beside(boxes: Sample, others: Sequence[Sample], image: tuple[int, int]) -> 
         _is_per_box(masks[0], image),
         BoxFormat(is_relative=relative),
     )
+
+
+def _scores(boxes: Sample, numbers: Sequence[Sample]) -> list[Sample]:
+    """What may hold the scores: the boxes themselves where a column stands behind their sides."""
+    return [boxes] if boxes.shape[-1] == 5 else [sample for sample in numbers if sample.is_float]
 
 
 def _require_one(fitting: Mapping[str, Sequence[Sample]]) -> None:

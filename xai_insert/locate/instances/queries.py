@@ -47,8 +47,8 @@ def _pairs(graph: Graph, samples: Sequence[Sample]) -> list[tuple[Sample, Sample
     floats = [sample for sample in samples if sample.is_float]
     pairs = [(scores, masks) for masks in floats for scores in floats if _may_pair(scores, masks)]
     found = {sample for pair in pairs for sample in pair}
-    inner = [sample for sample in found if _leads_to_another(graph, sample, found)]
-    pairs = [pair for pair in pairs if pair[0] not in inner and pair[1] not in inner]
+    inner = {sample for sample in found if _leads_to_another(graph, sample, found)}
+    pairs = [pair for pair in pairs if inner.isdisjoint(pair)]
     return [pair for pair in pairs if _is_read_out(pair[0].value)] or pairs
 
 
