@@ -375,6 +375,11 @@ class ControlFlow(Operator):
     """
 
 
+LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)
+"""What runtimes merge with the layer before it."""
+AFFINE = ("add", "sub", "mul", "div")
+"""Functions that scale or shift what they read, where the other operand is stored."""
+
 Rule = TypeVar("Rule")
 
 

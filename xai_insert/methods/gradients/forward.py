@@ -13,13 +13,11 @@ from typing import Generic
 import numpy as np
 
 from xai_insert.graph.operators import (
-    InPlace,
+    AFFINE,
+    LIGHT,
     Norm,
-    Permutation,
     Pointwise,
     Product,
-    Reduction,
-    Regroup,
     Softmax,
     Window,
 )
@@ -27,9 +25,7 @@ from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Node, Value
 from xai_insert.methods.shaping import scalar
 
-_LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)
 _ENDS = ("relu", "clip")
-_AFFINE = ("add", "sub", "mul", "div")
 _NARROW, _LANES = 128, 16  # numbers that a layer sums, and that a processor adds at once
 
 
@@ -64,7 +60,7 @@ class Forward(Generic[V]):
             return False
         if _is_narrow(_layer(node)):
             return False
-        if not isinstance(node.kind, _LIGHT) or _joins(node):
+        if not isinstance(node.kind, LIGHT) or _joins(node):
             return True
         return any(use.index == 0 and isinstance(use.node.kind, (Window, Product)) for use in value.uses)
 
@@ -118,7 +114,7 @@ def _is_of_layer(node: Node) -> bool:
 
 def _layer(node: Node) -> Node | None:
     """The node if it is a layer, or the one whose results it scales or shifts, as a layer scale and its bias do."""
-    if isinstance(node.kind, Pointwise) and node.kind.function in _AFFINE and len(node.computed) == 1:
+    if isinstance(node.kind, Pointwise) and node.kind.function in AFFINE and len(node.computed) == 1:
         before = node.computed[0].producer
         return None if before is None else _layer(before)
     return node if isinstance(node.kind, (Window, Product)) and not _is_product_of_activations(node) else None

@@ -10,7 +10,7 @@ import numpy as np
 
 from xai_insert.graph.operators import Contracted, FusedAttention, Operator, Product
 from xai_insert.graph.view import Value, fixed, volume
-from xai_insert.methods.gradients.step import Gradients, Rule, Step
+from xai_insert.methods.gradients.step import Gradients, Rule, Step, repeated
 
 
 def _turned(step: Step[Any], a: Any, rank: int) -> Any:
@@ -20,9 +20,9 @@ def _turned(step: Step[Any], a: Any, rank: int) -> Any:
 
 def _product(step: Step[Any]) -> Gradients:
     """With `y = a b`: `g b'` and `a' g`."""
-    node, kind = step.node, step.node.kind
+    node, kind = step.node, step.kind(Product)
     a, b = node.read(0).sizes, node.read(1).sizes
-    if not isinstance(kind, Product) or min(len(a), len(b)) < 2:
+    if min(len(a), len(b)) < 2:
         raise step.refusal("an operand is a vector")
     gradient, rank = step.gradient, len(node.output.sizes) + step.lead
     if kind.factor != 1.0:
@@ -48,7 +48,7 @@ def _fitted(step: Step[Any], gradient: Any, index: int) -> Any:
     """Summed over the batch axes along which an operand was broadcast."""
     value, result = step.node.read(index), step.node.output.sizes[:-2]
     own = (1,) * (len(result) + 2 - len(value.sizes)) + value.sizes[:-2]
-    summed = [axis for axis, (size, whole) in enumerate(zip(own, result, strict=True)) if size == 1 != whole]
+    summed = repeated(own, result)
     if summed:
         gradient = step.op.reduce(gradient, "sum", step.axes(summed))
     return gradient if len(result) + 2 == len(value.sizes) else step.shaped(gradient, value)
@@ -56,8 +56,8 @@ def _fitted(step: Step[Any], gradient: Any, index: int) -> Any:
 
 def _contraction(step: Step[Any]) -> Gradients:
     """Of an Einsum: the derivative contracted with the other operand."""
-    kind = step.node.kind
-    if not isinstance(kind, Contracted) or kind.labels is None:
+    kind = step.kind(Contracted)
+    if kind.labels is None:
         raise step.refusal("its equation is no product of two operands")
     *terms, result = kind.labels
     sizes = {
@@ -126,7 +126,7 @@ def _of_mask(step: Step[Any], along: Any) -> Any:
     mask, result = step.node.read(3), step.node.output.sizes
     whole = (*result[:-1], step.node.read(1).sizes[-2])
     own = (1,) * (len(whole) - len(mask.sizes)) + mask.sizes
-    summed = [axis for axis, (one, all_) in enumerate(zip(own, whole, strict=True)) if one == 1 != all_]
+    summed = repeated(own, whole)
     along = step.op.reduce(along, "sum", step.axes(summed)) if summed else along
     return along if len(own) == len(mask.sizes) else step.shaped(along, mask)
 

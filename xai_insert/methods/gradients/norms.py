@@ -18,9 +18,7 @@ def _sum(step: Step[Any], a: Any, axes: Sequence[int]) -> Any:
 
 
 def _softmax(step: Step[Any]) -> Gradients:
-    kind, op = step.node.kind, step.op
-    if not isinstance(kind, Softmax):
-        raise step.refusal("its axis is not known")
+    kind, op = step.kind(Softmax), step.op
     gradient, result, axes = step.gradient, step.result(), step.axes(kind.axes)
     if kind.is_log:
         return {0: op.sub(gradient, op.mul(op.function("exp", result), _sum(step, gradient, axes)))}
@@ -29,10 +27,10 @@ def _softmax(step: Step[Any]) -> Gradients:
 
 
 def _reduction(step: Step[Any]) -> Gradients:
-    kind, node, op = step.node.kind, step.node, step.op
+    kind, node, op = step.kind(Reduction), step.node, step.op
     if node.op is Op.ARGMAX:
         return {}
-    if not isinstance(kind, Reduction) or kind.axes is None or "mode" not in node.attrs:
+    if kind.axes is None or "mode" not in node.attrs:
         raise step.refusal("its axes are not known")
     source = node.read(0)
     gradient = step.gradient
@@ -93,8 +91,8 @@ def _factor(step: Step[Any], mode: str, axes: Sequence[int], has_axes: bool) -> 
 
 
 def _batch_norm(step: Step[Any]) -> Gradients:
-    kind = step.node.kind
-    if not isinstance(kind, BatchNorm) or step.wanted != {0}:
+    kind = step.kind(BatchNorm)
+    if step.wanted != {0}:
         raise step.refusal("its statistics are computed")
     scale, variance = (step.node.read(index).elements().astype(np.float64) for index in (1, 4))
     factor = scale / np.sqrt(variance + kind.epsilon)
@@ -104,8 +102,8 @@ def _batch_norm(step: Step[Any]) -> Gradients:
 
 def _norm(step: Step[Any]) -> Gradients:
     """With `n` the normalised operand, `s` one over the deviation: `s (g - mean(g) - n mean(g n))`."""
-    kind, op, source = step.node.kind, step.op, step.node.read(0)
-    if not isinstance(kind, Norm) or kind.axes is None:
+    kind, op, source = step.kind(Norm), step.op, step.node.read(0)
+    if kind.axes is None:
         raise step.refusal("its axes are not known, or its scale is that of a group")
     if not step.wanted <= {0} or any(item is not None for item in step.given[1:]):
         raise step.refusal("its scale is computed, or its statistics are read")
@@ -122,20 +120,26 @@ def _norm(step: Step[Any]) -> Gradients:
     if not kind.is_scaled:
         made = op.sub(gradient, op.reduce(gradient, "mean", behind))
         return {0: step.shaped(made, source) if kind.groups else made}
-    square = op.reduce(op.mul(x, x), "mean", kind.axes)
-    if kind.epsilon_outside:
-        deviation = op.sqrt(square)
-        share = op.div(step.number(1.0), op.add(deviation, step.number(kind.epsilon)))
-        # n mean(g n) with one over the deviation without epsilon in one of its places
-        normal, along = op.div(x, deviation), op.mul(x, share)
-    else:
-        share = op.div(step.number(1.0), op.sqrt(op.add(square, step.number(kind.epsilon))))
-        normal = along = op.mul(x, share)
+    normal, along, share = _normalised(step, kind, kind.axes, x)
     made = op.sub(gradient, op.mul(normal, op.reduce(op.mul(gradient, along), "mean", behind)))
     if kind.is_centred:
         made = op.sub(made, op.reduce(gradient, "mean", behind))
     made = op.mul(made, share)
     return {0: step.shaped(made, source) if kind.groups else made}
+
+
+def _normalised(step: Step[Any], kind: Norm, axes: Sequence[int], x: Any) -> tuple[Any, Any, Any]:
+    """The normalised operand in both of its places, and one over the deviation."""
+    op = step.op
+    square = op.reduce(op.mul(x, x), "mean", axes)
+    if not kind.epsilon_outside:
+        share = op.div(step.number(1.0), op.sqrt(op.add(square, step.number(kind.epsilon))))
+        normal = op.mul(x, share)
+        return normal, normal, share
+    deviation = op.sqrt(square)
+    share = op.div(step.number(1.0), op.add(deviation, step.number(kind.epsilon)))
+    # n mean(g n) with one over the deviation without epsilon in one of its places
+    return op.div(x, deviation), op.mul(x, share), share
 
 
 def _scale(step: Step[Any], kind: Norm) -> Any:
@@ -162,8 +166,8 @@ def _grouped(step: Step[Any], groups: int) -> list[Size]:
 
 def _unit(step: Step[Any]) -> Gradients:
     """With `n = x / |x|`: `(g - n sum(g n)) / |x|`."""
-    kind, op = step.node.kind, step.op
-    if not isinstance(kind, UnitNorm) or kind.axes is None or step.wanted != {0}:
+    kind, op = step.kind(UnitNorm), step.op
+    if kind.axes is None or step.wanted != {0}:
         raise step.refusal("its axes are not known")
     x = step.operand(0)
     square = op.reduce(op.mul(x, x), "sum", kind.axes)
@@ -176,9 +180,7 @@ def _unit(step: Step[Any]) -> Gradients:
 
 def _local_norm(step: Step[Any]) -> Gradients:
     """With `d = bias + alpha / size * sum(x^2)`: `g d^-beta - 2 alpha beta / size * x * sum(g x d^(-beta - 1))`."""
-    kind, op, source = step.node.kind, step.op, step.node.read(0)
-    if not isinstance(kind, LocalNorm):
-        raise step.refusal("its neighbours are not known")
+    kind, op, source = step.kind(LocalNorm), step.op, step.node.read(0)
     channels, *grid = fixed(source.sizes[1:])
     places = np.arange(channels)[:, None] - np.arange(channels)
     sums = ((places <= (kind.size - 1) // 2) & (-places <= kind.size // 2)).astype(np.float64)  # [result, source]

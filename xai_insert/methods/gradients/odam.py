@@ -188,39 +188,21 @@ class _Windows(Generic[V]):
 
     def graph(self) -> Graph:
         """The twins."""
-        op, reach = self._surgeon.ops, self._tower.reach
-        source = self._tower.source
+        source, reach = self._tower.source, self._tower.reach
         self._begin(source, reach)
         self.read[self.twins[source]] = self._gathered()
         reaches: dict[Value, int] = {source: reach}
         nodes: list[Node] = []
         for node in self._tower.nodes:
-            given = [value for value in node.inputs if value in reaches]
-            left = min(reaches[value] for value in given if value is not None)
-            operands = [None if value is None else self.twins.get(value, value) for value in node.inputs]
+            left = min(reaches[value] for value in node.operands if value in reaches)
             kind = node.kind
             if isinstance(kind, Window) and kind.kernel is not None:
-                whole = operands[0]
-                assert whole is not None
-                if left < reach:
-                    whole = self._masked(whole, left, nodes)
-                    operands[0] = whole
+                operands, made = self._convolved(node, kind, left, nodes)
                 left -= (kind.kernel[0] - 1) * kind.dilations[0] // 2
                 kind = replace(kind, pads_begin=(0, 0))
-                made = [op.convolve(self.read[whole], self._surgeon.stored(node, 1), _straight(kind))]
-                if len(node.inputs) > 2 and (bias := node.inputs[2]) is not None:
-                    made[0] = op.add(made[0], op.reshape(self._surgeon.handle(bias), [1, -1, 1, 1]))
-                operands = operands[:2]
             else:
-                handles = [
-                    value
-                    if value is None
-                    else self.read[self.twins[value]]
-                    if value in self.twins
-                    else self._surgeon.handle(value)
-                    for value in node.inputs
-                ]
-                made = list(self._surgeon.copy(node, handles))
+                operands = [None if value is None else self.twins.get(value, value) for value in node.inputs]
+                made = list(self._surgeon.copy(node, [self._handle(value) for value in node.inputs]))
             for output in node.outputs:
                 reaches[output] = left
                 self._begin(output, left)
@@ -228,6 +210,23 @@ class _Windows(Generic[V]):
             self._end(twin, tuple(self.twins[output] for output in node.outputs), nodes)
             self.read.update(zip(twin.outputs, made, strict=True))
         return Graph([self.twins[source]], [self.twins[self._tower.result]], ["result"], nodes)
+
+    def _convolved(self, node: Node, kind: Window, left: int, nodes: list[Node]) -> tuple[list[Value | None], list[V]]:
+        """What the twin of a convolution reads, and what it gives."""
+        op = self._surgeon.ops
+        whole, weight = (self.twins.get(value, value) for value in (node.read(0), node.read(1)))
+        if left < self._tower.reach:
+            whole = self._masked(whole, left, nodes)
+        made = op.convolve(self.read[whole], self._surgeon.stored(node, 1), _straight(replace(kind, pads_begin=(0, 0))))
+        if (bias := node.operand(2)) is not None:
+            made = op.add(made, op.reshape(self._surgeon.handle(bias), [1, -1, 1, 1]))
+        return [whole, weight], [made]
+
+    def _handle(self, value: Value | None) -> V | None:
+        """What a twin reads in place of an operand."""
+        if value is None:
+            return None
+        return self.read[self.twins[value]] if value in self.twins else self._surgeon.handle(value)
 
     def _begin(self, value: Value, reach: int) -> None:
         side = 2 * reach + 1

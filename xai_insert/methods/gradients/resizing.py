@@ -14,8 +14,8 @@ from xai_insert.methods.gradients.step import Gradients, Rule, Step
 
 
 def _resized(step: Step[Any]) -> Gradients:
-    kind, source, result = step.node.kind, step.node.read(0), step.node.output
-    if not isinstance(kind, Resized) or kind.mode not in ("nearest", "linear", "cubic", "mean"):
+    kind, source, result = step.kind(Resized), step.node.read(0), step.node.output
+    if kind.mode not in ("nearest", "linear", "cubic", "mean"):
         raise step.refusal("its mode has no rule")
     gradient, rank = step.gradient, len(source.sizes)
     axes = [axis for axis in range(rank) if source.sizes[axis] != result.sizes[axis]]

@@ -15,8 +15,8 @@ from xai_insert.methods.tensor import Tensor
 
 def _sampled(step: Step[Any]) -> Gradients:
     """With the shares `r`, `c` of rows and columns that a point reads: `sum_p g r c`; by its place `sum g F r c'`."""
-    kind, op, source = step.node.kind, step.op, step.node.read(0)
-    if not isinstance(kind, Sampled) or kind.mode != "linear" or kind.padding not in ("zeros", "border"):
+    kind, op, source = step.kind(Sampled), step.op, step.node.read(0)
+    if kind.mode != "linear" or kind.padding not in ("zeros", "border"):
         raise step.refusal("only bilinear sampling has a rule, with zeros or the border outside")
     if len(source.sizes) != 4:
         raise step.refusal("it samples no map")
@@ -69,9 +69,9 @@ def _places(step: Step[Any], kind: Sampled, axis: int, size: int, count: int) ->
 
 def _ranked(step: Step[Any]) -> Gradients:
     """To where the elements were."""
-    kind, op, source = step.node.kind, step.op, step.node.read(0)
+    kind, op, source = step.kind(Ranked), step.op, step.node.read(0)
     last = len(source.sizes) - 1
-    if not isinstance(kind, Ranked) or kind.axis != last or len(step.node.outputs) < 2:
+    if kind.axis != last or len(step.node.outputs) < 2:
         raise step.refusal("it ranks along another axis than the last")
     size = fixed(source.sizes[-1:])[0]
     where = op.cast(step.forward.read(step.node.outputs[1]), "float32")

@@ -10,7 +10,7 @@ import numpy as np
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.operators import Operator
 from xai_insert.graph.view import constant_of, fixed, volume
-from xai_insert.methods.gradients.step import Gradients, Rule, Step
+from xai_insert.methods.gradients.step import Gradients, Rule, Step, repeated
 from xai_insert.methods.shaping import total
 
 _MOST_PAIRS = 1 << 24  # of elements taken and places they may come from
@@ -21,8 +21,8 @@ def _regrouped(step: Step[Any]) -> Gradients:
 
 
 def _permuted(step: Step[Any]) -> Gradients:
-    kind = step.node.kind
-    if not isinstance(kind, kinds.Permutation) or kind.perm is None:
+    kind = step.kind(kinds.Permutation)
+    if kind.perm is None:
         raise step.refusal("its order is not known")
     back = np.argsort(kind.perm).tolist()
     return {0: step.op.transpose(step.gradient, [*range(step.lead), *step.axes(back)])}
@@ -89,8 +89,8 @@ def taken_back(step: Step[Any], gradient: Any, axis: int, where: Any, size: int,
 
 
 def _sliced(step: Step[Any]) -> Gradients:
-    kind, source, result = step.node.kind, step.node.read(0), step.node.output
-    if not isinstance(kind, kinds.Slices) or kind.cuts is None:
+    kind, source, result = step.kind(kinds.Slices), step.node.read(0), step.node.output
+    if kind.cuts is None:
         raise step.refusal("what it keeps is computed")
     kept = [axis for axis in range(len(source.sizes)) if axis not in kind.dropped]
     gradient = step.gradient
@@ -110,8 +110,8 @@ def _sliced(step: Step[Any]) -> Gradients:
 
 
 def _split(step: Step[Any]) -> Gradients:
-    kind, source = step.node.kind, step.node.read(0)
-    if not isinstance(kind, kinds.Parts) or kind.axis is None:
+    kind, source = step.kind(kinds.Parts), step.node.read(0)
+    if kind.axis is None:
         raise step.refusal("its axis is not known")
     axis = kind.axis
     counts = fixed([value.sizes[axis] for value in step.node.outputs])
@@ -128,9 +128,7 @@ def _split(step: Step[Any]) -> Gradients:
 
 
 def _joined(step: Step[Any]) -> Gradients:
-    kind = step.node.kind
-    if not isinstance(kind, kinds.Joined):
-        raise step.refusal("its axis is not known")
+    kind = step.kind(kinds.Joined)
     made, begin = {}, 0
     counts = fixed([None if value is None else value.sizes[kind.axis] for value in step.node.inputs])
     for index, count in enumerate(counts):
@@ -141,8 +139,8 @@ def _joined(step: Step[Any]) -> Gradients:
 
 
 def _picked(step: Step[Any]) -> Gradients:
-    kind, source = step.node.kind, step.node.read(0)
-    if not isinstance(kind, kinds.Picked) or step.wanted != {0}:
+    kind, source = step.kind(kinds.Picked), step.node.read(0)
+    if step.wanted != {0}:
         raise step.refusal("what it takes it from is not known")
     count = volume(step.node.read(1).sizes)
     if kind.indices is None and None in (count, source.sizes[kind.axis]):
@@ -159,9 +157,7 @@ def _picked(step: Step[Any]) -> Gradients:
 
 
 def _taken(step: Step[Any]) -> Gradients:
-    kind, source, places = step.node.kind, step.node.read(0), step.node.read(1)
-    if not isinstance(kind, kinds.Taken):
-        raise step.refusal("what it takes it from is not known")
+    kind, source, places = step.kind(kinds.Taken), step.node.read(0), step.node.read(1)
     size = fixed([source.sizes[kind.axis]])[0]
     others = [axis for axis in range(len(source.sizes)) if axis != kind.axis]
     if len(places.sizes) != len(source.sizes):
@@ -198,12 +194,12 @@ def _widened(step: Step[Any]) -> Gradients:
     source, result = step.node.read(0), step.node.output.sizes
     own = (1,) * (len(result) - len(source.sizes)) + source.sizes
     gradient = step.gradient
-    once = [axis for axis, (size, whole) in enumerate(zip(own, result, strict=True)) if size == 1 != whole]
+    once = repeated(own, result)
     if once:
         gradient = step.op.reduce(gradient, "sum", step.axes(once))
     reached = [1 if axis in once else size for axis, size in enumerate(result)]
-    repeated = [axis for axis, size in enumerate(own) if size != reached[axis] and size is not None]
-    for axis in reversed(repeated):
+    copied = [axis for axis, size in enumerate(own) if size != reached[axis] and size is not None]
+    for axis in reversed(copied):
         times = fixed([reached[axis]])[0] // fixed([own[axis]])[0]
         sizes = [*reached[:axis], times, own[axis], *reached[axis + 1 :]]
         lead = step.ahead
@@ -214,8 +210,8 @@ def _widened(step: Step[Any]) -> Gradients:
 
 
 def _pad(step: Step[Any]) -> Gradients:
-    kind, source, result = step.node.kind, step.node.read(0), step.node.output
-    if not isinstance(kind, kinds.Padded) or kind.before is None:
+    kind, source, result = step.kind(kinds.Padded), step.node.read(0), step.node.output
+    if kind.before is None:
         raise step.refusal("its pads are computed")
     gradient = step.gradient
     for axis, before in enumerate(kind.before):
@@ -246,9 +242,7 @@ _REPEATS: Mapping[str, Any] = {
 
 
 def _blocks(step: Step[Any]) -> Gradients:
-    kind, source, result = step.node.kind, step.node.read(0).sizes, step.node.output.sizes
-    if not isinstance(kind, kinds.Blocks):
-        raise step.refusal("its blocks are not known")
+    kind, source, result = step.kind(kinds.Blocks), step.node.read(0).sizes, step.node.output.sizes
     side, op, lead = kind.side, step.op, step.ahead
     wide = source if kind.to_depth else result
     channels, height, width = fixed([wide[1], wide[2], wide[3]])
@@ -271,8 +265,8 @@ def step_batch(step: Step[Any]) -> list[int]:
 
 
 def _rolled(step: Step[Any]) -> Gradients:
-    kind, sizes = step.node.kind, step.node.output.sizes
-    if not isinstance(kind, kinds.Rolled) or kind.axes is None or kind.shifts is None:
+    kind, sizes = step.kind(kinds.Rolled), step.node.output.sizes
+    if kind.axes is None or kind.shifts is None:
         raise step.refusal("its shifts are computed")
     gradient = step.gradient
     for axis, shift in zip(kind.axes, kind.shifts, strict=True):
@@ -282,9 +276,7 @@ def _rolled(step: Step[Any]) -> Gradients:
 
 
 def _shuffled(step: Step[Any]) -> Gradients:
-    kind, sizes = step.node.kind, step.node.output.sizes
-    if not isinstance(kind, kinds.Shuffled):
-        raise step.refusal("its groups are not known")
+    kind, sizes = step.kind(kinds.Shuffled), step.node.output.sizes
     (size,) = fixed([sizes[kind.axis]])
     back = np.arange(size).reshape(-1, kind.groups).T.reshape(-1)
     return {0: step.op.pick(step.gradient, back.tolist(), kind.axis + step.lead)}

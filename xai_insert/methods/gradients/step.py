@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import NoDerivativeError
+from xai_insert.graph.operators import Operator
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
 from xai_insert.graph.view import Node, Value
 from xai_insert.methods.gradients.forward import Forward
 from xai_insert.methods.shaping import reshape, scalar
 
 ELSEWHERE = "choose a later layer with --target-layer or another --method"
+
+
+Family = TypeVar("Family", bound=Operator)
+
+
+def repeated(own: Sequence[int | None], whole: Sequence[int | None]) -> list[int]:
+    """The axes along which sizes of one broadcast to others."""
+    return [axis for axis, (size, other) in enumerate(zip(own, whole, strict=True)) if size == 1 != other]
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,11 @@ class Step(Generic[V]):
         if first is None:
             raise self.refusal("its further results are read")
         return first
+
+    def kind(self, family: type[Family]) -> Family:
+        """The node's record; `family` is what the rule stands for in the registry."""
+        assert isinstance(self.node.kind, family)
+        return self.node.kind
 
     def operand(self, index: int) -> V:
         """An operand's value."""
@@ -129,7 +143,7 @@ class Step(Generic[V]):
         """`gradient`, of the result's sizes, summed over the axes along which the operand was broadcast."""
         value, result = self.node.read(index), self.node.output.sizes
         own = (1,) * (len(result) - len(value.sizes)) + value.sizes
-        summed = [axis for axis, (size, whole) in enumerate(zip(own, result, strict=True)) if size == 1 != whole]
+        summed = repeated(own, result)
         if summed:
             gradient = self.op.reduce(gradient, "sum", self.axes(summed))
         return gradient if len(own) == len(value.sizes) else self.shaped(gradient, value)

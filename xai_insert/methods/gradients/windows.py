@@ -21,8 +21,8 @@ _MOST_PHASES = 8  # of a convolution that is turned round as convolutions, which
 
 
 def _window(step: Step[Any]) -> Gradients:
-    kind = step.node.kind
-    if not isinstance(kind, Window) or kind.kernel is None:
+    kind = step.kind(Window)
+    if kind.kernel is None:
         raise step.refusal("its kernel is not known")
     if kind.pool is None:
         return _convolution(step, kind)
