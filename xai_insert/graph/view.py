@@ -217,6 +217,14 @@ class Node:
         """The operands that are."""
         return tuple(value for value in self.operands if value.is_constant)
 
+    def link(self) -> None:
+        """Tell its values that it makes or reads them; for adapters, once."""
+        for value in self.outputs:
+            value.producer = self
+        for index, operand in enumerate(self.inputs):
+            if operand is not None:
+                operand.uses.append(Use(self, index))
+
     def read(self, index: int) -> Value:
         """The operand at `index`, which the operation cannot do without.
 
@@ -275,6 +283,11 @@ class Graph:
             if node.name == name or any(value.name == name for value in node.outputs):
                 return next((value for value in node.outputs if value.name == name), node.output)
         return None
+
+
+def from_front(axes: Sequence[int] | None, rank: int | None) -> tuple[int, ...] | None:
+    """Axes counted from the front, in order; None where they, or how many there are, are not known."""
+    return None if axes is None or rank is None else tuple(sorted({axis % rank for axis in axes}))
 
 
 def only(items: Collection[_Item]) -> _Item | None:

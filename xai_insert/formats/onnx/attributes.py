@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
-from xai_insert.formats.onnx.reader import integer, ints
+from xai_insert.formats.onnx.reader import given_axes, integer, ints
 from xai_insert.graph.view import Op, Value, constant_of, slice_attrs
 
 JOINT_SOFTMAX = 13
@@ -52,19 +52,6 @@ def attributes(
     return {} if reader is None else reader(_Node(native, inputs, outputs, version))
 
 
-def _axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int, ...] | None:
-    axes = ints(native, "axes")
-    if axes is None and operand is not None:
-        if not operand.is_constant:
-            return None
-        axes = tuple(int(axis) for axis in operand.elements().reshape(-1))
-    if rank is None:
-        return None
-    if not axes:
-        return () if integer(native, "noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(sorted({axis % rank for axis in axes}))
-
-
 def _slice(node: _Node) -> Attributes:
     native, inputs, source = node.native, node.inputs, node.inputs[0]
     if source is None or source.shape is None:
@@ -87,7 +74,7 @@ def _reduced(node: _Node) -> Attributes:
     if kind.startswith("Global"):
         return {"mode": _MODES.get(kind, "lp"), "axes": tuple(range(2, node.rank or 4)), "keepdims": True}
     mode = _MODES.get(kind[6:], kind[6:].lower())
-    axes = _axes(native, node.operand(1), node.rank)
+    axes = given_axes(native, node.operand(1), node.rank)
     return {"mode": mode, "axes": axes, "keepdims": bool(integer(native, "keepdims", 1))}
 
 
@@ -159,7 +146,7 @@ def _roi_align(node: _Node) -> Attributes:
 def _reshape(node: _Node) -> Attributes:
     if node.native.op_type != "Unsqueeze":
         return {}
-    return {"new_axes": _axes(node.native, node.operand(1), node.outputs[0].rank)}
+    return {"new_axes": given_axes(node.native, node.operand(1), node.outputs[0].rank)}
 
 
 def _transpose(node: _Node) -> Attributes:

@@ -11,7 +11,7 @@ from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Operator
-from xai_insert.graph.view import POINTWISE, Value, numbers
+from xai_insert.graph.view import POINTWISE, Value, from_front, numbers
 
 Operands: TypeAlias = Sequence[Value | None]
 Reader: TypeAlias = Callable[[ir.Node, Operands, Sequence[Value]], Operator]
@@ -55,6 +55,18 @@ def _rank(inputs: Operands) -> int | None:
 
 def _operand(inputs: Operands, index: int) -> Value | None:
     return inputs[index] if index < len(inputs) else None
+
+
+def given_axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int, ...] | None:
+    """The axes that an operation names, all where it names none; None where they are not known."""
+    axes = ints(native, "axes")
+    if axes is None and operand is not None:
+        if not operand.is_constant:
+            return None
+        axes = tuple(int(axis) for axis in operand.elements().reshape(-1))
+    if rank is not None and not axes:
+        return () if integer(native, "noop_with_empty_axes", 0) else tuple(range(rank))
+    return from_front(axes, rank)
 
 
 def _always(operator: Operator) -> Reader:
@@ -102,16 +114,7 @@ def _reduced(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Ope
         return kinds.Reduction(tuple(range(2, rank or 4)))
     if native.op_type in ("ArgMax", "ArgMin"):
         return kinds.Reduction(None if rank is None else (integer(native, "axis", 0) % rank,))
-    axes, operand = ints(native, "axes"), _operand(inputs, 1)
-    if axes is None and operand is not None:
-        axes = numbers(operand)
-        if axes is None:
-            return kinds.Reduction(None)
-    if rank is None:
-        return kinds.Reduction(None)
-    if not axes:
-        return kinds.Reduction(() if integer(native, "noop_with_empty_axes", 0) else tuple(range(rank)))
-    return kinds.Reduction(tuple(sorted({axis % rank for axis in axes})))
+    return kinds.Reduction(given_axes(native, _operand(inputs, 1), rank))
 
 
 def _gemm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:

@@ -70,15 +70,23 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape], *, by_runtimes: bo
     shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in more_shapes.items() if name in names)
     types.update((name, kind) for name, kind in more_types.items() if name in names)
     if by_runtimes and _is_incomplete(model, shapes):
-        known, kinds, at_one_batch = _of_runtime(light, shapes)
-        shapes.update(known)
+        shapes, kinds = _by_runtimes(model, light, shapes, input_shapes)
         types = {**kinds, **types}
-        if _is_incomplete(model, {**shapes, **at_one_batch}):
-            known, kinds = _read_shapes(light.SerializeToString(), input_shapes)
-            _fill_in_transposes(model, known)
-            shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in known.items())
-            types = {**kinds, **types}
     return Inferred(shapes, types)
+
+
+def _by_runtimes(
+    model: ir.Model, light: onnx.ModelProto, shapes: dict[str, Shape], input_shapes: Mapping[str, Shape]
+) -> Described:
+    """Sizes and element types as onnxruntime tells them, and OpenVINO what is left open."""
+    known, kinds, at_one_batch = _of_runtime(light, shapes)
+    shapes = {**shapes, **known}
+    if _is_incomplete(model, {**shapes, **at_one_batch}):
+        known, more = _read_shapes(light.SerializeToString(), input_shapes)
+        _fill_in_transposes(model, known)
+        shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in known.items())
+        kinds = {**more, **kinds}
+    return shapes, kinds
 
 
 def _joined(inferred: Shape, declared: Shape | None) -> Shape:
@@ -177,9 +185,9 @@ def _describe_learners(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.domain != ML_DOMAIN:
             continue
-        labels = [a for a in node.attribute if a.name.startswith("classlabels_") and (a.ints or a.strings)]
-        if node.op_type.endswith("Classifier") and labels and len(node.output) == 2:
-            widths[node.output[1]] = len(labels[0].ints or labels[0].strings)
+        width = _labels(node) if node.op_type.endswith("Classifier") and len(node.output) == 2 else 0
+        if width:
+            widths[node.output[1]] = width
         elif node.op_type in KEEPS_SIZES and node.input[0] in widths:
             widths[node.output[0]] = widths[node.input[0]]
         else:
@@ -189,6 +197,12 @@ def _describe_learners(graph: onnx.GraphProto) -> None:
             kind.elem_type = ir.DataType.FLOAT
             kind.shape.dim.add()
             kind.shape.dim.add(dim_value=widths[node.output[-1]])
+
+
+def _labels(node: onnx.NodeProto) -> int:
+    """How many labels of classes a classical learner has."""
+    stored = (a for a in node.attribute if a.name.startswith("classlabels_"))
+    return next((len(a.ints or a.strings) for a in stored if a.ints or a.strings), 0)
 
 
 def _of_runtime(

@@ -20,7 +20,7 @@ from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, 
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.strided import counts_rows, is_identity_gather
-from xai_insert.graph.view import Graph, Node, Op, Shape, Use, Value, constant_of, volume
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -71,14 +71,7 @@ def build_view(
 
     def view_of(native: ir.Value) -> Value:
         if native not in values:
-            name = native.name or ""
-            shape = inferred.shapes.get(name, _shape(native))
-            dtype = _dtype(inferred.type_of(native))
-            shown_as = known_as.get(native, native).name or ""
-            values[native] = value = Value(shown_as, shape, dtype, native, index=native.index() or 0)
-            if native.const_value is not None and native.producer() is None and not native.is_graph_input():
-                value.load = _reader(native.const_value)
-                value.shape = _tensor_shape(native.const_value)
+            values[native] = _value(native, inferred, known_as.get(native, native).name or "")
         return values[native]
 
     nodes: list[Node] = []
@@ -97,11 +90,20 @@ def build_view(
         name = _written_as(native, fused or {}).name or outputs[0].name
         node = Node(name, op, native.op_type, inputs, outputs, attributes(native, op, inputs, outputs, version), native)
         node.kind = Regroup() if op is Op.RESHAPE else read(native, inputs, outputs)
-        _link(node)
+        node.link()
         nodes.append(node)
     inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
     names = [value.name or "" for value in graph.outputs]
     return Graph(inputs_, [view_of(_named_scores(value)) for value in graph.outputs], names, nodes, _hint(nodes))
+
+
+def _value(native: ir.Value, inferred: Inferred, shown_as: str) -> Value:
+    shape = inferred.shapes.get(native.name or "", _shape(native))
+    value = Value(shown_as, shape, _dtype(inferred.type_of(native)), native, index=native.index() or 0)
+    if native.const_value is not None and native.producer() is None and not native.is_graph_input():
+        value.load = _reader(native.const_value)
+        value.shape = _tensor_shape(native.const_value)
+    return value
 
 
 def _require_known_layout(graph: ir.Graph) -> None:
@@ -117,15 +119,6 @@ def _written_as(native: ir.Node, fused: Mapping[ir.Value, ir.Value]) -> ir.Node:
     whole = fused.get(native.outputs[0])
     maker = None if whole is None or whole.index() != 0 else whole.producer()
     return native if maker is None else maker
-
-
-def _link(node: Node) -> None:
-    """Tell the values of a node that it makes or reads them."""
-    for value in node.outputs:
-        value.producer = node
-    for index, operand in enumerate(node.inputs):
-        if operand is not None:
-            operand.uses.append(Use(node, index))
 
 
 def _named_scores(output: ir.Value) -> ir.Value:

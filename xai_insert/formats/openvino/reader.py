@@ -11,7 +11,7 @@ from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Operator
-from xai_insert.graph.view import POINTWISE, Shape, Value, constant_of, numbers
+from xai_insert.graph.view import POINTWISE, Shape, Value, constant_of, from_front, numbers
 
 Reader: TypeAlias = Callable[[ov.Node, Sequence[Value], Sequence[Value]], Operator]
 
@@ -36,15 +36,11 @@ def _window(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     raw, kind = native.get_attributes(), native.get_type_name()
     spatial = (inputs[0].rank or 4) - 2
     is_pool = kind.endswith("Pool")
-    grouped = kind.startswith("Group")
-    if is_pool:
-        kernel: tuple[int, ...] | None = tuple(raw["kernel"])
-    else:
-        weight = inputs[1].shape
-        kernel = None if weight is None else tuple(size or 1 for size in weight[2 + grouped :])
-    begin = None if str(raw.get("auto_pad", "")).lower().startswith("same") else tuple(raw["pads_begin"])
     weight = None if is_pool else inputs[1].shape
-    depthwise = grouped and weight is not None and weight[1] == weight[2] == 1
+    groups, kernel = (1, tuple(raw["kernel"])) if is_pool else _kernel(weight, grouped=kind.startswith("Group"))
+    auto = str(raw.get("auto_pad", "")).lower()
+    begin = None if auto.startswith("same") else tuple(raw["pads_begin"])
+    depthwise = kind.startswith("Group") and weight is not None and weight[1] == weight[2] == 1
     return kinds.Window(
         kernel,
         tuple(raw["strides"]),
@@ -52,11 +48,18 @@ def _window(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
         begin,
         keeps_channels=is_pool or depthwise,
         transposed="Backprop" in kind,
-        groups=weight[0] or 1 if grouped and weight is not None else 1,
+        groups=groups,
         pool={"AvgPool": "mean", "MaxPool": "max", "BinaryConvolution": "other"}.get(kind),
         counts_pads=is_pool and not raw.get("exclude-pad", raw.get("exclude_pad", False)),
-        is_late=str(raw.get("auto_pad", "")).lower() == "same_lower",
+        is_late=auto == "same_lower",
     )
+
+
+def _kernel(weight: Shape | None, *, grouped: bool) -> tuple[int, tuple[int, ...] | None]:
+    """The groups of a convolution, and the sides of its kernel."""
+    if weight is None:
+        return 1, None
+    return (weight[0] or 1 if grouped else 1), tuple(size or 1 for size in weight[2 + grouped :])
 
 
 def _reduced(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -67,7 +70,7 @@ def _reduced(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value])
         mode = "mean" if native.get_type_name() == "AdaptiveAvgPool" else ""
         return kinds.Reduction(tuple(range(2, rank or 4))) if is_whole else kinds.Resized(mode=mode)
     axes = numbers(inputs[1])
-    return kinds.Reduction(None if axes is None or rank is None else tuple(sorted({axis % rank for axis in axes})))
+    return kinds.Reduction(from_front(axes, rank))
 
 
 def _product(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -234,7 +237,7 @@ def _norm(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) ->
         return kinds.Norm((rank - 1,), float(raw["epsilon"]), is_centred=False)
     axes = numbers(inputs[1])
     return kinds.Norm(
-        None if axes is None else tuple(sorted({axis % rank for axis in axes})),
+        from_front(axes, rank),
         float(raw["eps"]),
         is_scaled=bool(raw["normalize_variance"]),
         epsilon_outside="out" in str(raw["eps_mode"]).lower(),
@@ -247,7 +250,7 @@ def _batch_norm(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Valu
 
 def _unit_norm(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
     raw, rank, axes = native.get_attributes(), inputs[0].rank, numbers(inputs[1])
-    known = None if axes is None or rank is None else tuple(sorted({axis % rank for axis in axes}))
+    known = from_front(axes, rank)
     return kinds.UnitNorm(known, float(raw["eps"]), is_added=str(raw["eps_mode"]).lower() == "add")
 
 

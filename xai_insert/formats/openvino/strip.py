@@ -26,13 +26,18 @@ def strip(model: ov.Model, names: Sequence[str]) -> Removed:
         output.set_names(output.get_names() - set(names))  # where an output of the model is the map itself
     _drop_parameters(model, own)
     inner = [*own, *(part for node in own if node.get_type_name() == "Loop" for part in node.get_function().get_ops())]
-    types = {output.get_element_type() for node in inner for output in node.outputs()}
     return Removed(
         operations=len(own),
-        floats=frozenset(dtype_name(kind) for kind in types if kind.is_real()),
+        floats=_floats_of(inner),
         rounding=sum(node.get_type_name() in _ROUNDING and _is_computed(node) for node in inner),
         is_marked=any(_MARK in node.get_rt_info() for node in own),
     )
+
+
+def _floats_of(nodes: Iterable[ov.Node]) -> frozenset[str]:
+    """The floating-point types in which nodes compute."""
+    types = {output.get_element_type() for node in nodes for output in node.outputs()}
+    return frozenset(dtype_name(kind) for kind in types if kind.is_real())
 
 
 def _drop_parameters(model: ov.Model, own: Sequence[ov.Node]) -> None:

@@ -91,18 +91,16 @@ class OpenVINOSurgeon:
             self._keep_float32 and node.op in (Op.ADD, Op.MUL) and any(v.made_by(Op.MATMUL) for v in node.operands)
         )
         for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
+            own = twin.input_value(index)
             # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too;
             # so does a layer scale.
             # Quantised weights with two readers keep it from making the model's own layer one of integers.
             if original is not None and self._keeps_own(operand, original):
-                given = self._own_constant(node, inputs, index, twin.input_value(index), is_fused=is_fused)
-                if given is not None:
-                    twin.set_argument(index, given)
+                given = self._own_constant(node, inputs, index, own, is_fused=is_fused)
             else:
-                twin.set_argument(index, operand)
-                if self._keep_float32 and node.op is Op.MUL and original is not None and original.made_by(Op.SUB):
-                    # A scaled difference passes for a dequantisation, which loses its mark.
-                    twin.set_argument(index, self.ops.add(twin.input_value(index), self._zero()))
+                given = self._unmarked(node, operand, original)
+            if given is not None:
+                twin.set_argument(index, given)
             if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
                 twin.set_argument(index, self.ops.cast(twin.input_value(index), "float32"))
         try:
@@ -110,6 +108,12 @@ class OpenVINOSurgeon:
         except RAISED as err:
             raise CannotFreeBatchError(f"{node.type} {node.name!r} does not take operands of other sizes") from err
         return [twin.output(port) for port in range(twin.get_output_size())]
+
+    def _unmarked(self, node: Node, operand: ov.Output | None, original: Value | None) -> ov.Output | None:
+        """An operand; a scaled difference with zero, for it passes for a dequantisation, which loses its mark."""
+        if self._keep_float32 and node.op is Op.MUL and original is not None and original.made_by(Op.SUB):
+            return self.ops.add(operand, self._zero())
+        return operand
 
     def _own_constant(
         self, node: Node, inputs: Sequence[ov.Output | None], index: int, own: ov.Output, *, is_fused: bool
@@ -149,9 +153,11 @@ class OpenVINOSurgeon:
             return source
         if node.type != "FakeQuantize":
             return None
-        bounds = [constant_of(node.operand(index)) for index in range(1, 5)]
-        if any(bound is None for bound in bounds):
-            return None
+        bounds = [bound for index in range(1, 5) if (bound := constant_of(node.operand(index))) is not None]
+        return self._scaled(node, source, *bounds) if len(bounds) == 4 else None
+
+    def _scaled(self, node: Node, source: ov.Output, *bounds: np.ndarray) -> ov.Output:
+        """What a FakeQuantize gives without its rounding."""
         low, high, low_out, high_out = (np.asarray(bound, np.float64) for bound in bounds)
         limits = folded_range(node, low, high)
         value = source if limits is None else self.ops.clip(source, *limits)

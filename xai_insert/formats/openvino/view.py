@@ -21,7 +21,6 @@ from xai_insert.graph.view import (
     Node,
     Op,
     Shape,
-    Use,
     Value,
 )
 
@@ -82,10 +81,7 @@ def build_view(model: ov.Model) -> Graph:
                 native,
             )
             node.kind = Regroup() if node.op is Op.RESHAPE else read(native, inputs, outputs)
-            for value in outputs:
-                value.producer = node
-            for index, operand in enumerate(inputs):
-                operand.uses.append(Use(node, index))
+            node.link()
             nodes.append(node)
     return Graph(
         inputs=[values[node.get_instance_id(), 0] for node in model.get_parameters()],
