@@ -14,7 +14,15 @@ import click
 import numpy as np
 
 from xai_insert.cli.running import run_options
-from xai_insert.cli.streams import Refused, decoders_kept_quiet, open_streams, say, signals_end_cleanly
+from xai_insert.cli.streams import (
+    EXIT_FAILED,
+    Refused,
+    decoders_kept_quiet,
+    ended,
+    open_streams,
+    say,
+    signals_end_cleanly,
+)
 from xai_insert.errors import XaiInsertError
 from xai_insert.evaluate.annotations import Annotations, read_annotations
 from xai_insert.evaluate.compare import Comparison
@@ -29,8 +37,6 @@ from xai_insert.explain.files import Source, find_images, read_image, read_label
 from xai_insert.explain.ordered import opencv_in_one_thread
 from xai_insert.files import printable
 from xai_insert.version import __version__
-
-EXIT_FAILED = 1
 
 EPILOG = """\b
 Exit codes: 0 done, 1 the maps agree less than --fail-under, or a model, an image or the annotations cannot be used,
@@ -131,12 +137,12 @@ def _ended(run: Run, text: str, output: Path | None, quiet: bool) -> int:
         trouble = say(text)
         if output is not None:
             trouble = say(f"written: {output / 'index.html'}") or trouble
-    if trouble is not None:
-        say(f"error: cannot write to the standard output: {trouble}", err=True)
+    code = ended(trouble, run.failed)
     verdict = run.verdict()
-    if verdict is not None:
-        say(f"error: {verdict}", err=True)
-    return EXIT_FAILED if trouble is not None or verdict is not None or run.failed else 0
+    if verdict is None:
+        return code
+    say(f"error: {verdict}", err=True)
+    return EXIT_FAILED
 
 
 def _evaluated(

@@ -17,7 +17,16 @@ from click.core import ParameterSource
 
 from xai_insert.cli.rows import facts, opened, tell, write_rows
 from xai_insert.cli.running import run_options
-from xai_insert.cli.streams import Refused, decoders_kept_quiet, open_streams, say, signals_end_cleanly
+from xai_insert.cli.streams import (
+    EXIT_FAILED,
+    Refused,
+    decoders_kept_quiet,
+    ended,
+    open_streams,
+    say,
+    signals_end_cleanly,
+    tallied,
+)
 from xai_insert.errors import XaiInsertError
 from xai_insert.explain import page
 from xai_insert.explain.columns import FORMATS
@@ -37,7 +46,6 @@ from xai_insert.files import printable
 from xai_insert.version import __version__
 
 HTML, RAY = "html", "ray"
-EXIT_FAILED = 1
 
 EPILOG = """\b
 Exit codes: 0 done, 1 the model cannot be run or an image cannot be read, 2 wrong usage.
@@ -208,13 +216,7 @@ def main(
         say(f"note: {note}", err=True)
     if not quiet:
         trouble = say(tally.text(output)) or trouble
-    sys.exit(_ended(trouble, tally))
-
-
-def _ended(trouble: str | None, tally: _Tally) -> int:
-    if trouble is not None:
-        say(f"error: cannot write to the standard output: {trouble}", err=True)
-    return EXIT_FAILED if trouble is not None or tally.failed else 0
+    sys.exit(ended(trouble, tally.failed))
 
 
 def _notes(skipped: Sequence[Path], run: FolderRun) -> Iterator[str]:
@@ -247,10 +249,8 @@ class _Tally:
             self.notes[outcome.record["note"]] = None
 
     def text(self, output: Path) -> str:
-        counts = [f"{self.drawn} drawn"]
-        counts += [f"{self.kept} already there"] if self.kept else []
-        counts += [f"{self.failed} not readable"] if self.failed else []
-        return f"{', '.join(counts)}: {output / 'index.html'}"
+        counts = {"drawn": self.drawn, "already there": self.kept, "not readable": self.failed}
+        return f"{tallied(counts)}: {output / 'index.html'}"
 
 
 _OF_PICTURES = ("opacity", "colormap", "background", "map_scale", "raw", "beside", "frames", "overwrite")

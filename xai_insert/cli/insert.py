@@ -16,15 +16,13 @@ from click.core import ParameterSource
 
 from xai_insert.cli.existing import Existing
 from xai_insert.cli.parsing import CLASSES, COUNT, INPUT_SHAPE, SIZE
-from xai_insert.cli.streams import Refused, open_streams, say, signals_end_cleanly
+from xai_insert.cli.streams import EXIT_FAILED, Refused, open_streams, say, signals_end_cleanly
 from xai_insert.cli.worker import Job, Runner, configure_logging
 from xai_insert.cli.workers import Workers
 from xai_insert.files import clashes, identities, printable, write_whole, written
 from xai_insert.options import METHODS, OPTIONS, Option, Options, flag
 from xai_insert.report import Report, to_json
 from xai_insert.version import __version__
-
-EXIT_FAILED = 1
 
 _METHODS = textwrap.fill(f"Methods: {', '.join(METHODS)}", 76, subsequent_indent="  ", break_on_hyphens=False)
 EPILOG = f"""\b

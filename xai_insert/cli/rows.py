@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from xai_insert.cli.streams import Refused, decoders_kept_quiet, say
+from xai_insert.cli.streams import Refused, decoders_kept_quiet, ended, say, tallied
 from xai_insert.explain.columns import FormatName
 from xai_insert.explain.files import shown
 from xai_insert.explain.listing import Shard, stream_images
@@ -88,13 +88,9 @@ def write_rows(
             counts = explain_all(model, parts, sources, progress.add)
     progress.end()
     if not quiet:
-        texts = [f"{counts.done} explained"]
-        texts += [f"{counts.known} already there"] if counts.known else []
-        texts += [f"{counts.failed} not readable"] if counts.failed else []
-        trouble = say(f"{', '.join(texts)}: {output / f'part-*.{kind}'}") or trouble
-    if trouble is not None:
-        say(f"error: cannot write to the standard output: {trouble}", err=True)
-    return 1 if trouble is not None or counts.failed else 0
+        words = {"explained": counts.done, "already there": counts.known, "not readable": counts.failed}
+        trouble = say(f"{tallied(words)}: {output / f'part-*.{kind}'}") or trouble
+    return ended(trouble, counts.failed)
 
 
 class _Progress:

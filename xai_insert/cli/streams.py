@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -16,6 +16,8 @@ import click
 
 from xai_insert.files import printable
 
+EXIT_FAILED = 1
+"""The exit code of a run in which something failed; 2 is wrong usage."""
 _SIGNALLED = 128
 
 
@@ -112,3 +114,16 @@ def decoders_kept_quiet() -> Iterator[None]:
         sys.stderr = stream
         os.dup2(kept, stream.fileno())
         os.close(kept)
+
+
+def ended(trouble: str | None, failed: object) -> int:
+    """The exit code of a run, with what kept the standard output from being written said on the other."""
+    if trouble is not None:
+        say(f"error: cannot write to the standard output: {trouble}", err=True)
+    return EXIT_FAILED if trouble is not None or failed else 0
+
+
+def tallied(counts: Mapping[str, int]) -> str:
+    """`5 drawn, 1 not readable`: the first as it is, the others where there are any."""
+    (first, count), *others = counts.items()
+    return ", ".join([f"{count} {first}", *(f"{number} {word}" for word, number in others if number)])

@@ -60,7 +60,7 @@ def failed_row(source: str, error: str) -> dict[str, Any]:
 
 
 def _maps(found: Explained, width: int, height: int) -> Iterator[dict[str, Any]]:
-    if found.saliency_map.ndim == 2:
+    if found.is_joint:
         yield _map(found.saliency_map, {"class_id": None, "label": None, "score": None}, None)
     else:
         for item in found.chosen:
@@ -68,7 +68,7 @@ def _maps(found: Explained, width: int, height: int) -> Iterator[dict[str, Any]]
             yield _map(found.map_of(item.class_id), about, found.range_of(item.class_id))
     shown = {item.class_id for item in found.chosen}
     for instance in found.instances:
-        if instance.saliency_map is not None and (found.saliency_map.ndim == 2 or instance.class_id in shown):
+        if instance.saliency_map is not None and (found.is_joint or instance.class_id in shown):
             yield _map(instance.saliency_map, instance.record(width, height), None)
 
 

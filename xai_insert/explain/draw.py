@@ -111,7 +111,8 @@ def _shown(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def _is_image(image: Any) -> bool:
+def is_image(image: Any) -> bool:
+    """Whether it is uint8 `[H, W, 3]`."""
     if not isinstance(image, np.ndarray) or image.ndim != 3:
         return False
     return image.dtype == np.uint8 and image.shape[2] == 3 and image.size > 0
@@ -124,7 +125,7 @@ def _is_map(saliency_map: Any) -> bool:
 
 
 def _require(image: Any, saliency_map: Any) -> None:
-    if not _is_image(image):
+    if not is_image(image):
         raise ValueError(f"image must be uint8 [H, W, 3], not {_shown(image)}")
     if not _is_map(saliency_map):
         raise ValueError(

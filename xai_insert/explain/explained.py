@@ -60,6 +60,16 @@ class Instance(Prediction):
         return {**super().record(width, height), "box": pixels}
 
 
+def _class_named(item: str, names: Sequence[str]) -> int | str:
+    """A class by its name or its number."""
+    if item in names:
+        return item
+    if not re.fullmatch(r"\d+", item):
+        example = f", or class names such as {names[0]}" if names else ""
+        raise ValueError(f"{item!r} is not predictions, all, top5 or class numbers such as 3,17{example}")
+    return int(item)
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which classes to draw.
@@ -90,12 +100,7 @@ class Selection:
         if match := re.fullmatch(r"top([1-9]\d*)", text):
             return cls("top", count=int(match[1]))
         items = [item.strip() for item in ([text] if text in names else text.split(","))]
-        unknown = [item for item in items if not re.fullmatch(r"\d+", item) and item not in names]
-        if unknown:
-            example = f", or class names such as {names[0]}" if names else ""
-            raise ValueError(f"{unknown[0]!r} is not predictions, all, top5 or class numbers such as 3,17{example}")
-        found = [item if item in names else int(item) for item in items]
-        return cls("listed", listed=tuple(dict.fromkeys(found)))
+        return cls("listed", listed=tuple(dict.fromkeys(_class_named(item, names) for item in items)))
 
     def choose(self, scores: Scores, predicted: Sequence[int], names: Sequence[str], first: int = 0) -> Sequence[int]:
         """The numbers of the maps to draw.
@@ -219,6 +224,11 @@ class Explained:
     def has_scores(self) -> bool:
         """Whether the scores of the chosen classes are known."""
         return self.note is None
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether there is one map for all classes."""
+        return self.saliency_map.ndim == 2
 
     def strength(self, item: Prediction) -> float | None:
         """What the map of a chosen class is faint by beside others; None if unknown."""

@@ -19,7 +19,7 @@ from PIL import ImageOps
 
 from xai_insert.errors import ModelFileError
 from xai_insert.explain.classify import Classifier
-from xai_insert.explain.draw import Image, to_bytes
+from xai_insert.explain.draw import Image, is_image, to_bytes
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
@@ -243,14 +243,9 @@ def _pixels(given: Any) -> Image:
                 f"an image of Pillow in mode {given.mode} has more than 8 bits: give its path, or uint8 RGB"
             )
         given = np.asarray(ImageOps.exif_transpose(given).convert("RGB"), np.uint8)
-    if (
-        isinstance(given, np.ndarray)
-        and given.dtype == np.uint8
-        and given.ndim == 3
-        and given.shape[2] == 3
-        and given.size
-    ):
-        return given
+    if is_image(given):
+        own: Image = given
+        return own
     what = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else type(given).__name__
     raise ValueError(f"an image must be uint8 RGB [H, W, 3], a path or an image of Pillow, not {what}")
 
@@ -291,7 +286,7 @@ class Explanation:
         """
         if isinstance(which, Instance) and which.saliency_map is not None:
             return which.saliency_map
-        if self.found.saliency_map.ndim == 2:
+        if self.found.is_joint:
             return self.found.saliency_map
         return self.found.map_of(self._class(which).class_id)
 
@@ -330,7 +325,7 @@ class Explanation:
 
     def _drawn(self, image: Image, which: Which, look: Look, scale: ScaleName) -> Image:
         found = self.found
-        if (isinstance(which, Instance) and which.saliency_map is not None) or found.saliency_map.ndim == 2:
+        if (isinstance(which, Instance) and which.saliency_map is not None) or found.is_joint:
             own = [which] if isinstance(which, Instance) else list(found.instances)
             (first,) = scaled([self.raw_map(which)], [None], scale)
         else:

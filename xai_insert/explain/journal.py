@@ -228,20 +228,26 @@ def _are_sides(value: Any) -> bool:
 
 
 def _are_predictions(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, dict) and _is_text(item.get("label")) and _is_score(item.get("score")) for item in value
-    )
+    return isinstance(value, list) and all(map(_is_prediction, value))
+
+
+def _is_prediction(item: Any) -> bool:
+    return isinstance(item, dict) and _is_text(item.get("label")) and _is_score(item.get("score"))
 
 
 def _are_maps(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, dict)
-        and _is_text(item.get("title"))
-        and _are_sides(item.get("grid"))
-        and all(key in item and (item[key] is None or _is_text(item[key])) for key in ("overlay", "raw"))
-        and _is_score(item.get("score", 0))
-        for item in value
-    )
+    return isinstance(value, list) and all(map(_is_map, value))
+
+
+def _is_map(item: Any) -> bool:
+    if not isinstance(item, dict) or not _is_text(item.get("title")) or not _are_sides(item.get("grid")):
+        return False
+    return all(_is_file(item, key) for key in ("overlay", "raw")) and _is_score(item.get("score", 0))
+
+
+def _is_file(item: Mapping[str, Any], key: str) -> bool:
+    """Whether an entry says which file was written, or that none was."""
+    return key in item and (item[key] is None or _is_text(item[key]))
 
 
 _FIELDS: Mapping[str, Callable[[Any], bool]] = {

@@ -180,7 +180,7 @@ def _of_tensorflow(boxes: Floats) -> Floats:
 
 def _labels_and_scores(boxes: Floats, numbers: Sequence[Array]) -> tuple[list[Array], list[Array]]:
     """Which outputs may be the labels and which the scores of boxes `[M, 4 or 5]`."""
-    labels = [array for array in numbers if array.dtype.kind in "iu"] or [item for item in numbers if is_whole(item)]
+    labels = [array for array in numbers if array.dtype.kind in "iu"] or list(filter(is_whole, numbers))
     if boxes.shape[1] > _BOX:
         return labels, [boxes[:, _BOX]] if are_scores(boxes[:, _BOX]) else []
     return labels, [array for array in numbers if are_scores(array) and not any(array is label for label in labels)]
@@ -235,7 +235,7 @@ def class_scores(values: Array, facts: Facts) -> Floats | None:
     width, classes = values.shape[1], facts.classes
     has_no_object = width == classes + 1
     lacks_background = facts.background == 0 and width == classes - 1
-    if width != classes and not has_no_object and not lacks_background:
+    if not (width == classes or has_no_object or lacks_background):
         return None
     scores = values.astype(np.float64)
     if not are_scores(values):

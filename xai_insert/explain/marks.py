@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
+from xai_insert.explain.detections import Floats
 from xai_insert.explain.draw import Image
 from xai_insert.explain.explained import Instance
 from xai_insert.explain.picture import font_of
@@ -34,11 +35,11 @@ def draw_marks(image: Image, instances: Sequence[Instance]) -> Image:
     line = max(1, round(max(width, height) / 400))
     drawn = image.copy()
     boxes = [np.array(item.box).reshape(2, 2) * scale for item in instances]
-    shapes: list[np.ndarray[tuple[int, ...], np.dtype[np.int32]]] = []
-    for item, box in zip(instances, boxes, strict=True):
-        (x0, y0), (x1, y1) = box
-        outline = [part * scale for part in item.outline] or [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])]
-        shapes += [np.round(part).clip(0, scale - 1).astype(np.int32) for part in outline]
+    shapes = [
+        np.round(part).clip(0, scale - 1).astype(np.int32)
+        for item, box in zip(instances, boxes, strict=True)
+        for part in [part * scale for part in item.outline] or [_corners(box)]
+    ]
     for colour, thickness in ((_RIM, 3 * line), (_INK, line)):
         cv2.polylines(drawn, shapes, True, colour, thickness, cv2.LINE_AA)
     picture = Pillow.fromarray(drawn)
@@ -54,6 +55,12 @@ def draw_marks(image: Image, instances: Sequence[Instance]) -> Image:
         pen.rectangle(strip, _RIM)
         pen.text((strip[0] + margin, (strip[1] + strip[3]) / 2), text, _INK, font, anchor="lm")
     return np.asarray(picture, np.uint8)
+
+
+def _corners(box: Floats) -> Floats:
+    """The corners of a box `[2, 2]`, one after the other."""
+    (x0, y0), (x1, y1) = box
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
 def _place(

@@ -107,9 +107,7 @@ def explain_on_ray(
 
 def _wave(ray: Any, task: Task, wave: list[str], counts: Counts, done: Callable[[Mapping[str, Any]], None]) -> None:
     rows = ray.data.from_items([{"images": text} for text in wave], override_num_blocks=len(wave))
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cores = min((count for count in nodes if count), default=1)
-    most = max(sum(count // cores for count in nodes), 1)
+    cores, most = _room(ray)
     try:
         results = rows.map_batches(
             Worker,
@@ -121,15 +119,27 @@ def _wave(ray: Any, task: Task, wave: list[str], counts: Counts, done: Callable[
         answered = 0
         for told in results.iter_rows():
             answered += 1
-            counts.done += told["done"]
-            counts.failed += told["failed"]
-            for key in ("error", "note"):
-                for text in json.loads(told[f"{key}s"]):
-                    done({"error": None, "note": None, key: text})
+            _count(told, counts, done)
     except Exception as err:  # Ray's exceptions have no common base, and wrap those of the processes
         raise RunError(f"Ray could not do the work: {last_line(err)}") from err
     if answered != len(wave):
         raise RunError(f"Ray has lost {len(wave) - answered} of {len(wave)} parts; run again, what is done is kept")
+
+
+def _room(ray: Any) -> tuple[int, int]:
+    """The processors of the smallest machine, and how many processes of so many there is room for."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cores = min((count for count in nodes if count), default=1)
+    return cores, max(sum(count // cores for count in nodes), 1)
+
+
+def _count(told: Mapping[str, Any], counts: Counts, done: Callable[[Mapping[str, Any]], None]) -> None:
+    """Take what a process tells of a part."""
+    counts.done += told["done"]
+    counts.failed += told["failed"]
+    for key in ("error", "note"):
+        for text in json.loads(told[f"{key}s"]):
+            done({"error": None, "note": None, key: text})
 
 
 def _lists(sources: Iterator[Source]) -> Iterator[str]:

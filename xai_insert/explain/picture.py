@@ -178,12 +178,16 @@ def _lines(pen: ImageDraw.ImageDraw, title: str, space: int, font: Font, most: i
             break
         lines.append(" ".join(words[:count]))
         del words[:count]
-    rest = " ".join(words)
-    if pen.textlength(rest, font) > space:
-        while rest and pen.textlength(f"{rest}…", font) > space:
-            rest = rest[:-1]
-        rest = f"{rest.rstrip()}…"
-    return [*lines, rest]
+    return [*lines, _cut_off(pen, " ".join(words), space, font)]
+
+
+def _cut_off(pen: ImageDraw.ImageDraw, text: str, space: int, font: Font) -> str:
+    """As much of a text as there is space for."""
+    if pen.textlength(text, font) <= space:
+        return text
+    while text and pen.textlength(f"{text}…", font) > space:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def legend(width: int, scaled: Scaled, look: Look) -> Image:

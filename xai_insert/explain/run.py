@@ -222,7 +222,7 @@ class FolderRun:
     def _draw(self, scene: _Scene, found: Explained) -> list[_Drawn]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
         boxes = self._maps_of_boxes(found)
-        if found.saliency_map.ndim == 2:
+        if found.is_joint:
             texts = (ALL_CLASSES, f"{len(found.instances)} found" if found.instances else "")
             (only,) = scaled([found.saliency_map], [None], self._options.scale)
             every = self._draw_map(scene, found.saliency_map, only, "all", texts, found.instances)

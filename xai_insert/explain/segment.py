@@ -71,6 +71,10 @@ class Painter(ReadyToRun):
         if classes == 1 and found.dtype.kind == "f":
             return np.array([float((found[0] > _boundary(found[0])).mean())])
         labels: Array = found[0] if axis is None else found[0].argmax(axis=axis - 1)
+        return self._counted(labels, classes)
+
+    def _counted(self, labels: Array, classes: int) -> Scores:
+        """How many places have each label."""
         if (called := self.engine.layout.labels) is not None:
             return np.array([np.mean(labels == label) for label in called[:classes]], np.float64)
         numbers = np.asarray(labels, np.int64).reshape(-1) - (self.engine.layout.first_label or 0)

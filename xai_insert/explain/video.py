@@ -86,11 +86,7 @@ def explain_video(video: Video, output: Path, model: Model, options: DrawOptions
     try:
         frames = _frames(source, most)
         for frame in _pictures(frames, model, options, rectangle):
-            if writer is None:
-                fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(part), fourcc, rate if 0 < rate <= _FASTEST else _RATE, frame.shape[1::-1])
-                if not writer.isOpened():
-                    raise RunError(f"cannot write {goal}: OpenCV has no encoder for mp4 here")
+            writer = writer or _writer(part, goal, rate, frame)
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         if writer is None:
             raise ImageFileError(f"cannot read {_name(video)}: no frame in it that OpenCV knows")
@@ -104,6 +100,15 @@ def explain_video(video: Video, output: Path, model: Model, options: DrawOptions
             writer.release()
         files.remove(part)
     return goal
+
+
+def _writer(part: Path, goal: Path, rate: float, frame: Image) -> cv2.VideoWriter:
+    """What writes frames of that size."""
+    fourcc = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(part), fourcc, rate if 0 < rate <= _FASTEST else _RATE, frame.shape[1::-1])
+    if not writer.isOpened():
+        raise RunError(f"cannot write {goal}: OpenCV has no encoder for mp4 here")
+    return writer
 
 
 def _opened(video: Video) -> cv2.VideoCapture:
@@ -164,7 +169,7 @@ def _drawn(frames: Iterator[Image], model: Model, options: DrawOptions, rectangl
 def _picture(shown: Image, found: Explained, options: DrawOptions, rectangle: Rectangle | None) -> Image:
     """One frame, of even sides, as the encoder wants them."""
     texts, drawn = ("", ""), shown
-    if found.saliency_map.ndim == 2:
+    if found.is_joint:
         (values,) = scaled([found.saliency_map], [None], options.scale)
         drawn = draw_marks(draw(shown, values, found.view, options.look, rectangle), found.instances)
         texts = (ALL_CLASSES, "")
