@@ -101,8 +101,10 @@ def _tanh(step: Step[Any]) -> Any:
 
 
 def _hard_sigmoid(step: Step[Any]) -> Any:
-    alpha, _ = _parameters(step)
-    return _scaled(step, _between(step, step.result(), 0.0, 1.0), alpha)
+    """By what it reads: at its upper end OpenVINO may give a little less than one."""
+    alpha, beta = _parameters(step)
+    low, high = sorted((-beta / alpha, (1 - beta) / alpha)) if alpha else (0.0, 0.0)
+    return _scaled(step, _between(step, step.operand(0), low, high), alpha)
 
 
 def _hard_swish(step: Step[Any]) -> Any:
