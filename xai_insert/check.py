@@ -165,7 +165,9 @@ def _fed_sizes(
     sizes: Sequence[Shape],
     known: Sequence[Shape],
 ) -> list[Shape]:
-    """The sizes of features for what else is fed: known ones, or as the model makes them of it, the rest at random."""
+    """The sizes of features that follow what else is fed: known ones, or as the model makes them, the rest at random."""
+    if not any(None in shape[1:] for shape in sizes):
+        return [*sizes]
     if known and all(None not in shape[1:] for shape in known):
         return [(shape[0], *closed[1:]) for shape, closed in zip(sizes, known, strict=True)]
     runner = model.between([], [value.native for value in features])
@@ -208,7 +210,7 @@ def check_definition(
     masked, others = runner.inputs[: len(definition.features)], runner.inputs[len(definition.features) :]
     rest = feeds_of(others, rng, batch=_BATCH)
     sizes = [shape for _, _, shape in masked]
-    if others and any(None in shape[1:] for shape in sizes):  # the sizes of the grid follow what else is fed
+    if others:
         sizes = _fed_sizes(model, definition.features, rest, sizes, known)
     shaped = [(name, dtype, shape) for (name, dtype, _), shape in zip(masked, sizes, strict=True)]
     features = feeds_of(shaped, rng, batch=_BATCH, size=5)

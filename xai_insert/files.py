@@ -62,17 +62,22 @@ def lost(targets: Iterable[Path], source: Path) -> tuple[Path, Path] | None:
 
 def clashes(targets: Sequence[Sequence[Path]], sources: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
     """Which groups of written files meet files of which models: both indices, and the file of the model."""
-    owners: dict[tuple[object, ...], list[int]] = {}
-    for index, group in enumerate(targets):
-        for path in group:
-            for key in identities(path):
-                owners.setdefault(key, []).append(index)
+    owners = _owners(targets)
     # Where nothing is there to be lost, no source need be read.
     endangered = any(os.path.lexists(path) for group in targets for path in group)
     for number, source in enumerate(sources):
         for path in (source, *(read_with(source) if endangered else ())):
             for owner in sorted({owner for key in identities(path) for owner in owners.get(key, ())}):
                 yield owner, number, path
+
+
+def _owners(targets: Sequence[Sequence[Path]]) -> dict[tuple[object, ...], list[int]]:
+    """The groups in which each written file stands."""
+    owners: dict[tuple[object, ...], list[int]] = {}
+    for index, path in ((index, path) for index, group in enumerate(targets) for path in group):
+        for key in identities(path):
+            owners.setdefault(key, []).append(index)
+    return owners
 
 
 def identities(path: Path) -> set[tuple[object, ...]]:

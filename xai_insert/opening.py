@@ -10,7 +10,7 @@ from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value, fixed
 from xai_insert.locate.inputs import image_inputs, sized_axes
-from xai_insert.locate.layout import FeatureMap, Side
+from xai_insert.locate.layout import FeatureMap, Frame, Side
 from xai_insert.options import Options
 from xai_insert.tasks.choose import make_plan
 from xai_insert.tasks.plan import Plan
@@ -48,10 +48,11 @@ def opened_sizes(
 def _opened(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, *, follows: bool) -> Opened | None:
     images = image_inputs(graph)
     axes: dict[Value, tuple[int, ...]] = {image: sized_axes(image) if follows else (0,) for image in images}
-    is_fixed = all(image.sizes[axis] is not None for image in images for axis in axes[image])
-    if plan.keeps_batch:
-        axes = {image: (0, *sized_axes(image)) if follows else (0,) for image in images}
-    if not (is_fixed and loaded.open_sizes(axes)):
+    if any(image.sizes[axis] is None for image, own in axes.items() for axis in own):
+        return None
+    if plan.keeps_batch and follows:
+        axes = {image: (0, *own) for image, own in axes.items()}
+    if not loaded.open_sizes(axes):
         return None
     try:
         open_graph = loaded.view()
@@ -80,11 +81,8 @@ def _sides(
 
     Layers of a stride s give `(n + plus) // s` cells, one behind the other too.
     """
-    frame = closed.frame
-    strides = [stride for stride, _ in (*(() if frame.times is None else (frame.times,)), *(frame.lines or ()))]
-    if not len(strides) == len(pixels) == len(closed.grid_axes):
-        return None
-    if any(stride < 1 or stride % 1 for stride in strides):
+    whole = _whole_strides(closed.frame)
+    if whole is None or not len(whole) == len(pixels) == len(closed.grid_axes):
         return None
     axes = sized_axes(image)
 
@@ -92,7 +90,6 @@ def _sides(
         found = loaded.sizes_at(value, {image: dict(zip(axes, sizes, strict=True))})
         return None if found is None else fixed([found[axis] for axis in closed.grid_axes])
 
-    whole = [int(stride) for stride in strides]
     plus = _plus(whole, pixels, fixed(closed.grid), cells)
     if plus is None:
         return None
@@ -100,6 +97,12 @@ def _sides(
     if cells(far) != [(n + more) // stride for n, more, stride in zip(far, plus, whole, strict=True)]:
         return None
     return tuple(Side(image, *item) for item in zip(axes, plus, whole, strict=True))
+
+
+def _whole_strides(frame: Frame) -> list[int] | None:
+    """Frames and pixels from one cell to the next; None where these are no whole numbers."""
+    lines = (*(() if frame.times is None else (frame.times,)), *(frame.lines or ()))
+    return None if any(stride < 1 or stride % 1 for stride, _ in lines) else [int(stride) for stride, _ in lines]
 
 
 def _plus(

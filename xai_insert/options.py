@@ -264,13 +264,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
-            value = getattr(self, name)
-            if option.choices and value not in (*option.choices, getattr(Options, name)):
-                raise ValueError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}")
-            if option.wrong and value is not None and not _MAY_BE[option.kind](value):
-                raise ValueError(option.wrong.format(repr(value)))
-            if option.kind == "flag" and not isinstance(value, bool):
-                raise ValueError(f"{name} must be True or False, not {value!r}")
+            _require_value(name, option, getattr(self, name))
         if unknown := set(self.given or ()) - {item.name for item in fields(self)}:
             raise ValueError(f"given names options, not {sorted(unknown)}")
 
@@ -303,6 +297,16 @@ class Options:
             raise ValueError(f"no options: {text[:100]!r}")
         chosen: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()}
         return cls(**chosen)
+
+
+def _require_value(name: str, option: Option, value: Any) -> None:
+    """Refuse what an option cannot be."""
+    if option.choices and value not in (*option.choices, getattr(Options, name)):
+        raise ValueError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}")
+    if option.wrong and value is not None and not _MAY_BE[option.kind](value):
+        raise ValueError(option.wrong.format(repr(value)))
+    if option.kind == "flag" and not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
 
 
 _OF_THE_CALL = frozenset({"input_shapes", "check", "check_in", "given", "class_embeddings"})

@@ -54,13 +54,13 @@ def prove(
     if options.check_in == "openvino":
         require_same_elsewhere(loaded, random_feeds(runner), plans[0].graph.output_names, outputs)
     del runner  # no two whole models at a time in memory
-    off, places = list[float | None](), list[str | None]()
+    measured, places = list[float](), list[str | None]()
     for item, branch, (maps, is_shown) in zip(plans, branches, shown, strict=True):
         known = item.plan.masking(options)
         masking = known if opened is None else opened.plan.masking(options)
-        off.append(_off(loaded, branch, masking, maps, () if known is None else [f.sizes for f in known.features]))
+        off = _off(loaded, branch, masking, maps, () if known is None else [f.sizes for f in known.features])
+        measured += [] if off is None else [off]
         places.append(_place(loaded, item, is_shown=is_shown))
-    measured = [difference for difference in off if difference is not None]
     place = min(places, key=lambda place: place != "axes")  # all of them or none
     return CheckResult(moved, max(measured, default=None), place)
 

@@ -124,22 +124,16 @@ def verify(model: Any) -> Verification:
     bare = stripped.runner()
     known = {name for name, _, _ in bare.inputs}  # a reference may have been an input of the map alone
     without = [_named(others, bare.run({name: feed[name] for name in feed if name in known})) for feed in feeds]
-    moved = max(
-        (relative_difference(a[name], b[name]) for a, b in zip(without, outputs, strict=True) for name in others),
-        default=0.0,
-    )
+    pairs = [(a[name], b[name]) for a, b in zip(without, outputs, strict=True) for name in others]
+    moved = max((relative_difference(*pair) for pair in pairs), default=0.0)
     metadata = whole.read_metadata()
-    correlation = difference = marked = None
-    refused = ""
+    again, refused = None, ""
     try:
-        fresh = _inserted_again(whole, plain, outputs[0][SALIENCY_MAP], own)
+        again = _inserted_again(whole, plain, outputs[0][SALIENCY_MAP], own)
     except XaiInsertError as err:
         refused = str(err)
-    else:
-        again = fresh.runner()
-        maps = [_named([*others, *own], again.run(feed))[SALIENCY_MAP] for feed in feeds]
-        correlation, difference = compared(maps, [found[SALIENCY_MAP] for found in outputs])
-        marked = removed.is_marked if fresh.keeps_float32 else None
+    correlation, difference = (None, None) if again is None else _likeness(again, [*others, *own], feeds, outputs)
+    marked = removed.is_marked if again is not None and again.keeps_float32 else None
     between = None
     if isinstance(model, (str, Path)):
         with suppress(CheckFailedError, ModelFileError):
@@ -156,6 +150,15 @@ def verify(model: Any) -> Verification:
         bool(metadata),
     )
     return replace(found, off=[*_off(found, refused)])
+
+
+def _likeness(
+    again: LoadedModel, names: Sequence[str], feeds: Sequence[Mapping[str, Any]], outputs: Sequence[Outputs]
+) -> tuple[float, float]:
+    """Correlation and largest difference of the maps of a fresh insertion."""
+    runner = again.runner()
+    maps = [_named(names, runner.run(feed))[SALIENCY_MAP] for feed in feeds]
+    return compared(maps, [found[SALIENCY_MAP] for found in outputs])
 
 
 def _inserted_again(

@@ -259,11 +259,10 @@ _OF_PICTURES = ("opacity", "colormap", "background", "map_scale", "raw", "beside
 def _require_fitting(kind: str, engine: str | None, address: str | None) -> None:
     """Refuse options that would do nothing."""
     context = click.get_current_context()
-    if kind != HTML:
-        typed = [name for name in _OF_PICTURES if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if typed:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
-            raise Refused(f"--format {kind} writes no pictures and does not go by {flags}: leave it out")
+    typed = [name for name in _OF_PICTURES if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if kind != HTML and typed:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+        raise Refused(f"--format {kind} writes no pictures and does not go by {flags}: leave it out")
     if context.params["frames"] is not None and not split(context.params["images"])[0]:
         raise Refused("--frames counts those of videos and cameras, and none is given: leave it out")
     if kind == HTML and engine is not None:

@@ -183,15 +183,19 @@ def class_numbers(annotations: Annotations, known: Sequence[tuple[str, int]]) ->
             f"the model has no names for its classes, so those of {shown(annotations.source)} cannot be found: --labels"
         )
     names, numbers = [label for label, _ in known], dict(known)
-    twice = [label for label in wanted if names.count(label) > 1]
-    if twice:
-        raise AnnotationError(f"several classes of the model are called {twice[0]!r}: give other names, --labels")
+    _require_once(wanted, names)
     unknown = [label for label in wanted if label not in numbers]
     if wanted and len(unknown) == len(wanted):
         raise AnnotationError(
             f"classes unknown to the model: {listed(unknown)}; it has {listed(names)}; --labels gives other names"
         )
     return {label: numbers[label] for label in wanted if label in numbers}, unknown
+
+
+def _require_once(wanted: Sequence[str], names: Sequence[str]) -> None:
+    twice = next((label for label in wanted if names.count(label) > 1), None)
+    if twice is not None:
+        raise AnnotationError(f"several classes of the model are called {twice!r}: give other names, --labels")
 
 
 def listed(names: Sequence[str]) -> str:

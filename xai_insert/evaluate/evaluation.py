@@ -58,13 +58,11 @@ class Evaluation:
         boxes = self._boxes(source.path, image.shape[1], image.shape[0])
         prepared = self.subject.prepare(image)
         other = None if self.shuffled is None else self.shuffled.read_again(prepared)
-        best = prepared.found.predictions[0] if prepared.found.predictions else None
+        best = next(iter(prepared.found.predictions), None)
         result: dict[str, Any] = {
             "name": source.name,
             "source": shown(source.path),
-            "class_id": None if best is None else best.class_id,
-            "label": None if best is None else best.label,
-            "score": None if best is None else best.score,
+            **{key: getattr(best, key, None) for key in ("class_id", "label", "score")},
             "maps": {},
             "sanity": None,
             "annotated": boxes is not None,

@@ -104,8 +104,8 @@ class Explainer:
         self._runtime, self._device, self._batch_size, self._threshold = runtime, device, batch_size, threshold
         self._labels = None if labels is None else tuple(labels)
         self._prepared = {
-            "mean": None if mean is None else tuple(np.atleast_1d(mean).tolist()),
-            "scale": None if scale is None else tuple(np.atleast_1d(scale).tolist()),
+            "mean": _by_channel(mean),
+            "scale": _by_channel(scale),
             "resize": resize,
             "bgr": None if channels is None else channels == "bgr",
         }
@@ -218,6 +218,11 @@ class Ready:
             self.model.read(part_of(outputs, index, len(feed)), feed.shape, view) for index, view in enumerate(views)
         ]
         return [Explanation(image, explained, self.rectangle) for image, explained in zip(images, found, strict=True)]
+
+
+def _by_channel(numbers: Any) -> tuple[float, ...] | None:
+    """A number or several, as several."""
+    return None if numbers is None else tuple(np.atleast_1d(numbers).tolist())
 
 
 def part_of(outputs: Outputs, index: int, batch: int) -> Outputs:

@@ -153,17 +153,21 @@ def _list_of(boxes: Array, arrays: Sequence[Array], facts: Facts) -> tuple[Detec
     labels, scores = _labels_and_scores(own, numbers)
     if not labels or not scores:
         return None
-    if len(labels) > 1 or len(scores) > 1:
-        raise UnknownLayoutError("several outputs could be the labels or the scores")
+    _require_one(labels, scores)
     images = 1 if boxes.ndim == 2 else lead[0]
     label, score = labels[0].reshape(images, -1)[0], scores[0].reshape(-1, lead[-1])[0]
     count = _count(arrays, labels[0], images) if boxes.ndim == 3 else None
     if count is not None:
-        own, label, score = (values[:count] for values in (own, label, score))
+        own, label, score = own[:count], label[:count], score[:count]
         own = _of_tensorflow(own) if labels[0].dtype.kind == "f" else own
     places = corners(own[:, :_BOX], facts, are_centres=False)
     _require_corners(places[score > 0])
     return _made(places, label, score), [*labels, *scores]
+
+
+def _require_one(labels: Sequence[Array], scores: Sequence[Array]) -> None:
+    if len(labels) > 1 or len(scores) > 1:
+        raise UnknownLayoutError("several outputs could be the labels or the scores")
 
 
 def _may_be_listed(boxes: Array) -> bool:
@@ -243,10 +247,13 @@ def class_scores(values: Array, facts: Facts) -> Floats | None:
         scores = _softmax(scores) if is_exclusive else sigmoid(scores)
     if has_no_object:
         return scores[:, :classes]
-    if lacks_background:
-        return np.pad(scores, ((0, 0), (1, 0)))
-    if facts.background is not None:
-        scores[:, facts.background] = 0
+    return np.pad(scores, ((0, 0), (1, 0))) if lacks_background else _without(scores, facts.background)
+
+
+def _without(scores: Floats, background: int | None) -> Floats:
+    """Scores with 0 for the background, where there is one."""
+    if background is not None:
+        scores[:, background] = 0
     return scores
 
 

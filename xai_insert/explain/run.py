@@ -215,9 +215,7 @@ class FolderRun:
             "maps": [item.record for item in maps],
             "data": self._write(f"data/{source.name}.js", script),
         }
-        if found.note is not None:
-            record["note"] = found.note
-        return Outcome(source, record)
+        return Outcome(source, record if found.note is None else {**record, "note": found.note})
 
     def _draw(self, scene: _Scene, found: Explained) -> list[_Drawn]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
