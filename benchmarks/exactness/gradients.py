@@ -12,10 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import openvino as ov
-import timm
-import torch
+from model_zoo_fixtures.export import shims  # noqa: F401 - must come before timm
+
+import numpy as np  # isort: skip
+import openvino as ov  # isort: skip
+import timm  # isort: skip
+import torch  # isort: skip
 
 from benchmarks.lib.runners import open_runner
 from benchmarks.lib.timing import alternate, paired_ratio
