@@ -165,7 +165,7 @@ def _fed_sizes(
     sizes: Sequence[Shape],
     known: Sequence[Shape],
 ) -> list[Shape]:
-    """The sizes of features that follow what else is fed: known ones, or as the model makes them, the rest at random."""
+    """The sizes of features that follow what else is fed: known ones, or as the model makes them, the rest random."""
     if not any(None in shape[1:] for shape in sizes):
         return [*sizes]
     if known and all(None not in shape[1:] for shape in known):
