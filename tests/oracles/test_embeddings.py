@@ -101,6 +101,20 @@ def test_masked_runs_compare_too(kind):
     assert_close(run(result.model, IMAGES)["saliency_map"], np.einsum("bdhw,bd->bhw", each, whole)[:, None])
 
 
+@pytest.mark.parametrize("is_unit", [True, False])
+def test_classes_beside_an_embedding(is_unit):
+    """A vector of length one, or that the scores are made of, is what is compared, not what is classified."""
+    b = models.Builder()
+    vector = projected(b)
+    given = by_norm(b, vector) if is_unit else b.node("Identity", vector)
+    scores = linear(b, vector, WIDTH, 7)
+    model = b.model(given, scores)
+    report = insert(model).report
+    assert (report.task, report.logits["output"], report.logits["classes"]) == ("classification", scores, 7)
+    report = insert(model, Options(reference="self")).report
+    assert (report.task, report.logits["output"], report.logits["shape"][1]) == ("embedding", given, WIDTH)
+
+
 def last(kind):
     """What a vector ends in."""
     b = models.Builder()

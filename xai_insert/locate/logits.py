@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
-from xai_insert.graph.axes import has_batch
+from xai_insert.graph.axes import has_batch, has_place
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, PRODUCTS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, volume
 from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.lengths import is_normalised
 from xai_insert.locate.places import find_places
 
 _PEELED = JUDGES | UNCHANGED
@@ -66,20 +67,23 @@ def is_softmax(value: Value) -> bool:
     return before(value, tuple(UNCHANGED)).made_by(Op.SOFTMAX) is not None
 
 
-def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits:
+def find_logits(graph: Graph, images: list[Value], output: str | None, *, as_embedding: bool = False) -> Logits:
     """The class scores, at the output named `output` if given; of several, the only one that is a softmax.
+
+    A vector of a fixed length beside others is an embedding, taken only where one is asked for.
 
     Raises:
         UnknownNameError: no output has that name.
         UnsupportedTaskError: no output gives one score per class and image.
         AmbiguousModelError: several do, and none was chosen.
     """
-    candidates = scored_outputs(graph, images, output)
+    candidates = scored_outputs(graph, images, output, as_embedding=as_embedding)
     if not candidates:
         raise UnsupportedTaskError(no_class_scores(graph))
     normalised = [item for item in candidates if is_softmax(_output(graph, item.output_name))]
     if len(normalised) == 1:  # boxes and marks that are regressed beside the scores are no softmax
         candidates = normalised
+    candidates = [item for item in candidates if is_normalised(item.value) is as_embedding] or candidates
     if len(candidates) > 1:
         listed = ", ".join(_describe(item.output_name, item.value) for item in candidates)
         raise AmbiguousModelError(
@@ -88,8 +92,12 @@ def find_logits(graph: Graph, images: list[Value], output: str | None) -> Logits
     return candidates[0]
 
 
-def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> list[Logits]:
+def scored_outputs(
+    graph: Graph, images: list[Value], output: str | None, *, as_embedding: bool = False
+) -> list[Logits]:
     """The outputs, or that named `output`, that give one score per class and image.
+
+    Of a vector and what is computed from it by layers the latter, or the vector itself where an embedding is asked for.
 
     Raises:
         UnknownNameError: no output has that name.
@@ -105,14 +113,17 @@ def scored_outputs(graph: Graph, images: list[Value], output: str | None) -> lis
         if (classes := vector_size(scores.shape)) is not None:
             found[scores] = Logits(scores, graph.output_names[index], classes)
     own = {value: item for value, item in found.items() if not _is_derived(graph, item, found)}
-    return [item for item in own.values() if not _feeds_another(graph, item, own)]
+    feeds = {value: _feeds_another(graph, item, own) for value, item in own.items()}
+    return [item for value, item in own.items() if feeds[value] is (as_embedding and any(feeds.values()))]
 
 
 def _may_be_scores(value: Value, reached: set[Value], graph: Graph) -> bool:
     """Whether a value is a vector of numbers for each image that some operation has made of it."""
     if value not in reached or value.producer is None or "float" not in value.dtype:
         return False
-    if _is_of_locations(value, reached) or _has_images_behind(graph, value) or _is_of_steps(value, graph):
+    if _is_of_locations(value, reached) or _is_line(value, graph) or _has_images_behind(graph, value):
+        return False
+    if _is_of_steps(value, graph):
         return False
     return is_vector(value.shape) and not _is_of_another_batch(value, graph)
 
@@ -152,6 +163,11 @@ def _listed(node: Node | None) -> Sequence[Value]:
 
 def _gives_locations(node: Node) -> bool:
     return node.op is Op.CONV and node.output.rank == 4 and volume(node.output.sizes[2:]) != 1
+
+
+def _is_line(value: Value, graph: Graph) -> bool:
+    """Whether the numbers of a vector are those of one map of a single row or column, as of a detector's last level."""
+    return any(map(has_place, find_places(graph).traced.get(value, ())))
 
 
 def _has_images_behind(graph: Graph, scores: Value) -> bool:

@@ -57,7 +57,18 @@ class _Search(Orders):
             if num_classes is not None:
                 apart = with_classes(apart, num_classes, self.layout)
             chosen.append(self._best(apart, chosen))
-        return [item for items in chosen for item in items]
+        return [self._finishing(item) for items in chosen for item in items]
+
+    def _finishing(self, item: Watched) -> Watched:
+        """Of heads of one class that make one score, as a shift and a scale of it do, that which ends in the score."""
+        if item.head.channels > 1:
+            return item
+        for other in self.watched:
+            if other.head.channels == 1 and other.touched() == item.touched() and other is not item:
+                end = finished(self.graph, other.head).value
+                if end is not other.head.value and end in activations(self.graph, [item.head.value]):
+                    return other
+        return item
 
     def own(self, item: Watched) -> Channels | None:
         """The order of a head that gives boxes as well, if it tells; the others are as the first."""

@@ -365,7 +365,8 @@ class Orders:
                 continue
             is_carried = Effect.OTHER not in box.effects
             moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]
-            of_four = {rows for _, columns, rows in moved if columns == _BOX}
+            wide = (_BOX, _BOX + 1) if box.is_fused else (_BOX,)  # an objectness is beside the box
+            of_four = {rows for _, columns, rows in moved if columns in wide}
             of_any = {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
             if of_four or of_any:
                 found.setdefault(bool(of_four), set()).add(max(of_four or of_any))

@@ -207,7 +207,7 @@ def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -
         if item.is_class
         for order in [channels[item.index]]
         for channel, response in item.responses.items()
-        if response.effect in (Effect.FALLING, Effect.SILENT)
+        if response.effect in (Effect.FALLING, Effect.SILENT) and 0 <= order.label(channel) < order.classes
     }
     return silent.pop() if len(silent) == 1 else None
 

@@ -12,6 +12,8 @@ from model_zoo_fixtures.testbed.nets.design import SELECTING, Design, Parts
 from model_zoo_fixtures.testbed.nets.detector_oracle import Level, Reading, Sample
 from model_zoo_fixtures.testbed.nets.graph import Array, Net
 
+SEGMENTATION = "semantic segmentation"
+
 
 def finished(
     net: Net,
@@ -39,6 +41,7 @@ def finished(
         backgrounds=(index,) if design.dropped else (None, index),
         first_label=first_label,
         refusal_ok=_is_ambiguous(design, output),
+        task=SEGMENTATION if output == "heads" and len(outputs) == 1 else "",
     )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from model_zoo_fixtures.testbed.nets.detector_oracle import Sample
-from model_zoo_fixtures.testbed.nets.finishing import sample
+from model_zoo_fixtures.testbed.nets.finishing import SEGMENTATION, sample
 from model_zoo_fixtures.testbed.nets.graph import Net
 from model_zoo_fixtures.testbed.nets.pyramids import Grid, convolved, pyramid
 
-SEGMENTATION = "semantic segmentation"
+_BOX = 4
 
 
 def _start(net: Net, stride: int = 8) -> tuple[Grid, tuple[int, int]]:
@@ -73,14 +73,17 @@ def segmenter(net: Net, seed: int) -> Sample:
     """Raw scores of each pixel, their softmax, or the best class `[N, H, W]`; now and then an auxiliary map."""
     grid, sides = _start(net)
     maps = _map(net, grid, net.pick([2, 4, 5, 8]))
-    maps = _larger(net, maps) if net.chance(0.6) else maps
+    is_enlarged = net.chance(0.6)
+    maps = _larger(net, maps) if is_enlarged else maps
     kind = net.pick(["raw", "raw", "Softmax", "best"])
     first = maps if kind == "raw" else net.node("Softmax", maps, axis=1)
     if kind == "best":
         first = net.node("ArgMax", maps, axis=1, keepdims=0)
     outputs = [first]
     if net.chance(0.4):
-        outputs.append(_map(net, grid, net.pick([1, 4, 5])))
+        width = net.pick([1, 4, 5])
+        is_detector = kind == "Softmax" and width == _BOX and not is_enlarged  # as a detector of one level has them
+        outputs.append(_map(net, grid, 1 if is_detector else width))
     return sample(net, seed, sides, outputs, task=SEGMENTATION)
 
 

@@ -74,6 +74,8 @@ class ClassScoreMap(Method):
         reason = "before the last resize" if parts.enlarged else "as the head gives them"
         if not parts.compares:
             reason += "; if they are heat maps of key points: --method keypoint-map"
+            if not parts.enlarged:
+                reason += ", if a detector's head before its boxes are decoded: --num-classes"
         shape = (parts.scores.shape[0], parts.classes, *parts.scores.grid)
         return ScoreMapPlan(found, "class-score-map", Form.SCORES, reason, shape, 0.0)
 

@@ -10,9 +10,10 @@ from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.classifier import Classifier, Wanted, locate_classifier
-from xai_insert.locate.embedding import holds_direction, is_normalised, may_be_embedding
+from xai_insert.locate.embedding import holds_direction, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
+from xai_insert.locate.lengths import is_normalised
 from xai_insert.locate.logits import Logits, find_logits, no_class_scores, scored_outputs
 from xai_insert.locate.texts import texts_read
 from xai_insert.methods.reading import Reading

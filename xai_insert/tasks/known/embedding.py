@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError, UnsupportedTaskError
-from xai_insert.locate.embedding import is_normalised
 from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.lengths import is_normalised
 from xai_insert.locate.logits import find_logits, scored_outputs
 from xai_insert.methods.reading import REFERENCE, Reading, ToClasses, ToInput, ToItself
 from xai_insert.tasks.base import NotMine, Study, Task
@@ -36,7 +36,7 @@ class Embedding(Task):
         decided = frozenset(name for name in ("reference", "class_embeddings") if getattr(options, name) is not None)
         if not scored_outputs(graph, image_inputs(graph), options.output):
             return NotMine("no output [N, D] of one vector for each image, which an embedding is")
-        logits = find_logits(graph, image_inputs(graph), options.output)
+        logits = find_logits(graph, image_inputs(graph), options.output, as_embedding=bool(decided))
         if not decided and (options.num_classes == logits.classes or not is_normalised(logits.value)):
             return NotMine("")
         if len(decided) > 1:
