@@ -74,6 +74,10 @@ def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
     return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
 
 
+def _is_finite(array: Array) -> bool:
+    return array.dtype.kind not in "biuf" or bool(np.isfinite(array.astype(np.float64)).all())
+
+
 def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array], declared: Sequence[Shape]) -> float:
     """Largest relative difference of the original outputs.
 
@@ -88,8 +92,10 @@ def check_outputs(graph: Graph, plain: Sequence[Array], inserted: Sequence[Array
     """
     worst = max([0.0, *(_moved(*item) for item in zip(graph.output_names, plain, inserted, strict=False))])
     added = inserted[len(plain) :]
-    if not all(np.isfinite(extra.astype(np.float64)).all() for extra in added):
-        raise CheckFailedError("the saliency map is not finite on a random input; nothing was written")
+    if not all(map(_is_finite, added)):
+        own = [name for name, array in zip(graph.output_names, plain, strict=False) if not _is_finite(array)]
+        of_model = f", as the model's own output {own[0]!r} is not" if own else ""
+        raise CheckFailedError(f"the saliency map is not finite on a random input{of_model}; nothing was written")
     _require_one_each(image_inputs(graph)[0], len(added[0]))
     for sizes, extra in zip(declared, added, strict=False):
         _require_sizes(sizes, extra.shape)

@@ -12,7 +12,7 @@ from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Value
-from xai_insert.locate.inputs import time_axis
+from xai_insert.locate.inputs import frames_in_channels, time_axis
 from xai_insert.locate.layout import FeatureMap
 
 _SEED = 1
@@ -30,12 +30,14 @@ def require_times(features: Sequence[FeatureMap], loaded: LoadedModel, image: Va
     Raises:
         MisplacedMapError: the frames of one end change the other end.
     """
-    axis = time_axis(image)
+    count, axis = frames_in_channels(image), time_axis(image)
+    each = 1 if count is None else (image.sizes[1] or 0) // count
+    axis = axis if count is None else 1
     for feature in features:
         if axis is None or feature.frame.times is None or _count(feature) < 2:
             continue
         try:
-            first, last = _changes(feature, feature.frame.times, loaded, image, axis)
+            first, last = _changes(feature, feature.frame.times, loaded, image, axis, each)
         except CheckFailedError:  # the values cannot be run to by themselves
             continue
         if first[-1] * last[0] > _CLEAR * first[0] * last[-1]:
@@ -46,9 +48,12 @@ def require_times(features: Sequence[FeatureMap], loaded: LoadedModel, image: Va
 
 
 def _changes(
-    feature: FeatureMap, times: tuple[float, float], loaded: LoadedModel, image: Value, axis: int
+    feature: FeatureMap, times: tuple[float, float], loaded: LoadedModel, image: Value, axis: int, each: int
 ) -> list[npt.NDArray[Any]]:
-    """How much each time of a map changes with the frames of its first cell, and with those of its last."""
+    """How much each time of a map changes with the frames of its first cell, and with those of its last.
+
+    A frame is `each` elements along `axis`.
+    """
     runner = loaded.between([], [feature.value.native])
     rng = np.random.default_rng(_SEED)
     feeds = feeds_of(runner.inputs, rng)
@@ -58,7 +63,7 @@ def _changes(
     for cell in (0, count - 1):
         low = offset + stride * (cell - 0.5)
         frames = [slice(None)] * feeds[name].ndim
-        frames[axis] = slice(max(round(low), 0), max(round(low + stride), 1))
+        frames[axis] = slice(each * max(round(low), 0), each * max(round(low + stride), 1))
         clip = feeds[name].copy()
         clip[tuple(frames)] = rng.standard_normal(clip[tuple(frames)].shape)
         after = _by_time(runner.run({**feeds, name: clip})[0], feature)

@@ -225,26 +225,33 @@ def test_an_ir_stays_one(tmp_path):
 
 
 class Frames:
-    """A network of images that sees the frames of a clip in its batch, and the mean of their scores."""
+    """A network of images that sees the frames of a clip in its batch, and the mean of their scores.
 
-    def __init__(self, batch, end="mean"):
+    `packed` ones come one behind the other in the channels of an image, which is scaled first.
+    """
+
+    def __init__(self, batch, end="mean", *, packed=False):
         b = Builder()
-        x = b.node("Reshape", "clip", b.const(np.array([-1, 3, SIDE, SIDE])))
+        x = b.node("Mul", "clip", b.const(np.float32(1.5))) if packed else "clip"
+        x = b.node("Reshape", x, b.const(np.array([-1, 3, SIDE, SIDE])))
         x = b.node("Relu", b.node("Conv", x, b.weight(CHANNELS, 3, 3, 3), pads=[1] * 4, strides=[2, 2]))
         self.feature = b.node("Relu", b.node("Conv", x, b.weight(CHANNELS, CHANNELS, 3, 3), pads=[1] * 4))
         x = b.node("Relu", b.linear(b.node("Flatten", b.node("GlobalAveragePool", self.feature)), CHANNELS, 7))
         x = b.node("Reshape", b.linear(x, 7), b.const(np.array([-1, FRAMES, CLASSES])))
         mode = {"mean": "ReduceMean", "max": "ReduceMax"}[end]
         self.logits = b.node(mode, x, axes=[1], keepdims=0)
-        clip = helper.make_tensor_value_info("clip", TensorProto.FLOAT, [batch, FRAMES, 3, SIDE, SIDE])
+        shape = [FRAMES * 3, SIDE, SIDE] if packed else [FRAMES, 3, SIDE, SIDE]
+        clip = helper.make_tensor_value_info("clip", TensorProto.FLOAT, [batch, *shape])
         self.model = b.model(self.logits, inputs=[clip])
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("batch", ["N", 2])
 @pytest.mark.parametrize("form", ["closed", "masked"])
-def test_consensus_of_frames(kind, batch, form):
-    net, images = Frames(batch), clips("NTCHW")
+@pytest.mark.parametrize("packed", [False, True])
+def test_consensus_of_frames(kind, batch, form, packed):
+    net, images = Frames(batch, packed=packed), clips("NTCHW")
+    images = images.reshape(2, FRAMES * 3, SIDE, SIDE) if packed else images
     model = models.as_format(net.model, kind)
     parts = oracle.Parts(net.model, net.feature, net.logits)
     feature = parts.feature(images).reshape(2, FRAMES, CHANNELS, 8, 8)
@@ -262,6 +269,22 @@ def test_consensus_of_frames(kind, batch, form):
     low, high = (end(axis=(2, 3, 4), keepdims=True) for end in (wanted.min, wanted.max))
     maps = oracle.run(insert(model, Options(form=form)).model, images)["saliency_map"]
     assert np.mean(np.abs(maps - np.floor(255 * (wanted - low) / (high - low))) <= 1) > 0.999
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_frames_in_the_channels_of_an_image_that_become_a_clip(kind):
+    """3-D convolutions behind a reshape that takes the frames out of the channels."""
+    net, images = Net("GlobalAveragePool", "NTCHW"), clips("NTCHW")
+    images = images.reshape(2, FRAMES * 3, SIDE, SIDE)
+    packed = net.b.const(np.array([-1, FRAMES, 3, SIDE, SIDE]))
+    reshape = helper.make_node("Reshape", ["image", packed], ["clip"], name="apart")
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", FRAMES * 3, SIDE, SIDE])
+    net.b.nodes.insert(0, reshape)
+    net.model = net.b.model(net.logits, inputs=[image])
+    wanted = definition(net, images)
+    result = insert(models.as_format(net.model, kind), Options(output_dtype="f32"))
+    maps = oracle.run(result.model, images)["saliency_map"]
+    np.testing.assert_allclose(maps, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_frames_whose_scores_are_joined_otherwise_are_refused_in_words():

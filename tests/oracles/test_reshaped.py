@@ -98,23 +98,11 @@ def clip_network(size=(8, 16, 16)):
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
-@pytest.mark.parametrize("chosen", [{}, {"saliency_size": (5, 7)}, {"method": "hirescam"}], ids=str)
+@pytest.mark.parametrize("chosen", [{}, {"saliency_size": (5, 7)}, {"method": "hirescam"}, {"form": "masked"}], ids=str)
 def test_clips_of_other_frames_rows_and_columns(chosen, kind, tmp_path):
     follows_as_afresh(
         as_read(clip_network(), kind, tmp_path), ([1, 3, 8, 24, 32], [2, 3, 12, 16, 16], [1, 3, 9, 17, 15]), chosen
     )
-
-
-@pytest.mark.parametrize("kind", models.FORMATS)
-def test_clips_of_one_size_are_refused_while_loading(kind, tmp_path):
-    """Also of more frames, of which the map would be told for one image after another."""
-    model, read = as_read(clip_network(), kind, tmp_path)
-    inserted = read(insert(model, Options(form="masked")).model)
-    for sizes in ([1, 3, 8, 24, 16], [1, 3, 16, 16, 16]):
-        with pytest.raises(RuntimeError):
-            inserted.clone().reshape(sizes)
-    inserted.reshape([2, 3, 8, 16, 16])
-    assert list(inserted.output("saliency_map").shape) == [2, 5, 4, 8, 8]
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

@@ -139,11 +139,33 @@ def depth_to_space(b):
     return scores, [scores]
 
 
+def rows_of_places(b):
+    """As Keras has it: a softmax in each row of `[N, h * w, K]`."""
+    scores = head(b, coarse(b))
+    last = b.node("Transpose", enlarged(b, scores), perm=[0, 2, 3, 1])
+    return scores, [b.node("Softmax", b.node("Reshape", last, b.const(np.array([-1, SIDE * SIDE, K]))), axis=-1)]
+
+
+def columns_of_places(b):
+    scores = head(b, coarse(b))
+    columns = b.node("Reshape", enlarged(b, scores), b.const(np.array([0, K, -1])))
+    return scores, [b.node("Softmax", b.node("Transpose", columns, perm=[0, 2, 1]), axis=-1)]
+
+
+def rows_of_all_images(b):
+    """A softmax of a matrix, as TensorFlow's first versions had it."""
+    scores = head(b, coarse(b))
+    last = b.node("Transpose", enlarged(b, scores), perm=[0, 2, 3, 1])
+    shares = b.node("Softmax", b.node("Reshape", last, b.const(np.array([-1, K]))), axis=-1)
+    return scores, [b.node("Reshape", shares, b.const(np.array([-1, SIDE * SIDE, K])))]
+
+
 NETWORKS = {
     item.__name__: item
     for item in (
         deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
         logits_and_labels, channels_last, last_channels, segformer, unet, lraspp, sub_pixels, depth_to_space,
+        rows_of_places, columns_of_places, rows_of_all_images,
     )
 }  # fmt: skip
 LAST = {"last_channels"}
@@ -253,7 +275,9 @@ def test_what_it_is_not_for():
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
-@pytest.mark.parametrize("name", ["deeplab", "argmax", "channels_last", "softmaxed", "logits_and_labels"])
+@pytest.mark.parametrize(
+    "name", ["deeplab", "argmax", "channels_last", "softmaxed", "logits_and_labels", "rows_of_places"]
+)
 def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     model, _ = build(name, batch=1)
     file = tmp_path / ("model.onnx" if kind == "onnx" else "model.xml")
@@ -268,7 +292,7 @@ def test_overlays_are_of_the_classes_in_the_image(name, kind, tmp_path):
     outputs = oracle.run(model, picture.transpose(2, 0, 1)[None].astype(np.float32))
     found = next(iter(outputs.values()))
     is_labels = name in ("argmax", "logits_and_labels")
-    labels = found if is_labels else found.argmax(axis=3 if name == "channels_last" else 1)
+    labels = found if is_labels else found.argmax(axis={"channels_last": 3, "rows_of_places": 2}.get(name, 1))
     shares = np.bincount(labels.reshape(-1), minlength=K) / labels.size
     for item in record["predictions"]:
         assert item["score"] == pytest.approx(shares[item["class_id"]], abs=0.005)  # a runtime may use half precision
@@ -433,10 +457,23 @@ def compared(how):
         return b.model(b.node("ArgMax", scores, axis=3, keepdims=0))
     if how == "several classes":
         return b.model(b.node("TopK", scores, b.const(np.array([2])), axis=1, outputs=2)[1])
-    return b.model(b.node("Reshape", scores, b.const(np.array([1, K, -1]))))
+    if how == "columns of a line":  # as readers of text give them
+        scores = head(b, b.node("ReduceMean", coarse(b), axes=[2], keepdims=1))
+    rows = b.node("Transpose", b.node("Reshape", scores, b.const(np.array([1, K, -1]))), perm=[0, 2, 1])
+    return b.model(rows if how == "rows of places" else b.node("Softmax", rows, axis=-1 if "line" in how else 1))
 
 
-@pytest.mark.parametrize("how", ["softmax over rows", "argmax over columns", "several classes", "rows of places"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "softmax over rows",
+        "argmax over columns",
+        "several classes",
+        "rows of places",
+        "softmax of places",
+        "columns of a line",
+    ],
+)
 @pytest.mark.parametrize("kind", models.FORMATS)
 def test_what_is_compared_otherwise_is_no_segmenter(how, kind):
     with pytest.raises(errors.XaiInsertError):

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from model_zoo_fixtures.testbed import deployed, oracle
-from xai_insert import Options, insert
+from model_zoo_fixtures.testbed import deployed, models, oracle
+from xai_insert import Options, errors, insert
 from xai_insert.formats.onnx.shapes import infer
 from xai_insert.formats.openvino.view import build_view
 
@@ -165,3 +165,18 @@ def test_a_model_of_normal_floats_has_the_map_of_its_numbers(name):
     assert new.report.form == wanted.report.form == "closed form"
     a, b = (oracle.run(result.model, deployed.scenes(1))["saliency_map"] for result in (new, wanted))
     assert np.allclose(a, b, rtol=0, atol=1e-4 * abs(b).max())
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+def test_a_window_that_onnxruntime_counts_and_leaves_out_is_named(kind):
+    """11 cells and one of padding on each side, by twos: the seventh window begins in the padding."""
+
+    def network(b):
+        x = b.node("Relu", b.node("Conv", "image", b.weight(6, 3, 3, 3), pads=[1] * 4))
+        x = b.node(kind, x, kernel_shape=[2, 2], strides=[2, 2], pads=[1] * 4, ceil_mode=1)
+        x = b.node("Relu", b.node("Conv", x, b.weight(6, 6, 3, 3), pads=[1] * 4))
+        return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), 6)
+
+    with pytest.raises(errors.CheckFailedError, match=rf"last window of the pool '{kind}_2'.*ceil_mode=False"):
+        insert(models.classifier(network, size=(11, 11)))
+    assert insert(models.classifier(network, size=(10, 10))).report.target["grid"] == (6, 6)

@@ -48,13 +48,19 @@ class _Operands:
         return self.node.outputs[index].shape or ()
 
 
-def trace(graph: Graph, images: Mapping[Value, tuple[int, int]], times: Mapping[Value, int] | None = None) -> Traced:
+def trace(
+    graph: Graph,
+    images: Mapping[Value, tuple[int, int]],
+    times: Mapping[Value, int] | None = None,
+    packed: Mapping[Value, int] | None = None,
+) -> Traced:
     """The axes of every value that depends on an image and whose rank is known.
 
     Args:
         graph: the model.
         images: its image inputs, each with the axes of its rows and columns.
         times: of those that are clips, the axis of their frames.
+        packed: of those whose frames stand one behind the other in the channels, how many.
     """
     traced: Traced = {}
     born: dict[Value, int] = {}
@@ -63,7 +69,10 @@ def trace(graph: Graph, images: Mapping[Value, tuple[int, int]], times: Mapping[
         if times and image in times:
             known[times[image]] = Kind.TIME
         shape = image.shape or ()
-        traced[image] = tuple(ax.of(Origin(known.get(axis, Kind.OTHER), size)) for axis, size in enumerate(shape))
+        own = [ax.of(Origin(known.get(axis, Kind.OTHER), size)) for axis, size in enumerate(shape)]
+        if (count := (packed or {}).get(image)) and (channels := shape[1]):
+            own[1] = (*ax.of(Origin(Kind.TIME, count)), *ax.other(channels // count))
+        traced[image] = tuple(own)
         born[image] = -1
     for number, node in enumerate(graph.nodes):
         if node.op is Op.SHAPE or not any(value in traced for value in node.inputs):

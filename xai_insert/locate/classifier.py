@@ -12,7 +12,7 @@ from xai_insert.graph.operators import Product, Unknown, Window
 from xai_insert.graph.view import Graph, Op, Value, volume
 from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, grid_ends, maps_before
 from xai_insert.locate.consensus import Consensus, find_consensus, folded_times
-from xai_insert.locate.inputs import image_inputs, shape_hint, time_axis
+from xai_insert.locate.inputs import frames_in_channels, image_inputs, shape_hint, time_axis
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
 from xai_insert.locate.places import Places, find_places
@@ -197,7 +197,7 @@ def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> Classifier:
 
 
 def _is_clip(images: Sequence[Value]) -> bool:
-    return any(time_axis(image) is not None for image in images)
+    return any(time_axis(image) is not None or frames_in_channels(image) for image in images)
 
 
 def first_without_place(cuts: list[Value], places: Places) -> Value:

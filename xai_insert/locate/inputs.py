@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
@@ -11,6 +12,7 @@ from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape, only
 
 _MOST_CHANNELS = 16
 _LEAST_SIDE = 8
+_COLOURS = 3
 _SCALES = UNCHANGED | ARITHMETIC
 _READERS = 4  # followed of each value
 
@@ -27,8 +29,8 @@ def image_inputs(graph: Graph) -> list[Value]:
     if graph.watched is not None:
         return [graph.watched]
     found = [value for value in graph.inputs if _is_image(value)]
-    if not found:  # of many bands, as spectral cameras give them; beside an image they may be a state
-        found = [value for value in graph.inputs if "float" in value.dtype and _is_convolved(value)]
+    if not found:
+        found = list(filter(_has_many_channels, graph.inputs))
     if found:
         return found
     unknown = [value for value in graph.inputs if value.shape is None]
@@ -74,6 +76,11 @@ def _is_image(value: Value) -> bool:
     return any(_is_layout(value.shape, channel) for channel in (1, 3))
 
 
+def _has_many_channels(value: Value) -> bool:
+    """Whether an input has bands, as spectral cameras give them, or frames; beside an image they may be a state."""
+    return "float" in value.dtype and (_is_convolved(value) or frames_in_channels(value) is not None)
+
+
 def _is_layout(shape: Shape, channel: int) -> bool:
     channels = shape[channel]
     sides = [size for axis, size in enumerate(shape) if axis not in (0, channel)]
@@ -101,24 +108,43 @@ def time_axis(image: Value) -> int | None:
     return None if axes is None else axes[0]
 
 
+def frames_in_channels(image: Value) -> int | None:
+    """How many frames of three channels stand one behind the other in the channels of an image; None for one frame.
+
+    A reshape takes them out, as temporal segment networks do: `[N, T * 3, H, W]` to `[N * T, 3, H, W]`.
+    """
+    if image.rank != 4 or not (channels := image.sizes[1]) or channels % _COLOURS or channels == _COLOURS:
+        return None
+    count, sides = channels // _COLOURS, image.sizes[2:]
+    for value in _scaled(image):
+        made = [use.node.output for use in value.uses if use.node.op is Op.RESHAPE and use.node.read(0) is value]
+        if any(item.rank and item.sizes[-3:] == (_COLOURS, *sides) for item in made):
+            return count
+    return None
+
+
 def image_axes(image: Value) -> tuple[int, int]:
     """Axes of height and width of an image input."""
     axes = _clip_axes(image.sizes) if image.rank == 5 else None
     if axes is not None:
         return axes[1:]
     is_first = _is_layout(image.sizes, 1) and not _is_moved_first(image)
-    return (2, 3) if is_first or _is_convolved(image) else (1, 2)
+    return (2, 3) if is_first or _is_convolved(image) or frames_in_channels(image) else (1, 2)
 
 
 def _is_convolved(image: Value) -> bool:
     """Whether a convolution reads an image as it is, or scaled: its second axis is that of the channels."""
-    ahead = [image] if image.rank == 4 else []
+    reads = (use.node for value in _scaled(image) for use in value.uses if use.index == 0)
+    return image.rank == 4 and any(node.op is Op.CONV for node in reads)
+
+
+def _scaled(image: Value) -> Iterator[Value]:
+    """An image, and what it is once it is scaled."""
+    ahead = [image]
     for value in ahead:
+        yield value
         readers = [use.node for use in value.uses]
-        if any(node.op is Op.CONV and node.read(0) is value for node in readers):
-            return True
         ahead += [node.output for node in readers if node.op in _SCALES and len(node.computed) == 1][:_READERS]
-    return False
 
 
 def _is_moved_first(image: Value) -> bool:

@@ -21,7 +21,7 @@ from xai_insert.graph.axes import (
 )
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Shape, Value
-from xai_insert.locate.inputs import image_axes, image_inputs, time_axis
+from xai_insert.locate.inputs import frames_in_channels, image_axes, image_inputs, time_axis
 from xai_insert.locate.layout import FeatureMap, Frame, Side
 
 
@@ -245,7 +245,9 @@ def find_places(graph: Graph) -> Places:
     if graph not in _KNOWN:
         images = image_inputs(graph)
         times = {image: axis for image in images if (axis := time_axis(image)) is not None}
-        _KNOWN[graph] = Places(trace(graph, {image: image_axes(image) for image in images}, times), images[0])
+        packed = {image: count for image in images if (count := frames_in_channels(image))}
+        traced = trace(graph, {image: image_axes(image) for image in images}, times, packed)
+        _KNOWN[graph] = Places(traced, images[0])
     return _KNOWN[graph]
 
 

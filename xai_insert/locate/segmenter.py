@@ -17,6 +17,7 @@ _THROUGH = UNCHANGED | ARRANGES | SQUASHES | RANKS
 _KEEPS = UNCHANGED | ARRANGES | CUTS_OUT | ARITHMETIC | {Op.CONCAT, Op.REDUCE}
 """What drops, orders, joins, averages and weighs probabilities of classes."""
 _GONE = -1
+_FLAT = 3
 _FEWEST = 4
 _COARSEST = 4.0
 """Pixels from one cell of class scores to the next, at most, where no resize follows: heads of boxes are coarser."""
@@ -105,7 +106,9 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
     if scores is None or scores.channels is None or "float" not in scores.value.dtype:
         return None
     found = _axis_behind(behind, scores.channel_axis, places)
-    if found is None or (mask is not None and (scores.channels == 1 or found == _GONE)):
+    if found is None or _has_other_rows(labels, scores, found, places):
+        return None
+    if mask is not None and (scores.channels == 1 or found == _GONE):
         return None  # a mask of one class may be of anomalies as well
     axis = None if found == _GONE else found
     resizes = [node for node in behind if isinstance(node.kind, Resized)]
@@ -119,6 +122,19 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         first_label=first_label,
         labels=table,
     )  # fmt: skip
+
+
+def _has_other_rows(output: Value, scores: FeatureMap, axis: int, places: Places) -> bool:
+    """Whether an output has rows of a line, as readers of text give them, or of places, as detectors do.
+
+    Where a softmax of classes is in each row, `[N, h * w, K]` or `[N, K, h * w]`, it is a segmenter's.
+    """
+    if output.rank != _FLAT:
+        return False
+    if 1 in scores.grid or axis == _GONE or scores.value.rank == _FLAT:
+        return 1 in scores.grid
+    node, found = before(output, ARRANGES).producer, places.map_of(output)
+    return found is None or len(found.grid_axes) > 1 or node is None or node.op is not Op.SOFTMAX
 
 
 def _whole(scores: FeatureMap, resizes: Sequence[Node], places: Places) -> FeatureMap | None:
@@ -193,7 +209,7 @@ def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | Non
             return None if best.rank == node.read(0).rank and best.sizes[axis] != 1 else _GONE
         moved = _moved(node, axis, places)
         if moved is None:
-            return None  # rows of places, as detectors give them
+            return None
         axis = moved
     return axis
 
@@ -224,8 +240,15 @@ def _moved(node: Node, axis: int, places: Places) -> int | None:
         return None if perm is None else tuple(perm).index(axis)
     if node.op is Op.RESHAPE:
         found = _map_of(node.output, places)
-        return None if found is None else found.channel_axis
+        return _kept(node, axis, places) if found is None else found.channel_axis
     return axis
+
+
+def _kept(node: Node, axis: int, places: Places) -> int | None:
+    """The axis of the classes behind a reshape that makes one of rows and columns, as Keras' segmenters have it."""
+    before, after = (places.traced.get(value, ()) for value in (node.read(0), node.output))
+    found = [index for index, item in enumerate(after) if item and item == before[axis]]
+    return found[0] if len(found) == 1 else None
 
 
 def _map_of(value: Value, places: Places) -> FeatureMap | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 
@@ -86,20 +86,19 @@ def run_open_masks(
     Args:
         surgeon: the model being edited.
         graph: its view.
-        feature: the masked value, with two axes of a grid.
+        feature: the masked value, with the axes of a grid.
         beside: what is masked with it.
         logits: class scores `[B, K]`.
         at_once: how many masks are run at once, at most.
 
     Returns:
-        float32 `[B, K, h, w]`, raw scores.
+        float32 `[B, K, h, w]`, of clips `[B, K, t, h, w]`: raw scores.
     """
     op, classes, features = surgeon.ops, class_count(logits), [feature.value, *beside]
     nodes = region(graph, features, [logits])
     many = many_at_once(nodes, features, logits, None, at_once)
     sides = grid_sizes(surgeon, surgeon.handle(feature.value), feature)
-    height, width = (op.constant(np.array([side], np.int64)) if isinstance(side, int) else side for side in sides)
-    count = op.mul(height, width)
+    count = reduce(op.mul, [op.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in sides])
     together = op.constant(np.array([many], np.int64))
     runs = op.div(op.add(count, op.constant(np.array([many - 1], np.int64))), together)
     scores_of = partial(_scores_of_run, surgeon, features, nodes, many, logits)
@@ -112,7 +111,7 @@ def run_open_masks(
     flat = op.reshape(by_class, [op.mul(runs, together), -1, classes])
     if many > 1:
         flat = op.gather(flat, op.numbers(count))
-    return op.reshape(op.transpose(flat, (1, 2, 0)), [-1, classes, height, width])
+    return op.reshape(op.transpose(flat, (1, 2, 0)), [-1, classes, *sides])
 
 
 def many_at_once(
@@ -193,16 +192,17 @@ def _open_masks(surgeon: Surgeon[V], feature: FeatureMap, many: int, run: V) -> 
     op, handle = surgeon.ops, surgeon.handle(feature.value)
     first = op.mul(run, op.constant(np.array(many, np.int64)))
     positions = op.add(op.constant(np.arange(many, dtype=np.int64)), first)
-    height, width = (op.size(handle, axis) for axis in feature.grid_axes)
-    row = op.div(positions, width)
-    column = op.sub(positions, op.mul(row, width))
-    rank = len(feature.shape)
-    sides = []
-    for cell, side, axis in zip((row, column), (height, width), feature.grid_axes, strict=True):
-        place = op.reshape(cell, [many, *[1] * (rank - 1)])
+    rank, sides = len(feature.shape), []
+    for axis in reversed(feature.grid_axes):  # the last runs fastest
+        side = op.size(handle, axis)
+        above, place = op.div(positions, side), positions
+        if axis != feature.grid_axes[0]:  # whose numbers go on beyond the last cell
+            place = op.sub(positions, op.mul(above, side))
+        place = op.reshape(place, [many, *[1] * (rank - 1)])
         cells = op.reshape(op.numbers(side), [-1 if index == axis else 1 for index in range(rank)])
         sides.append(op.equal(place, cells))
-    return op.mul(*sides)
+        positions = above
+    return reduce(op.mul, sides)
 
 
 def _masks(op: Ops[V], masks: Masks, runs: int, many: int, run: V | None, rank: int) -> V:

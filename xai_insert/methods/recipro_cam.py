@@ -106,7 +106,7 @@ def masked_runs(
     """
     features = [feature.value, *(item.value for item in beside)]
     if None in feature.grid:
-        if len(feature.grid_axes) == 2:
+        if len(feature.grid_axes) == len(feature.grid):
             return run_open_masks(surgeon, graph, feature, features[1:], logits, at_once)
         raise ShapeUnknownError(
             f"masked runs from {feature.value.describe()} need a grid of known size: --input-shape NAME:1,3,224,224 "

@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
 from xai_insert.formats.onnx.front import EXTENSIONS
+from xai_insert.formats.onnx.late_windows import about_late_windows
 from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.stored import StoredTensor, exchanged, stored_tensors, tensors
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
@@ -38,6 +39,7 @@ class OnnxRunner:
     """
 
     def __init__(self, model: ir.Model, source: Path | None = None, *, is_part: bool = False) -> None:
+        self._model = model
         options = _extended(_options(), model)
         if holds_bfloat16(model):
             model, source = widen_bfloat16(model), None
@@ -68,7 +70,8 @@ class OnnxRunner:
         except Exception as err:  # see __init__
             if options.terminate:
                 raise TimeLimitError.after(seconds) from err
-            raise CheckFailedError(f"onnxruntime cannot run the model: {first_line(err)}") from err
+            reason = about_late_windows(self._model) or first_line(err)
+            raise CheckFailedError(f"onnxruntime cannot run the model: {reason}") from err
         finally:
             if timer is not None:
                 timer.cancel()
