@@ -110,6 +110,18 @@ def segformer(b):
     return scores, [scores]
 
 
+def aspp(b, pool=None):
+    """Coarse scores given as they are: each place is joined with the mean of the image, or with what `pool` makes."""
+    x = b.node("Conv", coarse(b), b.weight(6, 6, 2, 2), strides=[2, 2])
+    pooled = b.node("GlobalAveragePool", x) if pool is None else b.node(pool, x, kernel_shape=[2, 2], strides=[2, 2])
+    side = SIDE // 8
+    times = float(side) if pool is None else 2.0
+    spread = enlarged(b, b.node("Relu", b.node("Conv", pooled, b.weight(6, 6, 1, 1))), times)
+    joined = b.node("Concat", b.node("Conv", x, b.weight(6, 6, 1, 1)), spread, axis=1)
+    scores = head(b, b.node("Relu", b.node("Conv", joined, b.weight(models.CHANNELS, 12, 1, 1))))
+    return scores, [scores]
+
+
 def unet(b):
     x = b.node("Relu", b.node("ConvTranspose", coarse(b), b.weight(6, 6, 2, 2), strides=[2, 2]))
     x = b.node("Relu", b.node("ConvTranspose", x, b.weight(6, 6, 2, 2), strides=[2, 2]))
@@ -164,7 +176,7 @@ NETWORKS = {
     item.__name__: item
     for item in (
         deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
-        logits_and_labels, channels_last, last_channels, segformer, unet, lraspp, sub_pixels, depth_to_space,
+        logits_and_labels, channels_last, last_channels, segformer, aspp, unet, lraspp, sub_pixels, depth_to_space,
         rows_of_places, columns_of_places, rows_of_all_images,
     )
 }  # fmt: skip
@@ -243,7 +255,7 @@ def two_outputs(classes=K):
 
 def test_of_several_the_user_chooses():
     model, (_, aux) = two_outputs()
-    with pytest.raises(errors.UnsupportedTaskError):
+    with pytest.raises(errors.UnsupportedTaskError, match=r"semantic segmentation with .* --output chooses one"):
         insert(model)
     name = model.graph.output[1].name
     result = insert(model, Options(output=name))
@@ -263,6 +275,15 @@ def test_few_values_for_a_place_may_be_anything(classes, last):
     with pytest.raises(errors.UnsupportedTaskError, match="every place of the image"):
         insert(model)
     assert insert(model, Options(method="class-score-map")).report.saliency_map["shape"][1] == classes
+
+
+def test_a_mean_of_parts_is_no_sign_of_classes():
+    """As necks of detectors have them; the mean of the whole image is."""
+    b = models.Builder(size=(SIDE, SIDE))
+    model = b.model(*aspp(b, "AveragePool")[1])
+    with pytest.raises(errors.XaiInsertError, match="class-score-map"):
+        insert(model)
+    assert insert(model, Options(method="class-score-map")).report.saliency_map["shape"][1] == K
 
 
 def test_what_it_is_not_for():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from xai_insert.graph.operators import Blocks, Product, Resized, Window
+from xai_insert.graph.operators import Blocks, Padded, Product, Resized, Window
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
-from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
+from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
@@ -38,6 +38,7 @@ class Segmenter:
         compares: whether a softmax or an argmax compares them.
         enlarged: whether a resize follows.
         is_scored: whether a linear layer gives them, or a sum of such.
+        sees_all: whether what they are made of joins each place with the mean of the image, as ASPP and PSP do.
         first_label: what the output calls the class of the first map.
         labels: what it calls each, where a table tells; empty where they are counted.
     """
@@ -52,6 +53,7 @@ class Segmenter:
     compares: bool
     enlarged: bool
     is_scored: bool
+    sees_all: bool
     first_label: int = 0
     labels: tuple[int, ...] = ()
 
@@ -60,11 +62,12 @@ class Segmenter:
         """Whether nothing else looks like this.
 
         Values that are compared are of classes. So are four and more from a linear layer, unless they are boxes', whose
-        heads are coarser; fewer may be colours, normals, a flow, a depth.
+        heads are coarser and read no mean of the image; fewer may be colours, normals, a flow, a depth.
         """
         lines = self.scores.frame.lines
         is_fine = lines is not None and max(abs(stride) for stride, _ in lines) <= _COARSEST
-        return self.compares or (self.is_scored and self.classes >= _FEWEST and (self.enlarged or is_fine))
+        shows_places = self.enlarged or self.sees_all or is_fine
+        return self.compares or (self.is_scored and self.classes >= _FEWEST and shows_places)
 
 
 def find_segmenter(graph: Graph, places: Places, output: str | None) -> Segmenter | None:
@@ -119,6 +122,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         compares=any(node.op in _COMPARES for node in behind) or _are_probabilities(scores, places) or mask is not None,
         enlarged=any(_enlarges(node, places) for node in resizes),
         is_scored=_linear(_coarse(scores.value))[0] is not None or _sums_layers(scores.value),
+        sees_all=_sees_all(scores.value, places),
         first_label=first_label,
         labels=table,
     )  # fmt: skip
@@ -277,6 +281,28 @@ def _coarse(value: Value) -> Value:
     while (node := value.producer) is not None and (node.op in ARRANGES or isinstance(node.kind, Blocks)):
         value = node.read(0)
     return value
+
+
+def _sees_all(value: Value, places: Places) -> bool:
+    """Whether layers read the mean of the whole image at each place, joined with what lies there."""
+    while (node := value.producer) is not None and node.op is not Op.CONCAT and node.operands:
+        if node.op not in POINTWISE | UNCHANGED | {Op.CONV} and not isinstance(node.kind, Padded):
+            return False
+        value = next((item for item in node.operands if not item.is_constant), node.read(0))
+    return node is not None and any(_is_mean_of_all(item, places) for item in node.computed)
+
+
+def _is_mean_of_all(value: Value, places: Places) -> bool:
+    """Whether a value is the mean over the grid, through layers, laid over the grid again."""
+    is_laid = False
+    while (node := value.producer) is not None and node.computed:
+        source = node.computed[0]
+        place = places.of(source)
+        if place is not None and len(place.axes) == 2:
+            return is_laid and node.op in {Op.REDUCE, Op.POOL}
+        is_laid = is_laid or isinstance(node.kind, Resized) or node.op is Op.EXPAND
+        value = source
+    return False
 
 
 def _are_probabilities(scores: FeatureMap, places: Places) -> bool:

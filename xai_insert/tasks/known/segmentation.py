@@ -72,7 +72,7 @@ class Segmentation(Task):
     def recognise(self, study: Study) -> FoundSegmenter | NotMine:
         found = find_segmenter(study.graph, study.places, study.options.output)
         if found is None:
-            return NotMine(_open_sides(study))
+            return NotMine(_several(study) or _open_sides(study))
         if not found.is_sure and study.wanted is Wanted.ANY:
             value = found.scores.value
             if found.classes == 1:
@@ -93,6 +93,18 @@ def _is_laid_out(graph: Graph, found: Segmenter) -> bool:
     reached = activations(graph, [image])
     corners = [node for node in graph.nodes if isinstance(node.kind, Resized) and node.kind.corners]
     return sides == image_size(image) and any(node.output in reached for node in corners)
+
+
+def _several(study: Study) -> str:
+    """Which outputs are class scores each of its own, as of a head that helps in training; nothing if not all are."""
+    names = study.graph.output_names
+    if len(names) < 2 or study.options.output is not None or not may_segment(study.graph.outputs):
+        return ""
+    found = [find_segmenter(study.graph, study.places, name) for name in names]
+    if not all(item is not None and item.is_sure for item in found):
+        return ""
+    listed = ", ".join(f"{name!r}" for name in names)
+    return f"semantic segmentation with class scores of its own at each of the outputs {listed}: --output chooses one"
 
 
 def _open_sides(study: Study) -> str:
