@@ -29,7 +29,7 @@ def activations(graph: Graph, sources: Iterable[Value]) -> set[Value]:
     """Values whose content depends on `sources`. A shape that was read off a value does not depend on its content."""
     reached = set(sources)
     for node in graph.nodes:
-        if node.op is not Op.SHAPE and any(operand in reached for operand in node.inputs):
+        if node.op is not Op.SHAPE and not reached.isdisjoint(node.inputs):
             reached.update(node.outputs)
     return reached
 
@@ -38,7 +38,7 @@ def region(graph: Graph, sources: Iterable[Value], targets: Iterable[Value]) -> 
     """Nodes on some path from `sources` to `targets`, shape computations included, in topological order."""
     dependent: set[Value] = set(sources)
     for node in graph.nodes:
-        if any(operand in dependent for operand in node.inputs):
+        if not dependent.isdisjoint(node.inputs):
             dependent.update(node.outputs)
     inner = dependent.difference(sources)
 

@@ -75,7 +75,7 @@ def trace(
         traced[image] = tuple(own)
         born[image] = -1
     for number, node in enumerate(graph.nodes):
-        if node.op is Op.SHAPE or not any(value in traced for value in node.inputs):
+        if node.op is Op.SHAPE or traced.keys().isdisjoint(node.inputs):
             continue
         rule = kinds.rule_for(_RULES, node.kind) or _lost
         found = rule(node, node.kind, _Operands(node, traced, born))

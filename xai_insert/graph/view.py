@@ -320,6 +320,22 @@ def fixed(sizes: Sequence[int | None]) -> list[int]:
     return known
 
 
+def kept_if_few(compute: Callable[[], npt.NDArray[Any]], limit: int = 4096) -> Callable[[], npt.NDArray[Any]]:
+    """What computes elements, once if they are few: each step of a chain of small constants asks for those before."""
+    kept: list[npt.NDArray[Any]] = []
+
+    def load() -> npt.NDArray[Any]:
+        if kept:
+            return kept[0]
+        elements = compute().view()
+        if elements.size <= limit:
+            elements.setflags(write=False)
+            kept.append(elements)
+        return elements
+
+    return load
+
+
 def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | None:
     """Elements of a small constant operand; None if it is computed, left out, or larger than `limit` elements."""
     if value is None or not value.is_constant or value.shape is None:

@@ -20,7 +20,7 @@ from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, 
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.strided import counts_rows, is_identity_gather
-from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, kept_if_few, volume
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -264,7 +264,7 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...], index: int) ->
             folded = np.asarray(results[index])
         return folded.astype(np.float32) if is_half(folded.dtype.name) else folded
 
-    return evaluate
+    return kept_if_few(evaluate)
 
 
 def _kind(native: ir.Node, inputs: tuple[Value | None, ...], version: int) -> Op:
