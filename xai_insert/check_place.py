@@ -16,11 +16,9 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
-from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Value
 from xai_insert.image_blocks import (
@@ -29,6 +27,7 @@ from xai_insert.image_blocks import (
     STIMULI,
     Cell,
     Floats,
+    Scenes,
     Stimulus,
     Window,
     averaged,
@@ -36,8 +35,6 @@ from xai_insert.image_blocks import (
     cells_at,
     change_block,
     change_blocks,
-    input_name,
-    maps_of,
     stand_out,
 )
 from xai_insert.locate.inputs import image_axes
@@ -46,8 +43,6 @@ from xai_insert.locate.layout import FeatureMap
 Proof = Literal["blocks", "axes"]
 Move = tuple[bool, tuple[bool, bool], tuple[bool, bool]]
 
-_SEED = 1
-_SIZE = 224  # where the model leaves it open
 BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.55, 0.5), (0.9, 0.6))  # rows and columns, in parts of the grid
 _FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
 _REACH = 1.5  # cells between the block and what changes most
@@ -182,11 +177,14 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
 
 def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[_Told]:
     """What all ways of changing blocks say of each map, until all are proved."""
-    told = [_Told(is_proved) for is_proved in _at_once(runner, image, features, number)]
+    scenes = Scenes(runner, image, features, number)
+    if not scenes.name:
+        return [_Told() for _ in features]
+    told = [_Told(is_proved) for is_proved in _at_once(scenes)]
     for stimulus in STIMULI:
         if all(item.proof for item in told):
             break
-        for item, given in zip(told, answers(runner, image, features, stimulus, number), strict=True):
+        for item, given in zip(told, answers(scenes, stimulus), strict=True):
             if not item.proof:
                 item.proof = _is_proof(given)
                 item.given.append(given)
@@ -197,36 +195,21 @@ def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: 
     return told
 
 
-def _at_once(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[bool]:
+def _at_once(scenes: Scenes) -> list[bool]:
     """Whether three blocks that are changed at once show the place of each map, of all its cells together."""
+    features = scenes.features
     if any((side or 0) < _FINE for feature in features for side in feature.grid):
         return [False] * len(features)
-    scene = _scene(runner, image, features, STIMULI[0], number)
-    if scene is None:
-        return [False] * len(features)
-    rng, name, feeds, before = scene
-    pixels, grids = feeds[name].copy(), [array.shape[:2] for array in before]
-    windows = change_blocks(pixels, image, features, grids, STIMULI[0], rng)
+    scene = scenes.of(STIMULI[0])
+    pixels, grids = scene.pixels.copy(), [array.shape[:2] for array in scene.maps]
+    windows = change_blocks(pixels, scenes.image, features, grids, STIMULI[0], scene.rng)
     if len(windows) < len(AT_ONCE):
         return [False] * len(features)
-    after = maps_of(runner, {**feeds, name: pixels}, features)
+    after = scenes.maps_of(pixels)
     return [
         stand_out(np.abs(b - a).sum(axis=2), [cells_at(window, feature, grid) for window in windows])
-        for feature, grid, a, b in zip(features, grids, before, after, strict=True)
+        for feature, grid, a, b in zip(features, grids, scene.maps, after, strict=True)
     ]
-
-
-def _scene(
-    runner: Runner, image: Value, features: Sequence[FeatureMap], stimulus: Stimulus, number: int
-) -> tuple[np.random.Generator, str, dict[str, npt.NDArray[Any]], list[Floats]] | None:
-    """What is drawn from, the image's input, something for every input, and the maps; None if that input is gone."""
-    rng = np.random.default_rng(_SEED)
-    feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
-    name = input_name(runner, image, number)
-    if not name:
-        return None
-    feeds[name] = stimulus.picture(feeds[name])
-    return rng, name, feeds, maps_of(runner, feeds, features)
 
 
 def _natives(features: Sequence[FeatureMap]) -> list[Any]:
@@ -305,34 +288,21 @@ def _moved(answer: Answer, move: Move) -> Cell:
     return row, column
 
 
-def answers(
-    runner: Runner, image: Value, features: Sequence[FeatureMap], stimulus: Stimulus, number: int = 0
-) -> list[list[Answer]]:
-    """For each map what each block of the image changes in it; no more blocks than it takes where all is plain.
-
-    Args:
-        runner: gives their values, each once.
-        image: the image input.
-        features: the maps.
-        stimulus: the image and how a block of it is changed.
-        number: of the image input among those of its size and type.
-    """
-    scene = _scene(runner, image, features, stimulus, number)
-    if scene is None:
-        return [[] for _ in features]
-    rng, name, feeds, plain = scene
-    sides, grids = [feeds[name].shape[axis] for axis in image_axes(image)], [array.shape[:2] for array in plain]
+def answers(scenes: Scenes, stimulus: Stimulus) -> list[list[Answer]]:
+    """For each map what each block of the image changes in it; no more blocks than it takes where all is plain."""
+    scene, features, image = scenes.of(stimulus), scenes.features, scenes.image
+    sides, grids = [scene.pixels.shape[axis] for axis in image_axes(image)], [array.shape[:2] for array in scene.maps]
     require_cover(features, grids, sides)
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
     for window in block_windows(features, grids, sides, BLOCKS):
-        pixels = feeds[name].copy()
-        if not change_block(pixels, image, window, stimulus, rng):
+        pixels = scene.pixels.copy()
+        if not change_block(pixels, image, window, stimulus, scene.rng):
             continue
-        after = maps_of(runner, {**feeds, name: pixels}, features)
+        after = scenes.maps_of(pixels)
         windows.append(window)
         with np.errstate(invalid="ignore"):  # of scores without bounds, which prove nothing
-            changes.append([np.abs(a - b).sum(axis=2) for a, b in zip(after, plain, strict=True)])
+            changes.append([np.abs(a - b).sum(axis=2) for a, b in zip(after, scene.maps, strict=True)])
         found = [answers_of(windows, [item[index] for item in changes], one) for index, one in enumerate(features)]
         if all(are_enough(given) or _tell_nothing(given) for given in found):
             break

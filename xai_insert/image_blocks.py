@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.feeds import random_array
 from xai_insert.formats.backend import Runner
 from xai_insert.graph.view import Value
 from xai_insert.locate.inputs import image_axes
@@ -21,6 +23,8 @@ Block = tuple[Cell, Cell]
 """First and last row, and first and last column, of cells."""
 Window = tuple[tuple[float, float], tuple[float, float]]
 
+_SEED = 1
+_SIZE = 224  # where the model leaves it open
 FEWEST_CELLS = 5  # along a side of a grid whose cells may be the blocks of finer ones too
 _CELL = 0.6  # cells from the middle of a block to its edge
 _BESIDE = 0.35  # cells from the edge of a block to the middle of a cell that answers to it
@@ -201,11 +205,51 @@ def _around(block: Block, reach: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(max(low - far, 0), high + far + 1) for (low, high), far in zip(block, reach, strict=True))
 
 
-def maps_of(runner: Runner, feeds: dict[str, npt.NDArray[Any]], features: Sequence[FeatureMap]) -> list[Floats]:
-    """Feature maps of the first image as `[h, w, C]`, in the order in which their cells lie in the image."""
-    values = dict.fromkeys(feature.value for feature in features)
-    arrays = dict(zip(values, runner.run(feeds), strict=True))
-    return [_cells(arrays[feature.value], feature) for feature in features]
+@dataclass(frozen=True)
+class Scene:
+    """An image, its maps, and what the pixels of changed blocks are drawn from."""
+
+    pixels: npt.NDArray[Any]
+    maps: list[Floats]
+    rng: np.random.Generator
+
+
+class Scenes:
+    """The images that blocks are changed in, each run once for all that is changed in it one after another.
+
+    Args:
+        runner: gives the values of the maps, each once.
+        image: the image input.
+        features: the maps.
+        number: of the image input among those of its size and type.
+
+    Attributes:
+        name: that of the image among the inputs of the runner; empty if it is not there.
+    """
+
+    def __init__(self, runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> None:
+        self.name = input_name(runner, image, number)
+        self.image = image
+        self.features = features
+        self._runner = runner
+        self._rng = np.random.default_rng(_SEED)
+        self._feeds = {name: random_array(self._rng, shape, kind, size=_SIZE) for name, kind, shape in runner.inputs}
+        self._last: tuple[float, npt.NDArray[Any], list[Floats]] | None = None
+
+    def of(self, stimulus: Stimulus) -> Scene:
+        """The image of a stimulus; the same pixels are drawn in it each time."""
+        if self._last is None or self._last[0] != stimulus.base:
+            self._last = None  # no maps of two images at a time in memory
+            pixels = stimulus.picture(self._feeds[self.name])
+            self._last = stimulus.base, pixels, self.maps_of(pixels)
+        return Scene(*self._last[1:], copy.deepcopy(self._rng))
+
+    def maps_of(self, pixels: npt.NDArray[Any]) -> list[Floats]:
+        """Feature maps of the first image as `[h, w, C]`, in the order in which their cells lie in the image."""
+        values = dict.fromkeys(feature.value for feature in self.features)
+        results = self._runner.run({**self._feeds, self.name: pixels})
+        arrays = dict(zip(values, results, strict=True))
+        return [_cells(arrays[feature.value], feature) for feature in self.features]
 
 
 def _cells(value: npt.NDArray[Any], feature: FeatureMap) -> Floats:
