@@ -124,8 +124,9 @@ def _unreadable(
     if are_alone:
         return NoBlock("single patches are read, and no token before them")
     behind = activations(graph, masked)
-    for end in ends:  # a map of another stream, which neither comes of the masked tokens nor feeds them
-        if end.source not in behind and activations(graph, [end.source]).isdisjoint(masked):
+    for end in ends:  # of another stream; of an earlier layer the class token alone is read beside the last
+        is_earlier = end.kind is Collapse.TOKEN and not activations(graph, [end.source]).isdisjoint(masked)
+        if end.source not in behind and not is_earlier:
             aside = end.source.describe()
             return NoBlock(f"{aside} feeds the scores beside the tokens: the map of one leaves out the other")
     return None
