@@ -10,7 +10,9 @@ import pytest
 from model_zoo_fixtures.testbed.nets.classifiers import generate
 from model_zoo_fixtures.testbed.nets.oracle import judge
 
-SEEDS, QUICK = range(200), range(30)
+SEEDS = range(200)
+SLOW = 27  # of its map of 12,544 cells each is a run of the head: a minute and a half
+QUICK = [seed for seed in range(31) if seed != SLOW]
 WRONG = 0
 RIGHT = 0.8  # the others are refused
 
