@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import CheckFailedError, DefinitionError
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of, random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Shape, Value
 from xai_insert.tasks.plan import Derivative
@@ -53,7 +53,7 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
     )
     rng = np.random.default_rng(_SEED)
     name, _, sizes = runner.inputs[0]
-    rest = {other: random_array(rng, shape, kind, batch=_BATCH) for other, kind, shape in runner.inputs[1:]}
+    rest = feeds_of(runner.inputs[1:], rng, batch=_BATCH)
     feature = _features(model, derivative.target, sizes, rest, rng)
     maps, _, chosen, gradient, *beside = runner.run({name: feature, **rest})
     gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import Runner
 from xai_insert.graph.view import Value
 from xai_insert.locate.inputs import image_axes
@@ -233,7 +233,7 @@ class Scenes:
         self.features = features
         self._runner = runner
         self._rng = np.random.default_rng(_SEED)
-        self._feeds = {name: random_array(self._rng, shape, kind, size=_SIZE) for name, kind, shape in runner.inputs}
+        self._feeds = feeds_of(runner.inputs, self._rng, size=_SIZE)
         self._last: tuple[float, npt.NDArray[Any], list[Floats]] | None = None
 
     def of(self, stimulus: Stimulus) -> Scene:

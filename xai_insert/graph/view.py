@@ -22,6 +22,7 @@ from xai_insert.graph.shape import format_grid as format_grid  # noqa: PLC0414 -
 from xai_insert.graph.shape import format_shape as format_shape  # noqa: PLC0414 - read here by all
 
 _Item = TypeVar("_Item")
+_FEW = 4096  # elements of a small constant
 
 
 class Op(Enum):
@@ -320,7 +321,7 @@ def fixed(sizes: Sequence[int | None]) -> list[int]:
     return known
 
 
-def kept_if_few(compute: Callable[[], npt.NDArray[Any]], limit: int = 4096) -> Callable[[], npt.NDArray[Any]]:
+def kept_if_few(compute: Callable[[], npt.NDArray[Any]]) -> Callable[[], npt.NDArray[Any]]:
     """What computes elements, once if they are few: each step of a chain of small constants asks for those before."""
     kept: list[npt.NDArray[Any]] = []
 
@@ -328,7 +329,7 @@ def kept_if_few(compute: Callable[[], npt.NDArray[Any]], limit: int = 4096) -> C
         if kept:
             return kept[0]
         elements = compute().view()
-        if elements.size <= limit:
+        if elements.size <= _FEW:
             elements.setflags(write=False)
             kept.append(elements)
         return elements
@@ -336,7 +337,7 @@ def kept_if_few(compute: Callable[[], npt.NDArray[Any]], limit: int = 4096) -> C
     return load
 
 
-def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | None:
+def constant_of(value: Value | None, limit: int = _FEW) -> npt.NDArray[Any] | None:
     """Elements of a small constant operand; None if it is computed, left out, or larger than `limit` elements."""
     if value is None or not value.is_constant or value.shape is None:
         return None
@@ -349,7 +350,7 @@ def constant_of(value: Value | None, limit: int = 4096) -> npt.NDArray[Any] | No
         return None
 
 
-def numbers(value: Value | None, limit: int = 4096) -> tuple[int, ...] | None:
+def numbers(value: Value | None, limit: int = _FEW) -> tuple[int, ...] | None:
     """Elements of a small constant operand as integers; None if they are not known, see `constant_of`."""
     elements = constant_of(value, limit)
     return None if elements is None else tuple(int(element) for element in elements.reshape(-1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from xai_insert.graph.operators import Blocks, Padded, Product, Resized, Window
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
-from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, volume
+from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, only, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
@@ -252,7 +252,7 @@ def _kept(node: Node, axis: int, places: Places) -> int | None:
     """The axis of the classes behind a reshape that makes one of rows and columns, as Keras' segmenters have it."""
     before, after = (places.traced.get(value, ()) for value in (node.read(0), node.output))
     found = [index for index, item in enumerate(after) if item and item == before[axis]]
-    return found[0] if len(found) == 1 else None
+    return only(found)
 
 
 def _map_of(value: Value, places: Places) -> FeatureMap | None:

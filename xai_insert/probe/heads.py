@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of, random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Shape, Value
 from xai_insert.locate.frontier import Head, Observed
@@ -93,8 +93,7 @@ class HeadProbe:
         self._feeds = {}
         for (name, dtype, _), shape in zip(self._runner.inputs, shapes, strict=False):
             self._feeds[name] = (0.1 * random_array(rng, shape, dtype)).astype(dtype)
-        for name, dtype, shape in self._runner.inputs[len(heads) :]:
-            self._feeds[name] = random_array(rng, shape, dtype, size=_SIZE)
+        self._feeds |= feeds_of(self._runner.inputs[len(heads) :], rng, size=_SIZE)
         self._heads = heads
         self._moved: dict[int, dict[int, tuple[int, int, int]]] = {}
         self._base = self._outputs({})
@@ -337,5 +336,4 @@ def _shapes_of(loaded: LoadedModel, values: Sequence[Value]) -> list[Shape]:
     """Sizes of values whose shape follows the input, for one image."""
     runner: Runner = loaded.between([], [value.native for value in values])
     rng = np.random.default_rng(0)
-    feeds = {name: random_array(rng, shape, dtype, size=_SIZE) for name, dtype, shape in runner.inputs}
-    return [tuple(result.shape) for result in runner.run(feeds)]
+    return [tuple(result.shape) for result in runner.run(feeds_of(runner.inputs, rng, size=_SIZE))]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import ShapeUnknownError, UnsupportedTaskError
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph, Value
 from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners, overlap
@@ -75,7 +75,7 @@ class _Search:
         before = loaded.between([], [value.native for value in (head.map, *cuts)])
         self.behind = loaded.between(cuts, [value.native for value in self.outputs])
         rng = np.random.default_rng(0)
-        noise = {name: random_array(rng, shape, dtype) for name, dtype, shape in before.inputs}
+        noise = feeds_of(before.inputs, rng)
         map_, scores, logits, regions, *refined = before.run(noise)
         self.grid = (map_.shape[2], map_.shape[3])
         self.regions = regions.astype(np.float64)

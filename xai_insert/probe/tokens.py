@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.feeds import random_array
+from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_proportion
@@ -35,7 +35,7 @@ def probe_zero_tokens(
     require_proportion(graph)
     runner = model.between(masked, wanted)
     rng = np.random.default_rng(0)
-    feeds = {name: random_array(rng, shape, dtype) for name, dtype, shape in runner.inputs}
+    feeds = feeds_of(runner.inputs, rng)
     names = [name for name, _, _ in runner.inputs[: len(masked)]]
     whole, half, zero = (
         runner.run(feeds | {name: (feeds[name] * factor).astype(feeds[name].dtype) for name in names})

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.reader import integer, ints
 from xai_insert.formats.onnx.shapes import infer
 from xai_insert.graph.view import Shape
 
 
 def about_late_windows(model: ir.Model) -> str:
     """Why a model with such a pool does not run with what is added behind it; empty where there is none."""
-    pools = [node for node in model.graph if _of(node, "ceil_mode", [0])[0]]
+    pools = [node for node in model.graph if integer(node, "ceil_mode", 0)]
     shapes = infer(model, {}, by_runtimes=False).shapes if pools else {}
     late = [
         node for node in pools if node.inputs[0] is not None and _is_late(node, shapes.get(node.inputs[0].name or ""))
@@ -26,18 +27,11 @@ def about_late_windows(model: ir.Model) -> str:
     )
 
 
-def _of(node: ir.Node, name: str, otherwise: list[int]) -> list[int]:
-    found = node.attributes.get(name)
-    if found is None:
-        return otherwise
-    return [found.as_int()] if found.type is ir.AttributeType.INT else list(found.as_ints())
-
-
 def _is_late(node: ir.Node, source: Shape | None) -> bool:
-    kernel = _of(node, "kernel_shape", [])
-    sides, ones = (source or ())[2:], [1] * len(kernel)
-    pads = _of(node, "pads", [0] * 2 * len(kernel))
-    strides, dilations = _of(node, "strides", ones), _of(node, "dilations", ones)
+    kernel = ints(node, "kernel_shape") or ()
+    sides, ones = (source or ())[2:], (1,) * len(kernel)
+    pads = ints(node, "pads") or (0,) * 2 * len(kernel)
+    strides, dilations = ints(node, "strides") or ones, ints(node, "dilations") or ones
     for size, cells, stride, step, begin, end in zip(
         sides, kernel, strides, dilations, pads, pads[len(kernel) :], strict=False
     ):
