@@ -95,6 +95,18 @@ def logarithms_of_shares(net):
     return net.op("LogSoftmax", net.rows(head), axis=2), {head: 1.0}, range(5)
 
 
+def shares_of_two_groups(net):
+    """Of a softmax each, as the type and the colour of a car."""
+    head = net.head(6)
+    types, colours = net.op("Split", net.rows(head), net.constant(np.array([2, 4])), axis=2), f"colours{len(net.nodes)}"
+    net.nodes[-1].output.append(colours)
+    return (
+        net.op("Concat", *(net.op("Softmax", part, axis=2) for part in (colours, types)), axis=2),
+        {head: 1.0},
+        [2, 3, 4, 5, 0, 1],
+    )
+
+
 def mean_of_heads(net):
     one, other = net.head(5), net.head(5)
     mean = net.op("Div", net.op("Add", one, other), net.constant(np.float32(2)))
@@ -143,6 +155,7 @@ PICKED = [
     background_moved_to_the_end,
     reversed_before_locations_are_flattened,
     logarithms_of_shares,
+    shares_of_two_groups,
     mean_of_heads,
 ]
 SHARED = [scores_of_two_heads, shares_of_groups, best_of_parts, mean_of_members]
@@ -174,6 +187,18 @@ def test_scores_of_several_channels_have_no_map(kind):
     net = Small()
     with pytest.raises(XaiInsertError, match=r"several (layers or )?channels"):
         insert(net.model(kind(net)), Options())
+
+
+@pytest.mark.parametrize("is_exclusive", [False, True])
+def test_a_hierarchy_of_classes_is_refused(is_exclusive):
+    """Two scores, each multiplied to the shares of two others: neither four classes nor the last two."""
+    net = Small()
+    head = net.head(6)
+    parts = [net.pick(net.rows(head), [first, first + 1]) for first in (0, 2, 4)]
+    roots = net.op("Softmax", parts[0], axis=2) if is_exclusive else net.op("Sigmoid", parts[0])
+    leaves = [net.op("Mul", net.op("Softmax", part, axis=2), net.pick(roots, [k])) for k, part in enumerate(parts[1:])]
+    with pytest.raises(XaiInsertError, match="as in a hierarchy of classes"):
+        insert(net.model(net.op("Concat", roots, *leaves, axis=2)), Options())
 
 
 def test_one_class_is_not_its_gate():

@@ -41,7 +41,7 @@ def with_columns(search: Orders, item: Watched, order: Channels) -> Channels | N
         return None
     index, at = line
     codes = _Codes(search.probe, item, order)
-    found = codes.columns(index, at)
+    found = codes.columns(index, at) or codes.columns_one_by_one(index, at)
     value = search.observed[index].value
     if found is None:
         raise _shared(item, value)
@@ -122,6 +122,12 @@ class _Codes:
         if not (is_one | is_all | is_none).all() or ((own < 0) | (own >= len(classes))).any():
             return None
         return self._with_muted([int(number) for number in own], [*np.flatnonzero(is_one)], len(is_none))
+
+    def columns_one_by_one(self, index: int, at: tuple[int | slice, ...]) -> list[int] | None:
+        """The same where classes come in groups that have a softmax each: raised together, none of a group rises."""
+        even = self.even[index][at]
+        rises = np.array([self._rose(self._run([label])[index][at], even) for label in range(self.order.classes)])
+        return [int(label) for label in rises.argmax(axis=0)] if (rises.sum(axis=0) == 1).all() else None
 
     def _with_muted(self, own: list[int], columns: Sequence[int], width: int) -> list[int]:
         """The classes with those whose columns stay in place and never rise: their scores are masked in the model."""

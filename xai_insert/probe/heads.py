@@ -59,11 +59,13 @@ class Response:
         effect: what happens.
         elements: the one element that rises, by index of the observed value.
         touched: all elements that move, `[count, rank]`, by index of the observed value.
+        raised: those that rise.
     """
 
     effect: Effect
     elements: Mapping[int, Element] = field(default_factory=dict)
     touched: Mapping[int, npt.NDArray[np.intp]] = field(default_factory=dict)
+    raised: Mapping[int, npt.NDArray[np.intp]] = field(default_factory=dict)
 
     @property
     def moved(self) -> dict[int, int]:
@@ -123,24 +125,23 @@ class HeadProbe:
             return lowered[index]
 
         effects: set[Effect] = set()
-        elements, touched = {}, {}
+        touched, raised = {}, {}
         for index, (base, high) in enumerate(zip(self._base, self._pushed(head, place, _PUSH), strict=True)):
             if self._heads[head].value not in self._observed[index].heads:
                 continue
             if base.shape != high.shape:  # more or fewer are selected, and no row is what it was
                 effects.add(Effect.OTHER)
                 continue
-            effect, element, moved = _effect(self._observed[index], base, high, partial(low, index))
+            effect, rising, moved = _effect(self._observed[index], base, high, partial(low, index))
             effects.add(effect)
             if len(moved):
-                touched[index] = moved
-            if element is not None:
-                elements[index] = element
+                touched[index], raised[index] = moved, rising
+        elements = {index: element for index, ups in raised.items() if (element := _only(ups)) is not None}
         if Effect.CLASS in effects:
             effects.discard(Effect.CARRIED)  # raw scores on their way to where the best are looked up
         for effect in (Effect.OTHER, Effect.CARRIED, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING):
             if effect in effects:
-                return Response(effect, elements, touched)
+                return Response(effect, elements, touched, raised)
         return Response(Effect.SILENT)
 
     def rises(self, head: int, channel: int, cell: tuple[int, int]) -> dict[int, Element]:
@@ -250,37 +251,36 @@ def _times(rows: Sequence[Element], moves: Iterable[tuple[Any, Any]]) -> int:
 
 def _effect(
     observed: Observed, base: npt.NDArray[Any], high: npt.NDArray[Any], low: Callable[[], npt.NDArray[Any]]
-) -> tuple[Effect, Element | None, npt.NDArray[np.intp]]:
-    """What happened to one observed value, the one element that rose, and all that moved."""
+) -> tuple[Effect, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """What happened to one observed value, the elements that rose, and all that moved."""
     moves = differs(base, high)
     before, raised = (array[moves].astype(np.float64) for array in (base, high))
     touched = _places(moves)
     count = len(touched)
     if not count:
-        return Effect.SILENT, None, touched
+        return Effect.SILENT, touched, touched
     rises = raised > before
     ups = touched[rises]
     scores = _scores_of(before, raised)
     raised = scores(raised)
-    element = _only(ups)
     bounded = _is_bounded(raised)
-    if not bounded and (element is None or count > 1):
-        return Effect.OTHER, element, touched
+    if not bounded and (len(ups) != 1 or count > 1):
+        return Effect.OTHER, ups, touched
     fallen = low()
     if fallen.shape != base.shape:
-        return Effect.OTHER, element, touched
+        return Effect.OTHER, ups, touched
     lowered = scores(fallen[moves].astype(np.float64))
     bounded = bounded and _is_bounded(lowered)
     falls = bool((lowered[rises] <= 20 * _MOVED).all())
-    if element is not None and bounded and falls:
-        return Effect.CLASS, element, touched
-    if element is not None and count == 1 and _is_passed_on(before[0], raised[0], lowered[0]):
-        return _passed_on(observed), element, touched
+    if len(ups) == 1 and bounded and falls:
+        return Effect.CLASS, ups, touched
+    if len(ups) == 1 == count and _is_passed_on(before[0], raised[0], lowered[0]):
+        return _passed_on(observed), ups, touched
     if bounded and not len(ups):
-        return Effect.FALLING, None, touched
+        return Effect.FALLING, ups, touched
     if bounded and len(ups) > 1 and falls:
-        return Effect.GATE, None, touched
-    return Effect.OTHER, element, touched
+        return Effect.GATE, ups, touched
+    return Effect.OTHER, ups, touched
 
 
 def _scores_of(*arrays: npt.NDArray[Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:

@@ -25,6 +25,7 @@ class Joint:
         scores: the one element that rises with each channel that acts like a class.
         there: the same at another location, for at least one of them.
         others: everything that each of the other channels moves.
+        raised: what of it rises.
         sizes: of the value; empty where they may be anything.
         way: what lies between the head and the value that a channel moves: those of one part of a row have the same.
     """
@@ -32,6 +33,7 @@ class Joint:
     scores: Moves
     there: Moves
     others: Mapping[int, Sequence[Element]]
+    raised: Mapping[int, Sequence[Element]]
     sizes: Shape
     way: Callable[[int], frozenset[int]]
 
@@ -121,7 +123,16 @@ class _Rows:
         )
 
     def _classes(self, num_classes: int | None) -> tuple[list[int], int]:
-        """The columns of classes, and how many scores there are if the first of them is taken for objectness."""
+        """The columns of classes, and how many scores there are if the first of them is taken for objectness.
+
+        Raises:
+            AmbiguousModelError: several readings fit, or none: scores multiply parts of the others.
+        """
+        if len(self._multiplied()) > 1:
+            raise AmbiguousModelError(
+                "some of its scores multiply only a part of the others, as in a hierarchy of classes, so that no "
+                "channel is one class"
+            )
         width = self.joint.sizes[self.axis] if self.joint.sizes and self.axis is not None else None
         box = self._box(width)
         if box is None:
@@ -158,6 +169,14 @@ class _Rows:
         """Columns of class-like scores that single other channels move, where these are several."""
         moved = [{column for _, column in places} & {*self.columns} for places in self.others.values()]
         return [columns for columns in moved if len(columns) > 1]
+
+    def _multiplied(self) -> set[frozenset[int]]:
+        """Sets of several class-like scores that other channels raise."""
+        raised = [
+            frozenset(self._apart(element)[1] for element in elements) & {*self.columns}
+            for elements in self.joint.raised.values()
+        ]
+        return {columns for columns in raised if len(columns) > 1}
 
     def _gated(self) -> set[int]:
         return set[int]().union(*self._gates())

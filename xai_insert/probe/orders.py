@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
+import numpy as np
+import numpy.typing as npt
+
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT, SQUASHES
@@ -129,7 +132,7 @@ class Orders:
             return self._joint_on_the_way(item, chosen)
         except AmbiguousModelError as err:
             self.doubts[item.index] = AmbiguousModelError(
-                f"{item.head.value.describe()} gives boxes and classes: {err}"
+                f"{item.head.value.describe()} gives more than classes: {err}"
             )
             return None
 
@@ -161,12 +164,14 @@ class Orders:
     ) -> Channels | None:
         """What one value tells of a head that gives boxes as well."""
         scores = moved(elements_of(responses), chosen, index)
-        others = {
-            channel: [tuple(map(int, element)) for element in response.touched[index]]
+        beside = {
+            channel: response
             for channel, response in responses.items()
             if channel not in scores and index in response.touched
         }
-        joint = Joint(scores, there, others, value.sizes, self._ways(item, value))
+        others = {channel: _listed(response.touched[index]) for channel, response in beside.items()}
+        raised = {channel: _listed(response.raised[index]) for channel, response in beside.items()}
+        joint = Joint(scores, there, others, raised, value.sizes, self._ways(item, value))
         told = read_joint(joint, item.head.channels, self.num_classes)
         if told is None:
             return None
@@ -380,6 +385,10 @@ def _sets_background_apart(item: Watched, order: Channels) -> bool:
         for effect in (Effect.CLASS, Effect.FALLING)
     ]
     return not set.intersection(*by_effect)
+
+
+def _listed(elements: npt.NDArray[np.intp]) -> list[Element]:
+    return [tuple(map(int, element)) for element in elements]
 
 
 def moved(
