@@ -88,3 +88,28 @@ def test_no_part_is_told_where_it_is_the_whole_image(edges, is_told):
     text = replace(report, saliency_map=report.saliency_map | {"rectangle": edges}).text()
     assert ("lies in" in text) is is_told
     assert ("rows from 0 to 100 %, columns from 25 to 100 %" in text) is is_told
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_views_that_are_turned_back_and_added(kind):
+    """Layers with strides and pads lay the cells of the mirrored image almost a cell to the side; they meet between."""
+
+    def network(b):
+        weights = [b.weight(models.CHANNELS, width, 3, 3) for width in (3, models.CHANNELS)]
+        back = b.const(np.array([-1])), b.const(np.array([np.iinfo(np.int64).min])), b.const(np.array([3]))
+        whole = b.const(np.array([-1]))
+
+        def view(x):
+            for weight in weights:
+                x = b.node("Relu", b.node("Conv", x, weight, strides=[2, 2], pads=[1, 1, 1, 1]))
+            return x
+
+        def mirrored(x):
+            return b.node("Slice", x, *back, whole)
+
+        both = b.node("Add", view("image"), mirrored(view(mirrored("image"))))
+        return b.linear(b.node("Flatten", b.node("GlobalAveragePool", both)), models.CHANNELS)
+
+    report = insert(models.as_format(models.classifier(network), kind)).report
+    assert (report.method, report.place) == ("recipro-cam", "blocks")
+    assert report.target["grid"] == (3, 3)

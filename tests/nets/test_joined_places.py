@@ -118,6 +118,13 @@ def masked_samples(b):
     return b.node("ReduceMean", x, axes=[1], keepdims=0)
 
 
+def region(b):
+    """Of a part of the image that is given, and not found: the features there are those of a classifier."""
+    part, first = b.const(np.array([[1, 0, 11, 9]], np.float32)), b.const(np.array([0]))
+    x = b.node("RoiAlign", patches(b), part, first, output_height=2, output_width=3, spatial_scale=1 / CELL)
+    return pooled(b, x)
+
+
 def beside(other, *, added=False):
     """Features joined with what another stream makes of them, whose cells lie elsewhere."""
 
@@ -197,6 +204,7 @@ NETWORKS = {
     "products of two streams": products_of_two_streams,
     "quarters of the image": quarters,
     "members": members,
+    "region": region,
     "masked samples": masked_samples,
 }
 

@@ -19,7 +19,6 @@ from xai_insert.graph.axes import (
     line,
     moved,
     near,
-    other,
     parts_of,
 )
 
@@ -62,8 +61,8 @@ def _meet(a: Axis, b: Axis) -> Axis:
     """One axis of two that both have places; where they contradict each other, no third one may settle it."""
     if agree(a, b):
         return b if _grain(b) < _grain(a) else a  # a pyramid adds interpolated cells to finer ones
-    if _is_beside(line(a), line(b)):
-        return other(axis_size(a))
+    if (between := _between(line(a), line(b))) is not None:
+        return between
     whole, part = (a, b) if _is_whole(a) else (b, a)
     if _is_whole(a) is _is_whole(b) or _is_reordered(part):
         return elsewhere(axis_size(a))
@@ -81,11 +80,16 @@ def _is_whole(axis: Axis) -> bool:
     return len(kinds) == len(placed) and all(coarse(digit) is not None for digit in placed)
 
 
-def _is_beside(a: Origin | None, b: Origin | None) -> bool:
-    """Whether the cells of two grids are less than one apart, as where pads differ: neither place is far off."""
-    if a is None or b is None:
-        return False
-    return a.stride == b.stride and abs(a.offset - b.offset) < abs(a.stride)
+def _between(a: Origin | None, b: Origin | None) -> Axis | None:
+    """The middle of two grids whose cells are less than one apart; None if they are not.
+
+    So it is where pads differ, and where features of a mirrored image are turned back: strided layers lay each cell to
+    one side of what it sees.
+    """
+    if a is None or b is None or (a.stride, a.size, a.roll) != (b.stride, b.size, b.roll):
+        return None
+    apart = (b.offset - a.offset) / a.stride
+    return moved(a, a.size, 1.0, apart / 2) if abs(apart) < 1 else None
 
 
 def _is_reordered(axis: Axis) -> bool:

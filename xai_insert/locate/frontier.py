@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xai_insert.graph.cuts import activations, walk
-from xai_insert.graph.traits import FIRST_IS_DATA, MIXES_PLACES, PRODUCTS, RANKS, WITH_BODIES, WITHOUT_DATA
+from xai_insert.graph.traits import (
+    FIRST_IS_DATA,
+    MIXES_PLACES,
+    PRODUCTS,
+    RANKS,
+    SAME,
+    UNCHANGED,
+    WITH_BODIES,
+    WITHOUT_DATA,
+)
 from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
@@ -141,6 +150,8 @@ _DATA = {
     Op.SCATTER: slice(0, None, 2),
 }
 """Which operands an operation works on, where the others say how."""
+_COUNTED_IN = (100.0, 255.0)
+"""What shares are multiplied by, to be per cent or bytes."""
 _FIRST_OUTPUT_IS_DATA = (Op.TOPK, Op.QUANTIZE)
 """What else they give are places, or the scale and zero point of a dynamic quantisation."""
 
@@ -282,12 +293,29 @@ def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]
     In topological order; the heads themselves are among them where a model gives them raw.
     """
     local, by_magnitude = local_values(graph, activations(graph, images), heads)
-    outputs = {value for value in graph.outputs if value in local}
+    outputs = {_uncounted(value) for value in graph.outputs if value in local}
     return [
         Observed(value, by_magnitude.get(value, False), value in outputs, reached)
         for value, reached in local.items()
         if (value in outputs or value in by_magnitude) and "float" in value.dtype
     ]
+
+
+def _uncounted(value: Value) -> Value:
+    """What an output counts, in whole numbers, per cent or bytes: shares, which nothing is lost of yet."""
+    found, before = value, value
+    while (node := before.producer) is not None and _counts_in(node):
+        before = node.read(0)
+        is_same = node.op in SAME and "float" in node.output.dtype
+        found = found if is_same else before
+    return found if "float" in found.dtype else value
+
+
+def _counts_in(node: Node) -> bool:
+    if node.op in (Op.MUL, Op.DIV):
+        factor = constant_of(node.read(1), limit=1)
+        return factor is not None and factor.size == 1 and float(factor.reshape(-1)[0]) in _COUNTED_IN
+    return node.op in UNCHANGED or node.type == "Round"
 
 
 def local_values(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xai_insert.graph.cuts import activations, cut_values
-from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.frontier import find_heads
 from xai_insert.locate.layout import FeatureMap
@@ -32,9 +32,22 @@ def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
 def _pooled(graph: Graph, images: Sequence[Value]) -> list[Value]:
     """The maps of the image that regions are pooled from."""
     dependent = activations(graph, images)
-    poolings = [node for node in graph.nodes if node.op is Op.ROI_ALIGN]
+    poolings = [node for node in graph.nodes if node.op is Op.ROI_ALIGN and _lists(node, dependent)]
     read = dict.fromkeys(node.read(index) for node in poolings for index in node.attrs["features"])
     return [value for value in read if value in dependent and value.rank == 4]
+
+
+def pools_regions(graph: Graph, images: Sequence[Value]) -> bool:
+    """Whether a model pools regions that it finds itself, or several of an image."""
+    dependent = activations(graph, images)
+    return any(node.op is Op.ROI_ALIGN and _lists(node, dependent) for node in graph.nodes)
+
+
+def _lists(node: Node, dependent: set[Value]) -> bool:
+    """Whether regions are a list; of one that is given, the scores are those of the image."""
+    features = {node.read(index) for index in node.attrs["features"]}
+    given = dependent.isdisjoint(value for value in node.operands if value not in features)
+    return not given or node.output.sizes[:1] != (1,)
 
 
 def drawn_maps(graph: Graph, images: Sequence[Value], masks: Value) -> list[FeatureMap]:

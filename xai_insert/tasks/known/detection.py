@@ -14,7 +14,7 @@ from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
 from xai_insert.locate.outputs import likely_task, query_boxes
 from xai_insert.locate.query_attention import WANTED
-from xai_insert.locate.regions import encoder_feature, of_queries, region_feature
+from xai_insert.locate.regions import encoder_feature, of_queries, pools_regions, region_feature
 from xai_insert.probe.classes import find_class_levels
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
@@ -66,7 +66,7 @@ class Detection(Task):
     takes = frozenset({"per_box"})
 
     def is_likely(self, study: Study) -> bool:
-        return selects_rows(study.graph)
+        return selects_rows(study.graph) or pools_regions(study.graph, image_inputs(study.graph))
 
     def recognise(self, study: Study) -> FoundDetector | NotMine:
         found = self._recognise(study)
@@ -156,8 +156,8 @@ def reports_boxes(graph: Graph) -> bool:
 
 
 def selects_rows(graph: Graph) -> bool:
-    """Whether a model chooses among locations: suppression, region pooling, boxes, rows where scores are best."""
-    if reports_boxes(graph) or any(node.op is Op.ROI_ALIGN for node in graph.nodes):
+    """Whether a model chooses among locations: suppression, boxes, rows where scores are best."""
+    if reports_boxes(graph):
         return True
     chosen: set[Value] = set()
     for node in graph.nodes:
