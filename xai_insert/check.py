@@ -144,7 +144,8 @@ def require_varied(maps: Array) -> None:
     if (flat.max(axis=-1) == flat.min(axis=-1)).all():
         raise CheckFailedError(
             "every map is constant on a random input, so it shows nothing (a maximum over values that are never above "
-            "zero, or an untrained head of zeros); choose another layer with --target-layer; nothing was written"
+            "zero, or an untrained head of zeros); try --method hirescam, or another layer with --target-layer; "
+            "nothing was written"
         )
 
 

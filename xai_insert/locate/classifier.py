@@ -306,9 +306,9 @@ def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
     if len(sources) > 1:
         listed = ", ".join(value.describe() for value in sources)
         return (
-            f"{len(sources)} streams that cannot be masked as one feed the scores and meet only behind their pools: "
-            f"{listed}; the map of one leaves out what the others see; --method input-x-gradient explains the scores "
-            "by the image itself"
+            f"{len(sources)} streams that cannot be masked as one feed the scores, and no map that can be followed "
+            f"holds them all: {listed}; the map of one leaves out what the others see; --method input-x-gradient "
+            "explains the scores by the image itself"
         )
     nearest, why = sources[0], f"no batch of maps with channels; {shape_hint(head.graph)}"
     readers = [use.node for use in nearest.uses if use.node.output.rank == nearest.rank]

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.cuts import region
-from xai_insert.graph.operators import FusedAttention, Padded, Pointwise, Softmax
+from xai_insert.graph.operators import FusedAttention, Padded, Pointwise, Product, Softmax, Window
 from xai_insert.graph.view import Graph, Node, Value
+from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap
 
 LAST = "LAST"
+_DEEP = 5  # layers behind it
 _NUMBER = re.compile(r"-[1-9]")
 
 
@@ -97,6 +99,15 @@ def _blocks(graph: Graph, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
         for found, end in reversed(list(zip(joints, ends, strict=False)))
         if any(isinstance(node.kind, (Softmax, FusedAttention)) for node in region(graph, [found.value], [end.value]))
     ]
+
+
+def is_early(graph: Graph, target: Value, scores: Value) -> bool:
+    """Whether a value is what the first layer of a deep model makes of the image: of parts, and not of objects."""
+    layers = [
+        sum(isinstance(node.kind, (Window, Product)) for node in nodes)
+        for nodes in (region(graph, image_inputs(graph), [target]), region(graph, [target], [scores]))
+    ]
+    return layers[0] == 1 and layers[1] >= _DEEP
 
 
 def is_sum(node: Node) -> bool:

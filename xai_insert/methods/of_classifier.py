@@ -20,6 +20,7 @@ from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volum
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.layout import Side
+from xai_insert.locate.stages import is_early
 from xai_insert.locate.transformer import Readout
 from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
 from xai_insert.methods.masked_runs import many_at_once
@@ -236,6 +237,8 @@ class MaskedPlan(ClassifierPlan):
                 obstacle = str(err)
         if obstacle is not None and options.form == "closed":
             raise CannotFreeBatchError(f"there is no closed form: {obstacle}; --form masked runs the definition")
+        if obstacle is not None and is_early(graph, parts.target.value, parts.logits.value):
+            obstacle += "; what is explained is the first layer"
         return self if obstacle is None else self.by_runs(graph, obstacle)
 
 
