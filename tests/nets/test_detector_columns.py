@@ -19,7 +19,7 @@ class Small:
 
     def __init__(self):
         self.rng = np.random.default_rng(0)
-        self.nodes, self.constants = [], []
+        self.nodes, self.constants, self.types = [], [], {}
         feature = self.op("Conv", "image", self.weight(WIDTH, 3, 4, 4), strides=[4, 4])
         self.feature = self.op("LeakyRelu", feature)
         self.boxes = self.op("Add", self.op("Exp", self.rows(self.head(4))), self.constant(self.centres()))
@@ -64,7 +64,7 @@ class Small:
 
     def model(self, scores, *more):
         names = (self.boxes, scores, *more)
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+        outputs = [helper.make_tensor_value_info(name, self.types.get(name, TensorProto.FLOAT), None) for name in names]
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE])
         graph = helper.make_graph(self.nodes, "g", [image], outputs, self.constants)
         return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=OPERATORS, ir_version=8))
@@ -105,6 +105,26 @@ def shares_of_two_groups(net):
         {head: 1.0},
         [2, 3, 4, 5, 0, 1],
     )
+
+
+def in_per_cent(net, full=100):
+    head = net.head(5)
+    return net.op("Mul", net.op("Sigmoid", net.rows(head)), net.constant(np.float32(full))), {head: 1.0}, range(5)
+
+
+def in_bytes(net):
+    scores, heads, labels = in_per_cent(net, 255)
+    counted = net.op("Cast", scores, to=TensorProto.UINT8)
+    net.types[counted] = TensorProto.UINT8
+    return counted, heads, labels
+
+
+def quantised(net):
+    head = net.head(5)
+    scale = net.constant(np.float32(1 / 255)), net.constant(np.int8(-128))
+    scores = net.op("QuantizeLinear", net.op("Sigmoid", net.rows(head)), *scale)
+    net.types[scores] = TensorProto.INT8
+    return scores, {head: 1.0}, range(5)
 
 
 def mean_of_heads(net):
@@ -156,6 +176,9 @@ PICKED = [
     reversed_before_locations_are_flattened,
     logarithms_of_shares,
     shares_of_two_groups,
+    in_per_cent,
+    in_bytes,
+    quantised,
     mean_of_heads,
 ]
 SHARED = [scores_of_two_heads, shares_of_groups, best_of_parts, mean_of_members]
@@ -227,6 +250,26 @@ def test_classes_of_layers_side_by_side(widths, is_gated):
     raw = np.exp(np.concatenate(run(model, heads, image), axis=1))
     made = insert(model, Options(output_dtype="f32")).model
     (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, raw / raw.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_rows_with_the_best_score_and_its_label():
+    """Nothing is suppressed: a class moves the best of the scores, if it is that, and the label by any number."""
+    net, classes = Small(), 5
+    head = net.head(5 + classes)
+    box, objectness, scores = (
+        net.op("Slice", net.rows(head), *map(net.constant, ([first], [last], [2])))
+        for first, last in ((0, 4), (4, 5), (5, 5 + classes))
+    )
+    scores = net.op("Mul", *(net.op("Sigmoid", part) for part in (scores, objectness)))
+    best = net.op("ReduceMax", scores, axes=[2])
+    label = net.op("Cast", net.op("ArgMax", scores, axis=2), to=TensorProto.FLOAT)
+    net.boxes = net.op("Concat", net.op("Add", net.op("Exp", box), net.constant(net.centres())), best, label, axis=2)
+    model = net.model(net.op("Identity", net.boxes))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    made = insert(model, Options(output_dtype="f32")).model
+    saliency, raw = run(made, ["saliency_map", head], image)
+    raw = np.exp(raw[:, 5:])
     np.testing.assert_allclose(saliency, raw / raw.sum(axis=1, keepdims=True), atol=1e-5)
 
 

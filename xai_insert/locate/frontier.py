@@ -279,12 +279,14 @@ class Observed:
         by_magnitude: whether the largest elements are picked: it holds scores.
         is_output: whether it is an output of the model.
         heads: the heads whose locations it follows; others may reach it through a selection.
+        behind: what is made of the best of its elements and of which these are, if anything is.
     """
 
     value: Value
     by_magnitude: bool
     is_output: bool
     heads: frozenset[Value]
+    behind: frozenset[Value] = frozenset()
 
 
 def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]) -> list[Observed]:
@@ -295,10 +297,20 @@ def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]
     local, by_magnitude = local_values(graph, activations(graph, images), heads)
     outputs = {_uncounted(value) for value in graph.outputs if value in local}
     return [
-        Observed(value, by_magnitude.get(value, False), value in outputs, reached)
+        Observed(value, by_magnitude.get(value, False), value in outputs, reached, _behind_best(graph, value))
         for value, reached in local.items()
         if (value in outputs or value in by_magnitude) and "float" in value.dtype
     ]
+
+
+def _behind_best(graph: Graph, value: Value) -> frozenset[Value]:
+    """What reads the best of a value's elements, or which they are: labels, and scores that no other class lowers."""
+    best = [use.node.output for use in value.uses if _takes_best(use.node)]
+    return frozenset(activations(graph, best)) if best else frozenset()
+
+
+def _takes_best(node: Node) -> bool:
+    return node.op in RANKS or (node.op is Op.REDUCE and node.attrs["mode"] == "max")
 
 
 def _uncounted(value: Value) -> Value:
@@ -376,4 +388,4 @@ def selects(node: Node, dependent: set[Value]) -> bool:
 def _by_magnitude(node: Node, operand: Value) -> bool:
     if node.op is Op.NMS:
         return operand is node.operand(1)
-    return node.op in RANKS | {Op.COMPARE} or (node.op is Op.REDUCE and node.attrs["mode"] == "max")
+    return node.op is Op.COMPARE or _takes_best(node)

@@ -124,25 +124,31 @@ class HeadProbe:
                 lowered.extend(self._pushed(head, place, -_PUSH))
             return lowered[index]
 
-        effects: set[Effect] = set()
+        found: dict[int, Effect] = {}
         touched, raised = {}, {}
         for index, (base, high) in enumerate(zip(self._base, self._pushed(head, place, _PUSH), strict=True)):
             if self._heads[head].value not in self._observed[index].heads:
                 continue
             if base.shape != high.shape:  # more or fewer are selected, and no row is what it was
-                effects.add(Effect.OTHER)
+                found[index] = Effect.OTHER
                 continue
-            effect, rising, moved = _effect(self._observed[index], base, high, partial(low, index))
-            effects.add(effect)
+            found[index], rising, moved = _effect(self._observed[index], base, high, partial(low, index))
             if len(moved):
                 touched[index], raised[index] = moved, rising
         elements = {index: element for index, ups in raised.items() if (element := _only(ups)) is not None}
+        effects = self._telling(found)
         if Effect.CLASS in effects:
             effects.discard(Effect.CARRIED)  # raw scores on their way to where the best are looked up
         for effect in (Effect.OTHER, Effect.CARRIED, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING):
             if effect in effects:
                 return Response(effect, elements, touched, raised)
         return Response(Effect.SILENT)
+
+    def _telling(self, found: Mapping[int, Effect]) -> set[Effect]:
+        """The effects but for what the best of scores, and their labels, do where a channel is seen to be a class."""
+        seen = [self._observed[index].behind for index, effect in found.items() if effect is Effect.CLASS]
+        behind = frozenset[Value]().union(*seen)
+        return {effect for index, effect in found.items() if self._observed[index].value not in behind}
 
     def rises(self, head: int, channel: int, cell: tuple[int, int]) -> dict[int, Element]:
         """The one element that rises in each observed value if a channel does; half of what `respond` takes."""
