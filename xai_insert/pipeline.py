@@ -28,6 +28,7 @@ from xai_insert.graph.view import Graph, Value
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_inputs, sized_axes
 from xai_insert.methods.scaling import least_and_greatest, to_bytes_in_parts
+from xai_insert.one_image import fixing_layer, of_one_image
 from xai_insert.opening import Opened, opened_sizes
 from xai_insert.options import Options, settled
 from xai_insert.outputs import add_feature_vector, add_range, finished
@@ -167,7 +168,34 @@ def insert_loaded(
     _refuse_twice(loaded, graph)
     if options.check:
         require_proportion(graph, _ADVICE)
+    layer = fixing_layer(loaded, graph) if options.check else None
+    if layer is not None:
+        with stages("load"):
+            fresh = of_one_image(fresh, graph)
+            loaded = fresh()
+            graph = loaded.view()
     passed("read")
+    loaded, report = _inserted(loaded, graph, fresh, options, source, passed, stages, dry_run=dry_run)
+    if layer is not None:
+        reason = (
+            f"{report.reason}; one image at a time, since {layer.type} {layer.name!r} has the batch written into it"
+        )
+        report = replace(report, reason=reason)
+    return loaded, report
+
+
+def _inserted(
+    loaded: LoadedModel,
+    graph: Graph,
+    fresh: Callable[[], LoadedModel],
+    options: Options,
+    source: str,
+    passed: Callable[[str], None],
+    stages: Stages,
+    *,
+    dry_run: bool,
+) -> tuple[LoadedModel, Report]:
+    """See `insert_loaded`."""
     with stages("plan"):
         plans = planned(loaded, graph, options)
     passed("located")

@@ -193,6 +193,92 @@ TRANSFORMERS = {
 }
 
 
+HIDDEN = np.arange(TOKENS) < TOKENS - 3
+
+
+def expanded(n, elements):
+    """A constant row for each image."""
+    batch = n("Slice", n("Shape", "x"), n.const(np.array([0])), n.const(np.array([1])), n.const(np.array([0])))
+    return n("Expand", n.const(elements[None]), n("Concat", batch, n.const(np.array([len(elements)])), axis=0))
+
+
+def padded_plain(n, y, weights, biases):
+    q, k, v = (n.heads(n("Add", n("MatMul", y, n.const(w)), n.const(b))) for w, b in zip(weights, biases, strict=True))
+    scores = n("Mul", n("MatMul", q, n("Transpose", k, perm=[0, 1, 3, 2])), n.const(np.float32((D // HEADS) ** -0.5)))
+    scores = n("Add", scores, n.const(np.where(HIDDEN, 0, -10000).astype(np.float32)))
+    y = n("MatMul", n("Softmax", scores, axis=-1), v)
+    return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+
+def padded_attention(n, y, weights, biases):
+    joint = n.const(np.concatenate(weights, 1)), n.const(np.concatenate(biases))
+    return n("Attention", y, *joint, expanded(n, HIDDEN.astype(np.int32)), domain=MS, num_heads=HEADS)
+
+
+def padded_multi_head(n, y, weights, biases):
+    parts = [n("Add", n("MatMul", y, n.const(w)), n.const(b)) for w, b in zip(weights, biases, strict=True)]
+    mask = expanded(n, HIDDEN.astype(np.int32))
+    return n("MultiHeadAttention", *parts, "", mask, domain=MS, num_heads=HEADS)
+
+
+def ms_rotary(*, flat, offset):
+    def attention(n, y, weights, biases):
+        parts = [n("Add", n("MatMul", y, n.const(w)), n.const(b)) for w, b in zip(weights, biases, strict=True)]
+        parts = parts if flat else [n.heads(part) for part in parts]
+        places = n.const(np.array([0])) if offset else expanded(n, np.arange(TOKENS))
+        parts[:2] = (
+            n("RotaryEmbedding", part, places, *map(n.const, tables()), domain=MS, num_heads=HEADS if flat else 0)
+            for part in parts[:2]
+        )
+        parts = [n.heads(part) for part in parts] if flat else parts
+        y = n("Attention", *parts)
+        return n("Reshape", n("Transpose", y, perm=[0, 2, 1, 3]), n.const(np.array([0, TOKENS, D])))
+
+    return attention
+
+
+PAIRS = {
+    "Attention with a mask": (transformer(padded_attention), transformer(padded_plain)),
+    "MultiHeadAttention with a mask": (transformer(padded_multi_head), transformer(padded_plain)),
+    **{
+        f"RotaryEmbedding, flat {flat}, offset {offset}": (
+            transformer(ms_rotary(flat=flat, offset=offset), opset=23),
+            transformer(plain_rotary, opset=23),
+        )
+        for flat in (True, False)
+        for offset in (True, False)
+    },
+}
+
+
+def rms(n, x, gamma, *, skip=None, bias=None):
+    if skip is not None:
+        inner = [x, skip, gamma, *([bias] if bias else [])]
+        outputs = [f"norm{len(n.nodes)}", "", "", f"sum{len(n.nodes)}"]
+        return n("SkipSimplifiedLayerNormalization", *inner, domain=MS, outputs=outputs, epsilon=1e-5), outputs[3]
+    spread = n("ReduceMean", n("Mul", x, x), axes=[-1], keepdims=1)
+    scale = n("Sqrt", n("Add", spread, n.const(np.float32(1e-5))))
+    return n("Mul", n("Div", x, scale), gamma)
+
+
+def rms_transformer(*, is_fused, has_bias):
+    n = Net()
+    x = n("Conv", "x", n.const(n.draw(D, 3, 16, 16, scale=0.2)), strides=[16, 16])
+    x = n("Transpose", n("Reshape", x, n.const(np.array([0, D, -1]))), perm=[0, 2, 1])
+    for _ in range(2):
+        y = n("MatMul", n("Relu", n("MatMul", x, n.const(n.draw(D, D)))), n.const(n.draw(D, D)))
+        gamma, bias = n.const(1 + n.draw(D, scale=0.1)), n.const(n.draw(D)) if has_bias else None
+        if is_fused:
+            y, x = rms(n, x, gamma, skip=y, bias=bias)
+        else:
+            x = n("Add", x, y)
+            x = n("Add", x, bias) if bias else x
+            y = rms(n, x, gamma)
+        x = n("Add", x, n("MatMul", y, n.const(n.draw(D, D))))
+    x = n("ReduceMean", rms(n, x, n.const(1 + n.draw(D, scale=0.1))), axes=[1], keepdims=0)
+    return n.model(n("Gemm", x, n.const(n.draw(D, 7)), n.const(n.draw(7))))
+
+
 def images():
     return np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
 

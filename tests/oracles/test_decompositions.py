@@ -8,7 +8,7 @@ import onnxruntime as ort
 import openvino as ov
 import pytest
 from onnx import TensorProto, helper
-from onnxruntime.quantization import QuantFormat
+from onnxruntime.quantization import QuantFormat, QuantType
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -203,3 +203,19 @@ def test_a_transformer_between_quantise_and_dequantise(per_channel, tmp_path):
     assert (new.report.form, new.report.output_difference) == ("closed form", 0)
     a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
     assert np.corrcoef(a, b)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("weights", [QuantType.QUInt16, QuantType.QUInt8, QuantType.QInt8])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_sixteen_bits_in_operators_of_onnxruntime(name, per_channel, weights, tmp_path):
+    """Weights in 8 bits beside them, which onnxruntime merges with their layers where nothing else reads them."""
+    plain = convolutional(is_fused=False) if name == "cnn" else transformer()
+    kinds = {"activation_type": QuantType.QUInt16, "weight_type": weights, "per_channel": per_channel}
+    settings = {"quant_format": QuantFormat.QDQ, "extra_options": {"UseQDQContribOps": True}}
+    model = quantised(plain, tmp_path, **kinds, **settings)
+    assert ("com.microsoft", "DequantizeLinear") in {(node.domain, node.op_type) for node in model.graph.node}
+    wanted, new = insert(plain, WANTED), insert(model, RAW)
+    assert (new.report.form, new.report.output_difference) == ("closed form", 0)
+    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
+    assert np.corrcoef(a, b)[0, 1] > 0.999

@@ -71,6 +71,9 @@ class LoadedModel(Protocol):
     def view(self) -> Graph:
         """Read-only view; taken once, before the first edit."""
 
+    def fix_sizes(self, sizes: Mapping[str, Shape]) -> None:
+        """Give inputs fixed sizes, by their names in `view()`, which is to be taken anew; before the first edit."""
+
     def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
         """Leave sizes of inputs open until `close_sizes`, if the format lets a user change them and the model can.
 

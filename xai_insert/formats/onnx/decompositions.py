@@ -13,6 +13,7 @@ import onnx_ir as ir
 from xai_insert.formats.onnx import fused, quantised
 from xai_insert.formats.onnx.decided import branch
 from xai_insert.formats.onnx.einsum import einsum
+from xai_insert.formats.onnx.kinds import float_kinds
 from xai_insert.formats.onnx.surgeon import all_names
 from xai_insert.formats.onnx.writer import Shared, Writer, Written
 from xai_insert.graph.names import Names
@@ -45,6 +46,7 @@ RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
     (_MS, "MatMulBnb4"): quantised.normal_floats_matmul,
     (_MS, "MatMulIntegerToFloat"): quantised.matmul_to_float,
     (_MS, "DynamicQuantizeMatMul"): quantised.dynamic_matmul,
+    (_MS, "DequantizeLinear"): quantised.ms_dequantised,
     ("", "QLinearConv"): quantised.conv,
     ("", "QLinearMatMul"): quantised.matmul,
     (_MS, "QGemm"): quantised.gemm,
@@ -81,6 +83,7 @@ class Decomposed:
         self._shapes: Mapping[str, Shape] | None = None
         shared = Shared()
         names: Names | None = None
+        kinds: Mapping[ir.Node, ir.DataType] = {}
 
         def rank(value: ir.Value) -> int | None:
             if value.shape is not None:
@@ -106,8 +109,10 @@ class Decomposed:
             if node.op_type == "Reshape" and not fused.is_product_of_rows(node):
                 rule = moving
             if rule is not None:
-                names = names or Names(all_names(model))
-                self._write_out(Writer(model.graph, node, names, rank, shared, sizes), rule)
+                if names is None:
+                    names, kinds = Names(all_names(model)), float_kinds(model.graph)
+                kind = kinds.get(node, ir.DataType.FLOAT)
+                self._write_out(Writer(model.graph, node, names, rank, shared, sizes, kind), rule)
         self.nodes.extend(shared.nodes)
 
     def _write_out(self, writer: Writer, rule: Callable[[Writer], Written]) -> None:

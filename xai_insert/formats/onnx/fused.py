@@ -131,7 +131,7 @@ def _padding(w: Writer, mask: ir.Value, added: ir.Value | None) -> ir.Value | No
     """What is added to the scores for a mask `[B, T]` of the tokens that count; None for a mask of another kind."""
     if w.rank(mask) != 2:
         return None  # the lengths of texts, say
-    kept = w.unsqueeze(w.unsqueeze(w("Cast", mask, to=ir.DataType.FLOAT), 1), 1)
+    kept = w.unsqueeze(w.unsqueeze(w.floats(mask), 1), 1)
     hidden = w("Mul", w("Sub", w.constant(1.0), kept), w.constant(w.number("mask_filter_value", -10000.0)))
     return hidden if added is None else w("Add", added, hidden)
 
@@ -188,7 +188,7 @@ def _attended(w: Writer, parts: Sequence[ir.Value], added: ir.Value | None) -> i
         scores = w("Mul", scores, w.constant(float(scale)))
     else:
         width = w("Gather", w("Shape", query), w.constant(np.array(3)), axis=0)
-        scores = w("Div", scores, w("Sqrt", w("Cast", width, to=ir.DataType.FLOAT)))
+        scores = w("Div", scores, w("Sqrt", w.floats(width)))
     result = w("MatMul", w("Softmax", w.plus(scores, added), axis=-1), value)
     return w.reshape(w.transpose(result, (0, 2, 1, 3)), [0, 0, -1])
 
@@ -226,9 +226,10 @@ def _norm(w: Writer, x: ir.Value, gamma: ir.Value, beta: ir.Value | None, *, is_
     if is_centred and w.version >= 17:
         operands = [x, gamma] if beta is None else [x, gamma, beta]
         return w("LayerNormalization", *operands, axis=-1, epsilon=epsilon)
-    centred = w("Sub", x, w.mean(x)) if is_centred else x
-    spread = w("Sqrt", w("Add", w.mean(w("Mul", centred, centred)), w.constant(epsilon)))
-    scaled = w("Mul", w("Div", centred, spread), gamma)
+    whole = w.wide(x)
+    centred = w("Sub", whole, w.mean(whole)) if is_centred else whole
+    spread = w("Sqrt", w("Add", w.mean(w("Mul", centred, centred)), w.constant(np.array(epsilon, w.sums.numpy()))))
+    scaled = w("Mul", w.narrow(w("Div", centred, spread)), gamma)
     return w.plus(scaled, beta)
 
 

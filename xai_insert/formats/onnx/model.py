@@ -69,6 +69,13 @@ class OnnxModel:
             self._inferred = infer(self.native, self._input_shapes, by_runtimes=not self._closed)
             return moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
 
+    def fix_sizes(self, sizes: Mapping[str, Shape]) -> None:
+        for value in self.native.graph.inputs:
+            if value.name is not None and value.name in sizes:
+                value.shape = ir.Shape(sizes[value.name])
+        self._input_shapes = {**self._input_shapes, **sizes}
+        self._source = None
+
     def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
         # OpenVINO reads the file too, and may be given another size there.
         given = [value for node in self.native.graph.all_nodes() for value in node.outputs]

@@ -47,6 +47,17 @@ def dequantised(w: Writer) -> Written:
     return [w.dequantised(operands)]
 
 
+def ms_dequantised(w: Writer) -> Written:
+    """`com.microsoft` DequantizeLinear of a weight, of 16 bits too: in plain arithmetic, which can be folded."""
+    x, scale, zero, axis = w.operand(0), w.operand(1), w.operand(2), int(w.number("axis", 1))
+    if x is None or scale is None or x.const_value is None or w.has("block_size"):
+        return None
+    if scale.shape is None or scale.shape.rank() == 0 or scale.shape == (1,):
+        return [_stored_weight(w, x, scale, zero)]
+    whole = _many_scales(w, x, [scale, zero], axis)
+    return None if whole is None else [whole]
+
+
 def _present(operands: Sequence[ir.Value | None]) -> list[ir.Value]:
     return [value for value in operands if value is not None]
 
@@ -69,7 +80,7 @@ def conv(w: Writer) -> Written:
 def _scaled(w: Writer, bias: ir.Value) -> ir.Value:
     """An integer bias as float: its scale is that of the input times that of the weight."""
     scale = w("Mul", w.operand(1), w.operand(4))
-    return w("Mul", w("Cast", bias, to=ir.DataType.FLOAT), scale)
+    return w("Mul", w.floats(bias), scale)
 
 
 def matmul(w: Writer) -> Written:
@@ -166,9 +177,9 @@ def matmul_to_float(w: Writer) -> Written:
 
 
 def _stored_weight(w: Writer, elements: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
-    weight = w("Cast", elements, to=ir.DataType.FLOAT)
+    weight = w.floats(elements)
     if zero is not None:
-        weight = w("Sub", weight, w("Cast", zero, to=ir.DataType.FLOAT))
+        weight = w("Sub", weight, w.floats(zero))
     return w("Mul", weight, scale)
 
 
@@ -206,7 +217,7 @@ def normal_floats_matmul(w: Writer) -> Written:
     table = _NORMAL_FLOATS if kind else [*_SMALL_FLOATS, *(-number for number in _SMALL_FLOATS)]
     codes = w("Cast", _unpacked(w, packed, 4, [-1, 2]), to=ir.DataType.INT64)
     codes = w("Gather", codes, w.constant([1, 0]), axis=1)
-    numbers = w("Gather", w.constant(np.array(table, np.float32)), w.reshape(codes, [-1, block]), axis=0)
+    numbers = w("Gather", w.floats(w.constant(np.array(table, np.float32))), w.reshape(codes, [-1, block]), axis=0)
     weight = w.reshape(w("Mul", numbers, w.reshape(largest, [-1, 1])), [columns, rows])
     return [w("MatMul", a, w.transpose(weight, (1, 0)))]
 
@@ -222,13 +233,13 @@ def packed_matmul(w: Writer) -> Written:
     numbers = _unpacked(w, packed, bits, [columns, count, block])
     if zeros is None:
         shift = w.constant(float(1 << (bits - 1)))
-    elif zeros.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-        shift = w.reshape(w("Cast", zeros, to=ir.DataType.FLOAT), [columns, count, 1])
+    elif zeros.dtype is not None and zeros.dtype.is_floating_point():
+        shift = w.reshape(w.floats(zeros), [columns, count, 1])
     else:
         whole = _unpacked(w, zeros, bits, [columns, -1])
         cut = w("Slice", whole, w.constant([0]), w.constant([count]), w.constant([1]))
         shift = w.reshape(cut, [columns, count, 1])
-    factor = w.reshape(w("Cast", scales, to=ir.DataType.FLOAT), [columns, count, 1])
+    factor = w.reshape(w.floats(scales), [columns, count, 1])
     weight = w.reshape(w("Mul", w("Sub", numbers, shift), factor), [columns, count * block])
     if count * block != rows:
         weight = w("Slice", weight, w.constant([0]), w.constant([rows]), w.constant([1]))
@@ -237,10 +248,10 @@ def packed_matmul(w: Writer) -> Written:
 
 def _unpacked(w: Writer, packed: ir.Value, bits: int, sizes: list[int]) -> ir.Value:
     """Bytes as floats, or the two halves of each, the lower first."""
-    whole = w("Cast", packed, to=ir.DataType.FLOAT)
+    whole = w.floats(packed)
     if bits == 8:
         return w.reshape(whole, sizes)
-    upper = w("Floor", w("Mul", whole, w.constant(np.array(1 / 16, np.float32))))
+    upper = w("Floor", w("Mul", whole, w.constant(1 / 16)))
     lower = w("Sub", whole, w("Mul", upper, w.constant(16.0)))
     flat = [w.reshape(part, [-1, 1]) for part in (lower, upper)]
     return w.reshape(w("Concat", *flat, axis=1), sizes)

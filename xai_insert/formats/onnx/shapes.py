@@ -17,10 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from xai_insert.formats import batches
+from xai_insert.formats.onnx.kinds import float_kinds
 from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.single import operand
 from xai_insert.formats.onnx.stored import exchanged
 from xai_insert.formats.onnx.vocabulary import KEEPS_SIZES
+from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
 from xai_insert.graph.view import Shape
 
 if TYPE_CHECKING:
@@ -79,14 +81,27 @@ def _by_runtimes(
     model: ir.Model, light: onnx.ModelProto, shapes: dict[str, Shape], input_shapes: Mapping[str, Shape]
 ) -> Described:
     """Sizes and element types as onnxruntime tells them, and OpenVINO what is left open."""
-    known, kinds, at_one_batch = _of_runtime(light, shapes)
-    shapes = {**shapes, **known}
+    known, kinds, at_one_batch = _of_runtime(_runnable(model, light), shapes)
+    shapes, kinds = {**shapes, **known}, _as_given(model, kinds)
     if _is_incomplete(model, {**shapes, **at_one_batch}):
         known, more = _read_shapes(light.SerializeToString(), input_shapes)
         _fill_in_transposes(model, known)
         shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in known.items())
         kinds = {**more, **kinds}
     return shapes, kinds
+
+
+def _runnable(model: ir.Model, light: onnx.ModelProto) -> onnx.ModelProto:
+    """A message that onnxruntime's CPU reads: with float32 in place of bfloat16."""
+    return _without_weights(widen_bfloat16(model)) if holds_bfloat16(model) else light
+
+
+def _as_given(model: ir.Model, kinds: dict[str, ir.DataType]) -> dict[str, ir.DataType]:
+    """Element types of the model itself, from those of what `_runnable` gives."""
+    if not holds_bfloat16(model):
+        return kinds
+    own = {v.name: kind for node, kind in float_kinds(model.graph).items() for v in node.outputs}
+    return {name: own.get(name, kind) if kind is ir.DataType.FLOAT else kind for name, kind in kinds.items()}
 
 
 def _joined(inferred: Shape, declared: Shape | None) -> Shape:
@@ -260,7 +275,8 @@ def _all_given(light: onnx.ModelProto) -> onnx.ModelProto:
 
 def ranks(model: ir.Model) -> Mapping[str, int]:
     """Number of axes of each value as onnxruntime infers them, whose own operators ONNX does not know."""
-    return {name: len(shape) for name, shape in _of_runtime(_without_weights(model), {})[0].items()}
+    message = _without_weights(widen_bfloat16(model) if holds_bfloat16(model) else model)
+    return {name: len(shape) for name, shape in _of_runtime(message, {})[0].items()}
 
 
 def _read_shapes(content: bytes, input_shapes: Mapping[str, Shape]) -> Described:

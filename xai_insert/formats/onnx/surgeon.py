@@ -67,7 +67,7 @@ class OnnxSurgeon:
         if self.ops.version >= 21 and _is_signed(native.producer()):
             # onnxruntime repeats the quantiser behind a transpose, with the integers as signed in one place alone.
             return partial(op.same, native)
-        kind = self._inferred.type_of(native)
+        kind = self._inferred.type_of(native) or self._inferred.type_of(value.native)  # nothing tells it of fused ones
         if kind not in HALF and kind is not ir.DataType.DOUBLE:
             return None
         is_stored = value.is_constant or kind is not ir.DataType.FLOAT16

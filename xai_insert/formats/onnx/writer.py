@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.widening import HALF
 from xai_insert.graph.names import Names
 from xai_insert.graph.view import Shape
 
@@ -37,6 +38,7 @@ class Writer:
     Attributes:
         node: what is written out.
         version: the operator set.
+        kind: the floats that it computes in.
         added: the new nodes.
     """
 
@@ -48,8 +50,10 @@ class Writer:
         rank: Callable[[ir.Value], int | None],
         shared: Shared,
         sizes: Callable[[ir.Value], Shape | None],
+        kind: ir.DataType,
     ) -> None:
         self.node = node
+        self.kind = kind
         self.version = graph.opset_imports.get("", 17)
         self.added: list[ir.Node] = []
         self._constants: list[str] = []
@@ -93,9 +97,9 @@ class Writer:
         return any(self.number(name, 0) != 0 for name in names)
 
     def constant(self, elements: npt.NDArray[Any] | Sequence[int] | float) -> ir.Value:
-        """A constant; of Python numbers, int64 for a sequence and float32 for a float."""
+        """A constant; of Python numbers, int64 for a sequence and for a float what the node computes in."""
         if isinstance(elements, float):
-            elements = np.array(elements, np.float32)
+            elements = np.array(elements, self.kind.numpy())
         elements = np.asarray(elements)
         tensor = ir.tensor(elements, name=self._names.unique("const"))
         kind, shape = ir.TensorType(tensor.dtype), ir.Shape(elements.shape)
@@ -103,6 +107,23 @@ class Writer:
         self._graph.register_initializer(value)
         self._constants.append(value.name or "")
         return value
+
+    def floats(self, a: ir.Value) -> ir.Value:
+        """`a` in the floats that the node computes in."""
+        return self("Cast", a, to=self.kind)
+
+    @property
+    def sums(self) -> ir.DataType:
+        """The floats in which runtimes sum up what the node computes."""
+        return ir.DataType.FLOAT if self.kind in HALF else self.kind
+
+    def wide(self, a: ir.Value) -> ir.Value:
+        """`a` in the floats of `sums`."""
+        return a if self.sums is self.kind else self("Cast", a, to=self.sums)
+
+    def narrow(self, a: ir.Value) -> ir.Value:
+        """What was computed with `wide` as the node gives it."""
+        return a if self.sums is self.kind else self.floats(a)
 
     def plus(self, a: ir.Value, more: ir.Value | None) -> ir.Value:
         """A sum with an operand that may be left out."""

@@ -55,6 +55,11 @@ class OpenVINOModel:
         with taking_apart("the OpenVINO graph"), self._products.shown():
             return moderate(build_view(self.native))
 
+    def fix_sizes(self, sizes: Mapping[str, Shape]) -> None:
+        nodes = [node for node in self.native.get_parameters() if node.get_friendly_name() in sizes]
+        with self._products.shown():
+            self._set_shapes([(node, ov.PartialShape([*sizes[node.get_friendly_name()]])) for node in nodes])
+
     def open_sizes(self, sides: Mapping[Value, Sequence[int]]) -> bool:
         axes_of = {value.native.get_node().get_instance_id(): axes for value, axes in sides.items()}
         self._closed = [(node, node.get_partial_shape()) for node in self.native.get_parameters()]

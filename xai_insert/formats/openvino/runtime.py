@@ -51,13 +51,12 @@ class OpenVINORunner:
         try:
             request = self._compiled.create_infer_request()
             request.start_async({int(name): array for name, array in feeds.items()})
-            if seconds is None:
-                request.wait()
-            elif not request.wait_for(int(1000 * seconds)):
+            if seconds is not None and not request.wait_for(int(1000 * seconds)):
                 request.cancel()  # takes effect between two operations
                 if not request.wait_for(1000):
                     _ENDLESS.append(request)
                 raise TimeLimitError.after(seconds)
+            request.wait()  # which says what went wrong; waiting for a time does not
             return [np.array(tensor.data) for tensor in request.output_tensors]
         except RAISED as err:
             raise CheckFailedError(f"OpenVINO cannot run the model: {last_line(err)}") from err
