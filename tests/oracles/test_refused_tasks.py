@@ -187,22 +187,45 @@ def test_pathways_of_different_rates_are_explained_by_the_clip(kind):
 
 @pytest.mark.parametrize("kind", models.FORMATS)
 def test_a_segmenter_of_tokens_asks_for_its_open_sides(kind):
-    """As SegFormer is exported with free height and width."""
-    b = Builder()
-    x = b.node("Conv", "image", b.weight(CHANNELS, 3, 4, 4), strides=[4, 4])
-    rows = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, CHANNELS, -1]))), perm=[0, 2, 1])
-    rows = b.node("MatMul", attended(b, rows, rows), b.weight(CHANNELS, CHANNELS))
-    sides = b.node("Slice", b.node("Shape", x), b.const(np.array([2])), b.const(np.array([4])))
-    sizes = b.node("Concat", b.const(np.array([1, CHANNELS])), sides, axis=0)
-    maps = b.node("Reshape", b.node("Transpose", rows, perm=[0, 2, 1]), sizes)
-    scores = b.node("Conv", maps, b.weight(5, CHANNELS, 1, 1))
-    free = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "H", "W"])
-    result = helper.make_tensor_value_info(scores, TensorProto.FLOAT, [1, 5, "h", "w"])
-    graph = helper.make_graph(b.nodes, "net", [free], [result], b.weights)
-    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    """As SegFormer is exported with free height and width, where it has positions for one size."""
+    b, scores = segmenter_of_tokens(positions=8 * 12)
+    plain = b.model(scores)
     with pytest.raises(
         errors.UnsupportedTaskError, match=r"while height and width are open: fix them, --input-shape im"
     ):
         plan_insertion(models.as_format(plain, kind))
     done = plan_insertion(models.as_format(plain, kind), Options(input_shapes={"image": (1, 3, 32, 48)}))
     assert (done.task, done.saliency_map["shape"]) == ("semantic segmentation", (1, 5, 8, 12))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("size", [(32, 48), (64, 32)])
+@pytest.mark.parametrize("batch", [1, "N"])
+def test_a_segmenter_of_tokens_follows_its_open_sides(batch, size, kind):
+    b, scores = segmenter_of_tokens(batch=batch)
+    plain = b.model(scores)
+    result = insert(models.as_format(plain, kind), Options(output_dtype="f32"))
+    x = np.random.default_rng(4).standard_normal((1 if batch == 1 else 2, 3, *size)).astype(np.float32)
+    np.testing.assert_allclose(oracle.run(result.model, x)["saliency_map"], oracle.run(plain, x)[scores], 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_tokens_laid_out_by_the_other_side_are_torn(kind):
+    b, scores = segmenter_of_tokens(order=(3, 2))
+    with pytest.raises(errors.UnsupportedTaskError, match="fix them"):
+        insert(models.as_format(b.model(scores), kind))
+
+
+def segmenter_of_tokens(batch=1, positions=0, order=(2, 3)):
+    """Tokens of an image of any size, attended, and laid out again by its sizes, as SegFormer has them."""
+    b = Builder(batch=batch, size=("H", "W"))
+    x = b.node("Conv", "image", b.weight(CHANNELS, 3, 4, 4), strides=[4, 4])
+    rows = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, CHANNELS, -1]))), perm=[0, 2, 1])
+    if positions:
+        rows = b.node("Add", rows, b.weight(1, positions, CHANNELS))
+    rows = b.node("MatMul", attended(b, rows, rows), b.weight(CHANNELS, CHANNELS))
+    shape = b.node("Shape", x)
+    first = b.node("Slice", shape, b.const(np.array([0])), b.const(np.array([2])))
+    sizes = b.node("Concat", first, b.node("Gather", shape, b.const(np.array(order)), axis=0), axis=0)
+    maps = b.node("Reshape", b.node("Transpose", rows, perm=[0, 2, 1]), sizes)
+    return b, b.node("Conv", maps, b.weight(5, CHANNELS, 1, 1))

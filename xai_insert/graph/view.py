@@ -7,6 +7,7 @@ name, decides sameness.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
@@ -253,6 +254,8 @@ class Graph:
         nodes: every node that is no constant, producers before consumers.
         hint: what the format's adapter knows of this model that may keep its parts from being found; for messages.
         watched: the one image input that is explained, of several; the others are as any input.
+        at_sizes: the model read anew with axes of inputs so long, for the time of a `with`; its values have the same
+            `native`. None where the file does not leave them open.
     """
 
     inputs: Sequence[Value]
@@ -261,6 +264,7 @@ class Graph:
     nodes: Sequence[Node]
     hint: str = ""
     watched: Value | None = None
+    at_sizes: Callable[[Mapping[Value, Mapping[int, int]]], AbstractContextManager[Graph]] | None = None
 
     def chosen(self, name: str | None) -> list[tuple[int, Value]]:
         """The output of that name, or all of them, with their numbers.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
+from xai_insert.errors import XaiInsertError
 from xai_insert.graph.axes import (
     Axes,
     Axis,
@@ -16,13 +19,17 @@ from xai_insert.graph.axes import (
     coarse,
     has_batch,
     has_place,
+    is_elsewhere,
     is_stored,
     parts_of,
 )
+from xai_insert.graph.common import Common
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import frames_in_channels, image_axes, image_inputs, time_axis
 from xai_insert.locate.layout import FeatureMap, Frame, Side
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,8 @@ class Places:
         )
 
 
+_TRIED = ((224, 448), (448, 672))
+"""Heights and widths of images that models take whose patches, windows and strides have usual sizes."""
 _KNOWN: WeakKeyDictionary[Graph, Places] = WeakKeyDictionary()
 
 
@@ -246,9 +255,51 @@ def find_places(graph: Graph) -> Places:
         images = image_inputs(graph)
         times = {image: axis for image in images if (axis := time_axis(image)) is not None}
         packed = {image: count for image in images if (count := frames_in_channels(image))}
-        traced = trace(graph, {image: image_axes(image) for image in images}, times, packed)
+        sides = {image: image_axes(image) for image in images}
+        traced = trace(graph, sides, times, packed)
+        if not times and not packed and _is_lost_in_open_sides(sides, traced):
+            traced = _common_of_sizes(graph, sides) or traced
         _KNOWN[graph] = Places(traced, images[0])
     return _KNOWN[graph]
+
+
+def _is_lost_in_open_sides(sides: Mapping[Value, tuple[int, int]], traced: Traced) -> bool:
+    """Whether cells lie at places that nothing tells, of an image whose height or width follows the input."""
+    is_open = any(image.sizes[axis] is None for image, axes in sides.items() for axis in axes)
+    return is_open and any(is_elsewhere(axis) for axes in traced.values() for axis in axes)
+
+
+def _common_of_sizes(graph: Graph, sides: Mapping[Value, tuple[int, int]]) -> Traced | None:
+    """What the axes of two sizes of the image have in common: known sizes tell what a reshape of tokens gives back.
+
+    None where the model does not take such sizes, or the file leaves none open.
+    """
+    if graph.at_sizes is None:
+        return None
+    found: list[dict[Any, Axes]] = []
+    for tried in _TRIED:
+        pixels = {
+            image: {axis: size for axis, size in zip(axes, tried, strict=True) if image.sizes[axis] is None}
+            for image, axes in sides.items()
+        }
+        try:
+            with graph.at_sizes(pixels) as sized:
+                images = {value: sides[image] for value in sized.inputs for image in sides if _same(value, image)}
+                found.append({value.native: axes for value, axes in trace(sized, images).items()})
+        except XaiInsertError as err:
+            logger.info("places of open sides are not read at %s: %s", tried, err)
+            return None
+    common, traced = Common(), Traced()
+    for value in (*graph.inputs, *(output for node in graph.nodes for output in node.outputs)):
+        first, second = (known.get(value.native) for known in found)
+        axes = None if first is None or second is None else common.axes(first, second)
+        if axes is not None and len(axes) == value.rank:
+            traced[value] = axes
+    return traced
+
+
+def _same(one: Value, other: Value) -> bool:
+    return bool(one.native == other.native)
 
 
 def _side(axis: Axis) -> Origin | None:

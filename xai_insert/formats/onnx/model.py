@@ -67,7 +67,23 @@ class OnnxModel:
     def view(self) -> Graph:
         with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
             self._inferred = infer(self.native, self._input_shapes, by_runtimes=not self._closed)
-            return moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
+            graph = moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
+        graph.at_sizes = None if self._closed else self._at_sizes
+        return graph
+
+    @contextmanager
+    def _at_sizes(self, pixels: Mapping[Value, Mapping[int, int]]) -> Iterator[Graph]:
+        before = {image.native: image.native.shape for image in pixels}
+        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
+            try:
+                for image, sizes in pixels.items():
+                    known = enumerate(before[image.native])
+                    image.native.shape = ir.Shape([sizes.get(axis, size) for axis, size in known])
+                inferred = infer(self.native, {})
+                yield build_view(self.native, inferred, self._written_out.hidden, self._written_out.fused)
+            finally:
+                for native, shape in before.items():
+                    native.shape = shape
 
     def fix_sizes(self, sizes: Mapping[str, Shape]) -> None:
         for value in self.native.graph.inputs:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from xai_insert.formats.openvino.shuffled import shuffle
 from xai_insert.formats.openvino.strip import strip
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
 from xai_insert.formats.openvino.unrounded import unround
-from xai_insert.formats.openvino.view import build_view
+from xai_insert.formats.openvino.view import build_view, static_shape
 from xai_insert.graph.view import Graph, Shape, Value
 
 _METADATA = "xai_insert"
@@ -53,7 +53,14 @@ class OpenVINOModel:
 
     def view(self) -> Graph:
         with taking_apart("the OpenVINO graph"), self._products.shown():
-            return moderate(build_view(self.native))
+            graph = moderate(build_view(self.native))
+        graph.at_sizes = None if self._closed else self._at_sizes
+        return graph
+
+    @contextmanager
+    def _at_sizes(self, pixels: Mapping[Value, Mapping[int, int]]) -> Iterator[Graph]:
+        with taking_apart("the OpenVINO graph"), self._sized(pixels), self._products.shown():
+            yield build_view(self.native)
 
     def fix_sizes(self, sizes: Mapping[str, Shape]) -> None:
         nodes = [node for node in self.native.get_parameters() if node.get_friendly_name() in sizes]
@@ -81,6 +88,14 @@ class OpenVINOModel:
         self._set_shapes(self._closed)
 
     def sizes_at(self, value: Value, pixels: Mapping[Value, Mapping[int, int]]) -> Shape | None:
+        try:
+            with self._sized(pixels):
+                return static_shape(value.native.get_partial_shape())
+        except RAISED:
+            return None
+
+    @contextmanager
+    def _sized(self, pixels: Mapping[Value, Mapping[int, int]]) -> Iterator[None]:
         before = [(node, node.get_partial_shape()) for node in self.native.get_parameters()]
         wanted = {image.native.get_node().get_instance_id(): sizes for image, sizes in pixels.items()}
         given = []
@@ -91,10 +106,7 @@ class OpenVINOModel:
             given.append((node, shape))
         try:
             self._set_shapes(given)
-            sizes = value.native.get_partial_shape()
-            return tuple(None if size.is_dynamic else size.get_length() for size in sizes)
-        except RAISED:
-            return None
+            yield
         finally:
             self._set_shapes(before)
 
