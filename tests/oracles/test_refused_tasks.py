@@ -210,6 +210,21 @@ def test_a_segmenter_of_tokens_follows_its_open_sides(batch, size, kind):
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_classifier_of_tokens_follows_its_open_sides(kind):
+    """As SegFormer's and PVT v2's, whose inference with open sides does not know the number of channels."""
+    b, maps = segmenter_of_tokens(batch="N")
+    pooled = b.node("Relu", b.node("ReduceMean", maps, axes=[2, 3], keepdims=0))
+    scores = b.node("MatMul", pooled, b.weight(5, 4))
+    plain = b.model(scores, maps)
+    result = insert(models.as_format(plain, kind), Options(output=scores, output_dtype="f32"))
+    x = np.random.default_rng(4).standard_normal((2, 3, 32, 48)).astype(np.float32)
+    features = oracle.run(plain, x)[maps]
+    weight = next(onnx.numpy_helper.to_array(item) for item in plain.graph.initializer if item.dims == [5, 4])
+    wanted = np.einsum("nchw,ck->nkhw", np.maximum(features / 96, 0), weight)
+    np.testing.assert_allclose(oracle.run(result.model, x)["saliency_map"], wanted, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
 def test_tokens_laid_out_by_the_other_side_are_torn(kind):
     b, scores = segmenter_of_tokens(order=(3, 2))
     with pytest.raises(errors.UnsupportedTaskError, match="fix them"):

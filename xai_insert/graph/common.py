@@ -13,9 +13,9 @@ class Common:
     def __init__(self) -> None:
         self._known: dict[tuple[Origin, Origin], Origin | None] = {}
 
-    def axes(self, first: Axes, second: Axes) -> Axes | None:
-        """Axis by axis; None where there are more of them in one."""
-        return tuple(map(self._axis, first, second)) if len(first) == len(second) else None
+    def axes(self, first: Axes, second: Axes) -> Axes:
+        """Axis by axis, of values of one rank."""
+        return tuple(map(self._axis, first, second))
 
     def _axis(self, first: Axis, second: Axis) -> Axis:
         digits = [self._digit(one, two) for one, two in zip(first, second, strict=False)]

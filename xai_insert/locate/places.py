@@ -272,11 +272,12 @@ def _is_lost_in_open_sides(sides: Mapping[Value, tuple[int, int]], traced: Trace
 def _common_of_sizes(graph: Graph, sides: Mapping[Value, tuple[int, int]]) -> Traced | None:
     """What the axes of two sizes of the image have in common: known sizes tell what a reshape of tokens gives back.
 
-    None where the model does not take such sizes, or the file leaves none open.
+    So they tell sizes that follow no side, of which inference with open ones has lost sight. None where the model does
+    not take such sizes, or the file leaves none open.
     """
     if graph.at_sizes is None:
         return None
-    found: list[dict[Any, Axes]] = []
+    found: list[_Sized] = []
     for tried in _TRIED:
         pixels = {
             image: {axis: size for axis, size in zip(axes, tried, strict=True) if image.sizes[axis] is None}
@@ -285,17 +286,23 @@ def _common_of_sizes(graph: Graph, sides: Mapping[Value, tuple[int, int]]) -> Tr
         try:
             with graph.at_sizes(pixels) as sized:
                 images = {value: sides[image] for value in sized.inputs for image in sides if _same(value, image)}
-                found.append({value.native: axes for value, axes in trace(sized, images).items()})
+                axes_of = trace(sized, images)
+                found.append({value.native: (value.sizes, axes) for value, axes in axes_of.items()})
         except XaiInsertError as err:
             logger.info("places of open sides are not read at %s: %s", tried, err)
             return None
     common, traced = Common(), Traced()
     for value in (*graph.inputs, *(output for node in graph.nodes for output in node.outputs)):
         first, second = (known.get(value.native) for known in found)
-        axes = None if first is None or second is None else common.axes(first, second)
-        if axes is not None and len(axes) == value.rank:
-            traced[value] = axes
+        if first is None or second is None or not len(first[0]) == len(second[0]) == value.rank:
+            continue
+        value.shape = tuple(one if one == two else None for one, two in zip(first[0], second[0], strict=True))
+        traced[value] = common.axes(first[1], second[1])
     return traced
+
+
+_Sized = dict[Any, tuple[Shape, Axes]]
+"""Sizes and axes of values at one size of the image, by what the format calls them."""
 
 
 def _same(one: Value, other: Value) -> bool:
