@@ -279,34 +279,34 @@ def _common_of_sizes(graph: Graph, sides: Mapping[Value, tuple[int, int]]) -> Tr
         return None
     found: list[_Sized] = []
     for tried in _TRIED:
-        pixels = {
-            image: {axis: size for axis, size in zip(axes, tried, strict=True) if image.sizes[axis] is None}
-            for image, axes in sides.items()
-        }
         try:
-            with graph.at_sizes(pixels) as sized:
-                images = {value: sides[image] for value in sized.inputs for image in sides if _same(value, image)}
-                axes_of = trace(sized, images)
-                found.append({value.native: (value.sizes, axes) for value, axes in axes_of.items()})
+            found.append(_at_size(graph, sides, tried))
         except XaiInsertError as err:
             logger.info("places of open sides are not read at %s: %s", tried, err)
             return None
     common, traced = Common(), Traced()
     for value in (*graph.inputs, *(output for node in graph.nodes for output in node.outputs)):
         first, second = (known.get(value.native) for known in found)
-        if first is None or second is None or not len(first[0]) == len(second[0]) == value.rank:
-            continue
-        value.shape = tuple(one if one == two else None for one, two in zip(first[0], second[0], strict=True))
-        traced[value] = common.axes(first[1], second[1])
+        if first is not None and second is not None and len(first[0]) == len(second[0]) == value.rank:
+            value.shape = tuple(one if one == two else None for one, two in zip(first[0], second[0], strict=True))
+            traced[value] = common.axes(first[1], second[1])
     return traced
+
+
+def _at_size(graph: Graph, sides: Mapping[Value, tuple[int, int]], tried: tuple[int, int]) -> _Sized:
+    """Sizes and axes of values where the open sides of images are so long."""
+    assert graph.at_sizes is not None
+    pixels = {
+        image: {axis: size for axis, size in zip(axes, tried, strict=True) if image.sizes[axis] is None}
+        for image, axes in sides.items()
+    }
+    with graph.at_sizes(pixels) as sized:
+        images = {value: sides[image] for value in sized.inputs for image in sides if value.native == image.native}
+        return {value.native: (value.sizes, axes) for value, axes in trace(sized, images).items()}
 
 
 _Sized = dict[Any, tuple[Shape, Axes]]
 """Sizes and axes of values at one size of the image, by what the format calls them."""
-
-
-def _same(one: Value, other: Value) -> bool:
-    return bool(one.native == other.native)
 
 
 def _side(axis: Axis) -> Origin | None:
