@@ -186,7 +186,8 @@ def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: 
             break
         for item, given in zip(told, answers(scenes, stimulus), strict=True):
             if not item.proof:
-                item.proof = _is_proof(given)
+                # what changes most is elsewhere again: the cells at the blocks see them too, as those beside a mixer
+                item.proof = _is_proof(given) and not any(_agree(doubt, given) for doubt in item.doubts)
                 item.given.append(given)
                 item.is_favoured |= sum(answer.is_sure for answer in given) >= max(_SAME * len(given), 1)
                 if not item.proof and _is_doubt(given):

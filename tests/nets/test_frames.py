@@ -25,7 +25,16 @@ def cropped(b):
     return patches(b, b.node("Slice", "image", b.const(np.array([4, 4])), b.const(np.array([8, 8])), axes), cell=2)
 
 
+def shifted(b):
+    """By a layer of each channel that reads the cell to the right."""
+    taps = np.zeros((models.CHANNELS, 1, 3, 3), np.float32)
+    taps[:, :, 1, 2] = 1
+    x = b.node("Conv", patches(b, "image"), b.const(taps), pads=[1] * 4, group=models.CHANNELS)
+    return b.node("Relu", b.node("Conv", x, b.weight(models.CHANNELS, models.CHANNELS, 1, 1)))
+
+
 CASES = {
+    "shifted by a layer": (shifted, (0, 1 / 3, 1, 4 / 3)),
     "padded by a cell": (padded(4), (-1 / 3, 0, 4 / 3, 1)),
     "padded by half a cell": (padded(2), None),
     "cropped by two cells": (cropped, (1 / 3, 1 / 3, 2 / 3, 2 / 3)),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from xai_insert.graph.axes import Axis, Digit, Kind, axis_size, moved, other, rolled_line, unplaced
 from xai_insert.graph.operators import Window
+from xai_insert.graph.view import Value, constant_of
+
+_FEW_WEIGHTS = 1 << 16  # of layers of each channel by itself; to read those of all would take long
 
 
-def slid(axis: Axis, size: int | None, kind: Window, index: int) -> Axis:
-    """The axis, of `size` cells, that the window's spatial axis `index` leaves of another."""
+def slid(axis: Axis, size: int | None, kind: Window, index: int, middles: Sequence[float] = ()) -> Axis:
+    """The axis, of `size` cells, that the window's spatial axis `index` leaves of another; see `middle_taps`."""
     kernel = kind.kernel[index] if kind.kernel and index < len(kind.kernel) else None
     stride = kind.strides[index] if index < len(kind.strides) else 1
     dilation = kind.dilations[index] if index < len(kind.dilations) else 1
@@ -23,9 +30,22 @@ def slid(axis: Axis, size: int | None, kind: Window, index: int) -> Axis:
         return axis if stride == 1 and size == before else _coarser(axis, size, stride)
     reach = (kernel - 1) * dilation
     pad = _pad_before(kind, index, (before, size), stride, reach)
+    middle = middles[index] * dilation if middles else reach / 2
     if kind.transposed:
-        return moved(origin, size, 1 / stride, (pad - reach / 2) / stride)
-    return moved(origin, size, stride, reach / 2 - pad)
+        return moved(origin, size, 1 / stride, (pad - middle) / stride)
+    return moved(origin, size, stride, middle - pad)
+
+
+def middle_taps(kind: Window, weight: Value | None) -> Sequence[float]:
+    """Where the middle of a kernel is, along each of its sides, if its first or last rows are all zero; else nothing.
+
+    So layers that shift are written, and those that see what lies before alone (masked and causal convolutions).
+    """
+    taps = None if kind.pool or not kind.kernel or max(kind.kernel) < 2 else constant_of(weight, limit=_FEW_WEIGHTS)
+    if taps is None or not kind.kernel or taps.shape[-len(kind.kernel) :] != kind.kernel or not taps.any():
+        return ()
+    used = np.argwhere(taps.reshape(-1, *kind.kernel))[:, 1:]
+    return [(int(first) + int(last)) / 2 for first, last in zip(used.min(axis=0), used.max(axis=0), strict=True)]
 
 
 def _pad_before(kind: Window, index: int, sizes: tuple[int | None, int | None], stride: int, reach: int) -> float:

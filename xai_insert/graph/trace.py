@@ -11,7 +11,7 @@ from xai_insert.graph.axes import Axes, Axis, Kind, Origin
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled, stacked
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
-from xai_insert.graph.sliding import slid
+from xai_insert.graph.sliding import middle_taps, slid
 from xai_insert.graph.strided import is_identity_scatter
 from xai_insert.graph.view import Graph, Node, Op, Value
 
@@ -111,7 +111,8 @@ def _window(node: Node, kind: kinds.Window, given: _Operands) -> Sequence[Axes]:
     if len(source) != len(shape):
         return _lost(node, kind, given)
     channels = source[1] if kind.keeps_channels else ax.other(shape[1])
-    spatial = [slid(source[axis], shape[axis], kind, axis - 2) for axis in range(2, len(shape))]
+    middles = middle_taps(kind, node.operand(1))
+    spatial = [slid(source[axis], shape[axis], kind, axis - 2, middles) for axis in range(2, len(shape))]
     result = (source[0], channels, *spatial)
     return [result] * len(node.outputs)
 
