@@ -205,6 +205,32 @@ def test_maps_lie_in_the_order_of_the_scores(kind):
     np.testing.assert_allclose(saliency, wanted, atol=1e-5)
 
 
+SCALES = {
+    "temperature": ([0.1], [0.0]),
+    "of a sharp level": ([30.0], [-2.0]),
+    "of each class": ([1, 2, 3, 0.5, 0.1], [0, 1, -1, 0, 0.5]),
+}
+
+
+@pytest.mark.parametrize("activation", ["Sigmoid", "Softmax"])
+@pytest.mark.parametrize("is_flat", [False, True])
+@pytest.mark.parametrize("case", SCALES)
+def test_scores_are_scaled_before_they_are_squashed(case, is_flat, activation):
+    net = Small()
+    head = net.head(5)
+    raw = net.rows(head) if is_flat else head
+    for kind, numbers in zip(("Mul", "Add"), SCALES[case], strict=True):
+        raw = net.op(kind, raw, net.constant(np.float32(numbers).reshape((1, 1, -1) if is_flat else (1, -1, 1, 1))))
+    rows = raw if is_flat else net.rows(raw)
+    model = net.model(net.op(activation, rows) if activation == "Sigmoid" else net.op(activation, rows, axis=2))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    scale, shift = (np.float32(numbers).reshape(1, -1, 1, 1) for numbers in SCALES[case])
+    wanted = np.exp(run(model, [head], image)[0] * scale + shift)
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, wanted / wanted.sum(axis=1, keepdims=True), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", SHARED, ids=lambda kind: kind.__name__)
 def test_scores_of_several_channels_have_no_map(kind):
     net = Small()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xai_insert.graph.view import Value
+from xai_insert.locate.affine import Affine
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.levels import Level
@@ -71,12 +72,14 @@ class ClassLevel:
         level: the grid.
         channels: which of the head's channels they are.
         more: other heads of the same grid, with the scores of more anchors.
+        affine: what is still done to the scores before a sigmoid or softmax.
     """
 
     head: Head
     level: Level
     channels: Channels
     more: tuple[ClassLevel, ...] = ()
+    affine: Affine | None = None
 
     @property
     def feature(self) -> FeatureMap:

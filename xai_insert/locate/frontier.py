@@ -23,7 +23,7 @@ from xai_insert.graph.traits import (
     WITH_BODIES,
     WITHOUT_DATA,
 )
-from xai_insert.graph.view import Graph, Node, Op, Value, constant_of, volume
+from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
 from xai_insert.locate.places import Places, find_places
@@ -254,20 +254,25 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
 
 
 def finished(graph: Graph, head: Head) -> Head:
-    """A head whose value has what is computed for each location: OWL-ViT's shift and scale, a sum with other heads."""
+    """A head whose value has what is computed for each location or stored: a shift, a scale, a sum with other heads."""
     dependent = activations(graph, image_inputs(graph))
-    value, end, is_joined = head.value, head.value, False
-    while (use := end.only_use) is not None:
-        node, index = use.node, use.index
-        other = node.operand(1 - index) if index < 2 else None
-        is_linear = node.op in (Op.ADD, Op.MUL) or (node.op is Op.DIV and index == 0 and other not in dependent)
-        if other is None or not is_linear or node.output.sizes != head.value.sizes:
-            break
-        if other not in dependent and volume(other.sizes) != 1:
-            break
-        end, is_joined = node.output, is_joined or other in dependent
-        value = end if is_joined else value
-    return replace(head, value=value)
+    end = head.value
+    while (use := end.only_use) is not None and _finishes(head, use, dependent):
+        end = use.node.output
+    return replace(head, value=end)
+
+
+def _finishes(head: Head, use: Use, dependent: set[Value]) -> bool:
+    """Whether scores are shifted or scaled by one number, one for each channel or location, or other scores."""
+    node, other = use.node, use.node.operand(1 - use.index) if use.index < 2 else None
+    if other is None or node.output.sizes != head.value.sizes:
+        return False
+    if node.op not in (Op.ADD, Op.MUL) and not (node.op in (Op.SUB, Op.DIV) and use.index == 0):
+        return False
+    if other in dependent:
+        return node.op is not Op.DIV
+    beside = len(head.value.sizes) - len(other.sizes)
+    return all(size == 1 or axis + beside == head.channel_axis for axis, size in enumerate(other.sizes))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ As in OpenVINO Training Extensions' `DetClassProbabilityMapHook`.
 
 from __future__ import annotations
 
-from xai_insert.graph.ops import Size, Surgeon, V
+import numpy as np
+
+from xai_insert.graph.ops import Ops, Size, Surgeon, V
+from xai_insert.locate.affine import Affine
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.methods.shaping import reshape, scalar, size_of, total
 
@@ -39,9 +42,17 @@ def det_class_probability_map(surgeon: Surgeon[V], detector: Detector, *, follow
 def class_scores(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
     """Raw class scores of one level, maximum over anchors: `[B, K, h, w]` float32."""
     op, order = surgeon.ops, item.channels
+    best = _best(surgeon, item, follows=follows)
+    best = best if item.affine is None else _affine(op, best, item.affine)
+    return op.pick(best, order.picked, axis=1) if order.picked else best
+
+
+def _best(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
+    """The maximum over anchors, in the order of the head: `[B, K, h, w]`."""
+    op, order = surgeon.ops, item.channels
     x = level_channels(surgeon, item)
     if order.anchors == 1:
-        return op.pick(x, order.picked, axis=1) if order.picked else x
+        return x
     height, width = grid_of_level(surgeon, item, follows=follows)
     batch: Size = -1 if follows else size_of(op, surgeon.handle(item.head.value), item.head.value, 0)
     if order.classes_first:
@@ -52,8 +63,15 @@ def class_scores(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
         if order.classes < order.stride:
             x = op.slice(x, 2, *order.within)
         best = op.reduce(x, "max", [1])
-    best = reshape(op, best, [batch, order.classes, height, width])
-    return op.pick(best, order.picked, axis=1) if order.picked else best
+    return reshape(op, best, [batch, order.classes, height, width])
+
+
+def _affine(op: Ops[V], scores: V, affine: Affine) -> V:
+    """Scores with what the model does to them before their sigmoid or softmax."""
+    scale, shift = (
+        op.constant(np.array(part, np.float32).reshape(1, -1, 1, 1)) for part in (affine.scale, affine.shift)
+    )
+    return op.add(op.mul(scores, scale), shift)
 
 
 def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:

@@ -11,6 +11,7 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.affine import affine_behind
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
@@ -327,4 +328,5 @@ def _detector(
 def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:
     """A level whose scores have the shift and the scale that the model gives to each location, if it does."""
     more = tuple(_finished(graph, other) for other in level.more)
-    return replace(level, head=finished(graph, level.head), more=more)
+    head = finished(graph, level.head)
+    return replace(level, head=head, more=more, affine=affine_behind(head.value, level.channels.classes))

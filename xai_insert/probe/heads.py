@@ -22,6 +22,7 @@ from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Shape, Value
 from xai_insert.locate.frontier import Head, Observed
 from xai_insert.locate.levels import Level
+from xai_insert.probe.squashed import fall_as_shares
 
 Array = npt.NDArray[np.float64]
 Element = tuple[int, ...]
@@ -117,12 +118,12 @@ class HeadProbe:
 
     def respond(self, head: int, channel: int, cell: tuple[int, int]) -> Response:
         """Raise and lower one channel at one location."""
-        place, lowered = self.place(head, channel, cell), list[npt.NDArray[Any]]()
+        place, known = self.place(head, channel, cell), dict[float, list[npt.NDArray[Any]]]()
 
-        def low(index: int) -> npt.NDArray[Any]:  # of most boxes nobody asks
-            if not lowered:
-                lowered.extend(self._pushed(head, place, -_PUSH))
-            return lowered[index]
+        def at(index: int, push: float) -> npt.NDArray[Any]:  # of most boxes nobody asks
+            if push not in known:
+                known[push] = self._pushed(head, place, push)
+            return known[push][index]
 
         found: dict[int, Effect] = {}
         touched, raised = {}, {}
@@ -132,7 +133,7 @@ class HeadProbe:
             if base.shape != high.shape:  # more or fewer are selected, and no row is what it was
                 found[index] = Effect.OTHER
                 continue
-            found[index], rising, moved = _effect(self._observed[index], base, high, partial(low, index))
+            found[index], rising, moved = _effect(self._observed[index], base, high, partial(at, index))
             if len(moved):
                 touched[index], raised[index] = moved, rising
         elements = {index: element for index, ups in raised.items() if (element := _only(ups)) is not None}
@@ -256,7 +257,7 @@ def _times(rows: Sequence[Element], moves: Iterable[tuple[Any, Any]]) -> int:
 
 
 def _effect(
-    observed: Observed, base: npt.NDArray[Any], high: npt.NDArray[Any], low: Callable[[], npt.NDArray[Any]]
+    observed: Observed, base: npt.NDArray[Any], high: npt.NDArray[Any], at: Callable[[float], npt.NDArray[Any]]
 ) -> tuple[Effect, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """What happened to one observed value, the elements that rose, and all that moved."""
     moves = differs(base, high)
@@ -272,21 +273,29 @@ def _effect(
     bounded = _is_bounded(raised)
     if not bounded and (len(ups) != 1 or count > 1):
         return Effect.OTHER, ups, touched
-    fallen = low()
-    if fallen.shape != base.shape:
+    if at(-_PUSH).shape != base.shape:
         return Effect.OTHER, ups, touched
-    lowered = scores(fallen[moves].astype(np.float64))
+
+    def share_at(push: float) -> Array:
+        return np.asarray(scores(at(push)[moves].astype(np.float64)))
+
+    lowered = share_at(-_PUSH)
     bounded = bounded and _is_bounded(lowered)
     falls = bool((lowered[rises] <= 20 * _MOVED).all())
-    if len(ups) == 1 and bounded and falls:
-        return Effect.CLASS, ups, touched
-    if len(ups) == 1 == count and _is_passed_on(before[0], raised[0], lowered[0]):
-        return _passed_on(observed), ups, touched
-    if bounded and not len(ups):
-        return Effect.FALLING, ups, touched
-    if bounded and len(ups) > 1 and falls:
-        return Effect.GATE, ups, touched
-    return Effect.OTHER, ups, touched
+    if bounded and not falls:
+        falls = fall_as_shares(scores(before)[rises], lowered[rises], _PUSH, lambda push: share_at(push)[rises])
+    is_same = len(ups) == 1 == count and _is_passed_on(before[0], raised[0], lowered[0])
+    otherwise = _passed_on(observed) if is_same else Effect.OTHER
+    return _named(len(ups), bounded=bounded, falls=falls, otherwise=otherwise), ups, touched
+
+
+def _named(rising: int, *, bounded: bool, falls: bool, otherwise: Effect) -> Effect:
+    """The effect of a channel with which so many elements rise."""
+    if bounded and not rising:
+        return Effect.FALLING
+    if bounded and falls:
+        return Effect.CLASS if rising == 1 else Effect.GATE
+    return otherwise
 
 
 def _scores_of(*arrays: npt.NDArray[Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
