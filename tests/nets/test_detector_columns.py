@@ -299,6 +299,45 @@ def test_rows_with_the_best_score_and_its_label():
     np.testing.assert_allclose(saliency, raw / raw.sum(axis=1, keepdims=True), atol=1e-5)
 
 
+def seen(model, head):
+    """The map, and the definition of the raw scores of one head."""
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    saliency, raw = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map", head], image)
+    return saliency, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True)
+
+
+def test_rows_that_are_chosen_by_a_mask():
+    """As boolean indices are exported: no list of as many images, and no scores of an image."""
+    net = Small()
+    head = net.head(5)
+    scores = net.op("Sigmoid", net.rows(head))
+    best = net.op("Squeeze", net.op("ReduceMax", scores, axes=[2], keepdims=0), net.constant([0]))
+    kept = net.op(
+        "Squeeze", net.op("NonZero", net.op("Greater", best, net.constant(np.float32(0.5)))), net.constant([0])
+    )
+    net.boxes, scores = (
+        net.op("Gather", net.op("Squeeze", value, net.constant([0])), kept, axis=0) for value in (net.boxes, scores)
+    )
+    np.testing.assert_allclose(*seen(net.model(scores), head), atol=1e-5)
+
+
+def test_a_vector_of_each_place_beside_undecoded_sizes_is_no_box():
+    """A detector that tracks: heat maps, sizes, a vector of length one, offsets."""
+    net = Small()
+    head, net.boxes, vector, offset = (net.head(channels) for channels in (5, 2, 16, 2))
+    length = net.op("ReduceL2", vector, axes=[1])
+    model = net.model(net.op("Sigmoid", head), net.op("Div", vector, length), net.op("Identity", offset))
+    np.testing.assert_allclose(*seen(model, head), atol=1e-5)
+
+
+def test_another_score_of_each_box_is_named():
+    """Of one class: which of two scores is its own, and which an objectness or a centre-ness, nothing tells."""
+    net = Small()
+    heads = [net.head(1), net.head(1)]
+    report = insert(net.model(*(net.op("Sigmoid", net.rows(head)) for head in heads))).report
+    assert f"{heads[1]!r} scores each box too" in report.text()
+
+
 def test_a_class_of_its_own_layer_is_no_objectness():
     """Beside other classes, where no box stands before it; joined behind what flattens, it is refused."""
     net = Small()

@@ -84,6 +84,8 @@ class _Search(Orders):
                 f"; of the {count} scores behind each box the first is taken for objectness, as where one layer gives "
                 f"several boxes: if it is a class, say so with --num-classes {count}"
             )
+        for rest in [self.passed_over[item.index] for item in scoring if item.index in self.passed_over][:1]:
+            told += f"; {rest.head.value.name!r} scores each box too, and its output stands behind"
         return told
 
     def require_all_levels(self, scoring: Sequence[Watched]) -> None:
@@ -203,7 +205,9 @@ class _Search(Orders):
         boxes_of_levels = [value for value in self.graph.outputs if value.sizes[1:] == (cells, _BOX)]
         if one.head.channels > 1 or places[0] == places[1] or len(boxes_of_levels) > 1:
             raise refuse_rivals([one, other])
-        return min(zip(places, (one, other), strict=True), key=lambda pair: pair[0])[1]  # of one class, either says it
+        best, rest = (one, other) if places[0] < places[1] else (other, one)
+        self.passed_over[best.index] = rest  # of one class, either says it
+        return best
 
     def _first_output(self, item: Watched) -> int:
         """Which of the model's outputs the head moves, by its place among them; their number if it moves none."""

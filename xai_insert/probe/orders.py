@@ -59,6 +59,7 @@ class Orders:
         self.probe = HeadProbe(loaded, heads, observed)
         self.watched = [self._watch(index, head) for index, head in enumerate(heads)]
         self.assumed: dict[int, int] = {}
+        self.passed_over: dict[int, Watched] = {}
         self.doubts: dict[int, AmbiguousModelError] = {}
         self._known: dict[int, Channels | None] = {}
 
@@ -275,9 +276,7 @@ class Orders:
     def _resolve(self, item: Watched, here: Moves, there: Moves) -> Channels | None:
         found, boxes = readings(here, there, item.head.channels), self._anchors(item)
         if boxes:
-            each = (
-                item.is_exclusive
-            )  # no softmax runs over anchors: what it runs over are classes, which may have boxes
+            each = item.is_exclusive  # no softmax runs over anchors, but over classes, which may have boxes
             found = [o for o in found if o.anchors in boxes or (each and o.anchors * o.classes in boxes)]
         return found[0] if len(found) == 1 else None
 
@@ -366,7 +365,8 @@ class Orders:
         """The same, by whether they lie in four columns."""
         found: dict[bool, set[int]] = {}
         for box in self.rivals(item):
-            if box.is_class or box.is_raw or not {Effect.OTHER, Effect.CARRIED} & box.effects:
+            moves = {Effect.OTHER, Effect.CARRIED} & box.effects
+            if box.is_class or box.is_raw or not moves or self.moves_together(box):  # as vectors of length one do
                 continue
             is_carried = Effect.OTHER not in box.effects
             moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]

@@ -161,8 +161,8 @@ def selects_rows(graph: Graph) -> bool:
         return True
     chosen: set[Value] = set()
     for node in graph.nodes:
-        if node.op is Op.TOPK:
-            chosen.update(node.outputs[1:])
+        if node.op in (Op.TOPK, Op.NONZERO):
+            chosen.update(node.outputs[-1:])
         elif node.op not in (Op.SHAPE, Op.GATHER, Op.TAKE) and any(operand in chosen for operand in node.inputs):
             chosen.update(node.outputs)
     return any(node.op in (Op.GATHER, Op.TAKE) and node.operand(1) in chosen for node in graph.nodes)
