@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.errors import CheckFailedError, DefinitionError
-from xai_insert.feeds import feeds_of
+from xai_insert.errors import CheckFailedError, DefinitionError, TimeLimitError
+from xai_insert.feeds import DEFAULT_SIZE, feeds_of
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.proportion import most_bytes
 from xai_insert.graph.view import Graph, Shape, Value, format_grid
@@ -71,7 +71,24 @@ def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
         runner = loaded.runner()
     except CheckFailedError as err:
         raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
-    return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
+    try:
+        return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
+    except TimeLimitError:
+        raise
+    except CheckFailedError as err:
+        raise CheckFailedError(f"{err}{_about_open_sides(graph)}") from err
+
+
+def _about_open_sides(graph: Graph) -> str:
+    """What to do where a model with open sides does not run with the sizes that the check takes for them."""
+    image = next((image for image in image_inputs(graph) if None in image.sizes[1:]), None)
+    if image is None:
+        return ""
+    sizes = ",".join("SIZE" if size is None else str(size) for size in (image.sizes[0] or 1, *image.sizes[1:]))
+    return (
+        f"; {DEFAULT_SIZE} was taken for the open sizes of {image.describe()}: give those that the model takes, "
+        f"--input-shape {image.name}:{sizes}"
+    )
 
 
 def _is_finite(array: Array) -> bool:

@@ -10,11 +10,13 @@ import numpy.typing as npt
 
 from xai_insert.graph.shape import Shape, holds_pixels
 
+DEFAULT_SIZE = 224
+"""What stands for an open size that is not the batch."""
 _WORDS = 8
 
 
 def random_array(
-    rng: np.random.Generator, shape: Shape, dtype: str, *, batch: int = 1, size: int = 224
+    rng: np.random.Generator, shape: Shape, dtype: str, *, batch: int = 1, size: int = DEFAULT_SIZE
 ) -> npt.NDArray[Any]:
     """Random content: normal floats, bytes for pixels in whole numbers, ones for other integers.
 

@@ -7,7 +7,7 @@ from onnx import numpy_helper
 
 from model_zoo_fixtures.testbed import models, oracle
 from model_zoo_fixtures.testbed.fused_models import RAW, WANTED, Net, images, transformer
-from xai_insert import insert
+from xai_insert import Options, errors, insert
 
 
 def fixed_targets(model):
@@ -76,3 +76,15 @@ def test_a_batch_among_the_channels_for_a_time_stays_open():
     assert "one image at a time" not in result.report.reason
     assert oracle.run(result.model, images())["saliency_map"].shape == (2, 7, 8, 8)
     onnx.checker.check_model(result.model)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_open_sides_of_a_model_of_one_size(kind):
+    """As exporters leave them open for a transformer too, whose positions are stored."""
+    model = transformer()
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.ClearField("dim_value")
+    with pytest.raises(errors.CheckFailedError, match=r"224 was taken .* --input-shape x:1,3,SIZE,SIZE"):
+        insert(models.as_format(model, kind), RAW)
+    found = insert(models.as_format(model, kind), Options(output_dtype="f32", input_shapes={"x": (1, 3, 64, 64)}))
+    assert found.report.form == "closed form"

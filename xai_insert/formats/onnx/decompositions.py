@@ -46,7 +46,6 @@ RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
     (_MS, "MatMulBnb4"): quantised.normal_floats_matmul,
     (_MS, "MatMulIntegerToFloat"): quantised.matmul_to_float,
     (_MS, "DynamicQuantizeMatMul"): quantised.dynamic_matmul,
-    (_MS, "DequantizeLinear"): quantised.ms_dequantised,
     ("", "QLinearConv"): quantised.conv,
     ("", "QLinearMatMul"): quantised.matmul,
     (_MS, "QGemm"): quantised.gemm,

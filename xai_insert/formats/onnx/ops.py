@@ -49,18 +49,29 @@ class OnnxOps:
             return self._node("LeakyRelu", a, alpha=1.0)
         return self._node("Einsum", a, equation="...->...")
 
-    def dequantised(self, node: ir.Node) -> ir.Value:
-        """What `node`, a DequantizeLinear of stored operands, gives, from operands of our own.
+    def dequantised(self, node: ir.Node, *, scaled: bool = True) -> ir.Value:
+        """What `node`, a DequantizeLinear of stored operands, gives, from operands of our own; else with scales of 1.
 
-        A second reader, even of what is stored, keeps onnxruntime from merging the layer of the model with its weight.
+        A second reader, even of what is stored, keeps onnxruntime from merging the layer of the model with its weight;
+        and scalars that are equal become one.
         """
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         operands = [value if value is None else self._twin(value) for value in node.inputs]
-        return self._node("DequantizeLinear", *operands, **attributes)
+        if not scaled and operands[1] is not None:
+            operands[1] = self.constant(
+                np.ones([] if operands[1].shape is None else operands[1].shape.numpy(), np.float32)
+            )
+        made = ir.node(node.op_type, operands, attributes, domain=node.domain, name=self._name(node.op_type))
+        made.outputs[0].name = self._name(f"{made.name}/out")
+        self.append(made)
+        return made.outputs[0]
 
     def _twin(self, stored: ir.Value) -> ir.Value:
-        name = self._name("const")
-        value = ir.Value(name=name, type=stored.type, shape=stored.shape, const_value=stored.const_value)
+        name, tensor = self._name("const"), stored.const_value
+        if isinstance(tensor, ir.TensorProtoTensor):  # to name it would rename that of the message, the user's own
+            shared = tensor
+            tensor = ir.LazyTensor(lambda: shared, shared.dtype, shared.shape, name=name)
+        value = ir.Value(name=name, type=stored.type, shape=stored.shape, const_value=tensor)
         self._graph.register_initializer(value)
         return value
 

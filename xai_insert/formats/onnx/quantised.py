@@ -47,17 +47,6 @@ def dequantised(w: Writer) -> Written:
     return [w.dequantised(operands)]
 
 
-def ms_dequantised(w: Writer) -> Written:
-    """`com.microsoft` DequantizeLinear of a weight, of 16 bits too: in plain arithmetic, which can be folded."""
-    x, scale, zero, axis = w.operand(0), w.operand(1), w.operand(2), int(w.number("axis", 1))
-    if x is None or scale is None or x.const_value is None or w.has("block_size"):
-        return None
-    if scale.shape is None or scale.shape.rank() == 0 or scale.shape == (1,):
-        return [_stored_weight(w, x, scale, zero)]
-    whole = _many_scales(w, x, [scale, zero], axis)
-    return None if whole is None else [whole]
-
-
 def _present(operands: Sequence[ir.Value | None]) -> list[ir.Value]:
     return [value for value in operands if value is not None]
 

@@ -14,7 +14,7 @@ from xai_insert.formats.onnx.ops import OnnxOps, data_type
 from xai_insert.formats.onnx.shapes import Inferred
 from xai_insert.formats.onnx.single import holds_graph, operands
 from xai_insert.formats.onnx.view import IntegerWeight
-from xai_insert.formats.onnx.widening import HALF, widen_attribute
+from xai_insert.formats.onnx.widening import HALF, is_packed, widen_attribute
 from xai_insert.graph.names import PREFIX, Names
 from xai_insert.graph.rounding import folded_range
 from xai_insert.graph.view import Node, Shape, Value, constant_of, fixed, only
@@ -94,8 +94,9 @@ class OnnxSurgeon:
         sizes = [1] * len(elements.shape or ())
         if scale.shape is not None and scale.shape.numpy() not in ((), (1,)):  # channel by channel
             sizes[node.attributes.get_int("axis", 1)] = -1
-        value = op.cast(elements, "float32")
-        for zero in zero_point:
+        is_whole = is_packed(elements)
+        value = op.same(op.dequantised(node, scaled=False)) if is_whole else op.cast(elements, "float32")
+        for zero in [] if is_whole else zero_point:
             value = op.sub(value, op.reshape(op.cast(zero, "float32"), sizes))
         return op.mul(value, op.reshape(op.cast(scale, "float32"), sizes))
 

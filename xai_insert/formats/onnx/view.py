@@ -200,6 +200,10 @@ def _captured(native: ir.Node) -> list[ir.Value]:
 
 def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]) -> bool:
     """Turn the outputs of a node into constants where its operands are; whether that was done."""
+    if (native.domain, native.op_type) == ("com.microsoft", "DequantizeLinear") and _can_be_run(native, inputs):
+        outputs[0].load = lambda: _dequantised(native, inputs)
+        outputs[0].shape = None if inputs[0] is None else inputs[0].shape
+        return True
     if native.domain not in _ONNX_DOMAINS:
         return False
     if native.op_type == "Constant":
@@ -219,6 +223,19 @@ def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Valu
         if output.shape is None or None in output.shape:
             output.shape = tuple(output.elements().shape)
     return True
+
+
+def _dequantised(native: ir.Node, inputs: tuple[Value | None, ...]) -> npt.NDArray[Any]:
+    """What onnxruntime's own DequantizeLinear gives of stored integers, which may have 4 or 16 bits."""
+    numbers, *others = (value.elements().astype(np.float32) for value in inputs if value is not None)
+    axis, block = integer(native, "axis", 1), integer(native, "block_size", 0)
+    if block:
+        others = [np.repeat(part, block, axis).take(range(numbers.shape[axis]), axis) for part in others]
+    elif others[0].size > 1:
+        sizes = [-1 if place == axis % numbers.ndim else 1 for place in range(numbers.ndim)]
+        others = [part.reshape(sizes) for part in others]
+    scale, zero = others[0], others[1] if len(others) > 1 else np.float32(0)
+    return (numbers - zero) * scale
 
 
 def _can_be_run(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:

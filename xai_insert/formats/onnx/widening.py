@@ -13,6 +13,11 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _BFLOAT16 = (ir.DataType.BFLOAT16,)
 
 
+def is_packed(value: ir.Value) -> bool:
+    """Whether elements stand several in a byte, which onnxruntime dequantises and neither casts nor reshapes."""
+    return value.dtype is not None and value.dtype.bitwidth < 8
+
+
 def widen_attribute(attribute: ir.Attr, kinds: Collection[ir.DataType] = HALF) -> ir.Attr:
     """An attribute that names, or holds elements of, one of `kinds`, with float32 in its place."""
     if attribute.name in ("to", "dtype") and attribute.type == ir.AttributeType.INT:
