@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import combinations, product
 from typing import Any, Literal
 
 import numpy as np
@@ -129,12 +129,19 @@ class _Told:
     @property
     def is_refuted(self) -> bool:
         """Whether its changed cells are elsewhere, clearly, or clearly once and the same ones another time."""
+        if self.recurs:
+            return True
         if self.proof:
             return False
         is_plain = self.is_clear and not self.is_favoured
         return is_plain or any(
             _agree(doubt, other) for doubt, other in product(self.doubts, self.given) if doubt is not other
         )
+
+    @property
+    def recurs(self) -> bool:
+        """Whether blocks changed the same cells elsewhere two times: no other image makes up for that."""
+        return any(_agree(*pair) for pair in combinations(self.doubts, 2))
 
 
 def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value, number: int = 0) -> Proof:

@@ -71,8 +71,9 @@ def attention_in_batch(b, x, tokens, *, key_norm):
 
 
 def attention(
-    b, x, tokens, *, fused=False, key_norm=False, key_bias=True, pair_bias=False, talking=False, class_only=False
-):
+    b, x, tokens, *, fused=False, key_norm=False, key_bias=True, pair_bias=False, talking=False, class_only=False,
+    bound=None,
+):  # fmt: skip
     source = x
     if class_only:
         source = b.node("Slice", x, *(b.const(np.array([n])) for n in (0, 1, 1)))
@@ -87,6 +88,8 @@ def attention(
         v = heads_of(b, linear(b, x, WIDTH, WIDTH))
     if key_norm:
         q, k = norm(b, q, DEPTH), norm(b, k, DEPTH)
+    if bound is not None:
+        k, v = (b.node("Clip", x, *(b.const(np.array(end, b.dtype)) for end in (-bound, bound))) for x in (k, v))
     scores = b.node(
         "MatMul", b.node("Mul", q, b.const(np.array(0.7, b.dtype))), b.node("Transpose", k, perm=[0, 1, 3, 2])
     )
@@ -133,6 +136,12 @@ def transformer(prefix=1, rows=1, last=block, start=embed, **kind):
 
 def block_in_batch(b, x, tokens, *, key_norm=False):
     x = b.node("Add", x, attention_in_batch(b, norm(b, x), tokens, key_norm=key_norm))
+    return b.node("Add", x, mlp(b, norm(b, x)))
+
+
+def bare_block(b, x, tokens, **kind):
+    """Keys and values are made of the tokens without a norm, so that loud images have large ones."""
+    x = b.node("Add", x, attention(b, x, tokens, **kind))
     return b.node("Add", x, mlp(b, norm(b, x)))
 
 

@@ -185,7 +185,13 @@ def taken_by_the_image(b, x):
     return reshaped(b, b.node("Gather", x, order, axis=2), 1, WIDTH, GRID, GRID)
 
 
+def transposed(b, x):
+    return b.node("Transpose", x, perm=[0, 1, 3, 2])
+
+
 NETWORKS = {
+    "transposed": beside(transposed),
+    "transposed, added": beside(transposed, added=True),
     "sorted by the image": beside(sorted_by_the_image),
     "sorted by the image, added": beside(sorted_by_the_image, added=True),
     "taken by the image": beside(taken_by_the_image),
@@ -216,6 +222,23 @@ def test_rows_turned_round_by_a_stored_matrix_are_refused():
         x = b.node("Relu", b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2]))
         turned = b.node("MatMul", b.const(np.eye(models.SIDE // 2, dtype=np.float32)[::-1].copy()), x)
         return pooled(b, b.node("Add", b.node("Mul", x, b.const(np.float32(0.2))), turned))
+
+    with pytest.raises(MisplacedMapError, match="do not lie where"):
+        insert(models.classifier(network, batch=1))
+
+
+def test_attention_that_a_stored_bias_sends_elsewhere_is_refused():
+    """Each token looks at the mirrored one, as a table of positions says; loud images make up for it, in part."""
+
+    def network(b):
+        x = tokens(b)
+        order = np.arange(CELLS).reshape(GRID, GRID)[:, ::-1].reshape(-1)
+        query, key, value = (b.node("MatMul", x, b.weight(WIDTH, WIDTH)) for _ in range(3))
+        scores = b.node("MatMul", query, b.node("Transpose", key, perm=[0, 2, 1]))
+        scores = b.node("Add", scores, b.const(np.float32(12) * np.eye(CELLS, dtype=np.float32)[order]))
+        x = b.node("MatMul", b.node("Softmax", scores, axis=-1), value)
+        x = b.node("Relu", b.node("MatMul", x, b.weight(WIDTH, WIDTH)))
+        return b.linear(b.node("ReduceMean", x, axes=[1], keepdims=0), WIDTH)
 
     with pytest.raises(MisplacedMapError, match="do not lie where"):
         insert(models.classifier(network, batch=1))

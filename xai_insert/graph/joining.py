@@ -86,7 +86,7 @@ def _between(a: Origin | None, b: Origin | None) -> Axis | None:
     So it is where pads differ, and where features of a mirrored image are turned back: strided layers lay each cell to
     one side of what it sees.
     """
-    if a is None or b is None or (a.stride, a.size, a.roll) != (b.stride, b.size, b.roll):
+    if a is None or b is None or (a.kind, a.stride, a.size, a.roll) != (b.kind, b.stride, b.size, b.roll):
         return None
     apart = (b.offset - a.offset) / a.stride
     return moved(a, a.size, 1.0, apart / 2) if abs(apart) < 1 else None

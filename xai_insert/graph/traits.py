@@ -37,6 +37,8 @@ MIXES_PLACES = frozenset(
     {Op.TOPK, Op.NMS, Op.NONZERO, Op.ARGMAX, Op.COMPARE, Op.ROI_ALIGN, Op.POOL, Op.ATTENTION, Op.RESIZE}
 )
 """They choose among locations, or make one of several."""
+BENDS = frozenset({Op.CLIP, Op.SELECT, Op.COMPARE, Op.ELEMENTWISE, Op.SIGMOID, Op.POW, Op.POOL})
+"""What may be a straight line as far as some values go, and no further."""
 SCALES_SCORES = UNCHANGED | ARITHMETIC | ARRANGES | PRODUCTS | {Op.CLIP, Op.EXPAND, Op.SELECT, Op.RESIZE, Op.TAKE}
 """What exporters write between the product of query and key and the softmax: factors, masks, tables of positions."""
 MIXES_HEADS = SCALES_SCORES | {Op.ELEMENTWISE, Op.LAYER_NORM}

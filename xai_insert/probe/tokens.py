@@ -10,9 +10,12 @@ import numpy.typing as npt
 
 from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.cuts import region
+from xai_insert.graph.operators import Pointwise
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_proportion
-from xai_insert.graph.view import Graph
+from xai_insert.graph.traits import BENDS
+from xai_insert.graph.view import Graph, Node
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.transformer import Readout
 from xai_insert.methods.reference import unrounded
@@ -27,7 +30,8 @@ def probe_zero_tokens(
 ) -> dict[Attention, ZeroTokens]:
     """Keys and values of zero tokens for each attention, and whether keys and values are affine in the token.
 
-    That need not be read off the operations: half a token must give the midpoint of the whole and the zero token.
+    Half a token must give the midpoint of the whole and the zero token, and nothing on the way may bend elsewhere, as
+    a clip does that these numbers do not reach.
     """
     projected = [value for item in readout.attentions for value in (item.key, item.value)]
     masked = list(dict.fromkeys(readout.masked))
@@ -44,12 +48,17 @@ def probe_zero_tokens(
     found = {}
     for index, item in enumerate(readout.attentions):
         pair = slice(2 * index, 2 * index + 2)
-        is_affine = all(map(_is_midpoint, whole[pair], half[pair], zero[pair]))
+        way = region(graph, masked, [item.key, item.value])
+        is_affine = not any(map(_bends, way)) and all(map(_is_midpoint, whole[pair], half[pair], zero[pair]))
         key, value = zero[pair]
         found[item] = ZeroTokens(
             _without_repeats(key, item.key_axis), _without_repeats(value, value.ndim - 2), is_affine
         )
     return found
+
+
+def _bends(node: Node) -> bool:
+    return node.op in BENDS and not (isinstance(node.kind, Pointwise) and node.kind.function == "neg")
 
 
 def _is_midpoint(whole: npt.NDArray[Any], half: npt.NDArray[Any], zero: npt.NDArray[Any]) -> bool:
