@@ -142,7 +142,7 @@ def test_a_missing_rule_names_the_operator():
 
 @KINDS
 def test_a_wrong_rule_is_found_by_the_check(kind, monkeypatch):
-    wrong = {**pullback._POINTWISE, "relu": RULES["identity"]}
+    wrong = {**pullback._POINTWISE, "relu": RULES["sigmoid"]}
     monkeypatch.setattr(pullback, "_POINTWISE", wrong)
     model = models.as_format(models.classifier(deep), kind)
     with pytest.raises(errors.DefinitionError, match="slope"):

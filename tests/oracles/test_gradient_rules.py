@@ -548,7 +548,21 @@ def test_convolutions_that_keep_the_size(auto, kind):
     assert_is_derivative(network, MAP, kind)
 
 
+def means_of_functions(b):
+    """The derivative by a mean is the same for every cell, and what comes before the mean gives it the map's sizes."""
+    a = b.node("Relu", "image")
+    sums = b.node("Add", b.node("Sigmoid", a), b.node("Tanh", "image"))
+    pooled = b.node("AveragePool", b.node("Sigmoid", sums), kernel_shape=[6, 7])
+    rows = b.node("ReduceSum", b.node("Elu", a), b.const(np.array([2], np.int64)), keepdims=1)
+    return b.node("Add", b.node("Add", b.node("GlobalAveragePool", a), pooled), rows)
+
+
 POOLS = {
+    "means of functions": means_of_functions,
+    "mean of all": one("AveragePool", kernel_shape=[6, 7]),
+    "mean of all, twice": lambda b: b.node(
+        "Add", b.node("AveragePool", "image", kernel_shape=[6, 7]), b.node("GlobalAveragePool", "image")
+    ),
     "mean": one("AveragePool", kernel_shape=[2, 3], strides=[2, 2]),
     "mean with pads": one("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "mean that counts pads": one(

@@ -42,7 +42,7 @@ def _reduction(step: Step[Any]) -> Gradients:
         if node.attrs["mode"] == "mean":
             count = volume([source.sizes[axis] for axis in kind.axes])
             gradient = op.mul(gradient, step.number(1 / count) if count else _one_over_count(step, kind.axes))
-        return {0: _spread(step, gradient, kind.axes)}
+        return {0: step.spread(gradient, kind.axes)}
     return {0: op.mul(gradient, factor)}
 
 
@@ -52,16 +52,6 @@ def _one_over_count(step: Step[Any], axes: Sequence[int]) -> Any:
     for axis in axes:
         total = op.mul(total, op.cast(op.size(handle, axis), "float32"))
     return op.div(step.number(1.0), total)
-
-
-def _spread(step: Step[Any], gradient: Any, axes: Sequence[int]) -> Any:
-    """Repeated along axes of size 1: of known sizes, or as the operand has them."""
-    sizes = step.node.read(0).sizes
-    if all(sizes[axis] is not None for axis in axes):
-        whole = [size or 1 if axis in axes else 1 for axis, size in enumerate(sizes)]
-        return step.op.expand(gradient, [*[1] * step.lead, *whole])
-    zeros = step.op.mul(step.surgeon.handle(step.node.read(0)), step.number(0.0))
-    return step.op.add(gradient, zeros)
 
 
 def _factor(step: Step[Any], mode: str, axes: Sequence[int], has_axes: bool) -> Any:

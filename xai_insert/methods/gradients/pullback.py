@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from xai_insert.errors import NoDerivativeError
 from xai_insert.graph.cuts import activations, region
@@ -60,7 +60,7 @@ def pullback(
         given = [gradients.get(output) for output in node.outputs]
         if node.op is Op.SHAPE or all(item is None for item in given):
             continue
-        step = Step(surgeon, node, given, _wanted(node, reached), forward, count)
+        step = Step(surgeon, node, given, _wanted(node, reached), _narrow(node, targets), forward, count)
         for index, gradient in _rule(node)(step).items():
             value = node.read(index)
             gradients[value] = surgeon.ops.add(gradients[value], gradient) if value in gradients else gradient
@@ -76,6 +76,20 @@ def _wanted(node: Node, reached: Container[Value]) -> frozenset[int]:
         for index, value in enumerate(node.inputs)
         if value is not None and value in reached and "float" in value.dtype
     )
+
+
+def _narrow(node: Node, targets: Collection[Value]) -> frozenset[int]:
+    """The operands that a function gave whose slope will be multiplied with the derivative, and gives it its sizes."""
+    return frozenset(
+        index
+        for index, value in enumerate(node.inputs)
+        if value is not None and value not in targets and _is_sloped(value)
+    )
+
+
+def _is_sloped(value: Value) -> bool:
+    kind = None if value.producer is None else value.producer.kind
+    return isinstance(kind, Pointwise) and kind.function in functions.WIDENS
 
 
 def _rule(node: Node) -> Rule:

@@ -36,6 +36,7 @@ class Step(Generic[V]):
         node: the node.
         given: derivative by each of its results; None where nothing that counts reads it.
         wanted: indices of the operands by which a derivative is wanted.
+        narrow: indices of those whose derivative may keep size 1 along axes where it is the same everywhere.
         forward: values of the forward pass.
         seeds: how many derivatives run together, along an axis before all others; None for one without that axis.
     """
@@ -44,6 +45,7 @@ class Step(Generic[V]):
     node: Node
     given: Sequence[V | None]
     wanted: frozenset[int]
+    narrow: frozenset[int]
     forward: Forward[V]
     seeds: int | None
 
@@ -138,6 +140,17 @@ class Step(Generic[V]):
     def unflat(self, gradient: V, value: Value) -> V:
         """What `flat` put into the batch taken out of it."""
         return gradient if self.seeds is None else self.shaped(gradient, value)
+
+    def spread(self, gradient: V, axes: Sequence[int]) -> V:
+        """`gradient`, of size 1 along `axes`, repeated to the sizes of the first operand, unless it may stay narrow."""
+        source = self.node.read(0)
+        if 0 in self.narrow:
+            return gradient
+        if all(source.sizes[axis] is not None for axis in axes):
+            whole = [size or 1 if axis in axes else 1 for axis, size in enumerate(source.sizes)]
+            return self.op.expand(gradient, [*[1] * self.lead, *whole])
+        zeros = self.op.mul(self.surgeon.handle(source), self.number(0.0))
+        return self.op.add(gradient, zeros)
 
     def fitted(self, gradient: V, index: int) -> V:
         """`gradient`, of the result's sizes, summed over the axes along which the operand was broadcast."""

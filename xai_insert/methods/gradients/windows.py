@@ -255,6 +255,9 @@ def _reaching(step: Step[Any], kind: Window, kernel: Sequence[int]) -> tuple[lis
 
 def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:
     source, op = step.node.read(0), step.op
+    if _is_whole(step, kind, kernel):
+        gradient = op.mul(step.gradient, step.number(1 / (volume(kernel) or 1)))
+        return {0: step.spread(gradient, range(2, 2 + len(kernel)))}
     channels = fixed(source.sizes[1:2])[0]
     gradient = step.flat(step.gradient, step.node.output)
     counts = _counts(step, kind, _back(step, kind, kernel)[0], kernel)
@@ -265,6 +268,12 @@ def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradient
     weight = step.constant(np.full((channels, 1, *kernel), 1 / counts.flat[0]))
     lies = replace(windows, groups=channels)
     return {0: step.unflat(_cropped(step, op.spread(gradient, weight, lies, added), kind.strides), source)}
+
+
+def _is_whole(step: Step[Any], kind: Window, kernel: Sequence[int]) -> bool:
+    """Whether the one window of a pool is the map, so that its derivative is the same for all cells."""
+    sides, results = step.node.read(0).sizes[2:], step.node.output.sizes[2:]
+    return tuple(kernel) == tuple(sides) and set(results) == {1} and not any(step.node.attrs.get("pads") or ())
 
 
 def _counts(step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[int]) -> npt.NDArray[np.float64]:
