@@ -33,6 +33,7 @@ FUNCTIONS = {
     "Elu of another slope": (one("Elu", alpha=0.6), None),
     "LeakyRelu of another slope": (one("LeakyRelu", alpha=0.3), None),
     "ThresholdedRelu": (one("ThresholdedRelu", alpha=0.4), None),
+    "Shrink": (one("Shrink", lambd=0.4, bias=0.2), None),
     "HardSigmoid": (one("HardSigmoid", alpha=0.3, beta=0.4), None),
     "PRelu": (one("PRelu", f32(3, 1)), None),
     **{name: (one(name), POSITIVE / 3) for name in ("Tan", "Asin", "Acos", "Atanh")},
@@ -245,6 +246,7 @@ def test_operators_of_openvino_alone(name):
 PRODUCTS = {
     "weight behind": (one("MatMul", f32(5, 4)), VECTOR),
     "weight before": (lambda b: b.node("MatMul", b.const(f32(4, 3)), "image"), VECTOR),
+    "vector behind": (one("MatMul", f32(5)), VECTOR),
     "Gemm": (one("Gemm", f32(5, 4), f32(4), alpha=0.5, beta=2.0), (3, 5)),
     "Gemm, both turned": (one("Gemm", f32(4, 3), f32(4), transA=1, transB=1), (3, 5)),
     "Gemm, bias": (lambda b: b.node("Gemm", b.const(f32(4, 3)), b.const(f32(3, 5)), "image", beta=0.7), (1, 5)),
@@ -281,6 +283,7 @@ NORMS = {
     "ReduceSumSquare": (one("ReduceSumSquare", np.array([2]), keepdims=0), 18),
     "ReduceProd": (one("ReduceProd", np.array([1]), keepdims=0), 18),
     "ReduceSum": (one("ReduceSum", np.array([2, 3]), keepdims=0), 17),
+    "ReduceLogSum": (lambda b: b.node("ReduceLogSum", b.node("Exp", "image"), b.const(np.array([1]))), 18),
     "GlobalAveragePool": (one("GlobalAveragePool"), 17),
     "GlobalMaxPool": (one("GlobalMaxPool"), 17),
 }
@@ -370,6 +373,18 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_movements(name, together, kind):
     assert_is_derivative(SHAPES[name], MAP, kind, together=together)
+
+
+@KINDS
+@pytest.mark.parametrize("together", [False, True])
+def test_blocks_laid_side_by_side(together, kind):
+    """As MobileViTV2 ends its blocks of attention."""
+
+    def network(b):
+        blocks = b.node("Reshape", "image", b.const(np.array([1, 12, 14])))
+        return b.node("Col2Im", blocks, b.const(np.array([4, 21])), b.const(np.array([2, 3])), strides=[2, 3])
+
+    assert_is_derivative(network, MAP, kind, opset=18, together=together)
 
 
 @KINDS

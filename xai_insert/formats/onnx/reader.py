@@ -308,6 +308,7 @@ _PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "Celu": {"alpha": 1.0},
     "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
     "ThresholdedRelu": {"alpha": 1.0},
+    "Shrink": {"lambd": 0.5, "bias": 0.0},
     "Swish": {"alpha": 1.0},
     "QuickGelu": {"alpha": 1.702},
 }

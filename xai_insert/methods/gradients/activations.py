@@ -71,6 +71,11 @@ def _thresholded(step: Step[Any]) -> Any:
     return step.op.greater(step.operand(0), step.number(alpha))
 
 
+def _shrunk(step: Step[Any]) -> Any:
+    bound, x = step.number(_parameters(step)[0]), step.operand(0)
+    return step.op.add(step.op.greater(x, bound), step.op.greater(step.op.mul(x, step.number(-1.0)), bound))
+
+
 def _elu(step: Step[Any]) -> Any:
     (alpha,) = _parameters(step)
     result = step.result()
@@ -225,6 +230,7 @@ _SLOPES: Mapping[str, _Slope] = {
     "prelu": _learned,
     "channelprelu": lambda step: _learned(step, by_channel=True),
     "thresholdedrelu": _thresholded,
+    "shrink": _shrunk,
     "elu": _elu,
     "selu": _selu,
     "celu": _celu,

@@ -23,7 +23,7 @@ def _product(step: Step[Any]) -> Gradients:
     node, kind = step.node, step.kind(Product)
     a, b = node.read(0).sizes, node.read(1).sizes
     if min(len(a), len(b)) < 2:
-        raise step.refusal("an operand is a vector")
+        return _vector_product(step, kind)
     gradient, rank = step.gradient, len(node.output.sizes) + step.lead
     if kind.factor != 1.0:
         gradient = step.op.mul(gradient, step.number(kind.factor))
@@ -42,6 +42,15 @@ def _product(step: Step[Any]) -> Gradients:
         bias = bias if kind.bias_factor == 1.0 else step.op.mul(bias, step.number(kind.bias_factor))
         made[2] = step.fitted(bias, 2)
     return made
+
+
+def _vector_product(step: Step[Any], kind: Product) -> Gradients:
+    """Of rows with one stored vector, a sum of each row: every element of a row gets its part."""
+    a, b = (step.node.read(index).sizes for index in (0, 1))
+    is_plain = not (kind.transpose_a or kind.transpose_b) and kind.factor == 1.0
+    if len(b) != 1 or len(a) < 2 or step.wanted != {0} or not is_plain:
+        raise step.refusal("an operand is a vector")
+    return {0: step.op.mul(step.op.unsqueeze(step.gradient, step.axes([len(a) - 1])), step.operand(1))}
 
 
 def _fitted(step: Step[Any], gradient: Any, index: int) -> Any:

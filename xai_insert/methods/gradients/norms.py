@@ -75,6 +75,8 @@ def _factor(step: Step[Any], mode: str, axes: Sequence[int], has_axes: bool) -> 
         return op.div(x, op.nonzero_or(result, step.number(1.0)))
     if mode == "logsumexp":
         return op.function("exp", op.sub(x, result))
+    if mode == "logsum":
+        return op.function("exp", op.mul(result, step.number(-1.0)))
     if mode == "prod":
         return op.div(result, x)
     raise step.refusal(f"no rule covers the mode {mode}")

@@ -258,6 +258,16 @@ def _blocks(step: Step[Any]) -> Gradients:
     return {0: step.shaped(gradient, step.node.read(0))}
 
 
+def _folded(step: Step[Any]) -> Gradients:
+    """Blocks side by side: each cell goes back to its place in its block."""
+    high, wide = step.kind(kinds.Folded).sides
+    source, result = step.node.read(0), step.node.output
+    channels, height, width = fixed(result.sizes[1:])
+    sizes = [*step.ahead, *step_batch(step), channels, height // high, high, width // wide, wide]
+    gradient = step.op.reshape(step.gradient, sizes)
+    return {0: step.shaped(step.op.transpose(gradient, [*range(step.lead), *step.axes([0, 1, 3, 5, 2, 4])]), source)}
+
+
 def step_batch(step: Step[Any]) -> list[int]:
     """The batch, open or known."""
     batch = step.node.read(0).sizes[0]
@@ -327,6 +337,7 @@ RULES: Mapping[type[Operator], Rule] = {
     kinds.Widened: _widened,
     kinds.Padded: _pad,
     kinds.Blocks: _blocks,
+    kinds.Folded: _folded,
     kinds.Rolled: _rolled,
     kinds.Shuffled: _shuffled,
     kinds.Scattered: _scattered,
