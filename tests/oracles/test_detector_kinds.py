@@ -392,7 +392,7 @@ def test_embeddings_of_classes_may_stand_before_the_tokens(classes, levels):
         boxes = b.node("Reshape", decoded(b, conv(b, x, 4)), b.const(np.array([1, 4, cells], np.int64)))
         rows.append(b.node("Concat", boxes, scaled, axis=1))
     model = b.model(b.node("Concat", *rows, axis=2) if levels == 2 else rows[0])
-    found = [array.reshape(1, classes, GRID >> index, -1) for index, array in enumerate(watched(model, scores))]
+    found = [1.3 * array.reshape(1, classes, GRID >> index, -1) for index, array in enumerate(watched(model, scores))]
     wanted = detection_oracle.definition(found, [1] * levels, classes)
     np.testing.assert_allclose(maps(model), wanted, atol=1e-6)
 
