@@ -231,19 +231,13 @@ def check_definition(
     """
     runner = model.between(definition.features, [raw_map, logits, *([] if classes is None else [classes])])
     rng = np.random.default_rng(_SEED)
-    masked, others = runner.inputs[: len(definition.features)], runner.inputs[len(definition.features) :]
-    rest = feeds_of(others, rng, batch=_BATCH)
-    sizes = [shape for _, _, shape in masked]
-    if others:
-        sizes = _fed_sizes(model, definition.features, rest, sizes, known)
-    shaped = [(name, dtype, shape) for (name, dtype, _), shape in zip(masked, sizes, strict=True)]
-    features = feeds_of(shaped, rng, batch=_BATCH, size=5)
+    features, rest = _fed(model, definition, runner, known, rng)
     maps, scores, *chosen = runner.run({**features, **rest})
     if not np.isfinite(scores.astype(np.float64)).all():
         features = {name: np.abs(feature) for name, feature in features.items()}  # some heads want rectified features
         maps, scores, *chosen = runner.run({**features, **rest})
     maps = maps.reshape(*maps.shape[:2], -1)
-    count = maps.shape[2]
+    count, dtype = maps.shape[2], runner.inputs[0][1]
     if count > _MANY_POSITIONS:  # what masks are run for are the scores; maps of many positions take longer than they
         runner, place = model.between(definition.features, [logits]), 0
     else:
@@ -257,8 +251,22 @@ def check_definition(
         wanted = np.take_along_axis(expected, chosen[0].astype(np.int64), axis=1) if chosen else expected
         worst = max(worst, float(np.abs(maps[:, :, position] - wanted).max()))
     difference = worst / (scale or 1.0)
-    if not difference <= _MAP_TOLERANCE.get(masked[0][1], _DEFAULT_MAP_TOLERANCE):
+    if not difference <= _MAP_TOLERANCE.get(dtype, _DEFAULT_MAP_TOLERANCE):
         raise DefinitionError(
             f"the map differs from its definition by {difference:.1e} of the largest score; nothing was written"
         )
     return difference
+
+
+def _fed(
+    model: LoadedModel, definition: Masking, runner: Runner, known: Sequence[Shape], rng: np.random.Generator
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Random features, and what else the head reads."""
+    count = len(definition.features)
+    masked, others = runner.inputs[:count], runner.inputs[count:]
+    rest = feeds_of(others, rng, batch=_BATCH)
+    sizes = [shape for _, _, shape in masked]
+    if others:
+        sizes = _fed_sizes(model, definition.features, rest, sizes, known)
+    shaped = [(name, dtype, shape) for (name, dtype, _), shape in zip(masked, sizes, strict=True)]
+    return feeds_of(shaped, rng, batch=_BATCH, size=5), rest

@@ -57,25 +57,7 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
     feature = _features(model, derivative.target, sizes, rest, rng)
     maps, _, chosen, gradient, *beside = runner.run({name: feature, **rest})
     gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)
-    if not derivative.formula(np.abs(feature), np.abs(gradient), *map(np.abs, beside)).any():
-        raise CheckFailedError(
-            f"the scores do not change with the grid of {derivative.target.describe()}, so a map of their derivatives "
-            "shows nothing; choose another layer with --target-layer; nothing was written"
-        )
-    wanted = derivative.formula(*(item.astype(np.float64) for item in (feature, gradient, *beside)))
-    least = _LEAST * float(derivative.formula(*map(np.abs, (feature, gradient, *beside))).max())
-    if 0 < float(np.abs(wanted).max()) < least:
-        raise CheckFailedError(
-            f"the derivatives are at right angles to {derivative.target.describe()}, as where a norm alone reads it, "
-            "so the map is rounding; choose another layer with --target-layer, or another --method; nothing was written"
-        )
-    maps = np.moveaxis(maps.reshape(*maps.shape[:2], -1), 1, 0)
-    scale = float(np.abs(gradient * feature).max()) or 1.0
-    off = float(np.abs(maps - wanted).max()) / max(float(np.abs(wanted).max()), scale)
-    if not off <= _FORMULA_TOLERANCE:
-        raise DefinitionError(
-            f"the map differs from its formula by {off:.1e} of its largest value; nothing was written"
-        )
+    _check_formula(derivative, maps, feature, gradient, beside)
     worst = excess = 0.0
     for _ in range(_PARTS):
         change = feature * (rng.random(feature.shape) < 0.5)
@@ -95,6 +77,29 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
             f"the derivatives differ by {worst:.1e} from the slope of the model's own scores; nothing was written"
         )
     return worst
+
+
+def _check_formula(derivative: Derivative, maps: Array, feature: Array, gradient: Array, beside: list[Array]) -> None:
+    """Whether a map is the formula of its derivatives, and more than rounding."""
+    uncancelled = derivative.formula(*map(np.abs, (feature, gradient, *beside)))
+    if not uncancelled.any():
+        raise CheckFailedError(
+            f"the scores do not change with the grid of {derivative.target.describe()}, so a map of their derivatives "
+            "shows nothing; choose another layer with --target-layer; nothing was written"
+        )
+    wanted = derivative.formula(*(item.astype(np.float64) for item in (feature, gradient, *beside)))
+    if 0 < float(np.abs(wanted).max()) < _LEAST * float(uncancelled.max()):
+        raise CheckFailedError(
+            f"the derivatives are at right angles to {derivative.target.describe()}, as where a norm alone reads it, "
+            "so the map is rounding; choose another layer with --target-layer, or another --method; nothing was written"
+        )
+    maps = np.moveaxis(maps.reshape(*maps.shape[:2], -1), 1, 0)
+    scale = float(np.abs(gradient * feature).max()) or 1.0
+    off = float(np.abs(maps - wanted).max()) / max(float(np.abs(wanted).max()), scale)
+    if not off <= _FORMULA_TOLERANCE:
+        raise DefinitionError(
+            f"the map differs from its formula by {off:.1e} of its largest value; nothing was written"
+        )
 
 
 def _features(

@@ -126,6 +126,16 @@ class _Told:
     is_clear: bool = False
     is_favoured: bool = False
 
+    def hear(self, given: Sequence[Answer], *, is_loud: bool) -> None:
+        """Take in what blocks changed, those of a loud stimulus or of another."""
+        # What changes most is elsewhere again: the cells at the blocks see them too, as those beside a mixer.
+        self.proof = _is_proof(given) and not any(_agree(doubt, given) for doubt in self.doubts)
+        self.given.append(given)
+        self.is_favoured |= sum(answer.is_sure for answer in given) >= max(_SAME * len(given), 1)
+        if not self.proof and _is_doubt(given):
+            self.doubts.append(given)
+            self.is_clear |= is_loud
+
     @property
     def is_refuted(self) -> bool:
         """Whether its changed cells are elsewhere, clearly, or clearly once and the same ones another time."""
@@ -172,14 +182,18 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
         # A network in eight bits may turn any change into noise far away; without its rounding it may not.
         with suppress(CheckFailedError):
             told = _told(loaded.between([], _natives(asked), is_rounded=False), image, asked, number)
-    for feature, item in zip(asked, told, strict=True):
+    _require_placed(asked, told)
+    return "blocks" if len(asked) == len(placed) and all(item.proof for item in told) else "axes"
+
+
+def _require_placed(features: Sequence[FeatureMap], told: Sequence[_Told]) -> None:
+    for feature, item in zip(features, told, strict=True):
         if item.is_refuted:
             found = ", ".join(str(answer) for answer in item.doubts[0] if not answer.is_near)
             raise MisplacedMapError(
                 f"the cells of {feature.value.describe()} do not lie where its axes say: changing the image at cell "
                 f"{found}; choose another layer with --target-layer"
             )
-    return "blocks" if len(asked) == len(placed) and all(item.proof for item in told) else "axes"
 
 
 def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: int) -> list[_Told]:
@@ -193,13 +207,7 @@ def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: 
             break
         for item, given in zip(told, answers(scenes, stimulus), strict=True):
             if not item.proof:
-                # what changes most is elsewhere again: the cells at the blocks see them too, as those beside a mixer
-                item.proof = _is_proof(given) and not any(_agree(doubt, given) for doubt in item.doubts)
-                item.given.append(given)
-                item.is_favoured |= sum(answer.is_sure for answer in given) >= max(_SAME * len(given), 1)
-                if not item.proof and _is_doubt(given):
-                    item.doubts.append(given)
-                    item.is_clear |= stimulus.is_loud
+                item.hear(given, is_loud=stimulus.is_loud)
     return told
 
 
@@ -229,11 +237,16 @@ def _is_proof(given: Sequence[Answer]) -> bool:
     """Whether what changed is at the blocks."""
     if len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given):
         return True
-    clear = [answer for answer in given if answer.contrast >= _CLEAR]
-    are_clear = len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS)
-    if are_clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
+    clear = _clear(given)
+    if clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
         return True
     return _match(given, _AS_SAID) and not _is_elsewhere(given)
+
+
+def _clear(given: Sequence[Answer]) -> list[Answer]:
+    """The answers that count, if most do."""
+    clear = [answer for answer in given if answer.contrast >= _CLEAR]
+    return clear if len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS) else []
 
 
 def _is_doubt(given: Sequence[Answer]) -> bool:
@@ -243,10 +256,10 @@ def _is_doubt(given: Sequence[Answer]) -> bool:
 
 def _is_elsewhere(given: Sequence[Answer]) -> bool:
     """Whether what changed most is far from most blocks, or where one and the same move puts them all."""
-    clear = [answer for answer in given if answer.contrast >= _CLEAR]
-    far = [answer for answer in clear if answer.is_far]
-    if len(clear) < max(_ENOUGH * len(given), _FEWEST_BLOCKS):
+    clear = _clear(given)
+    if not clear:
         return False
+    far = [answer for answer in clear if answer.is_far]
     if len(far) >= _FEWEST_FAR and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES):
         return True
     return len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
@@ -307,14 +320,19 @@ def answers(scenes: Scenes, stimulus: Stimulus) -> list[list[Answer]]:
         pixels = scene.pixels.copy()
         if not change_block(pixels, image, window, stimulus, scene.rng):
             continue
-        after = scenes.maps_of(pixels)
         windows.append(window)
-        with np.errstate(invalid="ignore"):  # of scores without bounds, which prove nothing
-            changes.append([np.abs(a - b).sum(axis=2) for a, b in zip(after, scene.maps, strict=True)])
-        found = [answers_of(windows, [item[index] for item in changes], one) for index, one in enumerate(features)]
+        changes.append(_changes(scene.maps, scenes.maps_of(pixels)))
+        by_map = zip(features, zip(*changes, strict=True), strict=True)
+        found = [answers_of(windows, changed, feature) for feature, changed in by_map]
         if all(are_enough(given) or _tell_nothing(given) for given in found):
             break
     return found
+
+
+def _changes(before: Sequence[Floats], after: Sequence[Floats]) -> list[Floats]:
+    """How much each cell of each map changed, over all channels."""
+    with np.errstate(invalid="ignore"):  # of scores without bounds, which prove nothing
+        return [np.abs(a - b).sum(axis=2) for a, b in zip(after, before, strict=True)]
 
 
 def _tell_nothing(given: Sequence[Answer]) -> bool:

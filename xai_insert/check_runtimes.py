@@ -39,11 +39,17 @@ def correlation_elsewhere(
     names = [*outputs[0]]
     numbered = [dict(zip(map(str, range(len(feed))), feed.values(), strict=True)) for feed in feeds]
     found = [dict(zip(names, runner.run(feed), strict=False)) for feed in numbered]
+    _require_alike(outputs, found, names[: names.index(saliency)])
+    return compared(*([item[saliency] for item in side] for side in (outputs, found)))[0]
+
+
+def _require_alike(
+    outputs: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]], names: Sequence[str]
+) -> None:
     for a, b in zip(outputs, found, strict=True):
-        for name in names[: names.index(saliency)]:
+        for name in names:
             if (difference := relative_difference(a[name], b[name])) > _SAME_PREDICTIONS:
                 raise CheckFailedError(f"the other runtime gives {name!r} with a difference of {difference:.1e}")
-    return compared(*([item[saliency] for item in side] for side in (outputs, found)))[0]
 
 
 def require_same_elsewhere(
@@ -77,8 +83,12 @@ def compared(wanted: Sequence[npt.NDArray[Any]], found: Sequence[npt.NDArray[Any
             return 0.0, float("inf")
         a, b = (np.asarray(item, np.float64).reshape(-1, *item.shape[-2:]) for item in (right, given))
         difference = max(difference, relative_difference(a, b))
-        for x, y in zip(a, b, strict=True):
-            if np.ptp(x) or np.ptp(y):
-                is_flat = not (np.ptp(x) and np.ptp(y))
-                correlations.append(0.0 if is_flat else float(np.corrcoef(x.ravel(), y.ravel())[0, 1]))
+        correlations += [_correlation(x, y) for x, y in zip(a, b, strict=True) if np.ptp(x) or np.ptp(y)]
     return float(np.mean(correlations)) if correlations else 1.0, difference
+
+
+def _correlation(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """Of two maps; 0 where one of them is flat."""
+    if not (np.ptp(one) and np.ptp(other)):
+        return 0.0
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])

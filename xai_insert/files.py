@@ -155,16 +155,22 @@ def sweep(output: Path, process: int | None = None) -> None:
     except OSError:  # whoever writes there says what is wrong
         return
     for path in left:
-        found = _OWN.match(path.name)
-        if found is None or found[1] != _machine():
-            continue
-        if int(found[2]) != process if process is not None else is_running(int(found[2])):
+        if not _is_left(path, process):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
                 path.unlink()
+
+
+def _is_left(path: Path, process: int | None) -> bool:
+    """Whether a process of this machine made a file, that one if it is given, or one that runs no more."""
+    found = _OWN.match(path.name)
+    if found is None or found[1] != _machine():
+        return False
+    number = int(found[2])
+    return number == process if process is not None else not is_running(number)
 
 
 def is_running(process: int) -> bool:

@@ -104,18 +104,21 @@ def block_windows(
     fine = [index for index, grid in enumerate(grids) if min(grid) >= FEWEST_CELLS] or range(len(features))
     anchor = max(fine, key=lambda index: max(abs(stride) for stride, _ in features[index].frame.lines or ()))
     frame = features[anchor].frame
+    lengths = image[::-1] if frame.transposed else image
     for fractions in places:
-        sides = []
-        lengths = image[::-1] if frame.transposed else image
-        for (stride, offset), part, size, length in zip(
-            frame.lines or (), fractions, grids[anchor], lengths, strict=True
-        ):
-            half = max(abs(stride) * max(_CELL, _LEAST * size), 1.0)
-            ends = sorted((-offset / stride, (length - 1 - offset) / stride))  # cells at the edges of the image
-            first, last = max(round(ends[0]), 0), min(round(ends[1]), size - 1)
-            centre = stride * min(first + int(part * (last - first + 1)), last) + offset
-            sides.append((centre - half, centre + half))
+        lines = zip(frame.lines or (), fractions, grids[anchor], lengths, strict=True)
+        sides = [_pixels(line, part, size, length) for line, part, size, length in lines]
         yield (sides[1], sides[0]) if frame.transposed else (sides[0], sides[1])
+
+
+def _pixels(line: tuple[float, float], part: float, size: int, length: int) -> tuple[float, float]:
+    """The first and the last pixel of a block at a part of the cells of a line that lie in the image."""
+    stride, offset = line
+    half = max(abs(stride) * max(_CELL, _LEAST * size), 1.0)
+    ends = sorted((-offset / stride, (length - 1 - offset) / stride))  # cells at the edges of the image
+    first, last = max(round(ends[0]), 0), min(round(ends[1]), size - 1)
+    centre = stride * min(first + int(part * (last - first + 1)), last) + offset
+    return centre - half, centre + half
 
 
 def change_block(

@@ -46,13 +46,8 @@ def opened_sizes(
 
 
 def _opened(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, *, follows: bool) -> Opened | None:
-    images = image_inputs(graph)
-    axes: dict[Value, tuple[int, ...]] = {image: sized_axes(image) if follows else (0,) for image in images}
-    if any(image.sizes[axis] is None for image, own in axes.items() for axis in own):
-        return None
-    if plan.keeps_batch and follows:
-        axes = {image: (0, *own) for image, own in axes.items()}
-    if not loaded.open_sizes(axes):
+    axes = _axes_to_open(graph, plan, follows=follows)
+    if axes is None or not loaded.open_sizes(axes):
         return None
     try:
         open_graph = loaded.view()
@@ -64,6 +59,17 @@ def _opened(loaded: LoadedModel, graph: Graph, plan: Plan, options: Options, *, 
         logger.info("the map is for one size of the image: %s", err)
     loaded.close_sizes()
     return None
+
+
+def _axes_to_open(graph: Graph, plan: Plan, *, follows: bool) -> dict[Value, tuple[int, ...]] | None:
+    """The axes of the image inputs that are opened: rows and columns, and the batch; None where one is open already."""
+    images = image_inputs(graph)
+    axes: dict[Value, tuple[int, ...]] = {image: sized_axes(image) if follows else (0,) for image in images}
+    if any(image.sizes[axis] is None for image, own in axes.items() for axis in own):
+        return None
+    if plan.keeps_batch and follows:
+        return {image: (0, *own) for image, own in axes.items()}
+    return axes
 
 
 def _following(loaded: LoadedModel, graph: Graph, plan: Plan, open_graph: Graph, other: Plan) -> Plan:

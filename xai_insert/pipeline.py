@@ -220,8 +220,8 @@ def _inserted(
     try:
         return loaded, _carry_out(loaded, plans, options, source, plain, stages)
     except (CannotFreeBatchError, DefinitionError) as err:
-        reason = str(err) if isinstance(err, CannotFreeBatchError) else "the closed form is not the definition here"
-        if options.form == "closed" or without_closed_form(plans, reason) is None:
+        reason = _why_not_closed(err, plans, options)
+        if reason is None:
             raise
         logger.info("no closed form: %s", err)
     with stages("load"):
@@ -230,6 +230,13 @@ def _inserted(
         others = without_closed_form(planned(loaded, loaded.view(), options), reason)
     assert others is not None  # the same model gives the same plans
     return loaded, _carry_out(loaded, others, options, source, plain, stages)
+
+
+def _why_not_closed(err: XaiInsertError, plans: Sequence[Planned], options: Options) -> str | None:
+    """Why plans are carried out without their closed form; None if they cannot be."""
+    reason = str(err) if isinstance(err, CannotFreeBatchError) else "the closed form is not the definition here"
+    can_be = options.form != "closed" and without_closed_form(plans, reason) is not None
+    return reason if can_be else None
 
 
 def _carry_out(
@@ -297,15 +304,13 @@ def _add_map(
 ) -> Plan:
     """Add the outputs of a branch; the plan, with the final size of its map."""
     saliency, plan = finished(surgeon, branch, options)
-    rank = len(plan.map_shape)
-    ends = least_and_greatest(surgeon.ops, saliency, rank) if options.range else None
+    ends = least_and_greatest(surgeon.ops, saliency, len(plan.map_shape)) if options.range else None
+    dtype = "float32" if options.output_dtype == "f32" else "uint8"
     if options.output_dtype == "u8":
-        in_bytes = branch.in_bytes or partial(to_bytes_in_parts, surgeon.ops, shape=plan.map_shape)
-        saliency = in_bytes(saliency)
+        saliency = _in_bytes(surgeon, branch, saliency, plan)
     if branch.spread is not None:
         saliency = branch.spread(saliency)
         ends = None if ends is None else branch.spread(ends)
-    dtype = "float32" if options.output_dtype == "f32" else "uint8"
     if branch.is_sized and (opened is None or not opened.follows):
         saliency = surgeon.pinned(saliency, plan.map_shape, image, sized_axes(image))
     surgeon.add_output(saliency, f"{SALIENCY_MAP}{suffix}", dtype, plan.map_shape)
@@ -346,3 +351,9 @@ def _report(
 
 def _name(model: Any) -> str:
     return str(model) if isinstance(model, (str, Path)) else type(model).__name__
+
+
+def _in_bytes(surgeon: Surgeon[Any], branch: Branch, saliency: Any, plan: Plan) -> Any:
+    """A scaled map in whole numbers, as the branch makes them or as any is rounded."""
+    in_bytes = branch.in_bytes or partial(to_bytes_in_parts, surgeon.ops, shape=plan.map_shape)
+    return in_bytes(saliency)

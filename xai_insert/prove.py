@@ -54,15 +54,21 @@ def prove(
     if options.check_in == "openvino":
         require_same_elsewhere(loaded, random_feeds(runner), plans[0].graph.output_names, outputs)
     del runner  # no two whole models at a time in memory
-    measured, places = list[float](), list[str | None]()
+    measured, places = list[float | None](), list[str | None]()
     for item, branch, (maps, is_shown) in zip(plans, branches, shown, strict=True):
-        known = item.plan.masking(options)
-        masking = known if opened is None else opened.plan.masking(options)
-        off = _off(loaded, branch, masking, maps, () if known is None else [f.sizes for f in known.features])
-        measured += [] if off is None else [off]
+        measured.append(_off_definition(loaded, item, branch, maps, options, opened))
         places.append(_place(loaded, item, is_shown=is_shown))
     place = min(places, key=lambda place: place != "axes")  # all of them or none
-    return CheckResult(moved, max(measured, default=None), place)
+    return CheckResult(moved, max((off for off in measured if off is not None), default=None), place)
+
+
+def _off_definition(
+    loaded: LoadedModel, item: Planned, branch: Branch, maps: Any, options: Options, opened: Opened | None
+) -> float | None:
+    """How far a map is from its definition, at the sizes that the model had where it is open."""
+    known = item.plan.masking(options)
+    masking = known if opened is None else opened.plan.masking(options)
+    return _off(loaded, branch, masking, maps, () if known is None else [f.sizes for f in known.features])
 
 
 def _off(

@@ -154,6 +154,10 @@ class Report:
         if self.target:
             shape = format_shape(self.target["shape"])
             lines.append(("target", f"{self.target['name']!r} {shape}, grid {format_grid(self.target['grid'])}"))
+        return lines + self._found_heads()
+
+    def _found_heads(self) -> list[tuple[str, str]]:
+        lines = []
         for head in self.heads:
             anchors = f", {head['anchors']} anchors" if head["anchors"] > 1 else ""
             lines.append(

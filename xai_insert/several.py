@@ -58,19 +58,27 @@ def planned(loaded: LoadedModel, graph: Graph, options: Options) -> list[Planned
     if len(views) == 1:
         return [Planned(views[0], make_plan(loaded, views[0], options))]
     plans = [found for index, view in enumerate(views) if (found := _alone(loaded, view, options, index)) is not None]
-    are_all = len(plans) == len(views) and all(isinstance(item.plan.found, FoundClassifier) for item in plans)
-    targets = len({tuple(feature.value for feature in item.plan.found.placed()) for item in plans})
-    if are_all and targets > 1:
+    targets = _targets(plans) if len(plans) == len(views) else 0
+    if targets > 1:
         return plans
     try:
         return [Planned(graph, make_plan(loaded, graph, options))]
     except XaiInsertError as err:
-        if are_all and targets == 1:  # one map of inputs of several sizes, which is drawn over the first
+        if targets == 1:  # one map of inputs of several sizes, which is drawn over the first
             return plans[:1]
         if plans:
             names = ", ".join(repr(item.input) for item in plans)
             err.args = (f"{err}; of the image inputs, --input NAME explains {names}",)
         raise
+
+
+def _targets(plans: Sequence[Planned]) -> int:
+    """How many maps classifiers are explained at; 0 if not all are classifiers."""
+    found = [item.plan.found for item in plans]
+    classifiers = [item for item in found if isinstance(item, FoundClassifier)]
+    if len(classifiers) < len(found):
+        return 0
+    return len({tuple(feature.value for feature in item.placed()) for item in classifiers})
 
 
 def _alone(loaded: LoadedModel, view: Graph, options: Options, index: int) -> Planned | None:

@@ -121,12 +121,7 @@ def verify(model: Any) -> Verification:
         return without_map(load(model, {}), names)[0]
 
     stripped, removed = without_map(load(model, {}), names)
-    bare = stripped.runner()
-    known = {name for name, _, _ in bare.inputs}  # a reference may have been an input of the map alone
-    without = [_named(others, bare.run({name: feed[name] for name in feed if name in known})) for feed in feeds]
-    pairs = [(a[name], b[name]) for a, b in zip(without, outputs, strict=True) for name in others]
-    moved = max((relative_difference(*pair) for pair in pairs), default=0.0)
-    metadata = whole.read_metadata()
+    moved = _moved(stripped, others, feeds, outputs)
     again, refused = None, ""
     try:
         again = _inserted_again(whole, plain, outputs[0][SALIENCY_MAP], own)
@@ -147,9 +142,20 @@ def verify(model: Any) -> Verification:
         sorted(removed.floats),
         removed.rounding,
         marked,
-        bool(metadata),
+        bool(whole.read_metadata()),
     )
     return replace(found, off=[*_off(found, refused)])
+
+
+def _moved(
+    stripped: LoadedModel, others: Sequence[str], feeds: Sequence[Mapping[str, Any]], outputs: Sequence[Outputs]
+) -> float:
+    """The largest difference of another output from the model without the branch."""
+    runner = stripped.runner()
+    known = {name for name, _, _ in runner.inputs}  # a reference may have been an input of the map alone
+    without = [_named(others, runner.run({name: feed[name] for name in feed if name in known})) for feed in feeds]
+    pairs = [(a[name], b[name]) for a, b in zip(without, outputs, strict=True) for name in others]
+    return max((relative_difference(*pair) for pair in pairs), default=0.0)
 
 
 def _likeness(
@@ -182,12 +188,17 @@ def _off(found: Verification, refused: str) -> Iterator[str]:
         yield f"the branch moves the predictions by {found.outputs_moved:.1e} of the largest"
     if refused:
         yield f"the map cannot be compared with its definition, for none can be inserted afresh: {refused}"
+    yield from _unlike(found)
+    if found.is_marked is False:
+        yield "the branch has lost the mark that keeps it in float32 where a device computes in half precision"
+
+
+def _unlike(found: Verification) -> Iterator[str]:
+    """Which maps that should be the same are not."""
     if found.correlation is not None and found.correlation < _LEAST_CORRELATION:
         why = f": {found.rounding} operations of the branch round to integers, leave {IGNORED_SCOPE!r} alone"
         text = f"the map is not that of its definition, correlation {found.correlation:.3f} on random images"
         yield text + (why if found.rounding else "")
-    if found.is_marked is False:
-        yield "the branch has lost the mark that keeps it in float32 where a device computes in half precision"
     if found.openvino_correlation is not None and found.openvino_correlation < LEAST_BETWEEN_RUNTIMES:
         yield f"OpenVINO gives another map than onnxruntime, correlation {found.openvino_correlation:.4f}"
 

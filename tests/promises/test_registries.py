@@ -35,8 +35,9 @@ def test_a_method_says_what_it_is(name):
     assert item.options <= set(OPTIONS) - EVERY_METHOD
     assert set(item.excludes) <= set(OPTIONS)
     assert (PAGES / item.page).exists()
-    assert f"({item.page})" in (PAGES / "README.md").read_text()
-    assert name.replace("-", "") in re.sub(r"[\s-]", "", (ROOT / "README.md").read_text()).lower()
+    assert f"({item.page})" in (PAGES / "README.md").read_text(), f"docs/methods/README.md does not list {item.page}"
+    told = re.sub(r"[\s-]", "", (ROOT / "README.md").read_text()).lower()
+    assert name.replace("-", "") in told, f"README.md does not name {name}"
 
 
 @pytest.mark.parametrize("name", names(TASKS_FOLDER))

@@ -259,16 +259,21 @@ _OF_PICTURES = ("opacity", "colormap", "background", "map_scale", "raw", "beside
 def _require_fitting(kind: str, engine: str | None, address: str | None) -> None:
     """Refuse options that would do nothing."""
     context = click.get_current_context()
-    typed = [name for name in _OF_PICTURES if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if kind != HTML and typed:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
-        raise Refused(f"--format {kind} writes no pictures and does not go by {flags}: leave it out")
+    if kind != HTML:
+        _require_none_of_pictures(context, kind)
+    elif engine is not None:
+        raise Refused(f"--engine {engine} writes rows: give --format jsonl or parquet")
     if context.params["frames"] is not None and not split(context.params["images"])[0]:
         raise Refused("--frames counts those of videos and cameras, and none is given: leave it out")
-    if kind == HTML and engine is not None:
-        raise Refused(f"--engine {engine} writes rows: give --format jsonl or parquet")
     if address is not None and engine is None:
         raise Refused("--address is that of a cluster: give --engine ray")
+
+
+def _require_none_of_pictures(context: click.Context, kind: str) -> None:
+    typed = [name for name in _OF_PICTURES if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if typed:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+        raise Refused(f"--format {kind} writes no pictures and does not go by {flags}: leave it out")
 
 
 def _emptied(sources: deque[Source]) -> Iterator[Source]:

@@ -190,16 +190,19 @@ def _done(
         if len(jobs) == 1 or not report.unused_options:
             show(report)
     used = {name for index, job in enumerate(jobs) for name in _used(job, reports[index])}
-    for index, job in enumerate(jobs):
+    put_off = [index for index, report in reports.items() if len(jobs) > 1 and report.unused_options]
+    for index in put_off:
         unused = reports[index].unused_options
-        if len(jobs) == 1 or not unused:
-            continue
         if used.issuperset(unused):
-            options = replace(job.options, given=tuple(sorted(job.options.on_purpose - set(unused))))
-            (reports[index],) = run([replace(job, options=options)])
+            (reports[index],) = run([_without(jobs[index], unused)])
             keep(list(reports.values()))
         show(reports[index])
     return list(reports.values())
+
+
+def _without(job: Job, unused: Iterable[str]) -> Job:
+    """The same job with some options not set on purpose."""
+    return replace(job, options=replace(job.options, given=tuple(sorted(job.options.on_purpose - set(unused)))))
 
 
 def _used(job: Job, report: Report) -> frozenset[str]:

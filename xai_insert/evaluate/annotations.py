@@ -77,10 +77,7 @@ class Annotations:
         """
         fits = self._by_stem.get(path.stem, [])
         if len(fits) > 1:
-            parts = PurePosixPath(path.as_posix()).with_suffix("").parts
-            own = [item.place.with_suffix("").parts for item in fits]
-            lengths = [len(place) if parts[-len(place) :] == place else 0 for place in own]
-            fits = [item for item, length in zip(fits, lengths, strict=True) if length and length == max(lengths)]
+            fits = _in_folders(fits, PurePosixPath(path.as_posix()).with_suffix("").parts)
             if len(fits) != 1:
                 raise AnnotationError(f"{self.source} has annotations of several images called {path.stem}")
         return fits[0] if fits else None
@@ -201,3 +198,10 @@ def _require_once(wanted: Sequence[str], names: Sequence[str]) -> None:
 def listed(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _in_folders(annotated: Sequence[Annotated], parts: tuple[str, ...]) -> list[Annotated]:
+    """Those whose own folders are the last ones of a path, of the most folders."""
+    own = [item.place.with_suffix("").parts for item in annotated]
+    lengths = [len(place) if parts[-len(place) :] == place else 0 for place in own]
+    return [item for item, length in zip(annotated, lengths, strict=True) if length and length == max(lengths)]

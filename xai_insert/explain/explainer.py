@@ -78,11 +78,7 @@ class Explainer:
         input_size: tuple[int, int] | None = None,
         fed: Mapping[str, Array] | None = None,
     ) -> None:
-        if not isinstance(model, (str, Path)):
-            raise ValueError(f"model must be a path, not a {type(model).__name__}: write it first, InsertResult.save")
-        self._path = Path(model)
-        if not self._path.is_file():
-            raise ModelFileError(f"no such file: {self._path}")
+        self._path = _existing(model)
         require_choices(
             {
                 "device": "" if device is None else device,
@@ -184,6 +180,16 @@ class Explainer:
         is_open = engine.image_input.shape[feeder.layout.index("N")] is None
         batch = self._batch_size if is_open else feeder.batch
         return Ready(model, batch if feeder.size else 1, rectangle)
+
+
+def _existing(model: Any) -> Path:
+    """The file of a model."""
+    if not isinstance(model, (str, Path)):
+        raise ValueError(f"model must be a path, not a {type(model).__name__}: write it first, InsertResult.save")
+    path = Path(model)
+    if not path.is_file():
+        raise ModelFileError(f"no such file: {path}")
+    return path
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,11 @@ class Joints(ReadyToRun):
             peaks = [given[index][0].max(axis=1) for index in layout.bins_at]
             return np.asarray(np.minimum(*peaks), np.float64)
         if layout.map_at is not None and layout.class_axis is not None:
-            maps = np.moveaxis(given[layout.map_at][0], layout.class_axis - 1, 0)
-            return np.asarray(maps.reshape(joints, -1).max(axis=1), np.float64)
+            return _peaks(np.moveaxis(given[layout.map_at][0], layout.class_axis - 1, 0), joints)
         listed = [array for array in given if array.shape[-2:] == (joints, 3)]
         if listed:
             return np.asarray(listed[0].reshape(-1, joints, 3)[0, :, 2], np.float64)
-        return None if values.dtype == np.uint8 else np.asarray(values.reshape(joints, -1).max(axis=1), np.float64)
+        return None if values.dtype == np.uint8 else _peaks(values, joints)
 
 
 def _marked(point: Prediction, saliency: Array, view: View) -> Instance:
@@ -83,3 +82,8 @@ def _marked(point: Prediction, saliency: Array, view: View) -> Instance:
     (left, top), (right, bottom) = circle.min(axis=0), circle.max(axis=0)
     box = (float(left), float(top), float(right), float(bottom))
     return Instance(point.class_id, point.label, point.score, box, (np.asarray(circle, np.float64),))
+
+
+def _peaks(maps: Array, joints: int) -> Scores:
+    """The greatest value of each map."""
+    return np.asarray(maps.reshape(joints, -1).max(axis=1), np.float64)

@@ -236,17 +236,16 @@ def class_scores(values: Array, facts: Facts) -> Floats | None:
     """
     if facts.classes is None or values.dtype.kind != "f":
         return None
-    width, classes = values.shape[1], facts.classes
-    has_no_object = width == classes + 1
-    lacks_background = facts.background == 0 and width == classes - 1
-    if not (width == classes or has_no_object or lacks_background):
+    more = values.shape[1] - facts.classes  # one for no object, or one less where the background is left out
+    lacks_background = facts.background == 0 and more == -1
+    if more not in (0, 1) and not lacks_background:
         return None
     scores = values.astype(np.float64)
     if not are_scores(values):
-        is_exclusive = has_no_object or (facts.background is not None and not lacks_background)
+        is_exclusive = more == 1 or (facts.background is not None and not lacks_background)
         scores = _softmax(scores) if is_exclusive else sigmoid(scores)
-    if has_no_object:
-        return scores[:, :classes]
+    if more == 1:
+        return scores[:, : facts.classes]
     return np.pad(scores, ((0, 0), (1, 0))) if lacks_background else _without(scores, facts.background)
 
 
@@ -274,8 +273,9 @@ def fused(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections |
         return None
     width = _BOX + facts.classes + extra
     located = [array for array in arrays if array.ndim == 3 and array.dtype.kind == "f"]
-    ways = [way for array in located for way in ((array[0].T, (width,)), (array[0], (width, width + 1)))]
-    read = [_fused(own, own.shape[1] - width, facts) for own, widths in ways if own.shape[1] in widths]
+    rows = [array[0].T for array in located if array.shape[1] == width]
+    rows += [array[0] for array in located if array.shape[2] in (width, width + 1)]
+    read = [_fused(own, own.shape[1] - width, facts) for own in rows]
     return only([found for found in read if found is not None])
 
 

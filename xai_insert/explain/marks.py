@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
@@ -42,11 +43,17 @@ def draw_marks(image: Image, instances: Sequence[Instance]) -> Image:
     ]
     for colour, thickness in ((_RIM, 3 * line), (_INK, line)):
         cv2.polylines(drawn, shapes, True, colour, thickness, cv2.LINE_AA)
-    picture = Pillow.fromarray(drawn)
+    texts = [f"{item.label[:width]} {item.score:.2f}" for item in instances]  # no more fits
+    return _with_texts(drawn, texts, boxes)
+
+
+def _with_texts(image: Image, texts: Sequence[str], boxes: Sequence[npt.NDArray[np.float64]]) -> Image:
+    """A text on a strip at each box, where it hides no other."""
+    height, width = image.shape[:2]
+    picture = Pillow.fromarray(image)
     pen = ImageDraw.Draw(picture)
     size = max(max(width, height) // 45, 12)
     font, margin = font_of(size), size // 4
-    texts = [f"{item.label[:width]} {item.score:.2f}" for item in instances]  # no more fits
     strips: list[Box] = []
     for text, ((left, top), (_, bottom)) in zip(texts, boxes, strict=True):
         sides = (pen.textlength(text, font) + 2 * margin, float(size + 2 * margin))

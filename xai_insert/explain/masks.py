@@ -78,16 +78,21 @@ def _from_list(arrays: Sequence[Array], facts: Facts) -> Detections | None:
     if found is None:
         return None
     count = len(found.scores)
-    masks = [array for array in arrays if array.ndim >= 3 and min(array.shape[-2:]) > 1 and are_scores(array)]
-    masks = [array for array in masks if int(np.prod(array.shape[:-2])) == count]
     if count == 0:
         return found
-    if len(masks) != 1:
-        raise UnknownLayoutError("no output, or more than one, holds a mask for each box")
-    own = masks[0].reshape(count, *masks[0].shape[-2:])
+    own = _masks_of(arrays, count)
     if not facts.pastes_masks:
         return replace(found, mask=lambda index: own[index].astype(np.float64))
     return replace(found, mask=lambda index: _pasted(own[index], found.boxes[index], facts.size))
+
+
+def _masks_of(arrays: Sequence[Array], count: int) -> Array:
+    """The one output that holds a mask for each of so many boxes, `[count, h, w]`."""
+    masks = [array for array in arrays if array.ndim >= 3 and min(array.shape[-2:]) > 1 and are_scores(array)]
+    masks = [array for array in masks if int(np.prod(array.shape[:-2])) == count]
+    if len(masks) != 1:
+        raise UnknownLayoutError("no output, or more than one, holds a mask for each box")
+    return masks[0].reshape(count, *masks[0].shape[-2:])
 
 
 def _pasted(mask: Array, box: Floats, size: tuple[int, int]) -> Floats:

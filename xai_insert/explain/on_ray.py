@@ -188,20 +188,25 @@ def _is_of_loopback(address: str) -> bool:
     """
     if address == "auto":
         return False
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not host or not port.isdecimal():
-        raise RunError(f"{address!r} is not the address of a Ray cluster: wanted HOST:PORT, ray://HOST:PORT or auto")
+    host, port = _host_and_port(address)
     try:
-        _answer(host.strip("[]"), int(port))
+        _answer(host.strip("[]"), port)
     except (OSError, OverflowError) as err:
         raise RunError(f"no Ray cluster answers at {address}: {getattr(err, 'strerror', None) or err}") from err
     if host not in ("127.0.0.1", "localhost"):
         return False
     try:
-        _answer(_outer_name(), int(port))
+        _answer(_outer_name(), port)
     except OSError:
         return True
     return False
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not host or not port.isdecimal():
+        raise RunError(f"{address!r} is not the address of a Ray cluster: wanted HOST:PORT, ray://HOST:PORT or auto")
+    return host, int(port)
 
 
 def _answer(host: str, port: int) -> None:

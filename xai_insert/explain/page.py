@@ -123,16 +123,18 @@ def maps_script(
             {**_entry(saliency, scaled.values), "objects": [numbers[id(item)] for item in own]}
             for saliency, scaled, own in drawn
         ],
-        "objects": [
-            {
-                "text": f"{item.label} {item.score:.2f}",
-                "box": _rounded(item.box),
-                "outline": [_rounded(part.reshape(-1)) for part in item.outline],
-            }
-            for item in objects
-        ],
+        "objects": [_shown(item) for item in objects],
     }
     return f"{_MAPS}{_json(data)}{_END}".encode()
+
+
+def _shown(item: Instance) -> dict[str, Any]:
+    """What the page shows of an object."""
+    return {
+        "text": f"{item.label} {item.score:.2f}",
+        "box": _rounded(item.box),
+        "outline": [_rounded(part.reshape(-1)) for part in item.outline],
+    }
 
 
 def _entry(saliency: Array, values: Array) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from xai_insert.errors import XaiInsertError
 from xai_insert.explain import files, page
 from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
-from xai_insert.explain.explained import Explained, Instance
+from xai_insert.explain.explained import Explained, Instance, Prediction
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
@@ -200,22 +200,27 @@ class FolderRun:
         scene = _Scene(source.name, (width, height), canvas(image), found.view)
         if scene.shown is not image or not files.is_jpeg(content):
             content = files.encode_jpeg(scene.shown)
+        record = self._record(source, scene, found, content, digest)
+        return Outcome(source, record if found.note is None else {**record, "note": found.note})
+
+    def _record(
+        self, source: files.Source, scene: _Scene, found: Explained, content: bytes, digest: str
+    ) -> dict[str, Any]:
+        """Draw what was found of an image, and say what was written."""
         maps = self._draw(scene, found)
-        script = page.maps_script(
-            [(item.saliency, item.scaled, item.own) for item in maps], found.view, self._rectangle
-        )
-        record = {
+        drawn = [(item.saliency, item.scaled, item.own) for item in maps]
+        script = page.maps_script(drawn, found.view, self._rectangle)
+        return {
             "name": source.name,
             "settings": self._settings,
             "source": files.shown(source.path),
             "content": digest,
-            "size": [width, height],
+            "size": [*scene.size],
             "image": self._write(f"images/{source.name}.jpg", content),
-            "predictions": [item.record(width, height) for item in found.predictions],
+            "predictions": [item.record(*scene.size) for item in found.predictions],
             "maps": [item.record for item in maps],
             "data": self._write(f"data/{source.name}.js", script),
         }
-        return Outcome(source, record if found.note is None else {**record, "note": found.note})
 
     def _draw(self, scene: _Scene, found: Explained) -> list[_Drawn]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
@@ -245,10 +250,7 @@ class FolderRun:
             own = found.of_class(item.class_id)
             saliency = found.map_of(item.class_id)
             entry = self._draw_map(scene, saliency, values, mark, (item.label, score), own, found.has_overlays)
-            about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
-            if found.strengths is not None:
-                about = {**about, "strength": found.strengths[item.class_id]}
-            yield replace(entry, record={**about, **entry.record})
+            yield replace(entry, record={**_about(item, found), **entry.record})
             yield from self._draw_boxes(scene, [pair for pair in boxes if pair[0].class_id == item.class_id])
 
     def _draw_boxes(self, scene: _Scene, boxes: Sequence[tuple[Instance, Scaled]]) -> list[_Drawn]:
@@ -300,3 +302,9 @@ class FolderRun:
         if known.get("content") != digest or not all(files.is_plain(self._output / name) for name in written(known)):
             return False
         return page.is_maps_script(files.read(self._output / known["data"]))
+
+
+def _about(item: Prediction, found: Explained) -> Mapping[str, Any]:
+    """What a record says of a class: with its score and the strength of its map, where there are any."""
+    about = vars(item) if found.has_scores else {"class_id": item.class_id, "label": item.label}
+    return about if found.strengths is None else {**about, "strength": found.strengths[item.class_id]}

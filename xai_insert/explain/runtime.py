@@ -274,9 +274,7 @@ def _image_input(inputs: Sequence[ImageInput], fed: Mapping[str, Array]) -> Imag
     known = {item.name for item in inputs}
     if unknown := [name for name in fed if name not in known]:
         raise UnknownNameError("input", unknown[0], sorted(known))
-    open_ = [item for item in inputs if item.name not in fed]
-    found = [item for item in open_ if len(item.shape) in (4, 5)]
-    others = [item for item in open_ if len(item.shape) not in (4, 5)]
+    found, others = _images_and_others([item for item in inputs if item.name not in fed])
     if len(found) != 1:
         raise UnsupportedTaskError(f"wanted a model with one input of images, or of clips, found {_listed(inputs)}")
     if others:
@@ -284,6 +282,11 @@ def _image_input(inputs: Sequence[ImageInput], fed: Mapping[str, Array]) -> Imag
             f"the model also reads {_listed(others)}: give an array for each, --feed {others[0].name}=FILE.npy"
         )
     return found[0]
+
+
+def _images_and_others(inputs: Sequence[ImageInput]) -> tuple[list[ImageInput], list[ImageInput]]:
+    images = [item for item in inputs if len(item.shape) in (4, 5)]
+    return images, [item for item in inputs if item not in images]
 
 
 def _listed(items: Sequence[ImageInput]) -> str:

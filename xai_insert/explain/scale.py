@@ -59,10 +59,17 @@ def scaled(maps: Sequence[Array], scores: Sequence[float | None], scale: ScaleNa
         scores: of the class or object of each map; None if unknown.
         scale: `shared` or `each`.
     """
-    best = max((score for score in scores if score is not None and np.isfinite(score)), default=0.0)
     ranges = [_range(values) for values in maps]
     if scale == "each":
         return [Scaled(values, (low, low + reach)) for values, (low, reach) in zip(maps, ranges, strict=True)]
+    return _shared(maps, ranges, scores)
+
+
+def _shared(
+    maps: Sequence[Array], ranges: Sequence[tuple[float, float]], scores: Sequence[float | None]
+) -> list[Scaled]:
+    """Maps that show one step of colour for one difference, each as faint as its score is low."""
+    best = max((score for score in scores if score is not None and np.isfinite(score)), default=0.0)
     widest = max((reach for _, reach in ranges), default=0.0)
     found = []
     for values, score, (low, reach) in zip(maps, scores, ranges, strict=True):

@@ -149,6 +149,16 @@ def parts_of(axis: Axis) -> tuple[Axis, ...]:
     return (axis,)
 
 
+def of_image(shape: Sizes, sides: tuple[int, int], time: int | None, frames: int | None) -> Axes:
+    """The axes of an image, of a clip with its axis of frames, or of one with `frames` in the channels."""
+    rows, columns = sides
+    known: dict[int | None, Kind] = {0: Kind.BATCH, rows: Kind.ROWS, columns: Kind.COLUMNS, time: Kind.TIME}
+    own = [of(Origin(known.get(axis, Kind.OTHER), size)) for axis, size in enumerate(shape)]
+    if frames and (channels := shape[1]):
+        own[1] = (*of(Origin(Kind.TIME, frames)), *other(channels // frames))
+    return tuple(own)
+
+
 def line(axis: Axis) -> Origin | None:
     """An axis as whole rows or columns, maybe coarser than those that it comes from; None if it is none."""
     if len(axis) != 1 or not axis[0].origin.is_place or axis[0].origin.roll:
@@ -207,17 +217,25 @@ def regroup(axes: Axes, shape: Sizes) -> Axes:
     """Axes after a reshape to `shape`."""
     shape, stream = list(shape), list(merged([digit for axis in axes for digit in axis]))
     fits = _known([digit.size for digit in stream]) == _known(shape)
-    result: list[Axis | None] = [None] * len(shape)
-    left = _fill(stream, shape, result, range(len(shape)), from_right=False)
-    if left is not None:
-        stuck = _fill(stream, shape, result, range(len(shape) - 1, left, -1), from_right=True)
-        if stuck is None and (shape[left] is None or axis_size(tuple(stream)) == shape[left]):
-            result[left], stream = merged(stream), []
+    result = _dealt(stream, shape)
     lost = elsewhere if fits and any(has_place((digit,)) for digit in stream) else other
     filled = [lost(size) if axis is None else axis for axis, size in zip(result, shape, strict=True)]
     if filled and stream and all(digit.size == 1 for digit in stream):
         filled[-1] = (*filled[-1], *stream)
     return _led_by_batch(tuple(filled))
+
+
+def _dealt(stream: list[Digit], shape: list[int | None]) -> list[Axis | None]:
+    """What each axis of `shape` takes off `stream`, from the left, then from the right; None of those that are lost."""
+    result: list[Axis | None] = [None] * len(shape)
+    left = _fill(stream, shape, result, range(len(shape)), from_right=False)
+    if left is None:
+        return result
+    stuck = _fill(stream, shape, result, range(len(shape) - 1, left, -1), from_right=True)
+    if stuck is None and (shape[left] is None or axis_size(tuple(stream)) == shape[left]):
+        result[left] = merged(stream)
+        stream.clear()
+    return result
 
 
 def _known(sizes: Sizes) -> tuple[int, int]:
@@ -240,24 +258,34 @@ def _fill(
     stream: list[Digit], shape: list[int | None], result: list[Axis | None], order: Iterable[int], *, from_right: bool
 ) -> int | None:
     """Take axis after axis off one end of `stream`; the first axis that could not be taken, None if all could."""
-    end = -1 if from_right else 0
     for index in order:
         size = shape[index]
-        taken: list[Digit] | None
         if size is None:
-            is_batch = bool(stream) and stream[end].origin.kind is Kind.BATCH and stream[end].size is None
-            if not is_batch or from_right or shape.count(None) == 1:
-                return index
-            taken = [stream.pop(0)]
+            may_take = not from_right and shape.count(None) > 1
+            taken = _open_batch(stream) if may_take else None
+        elif from_right:
+            taken = _take(stream, size, -1)
         else:
-            taken = _take(stream, size, end)
             following = shape[index + 1] if index + 1 < len(shape) else None
-            while taken is not None and not from_right and following != 1 and _is_single_batch(stream):
-                taken.append(stream.pop(0))
+            taken = _from_left(stream, size, following)
         if taken is None:
             return index
         result[index] = merged(taken[::-1] if from_right else taken)
     return None
+
+
+def _open_batch(stream: list[Digit]) -> list[Digit] | None:
+    """The batch off the left end of `stream`, if it is open and stands there."""
+    is_batch = bool(stream) and stream[0].origin.kind is Kind.BATCH and stream[0].size is None
+    return [stream.pop(0)] if is_batch else None
+
+
+def _from_left(stream: list[Digit], size: int, following: int | None) -> list[Digit] | None:
+    """Digits of a product of `size`, and a batch of one behind them unless the following axis is for that."""
+    taken = _take(stream, size, 0)
+    while taken is not None and following != 1 and _is_single_batch(stream):
+        taken.append(stream.pop(0))
+    return taken
 
 
 def _is_single_batch(stream: list[Digit]) -> bool:
@@ -267,34 +295,44 @@ def _is_single_batch(stream: list[Digit]) -> bool:
 
 def _take(stream: list[Digit], size: int, end: int) -> list[Digit] | None:
     """Digits of a product of `size` off one end of `stream`, splitting the last; None, and nothing taken, if none."""
-    rest, taken, product = list(stream), list[Digit](), 1
-    while rest and rest[end].size == 1 and (end == 0 or not taken):
-        taken.append(rest.pop(end))
-        if size == 1:
-            break
+    rest, product = list(stream), 1
+    taken = _single(rest, size, end)
     while product < size:
-        if not rest:
+        if not rest or size % product:
             return None
-        digit = rest.pop(end)
+        digit, need = rest.pop(end), size // product
         if not digit.size:
-            return None
-        need = size // product
-        if size % product:
             return None
         if need % digit.size == 0:
             taken.append(digit)
             product *= digit.size
         elif digit.size % need == 0 and not digit.origin.parts:
-            over = digit.size // need
-            major = Digit(digit.origin, digit.step * (over if end == 0 else need), need if end == 0 else over)
-            minor = Digit(digit.origin, digit.step, over if end == 0 else need)
-            taken.append(major if end == 0 else minor)
-            rest.insert(0 if end == 0 else len(rest), minor if end == 0 else major)
+            part, left = _halves(digit, need, end)
+            taken.append(part)
+            rest.insert(0 if end == 0 else len(rest), left)
             product = size
         else:
             return None
     stream[:] = rest
     return taken
+
+
+def _single(stream: list[Digit], size: int, end: int) -> list[Digit]:
+    """Digits of size 1, taken off `stream` before others: all from the left, one from the right or for such an axis."""
+    taken = list[Digit]()
+    while stream and stream[end].size == 1 and (end == 0 or not taken):
+        taken.append(stream.pop(end))
+        if size == 1:
+            break
+    return taken
+
+
+def _halves(digit: Digit, need: int, end: int) -> tuple[Digit, Digit]:
+    """A digit as two, of which the first, of size `need`, stands at an end of the stream."""
+    over = (digit.size or 0) // need
+    if end == 0:
+        return Digit(digit.origin, digit.step * over, need), Digit(digit.origin, digit.step, over)
+    return Digit(digit.origin, digit.step, need), Digit(digit.origin, digit.step * need, over)
 
 
 def near(a: Origin, b: Origin) -> bool:
@@ -325,50 +363,14 @@ def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axi
     return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset, roll, grain))
 
 
-def interleaved(axes: Axes) -> Axes:
-    """Axes after a reshape, with the cells that channels were made into (a sub-pixel layer) as finer rows and columns.
-
-    Only where rows and columns each have one part of the same channels beside them, equally large.
-    """
-    found = [index for index, axis in enumerate(axes) if len(axis) > 1 and axis[0].origin.is_place]
-    pairs = [axes[index] for index in found]
-    if len(found) != 2 or any(len(pair) != 2 for pair in pairs):
-        return axes
-    (rows, first), (columns, second) = pairs
-    sides = [line((digit,)) for digit in (rows, columns)]
-    is_shared = first.origin is second.origin and first.size == second.size and first.origin.kind is Kind.OTHER
-    if None in sides or not is_shared or not first.size:
-        return axes
-    made, ratio = list(axes), 1 / first.size
-    for index, side in zip(found, sides, strict=True):
-        if side is not None and side.size is not None:
-            made[index] = moved(side, side.size * first.size, ratio, (ratio - 1) / 2)
-    return tuple(made)
-
-
 def completed(before: Sizes | None, shape: Sizes) -> Sizes:
     """A shape with one unknown size less, where the sizes before a reshape tell it."""
     if before is None or sum(size is None for size in shape) != 1 or None in before:
         return shape
     total, rest = _product(before) or 0, _product(1 if size is None else size for size in shape) or 0
-    return [total // rest if size is None and rest and total % rest == 0 else size for size in shape]
-
-
-def folded(axes: Axes, sides: tuple[int, int], shape: Sizes) -> Axes | None:
-    """Axes `[N, C, H, W]` of blocks `[N, C * sides, cells]` that are laid beside one another; None if sizes tell not.
-
-    As of a sub-pixel layer, what lies where in a block is made from its channels.
-    """
-    batch, channels, *area = shape if len(shape) == 4 else [None] * 4
-    counts = [None if size is None or size % side else size // side for size, side in zip(area, sides, strict=True)]
-    if len(axes) != 3 or channels is None or None in counts:
-        return None
-    apart = regroup(axes, [batch, channels * sides[0] * sides[1], *counts])
-    made: list[Axis] = []
-    for axis, size, side in zip(apart[2:], area, sides, strict=True):
-        origin, ratio = line(axis), 1 / side
-        made.append(other(size) if origin is None else moved(origin, size, ratio, (ratio - 1) / 2))
-    return (apart[0], other(channels), *made)
+    if not rest or total % rest:
+        return shape
+    return [total // rest if size is None else size for size in shape]
 
 
 def resized(origin: Origin, size: int, *, corners: bool) -> Axis:

@@ -65,14 +65,28 @@ def makers(value: Value, wanted: Callable[[Node], bool], is_way: Callable[[Value
 
 
 def cut_values(graph: Graph, sources: Sequence[Value], target: Value) -> list[Value]:
-    """The dominators of `target`, from the image on, `target` last.
-
-    Immediate dominators in one topological sweep (the graph has no cycle), by the nearest common ancestor of the
-    operands; nodes and values are both vertices, so that a Split's outputs are told apart.
-    """
+    """The dominators of `target`, from the image on, `target` last."""
     reached = activations(graph, sources)
     if target not in reached:
         return []
+    parent = _nearest_dominators(graph, sources, reached)
+    chain: list[Value] = []
+    vertex: Value | Node | None = target
+    while vertex is not None:
+        if isinstance(vertex, Value):
+            chain.append(vertex)
+        vertex = parent[vertex]
+    return chain[::-1]
+
+
+def _nearest_dominators(
+    graph: Graph, sources: Sequence[Value], reached: set[Value]
+) -> dict[Value | Node, Value | Node | None]:
+    """The immediate dominator of each node and each value; None for the sources.
+
+    In one topological sweep (the graph has no cycle), by the nearest common ancestor of the operands; nodes and values
+    are both vertices, so that a Split's outputs are told apart.
+    """
     parent: dict[Value | Node, Value | Node | None] = dict.fromkeys(sources)
     depth: dict[Value | Node | None, int] = {None: 0, **dict.fromkeys(sources, 1)}
 
@@ -93,11 +107,4 @@ def cut_values(graph: Graph, sources: Sequence[Value], target: Value) -> list[Va
         parent[node], depth[node] = nearest, depth[nearest] + 1
         for output in node.outputs:
             parent[output], depth[output] = node, depth[node] + 1
-
-    chain: list[Value] = []
-    vertex: Value | Node | None = target
-    while vertex is not None:
-        if isinstance(vertex, Value):
-            chain.append(vertex)
-        vertex = parent[vertex]
-    return chain[::-1]
+    return parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from xai_insert.graph.axes import (
@@ -31,17 +31,23 @@ from xai_insert.graph.axes import (
 def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
     """What is left of an axis where `count` cells are kept, from `start` on."""
     size = axis_size(axis)
-    if count is not None and count == size and step == 1:
+    is_whole = count is not None and count == size
+    if is_whole and step == 1:
         return axis
     parts = parts_of(axis)
     if len(parts) > 1:
         return _cut_parts(parts, start, count) if step == 1 else other(count)
     if is_stored(axis):
         return _stored(count)
-    if step == -1 and count is not None and count == size and start == count - 1:
+    if is_whole and step == -1 and start == (count or 0) - 1:
         return reversed_axis(axis)
     if count == 0:
         return other(0)
+    return _cut_one(axis, start, count, step)
+
+
+def _cut_one(axis: Axis, start: int, count: int | None, step: int) -> Axis:
+    """The same of an axis in one part, of which something but not all is kept."""
     origin = line(axis)
     if origin is not None:
         return _cut_line(axis, origin, start, count, step)
@@ -138,20 +144,26 @@ def of_rows(axes: Sequence[Axis]) -> Axes:
 
 def joint(parts: Sequence[Axis]) -> Axis:
     """Axes end to end, pieces that belong together put together."""
+    made = _put_together(piece for whole in parts if axis_size(whole) != 0 for piece in parts_of(whole))
+    if len(made) < 2:
+        return made[0] if made else other(0)
+    sizes = [axis_size(part) for part in made]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    if any(has_place(part) or has_batch(part) or is_stored(part) for part in made):
+        return of(Origin(Kind.JOINT, total, parts=tuple(made)))
+    return elsewhere(total) if any(map(is_elsewhere, made)) else other(total)
+
+
+def _put_together(parts: Iterable[Axis]) -> list[Axis]:
+    """Axes end to end, of which neighbours that are one are one."""
     made: list[Axis] = []
-    for part in (piece for whole in parts if axis_size(whole) != 0 for piece in parts_of(whole)):
+    for part in parts:
         together = _together(made[-1], part) if made else None
         if together is None:
             made.append(part)
         else:
             made[-1] = together
-    if len(made) < 2:
-        return made[0] if made else other(0)
-    sizes = [axis_size(part) for part in made]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
-    if not any(has_place(part) or has_batch(part) or is_stored(part) for part in made):
-        return elsewhere(total) if any(map(is_elsewhere, made)) else other(total)
-    return of(Origin(Kind.JOINT, total, parts=tuple(made)))
+    return made
 
 
 def stacked(parts: Sequence[Axes], axis: int) -> tuple[int, Axis, Axis] | None:
@@ -162,14 +174,23 @@ def stacked(parts: Sequence[Axes], axis: int) -> tuple[int, Axis, Axis] | None:
     """
     if any(axes[axis] for axes in parts):
         return None
-    for index, first in enumerate(parts[0]):
-        whole = first[0].origin.whole if len(first) == 1 else None
-        size = None if whole is None or not whole.size else whole.size // len(parts)
-        pieces = [axes[index][0].origin for axes in parts if len(axes[index]) == 1]
-        found = [(piece.start, piece.size) for piece in pieces if piece.whole is whole]
-        if whole is not None and size and found == [(start, size) for start in range(0, whole.size or 0, size)]:
+    for index in range(len(parts[0])):
+        found = _pieces([axes[index] for axes in parts])
+        if found is not None:
+            whole, size = found
             return index, (Digit(whole, 1, size),), (Digit(whole, size, len(parts)),)
     return None
+
+
+def _pieces(parts: Sequence[Axis]) -> tuple[Origin, int] | None:
+    """The whole that axes are all the equal pieces of, in their order, and the size of one."""
+    whole = parts[0][0].origin.whole if len(parts[0]) == 1 else None
+    if whole is None or not whole.size or whole.size < len(parts):
+        return None
+    size = whole.size // len(parts)
+    pieces = [axis[0].origin for axis in parts if len(axis) == 1]
+    found = [(piece.start, piece.size) for piece in pieces if piece.whole is whole]
+    return (whole, size) if found == [(start, size) for start in range(0, whole.size, size)] else None
 
 
 def _together(a: Axis, b: Axis) -> Axis | None:
@@ -178,12 +199,17 @@ def _together(a: Axis, b: Axis) -> Axis | None:
     found = found or _side_by_side(line(a), line(b))
     if found is not None:
         return found
-    if any(has_place(axis) or has_batch(axis) or any(digit.origin.whole for digit in axis) for axis in (a, b)):
+    if _is_somewhere(a) or _is_somewhere(b) or is_stored(a) is not is_stored(b):
         return None
     sizes = (axis_size(a), axis_size(b))
-    if None in sizes or is_stored(a) is not is_stored(b):
+    if None in sizes:
         return None
     return (_stored if is_stored(a) else other)((sizes[0] or 0) + (sizes[1] or 0))
+
+
+def _is_somewhere(axis: Axis) -> bool:
+    """Whether it makes a difference which cells of an axis are meant."""
+    return has_place(axis) or has_batch(axis) or any(digit.origin.whole for digit in axis)
 
 
 def _stored(size: int | None) -> Axis:

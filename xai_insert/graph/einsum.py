@@ -54,13 +54,17 @@ def as_product(equation: str, ranks: Sequence[int | None] = (None, None)) -> Pro
     swapped = bool(free) and (free[0] in first) == is_row
     if swapped:
         first, second = second, first
-    rows = [label for label in free if label in first]
-    columns = [label for label in free if label in second]
+    rows, columns = _apart(free, first, second)
     if len(columns) != 1 or (batch and len(rows) != 1 and not is_row):
         return None
     made = "".join([*batch, *rows, *columns])
     left, right = _order(first, [*batch, *rows, *summed]), _order(second, [*batch, *summed, *columns])
     return Product(swapped, left, right, _order(made, result), is_row)
+
+
+def _apart(free: Sequence[str], first: str, second: str) -> tuple[list[str], list[str]]:
+    """The axes that one operand alone has: the rows of the first, the columns of the second."""
+    return [label for label in free if label in first], [label for label in free if label in second]
 
 
 def _order(axes: str, wanted: Iterable[str]) -> Permutation:
@@ -71,17 +75,26 @@ def labels_of(equation: str, ranks: Sequence[int | None]) -> tuple[str, str, str
     """The axes of both operands and of the result; None unless each has its own."""
     operands, arrow, result = equation.replace(" ", "").partition("->")
     first, comma, second = operands.partition(",")
+    texts: tuple[str, ...] | None = (first, second, result)
     if "..." in equation:
-        left, right = (
-            -1 if rank is None else rank - len(text.replace("...", ""))
-            for text, rank in zip((first, second), ranks, strict=True)
-        )
-        if left != right or left < 0:  # axes of one operand alone are no batch
-            return None
-        unused = [letter for letter in ascii_letters if letter not in equation]
-        first, second, result = (text.replace("...", "".join(unused[:left])) for text in (first, second, result))
-    are_plain = all(text.isalpha() and len(set(text)) == len(text) for text in (first, second, result))
-    return (first, second, result) if arrow and comma and are_plain else None
+        texts = _spelled_out(first, second, result, ranks)
+    if texts is None or not arrow or not comma:
+        return None
+    first, second, result = texts
+    are_plain = all(text.isalpha() and len(set(text)) == len(text) for text in texts)
+    return (first, second, result) if are_plain else None
+
+
+def _spelled_out(first: str, second: str, result: str, ranks: Sequence[int | None]) -> tuple[str, ...] | None:
+    """The same with a letter for each axis of an ellipsis; None if the operands have not as many there."""
+    left, right = (
+        -1 if rank is None else rank - len(text.replace("...", ""))
+        for text, rank in zip((first, second), ranks, strict=True)
+    )
+    if left != right or left < 0:  # axes of one operand alone are no batch
+        return None
+    unused = [letter for letter in ascii_letters if letter not in first + second + result]
+    return tuple(text.replace("...", "".join(unused[:left])) for text in (first, second, result))
 
 
 def is_identity(permutation: Permutation) -> bool:

@@ -22,6 +22,9 @@ from xai_insert.graph.axes import (
     parts_of,
 )
 
+_DECIDING = (has_batch, has_place, is_elsewhere)
+_PLACED = 1
+
 
 def agree(a: Axis, b: Axis) -> bool:
     """Whether two axes have the same cells at the same places of the image, to half a stride."""
@@ -36,8 +39,12 @@ def _agrees(a: Digit, b: Digit) -> bool:
         return False
     if one.kind in (Kind.JOINT, Kind.SHUFFLED):
         return one.order == two.order and len(one.parts) == len(two.parts) and all(map(agree, one.parts, two.parts))
-    if not one.is_place:
-        return True
+    return not one.is_place or _lie_alike(a, b)
+
+
+def _lie_alike(a: Digit, b: Digit) -> bool:
+    """Whether two digits stand for the same rows or columns of the image."""
+    one, two = a.origin, b.origin
     first, second = coarse(a), coarse(b)
     if first is None or second is None:
         return a.step == b.step and one.size == two.size and near(one, two)
@@ -48,13 +55,14 @@ def join(a: Axis, b: Axis) -> Axis:
     """One axis of what two values give together: what has no place in the image is neutral."""
     if not a or not b:
         return a or b
-    if is_elsewhere(a) or is_elsewhere(b):
-        return a if is_elsewhere(a) else b
-    if has_place(a) and has_place(b):
+    if _weight(a) == _weight(b) == _PLACED:
         return _meet(a, b)
-    if has_place(a) or has_place(b):
-        return a if has_place(a) else b
-    return b if has_batch(b) and not has_batch(a) else a
+    return b if _weight(b) > _weight(a) else a
+
+
+def _weight(axis: Axis) -> int:
+    """How much an axis decides beside another: the last of `_DECIDING` that it is, -1 if it is none."""
+    return max((weight for weight, decides in enumerate(_DECIDING) if decides(axis)), default=-1)
 
 
 def _meet(a: Axis, b: Axis) -> Axis:

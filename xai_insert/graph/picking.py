@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise, product
 
 import numpy as np
+import numpy.typing as npt
 
 from xai_insert.graph.axes import Axis, Kind, Origin, axis_size, coarse, line, moved, of, other, parts_of, unplaced
 from xai_insert.graph.cutting import cut, rolled, turned
@@ -13,23 +14,30 @@ from xai_insert.graph.cutting import cut, rolled, turned
 
 def picked(axis: Axis, indices: Sequence[int]) -> Axis:
     """What is left of an axis of which the elements at `indices` are taken, in their order."""
-    count, size = len(indices), axis_size(axis)
+    count = len(indices)
     if count == 0:
         return other(0)
     steps = {b - a for a, b in pairwise(indices)}
     if len(steps) <= 1 and (step := next(iter(steps), 1)) != 0:
         return cut(axis, indices[0], count, step)
-    parts = parts_of(axis)
-    if len(parts) > 1:
+    if len(parts_of(axis)) > 1:
         return other(count)
-    if size == count and len(axis) == 1 and axis[0].origin.is_place and axis[0].step == 1:
-        by = indices[0]
-        if all(index == (place + by) % count for place, index in enumerate(indices)):
-            return of(rolled(axis[0].origin, by))
+    if axis_size(axis) == count and _is_line(axis) and _is_roll(indices):
+        return of(rolled(axis[0].origin, indices[0]))
     found = _reordered(axis, indices)
-    if found is None and size == count and sorted(indices) == list(range(count)):
+    if found is None and axis_size(axis) == count and sorted(indices) == list(range(count)):
         return _shuffled(axis, indices)
     return found or unplaced(axis, count)
+
+
+def _is_line(axis: Axis) -> bool:
+    """Whether an axis is all of the rows, the columns or the frames."""
+    return len(axis) == 1 and axis[0].origin.is_place and axis[0].step == 1
+
+
+def _is_roll(indices: Sequence[int]) -> bool:
+    """Whether these are all places from one on, and from the first on again behind the last."""
+    return all(index == (place + indices[0]) % len(indices) for place, index in enumerate(indices))
 
 
 def unfolded(axis: Axis, indices: Sequence[int] | None, sizes: Sequence[int | None]) -> tuple[Axis, Axis] | None:
@@ -41,16 +49,21 @@ def unfolded(axis: Axis, indices: Sequence[int] | None, sizes: Sequence[int | No
     if indices is None or origin is None or len(sizes) != 2 or len(indices) < 2:
         return None
     first, second = ((size or 0) for size in sizes)
-    if first * second != len(indices) or not first or not second:
+    steps = _steps(indices, first, second) if first * second == len(indices) else None
+    if steps is None:
         return None
-    down = indices[second] - indices[0] if first > 1 else 0
-    across = indices[1] - indices[0] if second > 1 else 0
-    wanted = (indices[0] + down * i + across * j for i in range(first) for j in range(second))
-    if abs(down) == abs(across) or any(a != b for a, b in zip(indices, wanted, strict=True)):
-        return None
+    down, across = steps
     if abs(down) > abs(across):
         return moved(origin, first, down, indices[0] + across * (second - 1) / 2), other(second)
     return other(first), moved(origin, second, across, indices[0] + down * (first - 1) / 2)
+
+
+def _steps(indices: Sequence[int], rows: int, columns: int) -> tuple[int, int] | None:
+    """The steps from row to row and from column to column of a table of indices; None if they vary or are alike."""
+    down = indices[columns] - indices[0] if rows > 1 else 0
+    across = indices[1] - indices[0] if columns > 1 else 0
+    wanted = [indices[0] + down * i + across * j for i in range(rows) for j in range(columns)]
+    return (down, across) if wanted == [*indices] and abs(down) != abs(across) else None
 
 
 def _reordered(axis: Axis, indices: Sequence[int]) -> Axis | None:
@@ -60,10 +73,14 @@ def _reordered(axis: Axis, indices: Sequence[int]) -> Axis | None:
         return None
     a, b = lines
     cells = np.arange(len(indices)).reshape(a.size or 0, b.size or 0)
-    for (first, second), grid in (((a, b), cells), ((b, a), cells.T)):
-        for one, two in product((1, -1), repeat=2):
-            if np.array_equal(grid[::one, ::two].ravel(), indices):
-                return (*of(_directed(first, one)), *of(_directed(second, two)))
+    return _directions(a, b, cells, indices) or _directions(b, a, cells.T, indices)
+
+
+def _directions(first: Origin, second: Origin, cells: npt.NDArray[np.intp], indices: Sequence[int]) -> Axis | None:
+    """Two lines in the directions in which indices go through their cells; None if they go otherwise."""
+    for one, two in product((1, -1), repeat=2):
+        if np.array_equal(cells[::one, ::two].ravel(), indices):
+            return (*of(_directed(first, one)), *of(_directed(second, two)))
     return None
 
 

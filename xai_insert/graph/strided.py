@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.graph.view import Op, Value, constant_of, volume
+from xai_insert.graph.view import Node, Op, Value, constant_of, volume
 
 _ROWS = 5
 _DEPTH = 12
@@ -53,17 +54,23 @@ def _of_rows(value: Value, depth: int) -> npt.NDArray[Any] | None:
     if value.is_constant or node is None or depth == 0:
         return constant_of(value, limit=1 << 20)
     if node.type == "Range":
-        bounds = [constant_of(node.read(index)) for index in (0, 2)]
-        is_counted = all(
-            bound is not None and bound.reshape(-1).tolist() == [wanted] for wanted, bound in enumerate(bounds)
-        )
-        return np.arange(_ROWS) if is_counted else None
+        return np.arange(_ROWS) if _is_in_steps_of_one(node) else None
     parts = [part for operand in node.operands if (part := _of_rows(operand, depth - 1)) is not None]
-    if len(parts) < len(node.operands):
-        return None
-    if node.op is Op.ADD or (node.op is Op.MUL and node.stored):
-        one, other = parts
-        return np.asarray(one + other if node.op is Op.ADD else one * other)
+    return _computed(node, parts) if len(parts) == len(node.operands) else None
+
+
+def _is_in_steps_of_one(node: Node) -> bool:
+    """Whether a range counts from 0 on, in steps of 1."""
+    bounds = [constant_of(node.read(index)) for index in (0, 2)]
+    return [None if bound is None else bound.reshape(-1).tolist() for bound in bounds] == [[0], [1]]
+
+
+def _computed(node: Node, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
+    """What a node makes of its operands, if it is one of those that write places down."""
+    if node.op is Op.ADD:
+        return np.asarray(parts[0] + parts[1])
+    if node.op is Op.MUL and node.stored:
+        return np.asarray(parts[0] * parts[1])
     if node.op is Op.RESHAPE and (axes := node.attrs.get("new_axes")):
         return np.expand_dims(parts[0], tuple(axes))
     return parts[0] if node.op in (Op.CAST, Op.IDENTITY) else None

@@ -7,13 +7,14 @@ from typing import Any
 
 from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
-from xai_insert.graph.axes import Axes, Axis, Kind, Origin
+from xai_insert.graph.axes import Axes, Axis, Kind
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled, stacked
 from xai_insert.graph.joining import centred, join_all
 from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.sliding import middle_taps, slid
 from xai_insert.graph.strided import is_identity_scatter
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.subpixel import folded, interleaved
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value
 
 Traced = dict[Value, Axes]
 _Rule = Callable[[Node, Any, "_Operands"], Sequence[Axes]]
@@ -62,30 +63,29 @@ def trace(
         times: of those that are clips, the axis of their frames.
         packed: of those whose frames stand one behind the other in the channels, how many.
     """
-    traced: Traced = {}
-    born: dict[Value, int] = {}
-    for image, (rows, columns) in images.items():
-        known = {0: Kind.BATCH, rows: Kind.ROWS, columns: Kind.COLUMNS}
-        if times and image in times:
-            known[times[image]] = Kind.TIME
-        shape = image.shape or ()
-        own = [ax.of(Origin(known.get(axis, Kind.OTHER), size)) for axis, size in enumerate(shape)]
-        if (count := (packed or {}).get(image)) and (channels := shape[1]):
-            own[1] = (*ax.of(Origin(Kind.TIME, count)), *ax.other(channels // count))
-        traced[image] = tuple(own)
-        born[image] = -1
+    times, packed = times or {}, packed or {}
+    traced: Traced = {
+        image: ax.of_image(image.shape or (), sides, times.get(image), packed.get(image))
+        for image, sides in images.items()
+    }
+    born = dict.fromkeys(images, -1)
     for number, node in enumerate(graph.nodes):
         if node.op is Op.SHAPE or traced.keys().isdisjoint(node.inputs):
             continue
         rule = kinds.rule_for(_RULES, node.kind) or _lost
         found = rule(node, node.kind, _Operands(node, traced, born))
         born.update(dict.fromkeys(node.outputs, number))
-        for output, axes in zip(node.outputs, found, strict=False):
-            if output.shape is not None and len(axes) == len(output.shape):
-                traced[output] = tuple(map(_fitted, axes, output.shape))
-            elif output.shape is not None:
-                traced[output] = ax.others(output.shape)
+        traced.update(
+            (output, _fitted_to(output.shape, axes))
+            for output, axes in zip(node.outputs, found, strict=False)
+            if output.shape is not None
+        )
     return traced
+
+
+def _fitted_to(shape: Shape, axes: Axes) -> Axes:
+    """Axes of known sizes; without a place if they are not as many."""
+    return tuple(map(_fitted, axes, shape)) if len(axes) == len(shape) else ax.others(shape)
 
 
 def _fitted(axis: Axis, size: int | None) -> Axis:
@@ -152,7 +152,7 @@ def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     if added and len(shape) == len(source) + len(added):
         kept = iter(source)
         return [tuple(() if axis in added else next(kept) for axis in range(len(shape)))]
-    return [ax.interleaved(ax.regroup(source, ax.completed(node.read(0).shape, shape)))]
+    return [interleaved(ax.regroup(source, ax.completed(node.read(0).shape, shape)))]
 
 
 def _permuted(node: Node, kind: kinds.Permutation, given: _Operands) -> Sequence[Axes]:
@@ -197,20 +197,23 @@ def _split(node: Node, kind: kinds.Parts, given: _Operands) -> Sequence[Axes]:
 
 
 def _picked(node: Node, kind: kinds.Picked, given: _Operands) -> Sequence[Axes]:
-    source, shape, middle = given.axes(0), given.shape(), tuple[Axis, ...]()
+    source, before, behind = given.axes(0), given.axes(0)[: kind.axis], given.axes(0)[kind.axis + 1 :]
     if kind.rank == 0:
         taken = picked(source[kind.axis], kind.indices) if kind.indices else ()
-        around = of_rows((*source[: kind.axis], taken, *source[kind.axis + 1 :]))
+        around = of_rows((*before, taken, *behind))
         return [(*around[: kind.axis], *around[kind.axis + 1 :])]
+    return [of_rows((*before, *_replaced(kind, given), *behind))]
+
+
+def _replaced(kind: kinds.Picked, given: _Operands) -> Sequence[Axis]:
+    """The axes that stand for the one of which elements are taken."""
+    whole, sizes = given.axes(0)[kind.axis], given.shape()[kind.axis : kind.axis + kind.rank]
     if kind.rank == 1 and kind.indices is not None:
-        size = ax.axis_size(source[kind.axis]) or 0
-        middle = (picked(source[kind.axis], [index + size if index < 0 else index for index in kind.indices]),)
-    else:
-        sizes = shape[kind.axis : kind.axis + kind.rank]
-        middle = unfolded(source[kind.axis], kind.indices, sizes) or ax.others(sizes)
-        if kind.indices is None and given.is_of_image(1) and kind.rank == 1:
-            middle = (_chosen(source[kind.axis], sizes[0]),)
-    return [of_rows((*source[: kind.axis], *middle, *source[kind.axis + 1 :]))]
+        size = ax.axis_size(whole) or 0
+        return (picked(whole, [index + size if index < 0 else index for index in kind.indices]),)
+    if kind.rank == 1 and given.is_of_image(1):
+        return (_chosen(whole, sizes[0]),)
+    return unfolded(whole, kind.indices, sizes) or ax.others(sizes)
 
 
 def _taken(node: Node, kind: kinds.Taken | kinds.Ranked, given: _Operands) -> Sequence[Axes]:
@@ -263,18 +266,19 @@ def _padded(node: Node, kind: kinds.Padded, given: _Operands) -> Sequence[Axes]:
     source, shape = given.axes(0), given.shape()
     if len(source) != len(shape) or (kind.before is not None and len(kind.before) != len(source)):
         return _lost(node, kind, given)
-    made = []
-    for axis, (old, size) in enumerate(zip(source, shape, strict=True)):
-        origin = ax.line(old)
-        begin = _begin(ax.axis_size(old), size) if kind.before is None else kind.before[axis]
-        is_batch = bool(old) and old[0].origin.kind is Kind.BATCH
-        if is_batch or (size is not None and size == ax.axis_size(old) and not begin):
-            made.append(old)
-        elif origin is None or begin is None:
-            made.append(old if begin == 0 and size is None else ax.unplaced(old, size))
-        else:
-            made.append(ax.moved(origin, size, 1.0, -begin))
-    return [tuple(made)]
+    before = kind.before or [_begin(ax.axis_size(old), size) for old, size in zip(source, shape, strict=True)]
+    return [tuple(map(_with_edges, source, shape, before))]
+
+
+def _with_edges(axis: Axis, size: int | None, begin: int | None) -> Axis:
+    """An axis of `size` with what a padding puts around it, `begin` cells before it."""
+    is_batch = bool(axis) and axis[0].origin.kind is Kind.BATCH
+    if is_batch or (size is not None and size == ax.axis_size(axis) and not begin):
+        return axis
+    origin = ax.line(axis)
+    if origin is not None and begin is not None:
+        return ax.moved(origin, size, 1.0, -begin)
+    return axis if begin == 0 and size is None else ax.unplaced(axis, size)
 
 
 def _begin(before: int | None, size: int | None) -> int | None:
@@ -288,16 +292,17 @@ def _resized(node: Node, kind: kinds.Resized, given: _Operands) -> Sequence[Axes
     source, shape = given.axes(0), given.shape()
     if len(source) != len(shape):
         return _lost(node, kind, given)
-    made = []
-    for old, size in zip(source, shape, strict=True):
-        origin = ax.line(old)
-        if size is not None and size == ax.axis_size(old):
-            made.append(old)
-        elif origin is not None and size and origin.size:
-            made.append(ax.resized(origin, size, corners=kind.corners))
-        else:
-            made.append(old if size is None and origin is None else ax.unplaced(old, size))
-    return [tuple(made)]
+    return [tuple(_with_size(old, size, corners=kind.corners) for old, size in zip(source, shape, strict=True))]
+
+
+def _with_size(axis: Axis, size: int | None, *, corners: bool) -> Axis:
+    """An axis of which a resize makes `size` cells."""
+    if size is not None and size == ax.axis_size(axis):
+        return axis
+    origin = ax.line(axis)
+    if origin is not None and size and origin.size:
+        return ax.resized(origin, size, corners=corners)
+    return axis if size is None and origin is None else ax.unplaced(axis, size)
 
 
 def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]:
@@ -314,7 +319,7 @@ def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]
 
 
 def _folded(node: Node, kind: kinds.Folded, given: _Operands) -> Sequence[Axes]:
-    found = ax.folded(given.axes(0), kind.sides, given.shape())
+    found = folded(given.axes(0), kind.sides, given.shape())
     return _lost(node, kind, given) if found is None else [found]
 
 

@@ -367,10 +367,15 @@ def slice_attrs(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int],
         cut = [0]
     if len(cut) != 1:
         return {}
-    axis, start, end = axes[cut[0]], starts[cut[0]], ends[cut[0]]
-    size = shape[axis]
-    if size is not None:
-        start, end = (max(0, n + size) if n < 0 else min(n, size) for n in (start, end))
+    axis = axes[cut[0]]
+    start, end = (_from_start(n, shape[axis]) for n in (starts[cut[0]], ends[cut[0]]))
     if start < 0:
         return {}
     return {"axis": axis, "start": start, "end": end if 0 <= end < 1 << 31 else None}
+
+
+def _from_start(place: int, size: int | None) -> int:
+    """A place along an axis, counted from its start if its size tells, and inside it."""
+    if size is None:
+        return place
+    return max(0, place + size) if place < 0 else min(place, size)

@@ -72,8 +72,9 @@ def find_anomaly_map(graph: Graph, places: Places, output: str | None) -> Anomal
     wanted = {index for index, _ in graph.chosen(output)}
     read = [_read(index, value) for index, value in enumerate(graph.outputs)]
     maps = {item.index: found for item in read if (found := _placed(item.value, places)) is not None}
-    scores = [item for item in read if item.index not in maps and _is_one_number(item.value)]
-    if not maps or (output is None and len(maps) + len(scores) < len(read)):
+    others = [item for item in read if item.index not in maps]
+    scores = [item for item in others if _is_one_number(item.value)]
+    if not maps or (output is None and len(scores) < len(others)):
         return None
     masks, plain = _parted(item for item in read if item.index in maps)
     return _chosen(graph, places, maps, masks, [item for item in plain or masks if item.index in wanted], scores)
@@ -149,10 +150,12 @@ def _squares_a_difference(node: Node) -> bool:
 def map_of_one(value: Value, places: Places) -> FeatureMap | None:
     """A value with rows and columns of the image and no other axis of more than one element; None if it is none."""
     place = places.of(value)
-    if place is None or len(place.axes) != 2 or 0 in place.axes or not places.of_images(value):
+    if place is None or len(place.axes) != 2 or place.grid == (1, 1):
+        return None
+    if 0 in place.axes or not places.of_images(value):
         return None
     rest = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
-    if any(value.sizes[axis] != 1 for axis in rest) or place.grid == (1, 1):
+    if any(value.sizes[axis] != 1 for axis in rest):
         return None
     channel = rest[0] if rest else 0  # nothing reads the channels of a map that has none
     return FeatureMap(value, channel, place.axes, place.grid, 0, places.frame_of(place))

@@ -94,16 +94,12 @@ def _product_before(scores: Value, depth: int) -> tuple[Value, Value, int] | Non
         return None
     if node.op is Op.MATMUL and (len(node.computed) >= 2 or _has_learned_query(node)):
         key = node.read(1)
-        return (
-            None if node.attrs["transpose_a"] else (node.read(0), key, len(key.sizes) - 1 - node.attrs["transpose_b"])
-        )
+        axis = len(key.sizes) - 1 - node.attrs["transpose_b"]
+        return None if node.attrs["transpose_a"] else (node.read(0), key, axis)
     if node.op not in SCALES_SCORES:
         return None
-    for operand in node.computed:
-        found = _product_before(operand, depth - 1)
-        if found is not None:
-            return found
-    return None
+    found = (_product_before(operand, depth - 1) for operand in node.computed)
+    return next((item for item in found if item is not None), None)
 
 
 def _has_learned_query(product: Node) -> bool:

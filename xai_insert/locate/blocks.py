@@ -50,12 +50,13 @@ def _output(
 ) -> Value | None:
     """The last value of the block: before what the next one attends, or the last sum before the head."""
     after = activations(graph, [item.result for item in attentions])
-    found = [value for value in cuts if value.shape == tokens.shape and value in after]
-    if behind is None:
-        found = [value for value in found if _is_residual(value)]
-    else:
-        found = [value for value in found if behind in activations(graph, [value])]
-    return found[-1] if found else None
+    inside = [value for value in cuts if value.shape == tokens.shape and value in after]
+    ends = (
+        value
+        for value in reversed(inside)
+        if (_is_residual(value) if behind is None else behind in activations(graph, [value]))
+    )
+    return next(ends, None)
 
 
 def _is_residual(value: Value) -> bool:

@@ -8,13 +8,14 @@ from enum import Enum, auto
 
 from xai_insert.errors import TargetNotFoundError, UnknownNameError
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.operators import Product, Unknown, Window
+from xai_insert.graph.operators import Unknown
 from xai_insert.graph.view import Graph, Op, Value, volume
 from xai_insert.locate.collapse import Collapse, GridEnd, closed_ends, grid_ends, maps_before
-from xai_insert.locate.consensus import Consensus, find_consensus, folded_times
+from xai_insert.locate.consensus import Consensus, find_consensus
 from xai_insert.locate.inputs import frames_in_channels, image_inputs, shape_hint, time_axis
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import Logits, find_logits, is_vector
+from xai_insert.locate.no_map import is_feature, where_lost, why_no_map
 from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.stages import LAST, is_sum, stage, stage_number
 from xai_insert.locate.streams import last_maps, normed
@@ -166,10 +167,7 @@ def _located(
     if whole is not None:
         return head.found(whole)
     if options.target_layer is not None:
-        target = _chosen_target(head, options.target_layer)
-        if wanted is Wanted.DERIVATIVE and head.reads_token and stage_number(options.target_layer) == 1:
-            target = head.normed(target)
-        return head.masked(target)
+        return head.masked(_asked_for(head, options.target_layer, wanted))
     if wanted is Wanted.DERIVATIVE:
         return head.masked(*_last_maps(head))
     if wanted is Wanted.TOKENS or head.reads_token:
@@ -179,6 +177,13 @@ def _located(
     if pool is not None:
         return head.found(pool[1], readout=pool[0])
     return head.masked(*_default_target(head))
+
+
+def _asked_for(head: _Head, name: str, wanted: Wanted) -> FeatureMap:
+    """The map that was chosen; for a derivative of the last block of tokens, the norm that its attention reads."""
+    target = _chosen_target(head, name)
+    reads_last = head.reads_token and stage_number(name) == 1
+    return head.normed(target) if wanted is Wanted.DERIVATIVE and reads_last else target
 
 
 def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> Classifier:
@@ -222,12 +227,16 @@ def _require_grid(head: _Head) -> None:
         return
     for node in region(head.graph, [head.gone], [head.logits.value]):
         source = node.operand(0)
-        is_map = node.op in (Op.REDUCE, Op.POOL) and source is not None and source.rank == 4
-        if is_map and source is not None and 1 in (volume(source.sizes[2:]), volume(source.sizes[1:3])):
+        if node.op in (Op.REDUCE, Op.POOL) and source is not None and _is_single_cell(source):
             raise TargetNotFoundError(
                 f"the feature map {source.describe()} has a grid of 1x1: nothing to localise; feed a larger image "
-                "(--input-shape) or choose an earlier layer with --target-layer"
+                f"({shape_hint(head.graph)}), or choose an earlier layer with --target-layer"
             )
+
+
+def _is_single_cell(value: Value) -> bool:
+    """Whether a map has one row and one column, with channels before or behind these."""
+    return value.rank == 4 and 1 in (volume(value.sizes[2:]), volume(value.sizes[1:3]))
 
 
 def _reading_obstacle(readout: Readout, options: Options) -> str | None:
@@ -259,25 +268,30 @@ def _default_target(head: _Head, *, others: bool = True) -> tuple[FeatureMap, tu
     if not ends:
         raise TargetNotFoundError(
             f"no feature map found before the logits {head.cuts[-1].describe()}: no value in which the rows and "
-            f"columns of the image can be followed{_where_lost(graph, places)}; {shape_hint(graph)}"
+            f"columns of the image can be followed{where_lost(graph, places)}; {shape_hint(graph)}"
         )
     features = maps_before(graph, ends, places)
-    if features:
-        first, *rest = features
-        if not rest and not is_feature(graph, first.value):
-            raise TargetNotFoundError(
-                f"the first layer already ends the grid of the image {first.value.describe()}: there is no feature "
-                "map to explain"
-            )
-        is_joint = any(places.map_of(value) and is_feature(graph, value) for value in head.before)
-        if not rest or (not is_joint and _share_grid(graph, features)):
-            return first, tuple(rest)
+    if len(features) == 1 and not is_feature(graph, features[0].value):
+        raise TargetNotFoundError(
+            f"the first layer already ends the grid of the image {features[0].value.describe()}: there is no feature "
+            "map to explain"
+        )
+    if features and _are_the_map(head, features):
+        return features[0], tuple(features[1:])
     for value in reversed(head.before):
         described = places.map_of(value, others=others)
         if described is not None and is_feature(graph, value):
             return described, ()
     sources = [item.value for item in features] or list(dict.fromkeys(end.source for end in ends))
-    raise TargetNotFoundError(_why_no_map(head, sources))
+    raise TargetNotFoundError(why_no_map(graph, places, head.cuts[-1], sources))
+
+
+def _are_the_map(head: _Head, features: Sequence[FeatureMap]) -> bool:
+    """Whether maps that end the grid are one, or can be masked as one where none before them is of all."""
+    if len(features) == 1:
+        return True
+    is_joint = any(head.places.map_of(value) and is_feature(head.graph, value) for value in head.before)
+    return not is_joint and _share_grid(head.graph, features)
 
 
 def _share_grid(graph: Graph, features: Sequence[FeatureMap]) -> bool:
@@ -291,49 +305,6 @@ def _share_grid(graph: Graph, features: Sequence[FeatureMap]) -> bool:
     )
 
 
-def _why_no_map(head: _Head, sources: Sequence[Value]) -> str:
-    """What is said of a model none of whose cut values is a feature map; `sources` are the last values with a grid."""
-    if any(folded_times(axes) is not None for axes in head.places.traced.values()):
-        return (
-            "the frames of a clip stand in the batch, and more than a mean of their scores is made of them: their maps "
-            "cannot be told apart"
-        )
-    if any(map(head.places.has_views, head.places.traced)):
-        return (
-            "views or parts of an image stand side by side in one batch (test-time augmentation): their maps cannot be "
-            "told apart; insert into the model of one view"
-        )
-    if len(sources) > 1:
-        listed = ", ".join(value.describe() for value in sources)
-        return (
-            f"{len(sources)} streams that cannot be masked as one feed the scores, and no map that can be followed "
-            f"holds them all: {listed}; the map of one leaves out what the others see; --method input-x-gradient "
-            "explains the scores by the image itself"
-        )
-    nearest, why = sources[0], f"no batch of maps with channels; {shape_hint(head.graph)}"
-    readers = [use.node for use in nearest.uses if use.node.output.rank == nearest.rank]
-    lost = next((node for node in readers if head.places.of(node.output) is None), None)
-    if lost is not None and not is_feature(head.graph, nearest):
-        why = f"the image: it is not known where {lost.type} {lost.name!r} puts it; insert into what is behind that"
-    return (
-        f"no feature map found before the logits {head.cuts[-1].describe()}; nearest value with a grid of the image: "
-        f"{nearest.describe()}, which is {why}"
-    )
-
-
-def is_feature(graph: Graph, value: Value) -> bool:
-    """Whether weights have made a value of the image, which is never a feature itself, moved or scaled as it may be."""
-    return any(isinstance(node.kind, (Window, Product)) for node in region(graph, image_inputs(graph), [value]))
-
-
-def _where_lost(graph: Graph, places: Places) -> str:
-    """The first operation of which it is not known where it puts what it reads."""
-    for node in graph.nodes:
-        if isinstance(node.kind, Unknown) and any(value is not None and places.of(value) for value in node.inputs):
-            return f" (they are lost at {node.type} {node.name!r})"
-    return ""
-
-
 def _chosen_target(head: _Head, name: str) -> FeatureMap:
     if (number := stage_number(name)) is None:
         return _named_target(head, name)
@@ -343,19 +314,13 @@ def _chosen_target(head: _Head, name: str) -> FeatureMap:
 
 def _last_maps(head: _Head) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
     """The last map by which a derivative says something, or several that feed the scores side by side."""
-    if not head.reads_token:
+    if not head.reads_token:  # pools of maps on several grids have no one grid that is right
         _require_grid(head)
-    try:
-        if head.reads_token:
-            entry = _chosen_target(head, LAST)
-            if head.reads_patches and not any(is_sum(use.node) for use in entry.value.uses):
-                return _chosen_target(head, "-2"), ()  # norms alone read that of the last block: see `normed`
-            return head.normed(entry), ()
         pool = head.pool()
         return _default_target(head) if pool is None else (pool[1], ())
+    try:
+        return _last_tokens(head), ()
     except TargetNotFoundError:
-        if not head.reads_token:  # pools of maps on several grids have no one grid that is right
-            raise
 
         def described(value: Value) -> FeatureMap | None:
             return head.map_of(value) if is_feature(head.graph, value) else None
@@ -365,6 +330,13 @@ def _last_maps(head: _Head) -> tuple[FeatureMap, tuple[FeatureMap, ...]]:
             raise
         first, *rest = map(head.normed, found)
         return first, tuple(rest)
+
+
+def _last_tokens(head: _Head) -> FeatureMap:
+    entry = _chosen_target(head, LAST)
+    if head.reads_patches and not any(is_sum(use.node) for use in entry.value.uses):
+        return _chosen_target(head, "-2")  # norms alone read that of the last block: see `normed`
+    return head.normed(entry)
 
 
 def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:

@@ -43,13 +43,17 @@ def find_consensus(logits: Value, places: Places) -> Consensus | None:
         node = value.producer
         if node is None:
             return None
-        if node.op is Op.REDUCE and node.attrs["mode"] == "mean" and not is_mean:
+        if not is_mean and _is_mean(node):
             if not _is_over_times(node, places):
                 return None
             is_mean = True
         elif node.op not in _THROUGH:
             return None
         value = node.read(0)
+
+
+def _is_mean(node: Node) -> bool:
+    return node.op is Op.REDUCE and bool(node.attrs["mode"] == "mean")
 
 
 def _is_over_times(mean: Node, places: Places) -> bool:

@@ -125,11 +125,15 @@ def _embedded(node: Node, dependent: set[Value]) -> Value | None:
     if (one in dependent) == (other in dependent):
         return None
     features, embeddings = (one, other) if one in dependent else (other, one)
-    if (embeddings.rank or 0) < 2 or any(size != 1 for size in embeddings.sizes[:-2]):
-        return None
     is_last = node.attrs["transpose_b"] if embeddings is other else not node.attrs["transpose_a"]
-    width = embeddings.sizes[-1 if is_last else -2]
-    return features if width is not None and width >= _FEWEST_FEATURES and not _counts(embeddings) else None
+    return features if _are_embeddings(embeddings, -1 if is_last else -2) else None
+
+
+def _are_embeddings(value: Value, axis: int) -> bool:
+    """Whether a value is one list of vectors along `axis`, and no table of places."""
+    if (value.rank or 0) < 2 or any(size != 1 for size in value.sizes[:-2]):
+        return False
+    return (value.sizes[axis] or 0) >= _FEWEST_FEATURES and not _counts(value)
 
 
 def _counts(weight: Value) -> bool:

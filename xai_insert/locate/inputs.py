@@ -8,7 +8,7 @@ from dataclasses import replace
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
 from xai_insert.graph.shape import holds_pixels
 from xai_insert.graph.traits import ARITHMETIC, UNCHANGED
-from xai_insert.graph.view import Graph, Op, Shape, Value, format_shape, only
+from xai_insert.graph.view import Graph, Op, Shape, Use, Value, format_shape, only
 
 _MOST_CHANNELS = 16
 _LEAST_SIDE = 8
@@ -29,22 +29,26 @@ def image_inputs(graph: Graph) -> list[Value]:
     if graph.watched is not None:
         return [graph.watched]
     found = [value for value in graph.inputs if _is_image(value)]
+    found = found or [value for value in graph.inputs if _has_many_channels(value)]
     if not found:
-        found = list(filter(_has_many_channels, graph.inputs))
-    if found:
-        return found
+        raise _no_image(graph)
+    return found
+
+
+def _no_image(graph: Graph) -> NotVisionModelError | ShapeUnknownError:
+    """The error for a model without an input of images, with what is there instead."""
     unknown = [value for value in graph.inputs if value.shape is None]
     if unknown:
         name = unknown[0].name
-        raise ShapeUnknownError(f"input {name!r} has no known rank; give its sizes: --input-shape {name}:1,3,224,224")
+        return ShapeUnknownError(f"input {name!r} has no known rank; give its sizes: --input-shape {name}:1,3,224,224")
     files = [value.name for value in graph.inputs if value.rank == 1 and value.dtype in ("uint8", "string", "object")]
     if files:
-        raise NotVisionModelError(
+        return NotVisionModelError(
             f"no image input: {files[0]!r} may be the bytes of an image file, which the model decodes; insert into the "
             "model without that part, and put it in front again"
         )
     listed = ", ".join(f"{value.describe()} {value.dtype}" for value in graph.inputs) or "no input at all"
-    raise NotVisionModelError(
+    return NotVisionModelError(
         "no image input: wanted one of rank 4 such as [N, 3, H, W], or of clips such as [N, 3, T, H, W], "
         f"found {listed}; only vision models fit"
     )
@@ -67,13 +71,13 @@ def watching(graph: Graph, name: str | None) -> list[Graph]:
 
 
 def _is_image(value: Value) -> bool:
-    if value.shape is not None and len(value.shape) == 5 and "float" in value.dtype:
-        return _clip_axes(value.shape) is not None
-    if value.shape is None or len(value.shape) != 4:
+    shape, is_float = value.shape, "float" in value.dtype
+    if shape is None:
         return False
-    if "float" not in value.dtype and not holds_pixels(value.shape, value.dtype):
-        return False
-    return any(_is_layout(value.shape, channel) for channel in (1, 3))
+    if len(shape) == 5 and is_float:
+        return _clip_axes(shape) is not None
+    is_of_pixels = len(shape) == 4 and (is_float or holds_pixels(shape, value.dtype))
+    return is_of_pixels and any(_is_layout(shape, channel) for channel in (1, 3))
 
 
 def _has_many_channels(value: Value) -> bool:
@@ -115,12 +119,15 @@ def frames_in_channels(image: Value) -> int | None:
     """
     if image.rank != 4 or not (channels := image.sizes[1]) or channels % _COLOURS or channels == _COLOURS:
         return None
-    count, sides = channels // _COLOURS, image.sizes[2:]
-    for value in _scaled(image):
-        made = [use.node.output for use in value.uses if use.node.op is Op.RESHAPE and use.node.read(0) is value]
-        if any(item.rank and item.sizes[-3:] == (_COLOURS, *sides) for item in made):
-            return count
-    return None
+    frame = (_COLOURS, *image.sizes[2:])
+    is_taken_apart = any(_makes_frames(use, value, frame) for value in _scaled(image) for use in value.uses)
+    return channels // _COLOURS if is_taken_apart else None
+
+
+def _makes_frames(use: Use, value: Value, frame: Shape) -> bool:
+    """Whether a reshape of a value takes images of these sizes out of its channels."""
+    is_reshaped = use.node.op is Op.RESHAPE and use.node.read(0) is value
+    return is_reshaped and bool(use.node.output.rank) and use.node.output.sizes[-3:] == frame
 
 
 def image_axes(image: Value) -> tuple[int, int]:

@@ -103,15 +103,24 @@ def _bins(graph: Graph, places: Places, output: str | None) -> Bins | None:
     if size is None or not _may_be_bins(values, places):
         return None
     counts, count = [value.sizes[2] or 0 for value in values], values[0].sizes[1]
-    height, width = size
-    orders = [(x, y) for x, y in ((0, 1), (1, 0)) if counts[x] * height == counts[y] * width and counts[x] >= width]
+    orders = _orders(counts, size)
     if count is None or not orders:
         return None
     x, y = orders[0] if len(orders) == 1 else _order_of_square(graph, values, output)
-    per_pixel = counts[x] / width
+    per_pixel = counts[x] / size[1]
+    return Bins(values[x], values[y], count, (x, y), _bins_at_once(counts, per_pixel), per_pixel)
+
+
+def _bins_at_once(counts: Sequence[int], per_pixel: float) -> int:
+    """How many bins make one of the map: as many as divide both rows of them, a cell of the image at most."""
     most = max(round(_CELL * per_pixel), 1)
-    each = max(n for n in range(1, most + 1) if counts[x] % n == counts[y] % n == 0)
-    return Bins(values[x], values[y], count, (x, y), each, per_pixel)
+    return max(n for n in range(1, most + 1) if all(count % n == 0 for count in counts))
+
+
+def _orders(counts: Sequence[int], size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Which of two values may hold the columns and which the rows: as many bins for each pixel, and one at least."""
+    height, width = size
+    return [(x, y) for x, y in ((0, 1), (1, 0)) if counts[x] * height == counts[y] * width and counts[x] >= width]
 
 
 def _may_be_bins(values: Sequence[Value], places: Places) -> bool:
@@ -147,17 +156,23 @@ def _linear_source(value: Value) -> Value | None:
 
 def _read_off(graph: Graph, places: Places) -> HeatMaps | None:
     """Maps whose greatest place the model itself finds, or whose mean place, for each of as many rows of an output."""
-    for node in (node for node in graph.nodes if node.op in RANKS | {Op.SOFTMAX} and node.operand(0) is not None):
-        is_mean = node.op is Op.SOFTMAX
-        value = node.output if is_mean else node.read(0)
-        feature = places.map_of(value)
-        if feature is None or not _is_over_places(node, feature):
-            continue
-        joints = feature.channels or 0
-        if joints > 1 and any(_is_of(output, joints, graph, value, through=is_mean) for output in graph.outputs):
-            sign = "the mean place" if is_mean else "the greatest place"
-            return HeatMaps(feature, joints, f"{sign} of each is read off them", is_sure=True)
-    return None
+    ranked = [node for node in graph.nodes if node.op in RANKS | {Op.SOFTMAX} and node.operand(0) is not None]
+    found = (_maps_read_by(node, graph, places) for node in ranked)
+    return next((maps for maps in found if maps is not None), None)
+
+
+def _maps_read_by(node: Node, graph: Graph, places: Places) -> HeatMaps | None:
+    """What a node reads places off, if an output is made of these."""
+    is_mean = node.op is Op.SOFTMAX
+    value = node.output if is_mean else node.read(0)
+    feature = places.map_of(value)
+    if feature is None or (feature.channels or 0) < 2 or not _is_over_places(node, feature):
+        return None
+    joints = feature.channels or 0
+    if not any(_is_of(output, joints, graph, value, through=is_mean) for output in graph.outputs):
+        return None
+    sign = "the mean place" if is_mean else "the greatest place"
+    return HeatMaps(feature, joints, f"{sign} of each is read off them", is_sure=True)
 
 
 def _is_over_places(node: Node, feature: FeatureMap) -> bool:
@@ -184,13 +199,18 @@ def _given(chosen: Sequence[tuple[int, Value]], places: Places) -> HeatMaps | No
     if len(found) > 1:
         return _beside_offsets(found)
     ((index, feature),) = found
+    is_whole = feature.value is dict(chosen)[index]
+    return _alone(feature, places, index if is_whole else None)
+
+
+def _alone(feature: FeatureMap, places: Places, output: int | None) -> HeatMaps | None:
+    """Maps that nothing is compared with; of only one place behind them if they are not an output as they are."""
     joints = feature.channels
     if joints is None:
         return None
     sign = _sign(feature, image_size(places.image) if places.image is not None else None)
-    is_whole = feature.value is dict(chosen)[index]
-    is_sure = bool(sign) and joints >= _FEWEST and is_whole
-    return HeatMaps(feature, joints, sign or "as asked for", is_sure, index if is_whole else None)
+    is_sure = bool(sign) and joints >= _FEWEST and output is not None
+    return HeatMaps(feature, joints, sign or "as asked for", is_sure, output)
 
 
 def _beside_offsets(found: Sequence[tuple[int, FeatureMap]]) -> HeatMaps | None:
@@ -225,12 +245,16 @@ def _map(output: Value, places: Places) -> FeatureMap | None:
 def _sign(feature: FeatureMap, size: tuple[int, int] | None) -> str:
     """Why maps that nothing compares are likely of key points; empty if nothing tells."""
     stride = min((abs(stride) for stride, _ in feature.frame.lines or ()), default=1.0)
-    widened = any(isinstance(node.kind, Window) and node.kind.transposed for node in _before(feature.value, _NEAR))
-    if _CELL <= stride <= _COARSEST and widened:
+    if _CELL <= stride <= _COARSEST and any(map(_widens, _before(feature.value, _NEAR))):
         return "the grid is widened by learned layers, and stays coarser than the image"
     if 2 <= stride <= _CELL and size is not None and size[0] > size[1]:
         return "the image is upright, as one of a person is"
     return ""
+
+
+def _widens(node: Node) -> bool:
+    """Whether a learned layer makes more places."""
+    return isinstance(node.kind, Window) and node.kind.transposed
 
 
 def _before(value: Value, count: int) -> Iterator[Node]:

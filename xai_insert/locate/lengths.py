@@ -37,11 +37,15 @@ def _is_length(value: Value) -> bool:
     """Whether a value is the root of a sum or mean of squares, or one over it; a sum alone is that of a softmax."""
     is_root, node = False, value.producer
     while node is not None and (node.op in _OF_A_LENGTH or _is_reciprocal(node)):
-        is_root |= node.op is Op.POW or (isinstance(node.kind, Pointwise) and node.kind.function == "sqrt")
+        is_root |= _takes_root(node)
         node = next((operand.producer for operand in node.computed), None)
     if node is None or not isinstance(node.kind, Reduction):
         return False
     return is_root or node.attrs.get("mode") in _SQUARES
+
+
+def _takes_root(node: Node) -> bool:
+    return node.op is Op.POW or (isinstance(node.kind, Pointwise) and node.kind.function == "sqrt")
 
 
 def _is_reciprocal(node: Node) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from xai_insert.graph.view import Value, volume
 from xai_insert.locate.layout import FeatureMap, Frame
-from xai_insert.locate.places import Places
+from xai_insert.locate.places import Part, Place, Places
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,14 @@ def coarsest_map(places: Places, value: Value) -> FeatureMap | None:
     found = places.map_of(value, others=True)
     if found is not None or value.rank != 3 or not places.of_images(value):
         return found
-    placed = [part for part in places.parts_of(value, 1) or [] if part.place is not None]
-    sized = [(part.start, part.place) for part in placed if part.place is not None and None not in part.place.grid]
-    if not sized or len(sized) < len(placed):
+    sized = _sized(places.parts_of(value, 1) or [])
+    if not sized:
         return None
     start, place = min(sized, key=lambda item: volume(item[1].grid) or 0)
     return FeatureMap(value, 2, (1,), place.grid, start, places.frame_of(place))
+
+
+def _sized(parts: Sequence[Part]) -> list[tuple[int, Place]]:
+    """Where each grid begins, of parts that stand end to end; none if the size of one is not known."""
+    placed = [(part.start, part.place) for part in parts if part.place is not None]
+    return [] if any(None in place.grid for _, place in placed) else placed

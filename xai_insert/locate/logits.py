@@ -54,12 +54,15 @@ def vector_size(shape: Shape) -> int | None:
 def peel(value: Value) -> Value:
     """The value under the operations that exporters put behind the class scores."""
     while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        is_same = is_vector(source.shape) and source.rank != 0 and (value.shape is None or is_vector(value.shape))
-        if node.op in _PEELED or (node.op is Op.RESHAPE and is_same):
-            value = source
-        else:
+        if node.op not in _PEELED and not (node.op is Op.RESHAPE and _are_vectors(source, value)):
             break
+        value = source
     return value
+
+
+def _are_vectors(source: Value, result: Value) -> bool:
+    """Whether a vector of numbers is written in another shape, which may be unknown."""
+    return is_vector(source.shape) and source.rank != 0 and (result.shape is None or is_vector(result.shape))
 
 
 def is_softmax(value: Value) -> bool:
@@ -106,12 +109,9 @@ def scored_outputs(
     found: dict[Value, Logits] = {}
     for index, value in graph.chosen(output):
         scores = peel(value)
-        if scores in found or not _may_be_scores(scores, reached, graph) or scores.shape is None:
-            continue
-        if output is None and _is_of_rows(value, graph):
-            continue
-        if (classes := vector_size(scores.shape)) is not None:
-            found[scores] = Logits(scores, graph.output_names[index], classes)
+        classes = vector_size(scores.sizes) if _may_be_scores(scores, reached, graph) else None
+        if classes is not None and (output is not None or not _is_of_rows(value, graph)):
+            found.setdefault(scores, Logits(scores, graph.output_names[index], classes))
     own = {value: item for value, item in found.items() if not _is_derived(graph, item, found)}
     feeds = {value: _feeds_another(graph, item, own) for value, item in own.items()}
     return [item for value, item in own.items() if feeds[value] is (as_embedding and any(feeds.values()))]

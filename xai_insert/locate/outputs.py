@@ -55,25 +55,26 @@ def likely_task(graph: Graph) -> str | None:
     for value in graph.outputs:
         if _is_map(value, traced) or _is_as_large(value, graph):
             return f"{value.describe()} is a value for every place of the image: {_kind_of_map(value)}"
-    for value in graph.outputs:
-        if value.rank != 3 or "float" not in value.dtype:
-            continue
-        width = value.sizes[2] or 0
-        if width in (2, 3):
-            return f"{value.describe()} looks like key points: {width} coordinates of each"
-        if texts := texts_read(graph, value):
-            return (
-                f"{value.describe()} looks like a caption or an answer: it is made of the image and of the text "
-                f"{texts[0].describe()}"
-            )
-        if width >= _FEWEST_CHARACTERS:
-            return (
-                f"{value.describe()} looks like text, or features of tokens: many values for each of a row of places; "
-                "features of an image are explained where the model gives one vector of them, [N, D], pooled or of its "
-                "class token"
-            )
-        return f"{value.describe()} has no classes beside it that share its rows"
-    return None
+    rows = [value for value in graph.outputs if value.rank == 3 and "float" in value.dtype]
+    return _kind_of_rows(rows[0], graph) if rows else None
+
+
+def _kind_of_rows(value: Value, graph: Graph) -> str:
+    width = value.sizes[2] or 0
+    if width in (2, 3):
+        return f"{value.describe()} looks like key points: {width} coordinates of each"
+    if texts := texts_read(graph, value):
+        return (
+            f"{value.describe()} looks like a caption or an answer: it is made of the image and of the text "
+            f"{texts[0].describe()}"
+        )
+    if width >= _FEWEST_CHARACTERS:
+        return (
+            f"{value.describe()} looks like text, or features of tokens: many values for each of a row of places; "
+            "features of an image are explained where the model gives one vector of them, [N, D], pooled or of its "
+            "class token"
+        )
+    return f"{value.describe()} has no classes beside it that share its rows"
 
 
 def _kind_of_map(value: Value) -> str:
@@ -109,14 +110,16 @@ def _is_map(value: Value, traced: Traced) -> bool:
 def _holds_boxes(value: Value, graph: Graph, traced: Traced) -> bool:
     if value.rank != 3 or "float" not in value.dtype or is_softmax(value) or _is_map(value, traced):
         return False
-    shape = value.sizes
-    if shape[2] == _BOX:
-        if _is_one_vector(traced.get(value, ())):
-            return False  # numbers of a fixed list: coordinates of key points, and how sure they are
-        others = [other for other in graph.outputs if other is not value and other.rank in (2, 3)]
-        return any(other.sizes[1] == shape[1] for other in others)
+    if value.sizes[2] == _BOX:  # numbers of a fixed list are coordinates of key points, and how sure they are
+        return not _is_one_vector(traced.get(value, ())) and _has_beside(value, graph)
     node = before(value, _THROUGH).made_by(Op.CONCAT)
-    return (shape[2] or 0) > _BOX and node is not None and _joins_columns(node)
+    return (value.sizes[2] or 0) > _BOX and node is not None and _joins_columns(node)
+
+
+def _has_beside(value: Value, graph: Graph) -> bool:
+    """Whether another output has as many rows."""
+    others = [other for other in graph.outputs if other is not value and other.rank in (2, 3)]
+    return any(other.sizes[1] == value.sizes[1] for other in others)
 
 
 def _is_one_vector(axes: Axes) -> bool:

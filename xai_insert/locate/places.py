@@ -71,24 +71,22 @@ class Place:
 
 def grid_of(axes: Axes) -> Place | None:
     """The one grid that a value's axes hold whole and apart from all else; None if there is none, or more than one."""
-    found: list[Place] = []
-    lines: list[tuple[int, Origin]] = []
-    for index, axis in enumerate(axes):
-        origin = _side(axis)
-        if origin is not None:
-            lines.append((index, origin))
-            continue
-        tokens = _tokens(axis)
-        if tokens is not None:
-            sides, prefix, suffix = tokens
-            found.append(_placed((index,), sides, prefix, suffix))
-        elif has_place(axis):
-            return None
-    if _is_grid([origin for _, origin in lines]):
-        found.append(_placed(tuple(index for index, _ in lines), [origin for _, origin in lines]))
-    elif lines:
-        return None
+    lines = {index: origin for index, axis in enumerate(axes) if (origin := _side(axis)) is not None}
+    joint = [(index, axis) for index, axis in enumerate(axes) if has_place(axis) and index not in lines]
+    found = [_token_grid(index, axis) for index, axis in joint]
+    if lines:
+        is_grid = _is_grid([*lines.values()])
+        found.append(_placed(tuple(lines), [*lines.values()]) if is_grid else None)
     return found[0] if len(found) == 1 else None
+
+
+def _token_grid(index: int, axis: Axis) -> Place | None:
+    """The grid of tokens that an axis holds."""
+    tokens = _tokens(axis)
+    if tokens is None:
+        return None
+    sides, prefix, suffix = tokens
+    return _placed((index,), sides, prefix, suffix)
 
 
 def _is_grid(sides: Sequence[Origin]) -> bool:
@@ -181,20 +179,21 @@ class Places:
             others: whether tokens may stand before and behind those of the grid.
         """
         place = self.of(value)
-        if place is None or 0 in place.axes or not self.of_images(value) or None in (place.prefix, place.suffix):
+        if place is None or not self._is_of_each_image(value, place) or set(place.grid) == {1}:
             return None
         channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
-        if (
-            len(channels) != 1
-            or self.has_stored(value)
-            or ((place.prefix or place.suffix) and not others)
-            or set(place.grid) == {1}
-        ):
+        if len(channels) != 1 or ((place.prefix or place.suffix) and not others):
             return None
         sides = self._open_sides(place)
         if sides is None:
             return None
         return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place), sides)
+
+    def _is_of_each_image(self, value: Value, place: Place) -> bool:
+        """Whether a grid stands behind the images, at a known place of its axis, with nothing that is stored."""
+        if 0 in place.axes or None in (place.prefix, place.suffix):
+            return False
+        return self.of_images(value) and not self.has_stored(value)
 
     def _open_sides(self, place: Place) -> tuple[Side, ...] | None:
         """Where the sizes of a grid of tokens are read that follow the image; None if that is nowhere."""
@@ -224,11 +223,10 @@ class Places:
             return None
         found, start = list[Part](), 0
         for part in parts_of(axes[axis]):
-            size, pair = axis_size(part), _pair(part)
-            strip = _strip(part) if pair is None else None
-            if size is None or (pair is None and strip is None and has_place(part)):
+            size, told = axis_size(part), _part(part, axis, start)
+            if size is None or told is None:
                 return None
-            found.append(Part(start, None if pair is None else _placed((axis,), pair), strip))
+            found.append(told)
             start += size
         return found if all(part.strip is None for part in found) or any(part.place for part in found) else None
 
@@ -331,11 +329,13 @@ def _tokens(axis: Axis) -> tuple[Sequence[Origin], int | None, int | None] | Non
         return None
     index = placed[0]
     pair = _pair(parts[index])
-    if pair is None:
-        return None
-    before, behind = ([axis_size(part) for part in side] for side in (parts[:index], parts[index + 1 :]))
-    counts = [None if None in sizes else sum(size or 0 for size in sizes) for sizes in (before, behind)]
-    return pair, counts[0], counts[1]
+    return None if pair is None else (pair, _count(parts[:index]), _count(parts[index + 1 :]))
+
+
+def _count(parts: Sequence[Axis]) -> int | None:
+    """How many stand in parts of an axis, if that is known of each."""
+    sizes = [axis_size(part) for part in parts]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 def _pair(digits: tuple[Digit, ...]) -> Sequence[Origin] | None:
@@ -357,3 +357,12 @@ def rectangle(place: Place, image: Value) -> tuple[float, float, float, float] |
         edges.append(((ends[0] - half + 0.5) / side, (ends[1] + half + 0.5) / side))
     (top, bottom), (left, right) = edges
     return top, left, bottom, right
+
+
+def _part(axis: Axis, index: int, start: int) -> Part | None:
+    """A grid, a strip of one, or what has no place, from `start` on in an axis; None if its places are others."""
+    pair = _pair(axis)
+    if pair is not None:
+        return Part(start, _placed((index,), pair), None)
+    strip = _strip(axis)
+    return None if strip is None and has_place(axis) else Part(start, None, strip)

@@ -70,13 +70,17 @@ def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> P
     index = 0 if node.read(0) in seen - read else 1
     image_last = (index == 0) != (sum(map(_is_flip, tail)) % 2 == 0)
     vectors = node.read(1 - index)
-    if node.read(index) not in seen - read or not (vectors in read - seen or (vectors.is_constant and image_last)):
-        return None
+    are_prompts = vectors in read - seen or (vectors.is_constant and image_last)
     image, upright = _upright(node, index)
     text, text_upright = _upright(node, 1 - index)
-    if not upright or image.rank != 2 or not is_vector(image.shape):
+    if not are_prompts or node.read(index) not in seen - read or not (upright and _is_embedding(image)):
         return None
     return Prompts(name, scores, image_last, image, text, not text_upright, value, tuple(tail))
+
+
+def _is_embedding(value: Value) -> bool:
+    """Whether a value is one vector for each image."""
+    return value.rank == 2 and is_vector(value.shape)
 
 
 def _behind_product(scores: Value, seen: set[Value], read: set[Value]) -> list[Node] | None:

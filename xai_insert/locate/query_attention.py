@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.operators import Sampled
 from xai_insert.graph.pattern import before, layer_of
-from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME, SQUASHES
+from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value, only
 from xai_insert.locate.attention import Attention, find_attentions
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
+from xai_insert.locate.query_scores import ReportedScores, chosen_scores, scores_beside
 
 WANTED = (
     "detectors with class scores at every location, with a head that classifies regions, or with "
@@ -84,28 +84,6 @@ class SampledLook:
 
 
 @dataclass(frozen=True)
-class ReportedScores:
-    """The class scores of reported boxes.
-
-    Attributes:
-        value: `[N, M, K]`, or `[N, M]` where the model gives the best one alone.
-        start: first column of the scores, in an output with boxes before them.
-        activation: what is still to be applied; None where they are shares already.
-        no_object: whether the last column is that of no class.
-    """
-
-    value: Value
-    start: int = 0
-    activation: Literal["softmax", "sigmoid"] | None = None
-    no_object: bool = False
-
-    @property
-    def classes(self) -> int:
-        """K, without that of no object."""
-        return (self.value.sizes[2] or 0) - self.start - self.no_object if self.value.rank == 3 else 1
-
-
-@dataclass(frozen=True)
 class QueryReport:
     """What the map of each reported box is made of.
 
@@ -147,16 +125,31 @@ def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryRepo
     looks = list(_looks(graph, places))
     for origin, look in looks:
         for output in boxes:
-            if _is_of_each(graph, places, output, origin):
-                scores, untold = _scores(graph, output, num_classes)
-                return QueryReport(output, origin.size or 0, None, look, scores, untold, scores)
-            chosen = _choice(places, output, origin)
-            if chosen is not None:
-                scores, untold = _chosen_scores(graph, output)
-                every = None if scores is None else _behind(places, scores.value, origin)
-                return QueryReport(output, origin.size or 0, chosen, look, scores, untold, every)
-    found = f"{len(looks)} attentions to places of the image" if looks else "no attention to places of the image"
-    return f"{WANTED}; found {found}, and none whose rows are those of the boxes"
+            found = _report(graph, places, output, origin, look, num_classes)
+            if found is not None:
+                return found
+    seen = f"{len(looks)} attentions to places of the image" if looks else "no attention to places of the image"
+    return f"{WANTED}; found {seen}, and none whose rows are those of the boxes"
+
+
+def _report(
+    graph: Graph,
+    places: Places,
+    output: Value,
+    origin: Origin,
+    look: DenseLook | SampledLook,
+    num_classes: int | None,
+) -> QueryReport | None:
+    """Boxes of each query of a look, or of chosen ones; None if an output is neither."""
+    if _is_of_each(graph, places, output, origin):
+        scores, untold = scores_beside(graph, output, num_classes)
+        return QueryReport(output, origin.size or 0, None, look, scores, untold, scores)
+    chosen = _choice(places, output, origin)
+    if chosen is None:
+        return None
+    scores, untold = chosen_scores(graph, output)
+    every = None if scores is None else _behind(places, scores.value, origin)
+    return QueryReport(output, origin.size or 0, chosen, look, scores, untold, every)
 
 
 def _is_of_each(graph: Graph, places: Places, boxes: Value, origin: Origin) -> bool:
@@ -203,16 +196,21 @@ def _choice(places: Places, output: Value, origin: Origin) -> Node | None:
         node = stack.pop().producer
         if node is None:
             continue
-        source, indices = node.operand(0), node.operand(1)
-        if node.op in (Op.GATHER, Op.TAKE) and source is not None and indices is not None and not indices.is_constant:
+        if _takes_by_computed(node):
+            source = node.read(0)
             if source.rank == node.output.rank == 3 and _is_of(places, source, origin):
                 return node
             continue
-        for value in node.computed:
-            if value not in seen:
-                seen.add(value)
-                stack.append(value)
+        following = [value for value in dict.fromkeys(node.computed) if value not in seen]
+        seen.update(following)
+        stack += following
     return None
+
+
+def _takes_by_computed(node: Node) -> bool:
+    """Whether a node takes elements at indices that the model computes."""
+    source, indices = node.operand(0), node.operand(1)
+    return node.op in (Op.GATHER, Op.TAKE) and None not in (source, indices) and not node.read(1).is_constant
 
 
 def _behind(places: Places, chosen: Value, origin: Origin) -> ReportedScores | None:
@@ -236,18 +234,27 @@ def _looks(graph: Graph, places: Places) -> Iterator[tuple[Origin, DenseLook | S
 
 
 def _dense(places: Places, item: Attention) -> Iterator[tuple[Origin, DenseLook]]:
-    place, heads = places.of(item.key), _heads(places, item)
-    rows = places.traced.get(item.result, ())
-    if place is None or place.axes != (item.key_axis,) or len(rows) < 2 or heads is None:
+    heads, rows = _heads(places, item), places.traced.get(item.result, ())
+    found = _key_grid(places, item)
+    if found is None or len(rows) < 2 or heads is None:
         return
-    height, width = place.grid
-    if height is None or width is None or place.prefix is None or not _is_upright(places, place):
-        return
+    (height, width), prefix = found
     for part in parts_of(rows[-2]):
         for digit in part:
             first = _position(rows[-2], digit.origin)
             if first is not None and not digit.origin.is_place:
-                yield digit.origin, DenseLook(item, first, place.prefix, heads, height, width)
+                yield digit.origin, DenseLook(item, first, prefix, heads, height, width)
+
+
+def _key_grid(places: Places, item: Attention) -> tuple[tuple[int, int], int] | None:
+    """The grid of an attention's keys, upright and of known size, and how many tokens stand before it."""
+    place = places.of(item.key)
+    if place is None or place.axes != (item.key_axis,) or not _is_upright(places, place):
+        return None
+    height, width = place.grid
+    if height is None or width is None or place.prefix is None:
+        return None
+    return (height, width), place.prefix
 
 
 def _heads(places: Places, item: Attention) -> int | None:
@@ -264,16 +271,21 @@ def _sampled(places: Places, node: Node) -> Iterator[tuple[Origin, SampledLook]]
     if node.output.rank != 4 or not _is_summed_over_points(node.output):
         return
     for samples, weights in ((node.read(0), node.read(1)), (node.read(1), node.read(0))):
-        if not _are_weighted(samples, weights):
-            continue
-        rows = places.traced.get(weights, ())
-        queries = _only(rows[2]) if len(rows) == samples.rank else None
-        levels = _levels(places, samples)
-        heads = places.beside_images(levels[0].source) if levels and queries is not None else None
+        queries = _queries_of(places, samples, weights)
+        levels = () if queries is None else _levels(places, samples)
+        heads = places.beside_images(levels[0].source) if levels else None
         if heads is not None and queries is not None:
             finest = max(levels, key=lambda item: item.height * item.width)
             result = node.output.uses[0].node.output
             yield queries.origin, SampledLook(levels, weights, result, heads, finest.height, finest.width)
+
+
+def _queries_of(places: Places, samples: Value, weights: Value) -> Digit | None:
+    """The queries that weigh samples, each its own."""
+    if not _are_weighted(samples, weights):
+        return None
+    rows = places.traced.get(weights, ())
+    return _only(rows[2]) if len(rows) == samples.rank else None
 
 
 def _are_weighted(samples: Value, weights: Value) -> bool:
@@ -312,8 +324,7 @@ def _sampling(places: Places, value: Value) -> Sampling | None:
         place = places.of(current)
         if place is not None and current.rank in (3, 4):
             (height, across) = place.grid
-            is_map = place.axes == ((2, 3) if current.rank == 4 else (2,)) and not (place.prefix or place.suffix)
-            if not is_map or height is None or across is None or not _is_upright(places, place):
+            if height is None or across is None or not _is_sampled_map(places, current, place):
                 return None
             return Sampling(current, value, height, across)
         source = _read(current.producer, width)
@@ -321,6 +332,13 @@ def _sampling(places: Places, value: Value) -> Sampling | None:
             return None
         current = source
     return None
+
+
+def _is_sampled_map(places: Places, value: Value, place: Place) -> bool:
+    """Whether a value is an upright map behind its channels, and holds nothing else."""
+    if place.prefix or place.suffix or place.axes != ((2, 3) if value.rank == 4 else (2,)):
+        return False
+    return _is_upright(places, place)
 
 
 def _read(node: Node | None, width: int | None) -> Value | None:
@@ -333,54 +351,3 @@ def _read(node: Node | None, width: int | None) -> Value | None:
         fitting = [v for v in node.operands if (v.rank or 0) > 1 and v.sizes[1] == width]
         return fitting[0] if fitting else None
     return None
-
-
-def _scores(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[ReportedScores | None, str]:
-    """Class scores of each query, beside its box."""
-    told = _beside(graph, boxes)
-    if told is None:
-        return None, "the output with its class scores cannot be told"
-    value, start = told
-    width = (value.sizes[2] or 0) - start
-    maker = _maker(value, start)
-    is_share = maker is not None and maker.op in SQUASHES
-    if maker is not None and (maker.op is Op.SIGMOID or (is_share and maker.output.sizes[-1:] == (width + 1,))):
-        return ReportedScores(value, start), ""  # each by itself, or that of no object is left out
-    if num_classes in (width, width - 1):
-        no_object = num_classes == width - 1
-        activation: Literal["softmax", "sigmoid"] = "softmax" if no_object else "sigmoid"
-        return ReportedScores(value, start, None if is_share else activation, no_object), ""
-    what = "scores" if is_share else "raw scores"
-    return None, (
-        f"{value.describe()} holds {what} of {width} classes, or of {width - 1} and of no object: "
-        f"--num-classes {width} or {width - 1}"
-    )
-
-
-def _beside(graph: Graph, boxes: Value) -> tuple[Value, int] | None:
-    """The output with the class scores of boxes, perhaps the same, and where they begin; None if it is not told."""
-    found = [other for other in graph.outputs if other is not boxes and _is_beside(other, boxes)]
-    if found:
-        return (found[0], 0) if len(found) == 1 else None
-    return (boxes, _BOX) if (boxes.sizes[2] or 0) > _BOX else None
-
-
-def _is_beside(value: Value, boxes: Value) -> bool:
-    return value.rank == 3 and value.sizes[:2] == boxes.sizes[:2] and "float" in value.dtype
-
-
-def _maker(value: Value, start: int) -> Node | None:
-    """What made the scores, behind what joins them to boxes or drops other layers' rows."""
-    node = value.producer
-    while node is not None and node.op in CHOOSES_ROWS:
-        operands = node.operands if node.op is Op.CONCAT else [node.read(0)]
-        node = operands[-1 if start else 0].producer
-    return node
-
-
-def _chosen_scores(graph: Graph, boxes: Value) -> tuple[ReportedScores | None, str]:
-    """The score of each reported box."""
-    found = [v for v in graph.outputs if v.shape == boxes.sizes[:2] and "float" in v.dtype]
-    if len(found) == 1:
-        return ReportedScores(found[0]), ""
-    return None, "no output, or more than one, holds a score for each box"

@@ -107,17 +107,19 @@ def find_region_head(graph: Graph, found: Regions) -> RegionHead:
 def _scores(graph: Graph, dependent: set[Value]) -> tuple[Value, tuple[Value, ...]]:
     """The class scores of the regions, and the outputs that hold some of them."""
     found: dict[Value, list[Value]] = {}
-    for output in graph.outputs:
-        if output.rank not in (1, 2, 3):
-            continue
+    for output in (output for output in graph.outputs if output.rank in (1, 2, 3)):
         for value in moved_into(output):
-            if value.made_by(*SQUASHES) and value.rank in (2, 3) and value in dependent:
+            if value in dependent and _may_be_scores(value):
                 found.setdefault(value, []).append(output)
     if len(found) != 1:
         listed = ", ".join(value.describe() for value in found) or "none"
         raise UnsupportedTaskError(f"{_WANTED}; outputs hold elements of {listed}")
     scores, outputs = next(iter(found.items()))
     return scores, tuple(outputs)
+
+
+def _may_be_scores(value: Value) -> bool:
+    return value.made_by(*SQUASHES) is not None and value.rank in (2, 3)
 
 
 def _logits(scores: Value) -> Value:
@@ -140,12 +142,15 @@ def _feature(graph: Graph, ends: Sequence[GridEnd], places: Places) -> FeatureMa
         kinds = ", ".join(map(str, ends)) or "nothing"
         raise UnsupportedTaskError(f"{_WANTED}, from one pooled feature each; the grid ends in {kinds}")
     feature = next(iter(features.values()))
-    obstacle = closed_ends(graph, ends, feature, places)
-    if obstacle is None and (feature.positions is None or feature.channels is None):
-        obstacle = f"the sizes of {feature.value.describe()} are not known"
+    obstacle = closed_ends(graph, ends, feature, places) or _open_sizes(feature)
     if obstacle is not None:
         raise UnsupportedTaskError(f"--per-box: the maps of regions have no closed form: {obstacle}")
     return feature
+
+
+def _open_sizes(feature: FeatureMap) -> str | None:
+    is_open = feature.positions is None or feature.channels is None
+    return f"the sizes of {feature.value.describe()} are not known" if is_open else None
 
 
 def _regions(pools: Sequence[Node]) -> Value:

@@ -23,10 +23,15 @@ def region_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
     maps = [feature for value in pooled if (feature := places.map_of(value)) is not None and feature.channel_axis == 1]
     if not maps:
         return None
-    sized = [feature for feature in maps if feature.positions is not None]
-    coarsest = min(sized, key=lambda feature: feature.positions or 0) if len(sized) == len(maps) else maps[-1]
     readers = f"region head over {len(maps)} level{'s' if len(maps) > 1 else ''}"
-    return Regions(coarsest, readers, has_region_head=True)
+    return Regions(_coarsest(maps), readers, has_region_head=True)
+
+
+def _coarsest(maps: Sequence[FeatureMap]) -> FeatureMap:
+    """The map with the fewest cells; the last one where some have an open size."""
+    if any(feature.positions is None for feature in maps):
+        return maps[-1]
+    return min(maps, key=lambda feature: feature.positions or 0)
 
 
 def _pooled(graph: Graph, images: Sequence[Value]) -> list[Value]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from xai_insert.graph.operators import Blocks, Padded, Product, Resized, Window
@@ -113,19 +113,33 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         return None
     if mask is not None and (scores.channels == 1 or found == _GONE):
         return None  # a mask of one class may be of anomalies as well
-    axis = None if found == _GONE else found
     resizes = [node for node in behind if isinstance(node.kind, Resized)]
     source, bias = _linear(scores.value)
     return Segmenter(
-        index, axis, scores, scores.channels, source, bias,
+        index,
+        None if found == _GONE else found,
+        scores,
+        scores.channels,
+        source,
+        bias,
         whole=_whole(scores, resizes, places),
-        compares=any(node.op in _COMPARES for node in behind) or _are_probabilities(scores, places) or mask is not None,
+        compares=mask is not None or _are_compared(scores, behind, places),
         enlarged=any(_enlarges(node, places) for node in resizes),
-        is_scored=_linear(_coarse(scores.value))[0] is not None or _sums_layers(scores.value),
+        is_scored=_are_scored(scores.value),
         sees_all=_sees_all(scores.value, places),
         first_label=first_label,
         labels=table,
-    )  # fmt: skip
+    )
+
+
+def _are_scored(value: Value) -> bool:
+    """Whether a linear layer makes the scores, or a sum of several, before they are made finer."""
+    return _linear(_coarse(value))[0] is not None or _sums_layers(value)
+
+
+def _are_compared(scores: FeatureMap, behind: Sequence[Node], places: Places) -> bool:
+    """Whether classes are compared with one another, behind the scores or before."""
+    return any(node.op in _COMPARES for node in behind) or _are_probabilities(scores, places)
 
 
 def _has_other_rows(output: Value, scores: FeatureMap, axis: int, places: Places) -> bool:
@@ -151,18 +165,23 @@ def _whole(scores: FeatureMap, resizes: Sequence[Node], places: Places) -> Featu
 def _labels(output: Value) -> tuple[Value, int]:
     """The best class of each place under what counts from another number or ignores places, and the first number."""
     value, first = output, 0
-    while (node := value.producer) is not None and node.op in SAME | {Op.ADD, Op.SELECT}:
-        read = [item for item in node.operands[node.op is Op.SELECT :] if not item.is_constant]
-        if len(read) != 1:
-            break
-        value = read[0]
-        if node.op is Op.ADD:
-            added = _whole_number(node.stored[0])
-            if added is None:
-                break
-            first += added
+    while (step := _counted(value)) is not None:
+        value, added = step
+        first += added
     node = before(value, UNCHANGED | ARRANGES).producer
     return (value, first) if node is not None and node.op in RANKS else (output, 0)
+
+
+def _counted(value: Value) -> tuple[Value, int] | None:
+    """What is read by a node that counts from another number or ignores places, and what it adds; None for others."""
+    node = value.producer
+    if node is None or node.op not in SAME | {Op.ADD, Op.SELECT}:
+        return None
+    read = [item for item in node.operands[node.op is Op.SELECT :] if not item.is_constant]
+    if len(read) != 1:
+        return None
+    added = _whole_number(node.stored[0]) if node.op is Op.ADD else 0
+    return None if added is None else (read[0], added)
 
 
 def _whole_number(value: Value) -> int | None:
@@ -220,14 +239,12 @@ def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | Non
 
 def _first_map(output: Value, places: Places) -> tuple[FeatureMap | None, list[Node]]:
     """The first map from which an output comes, and what lies between, the last first."""
-    value, scores = output, _map_of(output, places)
+    scores = _map_of(output, places)
     behind: list[Node] = []
     passed: list[Node] = []
-    while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        if node.op not in _THROUGH and not isinstance(node.kind, Resized):
-            break
+    for node, source in _on_the_way(output):
         passed.append(node)
-        value, found = source, _map_of(source, places)
+        found = _map_of(source, places)
         if found is None:
             continue
         is_judged = any(step.op in RANKS for step in passed[len(behind) :])
@@ -235,6 +252,15 @@ def _first_map(output: Value, places: Places) -> tuple[FeatureMap | None, list[N
             break  # a sub-pixel layer, which makes finer cells of channels
         scores, behind = found, list(passed)
     return scores, behind
+
+
+def _on_the_way(value: Value) -> Iterator[tuple[Node, Value]]:
+    """The nodes that bring a value where it is, the last first, with what they read."""
+    while (node := value.producer) is not None and (source := node.operand(0)) is not None:
+        if node.op not in _THROUGH and not isinstance(node.kind, Resized):
+            return
+        yield node, source
+        value = source
 
 
 def _moved(node: Node, axis: int, places: Places) -> int | None:
@@ -316,19 +342,24 @@ def _are_probabilities(scores: FeatureMap, places: Places) -> bool:
     found, waiting, seen = False, [scores.value], set[Value]()
     while waiting:
         value = waiting.pop()
-        node = value.producer
         if value in seen:
             continue
         seen.add(value)
-        if node is None or not (node.op in _KEEPS | SQUASHES or isinstance(node.kind, Resized)):
+        node = value.producer
+        if node is None or not _keeps_probabilities(node):
             return False
         if node.op in SQUASHES:
             found = found or _is_over_channels(node, places)
-        elif node.op in ARITHMETIC and any(volume(item.sizes) != 1 for item in node.stored):
-            return False
         else:
             waiting += node.computed if node.op in ARITHMETIC | {Op.CONCAT} else [node.read(0)]
     return found
+
+
+def _keeps_probabilities(node: Node) -> bool:
+    """Whether a node makes probabilities, or gives such where it reads them."""
+    if node.op in ARITHMETIC and any(volume(item.sizes) != 1 for item in node.stored):
+        return False
+    return node.op in _KEEPS | SQUASHES or isinstance(node.kind, Resized)
 
 
 def _is_over_channels(node: Node, places: Places) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from xai_insert.graph.cuts import activations, region, walk
 from xai_insert.graph.operators import FusedAttention, Joined, Norm, Parts, Pointwise, Slices, Softmax
-from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 from xai_insert.locate.stages import is_sum
@@ -40,11 +40,15 @@ def last_maps(
             continue
         for value in node.outputs:
             may_be = not reads_token or (value in attended and is_sum(node))
-            if may_be and (found := map_of(value)) is not None and found.grid not in latest:
-                latest[found.grid] = found
-        if isinstance(node.kind, (Softmax, FusedAttention)) or any(value in attended for value in node.outputs):
-            attended.update(value for value in node.operands)
+            if may_be and (found := map_of(value)) is not None:
+                latest.setdefault(found.grid, found)
+        if _attends(node) or any(value in attended for value in node.outputs):
+            attended.update(node.operands)
     return _joint(graph, images, logits, {found.value: found for found in latest.values()})
+
+
+def _attends(node: Node) -> bool:
+    return isinstance(node.kind, (Softmax, FusedAttention))
 
 
 def normed(graph: Graph, images: Sequence[Value], logits: Value, entry: FeatureMap, places: Places) -> FeatureMap:
@@ -60,7 +64,7 @@ def normed(graph: Graph, images: Sequence[Value], logits: Value, entry: FeatureM
     is_of_entry = attended is not entry.value and attended in behind and attended.shape == entry.value.shape
     for value in [attended] if is_of_entry else _norms_of(entry.value):
         found = places.map_of(value, others=True)
-        attends = any(isinstance(node.kind, (Softmax, FusedAttention)) for node in region(graph, [value], [logits]))
+        attends = any(map(_attends, region(graph, [value], [logits])))
         if attends and found is not None and found.grid == entry.grid:
             return found
     return entry

@@ -35,13 +35,18 @@ def find_tower(graph: Graph, result: Value) -> Tower:
         if before is None or before.sizes[2:] != result.sizes[2:] or None in before.sizes[1:]:
             break
         between = region(graph, [before], [value])
-        reach += sum(_reach(item) for item in between)
+        reach += sum(map(_reach, between))
         inside = {*best.nodes, *between}
         best = Tower(before, result, tuple(sorted(inside, key=graph.order.__getitem__)), reach)
-        if best.reach and any(use.node not in inside and use.node.op is not Op.SHAPE for use in before.uses):
+        if best.reach and _is_read_elsewhere(before, inside):
             break
         value = before
     return best
+
+
+def _is_read_elsewhere(value: Value, inside: set[Node]) -> bool:
+    """Whether another node reads a value than these, for more than its sizes."""
+    return any(use.node not in inside and use.node.op is not Op.SHAPE for use in value.uses)
 
 
 def _source(graph: Graph, node: Node) -> Value | None:
@@ -68,13 +73,9 @@ def _is_local(node: Node) -> bool:
 
 def _is_even(kind: Window) -> bool:
     """Whether a convolution leaves every cell in its place."""
-    if (
-        kind.pool is not None
-        or kind.transposed
-        or kind.kernel is None
-        or len(kind.kernel) != 2
-        or set(kind.strides) != {1}
-    ):
+    if kind.pool is not None or kind.transposed or kind.kernel is None:
+        return False
+    if len(kind.kernel) != 2 or set(kind.strides) != {1}:
         return False
     sides = [(size - 1) * dilation for size, dilation in zip(kind.kernel, kind.dilations, strict=True)]
     begin = tuple(side // 2 for side in sides) if kind.pads_begin is None else kind.pads_begin

@@ -87,16 +87,10 @@ def locate_readout(
         found = f"found {len(groups)} blocks with attention before the tokens" + (f"; {near}" if near else "")
         return NoBlock(f"wanted block {block} from the end, {found}")
     attentions = groups[-block]
-    tokens = attentions[0].value.sizes[-2]
-    if tokens is None:
-        return NoBlock("the number of tokens follows the size of the image")
-    masked = _masked_values(graph, images, attentions, places)
-    if not masked:
-        return NoBlock(f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}")
-    feature = places.map_of(masked[0], others=True)
-    if feature is None or None in feature.grid:
-        what = "those of a patch embedding and a few before them"
-        return NoBlock(f"{tokens} tokens are not {what}{open_hint(graph)}")
+    given = _tokens(graph, images, attentions, places)
+    if isinstance(given, NoBlock):
+        return given
+    masked, feature, tokens = given
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
     are_alone = bool(read) and tokens == feature.positions
     if (refusal := _unreadable(graph, images, ends, masked, tokens, are_alone=are_alone)) is not None:
@@ -107,6 +101,23 @@ def locate_readout(
     residual = _residual(_entry(graph, like, masked, earlier), _passing_by(graph, images, masked, logits))
     reads_patches = len(read) < len(ends) or rows > feature.prefix
     return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
+
+
+def _tokens(
+    graph: Graph, images: Sequence[Value], attentions: Sequence[Attention], places: Places
+) -> tuple[tuple[Value, ...], FeatureMap, int] | NoBlock:
+    """What is masked of each attention of a block, the grid of the first, and how many tokens there are."""
+    tokens = attentions[0].value.sizes[-2]
+    if tokens is None:
+        return NoBlock("the number of tokens follows the size of the image")
+    masked = _masked_values(graph, images, attentions, places)
+    if not masked:
+        return NoBlock(f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}")
+    feature = places.map_of(masked[0], others=True)
+    if feature is None or None in feature.grid:
+        what = "those of a patch embedding and a few before them"
+        return NoBlock(f"{tokens} tokens are not {what}{open_hint(graph)}")
+    return masked, feature, tokens
 
 
 def _unreadable(
@@ -281,11 +292,11 @@ def _common_tokens(
 def _are_tokens(value: Value, places: Places, count: int | None, *, in_any_layout: bool) -> bool:
     """Whether a value is `[B, T, D]` with the grid of the image in T, or has that grid in another layout."""
     feature = places.map_of(value, others=True)
-    if in_any_layout and feature is not None and len(feature.grid_axes) == 2:
-        return feature.positions == count
-    if in_any_layout and feature is not None:
-        return value.sizes[feature.grid_axes[0]] == count
-    return feature is not None and feature.grid_axes == (1,) and value.rank == 3 and value.sizes[1] == count
+    if feature is None:
+        return False
+    if not in_any_layout:
+        return feature.grid_axes == (1,) and value.rank == 3 and value.sizes[1] == count
+    return (feature.positions if len(feature.grid_axes) == 2 else value.sizes[feature.grid_axes[0]]) == count
 
 
 def _is_projection(node: Node, reached: set[Value]) -> bool:

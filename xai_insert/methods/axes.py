@@ -130,11 +130,11 @@ def pieces(node: Node, axis: int, start: int | None, end: int | None) -> list[tu
 
 def completed(shape: Sequence[int | None], node: Node) -> Sequence[int | None]:
     """A shape with at most one unknown size, as far as the operand's known sizes allow."""
-    source = node.read(0)
-    if sum(size is None for size in shape) < 2 or source.shape is None or shape[0] is not None:
+    source, unknown = node.read(0), sum(size is None for size in shape)
+    if unknown != 2 or source.shape is None or shape[0] is not None:
         return shape
     elements = volume(source.shape[1:])
     known = volume([size for size in shape if size is not None])
-    if elements is None or not known or sum(size is None for size in shape) > 2:
+    if elements is None or not known:
         return shape
     return [None, *(elements // known if size is None else size for size in shape[1:])]

@@ -12,7 +12,7 @@ import numpy as np
 
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Graph, Node, Op, Value, only
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value, only
 from xai_insert.locate.frontier import find_heads, local_values, selects
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.methods.shaping import rerun
@@ -36,8 +36,8 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
     for node in graph.nodes:
         if not any(value in made for value in node.operands):
             continue
-        is_way = all(value in made or value in local or value not in dependent for value in node.operands)
-        if is_way and (_takes_all(node, dependent, made) or not selects(node, dependent)):
+        mixed = [value for value in node.operands if value in dependent and value not in made and value not in local]
+        if not mixed and (_takes_all(node, dependent, made) or not selects(node, dependent)):
             made.update(zip(node.outputs, _again(surgeon, node, made), strict=True))
         elif (joined := _joined_sides(surgeon, node, made)) is not None:
             boxes[node.output] = joined
@@ -55,12 +55,13 @@ def _all_instead(surgeon: Surgeon[V], choosing: Sequence[Node]) -> dict[Value, V
 
 def _joined_sides(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> V | None:
     """The four sides of boxes that a node joins with scores and labels of what was chosen; None if it does not."""
-    rank = node.output.rank or 0
-    sides = [value for value in node.operands if value in made]
-    widths = [value.sizes[-1] for value in sides if "float" in value.dtype]
-    if node.op is not Op.CONCAT or node.attrs.get("axis") != rank - 1 or widths != [1] * _BOX or len(sides) != _BOX:
+    axis = (node.output.rank or 0) - 1
+    if node.op is not Op.CONCAT or node.attrs.get("axis") != axis:
         return None
-    return surgeon.ops.concat([made[value] for value in sides], axis=rank - 1)
+    sides = [value for value in node.operands if value in made]
+    if len(sides) != _BOX or any("float" not in value.dtype or value.sizes[-1] != 1 for value in sides):
+        return None
+    return surgeon.ops.concat([made[value] for value in sides], axis=axis)
 
 
 def _choosing(graph: Graph, dependent: set[Value], local: Container[Value]) -> list[Node]:
@@ -95,9 +96,12 @@ def _with_all_rows(node: Node) -> list[int] | None:
     if len(sizes) in (2, 3) and (width := sizes[-1]) == before[-1] and width:
         # Rows stay rows, of which it may hold the number of those chosen.
         return [*[1] * (len(sizes) - 2), -1, width]
-    rows = before[-2] if len(before) > 1 else None
-    others = [size for size in sizes if size != rows]
-    if rows is None or len(others) != len(sizes) - 1 or None in others:
+    return None if len(before) < 2 or before[-2] is None else _open_at(sizes, before[-2])
+
+
+def _open_at(sizes: Shape, rows: int) -> list[int] | None:
+    """Sizes with the one axis of so many rows open; None if there are more such axes, or open ones."""
+    if sizes.count(rows) != 1 or None in sizes:
         return None
     return [-1 if size == rows else size or 0 for size in sizes]
 

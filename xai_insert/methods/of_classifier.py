@@ -16,20 +16,19 @@ from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
+from xai_insert.graph.view import Graph, Shape, Value, format_grid, volume
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.layout import Side
 from xai_insert.locate.stages import is_early
-from xai_insert.locate.transformer import Readout
-from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
+from xai_insert.methods.kernels import position_mask
 from xai_insert.methods.masked_runs import many_at_once
 from xai_insert.methods.of_classes import Choice, choose_classes, chosen_count
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam, require_few_runs
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.top_classes import ClassChoice, best_maps, choose_maps
-from xai_insert.methods.vit_recipro_cam import VitTarget, ZeroTokens, masked_features, masked_vit_runs, vit_recipro_cam
+from xai_insert.methods.vit_recipro_cam import ZeroTokens
 from xai_insert.options import Options
 from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.base import Study
@@ -218,28 +217,33 @@ class MaskedPlan(ClassifierPlan):
         Raises:
             CannotFreeBatchError: it cannot, and nothing else is wanted.
         """
-        graph, options, parts = study.graph, study.options, self.found.parts
-        if options.form == "masked":
+        graph, parts = study.graph, self.found.parts
+        if study.options.form == "masked":
             return self.by_runs(graph, "as asked for")
-        obstacle = parts.obstacle
+        obstacle = self._why_not_written(study) if parts.obstacle is None else parts.obstacle
         if obstacle is None:
-            # Any tokens will do: what is told is which axes are mixed.
-            zeros = {
-                item: ZeroTokens(_any_token(item.key), _any_token(item.value), is_affine=True)
-                for item in self.attentions
-            }
-            count = chosen_count(options, parts.logits) if self.found.reading is None else None
-            choice = None if count is None else ClassChoice(STAND_IN, count)
-            try:
-                self.closed(Rehearsal(), graph, options, choice, zeros)
-            except CannotFreeBatchError as err:
-                logger.info("no closed form: %s", err)
-                obstacle = str(err)
-        if obstacle is not None and options.form == "closed":
+            return self
+        if study.options.form == "closed":
             raise CannotFreeBatchError(f"there is no closed form: {obstacle}; --form masked runs the definition")
-        if obstacle is not None and is_early(graph, parts.target.value, parts.logits.value):
+        if is_early(graph, parts.target.value, parts.logits.value):
             obstacle += "; what is explained is the first layer"
-        return self if obstacle is None else self.by_runs(graph, obstacle)
+        return self.by_runs(graph, obstacle)
+
+    def _why_not_written(self, study: Study) -> str | None:
+        """What keeps the closed form from being written; None if a rehearsal writes it."""
+        options = study.options
+        # Any tokens will do: what is told is which axes are mixed.
+        zeros = {
+            item: ZeroTokens(_any_token(item.key), _any_token(item.value), is_affine=True) for item in self.attentions
+        }
+        count = chosen_count(options, self.found.parts.logits) if self.found.reading is None else None
+        choice = None if count is None else ClassChoice(STAND_IN, count)
+        try:
+            self.closed(Rehearsal(), study.graph, options, choice, zeros)
+        except CannotFreeBatchError as err:
+            logger.info("no closed form: %s", err)
+            return str(err)
+        return None
 
 
 @dataclass(frozen=True)
@@ -294,64 +298,6 @@ class MapPlan(MaskedPlan):
         return Masking(self.masked(), lambda shape, position: position_mask(shape, target, position), self.read)
 
 
-@dataclass(frozen=True)
-class TokensPlan(MaskedPlan):
-    """A decision for tokens that are masked at the entry of a block or of a pool.
-
-    Attributes:
-        readout: the block or pool.
-        kernel: what a masked sample keeps.
-    """
-
-    readout: Readout
-    kernel: Kernel
-
-    @property
-    def attentions(self) -> Sequence[Attention]:
-        return self.readout.attentions
-
-    def masked(self) -> list[Value]:
-        return masked_features(self.readout)
-
-    def _vit(self) -> VitTarget:
-        return VitTarget(self.readout, self.found.parts.target, self.found.parts.logits.value, self.kernel)
-
-    def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
-        if self.readout.is_pool:
-            parts = self.found.parts
-            return masked_runs(surgeon, graph, parts.target, parts.logits.value, (), self.at_once(options))
-        return masked_vit_runs(surgeon, graph, self._vit(), self.at_once(options))
-
-    def closed(
-        self,
-        surgeon: Surgeon[Any],
-        graph: Graph,
-        options: Options,
-        choice: Choice,
-        zeros: Mapping[Attention, ZeroTokens],
-    ) -> Any:
-        del options
-        return vit_recipro_cam(surgeon, graph, self._vit(), zeros, choice)
-
-    def uses(self) -> frozenset[str]:
-        # Of a pool patches are kept one by one, and it is the last.
-        return super().uses() if self.readout.is_pool else super().uses() | {"block", "kernel"}
-
-    def metadata(self, options: Options) -> dict[str, str]:
-        entries = super().metadata(options)
-        return entries if self.readout.is_pool else entries | {"kernel": self.kernel}
-
-    def masking(self, options: Options) -> Masking | None:
-        del options
-        target, readout = self.found.parts.target, self.readout
-        if readout.is_pool and len(target.grid) == 2:
-            return Masking(self.masked(), lambda shape, place: position_mask(shape, target, place), self.read)
-        weights = patch_weights(
-            fixed(target.grid), readout.prefix, self.kernel, readout.tokens, times_last=target.frame.times_last
-        )
-        return Masking(self.masked(), lambda _, position: weights[position][:, None], self.read)
-
-
 def map_shape(study: Study, found: FoundClassifier) -> Shape:
     """`[B, K, h, w]`, of the chosen classes if only those are wanted."""
     target, logits = found.parts.target, found.parts.logits
@@ -374,24 +320,6 @@ def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:
     return MapPlan(found, method, Form.CLOSED, parts.collapse, map_shape(study, found), work, by_class=last).checked(
         study
     )
-
-
-def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Readout, kernel: Kernel) -> MaskedPlan:
-    """The plan to mask tokens; the rest of the block runs for one row per patch, beside the masked attentions."""
-    graph, target = study.graph, found.parts.target
-    results = [attention.result for attention in readout.attentions]
-    patches, tokens = target.positions or 0, readout.tokens
-    head, logits = region(graph, results, [found.parts.logits.value]), found.parts.logits
-    batch = target.shape[0] or 1
-    shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
-    rows = 1 if readout.is_pool else readout.rows / tokens  # of those that operations on all tokens compute
-    rest = sum(flops_of(node, 1) * (rows if tokens in (node.output.shape or ()) else 1) for node in head)
-    flops = int(patches * rest) // batch + 4 * readout.rows * shares
-    last = 0.0 if found.reading else work_by_class(head, logits, target.positions)
-    work = of_chosen(mega(flops), last, logits, chosen_count(study.options, logits))
-    reason = "attention pool" if readout.is_pool else "class token"
-    shape = map_shape(study, found)
-    return TokensPlan(found, method, Form.CLOSED, reason, shape, work, readout, kernel, by_class=last).checked(study)
 
 
 def _any_token(value: Value) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,11 +109,9 @@ class GradientMethod(Method):
         logits, target = found.parts.logits, found.parts.target
         count = chosen_count(study.options, logits) or 1
         maps = [target, *found.parts.streams]
-        if len(maps) > 1 and target.frame.times is not None:
-            return Refusal(NO_CLIPS, UnsupportedTaskError)
-        if not all(_share(target, item) for item in found.parts.streams):
-            reason = f"{len(maps)} maps feed the scores that do not show the same part of the image the same way round"
-            return Refusal(f"{found.instead or reason}; choose a layer with --target-layer")
+        refusal = _why_not_together(found, maps)
+        if refusal is not None:
+            return refusal
         between = region(study.graph, [item.value for item in maps], [logits.value])
         if not between:
             raise TargetNotFoundError(f"the class scores do not depend on {target.value.describe()}")
@@ -127,6 +126,16 @@ class GradientMethod(Method):
         except NoDerivativeError as err:
             return _without_rule(found, err)
         return plan
+
+
+def _why_not_together(found: FoundClassifier, maps: Sequence[FeatureMap]) -> Refusal | None:
+    """Why several maps give no one map of derivatives."""
+    if len(maps) > 1 and maps[0].frame.times is not None:
+        return Refusal(NO_CLIPS, UnsupportedTaskError)
+    if all(_share(maps[0], item) for item in maps[1:]):
+        return None
+    reason = f"{len(maps)} maps feed the scores that do not show the same part of the image the same way round"
+    return Refusal(f"{found.instead or reason}; choose a layer with --target-layer")
 
 
 def _without_rule(found: FoundClassifier, err: NoDerivativeError) -> Refusal:

@@ -18,7 +18,8 @@ from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.attention import Attention
-from xai_insert.locate.query_attention import DenseLook, QueryReport, ReportedScores, SampledLook, Sampling
+from xai_insert.locate.query_attention import DenseLook, QueryReport, SampledLook, Sampling
+from xai_insert.locate.query_scores import ReportedScores
 from xai_insert.methods.shaping import reshape, scalar, size_of, transposed_again
 from xai_insert.methods.tensor import Tensor
 

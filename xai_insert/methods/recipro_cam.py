@@ -18,7 +18,7 @@ import numpy as np
 from xai_insert.errors import ShapeUnknownError, TargetNotFoundError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
-from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
@@ -197,25 +197,32 @@ def _weighted(surgeon: Surgeon[V], end: GridEnd, read: Callable[[Value], V]) -> 
     source, node = end.source, end.result.producer
     if node is None:
         raise ValueError("a grid ends in a node")
-    weight, bias = node.read(1), node.operand(2)
+    bias = node.operand(2)
     sizes = fixed(source.sizes[1:])
     grid = [axis - 1 for axis in end.grid_axes]
     others = [axis for axis in range(len(sizes)) if axis not in grid]
-    w = surgeon.handle(weight)
-    if end.kind is Collapse.LINEAR and not node.attrs["transpose_b"]:
-        w = op.transpose(w, (1, 0))
     result = fixed(end.result.sizes[1:])
     out, cells, width = (math.prod(part) for part in (result, [sizes[a] for a in grid], [sizes[a] for a in others]))
-    # [out, C, h, w] -> [P, out, C]: a constant that the runtime folds when it compiles; where the grid comes last, as
-    # the transpose of a matrix, which folds several times faster than one of four axes.
-    if grid[0] > others[0]:
-        slices = op.transpose(op.reshape(w, [out * width, cells]), (1, 0))
-    else:
-        slices = op.transpose(op.reshape(w, [out, cells, width]), (1, 0, 2))
-    slices = op.reshape(slices, [cells, out, width])
+    w = surgeon.handle(node.read(1))
+    if end.kind is Collapse.LINEAR and not node.attrs["transpose_b"]:
+        w = op.transpose(w, (1, 0))
+    slices = _by_cell(op, w, (out, cells, width), cells_last=grid[0] > others[0])
     x = op.transpose(read(source), (*end.grid_axes, *(a + 1 for a in others), 0))
     by_position = op.matmul(slices, op.reshape(x, [cells, width, -1]))
     rows = op.reshape(op.transpose(by_position, (2, 0, 1)), [-1, out])
     if bias is not None:
         rows = op.add(rows, surgeon.handle(bias))
     return op.reshape(rows, [-1, *result])
+
+
+def _by_cell(op: Ops[V], weight: V, sizes: tuple[int, int, int], *, cells_last: bool) -> V:
+    """`[out, C, h, w]` as `[P, out, C]`: a constant that the runtime folds when it compiles.
+
+    Where the grid comes last, as the transpose of a matrix, which folds several times faster than one of four axes.
+    """
+    out, cells, width = sizes
+    if cells_last:
+        slices = op.transpose(op.reshape(weight, [out * width, cells]), (1, 0))
+    else:
+        slices = op.transpose(op.reshape(weight, [out, cells, width]), (1, 0, 2))
+    return op.reshape(slices, [cells, out, width])

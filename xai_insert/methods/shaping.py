@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -118,17 +118,22 @@ def transposed_again(surgeon: Surgeon[V], value: Value) -> V:
 def part_of(surgeon: Surgeon[V], value: Value, axis: int, start: int, end: int) -> V:
     """A slice of a value; where a Concat made the value, read before it, which spares a copy."""
     node = value.made_by(Op.CONCAT)
-    if node is not None and node.attrs.get("axis") == axis:
-        low = 0
-        for part in node.inputs:
-            size = None if part is None or part.shape is None else part.shape[axis]
-            if part is None or size is None:
-                break
-            if low <= start and end <= low + size:
-                return part_of(surgeon, part, axis, start - low, end - low)
-            low += size
+    for low, part in [] if node is None or node.attrs.get("axis") != axis else _parts(node, axis):
+        if low <= start and end <= low + (part.sizes[axis] or 0):
+            return part_of(surgeon, part, axis, start - low, end - low)
     handle = surgeon.handle(value)
     return handle if (start, end) == (0, value.sizes[axis]) else surgeon.ops.slice(handle, axis, start, end)
+
+
+def _parts(node: Node, axis: int) -> Iterator[tuple[int, Value]]:
+    """What a Concat joins, each with the place where it begins, as far as that is known."""
+    low = 0
+    for part in node.inputs:
+        size = None if part is None or part.shape is None else part.shape[axis]
+        if part is None or size is None:
+            return
+        yield low, part
+        low += size
 
 
 def rerun(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:

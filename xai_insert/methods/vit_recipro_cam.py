@@ -99,10 +99,26 @@ def vit_recipro_cam(
         CannotFreeBatchError: the rest of the model mixes tokens or images.
     """
     op = surgeon.ops
-    readout, logits = vit.readout, vit.logits
-    sides = fixed(vit.target.grid)
+    logits, sides = vit.logits, fixed(vit.target.grid)
     patches = math.prod(sides)
-    weights = _weights(surgeon, vit)
+    rest = _masked_attentions(surgeon, graph, vit, zeros, patches)
+    results = [attention.result for attention in vit.readout.attentions]
+    classes = class_count(logits)
+    layer = None if choice is None else last_layer(surgeon, logits, classes)
+    if choice is not None and layer is not None and (before := region(graph, results, [layer.source])):
+        chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), (-1, patches), classes)
+        return op.reshape(chosen, [-1, choice.count, *sides])
+    scores = rest.run(region(graph, results, [logits]), logits)
+    by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
+    maps = op.reshape(by_class, [-1, classes, *sides])
+    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *sides))
+
+
+def _masked_attentions(
+    surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Mapping[Attention, ZeroTokens], patches: int
+) -> Lifter[V]:
+    """What runs the rest of the model, given the result of each attention of the block for each mask."""
+    readout, weights = vit.readout, _weights(surgeon, vit)
     rest = Lifter(surgeon, readout.batch, readout.rows, patches)
     projected = [value for item in readout.attentions for value in (item.query, item.key, item.value)]
     entries = list(dict.fromkeys(readout.masked))
@@ -113,16 +129,7 @@ def vit_recipro_cam(
         zero = zeros[attention]
         block = _MaskedAttention(surgeon, graph, readout, attention, masked, zero, vit.kernel, patches, handles)
         rest.made[attention.result] = block.run(weights)
-    results = [attention.result for attention in readout.attentions]
-    classes = class_count(logits)
-    layer = None if choice is None else last_layer(surgeon, logits, classes)
-    if choice is not None and layer is not None and (before := region(graph, results, [layer.source])):
-        chosen = chosen_scores(surgeon, layer, choice, rest.run(before, layer.source), (-1, patches), classes)
-        return op.reshape(chosen, [-1, choice.count, *sides])
-    scores = rest.run(region(graph, results, [logits]), logits)
-    by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
-    maps = op.reshape(by_class, [-1, classes, *sides])
-    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *sides))
+    return rest
 
 
 def _weights(surgeon: Surgeon[V], vit: VitTarget) -> V:

@@ -50,17 +50,30 @@ def follow_places(values: Array, height: int, width: int) -> bool:
 def choices(levels: Sequence[Sequence[DecodedLevel]], counts: Sequence[int]) -> Iterator[list[DecodedLevel]]:
     """One value for all levels, of `counts` rows each, or, where there is none, each level's own."""
     for candidate in levels[0]:
-        chosen = list[DecodedLevel]()
-        for options, count in zip(levels, counts, strict=True):
-            same = [o for o in options if o.value is candidate.value and o.row_axis == candidate.row_axis]
-            ends = [(o.start, o.start + size) for o, size in zip(chosen, counts, strict=False)]
-            chosen += [o for o in same if all(o.start + count <= begin or o.start >= end for begin, end in ends)][:1]
+        chosen = _in_one_value(candidate, levels, counts)
         if len(chosen) == len(levels):
             yield chosen
     if len(levels) > 1:
         for ranked in zip(*levels, strict=False):
             if len({level.value for level in ranked}) == len(levels):
                 yield list(ranked)
+
+
+def _in_one_value(
+    candidate: DecodedLevel, levels: Sequence[Sequence[DecodedLevel]], counts: Sequence[int]
+) -> list[DecodedLevel]:
+    """The rows of each level in one value, the first that no level before has; fewer if a level has none there."""
+    chosen = list[DecodedLevel]()
+    for options, count in zip(levels, counts, strict=True):
+        same = [o for o in options if o.value is candidate.value and o.row_axis == candidate.row_axis]
+        taken = [range(o.start, o.start + size) for o, size in zip(chosen, counts, strict=False)]
+        chosen += [o for o in same if not _meet(range(o.start, o.start + count), taken)][:1]
+    return chosen
+
+
+def _meet(rows: range, taken: Sequence[range]) -> bool:
+    """Whether some of these rows are taken."""
+    return any(rows.start < other.stop and other.start < rows.stop for other in taken)
 
 
 def matches(reads: Sequence[Array], wanted: Sequence[Array], bounds: tuple[float, float] | None) -> list[int] | None:

@@ -83,17 +83,24 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
         raise UnsupportedTaskError(f"{_WANTED}; here several heads, or products with embeddings, score a location")
     try:
         return _voters(_Search(loaded, graph, found, size, {}))
-    except UnsupportedTaskError:
-        surgeon = loaded.surgeon(keep_float32=True)
-        try:
-            late = boxes_everywhere(surgeon, graph)
-            if not late:
-                raise
-            return _voters(_Search(loaded, graph, found, size, late))
-        except (CannotFreeBatchError, CheckFailedError) as err:  # what follows does not take all locations
-            raise UnsupportedTaskError(f"{_WANTED}; this one decodes where it has selected") from err
-        finally:
-            surgeon.prune()
+    except UnsupportedTaskError as err:
+        return _late_voters(loaded, graph, found, size, err)
+
+
+def _late_voters(
+    loaded: LoadedModel, graph: Graph, found: Detector, size: tuple[int, int], missed: UnsupportedTaskError
+) -> BoxVoters:
+    """The same where boxes are decoded of what is selected, as if all locations had been."""
+    surgeon = loaded.surgeon(keep_float32=True)
+    try:
+        late = boxes_everywhere(surgeon, graph)
+        if not late:
+            raise missed
+        return _voters(_Search(loaded, graph, found, size, late))
+    except (CannotFreeBatchError, CheckFailedError) as err:  # what follows does not take all locations
+        raise UnsupportedTaskError(f"{_WANTED}; this one decodes where it has selected") from err
+    finally:
+        surgeon.prune()
 
 
 def _voters(search: _Search) -> BoxVoters:
@@ -140,17 +147,27 @@ class _Search:
         counts = [math.prod(grid_sides(item)) * item.channels.anchors for item in self.found.levels]
         for chosen in choices(options, counts):
             for meaning in self._formats(chosen, quiet):
-                reports = [*self._reports(chosen, feeds)]
-                reported = self._reported(chosen, meaning, reports)
+                reported = self._reported(chosen, meaning, [*self._reports(chosen, feeds)])
                 if reported is not None:
-                    bounds, boxes = reported
-                    self._require_one_image(boxes)
-                    is_late = any(level.value in self.late for level in chosen)
-                    levels = [replace(level, value=self.late.get(level.value, level.value)) for level in chosen]
                     exclusive = self._is_exclusive(feeds, quiet)
-                    return BoxVoters(tuple(levels), meaning, bounds, boxes, exclusive, is_late)
+                    return self._told(chosen, meaning, *reported, exclusive=exclusive)
                 farthest = 2
         return farthest
+
+    def _told(
+        self,
+        chosen: Sequence[DecodedLevel],
+        meaning: BoxFormat,
+        bounds: tuple[float, float] | None,
+        boxes: ReportedBoxes,
+        *,
+        exclusive: bool,
+    ) -> BoxVoters:
+        """The same in the values of the model itself, where decoding was freed of what is selected."""
+        self._require_one_image(boxes)
+        is_late = any(level.value in self.late for level in chosen)
+        levels = tuple(replace(level, value=self.late.get(level.value, level.value)) for level in chosen)
+        return BoxVoters(levels, meaning, bounds, boxes, exclusive, is_late)
 
     def _require_one_image(self, boxes: ReportedBoxes) -> None:
         if boxes.value.rank == 2 and self.found.batch != 1:
@@ -161,11 +178,7 @@ class _Search:
 
     def _silent(self, shift: float, smaller: float) -> dict[int, npt.NDArray[np.floating]]:
         """Results of the heads with which nothing is found: the scores of all classes low."""
-        feeds = {index: self.probe.fed(index) + np.float32(shift) for index in range(len(self.heads))}
-        for index, layer in enumerate(self.heads):
-            if layer.channels % _BOX == 0:
-                channels = np.moveaxis(feeds[index], layer.channel_axis, 0)
-                channels[np.arange(layer.channels) % _BOX >= _BOX // 2] += np.float32(smaller)
+        feeds = self._shifted(shift, smaller)
         for item in self.found.levels:
             head = self._head(item)
             feeds[head] = feeds[head].astype(self.probe.fed(head).dtype)
@@ -175,6 +188,15 @@ class _Search:
                 feeds[head][tuple(at)] = self.probe.fed(head)[tuple(at)]
                 if label != self.found.background:
                     feeds[head][tuple(at)] -= _SILENCE
+        return feeds
+
+    def _shifted(self, shift: float, smaller: float) -> dict[int, npt.NDArray[np.floating]]:
+        """Results of the heads moved by `shift`, and what may be the sides of boxes by `smaller` too."""
+        feeds = {index: self.probe.fed(index) + np.float32(shift) for index in range(len(self.heads))}
+        for index, layer in enumerate(self.heads):
+            if layer.channels % _BOX == 0:
+                channels = np.moveaxis(feeds[index], layer.channel_axis, 0)
+                channels[np.arange(layer.channels) % _BOX >= _BOX // 2] += np.float32(smaller)
         return feeds
 
     def _head(self, item: ClassLevel) -> int:
@@ -191,17 +213,21 @@ class _Search:
         after = {place: self.probe.run(self._stirred(item, feeds, place)) for place in places}
         for number, observed in enumerate(self.decoded):
             shape = quiet[number].shape
-            large = [axis for axis, size in enumerate(shape) if size > 1 and not (self.batched and axis == 0)]
-            if len(large) != 2:
+            axes = self._rows_and_columns(shape, cells * anchors)
+            if not axes:
                 continue
             moved = {place: differs(quiet[number], arrays[number]) for place, arrays in after.items()}
-            for row, column in (large, large[::-1]):
-                if shape[column] < 4 or shape[row] < cells * anchors:
-                    continue
+            for row, column in axes:
                 others = tuple(axis for axis in range(len(shape)) if axis != row)
                 rows = {place: np.flatnonzero(array.any(axis=others)) for place, array in moved.items()}
                 for start, anchors_first in orders(rows, cells, anchors):
                     yield DecodedLevel(observed.value, row, column, shape, start, anchors_first)
+
+    def _rows_and_columns(self, shape: Sequence[int], rows: int) -> list[tuple[int, int]]:
+        """Which axes of a value may be its rows, of which there are so many at least, and its columns."""
+        large = [axis for axis, size in enumerate(shape) if size > 1 and not (self.batched and axis == 0)]
+        pairs = [(large[0], large[1]), (large[1], large[0])] if len(large) == 2 else []
+        return [(row, column) for row, column in pairs if shape[column] >= _BOX and shape[row] >= rows]
 
     def _stirred(
         self, item: ClassLevel, feeds: Mapping[int, npt.NDArray[np.floating]], place: int
@@ -220,30 +246,24 @@ class _Search:
         """What four columns mean so that boxes lie around their locations; empty if that does not tell."""
         far: dict[BoxFormat, float] = {}
         for meaning, unit in product(BOX_FORMATS, ((1.0, 1.0), (float(self.size[1]), float(self.size[0])))):
-            distances = []
-            for item, level in zip(self.found.levels, chosen, strict=True):
-                height, width = grid_sides(item)
-                columns = self._boxes(level, item, quiet)
-                if meaning in ("cxcywh", "xywh") and follow_places(columns[..., 2:].mean(1), height, width):
-                    break  # they are no sizes
-                boxes = corners(columns, meaning)
-                with np.errstate(over="ignore", invalid="ignore"):
-                    if not (boxes[..., 2:] > boxes[..., :2]).mean() > _WHOLE:
-                        break
-                    centres = (boxes[..., :2] + boxes[..., 2:]) / 2 / unit * (width, height)
-                around = cell_places(height, width)[:, None] + 0.5
-                distances.append(float(np.abs(centres - around).mean()))
-            else:
-                far[meaning] = min(max(distances), far.get(meaning, np.inf))
-        near = {meaning: distance for meaning, distance in far.items() if distance < _FARTHEST}
-        # Centres and sizes read as corners end before they start, so what passes as corners is corners.
-        kinds: tuple[tuple[BoxFormat, ...], ...] = (("xyxy", "yxyx"), ("cxcywh", "xywh"))
-        for kind in kinds:
-            ranked = sorted((meaning for meaning in kind if meaning in near), key=lambda meaning: near[meaning])
-            if ranked:
-                certain = len(ranked) == 1 or near[ranked[1]] - near[ranked[0]] > _APART
-                return ranked[:1] if certain else []
-        return []
+            distances = [
+                self._distance(self._boxes(level, item, quiet), meaning, unit, grid_sides(item))
+                for item, level in zip(self.found.levels, chosen, strict=True)
+            ]
+            far[meaning] = min(max(distances), far.get(meaning, np.inf))
+        return _nearest(far)
+
+    def _distance(self, columns: Array, meaning: BoxFormat, unit: tuple[float, float], grid: tuple[int, int]) -> float:
+        """Cells from the locations to the centres of their boxes, on average; infinite if these can be no boxes."""
+        if meaning in ("cxcywh", "xywh") and follow_places(columns[..., 2:].mean(1), *grid):
+            return np.inf  # they are no sizes
+        boxes = corners(columns, meaning)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not (boxes[..., 2:] > boxes[..., :2]).mean() > _WHOLE:
+                return np.inf
+            centres = (boxes[..., :2] + boxes[..., 2:]) / 2 / unit * grid[::-1]
+        around = cell_places(*grid)[:, None] + 0.5
+        return float(np.abs(centres - around).mean())
 
     def _boxes(self, level: DecodedLevel, item: ClassLevel, arrays: Sequence[Array]) -> Array:
         """Boxes of a level, `[locations, anchors, 4]`."""
@@ -297,23 +317,21 @@ class _Search:
         height, width = float(self.size[0]), float(self.size[1])
         scales = ((1.0, 1.0), (width, height), (1 / width, 1 / height))
         for number, value in enumerate(self.outputs):
-            if value.rank == 1 or value in {level.value for level in chosen}:
-                continue
-            arrays = self._of_one_image(reports, number, rank=2)
+            arrays = self._of_one_image(reports, number, rank=2) if self._may_report(value, chosen) else []
             if not arrays or arrays[0].shape[1] < 4:
                 continue
             for column, form, scale in product(range(arrays[0].shape[1] - 3), BOX_FORMATS, scales):
                 reads = [corners(a[:, column : column + 4], form) * (scale * 2) for a in arrays]
                 for bounds in (None, (width, height), (1.0, 1.0)):
                     found = matches(reads, wanted, bounds)
-                    if found is None:
-                        continue
-                    if self.found.classes == 1:
-                        return bounds, ReportedBoxes(value, column, form, scale, None, None, 0)
-                    labels = self._labels(value, range(column, column + 4), arrays, reports, found)
-                    if labels is not None:
+                    labels = found and self._labels(value, range(column, column + 4), arrays, reports, found)
+                    if labels:
                         return bounds, ReportedBoxes(value, column, form, scale, *labels)
         return None
+
+    def _may_report(self, value: Value, chosen: Sequence[DecodedLevel]) -> bool:
+        """Whether an output may be a list of boxes, and is not the decoded ones themselves."""
+        return value.rank != 1 and value not in {level.value for level in chosen}
 
     def _labels(
         self,
@@ -322,20 +340,28 @@ class _Search:
         arrays: Sequence[Array],
         reports: Sequence[_Report],
         found: Sequence[int],
-    ) -> tuple[Value, int | None, int] | None:
-        """Where the label stands that follows the class: output, column, label of the class 0."""
-        columns: list[tuple[Value, int | None, list[Array]]] = []
-        for number, value in enumerate(self.outputs):
-            lists = self._of_one_image(reports, number, rank=1) if value.rank == (boxes.rank or 0) - 1 else []
-            if lists and all(len(a) == len(b) for a, b in zip(lists, arrays, strict=True)):
-                columns.append((value, None, lists))
-        width = arrays[0].shape[1]
-        columns += [(boxes, c, [array[:, c] for array in arrays]) for c in range(width) if c not in taken]
+    ) -> tuple[Value | None, int | None, int] | None:
+        """Where the label stands that follows the class, if there are several: output, column, label of class 0."""
+        if self.found.classes == 1:
+            return None, None, 0
+        columns = self._beside(boxes, arrays, reports)
+        columns += [(boxes, c, [array[:, c] for array in arrays]) for c in range(arrays[0].shape[1]) if c not in taken]
         for value, column, lists in columns:
             offsets = {float(a[row]) - r.label for a, row, r in zip(lists, found, reports, strict=True)}
             if len(offsets) == 1 and (offset := offsets.pop()).is_integer():
                 return value, column, int(offset)
         return None
+
+    def _beside(
+        self, boxes: Value, arrays: Sequence[Array], reports: Sequence[_Report]
+    ) -> list[tuple[Value, int | None, list[Array]]]:
+        """Outputs of one number for each reported box, in each report."""
+        found: list[tuple[Value, int | None, list[Array]]] = []
+        for number, value in enumerate(self.outputs):
+            lists = self._of_one_image(reports, number, rank=1) if value.rank == (boxes.rank or 0) - 1 else []
+            if lists and all(len(a) == len(b) for a, b in zip(lists, arrays, strict=True)):
+                found.append((value, None, lists))
+        return found
 
     def _of_one_image(self, reports: Sequence[_Report], number: int, *, rank: int) -> list[Array]:
         """What an output says of the first image in each report, of that rank; none if one says nothing."""
@@ -355,3 +381,16 @@ class _Search:
         if not follows:
             raise UnsupportedTaskError(f"{_WANTED}; no score was found that follows the class heads")
         return not any(differs(quiet[n], every[n]).any() for n in follows)
+
+
+def _nearest(far: Mapping[BoxFormat, float]) -> list[BoxFormat]:
+    """The meaning with which boxes lie nearest to their locations; none where another comes as near."""
+    near = {meaning: distance for meaning, distance in far.items() if distance < _FARTHEST}
+    # Centres and sizes read as corners end before they start, so what passes as corners is corners.
+    kinds: tuple[tuple[BoxFormat, ...], ...] = (("xyxy", "yxyx"), ("cxcywh", "xywh"))
+    for kind in kinds:
+        ranked = sorted((meaning for meaning in kind if meaning in near), key=lambda meaning: near[meaning])
+        if ranked:
+            certain = len(ranked) == 1 or near[ranked[1]] - near[ranked[0]] > _APART
+            return ranked[:1] if certain else []
+    return []

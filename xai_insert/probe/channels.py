@@ -143,8 +143,14 @@ def raw_channels(
     if not others:
         return _fused_by_width(width, num_classes)
     anchors, rest = divmod(width, num_classes)
-    is_class = not rest and any(other == _BOX * anchors or (anchors == 1 and other % _BOX == 0) for other in others)
-    return Channels(0, num_classes, anchors, num_classes) if is_class else None
+    if rest or not any(_may_hold_boxes(other, anchors) for other in others):
+        return None
+    return Channels(0, num_classes, anchors, num_classes)
+
+
+def _may_hold_boxes(width: int, anchors: int) -> bool:
+    """Whether so many channels are those of a box for each anchor; of one anchor, or of bins of its sides."""
+    return width == _BOX * anchors or (anchors == 1 and width % _BOX == 0)
 
 
 def _fused_by_width(width: int, classes: int) -> Channels | None:
@@ -194,3 +200,22 @@ def with_several(found: dict[int, Channels], num_classes: int | None) -> dict[in
     if num_classes is not None:
         return {index: order for index, order in found.items() if order.classes == num_classes}
     return {index: order for index, order in found.items() if order.classes != 1} or found
+
+
+def moved(
+    elements: Mapping[int, Mapping[int, Element]], chosen: Sequence[int], index: int
+) -> dict[int, tuple[int, ...]]:
+    """The one element that each channel moves in a value, if it does."""
+    found = {channel: elements[channel].get(index) for channel in chosen}
+    return {channel: element for channel, element in found.items() if element is not None}
+
+
+def moved_by_all(
+    here: Mapping[int, Mapping[int, Element]],
+    chosen: Sequence[int],
+    there: Mapping[int, Mapping[int, Element]],
+    index: int,
+) -> tuple[Moves, Moves] | None:
+    """What channels move in a value at one location, and at another; None unless each of them moves one element."""
+    first, second = moved(here, chosen, index), moved(there, list(there), index)
+    return (first, second) if len(first) == len(chosen) and len(second) == len(there) else None

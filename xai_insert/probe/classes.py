@@ -16,10 +16,10 @@ from xai_insert.locate.detector import Channels, ClassLevel, Detector
 from xai_insert.locate.frontier import find_heads, finished, observed_values, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.outputs import are_masks, query_boxes
-from xai_insert.probe.channels import Element, columns_of, resolve, samples
+from xai_insert.probe.channels import Element, columns_of, moved_by_all, resolve, samples
 from xai_insert.probe.columns import with_columns
-from xai_insert.probe.heads import Effect, HeadProbe
-from xai_insert.probe.orders import Orders, moved
+from xai_insert.probe.heads import HeadProbe
+from xai_insert.probe.orders import Orders
 from xai_insert.probe.rivals import (
     Watched,
     are_beside,
@@ -29,8 +29,8 @@ from xai_insert.probe.rivals import (
     silent_class,
     with_classes,
     with_joined,
-    without_sigmoid_boxes,
 )
+from xai_insert.probe.sigmoid_boxes import without_sigmoid_boxes
 from xai_insert.probe.undecoded import like, raw_scores
 
 _BOX = 4
@@ -104,16 +104,21 @@ class _Search(Orders):
                     "places in the image cannot be traced"
                 )
 
+    def gives_boxes(self) -> bool:
+        """Whether some heads have room for boxes, or carry them to where they are decoded."""
+        loose = [item for item in self.watched if not self.moves_together(item)]
+        are_apart = any(item.is_class for item in self.watched)
+        return gives_boxes(loose, self.probe.grid, are_apart=are_apart) or any(map(self.carries_boxes, loose))
+
     def _best(self, items: Sequence[Watched], before: Sequence[Sequence[Watched]]) -> list[Watched]:
         """The only head; several that are anchors of one level or are added up; the classes beside an objectness.
 
         Of two that fit alike it is the one whose scores are joined to those of the levels before.
         """
-        if len({finished(self.graph, item.head).value for item in items}) == 1:
+        if len({finished(self.graph, item.head).value for item in items}) < 2:
             return list(items[:1])
-        several = self._several(items) if len(items) > 1 else []
-        whole = [item for item in items if item.is_class] if len(items) > 1 else []
-        items = several or whole or items  # one class for each anchor beside more of them is an objectness
+        several = self._several(items)  # one class for each anchor beside more of them is an objectness
+        items = several or [item for item in items if item.is_class] or items
         if len(items) < 2 or self._are_anchors(items):
             return list(items)
         if several or len({item.head.channels for item in items}) > 1:
@@ -158,8 +163,7 @@ class _Search(Orders):
                 found = [self._rows_of(probe, item, index, is_single=item.index in single) for item in items]
                 orders = [order for order in found if order is not None]
                 if len(orders) == len(found):
-                    columns, rows = {columns for columns, _ in orders}, [rows for _, rows in orders]
-                    return len(columns) == 1 and len(frozenset().union(*rows)) == sum(map(len, rows))
+                    return _are_in_other_rows(orders)
         return False
 
     def _probes(self, items: Sequence[Watched], end: Value) -> Iterator[tuple[HeadProbe, int]]:
@@ -173,22 +177,18 @@ class _Search(Orders):
     ) -> tuple[tuple[Element, int], frozenset[Element]] | None:
         """Columns of the classes and elements that a head's channels move in one value; None if it does not tell."""
         cells = probe.cells(item.index)
-        chosen = samples(item.head.channels)
-        if probe is self.probe:
-            chosen = [channel for channel in chosen if item.responses[channel].effect is Effect.CLASS]
+        chosen = item.like_classes if probe is self.probe else samples(item.head.channels)
         if len(cells) == 1 or not chosen:
             return None
-        here, there = (
-            moved({channel: probe.rises(item.index, channel, cell) for channel in chosen}, chosen, index)
-            for cell in cells
-        )
+        rises = ({channel: probe.rises(item.index, channel, cell) for channel in chosen} for cell in cells)
+        seen = moved_by_all(next(rises), chosen, next(rises), index)
+        if seen is None:
+            return None
+        here, there = seen
         channels = item.head.channels
         order = Channels(0, 1, channels, 1) if is_single else resolve(here, there, channels)
-        if len(here) < len(chosen) or len(there) < len(chosen) or order is None:
-            return None
         columns = columns_of(here, there)
-        widths = {len(column) for column in columns}
-        if not (widths <= {0, 1} if is_single else widths == {1} and len(columns) > 1):
+        if order is None or not _are_of_classes(columns, is_single=is_single):
             return None
         return (min(columns), order.classes), frozenset(here.values())
 
@@ -201,13 +201,16 @@ class _Search(Orders):
         if one.elements == other.elements and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
-        cells = math.prod(self.probe.grid(one.index))  # two levels may have one size
-        boxes_of_levels = [value for value in self.graph.outputs if value.sizes[1:] == (cells, _BOX)]
-        if one.head.channels > 1 or places[0] == places[1] or len(boxes_of_levels) > 1:
+        if one.head.channels > 1 or places[0] == places[1] or self._has_equal_levels(one):
             raise refuse_rivals([one, other])
         best, rest = (one, other) if places[0] < places[1] else (other, one)
         self.passed_over[best.index] = rest  # of one class, either says it
         return best
+
+    def _has_equal_levels(self, item: Watched) -> bool:
+        """Whether several outputs hold the boxes of as many places: two levels may have one size."""
+        cells = math.prod(self.probe.grid(item.index))
+        return [value.sizes[1:] for value in self.graph.outputs].count((cells, _BOX)) > 1
 
     def _first_output(self, item: Watched) -> int:
         """Which of the model's outputs the head moves, by its place among them; their number if it moves none."""
@@ -238,15 +241,17 @@ def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None
     search = _Search(loaded, graph, heads, observed, num_classes)
     if (joined := with_joined(graph, search.watched)) != heads:
         search = _Search(loaded, graph, joined, observed_values(graph, images, joined), num_classes)
-    loose = [item for item in search.watched if not search.moves_together(item)]
-    are_apart = any(item.is_class for item in search.watched)
-    has_boxes = gives_boxes(loose, search.probe.grid, are_apart=are_apart) or any(map(search.carries_boxes, loose))
-    if not has_boxes and not query_boxes(graph) and not _selects(graph):
+    if not search.gives_boxes() and not query_boxes(graph) and not _selects(graph):
         return _squashed(search, num_classes)
     scoring = search.class_heads(num_classes)
-    if not scoring:
-        found = raw_scores(search, num_classes)
-        return found and _of_raw(search, *found)
+    if scoring:
+        return _of_scores(search, scoring)
+    found = raw_scores(search, num_classes)
+    return found and _of_raw(search, *found)
+
+
+def _of_scores(search: _Search, scoring: Sequence[Watched]) -> Detector:
+    """What heads say whose channels are seen to be classes."""
     search.require_all_levels(scoring)
     known, by = _told(search, scoring)
     picked = (with_columns(search, by, known) or known).picked
@@ -334,3 +339,15 @@ def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:
     more = tuple(_finished(graph, other) for other in level.more)
     head = finished(graph, level.head)
     return replace(level, head=head, more=more, affine=affine_behind(head.value, level.channels.classes))
+
+
+def _are_in_other_rows(orders: Sequence[tuple[tuple[Element, int], frozenset[Element]]]) -> bool:
+    """Whether heads move the same columns, each in rows of its own."""
+    columns, rows = {columns for columns, _ in orders}, [rows for _, rows in orders]
+    return len(columns) == 1 and len(frozenset().union(*rows)) == sum(map(len, rows))
+
+
+def _are_of_classes(columns: set[Element], *, is_single: bool) -> bool:
+    """Whether columns are those of several classes, one each; of a single class, that or none."""
+    widths = {len(column) for column in columns}
+    return widths <= {0, 1} if is_single else widths == {1} and len(columns) > 1

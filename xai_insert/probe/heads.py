@@ -8,7 +8,7 @@ then one channel at one location is raised and lowered. A class channel moves on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -136,14 +136,11 @@ class HeadProbe:
             found[index], rising, moved = _effect(self._observed[index], base, high, partial(at, index))
             if len(moved):
                 touched[index], raised[index] = moved, rising
+        told = _foremost(self._telling(found))
+        if told is Effect.SILENT:
+            return Response(told)
         elements = {index: element for index, ups in raised.items() if (element := _only(ups)) is not None}
-        effects = self._telling(found)
-        if Effect.CLASS in effects:
-            effects.discard(Effect.CARRIED)  # raw scores on their way to where the best are looked up
-        for effect in (Effect.OTHER, Effect.CARRIED, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING):
-            if effect in effects:
-                return Response(effect, elements, touched, raised)
-        return Response(Effect.SILENT)
+        return Response(told, elements, touched, raised)
 
     def _telling(self, found: Mapping[int, Effect]) -> set[Effect]:
         """The effects but for what the best of scores, and their labels, do where a channel is seen to be a class."""
@@ -227,6 +224,14 @@ class HeadProbe:
 def _places(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """What `np.argwhere` gives, ten times as fast where few of very many are chosen."""
     return np.stack(np.unravel_index(np.flatnonzero(chosen), chosen.shape or (1,)), axis=1)
+
+
+def _foremost(effects: Set[Effect]) -> Effect:
+    """The one of several effects that says what a channel is."""
+    known = effects - {Effect.CARRIED} if Effect.CLASS in effects else effects
+    # Without the raw scores on their way to where the best are looked up.
+    order = (Effect.OTHER, Effect.CARRIED, Effect.GATE, Effect.CLASS, Effect.RAW, Effect.FALLING)
+    return next((effect for effect in order if effect in known), Effect.SILENT)
 
 
 def _spread(base: npt.NDArray[Any], one: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[int, int, int] | None:

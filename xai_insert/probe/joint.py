@@ -65,13 +65,17 @@ def read_joint(joint: Joint, channels: int, num_classes: int | None = None) -> T
     axes = axes_of({channel: joint.scores[channel] for channel in joint.there}, joint.there)
     if axes is None or not axes[1]:
         return None
-    varying = [axis for axis in axes[0] if len({element[axis] for element in joint.scores.values()}) > 1]
+    rows = _rows_of_boxes(joint, axes[0])
+    return rows.told(channels, num_classes) if rows is not None and rows.columns else None
+
+
+def _rows_of_boxes(joint: Joint, axes: Sequence[int]) -> _Rows | None:
+    """The rows along the one axis that holds the columns of a box; None if several could."""
+    varying = [axis for axis in axes if len({element[axis] for element in joint.scores.values()}) > 1]
     rows = [_Rows(joint, axis) for axis in varying] or [_Rows(joint, None)]
     if len(rows) > 1:  # anchors have an axis of their own
         rows = [row for row in rows if row.are_of_boxes]
-    if len(rows) != 1 or not rows[0].columns:
-        return None
-    return rows[0].told(channels, num_classes)
+    return rows[0] if len(rows) == 1 else None
 
 
 class _Rows:
@@ -111,16 +115,15 @@ class _Rows:
 
     def told(self, channels: int, num_classes: int | None) -> Told | None:
         """The classes, and how sure that is."""
-        several = any(len(found) > 1 for row in self.rows.values() for found in row.values())
-        if several and len(self.columns) > 1:
+        is_shared = any(len(found) > 1 for row in self.rows.values() for found in row.values())
+        if is_shared and len(self.columns) > 1:
             return None
         # of a single class the objectness, multiplied, moves the same number: either says where it is
-        chosen, assumed = (self.columns, 0) if several else self._classes(num_classes)
+        chosen, assumed = (self.columns, 0) if is_shared else self._classes(num_classes)
         if not chosen:
             return None
-        return Told(
-            _order([[self.rows[row][column][-1] for column in chosen] for row in sorted(self.rows)], channels), assumed
-        )
+        table = [[self.rows[row][column][-1] for column in chosen] for row in sorted(self.rows)]
+        return Told(_order(table, channels), assumed)
 
     def _classes(self, num_classes: int | None) -> tuple[list[int], int]:
         """The columns of classes, and how many scores there are if the first of them is taken for objectness.
@@ -142,7 +145,7 @@ class _Rows:
         several = [columns for columns in gated if len(columns) > 1]
         if len(several) == 1:  # an objectness is multiplied to them
             return sorted(several[0]), 0
-        if width == len(scores) or num_classes == len(scores):
+        if len(scores) in (width, num_classes):
             return scores, 0
         return _Scores(self._runs(scores), box, self._is_plain(box), len(self.rows)).classes(num_classes)
 
@@ -152,18 +155,11 @@ class _Rows:
         None if what moves cannot be those of a box: the places of key points, with a visibility behind each.
         """
         moved = sorted({column for places in self.others.values() for _, column in places} - self._gated())
-        if not moved:
-            hidden = width != len(self.columns) and self.columns[:_BOX] == [*range(_BOX)]
-            return range(_BOX) if hidden else range(0)
-        first = moved[0]
-        if moved[:_BOX] != [*range(first, first + _BOX)]:
-            ends = [0] if width is None else [0, width - _BOX]
-            fits = [end for end in ends if end <= moved[0] and moved[-1] < end + _BOX]
-            fits = fits or _fours(moved)
-            if not fits:
-                return None
-            first = fits[0]
-        return range(first, first + _BOX)
+        if moved:
+            first = _first_of_box(moved, width)
+            return None if first is None else range(first, first + _BOX)
+        is_hidden = width != len(self.columns) and self.columns[:_BOX] == [*range(_BOX)]
+        return range(_BOX) if is_hidden else range(0)
 
     def _gates(self) -> list[set[int]]:
         """Columns of class-like scores that single other channels move, where these are several."""
@@ -211,6 +207,15 @@ class _Rows:
         return self.joint.way(self._first[column][0])
 
 
+def _first_of_box(moved: Sequence[int], width: int | None) -> int | None:
+    """Where the four columns begin, of which these moved: with the first, or at an end of the row."""
+    if {*moved[:_BOX]} == _four(moved[0]):
+        return moved[0]
+    ends = [0] if width is None else [0, width - _BOX]
+    fits = [end for end in ends if end <= moved[0] and moved[-1] < end + _BOX] or _fours(moved)
+    return fits[0] if fits else None
+
+
 def _fours(moved: Sequence[int]) -> list[int]:
     """Where just four neighbours begin, if there is one such place: places of key points come in twos and threes."""
     found = [column for column in moved if {*range(column - 1, column + _BOX + 1)} & {*moved} == _four(column)]
@@ -240,17 +245,19 @@ class _Scores:
         if not wide:
             return self._of_singles()
         if num_classes is not None:
-            return self._of_so_many(num_classes, wide)
+            return self._of_so_many(num_classes, wide), 0
         if len(wide) > 1:
             listed = " and of ".join(str(len(run)) for run in wide)
             raise AmbiguousModelError(
                 f"beside each box stand scores of {listed} columns, any of which may be the classes; say which: "
                 "--num-classes"
             )
-        run = wide[0]
-        if not self._is_behind_box(run) or any(
-            self._is_objectness(single, run) for single in self.runs if single != run
-        ):
+        return self._of_run(wide[0])
+
+    def _of_run(self, run: list[int]) -> tuple[list[int], int]:
+        """The only run of several scores, or what follows the first of them, its objectness."""
+        is_said = any(self._is_objectness(single, run) for single in self.runs if single != run)
+        if is_said or not self._is_behind_box(run):
             return run, 0
         if [run[-1] + 1] in self.runs:
             raise AmbiguousModelError(_either(len(run), f"{len(run)} classes before an objectness"))
@@ -258,16 +265,17 @@ class _Scores:
             raise AmbiguousModelError(_either(len(run), f"{len(run)} classes"))
         return run[1:], len(run)
 
-    def _of_so_many(self, count: int, wide: Sequence[list[int]]) -> tuple[list[int], int]:
+    def _of_so_many(self, count: int, wide: Sequence[list[int]]) -> list[int]:
+        """The one run of so many classes, or of as many behind their objectness; the longest if none is that long."""
         fits = [run for run in wide if len(run) == count]
         if len(fits) > 1:  # an objectness before one of them tells
             fits = [run for run in fits if [run[0] - 1] in self.runs] or fits
-        fits = fits or [run[1:] for run in wide if len(run) == count + 1]
+        fits = fits or [run[1:] for run in wide if len(run) == count + 1] or [max(wide, key=len)]
         if len(fits) > 1:
             raise AmbiguousModelError(
                 f"beside each box stand several runs of {count} scores, and nothing tells which are the classes"
             )
-        return (fits or [max(wide, key=len)])[0], 0
+        return fits[0]
 
     def _of_singles(self) -> tuple[list[int], int]:
         """One class; or several, each of which comes its own way."""
@@ -276,9 +284,10 @@ class _Scores:
             behind = [column for column in columns if not self._is_behind_box([column])]
             return (behind or columns)[-1:], 0
         together = [column for index, column in enumerate(columns) if column == columns[0] + index]
-        if len(together) == 2:  # what follows with gaps are visibilities of key points
-            return together[1:], 0
-        return (together[1:], len(together)) if len(together) == len(columns) else ([], 0)
+        if together == columns:
+            return columns[1:], len(columns)
+        # what follows with gaps are visibilities of key points
+        return (together[1:] if len(together) == 2 else []), 0
 
     def _is_behind_box(self, run: Sequence[int]) -> bool:
         return self.is_plain and len(self.box) > 0 and run[0] == self.box[-1] + 1
@@ -295,7 +304,7 @@ def _either(count: int, other: str) -> str:
     )
 
 
-def _order(table: Sequence[Sequence[int]], channels: int) -> Channels:
+def _order(table: list[list[int]], channels: int) -> Channels:
     """The order in which a head has the channels of a table, anchors by classes.
 
     Raises:
@@ -304,10 +313,14 @@ def _order(table: Sequence[Sequence[int]], channels: int) -> Channels:
     anchors, classes, start = len(table), len(table[0]), table[0][0]
     stride = table[1][0] - start if anchors > 1 else channels
     for order in (Channels(start, classes, anchors, stride), Channels(start, classes, anchors, 1, classes_first=True)):
-        found = [[order.channel(anchor, label) for label in range(classes)] for anchor in range(anchors)]
-        if found == [list(row) for row in table] and stride > 0 and order.block[1] <= channels:
+        if stride > 0 and order.block[1] <= channels and _table(order) == table:
             return order
     raise AmbiguousModelError(
         "the model gives its classes or anchors in another order than the head that scores them has; such an order is "
         "not followed"
     )
+
+
+def _table(order: Channels) -> list[list[int]]:
+    """The channels of an order, anchors by classes."""
+    return [[order.channel(anchor, label) for label in range(order.classes)] for anchor in range(order.anchors)]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xai_insert.feeds import random_array
-from xai_insert.formats.backend import LoadedModel
+from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values
@@ -42,18 +43,23 @@ def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int
     """
     images = image_inputs(graph)
     heads = find_heads(graph, images)
-    values = {head.value: index for index, head in enumerate(heads)}
     outputs = [value for value in graph.outputs if value.rank in _RANKS]
-    everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
-    if any(part.head.value not in values for part in found.parts) or not outputs:
+    if not {head.value for head in heads}.issuperset(part.head.value for part in found.parts) or not outputs:
         return None, found.background
-    reporting, background = [value for value in outputs if value not in everywhere], found.background
+    everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
+    reporting = [value for value in outputs if value not in everywhere]
     offsets, silent = _tried(loaded, heads, reporting, found) if reporting else (set[int](), set[int]())
-    if background is None and len(silent) == 1 and silent <= {0, found.classes - 1}:
-        background = silent.pop()
-    if background is None and found.is_exclusive:
-        background = _of_nothing(loaded, images[0], found)
+    background = _background(loaded, images[0], found, silent)
     return (offsets.pop() if len(offsets) == 1 else None), background
+
+
+def _background(loaded: LoadedModel, image: Value, found: Detector, silent: set[int]) -> int | None:
+    """The class that is never reported: known, silent at one end of the classes, or told by an image of nothing."""
+    if found.background is not None:
+        return found.background
+    if len(silent) == 1 and silent <= {0, found.classes - 1}:
+        return min(silent)
+    return _of_nothing(loaded, image, found) if found.is_exclusive else None
 
 
 def _tried(
@@ -87,14 +93,19 @@ def _of_nothing(loaded: LoadedModel, image: Value, found: Detector) -> int | Non
     parts = found.parts
     values = list(dict.fromkeys(part.head.value for part in parts))
     runner = loaded.between([], [value.native for value in values])
-    feeds = {name: random_array(np.random.default_rng(0), shape, dtype) for name, dtype, shape in runner.inputs}
-    images = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
-    even = {name: np.full_like(feeds[name], 0 if "float" in image.dtype else 127) for name in images}
     votes: set[int | None] = set()
-    for given in (even, feeds):
-        arrays = dict(zip(values, runner.run({**feeds, **given}), strict=True))
+    for feeds in _of_no_scene(runner, image):
+        arrays = dict(zip(values, runner.run(feeds), strict=True))
         votes |= {_winner(arrays[part.head.value], part, found.classes) for part in parts}
     return votes.pop() if len(votes) == 1 else None
+
+
+def _of_no_scene(runner: Runner, image: Value) -> list[dict[str, npt.NDArray[Any]]]:
+    """An even image and one of noise, as the inputs of a model."""
+    noise = {name: random_array(np.random.default_rng(0), shape, dtype) for name, dtype, shape in runner.inputs}
+    images = [name for name, dtype, shape in runner.inputs if shape == image.shape and dtype == image.dtype]
+    grey = 0 if "float" in image.dtype else 127
+    return [{**noise, **{name: np.full_like(noise[name], grey) for name in images}}, noise]
 
 
 def _winner(array: npt.NDArray[np.floating], part: ClassLevel, classes: int) -> int | None:
@@ -117,17 +128,15 @@ def _with_class(
 ) -> dict[int, npt.NDArray[np.floating]]:
     """Results of the heads in which all classes are low but one, at every location."""
     feeds: dict[int, npt.NDArray[np.floating]] = {}
+    moved = [label for label in range(found.classes) if label == raised or label != found.background]
     for part in found.parts:
         index = values[part.head.value]
         array = feeds.setdefault(index, probe.fed(index))
-        at: list[slice | int] = [slice(None)] * array.ndim
         if part.level is not part.head.levels[0]:
             continue  # tokens of all levels share their channels
-        for anchor, label in product(range(part.channels.anchors), range(found.classes)):
-            if label == found.background != raised:
-                continue
-            at[part.head.channel_axis] = part.channels.channel(anchor, label)
-            array[tuple(at)] += _SILENCE if label == raised else -_SILENCE
+        channels = np.moveaxis(array, part.head.channel_axis, 0)
+        for anchor, label in product(range(part.channels.anchors), moved):
+            channels[part.channels.channel(anchor, label)] += _SILENCE if label == raised else -_SILENCE
     return feeds
 
 
@@ -163,14 +172,15 @@ def _offsets(value: Value, reports: Mapping[int, Array]) -> list[int]:
 
 def _of_column(columns: Sequence[tuple[int, Array]], value: Value, *, is_label: bool = False) -> list[int]:
     """The offset of the numbers that most rows have; of one class alone only where the numbers can be nothing else."""
-    offsets = set()
-    for label, numbers in columns:
-        if not len(numbers) or not np.isfinite(numbers).all() or not np.array_equal(numbers, np.floor(numbers)):
-            return []
-        distinct, counts = np.unique(numbers, return_counts=True)
-        best = int(counts.argmax())
-        if counts[best] < _MOSTLY * len(numbers):
-            return []
-        offsets.add(int(distinct[best]) - label)
+    offsets = {_offset(label, numbers) for label, numbers in columns}
     follows = len(offsets) == 1 and (len(columns) > 1 or is_label or "float" not in value.dtype)
-    return [*offsets] if follows and abs(next(iter(offsets))) <= 1 else []
+    return [offset for offset in offsets if follows and offset is not None and abs(offset) <= 1]
+
+
+def _offset(label: int, numbers: Array) -> int | None:
+    """How much larger than the class the whole number is that most rows have; None if they have no such number."""
+    if not len(numbers) or not np.isfinite(numbers).all() or not np.array_equal(numbers, np.floor(numbers)):
+        return None
+    distinct, counts = np.unique(numbers, return_counts=True)
+    best = int(counts.argmax())
+    return int(distinct[best]) - label if counts[best] >= _MOSTLY * len(numbers) else None

@@ -17,6 +17,8 @@ from xai_insert.locate.frontier import Head, Observed, reshapes_between
 from xai_insert.probe.channels import (
     Moves,
     anchor_stride,
+    moved,
+    moved_by_all,
     readings,
     resolve,
     resolve_column,
@@ -101,14 +103,13 @@ class Orders:
         cells = self.probe.cells(item.index)
         if len(cells) == 1:
             return None
-        chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
+        chosen = item.like_classes
         others = {channel: self.probe.rises(item.index, channel, cells[1]) for channel in chosen[:12]}
         for index in reversed(range(len(self.observed))):
-            here, there = moved(item.elements, chosen, index), moved(others, list(others), index)
-            if len(here) == len(chosen) and len(there) == len(others):
-                found = self._of_value(item, here, there, self.observed[index].value)
-                if found is not None:
-                    return found
+            seen = moved_by_all(item.elements, chosen, others, index)
+            found = seen and self._of_value(item, *seen, self.observed[index].value)
+            if found:
+                return found
         found = self._layout_on_the_way(item)
         if found is None and item.has_tokens and self._boxes(item).get(True, {1}) == {1}:
             return Channels(0, channels, 1, channels)
@@ -119,28 +120,31 @@ class Orders:
         cells = self.probe.cells(item.index)
         if len(cells) == 1:
             return None
-        chosen = [channel for channel, response in item.responses.items() if response.effect is Effect.CLASS]
-        others = {channel: self.probe.rises(item.index, channel, cells[1]) for channel in chosen[:12]}
-        clean = self._without_boxes(item)
         try:
-            for index in sorted(clean or range(len(self.observed)), reverse=True):
-                here, there = moved(item.elements, chosen, index), moved(others, list(others), index)
-                there = {channel: element for channel, element in there.items() if channel in here}
-                if there and (clean or len(here) == len(chosen)):
-                    value = self.observed[index].value
-                    if found := self._read_joint(item, item.responses, chosen, there, index, value):
-                        return found
-            return self._joint_on_the_way(item, chosen)
+            return self._joint_behind(item, cells[1]) or self._joint_on_the_way(item)
         except AmbiguousModelError as err:
             self.doubts[item.index] = AmbiguousModelError(
                 f"{item.head.value.describe()} gives more than classes: {err}"
             )
             return None
 
-    def _joint_on_the_way(self, item: Watched, chosen: Sequence[int]) -> Channels | None:
+    def _joint_behind(self, item: Watched, cell: tuple[int, int]) -> Channels | None:
+        """The same, as an observed value tells it, of which one with scores alone goes before others."""
+        chosen = item.like_classes
+        others = {channel: self.probe.rises(item.index, channel, cell) for channel in chosen[:12]}
+        clean = self._without_boxes(item)
+        for index in sorted(clean or range(len(self.observed)), reverse=True):
+            here, there = moved(item.elements, chosen, index), moved(others, list(others), index)
+            there = {channel: element for channel, element in there.items() if channel in here}
+            if there and (clean or len(here) == len(chosen)):
+                value = self.observed[index].value
+                if found := self._read_joint(item, item.responses, chosen, there, index, value):
+                    return found
+        return None
+
+    def _joint_on_the_way(self, item: Watched) -> Channels | None:
         """The same, before classes and locations are flattened."""
-        ends = {index for response in item.responses.values() for index in response.elements}
-        way = self.arranged([item.head], self.observed[min(ends)].value) if ends else []
+        way, chosen = self._way(item), item.like_classes
         if not way:
             return None
         probe = HeadProbe(self.loaded, self.heads, way)
@@ -148,11 +152,16 @@ class Orders:
         here = {channel: probe.respond(item.index, channel, first) for channel in range(item.head.channels)}
         there = {channel: probe.rises(item.index, channel, second) for channel in chosen[:12]}
         for index in reversed(range(len(way))):
-            ends_there = moved(there, list(there), index)
-            is_seen = len(moved(elements_of(here), chosen, index)) == len(chosen) and len(ends_there) == len(there)
-            if is_seen and (found := self._read_joint(item, here, chosen, ends_there, index, way[index].value)):
+            seen = moved_by_all(elements_of(here), chosen, there, index)
+            found = seen and self._read_joint(item, here, chosen, seen[1], index, way[index].value)
+            if found:
                 return found
         return None
+
+    def _way(self, item: Watched) -> list[Observed]:
+        """Where a head's classes and locations may have axes of their own, before they are flattened."""
+        ends = {index for response in item.responses.values() for index in response.elements}
+        return self.arranged([item.head], self.observed[min(ends)].value) if ends else []
 
     def _read_joint(
         self,
@@ -224,12 +233,11 @@ class Orders:
         """The values in which a head that gives boxes as well moves scores alone; the widest of them."""
         boxes = {i for response in item.responses.values() if response.effect is Effect.OTHER for i in response.moved}
         counts: dict[int, set[tuple[int, ...]]] = {}
-        for response in item.responses.values():
-            if response.effect is Effect.CLASS:
-                for index, element in response.elements.items():
-                    counts.setdefault(index, set()).add(element)
-        most = max((len(elements) for index, elements in counts.items() if index not in boxes), default=0)
-        return {index for index, elements in counts.items() if index not in boxes and len(elements) == most}
+        for channel in item.like_classes:
+            for index, element in item.responses[channel].elements.items():
+                counts.setdefault(index, set()).add(element)
+        alone = {index: len(elements) for index, elements in counts.items() if index not in boxes}
+        return {index for index, count in alone.items() if count == max(alone.values())}
 
     def raw_layout(self, item: Watched) -> Channels | None:
         """The order of the only head of its grid, which is an output but for a reshape."""
@@ -299,10 +307,7 @@ class Orders:
 
     def _layout_on_the_way(self, item: Watched) -> Channels | None:
         """The same, watched where classes and locations have axes of their own, before they are flattened."""
-        ends = {index for response in item.responses.values() for index in response.elements}
-        if not ends:
-            return None
-        way = self.arranged([item.head], self.observed[min(ends)].value)
+        way = self._way(item)
         if not way:
             return None
         probe = HeadProbe(self.loaded, self.heads, way)  # all heads, or the backbone would have to run
@@ -311,14 +316,13 @@ class Orders:
         here_all = {channel: probe.rises(item.index, channel, first) for channel in everywhere}
         there_all = {channel: probe.rises(item.index, channel, second) for channel in everywhere[:12]}
         for index in reversed(range(len(way))):
-            here, there = moved(here_all, everywhere, index), moved(there_all, list(there_all), index)
-            if len(here) == len(everywhere) and len(there) == len(there_all):
-                found = self._resolve(item, here, there)
-                if found is not None and _sets_background_apart(item, found):
-                    return found
-        channels = item.head.channels
-        alone = Channels(0, 1, channels, 1) if self._anchors(item) == {channels} else None
-        return alone if alone is None or _sets_background_apart(item, alone) else None
+            seen = moved_by_all(here_all, everywhere, there_all, index)
+            found = seen and self._resolve(item, *seen)
+            if found and _sets_background_apart(item, found):
+                return found
+        alone = Channels(0, 1, item.head.channels, 1)
+        is_alone = self._anchors(item) == {alone.anchors} and _sets_background_apart(item, alone)
+        return alone if is_alone else None
 
     def arranged(self, heads: Sequence[Head], end: Value) -> list[Observed]:
         """Values on the way from heads to `end` that reshapes, joins and activations make."""
@@ -368,14 +372,18 @@ class Orders:
             moves = {Effect.OTHER, Effect.CARRIED} & box.effects
             if box.is_class or box.is_raw or not moves or self.moves_together(box):  # as vectors of length one do
                 continue
-            is_carried = Effect.OTHER not in box.effects
-            moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]
-            wide = (_BOX, _BOX + 1) if box.is_fused else (_BOX,)  # an objectness is beside the box
-            of_four = {rows for _, columns, rows in moved if columns in wide}
-            of_any = {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
+            of_four, of_any = self._boxes_of(box)
             if of_four or of_any:
                 found.setdefault(bool(of_four), set()).add(max(of_four or of_any))
         return found
+
+    def _boxes_of(self, box: Watched) -> tuple[set[int], set[int]]:
+        """How many boxes of a place a head may give: in rows of four columns, and by how many elements move."""
+        is_carried = Effect.OTHER not in box.effects
+        moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]
+        wide = (_BOX, _BOX + 1) if box.is_fused else (_BOX,)  # an objectness is beside the box
+        of_four = {rows for _, columns, rows in moved if columns in wide}
+        return of_four, {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
 
 
 def _sets_background_apart(item: Watched, order: Channels) -> bool:
@@ -389,11 +397,3 @@ def _sets_background_apart(item: Watched, order: Channels) -> bool:
 
 def _listed(elements: npt.NDArray[np.intp]) -> list[Element]:
     return [tuple(map(int, element)) for element in elements]
-
-
-def moved(
-    elements: Mapping[int, Mapping[int, Element]], chosen: Sequence[int], index: int
-) -> dict[int, tuple[int, ...]]:
-    """The one element that each channel moves in a value, if it does."""
-    found = {channel: elements[channel].get(index) for channel in chosen}
-    return {channel: element for channel, element in found.items() if element is not None}

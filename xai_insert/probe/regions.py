@@ -90,23 +90,29 @@ class _Search:
     def report(self) -> RegionReport:
         """Boxes and scores of the regions that are reported if they have a score."""
         reported = [*self._reports()]
-        problem = f"{_WANTED}; no output holds just the score of the region that has one"
-        for number, value in enumerate(self.outputs):
-            if not may_be_boxes(value) or not reported:
-                continue
+        holding = [number for number in range(len(self.outputs)) if self._holds_rows(number, reported)]
+        for number in holding:
+            value, places = self.outputs[number], self._places(number, reported)
             arrays = [item.arrays[number].reshape(-1, item.arrays[number].shape[-1]) for item in reported]
-            places = [_row_and_column(item, value, self.outputs[item.scores]) for item in reported]
-            if arrays[0].shape[1] < 4 or len({column for _, column in places}) > 1:
-                continue
-            problem = f"{_WANTED}; no output holds the boxes of the regions"
             rows = [array[row] for array, (row, _) in zip(arrays, places, strict=True) if row < len(array)]
             fitting = [*_fitting(np.array(rows), np.array([item.region for item in reported]))]
             if len(fitting) > 1:
                 raise UnsupportedTaskError(f"--per-box: the format of the boxes {value.describe()} cannot be told")
-            for column, form, scale in fitting:
+            if fitting:
+                (column, form, scale), (_, score_column) = fitting[0], places[0]
                 boxes = ReportedBoxes(value, column, form, scale, None, None, 0)
-                return RegionReport(self.head, self.grid, boxes, self.outputs[reported[0].scores], places[0][1])
-        raise UnsupportedTaskError(problem)
+                return RegionReport(self.head, self.grid, boxes, self.outputs[reported[0].scores], score_column)
+        problem = "the boxes of the regions" if holding else "just the score of the region that has one"
+        raise UnsupportedTaskError(f"{_WANTED}; no output holds {problem}")
+
+    def _holds_rows(self, number: int, reported: Sequence[_Reported]) -> bool:
+        """Whether an output may hold the boxes that were reported, with each score in one column or elsewhere."""
+        if not reported or not may_be_boxes(self.outputs[number]) or reported[0].arrays[number].shape[-1] < 4:
+            return False
+        return len({column for _, column in self._places(number, reported)}) == 1
+
+    def _places(self, number: int, reported: Sequence[_Reported]) -> list[tuple[int, int | None]]:
+        return [_row_and_column(item, self.outputs[number], self.outputs[item.scores]) for item in reported]
 
     def _reports(self) -> Iterator[_Reported]:
         """Regions far apart, each with a score for a class that is reported."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
-from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.graph.view import Graph, Node, Op
 from xai_insert.locate.detector import Channels
-from xai_insert.locate.frontier import Head, Observed
-from xai_insert.locate.outputs import likely_task
+from xai_insert.locate.frontier import Head
 from xai_insert.probe.heads import Effect, Element, Response
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
@@ -41,6 +41,11 @@ class Watched:
     def elements(self) -> dict[int, Mapping[int, Element]]:
         """The one element that each channel raises in each observed value."""
         return elements_of(self.responses)
+
+    @property
+    def like_classes(self) -> list[int]:
+        """The channels that each raise one score."""
+        return [channel for channel, response in self.responses.items() if response.effect is Effect.CLASS]
 
     @property
     def is_class(self) -> bool:
@@ -119,15 +124,21 @@ def gives_boxes(items: Sequence[Watched], grid_of: Callable[[int], tuple[int, in
         grid_of: the grid of a head, by its index.
         are_apart: whether other heads give classes, so that none has them beside a box.
     """
-    pairs: dict[tuple[int, int], int] = {}
-    for item in items:
-        width = item.head.channels
-        if item.moves_boxes and width >= _BOX and not (are_apart and item.is_raw and width % _BOX):
-            return True
-        if item.moves_boxes and width % 2 == 0:
-            grid = grid_of(item.index)
-            pairs[grid] = pairs.get(grid, 0) + width
+    moving = [item for item in items if item.moves_boxes]
+    if any(_has_room(item, are_apart=are_apart) for item in moving):
+        return True
+    pairs: Counter[tuple[int, int]] = Counter()
+    for item in moving:
+        if item.head.channels % 2 == 0:
+            pairs[grid_of(item.index)] += item.head.channels
     return max(pairs.values(), default=0) >= _BOX
+
+
+def _has_room(item: Watched, *, are_apart: bool) -> bool:
+    """Whether a head by itself is as wide as a box, or as several that are given as they are."""
+    width = item.head.channels
+    is_other = are_apart and item.is_raw and width % _BOX != 0
+    return width >= _BOX and not is_other
 
 
 def pure(items: Sequence[Watched], layout: Callable[[Watched], Channels | None]) -> list[Watched]:
@@ -153,13 +164,16 @@ def with_classes(
     counts = {index: order.classes for index, order in orders.items()}
     fits = [item for item in items if counts.get(item.index) in (None, num_classes)]
     more = [item for item in items if counts.get(item.index) == num_classes + 1]
-    if fits:  # the one class more that a softmax has, or that is never selected, is a background
-        more = [item for item in more if item.is_exclusive or silent_class([item], orders) is not None]
-    fits += more
+    fits += [item for item in more if not fits or _has_background(item, orders)]
     if not fits:
         listed = ", ".join(f"{item.head.value.describe()} ({counts[item.index]} classes)" for item in items)
         raise TargetNotFoundError(f"no class head has --num-classes {num_classes}; found {listed}")
     return fits
+
+
+def _has_background(item: Watched, orders: Mapping[int, Channels]) -> bool:
+    """Whether one of a head's classes may be a background: one more that a softmax has, or that is never selected."""
+    return item.is_exclusive or silent_class([item], orders) is not None
 
 
 def are_beside(one: Watched, other: Watched, watched: Sequence[Watched]) -> bool:
@@ -173,8 +187,10 @@ def with_joined(graph: Graph, watched: Sequence[Watched]) -> list[Head]:
     heads = [item.head for item in watched]
     by_value = {item.head.value: item for item in watched}
     for node in graph.nodes:
-        parts = [by_value[value] for value in node.operands if value in by_value] if node.op is Op.CONCAT else []
-        if len(parts) == len(node.operands) and _is_side_by_side(node, parts, watched):
+        if node.op is not Op.CONCAT or not by_value.keys() >= {*node.operands}:
+            continue
+        parts = [by_value[value] for value in node.operands]
+        if _is_side_by_side(node, parts, watched):
             first = parts[0].head
             heads = [head for head in heads if head.value not in node.operands or head is first]
             heads[heads.index(first)] = replace(first, value=node.output)
@@ -201,179 +217,11 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
 
 def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
     """The class whose score is never selected."""
-    silent = {
-        order.label(channel)
-        for item in scoring
-        if item.is_class
-        for order in [channels[item.index]]
-        for channel, response in item.responses.items()
-        if response.effect in (Effect.FALLING, Effect.SILENT) and 0 <= order.label(channel) < order.classes
-    }
+    silent = {label for item in scoring if item.is_class for label in _unselected(item, channels[item.index])}
     return silent.pop() if len(silent) == 1 else None
 
 
-def undecoded(graph: Graph, widths: Sequence[int], num_classes: int | None) -> AmbiguousModelError:
-    """The error for heads that are outputs as they are, of so many channels each."""
-    alike = len({value.shape for value in graph.outputs}) == 1  # not a level each
-    likely = likely_task(graph) if alike else None
-    others = "" if likely is None else f"; else {likely}, which is no detection"
-    if num_classes is not None:
-        return AmbiguousModelError(
-            f"the heads are returned undecoded, and of their widths ({', '.join(map(str, widths))} channels) "
-            f"--num-classes {num_classes} does not tell which are classes: those of boxes may be as wide; export the "
-            f"model with its boxes decoded{others}"
-        )
-    if {*widths} & {2 * width for width in widths}:
-        others += "; else maps of key points beside their offsets: --method keypoint-map"
-    return AmbiguousModelError(
-        "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
-        f"({', '.join(map(str, widths))} channels) do not tell classes from boxes: give the number of classes, "
-        f"--num-classes{others}"
-    )
-
-
-def beside_raw_boxes(
-    raw: Sequence[Watched], observed: Sequence[Observed], grid_of: Callable[[int], tuple[int, int]]
-) -> dict[int, int]:
-    """Undecoded heads whose output has the rows of another that is four wide, and alone is; by index, its width.
-
-    Boxes are four wide, so that the other output has the scores, whatever the widths of the heads: six boxes of a place
-    are as wide as 24 classes. Where each place has one box, four may be the classes, and the others bins of its sides.
-    """
-    found: dict[int, int] = {}
-    for boxes, scores, width in _boxes_and_scores(observed):
-        boxed, scored = ([item for item in raw if _moves_alone(item, index)] for index in (boxes, scores))
-        anchors = {grid_of(item.index): item.head.channels / _BOX for item in boxed}
-        may_be_bins = width % _BOX == 0 and {*anchors.values()} == {1}
-        if not may_be_bins and all(anchors.get(grid_of(item.index)) == item.head.channels / width for item in scored):
-            found |= {item.index: width for item in scored}
-    return found
-
-
-def _boxes_and_scores(observed: Sequence[Observed]) -> list[tuple[int, int, int]]:
-    """Outputs that alone share their rows, the first four wide, the second of several columns, and how many."""
-    rows: dict[int | None, list[tuple[int, int | None]]] = {}
-    for index, item in enumerate(observed):
-        sizes = item.value.sizes
-        if item.is_output and len(sizes) > 1 and all(size == 1 for size in sizes[2:-1]):
-            rows.setdefault(sizes[0 if len(sizes) == 2 else 1], []).append((index, sizes[-1]))
-    pairs = [sorted(found, key=lambda item: item[1] != _BOX) for found in rows.values() if len(found) == 2]
-    return [
-        (boxes, scores, width)
-        for (boxes, four), (scores, width) in pairs
-        if four == _BOX and width not in (None, 1, _BOX)
-    ]
-
-
-def _moves_alone(item: Watched, index: int) -> bool:
-    """Whether each of a head's channels moves one element of an observed value."""
-    return all(index in response.elements for response in item.responses.values())
-
-
-def without_sigmoid_boxes(
-    graph: Graph,
-    items: Sequence[Watched],
-    every: Sequence[Watched],
-    observed: Sequence[Observed],
-    is_boxed: Callable[[Watched], bool],
-    is_placed: Callable[[Value], bool],
-) -> list[Watched]:
-    """Heads of one grid without those that give boxes in 0..1; beside such, the scores that share their rows.
-
-    Args:
-        graph: the model.
-        items: heads of a grid whose channels look like classes.
-        every: all heads of that grid.
-        observed: what was watched.
-        is_boxed: whether another head is known to give the boxes where one has its channels.
-        is_placed: whether a value differs from row to row although all locations are alike, as boxes do.
-
-    Raises:
-        AmbiguousModelError: boxes and scores are both four wide.
-        TargetNotFoundError: there are boxes, and no head whose channels each move one score beside them.
-    """
-    kept: list[Watched] = []
-    for item in items:
-        beside = _scores_of_boxes(graph, item, observed, is_boxed, is_placed)
-        if not beside:
-            kept.append(item)
-            continue
-        scored = [found for other in every if other is not item and (found := _scores(other, beside, observed))]
-        if not scored and not any(other.is_class for other in items if other is not item):
-            raise TargetNotFoundError(
-                f"the head {item.head.value.describe()} gives boxes, and no head gives the scores "
-                f"{beside[0].describe()} beside them one by one"
-            )
-        for found in scored:  # of one class, scale and shift of the scores look like their head: all are one value
-            known = {own.index for own in (*items, *kept)}
-            if found.index not in known and found.head.value not in {own.head.value for own in kept}:
-                kept = [own for own in kept if not _is_part(own, found)] + [found]
-    return kept
-
-
-def _is_part(item: Watched, whole: Watched) -> bool:
-    """Whether a head of one channel moves the one score that a value is: its scale, or its shift."""
-    return item.head.channels == 1 == whole.head.channels and item.moved() == whole.moved()
-
-
-def _scores_of_boxes(
-    graph: Graph,
-    item: Watched,
-    observed: Sequence[Observed],
-    is_boxed: Callable[[Watched], bool],
-    is_placed: Callable[[Value], bool],
-) -> list[Value]:
-    """The scores beside the boxes in 0..1 that a head gives; none if it gives no such boxes."""
-    rows = [observed[index].value for index in item.moved() if observed[index].value in graph.outputs]
-    boxes = next((value for value in rows if value.rank == 3 and value.sizes[2] == _BOX), None)
-    if boxes is None or item.head.channels % _BOX:
-        return []
-    if item.is_exclusive or (not item.has_tokens and is_boxed(item)):  # the sides of a box are no softmax
-        return []
-    beside = _beside(graph, boxes)
-    if any(value in rows for value in beside):
-        return []
-    return _of_boxes(boxes, beside, is_placed if item.has_tokens else None)
-
-
-def _of_boxes(boxes: Value, beside: list[Value], is_placed: Callable[[Value], bool] | None) -> list[Value]:
-    """The scores beside boxes; none where a value of four columns beside them lies on the grid instead.
-
-    Raises:
-        AmbiguousModelError: there are two of four columns, and nothing tells.
-    """
-    four = [value for value in beside if value.sizes[2] == _BOX]
-    are_alone = len(four) == len(beside)
-    if not four or is_placed is None:
-        return [] if are_alone else beside
-    placed = [is_placed(value) for value in (boxes, *four)]
-    if placed.count(True) == 1:
-        return beside if placed[0] else []
-    if not are_alone:
-        return beside
-    raise AmbiguousModelError(
-        f"the outputs {boxes.describe()} and {four[0].describe()} are both four wide: either could hold "
-        "the boxes, and nothing tells which holds the class scores"
-    )
-
-
-def _beside(graph: Graph, boxes: Value) -> list[Value]:
-    return [
-        value
-        for value in graph.outputs
-        if value is not boxes and value.rank == 3 and "float" in value.dtype and value.sizes[1] == boxes.sizes[1]
-    ]
-
-
-def _scores(item: Watched, beside: Sequence[Value], observed: Sequence[Observed]) -> Watched | None:
-    """A head each of whose channels moves one column of a value beside the boxes, as that value."""
-    for index, watched in enumerate(observed):
-        value = watched.value
-        if value not in beside or value.sizes[2] != item.head.channels or value.sizes[1] != item.head.value.sizes[1]:
-            continue
-        elements = [response.elements.get(index) for response in item.responses.values()]
-        alone = all(response.moved.get(index) == 1 for response in item.responses.values())
-        columns = [None if element is None else element[2] for element in elements]
-        if alone and columns == list(item.responses) and item.has_tokens:
-            return replace(item, head=replace(item.head, value=value))
-    return None
+def _unselected(item: Watched, order: Channels) -> set[int]:
+    """The classes of a head whose scores are not seen to rise anywhere."""
+    quiet = (channel for channel, told in item.responses.items() if told.effect in (Effect.FALLING, Effect.SILENT))
+    return {order.label(channel) for channel in quiet} & {*range(order.classes)}

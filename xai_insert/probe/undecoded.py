@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from xai_insert.errors import TargetNotFoundError
+from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
+from xai_insert.graph.view import Graph, Shape
 from xai_insert.locate.detector import Channels
-from xai_insert.locate.frontier import Head
+from xai_insert.locate.frontier import Head, Observed
+from xai_insert.locate.outputs import likely_task
 from xai_insert.probe.channels import of_width, raw_channels, with_several
 from xai_insert.probe.orders import Orders
-from xai_insert.probe.rivals import Watched, beside_raw_boxes, undecoded
+from xai_insert.probe.rivals import Watched
+
+_BOX = 4
 
 
 def raw_scores(search: Orders, num_classes: int | None) -> tuple[list[Watched], dict[int, Channels]] | None:
@@ -30,11 +34,19 @@ def raw_scores(search: Orders, num_classes: int | None) -> tuple[list[Watched], 
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in search.watched}
     found = _raw_orders(search, raw, widths, num_classes)
     scoring = [item for item in raw if item.index in found]
-    grids = [search.probe.grid(item.index) for item in scoring]
-    left = _unread(search, raw, scoring, found)
-    if not scoring or left or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
-        raise undecoded(search.graph, [width for _, width in widths.values()], num_classes)
+    if not _are_whole(search, raw, scoring, found):
+        raise _undecoded(search.graph, [width for _, width in widths.values()], num_classes)
     return scoring, found
+
+
+def _are_whole(
+    search: Orders, raw: Sequence[Watched], scoring: Sequence[Watched], found: Mapping[int, Channels]
+) -> bool:
+    """Whether heads give the scores of every level, once each, and of the same classes."""
+    grids = [search.probe.grid(item.index) for item in scoring]
+    if not scoring or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
+        return False
+    return not _unread(search, raw, scoring, found)
 
 
 def like(known: Channels, by: Head, head: Head) -> Channels:
@@ -67,24 +79,32 @@ def _raw_orders(
 ) -> dict[int, Channels]:
     """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, outputs, widths, a reshape."""
     found = with_several(_orders(raw, search.beside_boxes), num_classes)
-    found = found or (_orders(raw, search.single_class) if num_classes in (None, 1) else {})
+    if not found and num_classes in (None, 1):
+        found = _orders(raw, search.single_class)
     found = found or _by_outputs(search, raw, num_classes) or _by_widths(search, raw, widths, num_classes)
-    is_map = not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
-    if num_classes is None and is_map and [order.anchors for order in found.values()] == [1]:
+    if num_classes is not None:
+        return found
+    if [order.anchors for order in found.values()] == [1] and _are_maps(search, raw):
         found = {}  # two maps of one size, one of them of four channels: not only detectors have them
-    return found or (_orders(raw, search.raw_layout) if num_classes is None else {})
+    return found or _orders(raw, search.raw_layout)
+
+
+def _are_maps(search: Orders, raw: Sequence[Watched]) -> bool:
+    """Whether the heads are returned as they are, and neither as rows nor beside boxes."""
+    return not any(search.is_listed(item) or search.is_boxed(item) for item in raw)
 
 
 def _by_outputs(search: Orders, raw: Sequence[Watched], num_classes: int | None) -> dict[int, Channels]:
     """Orders told by outputs that share their rows, of which one has the boxes."""
-    counts = beside_raw_boxes(raw, search.observed, search.probe.grid)
+    counts = _beside_raw_boxes(raw, search.observed, search.probe.grid)
     if num_classes is not None and {*counts.values()} != {num_classes}:
         return {}
     scoring = [item for item in raw if item.index in counts]
     found = _orders(scoring, lambda item: of_width(search.raw_orders(item), counts[item.index]))
-    by = next((item for item in scoring if item.index in found), None)
-    if by is None:
+    known = [item for item in scoring if item.index in found]
+    if not known:
         return {}
+    by = known[0]
     return {item.index: found.get(item.index) or like(found[by.index], by.head, item.head) for item in scoring}
 
 
@@ -110,15 +130,91 @@ def _as_seen(search: Orders, item: Watched, order: Channels | None) -> Channels 
     seen = [found for found in search.raw_orders(item) if found.anchors > 1]
     if not seen:
         return order
-    if order.classes < order.stride:  # boxes and scores in one head
-        whole = {found for found in seen if (found.classes, found.anchors) == (order.stride, order.anchors)}
-        if len(whole) > 1:
-            return None
-        is_inside = any(found.classes_first for found in whole)
-        start = order.start * order.anchors
-        return replace(order, start=start, stride=1, classes_first=True) if is_inside else order
-    return next((found for found in seen if (found.classes, found.anchors) == (order.classes, order.anchors)), None)
+    is_joint = order.classes < order.stride  # boxes and scores in one head
+    wanted = (order.stride if is_joint else order.classes, order.anchors)
+    fits = [found for found in seen if (found.classes, found.anchors) == wanted]
+    if is_joint:
+        return _inside(order, fits)
+    return fits[0] if fits else None
+
+
+def _inside(order: Channels, seen: Sequence[Channels]) -> Channels | None:
+    """An order of boxes and scores of one head, with anchors inside each number where they are seen to be there."""
+    if len({*seen}) > 1:
+        return None
+    if not any(found.classes_first for found in seen):
+        return order
+    return replace(order, start=order.start * order.anchors, stride=1, classes_first=True)
 
 
 def _orders(heads: Sequence[Watched], order_of: Callable[[Watched], Channels | None]) -> dict[int, Channels]:
     return {item.index: order for item in heads if (order := order_of(item)) is not None}
+
+
+def _beside_raw_boxes(
+    raw: Sequence[Watched], observed: Sequence[Observed], grid_of: Callable[[int], tuple[int, int]]
+) -> dict[int, int]:
+    """Undecoded heads whose output has the rows of another that is four wide, and alone is; by index, its width.
+
+    Boxes are four wide, so that the other output has the scores, whatever the widths of the heads: six boxes of a place
+    are as wide as 24 classes. Where each place has one box, four may be the classes, and the others bins of its sides.
+    """
+    found: dict[int, int] = {}
+    for boxes, scores, width in _boxes_and_scores(observed):
+        boxed, scored = ([item for item in raw if _moves_alone(item, index)] for index in (boxes, scores))
+        anchors = {grid_of(item.index): item.head.channels / _BOX for item in boxed}
+        may_be_bins = width % _BOX == 0 and {*anchors.values()} == {1}
+        if not may_be_bins and all(anchors.get(grid_of(item.index)) == item.head.channels / width for item in scored):
+            found |= {item.index: width for item in scored}
+    return found
+
+
+def _boxes_and_scores(observed: Sequence[Observed]) -> list[tuple[int, int, int]]:
+    """Outputs that alone share their rows, the first four wide, the second of several columns, and how many."""
+    rows: dict[int | None, list[tuple[int, int | None]]] = {}
+    for index, item in enumerate(observed):
+        if item.is_output and _has_rows(item.value.sizes):
+            *lead, width = item.value.sizes
+            rows.setdefault(lead[:2][-1], []).append((index, width))
+    pairs = [sorted(found, key=lambda item: item[1] != _BOX) for found in rows.values() if len(found) == 2]
+    return [
+        (boxes, scores, width)
+        for (boxes, four), (scores, width) in pairs
+        if four == _BOX and width not in (None, 1, _BOX)
+    ]
+
+
+def _has_rows(sizes: Shape) -> bool:
+    """Whether sizes are those of rows and columns, with images before them and anything single between."""
+    return len(sizes) > 1 and all(size == 1 for size in sizes[2:-1])
+
+
+def _moves_alone(item: Watched, index: int) -> bool:
+    """Whether each of a head's channels moves one element of an observed value."""
+    return all(index in response.elements for response in item.responses.values())
+
+
+def _undecoded(graph: Graph, widths: Sequence[int], num_classes: int | None) -> AmbiguousModelError:
+    """The error for heads that are outputs as they are, of so many channels each."""
+    listed = ", ".join(map(str, widths))
+    others = _other_tasks(graph)
+    if num_classes is not None:
+        return AmbiguousModelError(
+            f"the heads are returned undecoded, and of their widths ({listed} channels) "
+            f"--num-classes {num_classes} does not tell which are classes: those of boxes may be as wide; export the "
+            f"model with its boxes decoded{others}"
+        )
+    if {*widths} & {2 * width for width in widths}:
+        others += "; else maps of key points beside their offsets: --method keypoint-map"
+    return AmbiguousModelError(
+        "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
+        f"({listed} channels) do not tell classes from boxes: give the number of classes, --num-classes{others}"
+    )
+
+
+def _other_tasks(graph: Graph) -> str:
+    """What else than a detector a model with these outputs may be, in words."""
+    if len({value.shape for value in graph.outputs}) > 1:  # a level each
+        return ""
+    likely = likely_task(graph)
+    return "" if likely is None else f"; else {likely}, which is no detection"

@@ -53,20 +53,23 @@ def attributes(
 
 
 def _slice(node: _Node) -> Attributes:
-    native, inputs, source = node.native, node.inputs, node.inputs[0]
+    source = node.inputs[0]
     if source is None or source.shape is None:
         return {}
-    if "starts" in native.attributes:
-        starts, ends = ints(native, "starts"), ints(native, "ends")
-        axes, steps = ints(native, "axes"), None
-    else:
-        operands = [constant_of(value) for value in inputs[1:]]
-        operands += [None] * (4 - len(operands))
-        starts, ends, axes, steps = (None if part is None else tuple(int(n) for n in part) for part in operands)
+    starts, ends, axes, steps = _slice_operands(node)
     if starts is None or ends is None or (steps is not None and set(steps) != {1}):
         return {}
     rank = len(source.shape)
     return slice_attrs([axis % rank for axis in axes or range(len(starts))], starts, ends, source.shape)
+
+
+def _slice_operands(node: _Node) -> list[tuple[int, ...] | None]:
+    """Starts, ends, axes and steps of a Slice, attributes of old and operands of late; None where not told."""
+    if "starts" in node.native.attributes:
+        return [*(ints(node.native, name) for name in ("starts", "ends", "axes")), None]
+    operands = [constant_of(value) for value in node.inputs[1:5]]
+    operands += [None] * (4 - len(operands))
+    return [None if part is None else tuple(int(n) for n in part) for part in operands]
 
 
 def _reduced(node: _Node) -> Attributes:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from xai_insert.formats.onnx.single import holds_graph, maker, operands, reference
 from xai_insert.formats.onnx.writer import Writer, Written
+from xai_insert.graph.view import Shape
 
 _Array = npt.NDArray[Any]
 
@@ -20,14 +21,14 @@ def branch(w: Writer) -> Written:
     if decided is None or decided.size != 1:
         return None
     body = w.node.attributes["then_branch" if decided.item() else "else_branch"].as_graph()
+    if any(node.domain or len(node.outputs) != 1 or holds_graph(node) for node in body):
+        return None
     made: dict[ir.Value | None, ir.Value | None] = {
         value: w.constant(value.const_value.numpy())
         for value in body.initializers.values()
         if value.const_value is not None
     }
     for node in body:
-        if node.domain or len(node.outputs) != 1 or holds_graph(node):
-            return None
         made[node.outputs[0]] = w(node.op_type, *(made.get(value, value) for value in node.inputs), **node.attributes)
     return [w("Identity", made.get(value, value)) for value in body.outputs]
 
@@ -42,9 +43,14 @@ def _elements(w: Writer, value: ir.Value | None) -> _Array | None:
         return None if sizes is None or None in sizes else np.array(sizes, np.int64)
     shape = maker(node)
     sizes = None if shape is None else _sizes(w, shape)
-    if sizes is not None and node.op_type == "Size":
+    return _run(node, [_elements(w, item) for item in node.inputs]) if sizes is None else _of_sizes(w, node, sizes)
+
+
+def _of_sizes(w: Writer, node: ir.Node, sizes: Shape) -> _Array | None:
+    """What a node makes of sizes, of which some may be open."""
+    if node.op_type == "Size":
         return np.array(len(sizes), np.int64)
-    if sizes is not None and node.op_type == "Gather":
+    if node.op_type == "Gather":
         return _taken(sizes, _elements(w, node.inputs[1]))
     return _run(node, [_elements(w, item) for item in node.inputs])
 

@@ -20,7 +20,8 @@ from xai_insert.graph.names import Names
 from xai_insert.graph.view import Shape
 
 _MS = "com.microsoft"
-RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
+_Rule = Callable[[Writer], Written]
+RULES: Mapping[tuple[str, str], _Rule] = {
     ("", "Einsum"): einsum,
     ("", "If"): branch,
     ("", "Reshape"): fused.product_of_rows,
@@ -62,6 +63,19 @@ RULES: Mapping[tuple[str, str], Callable[[Writer], Written]] = {
 _ROUNDING = frozenset(kind for (_, kind) in RULES if kind.startswith("QLinear") or kind == "QGemm")
 
 
+def _rules_for(graph: ir.Graph) -> tuple[Mapping[tuple[str, str], _Rule], _Rule | None]:
+    """The rules for a graph, where integers are rounded those for what moves them too; and that for other reshapes."""
+    kinds = {node.op_type for node in graph}
+    rules, moving = dict(RULES), None
+    if not kinds.isdisjoint(_ROUNDING):
+        rules["", "DequantizeLinear"] = quantised.dequantised
+        rules["", "Gather"] = rules["", "Slice"] = rules["", "Squeeze"] = quantised.moved
+        moving = quantised.moved
+    if "TopK" not in kinds:  # elsewhere rows serve as well
+        del rules["", "Reshape"]
+    return rules, moving
+
+
 class Decomposed:
     """Smaller operators behind the fused ones of `model`, which nothing reads but for the time of `shown`.
 
@@ -96,13 +110,7 @@ class Decomposed:
                 self._shapes = shapes()
             return self._shapes.get(value.name or "")
 
-        rules, moving = dict(RULES), None
-        if any(node.op_type in _ROUNDING for node in model.graph):
-            rules["", "DequantizeLinear"] = quantised.dequantised
-            rules["", "Gather"] = rules["", "Slice"] = rules["", "Squeeze"] = quantised.moved
-            moving = quantised.moved
-        if not any(node.op_type == "TopK" for node in model.graph):  # elsewhere rows serve as well
-            del rules["", "Reshape"]
+        rules, moving = _rules_for(model.graph)
         for node in list(model.graph):
             rule = rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
             if node.op_type == "Reshape" and not fused.is_product_of_rows(node):

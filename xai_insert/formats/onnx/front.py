@@ -54,12 +54,15 @@ def take_off(graph: ir.Graph) -> Front | None:
         return None
     made = set(inputs)
     for node in graph:
-        first = operand(node, 0)
-        if node.op_type == _CONVOLUTION and not node.domain and first in made and first not in inputs:
+        if _convolves(node) and (first := operand(node, 0)) in made and first not in inputs:
             return _taken(graph, inputs, made, node)
         if any(value in made for value in node.inputs):
             made.update(node.outputs)
     return None
+
+
+def _convolves(node: ir.Node) -> bool:
+    return node.op_type == _CONVOLUTION and not node.domain
 
 
 def _taken(graph: ir.Graph, inputs: Sequence[ir.Value], made: set[ir.Value], convolution: ir.Node) -> Front | None:
@@ -69,14 +72,20 @@ def _taken(graph: ir.Graph, inputs: Sequence[ir.Value], made: set[ir.Value], con
     nodes = [node for node in graph if node in front]
     read = [value for value in inputs if _is_read_in(front, value)]
     inside = {*read, *(value for node in nodes for value in node.outputs)}
-    is_prepared = any(node.domain in EXTENSIONS for node in nodes)
-    if not is_prepared or not inside.isdisjoint(graph.outputs) or not _are_apart(inside - {image}, front):
+    if not any(map(_prepares, nodes)) or not inside.isdisjoint(graph.outputs):
+        return None
+    if not _are_apart(inside - {image}, front):
         return None
     found = Front(nodes, list(graph.inputs), image, _entry(image, weight))
     ir.convenience.replace_all_uses_with(image, found.entry)
     graph.remove(nodes)
     graph.inputs[:] = [found.entry, *(value for value in graph.inputs if value not in read)]
     return found
+
+
+def _prepares(node: ir.Node) -> bool:
+    """Whether an operation is one of those that make images of files."""
+    return node.domain in EXTENSIONS
 
 
 def _feeding(image: ir.Value, made: set[ir.Value]) -> set[ir.Node]:

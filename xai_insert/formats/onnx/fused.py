@@ -9,7 +9,9 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.single import maker
 from xai_insert.formats.onnx.writer import Writer, Written
+from xai_insert.graph.view import Shape
 
 _GELU_FACTOR = math.sqrt(2 / math.pi)
 
@@ -57,15 +59,17 @@ def multi_head_attention(w: Writer) -> Written:
             return None
     if len(w.node.inputs) > 6 or _others(w) or w.has("unidirectional"):
         return None
-    parts = [query, key, value]
+    parts = _projected(w, [query, key, value], bias)
+    return None if not parts else [_attended(w, [_headed(w, part, heads) for part in parts], added)]
+
+
+def _projected(w: Writer, parts: list[ir.Value], bias: ir.Value | None) -> list[ir.Value]:
+    """Query, key and value with their thirds of a bias; empty where they are of other axes, or the bias is not told."""
     if any(w.rank(part) not in (3, None) for part in parts):
-        return None
-    if bias is not None:
-        biases = _thirds(w, bias)
-        if not biases:
-            return None
-        parts = [w("Add", part, shift) for part, shift in zip(parts, biases, strict=True)]
-    return [_attended(w, [_headed(w, part, heads) for part in parts], added)]
+        return []
+    if bias is None:
+        return parts
+    return [w("Add", part, shift) for part, shift in zip(parts, _thirds(w, bias) or [], strict=False)]
 
 
 def _thirds(w: Writer, bias: ir.Value) -> list[ir.Value]:
@@ -83,15 +87,17 @@ def standard_attention(w: Writer) -> Written:
     query, key, value, mask = (w.operand(index) for index in range(4))
     if query is None or key is None or value is None or len(w.node.inputs) > 4 or _others(w):
         return None
-    heads, others = int(w.number("q_num_heads", 0)), int(w.number("kv_num_heads", 0))
     written = {"q_num_heads", "kv_num_heads", "softcap", "qk_matmul_output_mode"} & set(w.node.attributes)
-    if not written or heads != others or w.has("softcap", "qk_matmul_output_mode"):
+    if not written or w.has("softcap", "qk_matmul_output_mode"):
+        return None
+    heads, others = int(w.number("q_num_heads", 0)), int(w.number("kv_num_heads", 0))
+    if heads != others:
         return None
     kept = {name: w.node.attributes[name].value for name in ("scale", "is_causal") if name in w.node.attributes}
-    operands = [mask] if mask is not None else []
+    masks = [] if mask is None else [mask]
     if not heads:
-        return [w("Attention", query, key, value, *operands, **kept)]
-    result = w("Attention", *(_headed(w, part, heads) for part in (query, key, value)), *operands, **kept)
+        return [w("Attention", query, key, value, *masks, **kept)]
+    result = w("Attention", *(_headed(w, part, heads) for part in (query, key, value)), *masks, **kept)
     return [w.reshape(w.transpose(result, (0, 2, 1, 3)), [0, 0, -1])]
 
 
@@ -117,14 +123,18 @@ def _turned(
     if places is not None:
         cosine, sine = (w("Gather", table, places, axis=0) for table in (cosine, sine))
     cosine, sine = w.unsqueeze(cosine, 1), w.unsqueeze(sine, 1)
-    whole = _headed(w, x, heads) if heads else x
+    made = _rotated(w, _headed(w, x, heads) if heads else x, cosine, sine, half)
+    return [w.reshape(w.transpose(made, (0, 2, 1, 3)), [0, 0, -1]) if heads else made]
+
+
+def _rotated(w: Writer, whole: ir.Value, cosine: ir.Value, sine: ir.Value, half: int) -> ir.Value:
+    """The halves of each row of a value `[N, heads, T, 2 * half]` as the coordinates of points that are turned."""
     cuts = [w.constant([number]) for number in (0, half, 2 * half)]
     axis = w.constant([3])
     first, second = (w("Slice", whole, start, end, axis) for start, end in pairwise(cuts))
     turned = w("Sub", w("Mul", first, cosine), w("Mul", second, sine))
     other = w("Add", w("Mul", first, sine), w("Mul", second, cosine))
-    made = w("Concat", turned, other, axis=3)
-    return [w.reshape(w.transpose(made, (0, 2, 1, 3)), [0, 0, -1]) if heads else made]
+    return w("Concat", turned, other, axis=3)
 
 
 def _padding(w: Writer, mask: ir.Value, added: ir.Value | None) -> ir.Value | None:
@@ -157,17 +167,21 @@ def ms_rotary(w: Writer) -> Written:
     x, places, cosine, sine = (w.operand(index) for index in range(4))
     if x is None or places is None or w.has("is_packed_batching") or w.number("scale", 1) != 1:
         return None
-    rank, each = w.rank(places), w.rank(x)
+    each = w.rank(x)
     width, size = w.width(cosine), w.width(x)
     heads = int(w.number("num_heads", 0))
-    if rank == 1 and each is not None:
-        axis = 1 if each == 3 else 2
-        length = w("Gather", w("Shape", x), w.constant(np.array(axis)), axis=0)
-        counted = w("Range", w.constant(np.array(0)), length, w.constant(np.array(1)))
-        places = w.unsqueeze(w("Add", counted, places), 0)
+    if w.rank(places) == 1 and each is not None:
+        places = _counted_from(w, places, x, 1 if each == 3 else 2)
     if each == 3 and not heads and width is not None:
         heads = 0 if size is None else size // (2 * width)
     return _turned(w, x, cosine, sine, places, heads)
+
+
+def _counted_from(w: Writer, first: ir.Value, x: ir.Value, axis: int) -> ir.Value:
+    """The places of all tokens along an axis of `x`, of which only the first is given."""
+    length = w("Gather", w("Shape", x), w.constant(np.array(axis)), axis=0)
+    counted = w("Range", w.constant(np.array(0)), length, w.constant(np.array(1)))
+    return w.unsqueeze(w("Add", counted, first), 0)
 
 
 def _others(w: Writer) -> bool:
@@ -342,18 +356,22 @@ def is_product_of_rows(node: ir.Node) -> bool:
 
 def product_of_rows(w: Writer) -> Written:
     """What optimisers make of a linear layer over more than two axes: the layer with its axes."""
-    gemm = w.node.inputs[0].producer() if w.node.inputs[0] is not None else None
-    rows = gemm.inputs[0].producer() if gemm is not None and gemm.inputs[0] is not None else None
+    gemm = maker(w.node)
+    rows = None if gemm is None else maker(gemm)
     source = None if rows is None else rows.inputs[0]
     if gemm is None or source is None or gemm.inputs[1] is None:
         return None
-    before, after, weight = w.sizes(source), w.sizes(w.node.outputs[0]), gemm.inputs[1]
-    if before is None or after is None or len(before) < 3 or before[:-1] != after[:-1] or None in before[1:]:
-        return None
-    is_turned = bool(gemm.attributes.get_int("transB", 0))
-    widths = [before[-1], after[-1]]
-    if weight.shape is None or list(weight.shape) != (widths[::-1] if is_turned else widths):
+    weight, is_turned = gemm.inputs[1], bool(gemm.attributes.get_int("transB", 0))
+    widths = _widths(w.sizes(source), w.sizes(w.node.outputs[0]))
+    if widths is None or weight.shape is None or list(weight.shape) != (widths[::-1] if is_turned else widths):
         return None
     made = w("MatMul", source, w.transpose(weight, [1, 0]) if is_turned else weight)
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     return [w.plus(made, bias)]
+
+
+def _widths(before: Shape | None, after: Shape | None) -> list[int | None] | None:
+    """How wide rows are before and after a layer; None where these are not the same rows, of known sizes."""
+    if before is None or after is None or len(before) < 3:
+        return None
+    return [before[-1], after[-1]] if before[:-1] == after[:-1] and None not in before[1:] else None

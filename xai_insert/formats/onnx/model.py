@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,14 +266,18 @@ def _prepared(model: ir.Model, source: Path | None, input_shapes: Mapping[str, S
     if given is not None:
         upgrade(model)
     front = take_off(model.graph)
-    source = source if front is None else None
-    inputs = {value.name: value for value in model.graph.inputs}
+    _set_sizes(model.graph, input_shapes)
+    if front is not None or input_shapes:
+        source = None
+    return OnnxModel(model, source, input_shapes, given if front is None else None, front)
+
+
+def _set_sizes(graph: ir.Graph, input_shapes: Mapping[str, Shape]) -> None:
+    inputs = {value.name: value for value in graph.inputs}
     for name, sizes in input_shapes.items():
         if name not in inputs:
             raise UnknownNameError("input", name, [str(known) for known in inputs])
         inputs[name].shape = ir.Shape(sizes)
-        source = None
-    return OnnxModel(model, source, input_shapes, given if front is None else None, front)
 
 
 def _require_sound(graph: ir.Graph) -> None:
@@ -282,12 +286,16 @@ def _require_sound(graph: ir.Graph) -> None:
         values = [*operands(node), *node.outputs]
         if any(isinstance(name, bytes) for name in (node.name, node.op_type, *(value.name for value in values))):
             raise ModelFileError(f"a name at {node.op_type} {node.name!r} is no text; is the file whole?")
-        missing = next((value for value in values if not _is_given(value)), None)
+        missing = _first_missing(values)
         if missing is not None:
             raise ModelFileError(f"{node.op_type} {node.name!r} reads {missing.name!r}, which nothing gives")
-    for value in (value for part in (graph, *graph.subgraphs()) for value in part.outputs):
-        if not _is_given(value):
-            raise ModelFileError(f"the output {value.name!r} is given by no node; is the file whole?")
+    missing = _first_missing(value for part in (graph, *graph.subgraphs()) for value in part.outputs)
+    if missing is not None:
+        raise ModelFileError(f"the output {missing.name!r} is given by no node; is the file whole?")
+
+
+def _first_missing(values: Iterable[ir.Value]) -> ir.Value | None:
+    return next((value for value in values if not _is_given(value)), None)
 
 
 def _is_given(value: ir.Value) -> bool:

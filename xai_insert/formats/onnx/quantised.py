@@ -130,19 +130,21 @@ def moved(w: Writer) -> Written:
     """Integers that are moved as such: the floats that they stand for."""
     x = w.operand(0)
     node = None if x is None else x.producer()
-    if x is None or node is None:
-        return None
-    if node.op_type == "QuantizeLinear":
-        first = 1
-    elif node.op_type in _SCALES or node.op_type.startswith("QLinear"):
-        first = _SCALES.get(node.op_type, 3)
-    else:
+    first = None if node is None else _place_of_scale(node)
+    if x is None or node is None or first is None:
         return None
     scale = _present(node.inputs[first : first + 2])
     if not scale or any(item.shape is None or item.shape.rank() != 0 for item in scale):
         return None
     made = w(w.node.op_type, w.dequantised([x, *scale]), *w.node.inputs[1:], **_attributes(w))
     return [w("QuantizeLinear", made, *scale)]
+
+
+def _place_of_scale(node: ir.Node) -> int | None:
+    """Which operand of a node is the scale of the integers that it gives, its zero point behind it."""
+    if node.op_type == "QuantizeLinear":
+        return 1
+    return _SCALES.get(node.op_type, 3 if node.op_type.startswith("QLinear") else None)
 
 
 def _attributes(w: Writer) -> dict[str, Any]:
@@ -220,19 +222,23 @@ def packed_matmul(w: Writer) -> Written:
         return None
     count = -(-rows // block)
     numbers = _unpacked(w, packed, bits, [columns, count, block])
-    if zeros is None:
-        shift = w.constant(float(1 << (bits - 1)))
-    elif zeros.dtype is not None and zeros.dtype.is_floating_point():
-        shift = w.reshape(w.floats(zeros), [columns, count, 1])
-    else:
-        whole = _unpacked(w, zeros, bits, [columns, -1])
-        cut = w("Slice", whole, w.constant([0]), w.constant([count]), w.constant([1]))
-        shift = w.reshape(cut, [columns, count, 1])
+    shift = _zero_points(w, zeros, bits, [columns, count, 1])
     factor = w.reshape(w.floats(scales), [columns, count, 1])
     weight = w.reshape(w("Mul", w("Sub", numbers, shift), factor), [columns, count * block])
     if count * block != rows:
         weight = w("Slice", weight, w.constant([0]), w.constant([rows]), w.constant([1]))
     return _product(w, a, w.transpose(weight, (1, 0)), bias)
+
+
+def _zero_points(w: Writer, zeros: ir.Value | None, bits: int, sizes: Sequence[int]) -> ir.Value:
+    """What each block is shifted by, `[columns, blocks, 1]`: the middle of the range, or floats, or packed too."""
+    if zeros is None:
+        return w.constant(float(1 << (bits - 1)))
+    if zeros.dtype is not None and zeros.dtype.is_floating_point():
+        return w.reshape(w.floats(zeros), sizes)
+    columns, count, _ = sizes
+    whole = _unpacked(w, zeros, bits, [columns, -1])
+    return w.reshape(w("Slice", whole, w.constant([0]), w.constant([count]), w.constant([1])), sizes)
 
 
 def _unpacked(w: Writer, packed: ir.Value, bits: int, sizes: list[int]) -> ir.Value:

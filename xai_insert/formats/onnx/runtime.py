@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,7 @@ def _opened(
     weights = tensors(model)
     outside = [tensor for tensor in weights if isinstance(tensor, ir.ExternalTensor)]
     stored = stored_tensors(weights, of_part=is_part)
-    file = stored[0].path if stored else None
-    if file is not None and not outside:
-        file = file.resolve()  # the runtime follows no link out of the folder
+    file = _file_of(stored, outside)
     if outside or stored:
         # Packing the weights for speed would hold all of them in memory a second time.
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -128,11 +126,20 @@ def _opened(
         return _session(str(path), options)
 
 
+def _file_of(stored: Sequence[StoredTensor], outside: Sequence[ir.ExternalTensor]) -> Path | None:
+    """The model's own file, where that holds large weights."""
+    if not stored:
+        return None
+    file = stored[0].path
+    return file if outside else file.resolve()  # the runtime follows no link out of the folder
+
+
 def _array(result: Any) -> npt.NDArray[Any]:
     """A result as an array; of a map for each image its numbers as its keys stand, of a sequence all its elements."""
-    if isinstance(result, list) and result and all(isinstance(item, dict) for item in result):
+    kinds = {type(item) for item in result} if isinstance(result, list) else set()
+    if kinds == {dict}:
         return np.array([list(item.values()) for item in result])
-    if isinstance(result, list) and result and all(isinstance(item, np.ndarray) for item in result):
+    if kinds == {np.ndarray}:
         return np.concatenate([item.ravel() for item in result])
     return np.asarray(result)
 

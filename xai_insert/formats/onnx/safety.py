@@ -44,11 +44,15 @@ def require_safe(model: ir.Model, folder: Path) -> None:
     for node in model.graph.all_nodes():
         _require_operands(node, model.opset_imports.get(node.domain))
     for value in model.graph.inputs:
-        sizes = [size for size in value.shape or () if isinstance(size, int)]
-        if any(size < -1 for size in sizes):  # -1 is an open size
-            raise ModelFileError(
-                f"input {value.name!r} declares a negative size; give its sizes: --input-shape {value.name}:1,3,224,224"
-            )
+        _require_sizes(value)
+
+
+def _require_sizes(value: ir.Value) -> None:
+    sizes = [size for size in value.shape or () if isinstance(size, int)]
+    if any(size < -1 for size in sizes):  # -1 is an open size
+        raise ModelFileError(
+            f"input {value.name!r} declares a negative size; give its sizes: --input-shape {value.name}:1,3,224,224"
+        )
 
 
 def _require_operands(node: ir.Node, version: int | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,19 +62,28 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape], *, by_runtimes: bo
         input_shapes: sizes of graph inputs that are to be taken instead of the stored ones.
         by_runtimes: whether to ask onnxruntime and OpenVINO for what ONNX's inference does not tell.
     """
-    values = [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
     light = _without_weights(model)
     _describe_learners(light.graph)
-    shapes = {value.name: _sizes(value.shape) for value in values if value.name and value.shape is not None}
-    types = {value.name: value.dtype for value in values if value.name and value.dtype is not None}
+    shapes, types = _stored(model)
     more_shapes, more_types = _inferred(light)
-    names = {value.name for value in values}
+    names = {value.name for value in _values(model)}
     shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in more_shapes.items() if name in names)
     types.update((name, kind) for name, kind in more_types.items() if name in names)
     if by_runtimes and _is_incomplete(model, shapes):
         shapes, kinds = _by_runtimes(model, light, shapes, input_shapes)
         types = {**kinds, **types}
     return Inferred(shapes, types)
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    return [v for node in model.graph.all_nodes() for v in node.outputs] + list(model.graph.inputs)
+
+
+def _stored(model: ir.Model) -> Described:
+    """Sizes and element types that the model itself holds."""
+    values = [value for value in _values(model) if value.name]
+    shapes = {value.name or "": _sizes(value.shape) for value in values if value.shape is not None}
+    return shapes, {value.name or "": value.dtype for value in values if value.dtype is not None}
 
 
 def _by_runtimes(
@@ -130,15 +139,20 @@ def _inferred(model: onnx.ModelProto) -> Described:
     except Exception as err:
         logger.debug("ONNX cannot infer shapes: %s", err)
         return {}, {}
+    graphs = _graphs(found.graph)
+    return _described(value for graph in graphs for value in (*graph.value_info, *graph.input, *graph.output))
+
+
+def _described(values: Iterable[onnx.ValueInfoProto]) -> Described:
+    """Sizes and element types as they are said of values."""
     shapes, types = dict[str, Shape](), dict[str, ir.DataType]()
-    for graph in _graphs(found.graph):
-        for value in (*graph.value_info, *graph.input, *graph.output):
-            kind = _element(value.type)
-            if kind.elem_type:
-                types[value.name] = ir.DataType(kind.elem_type)
-            if kind.HasField("shape"):
-                dims = kind.shape.dim
-                shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    for value in values:
+        kind = _element(value.type)
+        if kind.elem_type:
+            types[value.name] = ir.DataType(kind.elem_type)
+        if kind.HasField("shape"):
+            dims = kind.shape.dim
+            shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
     return shapes, types
 
 
@@ -237,21 +251,26 @@ def _of_runtime(
     from xai_insert.formats.onnx.runtime import described  # noqa: PLC0415 - only for models that need it
 
     twin = _all_given(light)
-    free = [value.type.tensor_type.shape.dim for value in twin.graph.input]
-    free = [sizes for sizes in free if not all(size.HasField("dim_value") for size in sizes)]
-    if free and all(size.HasField("dim_value") for sizes in free for size in sizes[1:]):
-        known = []
-        for batch in batches.TRIED:
-            for sizes in free:
-                sizes[0].dim_value = batch
-            known.append(described(twin.SerializeToString()))
-        if all(shapes for shapes, _ in known):
-            (smaller, types), (larger, _) = known
-            return {name: batches.common(shape, larger.get(name)) for name, shape in smaller.items()}, types, smaller
-        for sizes in free:
-            sizes[0].ClearField("dim_value")
+    known = [described(content) for content in _of_batches(twin)]
+    if known and all(shapes for shapes, _ in known):
+        (smaller, types), (larger, _) = known
+        return {name: batches.common(shape, larger.get(name)) for name, shape in smaller.items()}, types, smaller
     shapes, types = described(twin.SerializeToString())
     return {name: _joined(shape, otherwise.get(name)) for name, shape in shapes.items()}, types, {}
+
+
+def _of_batches(model: onnx.ModelProto) -> Iterator[bytes]:
+    """The model for each batch that is tried; nothing where more than the batch is open, or less."""
+    free = [value.type.tensor_type.shape.dim for value in model.graph.input]
+    free = [sizes for sizes in free if not all(size.HasField("dim_value") for size in sizes)]
+    if not free or not all(size.HasField("dim_value") for sizes in free for size in sizes[1:]):
+        return
+    for batch in batches.TRIED:
+        for sizes in free:
+            sizes[0].dim_value = batch
+        yield model.SerializeToString()
+    for sizes in free:
+        sizes[0].ClearField("dim_value")
 
 
 def _all_given(light: onnx.ModelProto) -> onnx.ModelProto:
@@ -303,15 +322,16 @@ def _sizes(shape: ir.Shape) -> Shape:
 
 
 def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch.
-
-    Beside images, which have four axes, a text may be of any length.
-    """
-    inputs = [shapes.get(value.name or "") for value in model.graph.inputs]
-    inputs = [shape for shape in inputs if shape is None or len(shape) == _IMAGE_RANK] or inputs
-    sizes_known = all(shape is not None and None not in shape[1:] for shape in inputs)
+    """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch."""
+    sizes_known = _are_sizes_known([shapes.get(value.name or "") for value in model.graph.inputs])
     known = (shapes.get(value.name or "") for value in _read(model.graph))
     return any(shape is None or (sizes_known and None in shape[1:]) for shape in known)
+
+
+def _are_sizes_known(inputs: Sequence[Shape | None]) -> bool:
+    """Whether nothing but the batch of images is open: beside these, which have four axes, a text is of any length."""
+    images = [shape for shape in inputs if shape is None or len(shape) == _IMAGE_RANK] or inputs
+    return all(shape is not None and None not in shape[1:] for shape in images)
 
 
 def _read(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -32,6 +32,12 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     )
     for value in gone:
         graph.outputs.remove(value)
+    _remove(graph, own, inner)
+    return removed
+
+
+def _remove(graph: ir.Graph, own: Sequence[ir.Node], inner: Sequence[ir.Node]) -> None:
+    """Take nodes off a graph, with what nothing else reads; `inner` are these and those of their subgraphs."""
     read = {value for node in inner for value in operands(node)}
     for node in inner:
         for index in range(len(node.inputs)):
@@ -39,7 +45,6 @@ def strip(model: ir.Model, names: Sequence[str], kinds: dict[str, ir.DataType]) 
     graph.remove(list(reversed(own)), safe=True)
     for value in read:
         _drop_unread(graph, value)
-    return removed
 
 
 def _floats_of(nodes: Iterable[ir.Node], kinds: dict[str, ir.DataType]) -> frozenset[str]:

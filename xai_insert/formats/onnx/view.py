@@ -66,7 +66,8 @@ def build_view(
     """
     graph = model.graph
     _require_known_layout(graph)
-    known_as = {new: old for new, old in (fused or {}).items() if not new.is_graph_output()}
+    fused = fused or {}
+    known_as = {new: old for new, old in fused.items() if not new.is_graph_output()}
     values: dict[ir.Value, Value] = {}
 
     def view_of(native: ir.Value) -> Value:
@@ -76,25 +77,35 @@ def build_view(
 
     nodes: list[Node] = []
     version = graph.opset_imports.get("", JOINT_SOFTMAX)
-    for native in graph:
-        if native in hidden:
-            continue
+    for native in (native for native in graph if native not in hidden):
         inputs = tuple(None if operand is None else view_of(operand) for operand in native.inputs)
         outputs = tuple(view_of(output) for output in native.outputs)
-        if _fold(native, inputs, outputs):
-            continue
-        if native.op_type in INTEGER:
-            inputs = _float_operands(native, inputs)
-        op = _kind(native, inputs, version)
-        inputs += tuple(map(view_of, _captured(native)))
-        name = _written_as(native, fused or {}).name or outputs[0].name
-        node = Node(name, op, native.op_type, inputs, outputs, attributes(native, op, inputs, outputs, version), native)
-        node.kind = Regroup() if op is Op.RESHAPE else read(native, inputs, outputs)
-        node.link()
-        nodes.append(node)
+        if not _fold(native, inputs, outputs):
+            captured = tuple(map(view_of, _captured(native)))
+            name = _written_as(native, fused).name or outputs[0].name
+            nodes.append(_node(name, native, inputs, captured, outputs, version))
     inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
     names = [value.name or "" for value in graph.outputs]
     return Graph(inputs_, [view_of(_named_scores(value)) for value in graph.outputs], names, nodes, _hint(nodes))
+
+
+def _node(
+    name: str,
+    native: ir.Node,
+    inputs: tuple[Value | None, ...],
+    captured: tuple[Value, ...],
+    outputs: tuple[Value, ...],
+    version: int,
+) -> Node:
+    """An operation between the values that it reads, those that its subgraphs capture among them, and gives."""
+    if native.op_type in INTEGER:
+        inputs = _float_operands(native, inputs)
+    op = _kind(native, inputs, version)
+    inputs += captured
+    node = Node(name, op, native.op_type, inputs, outputs, attributes(native, op, inputs, outputs, version), native)
+    node.kind = Regroup() if op is Op.RESHAPE else read(native, inputs, outputs)
+    node.link()
+    return node
 
 
 def _value(native: ir.Value, inferred: Inferred, shown_as: str) -> Value:
@@ -187,15 +198,17 @@ def _tensor_shape(tensor: ir.TensorProtocol) -> Shape:
 
 def _captured(native: ir.Node) -> list[ir.Value]:
     """Values of the outer graph that the node's subgraphs (If, Loop, Scan) read; they are operands as well."""
-    found: dict[ir.Value, None] = {}
-    for body in bodies(native):
-        nodes = list(ir.traversal.RecursiveGraphIterator(body))
-        graphs = [body, *(part for node in nodes for part in bodies(node))]
-        inner = {value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())}
-        inner.update(value for node in nodes for value in node.outputs)
-        read = [*(value for node in nodes for value in operands(node)), *body.outputs]
-        found.update(dict.fromkeys(value for value in read if value not in inner))
-    return list(found)
+    return list(dict.fromkeys(value for body in bodies(native) for value in _read_from_outside(body)))
+
+
+def _read_from_outside(body: ir.Graph) -> list[ir.Value]:
+    """What a subgraph, with those inside it, reads and does not make."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(body))
+    graphs = [body, *(part for node in nodes for part in bodies(node))]
+    inner = {value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())}
+    inner.update(value for node in nodes for value in node.outputs)
+    read = [*(value for node in nodes for value in operands(node)), *body.outputs]
+    return [value for value in read if value not in inner]
 
 
 def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]) -> bool:
@@ -216,8 +229,11 @@ def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Valu
     if native.op_type == "Gather" and (sizes := _taken_sizes(inputs)) is not None:
         outputs[0].load, outputs[0].shape = (lambda: sizes), sizes.shape
         return True
-    if not _can_be_run(native, inputs):
-        return False
+    return _can_be_run(native, inputs) and _fold_results(native, inputs, outputs)
+
+
+def _fold_results(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]) -> bool:
+    """Let the outputs be what a run of the node gives."""
     for index, output in enumerate(outputs):
         output.load = _evaluator(native, inputs, index)
         if output.shape is None or None in output.shape:
@@ -285,18 +301,23 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...], index: int) ->
 
 
 def _kind(native: ir.Node, inputs: tuple[Value | None, ...], version: int) -> Op:
-    if native.domain == "com.microsoft" and native.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        return Op.QUANTIZE
-    if native.domain == "com.microsoft" and native.op_type in FUSED_ELEMENTWISE:
-        return Op.ELEMENTWISE
     if native.domain not in _ONNX_DOMAINS:
-        return Op.OTHER
+        return _kind_of_contributed(native)
     if native.op_type.startswith("Reduce"):
         return Op.REDUCE
     if native.op_type == "Gather" and (is_identity_gather(*inputs[:2]) or _reads_rows(native, inputs)):
         return Op.RESHAPE
     op = OPS.get(native.op_type, Op.OTHER)
     return Op.OTHER if op is Op.SOFTMAX and version < JOINT_SOFTMAX and _is_joint(native, inputs[0]) else op
+
+
+def _kind_of_contributed(native: ir.Node) -> Op:
+    """Of an operation of another domain: those of Microsoft's that the standard has too, or that are elementwise."""
+    if native.domain != "com.microsoft":
+        return Op.OTHER
+    if native.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return Op.QUANTIZE
+    return Op.ELEMENTWISE if native.op_type in FUSED_ELEMENTWISE else Op.OTHER
 
 
 def _reads_rows(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:

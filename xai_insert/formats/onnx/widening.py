@@ -40,11 +40,15 @@ def widen_bfloat16(model: ir.Model) -> ir.Model:
             if value.dtype in _BFLOAT16:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
         for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and tensor.dtype in _BFLOAT16:
-                with taking_apart(f"the constant {tensor.name!r}"):
-                    value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+            _widen_stored(value)
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 node.attributes[name] = widen_attribute(attribute, _BFLOAT16)
     return twin
+
+
+def _widen_stored(value: ir.Value) -> None:
+    tensor = value.const_value
+    if tensor is not None and tensor.dtype in _BFLOAT16:
+        with taking_apart(f"the constant {tensor.name!r}"):
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)

@@ -12,6 +12,7 @@ from xai_insert.errors import ModelFileError
 from xai_insert.graph.view import Shape, Value, constant_of, slice_attrs, volume
 
 Attributes: TypeAlias = Mapping[str, Any]
+_LAST = 1 << 62  # end of a slice that goes on to the end
 
 
 def attributes(native: ov.Node, inputs: Sequence[Value]) -> Attributes:
@@ -148,11 +149,9 @@ def _strided(raw: Mapping[str, Any], starts: Sequence[int], ends: Sequence[int],
         return {}
     masks = ("begin_mask", "end_mask", "shrink_axis_mask")
     begin_mask, end_mask, shrunk = ([*raw[mask], *[0] * len(starts)] for mask in masks)
-    starts = [0 if begin_mask[i] else start for i, start in enumerate(starts)]
-    ends = [1 << 62 if end_mask[i] else end for i, end in enumerate(ends)]
-    ends = [
-        (start + 1 or 1 << 62) if shrunk[i] else end for i, (start, end) in enumerate(zip(starts, ends, strict=True))
-    ]
+    starts = [0 if is_open else start for is_open, start in zip(begin_mask, starts, strict=False)]
+    ends = [_LAST if is_open else end for is_open, end in zip(end_mask, ends, strict=False)]
+    ends = [(start + 1 or _LAST) if is_one else end for is_one, start, end in zip(shrunk, starts, ends, strict=False)]
     attrs = slice_attrs(range(len(starts)), starts, ends, shape)
     return attrs if [i for i, gone in enumerate(shrunk) if gone] in ([], [attrs.get("axis")]) else {}
 

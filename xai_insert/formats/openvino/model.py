@@ -253,17 +253,20 @@ def _write_as_newest(model: ov.Model) -> None:
 
 
 def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape], weights: Collection[Path]) -> OpenVINOModel:
-    shapes = {}
-    for name, sizes in input_shapes.items():
-        found = next(
-            (port for port in model.inputs if name in {*port.get_names(), port.node.get_friendly_name()}), None
-        )
-        if found is None:
-            raise UnknownNameError("input", name, [port.node.get_friendly_name() for port in model.inputs])
-        shapes[found] = ov.PartialShape([-1 if size is None else size for size in sizes])
+    shapes = {
+        _input_called(model, name): ov.PartialShape([-1 if size is None else size for size in sizes])
+        for name, sizes in input_shapes.items()
+    }
     if shapes:
         try:
             model.reshape(shapes)
         except RAISED as err:
             raise XaiInsertError(f"the model does not take the sizes of --input-shape: {last_line(err)}") from err
     return OpenVINOModel(model, weights)
+
+
+def _input_called(model: ov.Model, name: str) -> ov.Output:
+    for port in model.inputs:
+        if name in {*port.get_names(), port.node.get_friendly_name()}:
+            return port
+    raise UnknownNameError("input", name, [port.node.get_friendly_name() for port in model.inputs])

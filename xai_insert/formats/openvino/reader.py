@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import openvino as ov
 
@@ -89,15 +89,17 @@ def _slices(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     if shape is None or len(parts) < 2 or any(part is None for part in parts):
         return kinds.Slices(None)
     starts, _, steps, *rest = ((part or ()) for part in (*parts, (), ())[: max(3, len(parts))])
-    every = range(len(starts))
     if native.get_type_name() == "Slice":
-        axes = [axis % len(shape) for axis in (rest[0] if rest and rest[0] else every)]
-        return _cuts(shape, axes, starts, steps)
-    raw = native.get_attributes()
+        axes = (rest[0] if rest else ()) or range(len(starts))
+        return _cuts(shape, [axis % len(shape) for axis in axes], starts, steps)
+    return _strided(native.get_attributes(), shape, starts, steps)
+
+
+def _strided(raw: Mapping[str, Any], shape: Shape, starts: Sequence[int], steps: Sequence[int]) -> Operator:
     if any(any(raw[mask]) for mask in ("new_axis_mask", "ellipsis_mask")):
         return kinds.Slices(None)
     dropped = tuple(axis for axis, gone in enumerate(raw["shrink_axis_mask"]) if gone)
-    return _cuts(shape, every, starts, steps, raw["begin_mask"], dropped)
+    return _cuts(shape, range(len(starts)), starts, steps, raw["begin_mask"], dropped)
 
 
 def _cuts(
@@ -209,16 +211,22 @@ def _scattered(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value
 def _pointwise(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
     kind = native.get_type_name()
     function = _FUNCTIONS.get(kind, kind.lower())
-    raw = native.get_attributes() if kind in _PARAMETERS else {}
-    if kind == "Gelu" and "tanh" in str(native.get_attributes().get("approximation_mode", "")).lower():
+    raw = native.get_attributes() if kind == "Gelu" or kind in _PARAMETERS else {}
+    if kind == "Gelu" and "tanh" in str(raw.get("approximation_mode", "")).lower():
         function = "fastgelu"
-    parameters = tuple(float(raw[name]) for name in _PARAMETERS.get(kind, ()))
+    if kind == "HSigmoid":
+        return kinds.Pointwise(function, (1 / 6, 0.5))
     if kind in ("HardSigmoid", "Selu", "Swish"):
-        given = [constant_of(value, 1) for value in inputs[1:]]
-        if any(value is None for value in given):
-            return kinds.Pointwise()
-        parameters = tuple(float(value.reshape(-1)[0]) for value in given if value is not None) or (1.0,)
-    return kinds.Pointwise(function, (1 / 6, 0.5) if kind == "HSigmoid" else parameters)
+        given = _single_numbers(inputs[1:])
+        return kinds.Pointwise() if given is None else kinds.Pointwise(function, given or (1.0,))
+    return kinds.Pointwise(function, tuple(float(raw[name]) for name in _PARAMETERS.get(kind, ())))
+
+
+def _single_numbers(values: Sequence[Value]) -> tuple[float, ...] | None:
+    """The one element of each value; None if one is not stored."""
+    given = [constant_of(value, 1) for value in values]
+    numbers = tuple(float(array.reshape(-1)[0]) for array in given if array is not None)
+    return numbers if len(numbers) == len(given) else None
 
 
 def _softmax(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:

@@ -82,9 +82,7 @@ class _Walk:
                 f"{what} ends at byte {offset + size} of the weights, which have {self._weights}; is the file whole?"
             )
         kind = attributes.get("element_type", "")
-        digits = _BITS.search(kind)
-        bits = _ODD_BITS.get(kind) or (int(digits.group()) if digits else 0)
-        if math.prod(shape) * bits > 8 * size:
+        if math.prod(shape) * _bits(kind) > 8 * size:
             raise ModelFileError(f"{what} of shape {shape} and type {kind} does not fit its {size} bytes")
 
 
@@ -94,3 +92,9 @@ def _require_version(version: str) -> None:
             f"the IR is of version {version}, of OpenVINO before 2020, which no OpenVINO since 2024 reads: convert the "
             "original model (ONNX, TensorFlow) anew, with ovc"
         )
+
+
+def _bits(kind: str) -> int:
+    """How many bits an element of a type takes, as its name tells; 0 if it does not."""
+    digits = _BITS.search(kind)
+    return _ODD_BITS.get(kind) or (int(digits.group()) if digits else 0)

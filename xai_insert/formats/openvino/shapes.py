@@ -32,10 +32,14 @@ def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> tuple
     except RAISED as err:
         logger.debug("OpenVINO cannot read the model for its shapes: %s", err)
         return {}, {}
+    return _sizes(model), _types(model)
+
+
+def _types(model: ov.Model) -> dict[str, str]:
+    """NumPy names of element types, by tensor name."""
     outputs = [output for node in model.get_ordered_ops() for output in node.outputs()]
     kinds = [(output, dtype_name(output.get_element_type())) for output in outputs]
-    types = {name: kind for output, kind in kinds if kind in _TYPES for name in output.get_names()}
-    return _sizes(model), types
+    return {name: kind for output, kind in kinds if kind in _TYPES for name in output.get_names()}
 
 
 def name_open_sizes(model: ov.Model) -> None:

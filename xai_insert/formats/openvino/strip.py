@@ -25,6 +25,11 @@ def strip(model: ov.Model, names: Sequence[str]) -> Removed:
     for output in (result.input_value(0) for result in gone):
         output.set_names(output.get_names() - set(names))  # where an output of the model is the map itself
     _drop_parameters(model, own)
+    return _removed(own)
+
+
+def _removed(own: Sequence[ov.Node]) -> Removed:
+    """What is said of nodes that fed the outputs alone, those inside their loops counted too."""
     inner = [*own, *(part for node in own if node.get_type_name() == "Loop" for part in node.get_function().get_ops())]
     return Removed(
         operations=len(own),

@@ -87,27 +87,32 @@ class OpenVINOSurgeon:
         if source is not None and (same := self._unrounded(node, source)) is not None:
             return [same]
         twin = self._twin(node.native)
-        is_fused = (
-            self._keep_float32 and node.op in (Op.ADD, Op.MUL) and any(v.made_by(Op.MATMUL) for v in node.operands)
-        )
-        for index, (operand, original) in enumerate(zip(inputs, node.inputs, strict=True)):
-            own = twin.input_value(index)
-            # A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too;
-            # so does a layer scale.
-            # Quantised weights with two readers keep it from making the model's own layer one of integers.
-            if original is not None and self._keeps_own(operand, original):
-                given = self._own_constant(node, inputs, index, own, is_fused=is_fused)
-            else:
-                given = self._unmarked(node, operand, original)
-            if given is not None:
-                twin.set_argument(index, given)
-            if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
-                twin.set_argument(index, self.ops.cast(twin.input_value(index), "float32"))
+        for index, original in enumerate(node.inputs):
+            self._connect(twin, node, inputs, index, original)
         try:
             self._own(twin, node.name)
         except RAISED as err:
             raise CannotFreeBatchError(f"{node.type} {node.name!r} does not take operands of other sizes") from err
         return [twin.output(port) for port in range(twin.get_output_size())]
+
+    def _connect(
+        self, twin: ov.Node, node: Node, inputs: Sequence[ov.Output | None], index: int, original: Value | None
+    ) -> None:
+        """Let the copy of a node read an operand, in float32.
+
+        A bias with two readers keeps OpenVINO from fusing it into the linear layer, the model's own one too; so does a
+        layer scale. Quantised weights with two readers keep it from making the model's own layer one of integers.
+        """
+        operand, own = inputs[index], twin.input_value(index)
+        if original is not None and self._keeps_own(operand, original):
+            is_fused = self._keep_float32 and _is_fused(node)
+            given = self._own_constant(node, inputs, index, own, is_fused=is_fused)
+        else:
+            given = self._unmarked(node, operand, original)
+        if given is not None:
+            twin.set_argument(index, given)
+        if twin.input_value(index).get_element_type() in _OTHER_FLOATS:
+            twin.set_argument(index, self.ops.cast(twin.input_value(index), "float32"))
 
     def _unmarked(self, node: Node, operand: ov.Output | None, original: Value | None) -> ov.Output | None:
         """An operand; a scaled difference with zero, for it passes for a dequantisation, which loses its mark."""
@@ -311,3 +316,8 @@ def _is_decompressed(node: ov.Node) -> bool:
     if node.get_type_name() == "Constant":
         return True
     return node.get_type_name() in _DECOMPRESSION and all(_is_decompressed(p.get_node()) for p in node.input_values())
+
+
+def _is_fused(node: Node) -> bool:
+    """Whether OpenVINO makes a node part of the linear layer before it."""
+    return node.op in (Op.ADD, Op.MUL) and any(value.made_by(Op.MATMUL) for value in node.operands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as opset
 
@@ -19,12 +20,18 @@ def unround(model: ov.Model) -> None:
             node.output(0).replace(source)
         elif kind == "Convert" and source is not None and source.get_node().get_instance_id() in unrounded:
             node.output(0).replace(source)  # to integers; what casts them back is left with nothing to do
-        elif kind == "FakeQuantize":
-            bounds = [node.input_value(index).get_node() for index in range(1, 5)]
-            if all(bound.get_type_name() == "Constant" for bound in bounds):
-                made = _scaled(source, *(bound.get_data(dtype=np.float32) for bound in bounds))
-                unrounded.add(made.get_node().get_instance_id())
-                node.output(0).replace(made)
+        elif kind == "FakeQuantize" and (bounds := _bounds(node)):
+            made = _scaled(source, *bounds)
+            unrounded.add(made.get_node().get_instance_id())
+            node.output(0).replace(made)
+
+
+def _bounds(node: ov.Node) -> list[npt.NDArray[np.float32]]:
+    """The four bounds of a FakeQuantize; none if one of them is computed."""
+    bounds = [node.input_value(index).get_node() for index in range(1, 5)]
+    if any(bound.get_type_name() != "Constant" for bound in bounds):
+        return []
+    return [bound.get_data(dtype=np.float32) for bound in bounds]
 
 
 def _scaled(

@@ -67,32 +67,36 @@ def build_view(model: ov.Model) -> Graph:
         inputs = tuple(values[p.get_node().get_instance_id(), p.get_index()] for p in native.input_values())
         outputs = tuple(_value(native, port) for port in range(native.get_output_size()))
         values.update(((key, port), value) for port, value in enumerate(outputs))
-        if kind == "Parameter":
-            continue
-        if kind == "Constant":
-            outputs[0].load = _reader(native)
-        elif _is_foldable(kind, inputs, outputs) or _takes_known_sizes(native, inputs):
-            for value in outputs:
-                value.load = _evaluator(native, inputs, value.index)
-        else:
-            node = Node(
-                native.get_friendly_name(),
-                _kind(native, inputs),
-                kind,
-                inputs,
-                outputs,
-                attributes(native, inputs),
-                native,
-            )
-            node.kind = Regroup() if node.op is Op.RESHAPE else read(native, inputs, outputs)
-            node.link()
-            nodes.append(node)
+        if kind != "Parameter" and not _fold(native, inputs, outputs):
+            nodes.append(_node(native, inputs, outputs))
     return Graph(
         inputs=[values[node.get_instance_id(), 0] for node in model.get_parameters()],
         outputs=[_source(values, result) for result in model.get_results()],
         output_names=[_output_name(result) for result in model.get_results()],
         nodes=nodes,
     )
+
+
+def _fold(native: ov.Node, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> bool:
+    """Turn the outputs of a node into constants where its operands are; whether that was done."""
+    kind = native.get_type_name()
+    if kind == "Constant":
+        outputs[0].load = _reader(native)
+        return True
+    if not _is_foldable(kind, inputs, outputs) and not _takes_known_sizes(native, inputs):
+        return False
+    for value in outputs:
+        value.load = _evaluator(native, inputs, value.index)
+    return True
+
+
+def _node(native: ov.Node, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> Node:
+    """An operation between the values that it reads and gives."""
+    name, kind = native.get_friendly_name(), native.get_type_name()
+    node = Node(name, _kind(native, inputs), kind, inputs, outputs, attributes(native, inputs), native)
+    node.kind = Regroup() if node.op is Op.RESHAPE else read(native, inputs, outputs)
+    node.link()
+    return node
 
 
 def _source(values: Mapping[tuple[int, int], Value], result: ov.Node) -> Value:

@@ -37,9 +37,10 @@ def _beside(boxes: Sample, others: Sequence[Sample], image: tuple[int, int]) -> 
     numbers = [sample for sample in others if _without_ones(sample.shape) == _without_ones(lead)]
     labels = [sample for sample in numbers if _are_labels(sample)]
     scores = _scores(boxes, [sample for sample in numbers if sample not in labels])
-    if not masks or not labels or not scores:
+    fitting = {"masks": masks, "labels": labels, "scores": scores}
+    if not all(fitting.values()):
         return None
-    _require_one({"masks": masks, "labels": labels, "scores": scores})
+    _require_one(fitting)
     relative = bool(boxes.array.size) and are_shares(boxes.array[..., :4])
     return ListedInstances(
         masks[0],

@@ -27,9 +27,7 @@ def find_prototypes(samples: Sequence[Sample], num_classes: int | None) -> RowIn
     Raises:
         UnsupportedTaskError: the columns cannot be told.
     """
-    for prototypes in samples:
-        if len(prototypes.shape) != 4 or not prototypes.is_float or min(prototypes.shape[1:]) < _LEAST_PROTOTYPES:
-            continue
+    for prototypes in filter(_may_be_prototypes, samples):
         for predictions in samples:
             if len(predictions.shape) == 3 and predictions.shape[0] == prototypes.shape[0] and predictions.is_float:
                 found = _fit(predictions, prototypes, num_classes)
@@ -38,16 +36,25 @@ def find_prototypes(samples: Sequence[Sample], num_classes: int | None) -> RowIn
     return None
 
 
+def _may_be_prototypes(sample: Sample) -> bool:
+    return len(sample.shape) == 4 and sample.is_float and min(sample.shape[1:]) >= _LEAST_PROTOTYPES
+
+
 def _fit(predictions: Sample, prototypes: Sample, num_classes: int | None) -> RowInstances | LocationInstances | None:
     count = prototypes.shape[1]
     if predictions.shape[2] == _BOX + 2 + count and are_whole(predictions.array[..., _BOX + 1]):
         boxes, scores = predictions.array[..., :_BOX], predictions.array[..., _BOX]
-        found = boxes[scores > 0]
         if are_shares(scores):
-            return RowInstances(predictions, prototypes, BoxFormat(is_relative=_are_relative(found)))
+            is_relative = _are_relative(boxes[scores > 0])
+            return RowInstances(predictions, prototypes, BoxFormat(is_relative=is_relative))
+    return _fit_locations(predictions, prototypes, num_classes)
+
+
+def _fit_locations(predictions: Sample, prototypes: Sample, num_classes: int | None) -> LocationInstances | None:
+    """Predictions of every location: a box, scores in 0..1, and coefficients, which are not."""
     for channels_last in (False, True):
         rows = predictions.array if channels_last else predictions.array.transpose(0, 2, 1)
-        width = rows.shape[2] - _BOX - count
+        width = rows.shape[2] - _BOX - prototypes.shape[1]
         if width < 1 or not are_shares(rows[..., _BOX : _BOX + width]) or are_shares(rows[..., _BOX + width :]):
             continue
         has_objectness = _has_objectness(predictions, channels_last, width, num_classes)

@@ -45,7 +45,11 @@ def find_queries(graph: Graph, samples: Sequence[Sample], num_classes: int | Non
 def _pairs(graph: Graph, samples: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
     """Class scores and masks that may be of the same queries."""
     floats = [sample for sample in samples if sample.is_float]
-    pairs = [(scores, masks) for masks in floats for scores in floats if _may_pair(scores, masks)]
+    return _last(graph, [(scores, masks) for masks in floats for scores in floats if _may_pair(scores, masks)])
+
+
+def _last(graph: Graph, pairs: list[tuple[Sample, Sample]]) -> list[tuple[Sample, Sample]]:
+    """The pairs without those of hidden states; of these the ones that a layer reads out, if there are any."""
     found = {sample for pair in pairs for sample in pair}
     inner = {sample for sample in found if _leads_to_another(graph, sample, found)}
     pairs = [pair for pair in pairs if inner.isdisjoint(pair)]

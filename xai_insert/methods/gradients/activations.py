@@ -192,18 +192,23 @@ def _clip(step: Step[Any]) -> Gradients:
     """Nothing passes at the bounds and beyond them, as in PyTorch's `hardtanh` and ReLU6."""
     if step.wanted != {0}:
         raise step.refusal("its bounds are computed")
-    low, high = (*_parameters(step), None, None)[:2]
-    if low is None:
-        low, high = (
-            None if value is None else float(value.reshape(-1)[0])
-            for value in (constant_of(step.node.operand(index), 1) for index in (1, 2))
-        )
+    low, high = _bounds(step)
     gradient, result = step.gradient, step.result()
     if low is not None and low > float(np.finfo(np.float32).min):
         gradient = step.op.mul(gradient, step.op.greater(result, step.number(low)))
     if high is not None and high < float(np.finfo(np.float32).max):
         gradient = step.op.mul(gradient, step.op.greater(step.number(high), result))
     return {0: gradient}
+
+
+def _bounds(step: Step[Any]) -> tuple[float | None, float | None]:
+    """Those that a Clip has as attributes, or as operands."""
+    low, high = (*_parameters(step), None, None)[:2]
+    if low is not None:
+        return low, high
+    stored = [constant_of(step.node.operand(index), 1) for index in (1, 2)]
+    low, high = (None if value is None else float(value.reshape(-1)[0]) for value in stored)
+    return low, high
 
 
 def _same(step: Step[Any]) -> Gradients:

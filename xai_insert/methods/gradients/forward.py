@@ -60,9 +60,7 @@ class Forward(Generic[V]):
             return False
         if _is_narrow(_layer(node)):
             return False
-        if not isinstance(node.kind, LIGHT) or _joins(node):
-            return True
-        return any(use.index == 0 and isinstance(use.node.kind, (Window, Product)) for use in value.uses)
+        return not isinstance(node.kind, LIGHT) or _joins(node) or _enters_layer(value)
 
     def _again(self, value: Value) -> V:
         if value in self._made:
@@ -129,3 +127,8 @@ def _is_narrow(layer: Node | None) -> bool:
         return False
     summands = layer.read(0).sizes[-1]
     return summands is not None and summands < _NARROW and summands % _LANES != 0
+
+
+def _enters_layer(value: Value) -> bool:
+    """Whether a layer with weights reads a value."""
+    return any(use.index == 0 and isinstance(use.node.kind, (Window, Product)) for use in value.uses)

@@ -31,12 +31,11 @@ def _product(step: Step[Any]) -> Gradients:
     if 0 in step.wanted:
         other, along = step.turned(1, gradient, is_square=b[-1] == b[-2])
         partial = step.op.matmul(along, other) if kind.transpose_b else step.op.matmul_transposed(along, other, len(b))
-        made[0] = _fitted(step, _turned(step, partial, rank) if kind.transpose_a else partial, 0)
+        made[0] = _laid_as(step, partial, 0, rank, is_turned=kind.transpose_a)
     if 1 in step.wanted:
         other = step.operand(0)
         rows = other if kind.transpose_a else _turned(step, other, len(a))
-        partial = step.op.matmul(rows, gradient)
-        made[1] = _fitted(step, _turned(step, partial, rank) if kind.transpose_b else partial, 1)
+        made[1] = _laid_as(step, step.op.matmul(rows, gradient), 1, rank, is_turned=kind.transpose_b)
     if 2 in step.wanted:
         bias = step.gradient
         bias = bias if kind.bias_factor == 1.0 else step.op.mul(bias, step.number(kind.bias_factor))
@@ -51,6 +50,11 @@ def _vector_product(step: Step[Any], kind: Product) -> Gradients:
     if len(b) != 1 or len(a) < 2 or step.wanted != {0} or not is_plain:
         raise step.refusal("an operand is a vector")
     return {0: step.op.mul(step.op.unsqueeze(step.gradient, step.axes([len(a) - 1])), step.operand(1))}
+
+
+def _laid_as(step: Step[Any], partial: Any, index: int, rank: int, *, is_turned: bool) -> Any:
+    """A derivative by a factor, laid out as the factor is."""
+    return _fitted(step, _turned(step, partial, rank) if is_turned else partial, index)
 
 
 def _fitted(step: Step[Any], gradient: Any, index: int) -> Any:
@@ -80,10 +84,9 @@ def _contraction(step: Step[Any]) -> Gradients:
 def _contracted(step: Step[Any], result: str, other: str, index: int, own: str, sizes: Mapping[str, int | None]) -> Any:
     """Along the labels of both and the wanted operand side by side, those of both alone summed: a matrix product."""
     op, lead = step.op, step.ahead
-    both = [label for label in result if label in other]
-    batch, summed = [label for label in both if label in own], [label for label in both if label not in own]
-    rows, columns = ([label for label in own if label in term and label not in both] for term in (result, other))
-    if [sizes[label] for label in [*batch, *rows, *columns]].count(None) > 1:
+    batch, rows, summed, columns = _parts(result, other, own)
+    labels = [*batch, *rows, *columns]
+    if [sizes[label] for label in labels].count(None) > 1:
         raise step.refusal("several sizes follow the input")
 
     def open_sizes(groups: Sequence[Sequence[str]]) -> list[int]:
@@ -97,22 +100,25 @@ def _contracted(step: Step[Any], result: str, other: str, index: int, own: str, 
     apart = [[label] for label in batch]
     left = laid(step.gradient, result, [*apart, rows, summed], lead)
     made = op.matmul(left, laid(step.operand(index), other, [*apart, summed, columns], []))
-    labels = [*batch, *rows, *columns]
     made = op.reshape(made, [*lead, *open_sizes([[label] for label in labels])])
     return op.transpose(made, [*range(step.lead), *step.axes([labels.index(label) for label in own])])
+
+
+def _parts(result: str, other: str, own: str) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Labels that all three have, those of result and own, those of result and other, those of other and own."""
+    both = [label for label in result if label in other]
+    batch, summed = [label for label in both if label in own], [label for label in both if label not in own]
+    rows, columns = ([label for label in own if label in term and label not in both] for term in (result, other))
+    return batch, rows, summed, columns
 
 
 def _attention(step: Step[Any]) -> Gradients:
     """With `P = softmax(s q k' + mask)`, `y = P v` and `D = P (g v' - sum(P g v'))`: `s D k`, `s D' q`, `P' g`."""
     node, op = step.node, step.op
-    if not node.attrs["is_plain"]:
-        raise step.refusal("it has modes of its own")
+    _require_plain(step)
     query, key, value = (step.operand(index) for index in range(3))
     sizes, gradient = node.read(0).sizes, step.gradient
     rank = len(sizes)
-    pairs = (pair for index in (1, 2) for pair in zip(node.read(index).sizes[:-2], sizes[:-2], strict=True))
-    if any(own not in (1, whole) for own, whole in pairs):
-        raise step.refusal("some of its heads share their keys")
     factor = node.attrs["scale"] or 1 / math.sqrt(fixed(sizes[-1:])[0])
     scores = op.mul(op.matmul_transposed(query, key, rank), step.number(factor))
     shares = op.softmax(_masked(step, scores))
@@ -128,6 +134,16 @@ def _attention(step: Step[Any]) -> Gradients:
     if 3 in step.wanted:
         made[3] = _of_mask(step, along)
     return made
+
+
+def _require_plain(step: Step[Any]) -> None:
+    """Refuse an attention with modes of its own, or whose heads share keys."""
+    if not step.node.attrs["is_plain"]:
+        raise step.refusal("it has modes of its own")
+    whole = step.node.read(0).sizes[:-2]
+    pairs = (pair for index in (1, 2) for pair in zip(step.node.read(index).sizes[:-2], whole, strict=True))
+    if any(own not in (1, size) for own, size in pairs):
+        raise step.refusal("some of its heads share their keys")
 
 
 def _of_mask(step: Step[Any], along: Any) -> Any:

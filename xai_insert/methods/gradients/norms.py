@@ -32,18 +32,20 @@ def _reduction(step: Step[Any]) -> Gradients:
         return {}
     if kind.axes is None or "mode" not in node.attrs:
         raise step.refusal("its axes are not known")
-    source = node.read(0)
-    gradient = step.gradient
-    kept = [1 if axis in kind.axes else size for axis, size in enumerate(source.sizes)]
-    if len(node.output.sizes) != len(kept):
-        gradient = op.unsqueeze(gradient, step.axes(kind.axes))
-    factor = _factor(step, node.attrs["mode"], kind.axes, len(node.output.sizes) == len(kept))
+    has_axes = len(node.output.sizes) == len(node.read(0).sizes)
+    gradient = step.gradient if has_axes else op.unsqueeze(step.gradient, step.axes(kind.axes))
+    factor = _factor(step, node.attrs["mode"], kind.axes, has_axes)
     if factor is None:  # a sum or mean: the same for every element
-        if node.attrs["mode"] == "mean":
-            count = volume([source.sizes[axis] for axis in kind.axes])
-            gradient = op.mul(gradient, step.number(1 / count) if count else _one_over_count(step, kind.axes))
-        return {0: step.spread(gradient, kind.axes)}
+        return {0: step.spread(_shared(step, gradient, node.attrs["mode"], kind.axes), kind.axes)}
     return {0: op.mul(gradient, factor)}
+
+
+def _shared(step: Step[Any], gradient: Any, mode: str, axes: Sequence[int]) -> Any:
+    """What each element of a sum or a mean has of the derivative."""
+    if mode != "mean":
+        return gradient
+    count = volume([step.node.read(0).sizes[axis] for axis in axes])
+    return step.op.mul(gradient, step.number(1 / count) if count else _one_over_count(step, axes))
 
 
 def _one_over_count(step: Step[Any], axes: Sequence[int]) -> Any:
@@ -106,18 +108,22 @@ def _norm(step: Step[Any]) -> Gradients:
         sizes = _grouped(step, kind.groups)
         x = op.reshape(x, sizes)
         gradient = op.reshape(gradient, [*step.ahead, *sizes])
+    made = _before_norm(step, kind, kind.axes, x, gradient)
+    return {0: step.shaped(made, source) if kind.groups else made}
+
+
+def _before_norm(step: Step[Any], kind: Norm, axes: Sequence[int], x: Any, gradient: Any) -> Any:
+    """The derivative by what is normalised, of one by the result."""
+    op, behind = step.op, step.axes(axes)
     if kind.is_centred:
-        x = op.sub(x, op.reduce(x, "mean", kind.axes))
-    behind = step.axes(kind.axes)
+        x = op.sub(x, op.reduce(x, "mean", axes))
     if not kind.is_scaled:
-        made = op.sub(gradient, op.reduce(gradient, "mean", behind))
-        return {0: step.shaped(made, source) if kind.groups else made}
-    normal, along, share = _normalised(step, kind, kind.axes, x)
+        return op.sub(gradient, op.reduce(gradient, "mean", behind))
+    normal, along, share = _normalised(step, kind, axes, x)
     made = op.sub(gradient, op.mul(normal, op.reduce(op.mul(gradient, along), "mean", behind)))
     if kind.is_centred:
         made = op.sub(made, op.reduce(gradient, "mean", behind))
-    made = op.mul(made, share)
-    return {0: step.shaped(made, source) if kind.groups else made}
+    return op.mul(made, share)
 
 
 def _normalised(step: Step[Any], kind: Norm, axes: Sequence[int], x: Any) -> tuple[Any, Any, Any]:

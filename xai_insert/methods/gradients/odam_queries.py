@@ -16,7 +16,8 @@ from xai_insert.graph.cuts import activations, region
 from xai_insert.graph.operators import FusedAttention, Product, Window
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Value, fixed, volume
-from xai_insert.locate.query_attention import DenseLook, QueryReport, ReportedScores, SampledLook
+from xai_insert.locate.query_attention import DenseLook, QueryReport, SampledLook
+from xai_insert.locate.query_scores import ReportedScores
 from xai_insert.methods.gradients.pullback import pullback
 from xai_insert.methods.query_attention import dense_shares, in_cells, laid, of_boxes, part_of_axis, sampled_places
 from xai_insert.methods.shaping import reshape, scalar

@@ -53,20 +53,13 @@ def _is_of_sizes(step: Step[Any], axis: int, size: int, count: int) -> bool:
 
 def _matrix(kind: Resized, size: int, count: int) -> npt.NDArray[np.float64]:
     """`[count, size]`: of which cells each cell of the result is made."""
-    cells = np.arange(count, dtype=np.float64)
     if kind.mode == "mean":
+        cells = np.arange(count, dtype=np.float64)
         low, end = np.floor(cells * size / count)[:, None], np.ceil((cells + 1) * size / count)[:, None]
         covered = (low <= np.arange(size)) & (np.arange(size) < end)
         shares: npt.NDArray[np.float64] = covered / covered.sum(axis=1, keepdims=True)
         return shares
-    if kind.coordinates == "align_corners":
-        places = cells * (size - 1) / max(count - 1, 1)
-    elif kind.coordinates in ("asymmetric", "tf_half_pixel_for_nn"):
-        places = (cells + (0.0 if kind.coordinates == "asymmetric" else 0.5)) * size / count
-    elif kind.coordinates == "pytorch_half_pixel" and count == 1:
-        places = np.zeros(1)
-    else:
-        places = (cells + 0.5) * size / count - 0.5
+    places = _places(kind, size, count)
     matrix = np.zeros((count, size))
     rows = np.arange(count)
     if kind.mode == "nearest":
@@ -81,6 +74,20 @@ def _matrix(kind: Resized, size: int, count: int) -> npt.NDArray[np.float64]:
     np.add.at(matrix, (rows, low), 1 - share)
     np.add.at(matrix, (rows, np.minimum(low + 1, size - 1)), share)
     return matrix
+
+
+def _places(kind: Resized, size: int, count: int) -> npt.NDArray[np.float64]:
+    """Where each cell of the result lies among those that are read."""
+    cells = np.arange(count, dtype=np.float64)
+    if kind.coordinates == "align_corners":
+        return cells * (size - 1) / max(count - 1, 1)
+    if kind.coordinates == "asymmetric":
+        return (cells + 0.0) * size / count
+    if kind.coordinates == "tf_half_pixel_for_nn":
+        return (cells + 0.5) * size / count
+    if kind.coordinates == "pytorch_half_pixel" and count == 1:
+        return np.zeros(1)
+    return (cells + 0.5) * size / count - 0.5
 
 
 def _cubic(kind: Resized, places: npt.NDArray[np.float64], matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

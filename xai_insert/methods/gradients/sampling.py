@@ -36,20 +36,23 @@ def _sampled(step: Step[Any]) -> Gradients:
     if 1 in step.wanted:
         slopes = []
         for axis, (other, size) in enumerate(((down, sides[1]), (across, sides[0]))):
-            low, cells = places[axis].floor(), np.arange(size, dtype=np.float32)
-            steep = op.sub(
-                op.equal((low + 1.0).handle, step.constant(cells)), op.equal(low.handle, step.constant(cells))
-            )
-            read = step.operand(0)
-            if axis == 1:
-                read = op.transpose(read, [0, 1, 3, 2])
-            read = op.matmul_transposed(read, op.unsqueeze(steep, [1]), 4)  # [N, C, the other side, points]
-            slope = op.reduce(op.mul(read, op.transpose(other, [0, 1, 3, 2])), "sum", [2])
+            slope = _slope(step, axis, places[axis].floor(), size, other)
             slope = op.mul(slope, op.transpose(op.unsqueeze(reached[axis], [1]), [0, 1, 3, 2]))
             total = op.mul(op.unsqueeze(gradient, [step.lead + 2]), slope)
             slopes.append(op.reshape(op.reduce(total, "sum", [step.lead + 1]), [*lead, -1, *grid, 1]))
         made[1] = op.concat(slopes, step.lead + 3)
     return made
+
+
+def _slope(step: Step[Any], axis: int, low: Any, size: int, other: Any) -> Any:
+    """How what is read at each point grows along columns (0) or rows (1), of the cells next to it."""
+    op, cells = step.op, np.arange(size, dtype=np.float32)
+    steep = op.sub(op.equal((low + 1.0).handle, step.constant(cells)), op.equal(low.handle, step.constant(cells)))
+    read = step.operand(0)
+    if axis == 1:
+        read = op.transpose(read, [0, 1, 3, 2])
+    read = op.matmul_transposed(read, op.unsqueeze(steep, [1]), 4)  # [N, C, the other side, points]
+    return op.reduce(op.mul(read, op.transpose(other, [0, 1, 3, 2])), "sum", [2])
 
 
 def _places(step: Step[Any], kind: Sampled, axis: int, size: int, count: int) -> tuple[Tensor[Any], Any]:

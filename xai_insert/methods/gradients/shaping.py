@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.operators import Operator
-from xai_insert.graph.view import constant_of, fixed, volume
+from xai_insert.graph.view import Node, constant_of, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step, repeated
 from xai_insert.methods.shaping import total
 
@@ -42,17 +43,26 @@ def picked_back(step: Step[Any], gradient: Any, axis: int, indices: Sequence[int
     places = np.asarray(indices)
     if len(places) and (np.diff(places) == 1).all():
         return _padded(step, gradient, axis, int(places[0]), size - 1 - int(places[-1]))
-    rounds: list[list[int]] = []
-    for element, place in enumerate(places.tolist()):
-        inverse = next((taken for taken in rounds if taken[place] == len(places)), None)
-        if inverse is None:
-            inverse = [len(places)] * size  # the element behind the last, which is zero
-            rounds.append(inverse)
-        inverse[place] = element
+    rounds = _rounds(places.tolist(), size)
     is_full = all(len(places) not in inverse for inverse in rounds)
     source = gradient if is_full else _padded(step, gradient, axis, 0, 1)
     parts = [op.pick(source, inverse, axis) for inverse in rounds]
     return total(op, parts)
+
+
+def _rounds(places: Sequence[int], size: int) -> list[list[int]]:
+    """For each of `size` places the elements that came from it, one in each round; the number of all if there is none.
+
+    The element of that number, behind the last, is zero.
+    """
+    rounds: list[list[int]] = []
+    for element, place in enumerate(places):
+        inverse = next((taken for taken in rounds if taken[place] == len(places)), None)
+        if inverse is None:
+            inverse = [len(places)] * size
+            rounds.append(inverse)
+        inverse[place] = element
+    return rounds
 
 
 def _padded(step: Step[Any], gradient: Any, axis: int, before: int, behind: int) -> Any:
@@ -299,20 +309,13 @@ def _scattered(step: Step[Any]) -> Gradients:
     places = constant_of(node.read(1), 1 << 22)
     if not isinstance(kind, (kinds.Scattered, kinds.ScatteredApart)) or places is None or not kind.is_plain:
         raise step.refusal("where it writes is computed, or what was there is kept")
-    if kind.axis is not None:
-        deep = len(source.sizes)
-        own = np.indices(places.shape)
-        own[kind.axis] = places
-        names = np.moveaxis(own, 0, -1)
-    else:
-        names = places.reshape(-1, 1) if node.type == "ScatterUpdate" else places
-        deep = names.shape[-1]
+    names = _written_at(node, kind.axis, places)
+    deep = names.shape[-1]
     whole, rest = fixed(source.sizes[:deep]), fixed(source.sizes[deep:])
     names = names.reshape(-1, deep) % np.array(whole)
     flat = np.ravel_multi_index(tuple(names.T), whole)
     count, width = volume(whole) or 1, volume(rest) or 1
-    lead = step.ahead
-    gradient = op.reshape(step.gradient, [*lead, count, width])
+    gradient = op.reshape(step.gradient, [*step.ahead, count, width])
     kept = np.ones((count, 1), np.float32)
     kept[flat] = 0
     made: dict[int, Any] = {}
@@ -323,6 +326,15 @@ def _scattered(step: Step[Any]) -> Gradients:
             raise step.refusal("it writes twice to one place")
         made[2] = step.shaped(op.pick(gradient, flat.tolist(), step.lead), updates)
     return made
+
+
+def _written_at(node: Node, axis: int | None, places: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The place in the first operand of each element that is written, or of each row, along the last axis."""
+    if axis is None:
+        return places.reshape(-1, 1) if node.type == "ScatterUpdate" else places
+    own = np.indices(places.shape)
+    own[axis] = places
+    return np.moveaxis(own, 0, -1)
 
 
 RULES: Mapping[type[Operator], Rule] = {

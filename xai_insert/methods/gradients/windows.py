@@ -137,17 +137,18 @@ def _phases(kind: Window, windows: Windows, more: Sequence[int]) -> list[list[_P
         return None
     axes = []
     for axis, (stride, pad) in enumerate(zip(kind.strides, windows.pads_begin, strict=True)):
-        phases = []
-        for first in range(stride):
-            lag, tap = divmod(first + pad, stride)
-            taps = range(tap, (kind.kernel or ())[axis], stride)
-            begin = (len(taps) - 1) * kind.dilations[axis] - lag
-            phases.append(_Phase(taps[::-1], begin, lag + more[axis]))
+        phases = [_phase(kind, axis, *divmod(first + pad, stride), more[axis]) for first in range(stride)]
         reached = [phase for phase in phases if phase.taps]
         if phases[: len(reached)] != reached or any(min(phase.begin, phase.end) < 0 for phase in reached):
             return None
         axes.append(reached)
     return axes
+
+
+def _phase(kind: Window, axis: int, lag: int, tap: int, more: int) -> _Phase:
+    """What the taps of the kernel from `tap` on, a stride apart, make of cells that lie `lag` behind."""
+    taps = range(tap, (kind.kernel or ())[axis], kind.strides[axis])
+    return _Phase(taps[::-1], (len(taps) - 1) * kind.dilations[axis] - lag, lag + more)
 
 
 def _woven(
@@ -283,17 +284,26 @@ def _counts(step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[in
             raise step.refusal("how many cells its windows have follows from its sizes")
         return np.full((1,), float(volume(kernel) or 1))
     sides = [side.sum(axis=1) for side in _covered(step, windows, kernel)]
-    if kind.counts_pads:  # of the cells that a window larger than the padded map would need, none counts
-        source = fixed(step.node.read(0).sizes[2:])
-        pads = step.node.attrs.get("pads") or (0,) * (2 * len(source))
-        for axis, size in enumerate(source):
-            end = size + (pads[len(source) + axis] if kind.pads_begin is not None else windows.pads_end[axis])
-            first = np.arange(len(sides[axis]))[:, None] * windows.strides[axis] - windows.pads_begin[axis]
-            sides[axis] = (first + np.arange(kernel[axis]) * windows.dilations[axis] < end).sum(axis=1)
+    if kind.counts_pads:
+        sides = _with_pads(step, kind, windows, kernel, [len(side) for side in sides])
     total = np.ones(1)
     for side in sides:
         total = np.multiply.outer(total, side)
     return total.reshape(1, 1, *(len(side) for side in sides))
+
+
+def _with_pads(
+    step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[int], counts: Sequence[int]
+) -> list[npt.NDArray[np.int64]]:
+    """Cells of each window by axis, those of the pads too; what it would need beyond a padded map counts nothing."""
+    source = fixed(step.node.read(0).sizes[2:])
+    pads = step.node.attrs.get("pads") or (0,) * (2 * len(source))
+    sides = []
+    for axis, size in enumerate(source):
+        end = size + (pads[len(source) + axis] if kind.pads_begin is not None else windows.pads_end[axis])
+        first = np.arange(counts[axis])[:, None] * windows.strides[axis] - windows.pads_begin[axis]
+        sides.append((first + np.arange(kernel[axis]) * windows.dilations[axis] < end).sum(axis=1))
+    return sides
 
 
 def _max_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradients:

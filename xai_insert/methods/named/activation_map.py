@@ -127,18 +127,9 @@ class ActivationMap(Method):
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if isinstance(found, FoundClassifier):
             return _of_classifier(found)
-        read = found.read if isinstance(found, FoundDetector) else None
-        if not isinstance(found, FoundDetector) or read is None:
+        if not isinstance(found, FoundDetector) or found.read is None:
             return Refusal("no feature map that a head reads")
-        reported = _reported(study, read) if study.options.per_box else None
-        if isinstance(reported, Refusal):
-            return reported
-        reason = f"read by the {read.readers}; no class scores at locations"
-        queries = "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes)
-        if isinstance(queries, QueryReport) and queries.untold:
-            reason += f"; a map of each class wants to know them: {queries.untold}"
-        shape, work = _size_and_work(read.feature)
-        return RegionsPlan(found, _NAME, Form.CHANNEL_MEAN, reason, shape, work, read, reported)
+        return _of_regions(study, found, found.read)
 
 
 def _of_classifier(found: FoundClassifier) -> Plan | Refusal:
@@ -159,6 +150,19 @@ def _reported(study: Study, read: Regions) -> RegionReport | QueryReport | Refus
 def _size_and_work(feature: FeatureMap) -> tuple[Shape, float | None]:
     flops = volume([2 if size is None else size for size in feature.shape[1:]])
     return (feature.shape[0], *feature.grid), mega(flops)
+
+
+def _of_regions(study: Study, found: FoundDetector, read: Regions) -> Plan | Refusal:
+    """The map that a region head or queries read, and what they report, where a map of each box is wanted."""
+    reported = _reported(study, read) if study.options.per_box else None
+    if isinstance(reported, Refusal):
+        return reported
+    reason = f"read by the {read.readers}; no class scores at locations"
+    queries = "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes)
+    if isinstance(queries, QueryReport) and queries.untold:
+        reason += f"; a map of each class wants to know them: {queries.untold}"
+    shape, work = _size_and_work(read.feature)
+    return RegionsPlan(found, _NAME, Form.CHANNEL_MEAN, reason, shape, work, read, reported)
 
 
 METHOD = ActivationMap()

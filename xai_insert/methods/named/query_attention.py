@@ -11,7 +11,8 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, format_grid
 from xai_insert.layouts.record import Layout
-from xai_insert.locate.query_attention import QueryReport, ReportedScores, find_query_report
+from xai_insert.locate.query_attention import QueryReport, find_query_report
+from xai_insert.locate.query_scores import ReportedScores
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.query_attention import class_query_maps, query_maps
 from xai_insert.options import Options

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from xai_insert.locate.classifier import Wanted
 from xai_insert.methods.base import Method, Refusal
-from xai_insert.methods.of_classifier import NO_BOXES, OF_VECTORS, tokens_plan
+from xai_insert.methods.of_classifier import NO_BOXES, OF_VECTORS
+from xai_insert.methods.of_tokens import tokens_plan
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.known.classification import FoundClassifier
 from xai_insert.tasks.plan import Plan

@@ -113,24 +113,9 @@ class Classification(Task):
         if not scored_outputs(graph, image_inputs(graph), options.output):
             return NotMine(no_class_scores(graph))
         logits = find_logits(graph, image_inputs(graph), options.output)
-        stated = options.num_classes == logits.classes
-        if study.wanted is Wanted.ANY and not stated and (texts := texts_read(graph, logits.value)):
-            raise UnsupportedTaskError(_read_with_text(texts[0], logits))
-        if is_normalised(logits.value) and not stated:
-            return NotMine(
-                f"{logits.value.describe()} ends in a norm over its own elements, as an embedding does: it is no "
-                f"classifier; --reference explains it as an embedding, --num-classes {logits.classes} says that it "
-                "holds scores of classes"
-            )
-        decided, note = frozenset({"num_classes"}) if stated else frozenset[str](), ""
-        if not stated:
-            note = _other_reading(graph, logits)
-        if logits.classes == 1 and not stated:
-            if is_distance(logits.value):
-                number = list(graph.output_names).index(logits.output_name)
-                return FoundDistance(located(study, logits), number=number)
-            note = "one number for each image: the map shows what raises it, be it a class, an anomaly or a measure"
-        return _with_target(study, logits, decided, note)
+        if options.num_classes == logits.classes:
+            return _with_target(study, logits, frozenset({"num_classes"}), "")
+        return _unstated(study, logits)
 
 
 def _with_target(study: Study, logits: Logits, decided: frozenset[str], note: str) -> FoundClassifier:
@@ -186,6 +171,26 @@ def located(study: Study, logits: Logits, wanted: Wanted | None = None) -> Class
                 f"{value.describe()} holds {value.dtype}, wanted floating-point numbers; is the file whole?"
             )
     return parts
+
+
+def _unstated(study: Study, logits: Logits) -> FoundClassifier | NotMine:
+    """What numbers are that the user has not said to be scores of classes."""
+    graph = study.graph
+    if study.wanted is Wanted.ANY and (texts := texts_read(graph, logits.value)):
+        raise UnsupportedTaskError(_read_with_text(texts[0], logits))
+    if is_normalised(logits.value):
+        return NotMine(
+            f"{logits.value.describe()} ends in a norm over its own elements, as an embedding does: it is no "
+            f"classifier; --reference explains it as an embedding, --num-classes {logits.classes} says that it "
+            "holds scores of classes"
+        )
+    note = _other_reading(graph, logits)
+    if logits.classes == 1:
+        if is_distance(logits.value):
+            number = list(graph.output_names).index(logits.output_name)
+            return FoundDistance(located(study, logits), number=number)
+        note = "one number for each image: the map shows what raises it, be it a class, an anomaly or a measure"
+    return _with_target(study, logits, frozenset(), note)
 
 
 TASK = Classification()

@@ -19,6 +19,7 @@ from xai_insert.probe.classes import find_class_levels
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
 _BOX = 4
+_TAKES = (Op.GATHER, Op.TAKE)
 
 
 @dataclass(frozen=True)
@@ -150,22 +151,26 @@ def reports_boxes(graph: Graph) -> bool:
     if any(node.op is Op.NMS for node in graph.nodes):
         return True
     pairs = [value.sizes[1:] for value in graph.outputs if value.rank == 3]
-    of_classes = [value.sizes[1::2] for value in graph.outputs if value.rank == 4]
-    of_classes = [sides for sides in of_classes if any(sides[0] == pair[0] for pair in pairs)]
+    rows = {pair[0] for pair in pairs}
+    of_classes = [value.sizes[1::2] for value in graph.outputs if value.rank == 4 and value.sizes[1] in rows]
     return any(_BOX in sides and 1 not in sides for sides in pairs + of_classes)
 
 
 def selects_rows(graph: Graph) -> bool:
     """Whether a model chooses among locations: suppression, boxes, rows where scores are best."""
-    if reports_boxes(graph):
-        return True
+    chosen = _best_places(graph)
+    return reports_boxes(graph) or any(node.op in _TAKES and node.operand(1) in chosen for node in graph.nodes)
+
+
+def _best_places(graph: Graph) -> set[Value]:
+    """The numbers of what is best, and what is computed of these."""
     chosen: set[Value] = set()
     for node in graph.nodes:
         if node.op in (Op.TOPK, Op.NONZERO):
             chosen.update(node.outputs[-1:])
-        elif node.op not in (Op.SHAPE, Op.GATHER, Op.TAKE) and any(operand in chosen for operand in node.inputs):
+        elif node.op not in (Op.SHAPE, *_TAKES) and not chosen.isdisjoint(node.inputs):
             chosen.update(node.outputs)
-    return any(node.op in (Op.GATHER, Op.TAKE) and node.operand(1) in chosen for node in graph.nodes)
+    return chosen
 
 
 def source_map(head: Head) -> FeatureMap:

@@ -67,15 +67,20 @@ def _read_rows(path: str, width: int) -> npt.NDArray[Any]:
         rows = np.load(Path(path), allow_pickle=False)
     except (OSError, ValueError, EOFError) as err:
         raise ModelFileError(f"cannot read the class embeddings {path}: {err}") from err
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or not len(rows) or rows.shape[1] != width:
-        found = list(rows.shape) if isinstance(rows, np.ndarray) else "several arrays"
-        raise ModelFileError(f"class embeddings must be [K, {width}], as the model's own are {width} long, not {found}")
+    if not isinstance(rows, np.ndarray):
+        raise _misfit(width, "several arrays")
+    if rows.ndim != 2 or not len(rows) or rows.shape[1] != width:
+        raise _misfit(width, str(list(rows.shape)))
     if rows.dtype.kind not in "fiu" or not np.isfinite(rows.astype(np.float64)).all():
         raise ModelFileError(f"class embeddings must be finite numbers, {path} holds {rows.dtype}")
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     if not lengths.all():
         raise ModelFileError("a class embedding is zero: it has no direction to compare with")
     return np.asarray(rows / lengths, np.float32)
+
+
+def _misfit(width: int, found: str) -> ModelFileError:
+    return ModelFileError(f"class embeddings must be [K, {width}], as the model's own are {width} long, not {found}")
 
 
 TASK = Embedding()
