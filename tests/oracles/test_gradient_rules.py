@@ -481,9 +481,15 @@ def places_written(b):
     return b.node("ScatterND", x, b.const(np.array([[0, 2], [2, 1]])), row)
 
 
+def all_written(b):
+    """Everything anew, as a sum in place is exported (MViTv2's relative positions)."""
+    x = b.node("Exp", "image")
+    return b.node("ScatterND", x, b.const(np.moveaxis(np.indices((3, 3, 5)), 0, -1)), b.node("Mul", x, "image"))
+
+
 @KINDS
 @pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("network", [rows_written, places_written])
+@pytest.mark.parametrize("network", [rows_written, places_written, all_written])
 def test_what_is_written_over(network, together, kind):
     assert_is_derivative(network, (3, 3, 5), kind, together=together)
 

@@ -14,7 +14,7 @@ from xai_insert.graph.view import Node, constant_of, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step, repeated
 from xai_insert.methods.shaping import total
 
-_MOST_PAIRS = 1 << 24  # of elements taken and places they may come from
+_MOST_PAIRS = 1 << 24  # of elements taken and places they may come from, and of numbers that name places
 
 
 def _regrouped(step: Step[Any]) -> Gradients:
@@ -306,7 +306,7 @@ def _scattered(step: Step[Any]) -> Gradients:
     """What is written over gets nothing, what is written the derivative where it was written last."""
     kind, op, node = step.node.kind, step.op, step.node
     source, updates = node.read(0), node.read(2)
-    places = constant_of(node.read(1), 1 << 22)
+    places = constant_of(node.read(1), _MOST_PAIRS)
     if not isinstance(kind, (kinds.Scattered, kinds.ScatteredApart)) or places is None or not kind.is_plain:
         raise step.refusal("where it writes is computed, or what was there is kept")
     names = _written_at(node, kind.axis, places)
@@ -315,6 +315,8 @@ def _scattered(step: Step[Any]) -> Gradients:
     names = names.reshape(-1, deep) % np.array(whole)
     flat = np.ravel_multi_index(tuple(names.T), whole)
     count, width = volume(whole) or 1, volume(rest) or 1
+    if np.array_equal(flat, np.arange(count)):  # all of it, in order: nothing of what was there is left
+        return {2: step.shaped(step.gradient, updates)} if 2 in step.wanted else {}
     gradient = op.reshape(step.gradient, [*step.ahead, count, width])
     kept = np.ones((count, 1), np.float32)
     kept[flat] = 0
