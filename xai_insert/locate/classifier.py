@@ -241,7 +241,7 @@ def _is_single_cell(value: Value) -> bool:
 
 def _reading_obstacle(readout: Readout, options: Options) -> str | None:
     """Why what follows the block has no closed form; None if it has one."""
-    obstacle = "the head reads patch tokens as well" if readout.reads_patches else None
+    obstacle = "the head reads patch tokens, or one behind them" if readout.reads_patches else None
     if (options.block or 1) > 1:
         obstacle = f"blocks follow block {options.block} from the end"
     if obstacle is not None and readout.residual is None:

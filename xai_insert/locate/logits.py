@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 from xai_insert.graph.axes import has_batch, has_place
-from xai_insert.graph.cuts import activations, walk
+from xai_insert.graph.cuts import activations, region, walk
+from xai_insert.graph.operators import Joined, Pointwise
 from xai_insert.graph.pattern import before
-from xai_insert.graph.traits import JUDGES, LISTS_LOCATIONS, PRODUCTS, UNCHANGED
-from xai_insert.graph.view import Graph, Node, Op, Shape, Value, volume
+from xai_insert.graph.traits import CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, UNCHANGED
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
 from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.lengths import is_normalised
@@ -196,7 +197,25 @@ def _describe(name: str, value: Value) -> str:
 def _feeds_another(graph: Graph, item: Logits, found: Mapping[Value, Logits]) -> bool:
     """A pooled feature that is an output as well: other scores are computed from it."""
     downstream = activations(graph, [item.value])
-    return any(other is not item.value and other in downstream for other in found)
+    others = [other for value, other in found.items() if value is not item.value and value in downstream]
+    return any(not _is_rearranged(graph, other, item) for other in others)
+
+
+def _is_rearranged(graph: Graph, item: Logits, scores: Logits) -> bool:
+    """Whether scores are those of the same classes in another order, or turned round: either may be meant."""
+    if item.classes != scores.classes or not _is_computed_of(graph, item.value, scores.value):
+        return False
+    return any(map(_rearranges, region(graph, [scores.value], [item.value])))
+
+
+def _rearranges(node: Node) -> bool:
+    if node.op in CUTS_OUT or isinstance(node.kind, Joined):
+        return True
+    if not isinstance(node.kind, Pointwise):
+        return False
+    factor = constant_of(node.operand(1)) if node.kind.function in ("mul", "div") else None
+    is_negative = factor is not None and bool((factor < 0).any())
+    return node.kind.function == "neg" or is_negative or (node.op is Op.SUB and node.read(0).is_constant)
 
 
 def _is_derived(graph: Graph, item: Logits, found: Mapping[Value, Logits]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xai_insert.graph.cuts import activations, cut_values
+from xai_insert.graph.cuts import activations, cut_values, region
+from xai_insert.graph.operators import FusedAttention, Softmax
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.frontier import find_heads
@@ -76,9 +77,16 @@ def encoder_feature(graph: Graph, images: Sequence[Value]) -> Regions | None:
     for output in of_queries(graph, images):
         for value in reversed(cut_values(graph, list(images), output)):
             feature = _as_map(places, value)
-            if feature is not None:
+            if feature is not None and not _is_pooled(graph, feature.value, output, places):
                 return Regions(feature, "queries")
     return None
+
+
+def _is_pooled(graph: Graph, feature: Value, output: Value, places: Places) -> bool:
+    """Whether nothing is asked of a map, but heads stand side by side behind its pool."""
+    way = region(graph, [feature], [output])
+    pools = [node for node in way if node.op in (Op.REDUCE, Op.POOL) and not places.is_placed(node.output)]
+    return bool(pools) and not any(isinstance(node.kind, (Softmax, FusedAttention)) for node in way)
 
 
 def of_queries(graph: Graph, images: Sequence[Value]) -> list[Value]:

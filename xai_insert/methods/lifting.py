@@ -312,10 +312,11 @@ class Lifter(Generic[V]):
             self._take_parts(node, main, axis, pieces(node, axis, start, end))
 
     def _take_row(self, node: Node, main: Lifted[V], axis: int, start: int | None) -> None:
-        if start is None or node.output.rank == len(main.dims) or not 0 <= start < self._rows:
+        if start is None or not 0 <= start < self._rows:
             raise self._refusal(node)
         row = self._surgeon.ops.slice(main.handle, axis, start, start + 1)
-        dims = (*main.dims[:axis], *main.dims[axis + 1 :])
+        kept = [other(1)] if node.output.rank == len(main.dims) else []  # an index in a list of one
+        dims = (*main.dims[:axis], *kept, *main.dims[axis + 1 :])
         self.made[node.output] = Lifted(self._surgeon.ops.reshape(row, self._sizes(dims)), dims)
 
     def _take_parts(self, node: Node, main: Lifted[V], axis: int, parts: Sequence[tuple[Value, int, int]]) -> None:
