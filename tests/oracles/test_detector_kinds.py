@@ -387,8 +387,8 @@ def test_embeddings_of_classes_may_stand_before_the_tokens(classes, levels):
     for index, x in enumerate(features):
         cells = (GRID >> index) ** 2
         tokens = b.node("Reshape", conv(b, x, 8), b.const(np.array([1, 8, cells], np.int64)))
-        scores.append(b.node("Mul", b.node("MatMul", b.weight(1, classes, 8), tokens), b.const(np.float32(1.3))))
-        scaled = b.node("Sigmoid", scores[-1])
+        scores.append(b.node("MatMul", b.weight(1, classes, 8), tokens))
+        scaled = b.node("Sigmoid", b.node("Mul", scores[-1], b.const(np.float32(1.3))))
         boxes = b.node("Reshape", decoded(b, conv(b, x, 4)), b.const(np.array([1, 4, cells], np.int64)))
         rows.append(b.node("Concat", boxes, scaled, axis=1))
     model = b.model(b.node("Concat", *rows, axis=2) if levels == 2 else rows[0])

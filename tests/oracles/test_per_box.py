@@ -135,12 +135,13 @@ def test_refused_without_reported_boxes():
         insert(DETECTOR, Options(per_box=True))
 
 
-def test_refused_with_the_batch_that_it_wants():
-    """One list of chosen locations: of several images it would not be known whose they are."""
+def test_of_one_image_where_the_model_takes_no_more():
+    """One list of chosen locations, whatever batch is declared: the plain model fails for two images."""
     net = Net(anchors_first=False, exclusive=False, decoded="xyxy", reported="xyxy", report="late")
     net.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
-    with pytest.raises(errors.ShapeUnknownError, match="batch of 1, --input-shape image:1"):
-        insert(net.model, Options(per_box=True))
+    result = insert(net.model, Options(per_box=True))
+    assert result.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert "one image at a time, since Squeeze" in result.report.text()
 
 
 def test_refused_for_a_classifier():

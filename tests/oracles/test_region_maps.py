@@ -147,11 +147,12 @@ def test_refused_where_scores_are_changed_on_the_way():
         insert(changed, Options(per_box=True))
 
 
-def test_refused_for_several_images():
+def test_of_one_image_where_the_model_takes_no_more():
     net = Net()
     net.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
-    with pytest.raises(errors.ShapeUnknownError, match="--input-shape"):
-        insert(net.model, Options(per_box=True))
+    result = insert(net.model, Options(per_box=True))
+    assert result.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert "one image at a time" in result.report.text()
 
 
 def test_without_per_box_nothing_is_asked_of_the_head():
