@@ -250,6 +250,14 @@ def test_a_hierarchy_of_classes_is_refused(is_exclusive):
         insert(net.model(net.op("Concat", roots, *leaves, axis=2)), Options())
 
 
+def test_a_class_that_stands_twice_is_refused():
+    """It moves two scores, as an objectness does."""
+    net = Small()
+    scores = net.pick(net.op("Sigmoid", net.rows(net.head(5))), [0, 1, 2, 2, 3, 4])
+    with pytest.raises(AmbiguousModelError, match="any of which may be the classes"):
+        insert(net.model(scores), Options())
+
+
 def test_one_class_is_not_its_gate():
     net = Small()
     tower = net.op("LeakyRelu", net.op("Conv", net.feature, net.weight(WIDTH, WIDTH, 1, 1)))

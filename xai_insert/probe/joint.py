@@ -28,6 +28,7 @@ class Joint:
         raised: what of it rises.
         sizes: of the value; empty where they may be anything.
         way: what lies between the head and the value that a channel moves: those of one part of a row have the same.
+        is_boxed: whether another head gives the boxes, so that this one has none.
     """
 
     scores: Moves
@@ -36,6 +37,7 @@ class Joint:
     raised: Mapping[int, Sequence[Element]]
     sizes: Shape
     way: Callable[[int], frozenset[int]]
+    is_boxed: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ class _Rows:
 
         None if what moves cannot be those of a box: the places of key points, with a visibility behind each.
         """
+        if self.joint.is_boxed:
+            return range(0)
         moved = sorted({column for places in self.others.values() for _, column in places} - self._gated())
         if moved:
             first = _first_of_box(moved, width)

@@ -181,7 +181,7 @@ class Orders:
         }
         others = {channel: _listed(response.touched[index]) for channel, response in beside.items()}
         raised = {channel: _listed(response.raised[index]) for channel, response in beside.items()}
-        joint = Joint(scores, there, others, raised, value.sizes, self._ways(item, value))
+        joint = Joint(scores, there, others, raised, value.sizes, self._ways(item, value), self.is_boxed(item))
         told = read_joint(joint, item.head.channels, self.num_classes)
         if told is None:
             return None
