@@ -157,7 +157,7 @@ class _Rows:
         None if what moves cannot be those of a box: the places of key points, with a visibility behind each.
         """
         if self.joint.is_boxed:
-            return range(0)
+            return None if any(len(places) == 1 for places in self.others.values()) else range(0)
         moved = sorted({column for places in self.others.values() for _, column in places} - self._gated())
         if moved:
             first = _first_of_box(moved, width)

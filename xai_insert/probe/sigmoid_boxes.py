@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
+from xai_insert.graph.pattern import before
+from xai_insert.graph.traits import SAME, SQUASHES
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.frontier import Observed
 from xai_insert.probe.rivals import Watched
@@ -123,14 +125,14 @@ def _beside(graph: Graph, boxes: Value) -> list[Value]:
 
 
 def _scores(item: Watched, beside: Sequence[Value], observed: Sequence[Observed]) -> Watched | None:
-    """A head each of whose channels moves one column of a value beside the boxes, as that value."""
+    """A head each of whose channels moves one column of a value beside the boxes, as that value, or its logits."""
     if not item.has_tokens:
         return None
     for index, watched in enumerate(observed):
         value = watched.value
         is_alike = value in beside and value.sizes[1:3] == (item.head.value.sizes[1], item.head.channels)
         if is_alike and _moves_its_columns(item, index):
-            return replace(item, head=replace(item.head, value=value))
+            return replace(item, head=replace(item.head, value=before(value, SAME | SQUASHES)))
     return None
 
 
