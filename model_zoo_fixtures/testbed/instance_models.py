@@ -117,10 +117,43 @@ def listed(layout):
     )
 
 
-def yolo(layout, batch=1):
+def _mirrored(axis):
+    def move(b, value):
+        ends = b.ints(-1), b.ints(np.iinfo(np.int64).min), b.ints(axis), b.ints(-1)
+        return b.node("Slice", value, *ends)
+
+    return move
+
+
+def _rolled(b, value):
+    """By three columns."""
+    return b.node("Concat", b.slice(value, 3, 3, WIDTH), b.slice(value, 3, 0, 3), axis=3)
+
+
+def _mixed(b, value):
+    """Mirrored by a product with a stored matrix."""
+    return b.node("MatMul", value, np.eye(CELLS[1], dtype=np.float32)[::-1])
+
+
+CELLS = (HEIGHT // 4, WIDTH // 4)
+MOVED = {
+    None: (None, "", CELLS),
+    "image mirrored": (_mirrored(3), "image", CELLS),
+    "image upside down": (_mirrored(2), "image", CELLS),
+    "image transposed": (lambda b, value: b.node("Transpose", value, perm=[0, 1, 3, 2]), "image", CELLS[::-1]),
+    "pixels mirrored": (_mirrored(3), "pixels", CELLS),
+    "pixels rolled": (_rolled, "pixels", CELLS),
+    "masks mirrored": (_mirrored(3), "masks", CELLS),
+    "pixels mixed": (_mixed, "pixels", CELLS),
+}
+"""What moves, at which value, and the sides of the masks."""
+
+
+def yolo(layout, batch=1, *, is_mirrored=False):
     """`locations`: a column for each location, no suppression; `rows`: a row for each detection, padded with zeros."""
     b = Builder(1)
-    prototypes = b.node("Conv", "image", b.random(DEPTH, 3, 4, 4, scale=0.1), strides=[4, 4])
+    source = _mirrored(3)(b, "image") if is_mirrored else "image"
+    prototypes = b.node("Conv", source, b.random(DEPTH, 3, 4, 4, scale=0.1), strides=[4, 4])
     bright = b.brightness(3)
     nothing = b.node("Mul", bright, 0.0 * np.ones(1))
     coefficients = b.node("Add", b.random(1, DEPTH, LOCATIONS), nothing)
@@ -145,8 +178,12 @@ def yolo(layout, batch=1):
     return b.model({"rows": b.node("Mul", rows, sure), "prototypes": prototypes}, batch)
 
 
-def queries(batch=1):
-    """Class scores with a last one for no object, masks at a quarter of the image's size, and what they came from."""
+def queries(batch=1, moved=None):
+    """Class scores with a last one for no object, masks at a quarter of the image's size, and what they came from.
+
+    `moved` puts the pixels of the image, or the cells that masks are made of, elsewhere; see `MOVED`.
+    """
+    move, at, (rows, columns) = MOVED[moved]
     b = Builder(2)
     state = b.node("Add", b.random(1, CANDIDATES, 9), b.node("Mul", b.brightness(3), 0.1 * np.ones(1)))
     logits = b.node("MatMul", state, b.random(9, CLASSES + 1))
@@ -154,9 +191,12 @@ def queries(batch=1):
     bias[-1] = 9.0
     dark = b.node("Sub", 1.0 * np.ones(1), b.brightness(3))
     logits = b.node("Add", logits, b.node("Mul", dark, bias))
-    pixels = b.node("Conv", "image", b.random(9, 3, 4, 4, scale=0.3), strides=[4, 4])
-    flat = b.reshape(pixels, -1, 9, HEIGHT * WIDTH // 16)
-    masks = b.reshape(b.node("MatMul", state, flat), -1, CANDIDATES, HEIGHT // 4, WIDTH // 4)
+    source = move(b, "image") if at == "image" else "image"
+    pixels = b.node("Conv", source, b.random(9, 3, 4, 4, scale=0.3), strides=[4, 4])
+    pixels = move(b, pixels) if at == "pixels" else pixels
+    flat = b.reshape(pixels, -1, 9, rows * columns)
+    masks = b.reshape(b.node("MatMul", state, flat), -1, CANDIDATES, rows, columns)
+    masks = move(b, masks) if at == "masks" else masks
     return b.model({"state": state, "logits": logits, "masks": masks}, batch)
 
 

@@ -158,6 +158,42 @@ def test_empty_after_full_leaves_nothing_behind(kind):
     assert not maps[1].any()
 
 
+TURNED_BACK = {
+    "image mirrored": lambda masks: masks[..., ::-1],
+    "image upside down": lambda masks: masks[..., ::-1, :],
+    "image transposed": lambda masks: masks.swapaxes(-1, -2),
+    "pixels mirrored": lambda masks: masks[..., ::-1],
+    "pixels rolled": lambda masks: np.roll(masks, 3, -1),
+    "masks mirrored": lambda masks: masks[..., ::-1],
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("moved", TURNED_BACK)
+def test_masks_are_turned_back(moved, kind):
+    """They lie in the frame of the image, whatever the model does with its cells before and behind its layers."""
+
+    def expected(outputs, grid, threshold):
+        masks = TURNED_BACK[moved](outputs["masks"])
+        return expected_queries({**outputs, "masks": masks}, grid, threshold)
+
+    opened_both = both(lambda: models.queries(moved=moved), kind)
+    assert max(check(*opened_both, expected, level) for level in LEVELS[::4]) > 1
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_masks_whose_place_is_lost_are_refused(kind):
+    with pytest.raises(errors.MisplacedMapError, match=r"MatMul.* puts the cells of the masks"):
+        insert(models.as_format(models.queries(moved="pixels mixed"), kind))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("layout", ["locations", "rows"])
+def test_masks_of_a_mirrored_image_that_boxes_cut_are_refused(layout, kind):
+    with pytest.raises(errors.MisplacedMapError, match=r"turned by .*Slice"):
+        insert(models.as_format(models.yolo(layout, is_mirrored=True), kind))
+
+
 def test_number_of_classes_can_be_given():
     report = insert(models.listed("pasted"), Options(num_classes=9)).report
     assert report.saliency_map["shape"] == (1, 9, *GRID)

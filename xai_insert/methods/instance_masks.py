@@ -10,13 +10,13 @@ the score as it is, not cut at one half.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic
 
 import numpy as np
 
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
-from xai_insert.graph.view import Value
+from xai_insert.graph.view import Shape, Value
 from xai_insert.locate.instances.kinds import (
     BoxFormat,
     Found,
@@ -26,6 +26,8 @@ from xai_insert.locate.instances.kinds import (
     RowInstances,
     Sample,
 )
+from xai_insert.locate.layout import Frame
+from xai_insert.methods.framing import straightened
 from xai_insert.methods.masks import corners_in_cells, cropped, pasted, resized
 from xai_insert.methods.present_classes import PresentClasses, present_classes
 from xai_insert.methods.selection import kept_locations, strongest
@@ -46,6 +48,7 @@ class MaskTarget:
         image: the model's input.
         image_axes: those of its height and width.
         threshold: instances with a lower score add nothing; None for the model's own.
+        frame: how masks of the whole image lie in it.
         pixels: along a side of a cell; None where the grid is of one size whatever the image.
         follows: whether sizes are read while the model runs though they are known, so that the model may be reshaped.
     """
@@ -56,6 +59,7 @@ class MaskTarget:
     image: Value
     image_axes: tuple[int, int]
     threshold: float | None = None
+    frame: Frame = field(default_factory=Frame)
     pixels: int | None = None
     follows: bool = False
 
@@ -147,7 +151,7 @@ def _listed(surgeon: Surgeon[V], target: MaskTarget, found: ListedInstances) -> 
         corners = _corners(surgeon, target, found.box_format, op.slice(boxes, 2, 0, 4))
         masks = pasted(op, masks, (sides[0], sides[1]), corners, target.grid)
     else:
-        masks = resized(op, masks, batch, _known_sides(target, found.masks), target.grid)
+        masks = _on_grid(surgeon, target, found.masks, masks, batch)
     return Instances(scores, _one_hot(op, labels, target.classes), masks)
 
 
@@ -223,7 +227,15 @@ def _queries(surgeon: Surgeon[V], target: MaskTarget, found: QueryInstances) -> 
     if not found.masks_are_shares:
         masks = op.sigmoid(masks)
     batch = _images(surgeon, found.masks)
-    return Instances(best, classes, resized(op, masks, batch, _known_sides(target, found.masks), target.grid))
+    return Instances(best, classes, _on_grid(surgeon, target, found.masks, masks, batch))
+
+
+def _on_grid(surgeon: Surgeon[V], target: MaskTarget, drawn: Sample, masks: V, batch: Size) -> V:
+    """Masks `[B, M, h, w]` of the whole image, in its own order, on the grid of the map."""
+    shape: Shape = (None, None, *_known_sides(target, drawn))
+    if not target.frame.is_upright:
+        masks, shape = straightened(surgeon.ops, masks, shape, target.frame)
+    return resized(surgeon.ops, masks, batch, (shape[2], shape[3]), target.grid)
 
 
 def _corners(surgeon: Surgeon[V], target: MaskTarget, form: BoxFormat, boxes: V) -> V:

@@ -60,7 +60,8 @@ class InstancesPlan(Plan):
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         del loaded
         sides = [self.target.image.sizes[axis] for axis in self.target.image_axes]
-        follows = self.reported is None and None not in sides and self.rectangle() is None
+        is_whole = self.rectangle() is None and self.target.frame.is_upright
+        follows = self.reported is None and None not in sides and is_whole
         maps, present = instance_masks(surgeon, replace(self.target, follows=follows))
         outputs = {}
         if self.reported is not None:
@@ -132,7 +133,9 @@ class InstanceMasks(Method):
                 f"the size of the map follows that of the input {found.image.describe()}; fix one of them: "
                 "--saliency-size or --input-shape"
             )
-        target = MaskTarget(found.layout, found.classes, grid, found.image, found.axes, options.score_threshold, pixels)
+        target = MaskTarget(
+            found.layout, found.classes, grid, found.image, found.axes, options.score_threshold, found.turned, pixels
+        )
         form, reason = _form(found.layout)
         shape = (_batch(found.layout), found.classes, *grid)
         reported = _reported(study.loaded, study.graph) if options.per_box else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.locate.instances import locate_instances, may_hold_masks
 from xai_insert.locate.instances.classes import ClassHead, find_class_head
+from xai_insert.locate.instances.frames import frame_of_masks
 from xai_insert.locate.instances.kinds import (
     Found as Layout,
 )
@@ -27,7 +28,7 @@ from xai_insert.locate.instances.kinds import (
     QueryInstances,
     Sample,
 )
-from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.regions import drawn_maps
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
@@ -45,6 +46,7 @@ class FoundInstances(Found):
         image: its input.
         axes: those of the input's height and width.
         drawn: maps that lie in the image as the masks do.
+        turned: how the masks lie in it.
     """
 
     task = "instance segmentation"
@@ -55,6 +57,7 @@ class FoundInstances(Found):
     image: Value
     axes: tuple[int, int]
     drawn: Sequence[FeatureMap] = ()
+    turned: Frame = field(default_factory=Frame)
 
     def placed(self) -> Sequence[FeatureMap]:
         return self.drawn
@@ -97,7 +100,9 @@ class Instances(Task):
         if layout is None:
             return none
         classes = study.options.num_classes or _classes(loaded, layout, feeds)
-        return FoundInstances(layout, classes, image, axes, drawn_maps(graph, [image], layout.drawn.value))
+        drawn = drawn_maps(graph, [image], layout.drawn.value)
+        turned = frame_of_masks(graph, study.places, layout, drawn)
+        return FoundInstances(layout, classes, image, axes, drawn, turned)
 
 
 def _is_of_detectors(study: Study) -> bool:
