@@ -123,6 +123,15 @@ def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
     return moved(first, first.size, 1.0, (middle - first.offset) / first.stride)
 
 
+def contracted(labels: tuple[str, str, str], operands: tuple[Axes, Axes]) -> Axes:
+    """Axes of sums of products, each where the operands have it; `labels` name those of both and of the result."""
+    found: dict[str, Axis] = {}
+    for text, axes in zip(labels, operands, strict=False):
+        for label, axis in zip(text, axes, strict=False):
+            found[label] = join(found.get(label, ()), axis)
+    return tuple(found.get(label, ()) for label in labels[2])
+
+
 def join_all(values: Sequence[Axes], rank: int) -> Axes:
     """Axes of operands that broadcast against one another."""
     result: list[Axis] = [()] * rank

@@ -9,7 +9,7 @@ from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.axes import Axes, Axis, Kind
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled, stacked
-from xai_insert.graph.joining import centred, join_all
+from xai_insert.graph.joining import centred, contracted, join_all
 from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.sliding import middle_taps, slid
 from xai_insert.graph.strided import is_identity_scatter
@@ -135,6 +135,11 @@ def _product(node: Node, kind: kinds.Product, given: _Operands) -> Sequence[Axes
     rows = a[-1] if kind.transpose_a else a[-2]
     columns = b[-2] if kind.transpose_b else b[-1]
     return [(*join_all([a[:-2], b[:-2]], rank - 2), rows, columns)]
+
+
+def _contracted(node: Node, kind: kinds.Contracted, given: _Operands) -> Sequence[Axes]:
+    labels = kind.labels
+    return _lost(node, kind, given) if labels is None else [contracted(labels, (given.axes(0), given.axes(1)))]
 
 
 def _attention(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
@@ -372,6 +377,7 @@ _RULES: Mapping[type, _Rule] = {
     kinds.Window: _window,
     kinds.Reduction: _reduced,
     kinds.Product: _product,
+    kinds.Contracted: _contracted,
     kinds.FusedAttention: _attention,
     kinds.Regroup: _regroup,
     kinds.Permutation: _permuted,

@@ -20,7 +20,8 @@ def is_feature(graph: Graph, value: Value) -> bool:
 def where_lost(graph: Graph, places: Places) -> str:
     """The first operation of which it is not known where it puts what it reads."""
     for node in graph.nodes:
-        if isinstance(node.kind, Unknown) and any(value is not None and places.of(value) for value in node.inputs):
+        is_lost = isinstance(node.kind, Unknown) and places.of(node.outputs[0]) is None
+        if is_lost and any(value is not None and places.of(value) for value in node.inputs):
             return f" (they are lost at {node.type} {node.name!r})"
     return ""
 

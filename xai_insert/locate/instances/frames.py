@@ -26,50 +26,56 @@ def frame_of_masks(graph: Graph, places: Places, found: Found, drawn: Sequence[F
         MisplacedMapError: the place of the masks is lost, or boxes, whose place is not followed, cut them out of a
             turned image.
     """
-    masks = found.drawn.value
-    if isinstance(found, QueryInstances) or (isinstance(found, ListedInstances) and not found.per_box):
-        place = places.of(masks)
-        if place is not None:
-            return places.frame_of(place)
-        lost = _where_lost(places, masks) if isinstance(found, QueryInstances) else None
-        if lost is not None:
-            raise MisplacedMapError(
-                f"it is not known where {lost.type} {lost.name!r} puts the cells of the masks {masks.describe()}; "
-                "insert into the model without it"
-            )
+    if not _are_whole(found):
+        _require_upright(graph, places, drawn)
         return Frame()
-    for feature in drawn:
-        if not feature.frame.is_upright:
-            node = _where_turned(graph, places, feature.value)
-            by = "" if node is None else f" by {node.type} {node.name!r}"
-            raise MisplacedMapError(
-                f"{feature.value.describe()}, of which boxes cut the masks, is turned{by} and does not lie in the "
-                "image as the model is given it; where the boxes lie is not followed: insert into the model without it"
-            )
+    place = places.of(found.drawn.value)
+    if place is not None:
+        return places.frame_of(place)
+    if isinstance(found, QueryInstances):
+        _require_none_lost(places, found.drawn.value)
     return Frame()
 
 
+def _are_whole(found: Found) -> bool:
+    """Whether masks are of the whole image, and no boxes cut them."""
+    return isinstance(found, QueryInstances) or (isinstance(found, ListedInstances) and not found.per_box)
+
+
+def _require_upright(graph: Graph, places: Places, drawn: Sequence[FeatureMap]) -> None:
+    for feature in drawn:
+        if not feature.frame.is_upright:
+            value = feature.value
+            way = region(graph, image_inputs(graph), [value])
+            node = next(node for node in way if _is_turned(places, node.output))
+            raise MisplacedMapError(
+                f"{value.describe()}, of which boxes cut the masks, is turned by {node.type} {node.name!r}, so "
+                "that it does not lie as the image that is given; where the boxes lie is not followed: insert into the "
+                "model without it"
+            )
+
+
+def _is_turned(places: Places, value: Value) -> bool:
+    """Whether a value does not lie as the image does."""
+    place = places.of(value)
+    return place is not None and not places.frame_of(place).is_upright
+
+
+def _require_none_lost(places: Places, masks: Value) -> None:
+    lost = _where_lost(places, masks)
+    if lost is not None:
+        raise MisplacedMapError(
+            f"it is not known where {lost.type} {lost.name!r} puts the cells of the masks {masks.describe()}; insert "
+            "into the model without it"
+        )
+
+
 def _where_lost(places: Places, value: Value) -> Node | None:
-    """The nearest operation before a value that reads a grid and gives none; None if no grid leads there."""
+    """The nearest operation before a value that reads a grid; None if no grid leads there."""
     ahead = [value]
     for item in ahead:
-        node = item.producer
-        if node is None:
-            continue
-        if any(map(places.of, node.computed)):
-            return node
-        ahead += [read for read in node.computed if read not in ahead]
-    return None
-
-
-def _where_turned(graph: Graph, places: Places, value: Value) -> Node | None:
-    """The first operation on the way to a value whose result is not in the order of what it reads."""
-    for node in region(graph, image_inputs(graph), [value]):
-        place = places.of(node.output)
-        read = [found for item in node.computed if (found := places.of(item)) is not None]
-        if place is None or not read:
-            continue
-        frames = [places.frame_of(item) for item in (place, read[0])]
-        if not frames[0].is_upright and frames[1].is_upright:
-            return node
+        read = [] if item.producer is None else item.producer.computed
+        if any(map(places.of, read)):
+            return item.producer
+        ahead += [value for value in read if value not in ahead]
     return None
