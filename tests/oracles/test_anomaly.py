@@ -191,3 +191,12 @@ def test_a_score_alone_is_explained_by_recipro_cam(head, batch, kind):
         wanted[:, cell] = parts._head(images, features * mask.reshape(features.shape[2:])).reshape(-1)
     wanted = wanted.reshape(len(images), 1, *features.shape[2:])
     np.testing.assert_allclose(outputs["saliency_map"], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_the_least_of_what_is_normal_is_no_score_of_an_anomaly(kind):
+    b = models.Builder(size=(SIDE, SIDE))
+    normal = b.node("Sub", number(b, 5), b.node("Sqrt", distance(b, feature(b))))
+    model = models.as_format(b.model(normal, b.node("ReduceMin", normal, axes=[1, 2, 3], keepdims=0)), kind)
+    with pytest.raises(errors.UnsupportedTaskError, match="dark where something is wrong; --num-classes 1"):
+        insert(model)

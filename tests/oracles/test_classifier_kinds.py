@@ -301,3 +301,21 @@ def test_blocks_folded_to_a_grid(kind):
     wanted = parts.definition(images, (2, 3)).reshape(2, SCORES, 12, 12)
     maps = oracle.run(result.model, images)["saliency_map"]
     np.testing.assert_allclose(maps, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("least", ["ArgMin", "TopK"])
+def test_of_distances_the_least_counts(least, kind):
+    """A map of what raises them is dark where a class is seen: written where the user wants it, and said."""
+    net = Net()
+    b = net.b
+    apart = b.node("Sub", b.node("Unsqueeze", net.pooled(64), net.ints(1)), b.weight(1, SCORES, 64))
+    scores = b.node("ReduceSum", b.node("Mul", apart, apart), net.ints(2), keepdims=0)
+    if least == "ArgMin":
+        best = b.node("ArgMin", scores, axis=1)
+    else:
+        best = b.node("TopK", scores, net.ints(1), outputs=2, axis=1, largest=0)[1]
+    model = models.as_format(b.model(scores, best), kind)
+    with pytest.raises(errors.UnsupportedTaskError, match=f"takes the least.*--num-classes {SCORES}"):
+        insert(model)
+    assert "takes the least" in insert(model, Options(num_classes=SCORES)).report.text()

@@ -135,6 +135,12 @@ def is_distance(score: Value) -> bool:
     return node is not None
 
 
+def is_least_place(score: Value, places: Places) -> bool:
+    """Whether one number is the least of a map of one number for every place, as of how normal each is."""
+    node = before(score, _BARE).producer
+    return node is not None and _is_nearest(node) and _placed(node.read(0), places) is not None
+
+
 def _is_nearest(node: Node) -> bool:
     return node.op is Op.REDUCE and node.attrs.get("mode") == "min"
 

@@ -10,7 +10,7 @@ from xai_insert.graph.axes import has_batch, has_place
 from xai_insert.graph.cuts import activations, region, walk
 from xai_insert.graph.operators import Joined, Pointwise
 from xai_insert.graph.pattern import before
-from xai_insert.graph.traits import CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, UNCHANGED
+from xai_insert.graph.traits import CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, RANKS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
 from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.inputs import image_inputs
@@ -64,6 +64,14 @@ def peel(value: Value) -> Value:
 def _are_vectors(source: Value, result: Value) -> bool:
     """Whether a vector of numbers is written in another shape, which may be unknown."""
     return is_vector(source.shape) and source.rank != 0 and (result.shape is None or is_vector(result.shape))
+
+
+def takes_least(graph: Graph, scores: Value) -> bool:
+    """Whether the model itself takes the least of some scores and never the greatest, as of distances."""
+    same = tuple(UNCHANGED)
+    ranking = [node for node in graph.nodes if node.op in RANKS or node.type == "ArgMin"]
+    ranked = [node for node in ranking if before(node.read(0), same) is before(scores, same)]
+    return bool(ranked) and all(node.type == "ArgMin" or node.attrs.get("least", False) for node in ranked)
 
 
 def is_softmax(value: Value) -> bool:

@@ -161,6 +161,10 @@ def _transpose(node: _Node) -> Attributes:
     return {"perm": perm or (tuple(reversed(range(rank))) if rank else None)}
 
 
+def _ranked(node: _Node) -> Attributes:
+    return {**_along(-1)(node), "least": not integer(node.native, "largest", 1)}
+
+
 _READERS: Mapping[Op, Callable[[_Node], Attributes]] = {
     Op.REDUCE: _reduced,
     Op.POOL: _pool,
@@ -170,7 +174,7 @@ _READERS: Mapping[Op, Callable[[_Node], Attributes]] = {
     Op.ARGMAX: _along(0),
     Op.CONCAT: _along(0),
     Op.SPLIT: _along(0),
-    Op.TOPK: _along(-1),
+    Op.TOPK: _ranked,
     Op.GATHER: _gather,
     Op.ATTENTION: _attention,
     Op.SLICE: _slice,

@@ -156,13 +156,18 @@ def _strided(raw: Mapping[str, Any], starts: Sequence[int], ends: Sequence[int],
     return attrs if [i for i, gone in enumerate(shrunk) if gone] in ([], [attrs.get("axis")]) else {}
 
 
+def _ranked(native: ov.Node, inputs: Sequence[Value]) -> Attributes:
+    return {**_along(native, inputs), "least": str(native.get_attributes()["mode"]).lower() == "min"}
+
+
 _READERS: Mapping[str, Callable[[ov.Node, Sequence[Value]], Attributes]] = {
     **{f"Reduce{mode}": _reduced for mode in ("Mean", "Max", "Min", "Sum", "Prod", "L1", "L2")},
     **dict.fromkeys(("AdaptiveAvgPool", "AdaptiveMaxPool"), _adaptive),
     **dict.fromkeys(("AvgPool", "MaxPool"), _pool),
     **dict.fromkeys(("Convolution", "GroupConvolution"), _convolution),
     "MatMul": _product,
-    **dict.fromkeys(("Softmax", "LogSoftmax", "TopK", "Concat"), _along),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Concat"), _along),
+    "TopK": _ranked,
     **dict.fromkeys(("ROIAlign", "ROIPooling", "PSROIPooling"), _pooled_regions),
     "ExperimentalDetectronROIFeatureExtractor": _pyramid_regions,
     "Unsqueeze": _unsqueezed,

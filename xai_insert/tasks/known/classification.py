@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.graph.view import Graph, Value
-from xai_insert.locate.anomaly import is_distance
+from xai_insert.locate.anomaly import is_distance, is_least_place
 from xai_insert.locate.classifier import Classifier, Wanted, locate_classifier
 from xai_insert.locate.embedding import holds_direction, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.lengths import is_normalised
-from xai_insert.locate.logits import Logits, find_logits, no_class_scores, scored_outputs
+from xai_insert.locate.logits import Logits, find_logits, no_class_scores, scored_outputs, takes_least
 from xai_insert.locate.texts import texts_read
 from xai_insert.methods.reading import Reading
 from xai_insert.tasks.base import Found, NotMine, Study, Task
@@ -114,7 +114,7 @@ class Classification(Task):
             return NotMine(no_class_scores(graph))
         logits = find_logits(graph, image_inputs(graph), options.output)
         if options.num_classes == logits.classes:
-            return _with_target(study, logits, frozenset({"num_classes"}), "")
+            return _with_target(study, logits, frozenset({"num_classes"}), _why_least(study, logits))
         return _unstated(study, logits)
 
 
@@ -153,6 +153,19 @@ def _read_with_text(text: Value, logits: Logits) -> str:
     )
 
 
+def _why_least(study: Study, logits: Logits) -> str:
+    """What is said of numbers of which the least counts; empty where nothing tells that it does."""
+    if takes_least(study.graph, logits.value):
+        what = f"the model itself takes the least of the numbers {logits.value.describe()}, as of distances"
+        return f"{what}: a map of what raises them is dark where a class is seen"
+    if logits.classes == 1 and is_least_place(logits.value, study.places):
+        what = (
+            f"{logits.value.describe()} is the least of a map of one number for every place, as of how normal each is"
+        )
+        return f"{what}: a map of what raises it is dark where something is wrong"
+    return ""
+
+
 def located(study: Study, logits: Logits, wanted: Wanted | None = None) -> Classifier:
     """What is explained where `logits` stand for the class scores.
 
@@ -184,6 +197,8 @@ def _unstated(study: Study, logits: Logits) -> FoundClassifier | NotMine:
             f"classifier; --reference explains it as an embedding, --num-classes {logits.classes} says that it "
             "holds scores of classes"
         )
+    if least := _why_least(study, logits):
+        raise UnsupportedTaskError(f"{least}; --num-classes {logits.classes} writes it all the same")
     note = _other_reading(graph, logits)
     if logits.classes == 1:
         if is_distance(logits.value):
