@@ -556,3 +556,57 @@ def test_an_order_that_open_sizes_hide_is_refused_with_the_option_that_gives_the
     with pytest.raises(errors.TargetNotFoundError, match="order of classes and anchors") as refused:
         insert(b.model(decoded(b, boxes), b.node("Softmax", scores, axis=2)))
     assert ("--input-shape image:1,3,224,224" in str(refused.value)) == ("H" in size)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("counted", [100, 255])
+def test_scores_beside_boxes_may_be_per_cent_or_bytes(counted, kind):
+    b = small()
+    x = b.backbone()
+    heads = [conv(b, x, width) for width in (4, 5)]
+    scores = b.node("Mul", b.node("Sigmoid", flat(b, heads[1], 5)), b.const(np.float32(counted)))
+    scores = b.node("Floor", scores) if counted == 255 else scores
+    model = b.model(b.node("Concat", decoded(b, flat(b, heads[0], 4)), scores, axis=2))
+    wanted = detection_oracle.definition(watched(model, heads[1:]), [1], 5)
+    np.testing.assert_allclose(maps(models.as_format(model, kind)), wanted, atol=1e-6)
+
+
+def test_scores_that_do_not_fall_to_nothing_are_named():
+    b = small()
+    x = b.backbone()
+    scores = b.node("Exp", flat(b, conv(b, x, 5), 5))
+    with pytest.raises(errors.UnsupportedTaskError, match=r"no shares of one .*an exponential.*--num-classes"):
+        insert(b.model(b.node("Concat", decoded(b, flat(b, conv(b, x, 4), 4)), scores, axis=2)))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_convolution_of_width_one_may_read_the_tokens_of_all_levels(kind):
+    b = small()
+    features = [b.backbone()]
+    down = b.node("Conv", features[0], b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2])
+    features.append(b.node("Relu", down))
+    rows = [
+        b.node("Reshape", x, b.const(np.array([1, 6, (GRID >> index) ** 2], np.int64)))
+        for index, x in enumerate(features)
+    ]
+    joined = b.node("Concat", *rows, axis=2)
+    scores, boxes = (b.node("Conv", joined, b.weight(width, 6, 1), b.weight(width)) for width in (5, 4))
+    model = b.model(b.node("Concat", decoded(b, boxes), b.node("Sigmoid", scores), axis=1))
+    (logits,) = watched(model, [scores])
+    levels = np.split(logits, [GRID * GRID], axis=2)
+    found = [level.reshape(1, 5, GRID >> index, -1) for index, level in enumerate(levels)]
+    np.testing.assert_allclose(
+        maps(models.as_format(model, kind)), detection_oracle.definition(found, [1, 1], 5), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_scores_may_be_of_coarser_places_than_the_boxes(kind):
+    b = small()
+    x = b.backbone()
+    coarse = conv(b, b.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]), 5)
+    fine = b.node("Resize", coarse, "", b.const(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
+    boxes, scores = decoded(b, flat(b, conv(b, x, 4), 4)), b.node("Sigmoid", flat(b, fine, 5))
+    model = b.model(b.node("Concat", boxes, scores, axis=2))
+    wanted = detection_oracle.definition(watched(model, [fine]), [1], 5)
+    np.testing.assert_allclose(maps(models.as_format(model, kind)), wanted, atol=1e-6)

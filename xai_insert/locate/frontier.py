@@ -13,14 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xai_insert.graph.cuts import activations, walk
+from xai_insert.graph.operators import Resized
 from xai_insert.graph.traits import (
     FIRST_IS_DATA,
-    MIXES_PLACES,
     PRODUCTS,
-    RANKS,
-    SAME,
-    UNCHANGED,
-    WITH_BODIES,
     WITHOUT_DATA,
 )
 from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, volume
@@ -110,7 +106,7 @@ def is_learned(node: Node) -> bool:
 def _features(node: Node, weight: Sequence[int]) -> int:
     """How many numbers a layer adds up for one of its result."""
     if node.op is Op.CONV:
-        return volume(weight[1 if len(weight) == 4 else 2 :]) or 0
+        return volume(weight[len(weight) - (node.output.rank or 4) + 1 :]) or 0
     return weight[1 if node.attrs["transpose_b"] else 0]
 
 
@@ -154,8 +150,6 @@ _DATA = {
     Op.SCATTER: slice(0, None, 2),
 }
 """Which operands an operation works on, where the others say how."""
-_COUNTED_IN = (100.0, 255.0)
-"""What shares are multiplied by, to be per cent or bytes."""
 _FIRST_OUTPUT_IS_DATA = (Op.TOPK, Op.QUANTIZE)
 """What else they give are places, or the scale and zero point of a dynamic quantisation."""
 
@@ -169,7 +163,7 @@ def _data_operands(value: Value) -> list[Value]:
 
 
 def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
-    value = _with_bias(layer, dependent)
+    value = _enlarged(_with_bias(layer, dependent))
     shape = value.shape
     if shape is None or 0 in shape or len(shape) not in (3, 4):
         return None
@@ -179,7 +173,7 @@ def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
     levels: tuple[Level, ...] = ()
     if len(shape) == 4:
         levels = _level(places, value, tuple(axis for axis in (1, 2, 3) if axis != channel))
-    elif len(shape) == 3 and layer.op is not Op.CONV:
+    elif layer.op is not Op.CONV or layer.read(1).sizes[-1] == 1:
         levels = token_levels(places, layer.output, 3 - channel)
     return Head(value, features, channel, levels) if levels else None
 
@@ -257,6 +251,12 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
     return _rounded(add.output) if not other.is_constant or volume(other.sizes) in (channel, 1) else value
 
 
+def _enlarged(value: Value) -> Value:
+    """What is made of scores of coarse places beside boxes of finer ones: a score for each of the latter."""
+    use = value.only_use
+    return use.node.output if use is not None and isinstance(use.node.kind, Resized) and use.index == 0 else value
+
+
 def finished(graph: Graph, head: Head) -> Head:
     """A head whose value has what is computed for each location or stored: a shift, a scale, a sum with other heads."""
     dependent = activations(graph, image_inputs(graph))
@@ -277,124 +277,3 @@ def _finishes(head: Head, use: Use, dependent: set[Value]) -> bool:
         return node.op is not Op.DIV
     beside = len(head.value.sizes) - len(other.sizes)
     return all(size == 1 or axis + beside == head.channel_axis for axis, size in enumerate(other.sizes))
-
-
-@dataclass(frozen=True)
-class Observed:
-    """A value after the heads, where what each of their channels does can be watched.
-
-    Attributes:
-        value: decoded scores or boxes of every location.
-        by_magnitude: whether the largest elements are picked: it holds scores.
-        is_output: whether it is an output of the model.
-        heads: the heads whose locations it follows; others may reach it through a selection.
-        behind: what is made of the best of its elements and of which these are, if anything is.
-    """
-
-    value: Value
-    by_magnitude: bool
-    is_output: bool
-    heads: frozenset[Value]
-    behind: frozenset[Value] = frozenset()
-
-
-def observed_values(graph: Graph, images: Sequence[Value], heads: Sequence[Head]) -> list[Observed]:
-    """Values that depend on each location of the heads alone and are read by what selects among locations.
-
-    In topological order; the heads themselves are among them where a model gives them raw.
-    """
-    local, by_magnitude = local_values(graph, activations(graph, images), heads)
-    outputs = {_uncounted(value) for value in graph.outputs if value in local}
-    return [
-        Observed(value, by_magnitude.get(value, False), value in outputs, reached, _behind_best(graph, value))
-        for value, reached in local.items()
-        if (value in outputs or value in by_magnitude) and "float" in value.dtype
-    ]
-
-
-def _behind_best(graph: Graph, value: Value) -> frozenset[Value]:
-    """What reads the best of a value's elements, or which they are: labels, and scores that no other class lowers."""
-    best = [use.node.output for use in value.uses if _takes_best(use.node)]
-    return frozenset(activations(graph, best)) if best else frozenset()
-
-
-def _takes_best(node: Node) -> bool:
-    return node.op in RANKS or (node.op is Op.REDUCE and node.attrs["mode"] == "max")
-
-
-def _uncounted(value: Value) -> Value:
-    """What an output counts, in whole numbers, per cent or bytes: shares, which nothing is lost of yet."""
-    found, before = value, value
-    while (node := before.producer) is not None and _counts_in(node):
-        before = node.read(0)
-        is_same = node.op in SAME and "float" in node.output.dtype
-        found = found if is_same else before
-    return found if "float" in found.dtype else value
-
-
-def _counts_in(node: Node) -> bool:
-    if node.op in (Op.MUL, Op.DIV):
-        factor = constant_of(node.read(1), limit=1)
-        return factor is not None and factor.size == 1 and float(factor.reshape(-1)[0]) in _COUNTED_IN
-    return node.op in UNCHANGED or node.type == "Round"
-
-
-def local_values(
-    graph: Graph, dependent: set[Value], heads: Sequence[Head]
-) -> tuple[dict[Value, frozenset[Value]], dict[Value, bool]]:
-    """Values that depend on each location of some heads alone, with these heads; and what selects among them.
-
-    Args:
-        graph: the model.
-        dependent: values that depend on the image.
-        heads: its heads.
-
-    Returns:
-        The values in topological order; and for those that a selection reads, whether by magnitude.
-    """
-    local: dict[Value, frozenset[Value]] = {head.value: frozenset([head.value]) for head in heads}
-    by_magnitude: dict[Value, bool] = {}
-    for node in graph.nodes:
-        if node.op is Op.SHAPE:
-            continue
-        read = [operand for operand in node.operands if operand in local]
-        if not read or any(output in local for output in node.outputs):
-            continue
-        if selects(node, dependent):
-            for operand in read:
-                by_magnitude[operand] = by_magnitude.get(operand, False) or _by_magnitude(node, operand)
-        else:
-            local.update(dict.fromkeys(node.outputs, frozenset().union(*(local[operand] for operand in read))))
-    return local, by_magnitude
-
-
-def reshapes_between(graph: Graph, heads: Sequence[Head], end: Value) -> list[Value]:
-    """Values on the way from heads to `end`, where classes and locations may still have axes of their own."""
-    starts = {head.value for head in heads}
-    behind = activations(graph, starts)
-    way: set[Value] = {end}
-    for node in reversed(graph.nodes):
-        if not way.isdisjoint(node.outputs):
-            way.update(behind.intersection(node.operands))
-    made = [value for node in graph.nodes for value in node.outputs if value in behind & way - starts]
-    return [value for value in made if "float" in value.dtype]
-
-
-def selects(node: Node, dependent: set[Value]) -> bool:
-    """Whether a node mixes locations or chooses among them, so that what follows it is not of one location."""
-    if node.op in MIXES_PLACES:
-        return True
-    if node.op is Op.REDUCE:
-        return node.attrs["mode"] in ("max", "min")
-    if node.op in (Op.GATHER, Op.TAKE, Op.SCATTER):
-        index = node.operand(1)
-        return index is not None and index in dependent
-    if node.op is Op.MATMUL and all(operand in dependent for operand in node.inputs[:2]):
-        return True
-    return is_learned(node) or node.type in WITH_BODIES
-
-
-def _by_magnitude(node: Node, operand: Value) -> bool:
-    if node.op is Op.NMS:
-        return operand is node.operand(1)
-    return node.op is Op.COMPARE or _takes_best(node)

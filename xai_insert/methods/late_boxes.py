@@ -13,8 +13,9 @@ import numpy as np
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, only
-from xai_insert.locate.frontier import find_heads, local_values, selects
+from xai_insert.locate.frontier import find_heads
 from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.observed import local_values, selects
 from xai_insert.methods.shaping import rerun
 
 _BOX = 4

@@ -21,8 +21,9 @@ from xai_insert.graph.view import Graph, Value
 from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners
 from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
 from xai_insert.locate.detector import ClassLevel, Detector
-from xai_insert.locate.frontier import Observed, find_heads, observed_values
+from xai_insert.locate.frontier import find_heads
 from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
+from xai_insert.locate.observed import Observed, observed_values
 from xai_insert.methods.late_boxes import boxes_everywhere
 from xai_insert.probe.box_rows import cell_places, choices, follow_places, grid_sides, matches, orders
 from xai_insert.probe.heads import Array, HeadProbe, differs, stir

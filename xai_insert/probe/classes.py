@@ -13,8 +13,9 @@ from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.affine import affine_behind
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
-from xai_insert.locate.frontier import find_heads, finished, observed_values, without_grid
+from xai_insert.locate.frontier import find_heads, finished, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
+from xai_insert.locate.observed import observed_values
 from xai_insert.locate.outputs import are_masks, query_boxes
 from xai_insert.probe.channels import Element, columns_of, moved_by_all, resolve, samples
 from xai_insert.probe.columns import with_columns

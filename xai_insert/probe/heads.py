@@ -20,8 +20,9 @@ import numpy.typing as npt
 from xai_insert.feeds import feeds_of, random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Shape, Value
-from xai_insert.locate.frontier import Head, Observed
+from xai_insert.locate.frontier import Head
 from xai_insert.locate.levels import Level
+from xai_insert.locate.observed import Observed
 from xai_insert.probe.squashed import fall_as_shares
 
 Array = npt.NDArray[np.float64]
@@ -273,7 +274,7 @@ def _effect(
         return Effect.SILENT, touched, touched
     rises = raised > before
     ups = touched[rises]
-    scores = _scores_of(before, raised)
+    scores = _scores_of(observed, before, raised)
     raised = scores(raised)
     bounded = _is_bounded(raised)
     if not bounded and (len(ups) != 1 or count > 1):
@@ -303,8 +304,10 @@ def _named(rising: int, *, bounded: bool, falls: bool, otherwise: Effect) -> Eff
     return otherwise
 
 
-def _scores_of(*arrays: npt.NDArray[Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
-    """What makes scores of such numbers, which may be their logarithms."""
+def _scores_of(observed: Observed, *arrays: npt.NDArray[Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """What makes scores of such numbers, which may be their logarithms, or counted in per cent or bytes."""
+    if observed.counted_in != 1 and not all(map(_is_bounded, arrays)):
+        return lambda numbers: numbers / observed.counted_in
     return np.exp if all(map(_are_logs, arrays)) else np.asarray
 
 

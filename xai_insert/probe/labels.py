@@ -16,8 +16,9 @@ from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.detector import ClassLevel, Detector
-from xai_insert.locate.frontier import Head, Observed, find_heads, observed_values
+from xai_insert.locate.frontier import Head, find_heads
 from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.observed import Observed, observed_values
 from xai_insert.probe.heads import Array, HeadProbe
 
 _SILENCE = 8.0

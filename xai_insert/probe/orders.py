@@ -13,7 +13,8 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT, SQUASHES
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Channels
-from xai_insert.locate.frontier import Head, Observed, reshapes_between
+from xai_insert.locate.frontier import Head
+from xai_insert.locate.observed import Observed, reshapes_between
 from xai_insert.probe.channels import (
     Moves,
     anchor_stride,

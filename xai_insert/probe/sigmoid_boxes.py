@@ -9,7 +9,7 @@ from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import SAME, SQUASHES
 from xai_insert.graph.view import Graph, Value
-from xai_insert.locate.frontier import Observed
+from xai_insert.locate.observed import Observed
 from xai_insert.probe.rivals import Watched
 
 _BOX = 4

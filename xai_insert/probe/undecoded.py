@@ -9,7 +9,8 @@ from dataclasses import replace
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.graph.view import Graph, Shape
 from xai_insert.locate.detector import Channels
-from xai_insert.locate.frontier import Head, Observed
+from xai_insert.locate.frontier import Head
+from xai_insert.locate.observed import Observed
 from xai_insert.locate.outputs import likely_task
 from xai_insert.probe.channels import of_width, raw_channels, with_several
 from xai_insert.probe.orders import Orders

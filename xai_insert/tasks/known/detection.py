@@ -135,8 +135,10 @@ def _nothing_found(graph: Graph) -> str:
     if heads and query_boxes(graph) and not of_queries(graph, images):
         listed = ", ".join(head.value.describe() for head in heads)
         return (
-            f"boxes and scores are made of {listed}, but no channel of these raises one class score alone, as where "
-            "several layers or channels share in each score: their class maps are not in the model"
+            f"boxes and scores are made of {listed}, but no channel of these was seen to raise one number alone from "
+            "nearly 0 towards 1, as it raises the score of a class: several layers or channels share in each score, or "
+            "the scores are no shares of one (clipped, shifted, an exponential); export the model with its scores as "
+            "sigmoid or softmax give them, or with its heads as outputs, and --num-classes"
         )
     listed = ", ".join(value.describe() for value in graph.outputs)
     likely = likely_task(graph)
