@@ -15,6 +15,7 @@ import numpy as np
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.operators import Resized
 from xai_insert.graph.traits import (
+    ARRANGES,
     FIRST_IS_DATA,
     PRODUCTS,
     WITHOUT_DATA,
@@ -252,9 +253,12 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
 
 
 def _enlarged(value: Value) -> Value:
-    """What is made of scores of coarse places beside boxes of finer ones: a score for each of the latter."""
+    """What lists a coarse place's score for each finer place of the boxes; maps of segments are no list."""
     use = value.only_use
-    return use.node.output if use is not None and isinstance(use.node.kind, Resized) and use.index == 0 else value
+    if use is None or not isinstance(use.node.kind, Resized) or use.node.kind.mode != "nearest":
+        return value
+    reader = use.node.output.only_use
+    return use.node.output if reader is not None and reader.node.op in ARRANGES else value
 
 
 def finished(graph: Graph, head: Head) -> Head:
