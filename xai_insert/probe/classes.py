@@ -281,7 +281,12 @@ def _squashed(search: _Search, num_classes: int | None) -> Detector | None:
 
 
 def _of_raw(search: _Search, scoring: Sequence[Watched], orders: Mapping[int, Channels]) -> Detector:
-    return _detector(search, scoring, orders, None, "outputs and widths of the undecoded heads")
+    told = "outputs and widths of the undecoded heads"
+    order = orders[scoring[0].index]
+    if order.classes < order.stride:
+        first, last = (order.channel(0, label) for label in (0, order.classes - 1))
+        told += f"; of each box's {order.stride} channels {first} to {last} are taken for its classes, as YOLO's are"
+    return _detector(search, scoring, orders, None, told)
 
 
 def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watched]:
