@@ -11,6 +11,7 @@ from xai_insert.check_map import map_shows_place
 from xai_insert.check_place import places_of
 from xai_insert.check_runtimes import require_same_elsewhere
 from xai_insert.check_time import require_times
+from xai_insert.errors import MisplacedMapError
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Shape
 from xai_insert.locate.inputs import image_inputs
@@ -100,4 +101,18 @@ def _place(loaded: LoadedModel, item: Planned, *, is_shown: bool) -> str | None:
         return None
     image = image_inputs(item.graph)[0]
     require_times(features, loaded, image)
-    return "blocks" if is_shown else places_of(features, loaded, image, item.place)
+    place = "blocks" if is_shown else places_of(features, loaded, image, item.place)
+    for other in item.sharing:
+        _require_no_other_place(loaded, item, other)
+    return place
+
+
+def _require_no_other_place(loaded: LoadedModel, item: Planned, other: Planned) -> None:
+    """Refuse a map in which a further image lies at other places than the first; it need not show its place."""
+    try:
+        places_of(other.plan.found.placed(), loaded, image_inputs(other.graph)[0], other.place)
+    except MisplacedMapError as err:
+        err.args = (
+            f"{err}. One map cannot be of both {item.input!r} and {other.input!r}: --input NAME explains one of them",
+        )
+        raise

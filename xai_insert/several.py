@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
-from xai_insert.errors import XaiInsertError
+from xai_insert.errors import MisplacedMapError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.view import Graph
-from xai_insert.locate.inputs import image_inputs, watching
+from xai_insert.locate.inputs import image_inputs, image_size, watching
 from xai_insert.options import Options
 from xai_insert.tasks.choose import make_plan
 from xai_insert.tasks.known.classification import FoundClassifier
@@ -27,11 +28,13 @@ class Planned:
         graph: the view that watches the input, or all of them.
         plan: the plan.
         suffix: of the names of what is added: nothing for the first, `_2` for the second.
+        sharing: plans for further image inputs of which this one's map is as well; only their places are asked.
     """
 
     graph: Graph
     plan: Plan
     suffix: str = ""
+    sharing: tuple[Planned, ...] = ()
 
     @property
     def input(self) -> str:
@@ -52,6 +55,7 @@ def planned(loaded: LoadedModel, graph: Graph, options: Options) -> list[Planned
     Where inputs meet before the last feature map, that map is of all of them, and one plan serves.
 
     Raises:
+        MisplacedMapError: one map would serve, but the inputs lie in it in different ways.
         XaiInsertError: see `make_plan`.
     """
     views = watching(graph, options.input)
@@ -61,15 +65,41 @@ def planned(loaded: LoadedModel, graph: Graph, options: Options) -> list[Planned
     targets = _targets(plans) if len(plans) == len(views) else 0
     if targets > 1:
         return plans
+    sharing = tuple(plans[1:]) if targets else ()
+    _require_one_place(plans[:1], sharing)
     try:
-        return [Planned(graph, make_plan(loaded, graph, options))]
+        plan = make_plan(loaded, graph, options)
+        return [Planned(graph, plan, sharing=sharing or _laid_alike(views, plan))]
     except XaiInsertError as err:
         if targets == 1:  # one map of inputs of several sizes, which is drawn over the first
-            return plans[:1]
+            return [replace(plans[0], sharing=sharing)]
         if plans:
             names = ", ".join(repr(item.input) for item in plans)
             err.args = (f"{err}; of the image inputs, --input NAME explains {names}",)
         raise
+
+
+def _laid_alike(views: Sequence[Graph], plan: Plan) -> tuple[Planned, ...]:
+    """The plan for the further images of the size of the first: where these take part in a map, they must lie alike."""
+    first, *others = views
+    size = image_size(image_inputs(first)[0])
+    return tuple(Planned(view, plan) for view in others if image_size(image_inputs(view)[0]) == size)
+
+
+def _require_one_place(first: Sequence[Planned], sharing: Sequence[Planned]) -> None:
+    """Refuse a map of several inputs in which one lies at other places than the first.
+
+    Raises:
+        MisplacedMapError: there is such an input.
+    """
+    for one, other in product(first, sharing):
+        for a, b in zip(one.plan.found.placed(), other.plan.found.placed(), strict=True):
+            if not a.frame.lies_as(b.frame, a.grid):
+                raise MisplacedMapError(
+                    f"{a.value.describe()} is made of the image inputs {one.input!r} and {other.input!r}, which lie in "
+                    "it in different ways (one is turned, moved or cut before they meet), so that no map is of both; "
+                    "--input NAME explains one of them"
+                )
 
 
 def _targets(plans: Sequence[Planned]) -> int:
@@ -108,7 +138,7 @@ def without_closed_form(items: Sequence[Planned], reason: str) -> list[Planned] 
     found = [(item, item.plan.without_closed_form(item.graph, reason)) for item in items]
     if all(plan is None for _, plan in found):
         return None
-    return [item if plan is None else Planned(item.graph, plan, item.suffix) for item, plan in found]
+    return [item if plan is None else replace(item, plan=plan) for item, plan in found]
 
 
 def _suffix(index: int) -> str:

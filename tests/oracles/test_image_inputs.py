@@ -129,3 +129,36 @@ def test_images_that_meet_early_have_one_map():
     kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 12, 12]) for name in FEEDS]
     report = insert(b.model(b.linear(pooled(b, x), C), inputs=kinds)).report
     assert (report.beside, report.form) == ([], "closed form")
+
+
+def mirrored(b, x):
+    last = b.const(np.array([-1]))
+    return b.node("Slice", x, last, b.const(np.array([np.iinfo(np.int64).min])), b.const(np.array([3])), last)
+
+
+def mixed(b, x):
+    """Mirrored by a product with a stored matrix, which is not followed."""
+    return b.node("MatMul", x, b.const(np.eye(12, dtype=np.float32)[::-1]))
+
+
+def met(move, kind):
+    """Two images of which the second is moved before it is added to the first."""
+    b = models.Builder()
+    x = b.backbone(b.node("Add", "image", move(b, "other")))
+    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 12, 12]) for name in FEEDS]
+    return models.as_format(b.model(b.linear(pooled(b, x), C), inputs=kinds), kind)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("move", [mirrored, mixed])
+def test_images_that_meet_out_of_place_have_no_common_map(move, kind):
+    with pytest.raises(errors.MisplacedMapError, match=r"'image' and 'other'.*--input"):
+        insert(met(move, kind))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_each_of_these_has_its_own_map(kind):
+    """The same numbers, each in the frame of its image."""
+    plain = met(mirrored, kind)
+    maps = [fed(insert(plain, Options(output_dtype="f32", input=name)).model)["saliency_map"] for name in FEEDS]
+    np.testing.assert_array_equal(maps[1], maps[0][..., ::-1])

@@ -55,6 +55,12 @@ class Frame:
         pairs = zip(self.lines, other.lines, strict=True)
         return all(is_near(a, b) for a, b in pairs)
 
+    def lies_as(self, other: Frame, grid: Shape) -> bool:
+        """Whether the cells of a grid lie in two images in the same way, in fractions of each."""
+        if (self.transposed, self.rolled, self.flipped) != (other.transposed, other.rolled, other.flipped):
+            return False
+        return other.rectangle is None or self.covers(grid, other.rectangle)
+
     @property
     def is_upright(self) -> bool:
         """Whether the cells already stand in the order of the image."""
