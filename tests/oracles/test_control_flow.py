@@ -176,3 +176,28 @@ def test_operators_of_the_runtime_survive():
     feed = np.random.default_rng(2).standard_normal((2, 3, 12, 12), dtype=np.float32)
     before, after = oracle.run(model, feed), oracle.run(result.model, feed)
     assert np.array_equal(after[logits], before[logits])
+
+
+MOVES = {
+    "transposed": ("Transpose", [], {"perm": [0, 1, 3, 2]}),
+    "in reverse": ("Slice", [[-1], [np.iinfo(np.int64).min], [3], [-1]], {}),
+    "in another order": ("Gather", [[3, 1, 0, 2, 5, 4]], {"axis": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("move", MOVES)
+def test_a_branch_that_moves_cells_loses_their_place(move, kind):
+    """The image decides which branch is run, and a proof by one image would see the other alone."""
+    name, given, attributes = MOVES[move]
+    b = Builder()
+    x = b.backbone()
+    moved = helper.make_node(name, [x, *(b.const(np.array(part)) for part in given)], ["then"], **attributes)
+    then = helper.make_graph([moved], "then", [], [told("then")])
+    kept = helper.make_graph([helper.make_node("Identity", [x], ["else"])], "else", [], [told("else")])
+    total = b.node("ReduceSum", "image", keepdims=0)
+    is_bright = b.node("Greater", total, b.const(np.array(1e6, np.float32)))
+    chosen = convolved(b, b.node("If", is_bright, then_branch=then, else_branch=kept))
+    plain = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", chosen)), CHANNELS))
+    with pytest.raises(errors.TargetNotFoundError):
+        insert(as_format(plain, kind), RAW)

@@ -108,6 +108,11 @@ def unplaced(axis: Axis, size: int | None) -> Axis:
     return elsewhere(size) if is_elsewhere(axis) else other(size)
 
 
+def displaced(axis: Axis) -> Axis:
+    """An axis whose cells have been put at places that nothing tells, if they had any."""
+    return elsewhere(axis_size(axis)) if has_place(axis) else axis
+
+
 def others(shape: Sizes) -> Axes:
     """Axes of which nothing is known."""
     return tuple(other(size) for size in shape)

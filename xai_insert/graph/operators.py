@@ -371,8 +371,14 @@ class ScatteredApart(Unknown):
 class ControlFlow(Operator):
     """A node with graphs of its own (If, Loop, Scan): what it gives in the shape of what it reads lies where that does.
 
-    That is the one thing here that is assumed; the proof of place asks the model.
+    That is assumed of those that compute element by element, by layers of neighbours and the like, and the proof of
+    place asks the model; but it asks about one branch of an If alone.
+
+    Attributes:
+        moves: whether they may arrange or cut what they work on, so that nothing is known of its place.
     """
+
+    moves: bool = False
 
 
 LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)

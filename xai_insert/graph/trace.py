@@ -362,12 +362,13 @@ def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     return [(given.axes(0)[0], *join_all(rows, len(data.sizes) - 1))]
 
 
-def _controlled(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
-    read = [(value, given.found(value)) for value in node.operands]
+def _controlled(node: Node, kind: kinds.ControlFlow, given: _Operands) -> Sequence[Axes]:
+    read = [(value.shape, axes) for value in node.operands if (axes := given.found(value)) is not None]
     found = []
-    for output in node.outputs:
-        alike = [axes for value, axes in read if axes is not None and value.shape == output.shape]
-        found.append(alike[0] if alike else ax.others(output.shape or ()))
+    for shape in (output.shape or () for output in node.outputs):
+        alike = [axes for other, axes in read if other == shape]
+        axes = join_all(alike, len(shape)) if alike else ax.others(shape)
+        found.append(tuple(map(ax.displaced, axes)) if kind.moves else axes)
     return found
 
 

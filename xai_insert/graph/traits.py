@@ -47,5 +47,14 @@ LISTS_LOCATIONS = UNCHANGED | ARRANGES | SQUASHES | {Op.CONCAT, Op.SLICE, Op.SPL
 """What makes one list of what convolutions say at each location."""
 CHOOSES_ROWS = SAME | {Op.GATHER, Op.SLICE, Op.CONCAT, Op.RESHAPE}
 """What drops rows of a list, or joins columns to it."""
+KEEPS_PLACES = (
+    (POINTWISE | UNCHANGED)
+    | {Op.RESHAPE, Op.SOFTMAX, Op.LAYER_NORM, Op.BATCH_NORM, Op.CONV, Op.POOL}
+    | {
+        Op.REDUCE,
+        Op.EXPAND,
+    }
+)
+"""What leaves elements in their order, or makes them of their neighbours, if it gives as many as it reads."""
 WITH_BODIES = frozenset({"Loop", "If", "Scan", "TensorIterator"})
 """Types whose operation is a graph of its own, by their names in either format."""

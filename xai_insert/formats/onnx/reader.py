@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.bodies import moves_places
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
@@ -334,6 +335,10 @@ def _ranked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
     return kinds.Unknown() if rank is None else kinds.Ranked(integer(native, "axis", -1) % rank)
 
 
+def _controlled(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    return kinds.ControlFlow(moves_places(native))
+
+
 _READERS: Mapping[tuple[str, str], Reader] = {
     **{("", name): _pointwise for name, op in OPS.items() if op in POINTWISE},
     **{("", name): _always(kinds.InPlace()) for name in _IN_PLACE},
@@ -356,7 +361,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     **{("", name): _always(kinds.Widened()) for name in ("Expand", "Tile")},
     **{("", name): _always(kinds.Product()) for name in ("MatMul", "MatMulInteger")},
     **{("", name): _scattered for name in ("ScatterND", "ScatterElements", "Scatter")},
-    **{("", name): _always(kinds.ControlFlow()) for name in ("If", "Loop", "Scan")},
+    **{("", name): _controlled for name in ("If", "Loop", "Scan")},
     ("", "Gemm"): _gemm,
     ("", "Transpose"): _permutation,
     ("", "Slice"): _slices,

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import openvino as ov
 
+from xai_insert.formats.openvino.bodies import moves_places
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
@@ -318,6 +319,10 @@ def _ranked(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     return kinds.Unknown() if rank is None else kinds.Ranked(int(native.get_attributes()["axis"]) % rank)
 
 
+def _controlled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    return kinds.ControlFlow(moves_places(native))
+
+
 _READERS: Mapping[str, Reader] = {
     **{name: _pointwise for name, op in OPS.items() if op in POINTWISE},
     **{name: _always(kinds.InPlace()) for name in _IN_PLACE},
@@ -353,6 +358,6 @@ _READERS: Mapping[str, Reader] = {
     "Roll": _rolled,
     "GridSample": _sampled,
     "TopK": _ranked,
-    **{name: _always(kinds.ControlFlow()) for name in ("If", "Loop", "TensorIterator")},
+    **dict.fromkeys(("If", "Loop", "TensorIterator"), _controlled),
     "ShuffleChannels": _shuffled,
 }
