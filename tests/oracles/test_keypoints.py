@@ -199,3 +199,17 @@ def test_an_image_of_any_size(kind):
     result = insert(models.as_format(model, kind), Options(output_dtype="f32"))
     outputs = oracle.run(result.model, image())
     np.testing.assert_array_equal(outputs["saliency_map"], outputs[maps])
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("name", ["greatest", "mean_place"])
+def test_rows_in_another_order_than_their_maps_are_refused(name, kind):
+    model, _ = build(name, batch=1)
+    output = model.graph.output[0]
+    last = next(node for node in model.graph.node if output.name in node.output)
+    last.output[0] = "ordered"
+    order = onnx.numpy_helper.from_array(np.arange(JOINTS)[::-1].copy(), "order")
+    model.graph.initializer.append(order)
+    model.graph.node.append(onnx.helper.make_node("Gather", ["ordered", "order"], [output.name], axis=1))
+    with pytest.raises(errors.UnsupportedTaskError, match=r"row \d+ of output .* is read off map 0"):
+        insert(models.as_format(model, kind))

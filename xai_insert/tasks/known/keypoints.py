@@ -9,6 +9,7 @@ from typing import Any
 from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.keypoints import Bins, HeatMaps, find_keypoints
 from xai_insert.locate.layout import FeatureMap, Frame
+from xai_insert.probe.joints import require_order_of_rows
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
 
@@ -67,6 +68,8 @@ class Keypoints(Task):
         found = find_keypoints(study.graph, study.places, study.options.output)
         if found is None or (study.wanted is Wanted.ANY and not (found.is_sure and self.is_likely(study))):
             return NotMine("")  # one map for each may be class scores as well
+        if isinstance(found, HeatMaps) and found.output is None and found.is_sure:
+            require_order_of_rows(study.loaded, study.graph, found)
         return FoundKeypoints(found, list(study.graph.output_names))
 
 
