@@ -194,7 +194,7 @@ def test_other_methods_are_refused_in_words():
 def test_what_are_frames_and_what_channels_must_be_told():
     model = Net("GlobalAveragePool").model
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 3
-    with pytest.raises(errors.NotVisionModelError, match="of clips such as"):
+    with pytest.raises(errors.NotVisionModelError, match="which axis holds channels"):
         insert(model)
 
 

@@ -122,6 +122,11 @@ class _Head:
         return self.cuts[: self.cuts.index(self.gone)]
 
     @property
+    def sources(self) -> list[Value]:
+        """The last values with a grid."""
+        return list(dict.fromkeys(end.source for end in self.ends))
+
+    @property
     def reads_token(self) -> bool:
         return any(end.kind is Collapse.TOKEN for end in self.ends)
 
@@ -282,7 +287,7 @@ def _default_target(head: _Head, *, others: bool = True) -> tuple[FeatureMap, tu
         described = places.map_of(value, others=others)
         if described is not None and is_feature(graph, value):
             return described, ()
-    sources = [item.value for item in features] or list(dict.fromkeys(end.source for end in ends))
+    sources = [item.value for item in features] or head.sources
     raise TargetNotFoundError(why_no_map(graph, places, head.cuts[-1], sources))
 
 
@@ -309,6 +314,8 @@ def _chosen_target(head: _Head, name: str) -> FeatureMap:
     if (number := stage_number(name)) is None:
         return _named_target(head, name)
     features = [value for value in head.before if is_feature(head.graph, value)]
+    if name == LAST and head.ends and not any(map(head.map_of, features)):
+        raise TargetNotFoundError(why_no_map(head.graph, head.places, head.cuts[-1], head.sources))
     return stage(head.graph, features, head.map_of, number, reads_token=head.reads_token)
 
 

@@ -48,8 +48,12 @@ def _no_image(graph: Graph) -> NotVisionModelError | ShapeUnknownError:
             "model without that part, and put it in front again"
         )
     listed = ", ".join(f"{value.describe()} {value.dtype}" for value in graph.inputs) or "no input at all"
+    square = [value for value in graph.inputs if value.rank == 5 and {*value.sizes[1:3]} <= {1, _COLOURS}]
     return NotVisionModelError(
-        "no image input: wanted one of rank 4 such as [N, 3, H, W], or of clips such as [N, 3, T, H, W], "
+        f"{square[0].describe()} may be clips, but which axis holds channels and which frames cannot be told where "
+        "each has 1 or 3: export the model with another number of frames"
+        if square
+        else "no image input: wanted one of rank 4 such as [N, 3, H, W], or of clips such as [N, 3, T, H, W], "
         f"found {listed}; only vision models fit"
     )
 

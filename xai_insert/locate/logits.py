@@ -145,6 +145,30 @@ def _is_of_rows(value: Value, graph: Graph) -> bool:
     return any(other.sizes[1] == value.sizes[1] and other.sizes[2] != 1 for other in others)
 
 
+def why_no_scores(graph: Graph, output: Value) -> str:
+    """Why an output of one vector for each image holds no scores of classes; empty where nothing tells."""
+    if output.rank != _ROWS:
+        return ""
+    compared = before(output, tuple(UNCHANGED)).made_by(Op.COMPARE)
+    return _of_one_line(graph, output) if compared is None else _thresholded(output, compared)
+
+
+def _thresholded(output: Value, compared: Node) -> str:
+    return (
+        f"{output.describe()} says which of the numbers {compared.read(0).describe()} pass a threshold, not by how "
+        "much: insert into the model without that comparison"
+    )
+
+
+def _of_one_line(graph: Graph, output: Value) -> str:
+    if not _is_line(peel(output), graph):
+        return ""
+    return (
+        f"{output.describe()} is, as far as its axes can be followed, of one frame, row or column of the image alone: "
+        "no map shows what the others do to it"
+    )
+
+
 def no_class_scores(graph: Graph) -> str:
     """What is said of a model without an output of class scores."""
     listed = ", ".join(_describe(name, value) for name, value in zip(graph.output_names, graph.outputs, strict=True))

@@ -11,7 +11,7 @@ from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.anomaly import map_of_one
 from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.locate.logits import is_softmax
+from xai_insert.locate.logits import is_softmax, why_no_scores
 from xai_insert.locate.places import find_places
 from xai_insert.locate.texts import texts_read
 
@@ -52,17 +52,36 @@ def _is_mask(found: FeatureMap | None) -> bool:
 def likely_task(graph: Graph) -> str | None:
     """What outputs that are no detections most likely are, for people; None if nothing tells."""
     traced = find_places(graph).traced
-    for value in graph.outputs:
+    for name, value in zip(graph.output_names, graph.outputs, strict=True):
         if _is_map(value, traced) or _is_as_large(value, graph):
-            return f"{value.describe()} is a value for every place of the image: {_kind_of_map(value)}"
+            return _of_every_place(value) + (f"; --output {name} chooses it" if len(graph.outputs) > 1 else "")
+    told = (why_no_scores(graph, value) or _half_followed(value, traced) for value in graph.outputs)
+    return next(filter(None, told), None) or _rows_among(graph)
+
+
+def _of_every_place(value: Value) -> str:
+    return f"{value.describe()} is a value for every place of the image: {_kind_of_map(value)}"
+
+
+def _rows_among(graph: Graph) -> str | None:
     rows = [value for value in graph.outputs if value.rank == 3 and "float" in value.dtype]
     return _kind_of_rows(rows[0], graph) if rows else None
+
+
+def _half_followed(value: Value, traced: Traced) -> str:
+    """What is said of maps of which one side of the image is lost."""
+    if value.rank != 4 or 1 in value.sizes[1:] or sum(has_place(axis) for axis in traced.get(value, ())) != 1:
+        return ""
+    return (
+        f"{value.describe()} may be values for every place of the image, but either its rows or its columns cannot be "
+        "followed from there, as where a stored matrix takes their place: insert into the model without that"
+    )
 
 
 def _kind_of_rows(value: Value, graph: Graph) -> str:
     width = value.sizes[2] or 0
     if width in (2, 3):
-        return f"{value.describe()} looks like key points: {width} coordinates of each"
+        return f"{value.describe()} {_pairs(value)}"
     if texts := texts_read(graph, value):
         return (
             f"{value.describe()} looks like a caption or an answer: it is made of the image and of the text "
@@ -77,7 +96,20 @@ def _kind_of_rows(value: Value, graph: Graph) -> str:
     return f"{value.describe()} has no classes beside it that share its rows"
 
 
+def _pairs(value: Value) -> str:
+    """What rows of two or three numbers are."""
+    count, width = value.sizes[1:]
+    if not is_softmax(value):
+        return f"looks like key points: {width} coordinates of each"
+    return (
+        f"holds {width} shares of one for each of {count} questions, as of attributes; scores of classes are one list: "
+        f"export the model with them flattened, [N, {count}*{width}]"
+    )
+
+
 def _kind_of_map(value: Value) -> str:
+    if before(value, SAME).made_by(Op.COMPARE) is not None:
+        return "a mask that says where scores pass a threshold; insert into the model without that comparison"
     if "float" not in value.dtype or before(value, (Op.CAST,)).made_by(Op.ARGMAX):
         return "a semantic segmenter after its argmax"
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:

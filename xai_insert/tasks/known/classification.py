@@ -181,7 +181,8 @@ def located(study: Study, logits: Logits, wanted: Wanted | None = None) -> Class
     for value in (parts.target.value, parts.logits.value):
         if value.dtype not in _FLOATS:
             raise TargetNotFoundError(
-                f"{value.describe()} holds {value.dtype}, wanted floating-point numbers; is the file whole?"
+                f"{value.describe()} holds {value.dtype}, wanted floating-point numbers: insert into the model before "
+                "it is quantised, or quantise it with QuantizeLinear and DequantizeLinear (QDQ), not QLinearConv"
             )
     return parts
 

@@ -1,0 +1,138 @@
+"""Models without a map: the message names the true cause, and what to do."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from model_zoo_fixtures.testbed import models
+from model_zoo_fixtures.testbed.models import CHANNELS, CLASSES, Builder
+from xai_insert import Options, errors, plan_insertion
+
+SIDE, FRAMES = 16, 9
+GRID = SIDE // 2
+
+
+def ints(b, *values):
+    return b.const(np.array(values, np.int64))
+
+
+def floats(*shape, name="image"):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+
+
+def cut(b, x, axis, start, end, step=1):
+    return b.node("Slice", x, *(ints(b, value) for value in (start, end, axis, step)))
+
+
+def scores(b, x, axes=(2, 3), width=CHANNELS):
+    return b.linear(b.node("ReduceMean", x, axes=list(axes), keepdims=0), width)
+
+
+def of_frames(b, clip):
+    return b.node("Relu", b.node("Conv", clip, b.weight(CHANNELS, 3, 2, 4, 4), strides=[2, 4, 4]))
+
+
+def differences(b):
+    frames = [cut(b, "image", 2, start, start + FRAMES - 1) for start in (1, 0)]
+    return [scores(b, of_frames(b, b.node("Sub", *frames)), (2, 3, 4))], [floats(3, FRAMES, SIDE, SIDE)]
+
+
+def reversed_in_time(b):
+    clip = cut(b, "image", 2, -1, -FRAMES - 1, -1)
+    return [scores(b, of_frames(b, clip), (2, 3, 4))], [floats(3, FRAMES, SIDE, SIDE)]
+
+
+def three_frames(b):
+    return [scores(b, of_frames(b, "image"), (2, 3, 4))], [floats(3, 3, SIDE, SIDE)]
+
+
+def bands(b):
+    x = b.node("Unsqueeze", "image", ints(b, 1))
+    x = b.node("Relu", b.node("Conv", x, b.weight(CHANNELS, 1, 3, 4, 4), strides=[1, 4, 4]))
+    return [scores(b, x, (2, 3, 4))], [floats(12, SIDE, SIDE)]
+
+
+def quarters_exchanged(b):
+    """A quarter's place stands for another's, in another order than the image's."""
+    x = b.node("Reshape", "image", ints(b, -1, 3, 2, GRID, 2, GRID))
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 4, 1, 3, 5]), ints(b, -1, 3, GRID, GRID))
+    x = b.node("Relu", b.node("Conv", x, b.weight(CHANNELS, 3, 2, 2), strides=[2, 2]))
+    x = b.node("Transpose", b.node("Reshape", x, ints(b, -1, 2, 2, CHANNELS, 4, 4)), perm=[0, 3, 2, 4, 1, 5])
+    return [scores(b, b.node("Reshape", x, ints(b, -1, CHANNELS, 8, 8)))], [floats(3, SIDE, SIDE)]
+
+
+def two_images_in_a_batch(b):
+    x = b.backbone(b.node("Concat", "image", "other", axis=0))
+    one, other = b.node("Split", b.node("ReduceMean", x, axes=[2, 3], keepdims=0), outputs=2, axis=0)
+    apart = b.node("Abs", b.node("Sub", one, other))
+    return [b.linear(apart, CHANNELS)], [floats(3, SIDE, SIDE), floats(3, SIDE, SIDE, name="other")]
+
+
+def last_frame(b):
+    x = b.backbone(b.node("Reshape", "image", ints(b, -1, 3, SIDE, SIDE)))
+    each = b.node("Reshape", scores(b, x), ints(b, -1, FRAMES - 1, CLASSES))
+    last = cut(b, each, 1, FRAMES - 2, FRAMES - 1)
+    return [b.node("Squeeze", last, ints(b, 1))], [floats(FRAMES - 1, 3, SIDE, SIDE)]
+
+
+def compared(b, x):
+    return b.node("Cast", b.node("Greater", x, b.const(np.float32(0.5))), to=TensorProto.FLOAT)
+
+
+def thresholded(b):
+    return [compared(b, scores(b, b.backbone()))], [floats(3, SIDE, SIDE)]
+
+
+def maps_of(b, width):
+    return b.node("Conv", b.backbone(), b.weight(width, CHANNELS, 1, 1))
+
+
+def mask(b):
+    return [compared(b, b.node("Sigmoid", maps_of(b, 1)))], [floats(3, SIDE, SIDE)]
+
+
+def columns_by_a_matrix(b):
+    coarse = b.node("MaxPool", b.backbone(), kernel_shape=[2, 2], strides=[2, 2])
+    x = b.node("MatMul", coarse, b.const(np.eye(GRID // 2, dtype=np.float32)[::-1] + np.float32(0.01)))
+    return [b.node("Softmax", b.node("Conv", x, b.weight(5, CHANNELS, 1, 1)), axis=1)], [floats(3, SIDE, SIDE)]
+
+
+def pairs_of_shares(b):
+    pairs = b.node("Reshape", b.linear(b.node("ReduceMean", b.backbone(), axes=[2, 3], keepdims=0), CHANNELS, 10),
+                   ints(b, -1, 5, 2))  # fmt: skip
+    return [b.node("Softmax", pairs, axis=2)], [floats(3, SIDE, SIDE)]
+
+
+CAUSES = {
+    differences: r"axes of 6 and 4, .*frames that were subtracted.*--method input-x-gradient",
+    reversed_in_time: "it is not known where (Slice|StridedSlice) .* puts it",
+    three_frames: "which axis holds channels and which frames cannot be told",
+    bands: r"axes of 6 and 10, of which one may hold bands.*--method input-x-gradient",
+    quarters_exchanged: "Reshape .* cut it into parts .* in another order.*--method input-x-gradient",
+    two_images_in_a_batch: "several inputs stand side by side in one batch, joined by Concat",
+    last_frame: "of one frame, row or column of the image alone",
+    thresholded: "pass a threshold, not by how much",
+    mask: "a mask that says where scores pass a threshold",
+    columns_by_a_matrix: "either its rows or its columns cannot be followed",
+    pairs_of_shares: r"2 shares of one for each of 5 questions.*\[N, 5\*2\]",
+}
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("build", CAUSES, ids=lambda build: build.__name__)
+def test_the_true_cause_is_named(build, kind):
+    b = Builder(size=(SIDE, SIDE))
+    outputs, inputs = build(b)
+    with pytest.raises(errors.XaiInsertError, match=CAUSES[build]):
+        plan_insertion(models.as_format(b.model(*outputs, inputs=inputs), kind))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_of_several_maps_the_output_is_named(kind):
+    """A depth beside classes: the option that the message names decides."""
+    b = Builder(size=(SIDE, SIDE))
+    classes = b.node("ArgMax", maps_of(b, 5), axis=1, keepdims=0)
+    model = models.as_format(b.model(classes, b.node("Relu", maps_of(b, 1))), kind)
+    with pytest.raises(errors.UnsupportedTaskError, match=f"--output {classes} chooses it"):
+        plan_insertion(model)
+    assert plan_insertion(model, Options(output=classes)).task == "semantic segmentation"
