@@ -1,5 +1,7 @@
 """Layouts of detectors' and segmenters' outputs, against arrays made by hand from the same two objects."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -255,3 +257,12 @@ def test_masks_are_not_guessed():
         instances([np.zeros((1, 3, 4, 4), np.float32)], FACTS)
     nothing = [np.zeros(shape, np.float32) for shape in ((0, 4), (0,), (0,), (0, 1, 28, 28))]
     assert instances(nothing, FACTS).found(0, 0.5) == []
+
+
+def test_labels_of_a_table_stand_for_the_maps_of_their_classes():
+    table = (3, 17, 44, 62, 90)
+    own = np.concatenate([PIXELS, SCORES[:, None], np.array(table)[LABELS][:, None]], axis=1).astype(np.float32)
+    found = detections([own], replace(FACTS, labels=table))
+    np.testing.assert_array_equal(found.classes, LABELS)
+    with pytest.raises(UnknownLayoutError, match="a label 44, which no class has"):
+        detections([own], replace(FACTS, labels=(3, 17, 45, 62, 90)))

@@ -346,6 +346,20 @@ def test_another_score_of_each_box_is_named():
     assert f"{heads[1]!r} scores each box too" in report.text()
 
 
+@pytest.mark.parametrize("table", [[3, 17, 44, 62, 90], [3, 0, 4, 1, 2]])
+def test_labels_of_a_table_are_written(table):
+    """As where a data set leaves numbers out; a map is that of a class, whatever it is called."""
+    net = Small()
+    scores = net.op("Sigmoid", net.rows(net.head(5)))
+    label = net.op("ArgMax", scores, axis=2, keepdims=0)
+    named = net.op("Gather", net.constant(np.array(table)), label)
+    net.types[named] = TensorProto.INT64
+    made = insert(net.model(net.op("ReduceMax", scores, axes=[2], keepdims=0), named)).model
+    about = {entry.key: entry.value for entry in made.metadata_props}
+    assert about["xai_insert.labels"] == " ".join(map(str, table))
+    assert "xai_insert.first_label" not in about
+
+
 def test_a_class_of_its_own_layer_is_no_objectness():
     """Beside other classes, where no box stands before it; joined behind what flattens, it is refused."""
     net = Small()

@@ -34,6 +34,7 @@ class Facts:
         boxes: how boxes are written, `corners-pixels` or the like; empty if unknown.
         overlap: intersection over union above which neighbours are the same object.
         first_label: the label that a detector's lists give to the class of map 0.
+        labels: those that they give to the classes, where they are not counted.
         pastes_masks: whether masks are those of boxes, to be pasted, else of the whole image.
     """
 
@@ -44,6 +45,7 @@ class Facts:
     overlap: float = _MOST_OVERLAP
     pastes_masks: bool = False
     first_label: int = 0
+    labels: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, layout: Layout, size: tuple[int, int], maps: int | None, labels: int) -> Facts:
@@ -64,6 +66,7 @@ class Facts:
             _MOST_OVERLAP if overlap is None else overlap,
             layout.masks == PASTED,
             layout.first_label or 0,
+            layout.labels or (),
         )
 
 

@@ -47,12 +47,23 @@ def _by_map(found: Detections, facts: Facts) -> Detections:
     """Numbers of maps for labels.
 
     Raises:
-        UnknownLayoutError: an object has a label below that of the first map.
+        UnknownLayoutError: an object has a label below that of the first map, or one that no class has.
     """
+    if facts.labels:
+        return replace(found, classes=_numbers(found, facts.labels))
     classes = found.classes - facts.first_label
     if facts.first_label and (classes[found.scores > 0] < 0).any():
         raise UnknownLayoutError(f"there is a label below {facts.first_label}, that of the first map")
     return replace(found, classes=classes)
+
+
+def _numbers(found: Detections, labels: Sequence[int]) -> Array:
+    """The number of the class that each label of a table stands for; 0 for what is padded."""
+    numbers = {label: number for number, label in enumerate(labels)}
+    unknown = {int(label) for label in found.classes[found.scores > 0]} - numbers.keys()
+    if unknown:
+        raise UnknownLayoutError(f"there is a label {min(unknown)}, which no class has")
+    return np.array([numbers.get(int(label), 0) for label in found.classes], found.classes.dtype)
 
 
 def is_whole(array: Array) -> bool:

@@ -28,7 +28,7 @@ class Layout:
         classes: number of classes that the maps count.
         background: index of the background among them.
         first_label: the label that a detector's list gives to the class of map 0.
-        labels: those that a segmenter gives to the classes, where they are not counted.
+        labels: those that the model gives to the classes, where they are not counted.
         masks: how the masks of instances lie: `pasted` is of the box.
         box_format: how four numbers describe a box, `corners-pixels` or the like.
         suppression_overlap: intersection over union above which neighbours are the same object.

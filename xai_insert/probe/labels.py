@@ -6,6 +6,7 @@ All class scores are held low but those of one class, everywhere: what is report
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -29,29 +30,44 @@ _SCORES = {6: 4, 7: 2}  # column of the score, by width of the rows; rows of sco
 _MOST = 0.9  # of the places, and of the score
 _DETECTION_OUTPUT = 7  # image, label, score, corners
 _LABEL = 1
+_FEWEST_ROWS = 2
 
 
-def first_label(loaded: LoadedModel, graph: Graph, found: Detector) -> tuple[int | None, int | None]:
-    """The label of class 0 as the heads count them, and the class that is never reported.
+@dataclass(frozen=True)
+class Labels:
+    """How a detector names the classes that it reports.
+
+    Attributes:
+        first: the label of class 0 as the heads count them; None where no output follows the class by a count.
+        background: the class that is never reported; None where every class is.
+        table: the label of each class, where they are not counted, as those of a data set that leaves some out.
+    """
+
+    first: int | None = None
+    background: int | None = None
+    table: tuple[int, ...] | None = None
+
+
+def labels_of(loaded: LoadedModel, graph: Graph, found: Detector) -> Labels:
+    """The labels of the classes as the heads count them, and the class that is never reported.
 
     Args:
         loaded: the unedited model.
         graph: its view.
         found: its class scores.
-
-    Returns:
-        None for the label where no output follows the class; None for the background where every class is reported.
     """
     images = image_inputs(graph)
     heads = find_heads(graph, images)
     outputs = [value for value in graph.outputs if value.rank in _RANKS]
     if not {head.value for head in heads}.issuperset(part.head.value for part in found.parts) or not outputs:
-        return None, found.background
+        return Labels(None, found.background)
     everywhere = {item.value for item in observed_values(graph, images, heads)}  # these hold scores, and no labels
     reporting = [value for value in outputs if value not in everywhere]
-    offsets, silent = _tried(loaded, heads, reporting, found) if reporting else (set[int](), set[int]())
+    if not reporting:
+        return Labels(None, _background(loaded, images[0], found, set()))
+    offsets, silent, table = _tried(loaded, heads, reporting, found)
     background = _background(loaded, images[0], found, silent)
-    return (offsets.pop() if len(offsets) == 1 else None), background
+    return Labels(offsets.pop() if len(offsets) == 1 else None, background, table)
 
 
 def _background(loaded: LoadedModel, image: Value, found: Detector, silent: set[int]) -> int | None:
@@ -65,8 +81,10 @@ def _background(loaded: LoadedModel, image: Value, found: Detector, silent: set[
 
 def _tried(
     loaded: LoadedModel, heads: Sequence[Head], reporting: Sequence[Value], found: Detector
-) -> tuple[set[int], set[int]]:
-    """How much larger than a class its label may be, and the classes that are not reported, of a few that are raised.
+) -> tuple[set[int], set[int], tuple[int, ...] | None]:
+    """How much larger than a class its label may be, the classes that are not reported, of a few that are raised.
+
+    And the labels of all, where those of the few are no count.
 
     Args:
         loaded: the unedited model.
@@ -83,7 +101,37 @@ def _tried(
         reported = _reported(value, tried, arrays)
         offsets.update(_offsets(value, reported))
         silent.update(set(tried) - reported.keys() if reported else ())
-    return offsets, silent
+    if offsets or silent or not any(map(_are_told, reporting, zip(*runs, strict=True))):
+        return offsets, silent, None
+    every = [probe.run(_with_class(probe, values, found, label)) for label in range(found.classes)]
+    return offsets, silent, _table(reporting, every)
+
+
+def _table(reporting: Sequence[Value], every: Sequence[Sequence[Array]]) -> tuple[int, ...] | None:
+    """The label of each class, given what is reported of each; None if no column or several follow it."""
+    tables = map(_tables, reporting, zip(*every, strict=True))
+    found = [table for of_output in tables for table in of_output]
+    return found[0] if len(found) == 1 else None
+
+
+def _are_told(value: Value, arrays: Sequence[Array]) -> bool:
+    """Whether some column of an output has another whole number for each class."""
+    return len(arrays) > 1 and bool(_tables(value, arrays))
+
+
+def _tables(value: Value, arrays: Sequence[Array]) -> list[tuple[int, ...]]:
+    """For each column that has another whole number for each class these numbers."""
+    rows = [_rows(value, array) for array in arrays]
+    if min(map(len, rows)) < _FEWEST_ROWS:  # a single number may count them
+        return []
+    found = [_column_of(rows, column) for column in range(rows[0].shape[1])]
+    return [table for table in found if len({*table}) == len(arrays)]
+
+
+def _column_of(rows: Sequence[Array], column: int) -> tuple[int, ...]:
+    """The whole number that most rows have in a column, of each class that has one."""
+    numbers = [_offset(0, array[:, column]) for array in rows]
+    return tuple(number for number in numbers if number is not None)
 
 
 def _of_nothing(loaded: LoadedModel, image: Value, found: Detector) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xai_insert.form import Form
@@ -18,7 +18,7 @@ from xai_insert.methods.box_votes import box_votes
 from xai_insert.methods.det_class_probability_map import det_class_probability_map
 from xai_insert.options import Options
 from xai_insert.probe.boxes import find_box_voters
-from xai_insert.probe.labels import first_label
+from xai_insert.probe.labels import Labels, labels_of
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.cost import mega
 from xai_insert.tasks.known.detection import FoundDetector
@@ -41,13 +41,13 @@ class ScoresPlan(Plan):
     Attributes:
         scored: those scores.
         voters: what a map of each reported box is made of; None if it is not wanted.
-        first_label: the label that the outputs give to class 0; None where no output holds labels.
+        labels: those that the outputs give to the classes.
         by_query: how the map of the box of a query is made.
     """
 
     scored: Detector
     voters: BoxVoters | QueryReport | None = None
-    first_label: int | None = None
+    labels: Labels = field(default_factory=Labels)
     by_query: QueryMethod = BY_ATTENTION
 
     @property
@@ -114,7 +114,7 @@ class ScoresPlan(Plan):
         entries = {
             "target": ", ".join(dict.fromkeys(item.head.value.name for level in found.levels for item in level.parts)),
             "levels": str(len(found.levels)),
-            **Layout(found.classes, found.background, self.first_label).written("background"),
+            **Layout(found.classes, found.background, self.labels.first, self.labels.table).written("background"),
         }
         if isinstance(self.voters, QueryReport):
             entries["per_box"] = self.by_query.meaning
@@ -138,7 +138,8 @@ class DetClassProbabilityMap(Method):
         detector = found.scored if isinstance(found, FoundDetector) else None
         if not isinstance(found, FoundDetector) or detector is None:
             return Refusal(self.lacking)
-        label, background = first_label(study.loaded, study.graph, detector)
+        labels = labels_of(study.loaded, study.graph, detector)
+        background = labels.background
         detector = replace(detector, background=background)
         voters: BoxVoters | QueryReport | None = None
         if study.options.per_box:
@@ -149,7 +150,7 @@ class DetClassProbabilityMap(Method):
         reason = f"{count} level{'s' if count > 1 else ''}; {detector.evidence}"
         shape = (detector.batch, detector.classes, level.height, level.width)
         name = "det-class-probability-map"
-        return ScoresPlan(found, name, Form.SCORES, reason, shape, mega(work), detector, voters, label)
+        return ScoresPlan(found, name, Form.SCORES, reason, shape, mega(work), detector, voters, labels)
 
 
 def _scores(detector: Detector) -> int | None:
