@@ -383,7 +383,7 @@ class Orders:
         is_carried = Effect.OTHER not in box.effects
         moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]
         wide = (_BOX, _BOX + 1) if box.is_fused else (_BOX,)  # an objectness is beside the box
-        of_four = {rows for _, columns, rows in moved if columns in wide}
+        of_four = {rows for _, columns, rows in moved if columns in wide or rows * _BOX == box.head.channels}
         return of_four, {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
 
 
