@@ -41,10 +41,11 @@ def middle_taps(kind: Window, weight: Value | None) -> Sequence[float]:
 
     So layers that shift are written, and those that see what lies before alone (masked and causal convolutions).
     """
-    taps = None if kind.pool or not kind.kernel or max(kind.kernel) < 2 else constant_of(weight, limit=_FEW_WEIGHTS)
-    if taps is None or not kind.kernel or taps.shape[-len(kind.kernel) :] != kind.kernel or not taps.any():
+    kernel = () if kind.pool else kind.kernel or ()
+    taps = constant_of(weight, limit=_FEW_WEIGHTS) if max(kernel, default=0) > 1 else None
+    if taps is None or taps.shape[-len(kernel) :] != kernel or not taps.any():
         return ()
-    used = np.argwhere(taps.reshape(-1, *kind.kernel))[:, 1:]
+    used = np.argwhere(taps.reshape(-1, *kernel))[:, 1:]
     return [(int(first) + int(last)) / 2 for first, last in zip(used.min(axis=0), used.max(axis=0), strict=True)]
 
 

@@ -14,12 +14,7 @@ import numpy as np
 
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.operators import Resized
-from xai_insert.graph.traits import (
-    ARRANGES,
-    FIRST_IS_DATA,
-    PRODUCTS,
-    WITHOUT_DATA,
-)
+from xai_insert.graph.traits import ARRANGES, FIRST_IS_DATA, PRODUCTS, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
@@ -271,7 +266,7 @@ def finished(graph: Graph, head: Head) -> Head:
 
 
 def _finishes(head: Head, use: Use, dependent: set[Value]) -> bool:
-    """Whether scores are shifted or scaled by one number, one for each channel or location, or other scores."""
+    """Whether scores are shifted or scaled by one number, by one for each channel, or by other scores."""
     node, other = use.node, use.node.operand(1 - use.index) if use.index < 2 else None
     if other is None or node.output.sizes != head.value.sizes:
         return False

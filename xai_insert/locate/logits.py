@@ -69,9 +69,13 @@ def _are_vectors(source: Value, result: Value) -> bool:
 def takes_least(graph: Graph, scores: Value) -> bool:
     """Whether the model itself takes the least of some scores and never the greatest, as of distances."""
     same = tuple(UNCHANGED)
-    ranking = [node for node in graph.nodes if node.op in RANKS or node.type == "ArgMin"]
+    ranking = [node for node in graph.nodes if node.op in RANKS or _is_least(node)]
     ranked = [node for node in ranking if before(node.read(0), same) is before(scores, same)]
-    return bool(ranked) and all(node.type == "ArgMin" or node.attrs.get("least", False) for node in ranked)
+    return bool(ranked) and all(map(_is_least, ranked))
+
+
+def _is_least(node: Node) -> bool:
+    return node.type == "ArgMin" or bool(node.attrs.get("least", False))
 
 
 def is_softmax(value: Value) -> bool:

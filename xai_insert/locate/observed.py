@@ -63,7 +63,7 @@ def _takes_best(node: Node) -> bool:
 
 
 def _uncounted(value: Value) -> Value:
-    """What an output counts, in whole numbers, per cent or bytes: shares, which nothing is lost of yet."""
+    """What an output gives in whole numbers, before it was rounded: of small shares something is left there."""
     found, before = value, value
     while (node := before.producer) is not None and _counts_in(node):
         before = node.read(0)
@@ -73,7 +73,7 @@ def _uncounted(value: Value) -> Value:
 
 
 def _counts_in(node: Node) -> bool:
-    if node.op in (Op.MUL, Op.DIV):
+    if node.op is Op.DIV:  # back from per cent
         return _by(node) in _COUNTED_IN
     return node.op in UNCHANGED or node.type == "Round"
 
@@ -88,7 +88,7 @@ def _factor(value: Value) -> float:
     """What shares are multiplied by before they are joined with others to make a value; 1 if they are not."""
     joined = walk([value], lambda item: _joined(item.producer))
     found = [_by(node) for item in joined if (node := item.producer) is not None and node.op is Op.MUL]
-    return next((by for by in found if by in _COUNTED_IN), 1.0) or 1.0
+    return next((by for by in found if by is not None and by in _COUNTED_IN), 1.0)
 
 
 def _joined(node: Node | None) -> Sequence[Value]:
