@@ -1,6 +1,7 @@
 """The process in which the command line handles models: what a crash or a hang in it does to the call."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from xai_insert import Options
 from xai_insert.cli import worker
 from xai_insert.cli.worker import Job, Worker, run_here
 from xai_insert.cli.workers import Workers
+from xai_insert.report import Report
 
 CRASH = "import os, signal, sys; sys.stdin.readline(); os.kill(os.getpid(), signal.SIGSEGV)"
 KILLED = "import os, signal, sys; sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)"
@@ -105,6 +107,32 @@ def test_several_at_once_report_in_order(job, tmp_path):
     assert [report.error for report in reports] == [None, None, "no such file", None, None]
     assert [report.output for report in reports[3:]] == [str(job.output) for job in jobs[3:]]
     assert len({job.output.read_bytes() for job in (jobs[0], *jobs[3:])}) == 1
+
+
+def test_formats_stay_together_on_cores_of_their_own(job, tmp_path, monkeypatch):
+    """A process imports one format's libraries, and no thread of it takes the other's core."""
+    given, cores = [], sorted(os.sched_getaffinity(0))
+    both = threading.Barrier(2)
+
+    def done(self, job):
+        first, mine = self.knows == "", self.cores
+        self.knows = job.model.suffix
+        if first:
+            both.wait(10)
+        given.append((id(self), mine, job.model.suffix))
+        return Report(source=str(job.model))
+
+    monkeypatch.setattr(worker.Worker, "__call__", done)
+    jobs = [dataclasses.replace(job, model=tmp_path / f"{i}.{'xml' if i % 2 else 'onnx'}") for i in range(8)]
+    with Workers(2, 0) as work:
+        assert [report.source for report in work(jobs)] == [str(item.model) for item in jobs]
+    for number in {number for number, _, _ in given}:
+        formats = [suffix for other, _, suffix in given if other == number]
+        assert sum(a != b for a, b in itertools.pairwise(formats)) <= 1  # when none of the first is left
+    if len(cores) > 1:
+        first = list({number: mine for number, mine, _ in reversed(given)}.values())
+        assert not first[0] & first[1]
+        assert first[0] | first[1] == {*cores}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -109,11 +109,18 @@ class Worker:
         verbose: how much the process logs to stderr.
         seconds: how long a processor may be busy with reading a model, locating what to explain, and running it once;
             None goes by the model's size. The process may wait as long for what does not come.
+        cores: those that the process may run on; all if there are none.
+
+    Attributes:
+        cores: those.
+        knows: suffix of the last model, whose libraries the process has imported.
     """
 
-    def __init__(self, verbose: int, seconds: float | None = None) -> None:
+    def __init__(self, verbose: int, seconds: float | None = None, cores: Set[int] = frozenset()) -> None:
         self._verbose = verbose
         self._seconds = seconds
+        self.cores = cores
+        self.knows = ""
         self._process: subprocess.Popen[str] | None = None
         self._output: Path | None = None
         self._answers: queue.Queue[str] = queue.Queue()
@@ -133,7 +140,7 @@ class Worker:
         except OSError as err:  # too many files are open, or too many processes run
             text = f"cannot start the process that reads models: {reason(err)}"
             return Report(source=str(job.model), error=text)
-        self._output = job.output
+        self._output, self.knows = job.output, job.model.suffix
         _ask(process, job)
         seconds = self._seconds or _SECONDS + size(job.model) / _BYTES_PER_SECOND
         try:
@@ -147,6 +154,13 @@ class Worker:
         if report.error is not None and not report.unused_options:
             self._stop()  # the library may still be busy with the file
         return report
+
+    def may_use(self, cores: Set[int]) -> None:
+        """Let the process run on further cores, with the threads that it starts from now on."""
+        self.cores, process = frozenset(self.cores | cores), self._process
+        if self.cores and process is not None:
+            with contextlib.suppress(OSError):  # it has ended
+                os.sched_setaffinity(process.pid, self.cores)
 
     def _last_answer(self, process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
         """What the process says last, the report, and in which stage; empty if the process ends.
@@ -191,6 +205,8 @@ class Worker:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", errors="surrogateescape"
         )
+        if self.cores:
+            os.sched_setaffinity(process.pid, self.cores)
         self._process, self._answers = process, queue.Queue()
         threading.Thread(target=_forward, args=(process, self._answers), daemon=True).start()
         return process
