@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.check_place import BLOCKS, Answer, answers_of, are_enough
+from xai_insert.block_answers import Answer, answers_of, are_enough
+from xai_insert.check_place import BLOCKS
 from xai_insert.errors import CheckFailedError
 from xai_insert.formats.backend import Runner
 from xai_insert.graph.view import Value

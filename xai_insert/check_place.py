@@ -17,20 +17,19 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xai_insert.block_answers import CLEAR, FEWEST_BLOCKS, REACH, Answer, answers_of, are_enough
 from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Value
 from xai_insert.image_blocks import (
     AT_ONCE,
-    FEWEST_CELLS,
     STIMULI,
     Cell,
     Floats,
     Scenes,
     Stimulus,
     Window,
-    averaged,
     block_windows,
     cells_at,
     change_block,
@@ -44,68 +43,15 @@ Proof = Literal["blocks", "axes"]
 Move = tuple[bool, tuple[bool, bool], tuple[bool, bool]]
 
 BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.55, 0.5), (0.9, 0.6))  # rows and columns, in parts of the grid
-_FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
-_REACH = 1.5  # cells between the block and what changes most
-_CLEAR = 2.0  # the largest change over the median one, from which on blocks count
-_SHARP = 6.0  # likewise, from which on they contradict without more
-_LITTLE = 0.5  # of the largest change
 _LEAST_CHANGE = 1e-3  # likewise: less is none
 _FINE = 16  # cells along a side from which on blocks that are changed at once are well apart
 _MARGIN = 0.05  # between the logarithms of two changes
 _AS_SAID: Move = (False, (False, False), (False, False))
 _MOVES: list[Move] = [(turn, (down, right), (False, False)) for turn, down, right in product((False, True), repeat=3)]
 _MOVES += [(False, (False, False), rolls) for rolls in ((True, False), (False, True), (True, True))]
-_FLOOR = 0.3  # of the largest change, so that cells that never change are not the first
 _ENOUGH = 0.75  # of the blocks
 _FEWEST_FAR = 2  # of the blocks that a transpose, a mirror, a turn or half a roll of the map moves
 _SAME = 0.6  # of the blocks that change the same cells another time
-_HELD = 12.0  # contrast where all change lies around one cell, and most cells do not change at all
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one block of the image changed in one map.
-
-    Attributes:
-        block: first and last row, and first and last column, of the cells at the block.
-        change: how much each cell changed, averaged over as many cells as a block has, `[h, w]`, 1 at most.
-        found: the cell that changed most, as compared with what other blocks changed.
-        middle: the middle of the cells that changed much; in a window any of them may change most.
-        contrast: by how much more than the median one.
-    """
-
-    block: tuple[Cell, Cell]
-    change: Floats
-    found: Cell
-    middle: Cell
-    contrast: float
-
-    @property
-    def is_near(self) -> bool:
-        """Whether what changed most is at the block; the fewer cells, the less it may be off."""
-        return self._is_at(self.found) or self._is_at(self.middle)
-
-    def _is_at(self, cell: Cell) -> bool:
-        gaps = self._gaps(cell)
-        return all(gap <= min(_REACH, size / FEWEST_CELLS) for gap, size in zip(gaps, self.change.shape, strict=True))
-
-    def _gaps(self, cell: Cell) -> list[int]:
-        return [max(low - at, at - high, 0) for at, (low, high) in zip(cell, self.block, strict=True)]
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether what changed most is at the block and stands out sharply."""
-        return self.contrast >= _SHARP and self._is_at(self.found)
-
-    @property
-    def is_far(self) -> bool:
-        """Whether what changed most is elsewhere, and stands out sharply or the cells at the block changed little."""
-        rows, columns = (slice(low, high + 1) for low, high in self.block)
-        is_clear = self.contrast >= _SHARP or float(self.change[rows, columns].max()) < _LITTLE
-        return is_clear and all(max(self._gaps(cell)) > _REACH for cell in (self.found, self.middle))
-
-    def __str__(self) -> str:
-        return f"{tuple(low for low, _ in self.block)} changed {self.found}"
 
 
 @dataclass
@@ -235,23 +181,32 @@ def _natives(features: Sequence[FeatureMap]) -> list[Any]:
 
 def _is_proof(given: Sequence[Answer]) -> bool:
     """Whether what changed is at the blocks."""
-    if len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given):
+    if len(given) >= FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given):
         return True
     clear = _clear(given)
     if clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
         return True
-    return _match(given, _AS_SAID) and not _is_elsewhere(given)
+    return _match(given, _AS_SAID) and not (_is_elsewhere(given) or _are_deaf(_clear(given)))
 
 
 def _clear(given: Sequence[Answer]) -> list[Answer]:
     """The answers that count, if most do."""
-    clear = [answer for answer in given if answer.contrast >= _CLEAR]
-    return clear if len(clear) >= max(_ENOUGH * len(given), _FEWEST_BLOCKS) else []
+    clear = [answer for answer in given if answer.contrast >= CLEAR]
+    return clear if len(clear) >= max(_ENOUGH * len(given), FEWEST_BLOCKS) else []
 
 
 def _is_doubt(given: Sequence[Answer]) -> bool:
     """Whether what changed is clearly elsewhere; rounding to a few levels alone can look so, another time otherwise."""
-    return _is_elsewhere(given) or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+    return (
+        _are_deaf(_clear(given))
+        or _is_elsewhere(given)
+        or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+    )
+
+
+def _are_deaf(clear: Sequence[Answer]) -> bool:
+    """Whether the cells at most blocks hardly changed, where others did."""
+    return bool(clear) and sum(answer.is_deaf for answer in clear) >= _ENOUGH * len(clear)
 
 
 def _is_elsewhere(given: Sequence[Answer]) -> bool:
@@ -276,11 +231,11 @@ def _is_near(answer: Answer, move: Move) -> bool:
 def _agree(a: Sequence[Answer], b: Sequence[Answer]) -> bool:
     """Whether two ways of changing the same blocks changed the same cells."""
     pairs = [(one.found, two.found) for one, two in zip(a, b, strict=False) if one.block == two.block]
-    same = [max(abs(x - y) for x, y in zip(one, two, strict=True)) <= _REACH for one, two in pairs]
-    return len(same) >= _FEWEST_BLOCKS - 1 and sum(same) >= _SAME * len(same)
+    same = [max(abs(x - y) for x, y in zip(one, two, strict=True)) <= REACH for one, two in pairs]
+    return len(same) >= FEWEST_BLOCKS - 1 and sum(same) >= _SAME * len(same)
 
 
-def _match(given: Sequence[Answer], move: Move, fewest: int = _FEWEST_BLOCKS) -> bool:
+def _match(given: Sequence[Answer], move: Move, fewest: int = FEWEST_BLOCKS) -> bool:
     """Whether each block changes the cells at it, moved, more than other blocks do, and than it changes other cells.
 
     That is asked of the cells at blocks alone, each change as compared with all of its cell and of its block: behind
@@ -337,48 +292,6 @@ def _changes(before: Sequence[Floats], after: Sequence[Floats]) -> list[Floats]:
 
 def _tell_nothing(given: Sequence[Answer]) -> bool:
     """Whether the first blocks changed all cells much alike, and none most those at it or where a move puts it."""
-    first = given[: _FEWEST_BLOCKS - 1]
-    are_dull = len(first) == _FEWEST_BLOCKS - 1 and all(answer.contrast < _CLEAR for answer in first)
+    first = given[: FEWEST_BLOCKS - 1]
+    are_dull = len(first) == FEWEST_BLOCKS - 1 and all(answer.contrast < CLEAR for answer in first)
     return are_dull and not any(_match(first, move, len(first)) for move in _MOVES)
-
-
-def are_enough(given: Sequence[Answer]) -> bool:
-    """Whether these blocks prove the place by themselves, whatever another one would say."""
-    sharp = len(given) >= _FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given)
-    return sharp or (
-        len(given) >= _FEWEST_BLOCKS and all(answer.contrast >= _CLEAR and answer.is_near for answer in given)
-    )
-
-
-def answers_of(windows: Sequence[Window], changes: Sequence[Floats], feature: FeatureMap) -> list[Answer]:
-    """What each block changed of one map's cells, `[h, w]`, as compared with what the others did."""
-    found = []
-    blocks = [cells_at(window, feature, changes[0].shape) for window in windows]
-    means = [averaged(change, block) for change, block in zip(changes, blocks, strict=True)]
-    shares = [mean / (mean.max() or 1.0) for mean in means]
-    for index, (block, share) in enumerate(zip(blocks, shares, strict=True)):
-        others = [other for number, other in enumerate(shares) if number != index]
-        relative = share / (np.mean(others, axis=0) + _FLOOR) if others else share
-        row, column = np.unravel_index(int(relative.argmax()), relative.shape)
-        peak, median = (int(row), int(column)), float(np.median(relative))
-        contrast = float(relative.max()) / median if median > 0 else _held(share, peak, block) * _HELD
-        found.append(Answer(block, share, peak, _middle(share, peak), contrast))
-    return found
-
-
-def _middle(change: Floats, peak: Cell) -> Cell:
-    """The middle of the cells that changed much, if they lie together; the one that changed most if they do not."""
-    excess = np.maximum(change - 0.25 * change.max(), 0)
-    rows, columns = (np.flatnonzero(excess.any(axis=other)) for other in (1, 0))
-    if not len(rows) or np.count_nonzero(excess) < (np.ptp(rows) + 1) * (np.ptp(columns) + 1) / 2:
-        return peak
-    middle = [np.searchsorted(total, total[-1] / 2) for total in (np.cumsum(excess.sum(axis=axis)) for axis in (1, 0))]
-    return int(middle[0]), int(middle[1])
-
-
-def _held(change: Floats, top: Cell, block: tuple[Cell, Cell]) -> float:
-    """How much of all change lies around the cell that changes most, in 0..1; where most cells do not change at all."""
-    reach = [high - low + 2 for low, high in block]
-    rows, columns = (slice(max(at - far, 0), at + far + 1) for at, far in zip(top, reach, strict=True))
-    total = float(change.sum())
-    return float(change[rows, columns].sum()) / total if total > 0 else 0.0

@@ -26,7 +26,7 @@ Window = tuple[tuple[float, float], tuple[float, float]]
 _SEED = 1
 _SIZE = 224  # where the model leaves it open
 FEWEST_CELLS = 5  # along a side of a grid whose cells may be the blocks of finer ones too
-_CELL = 0.6  # cells from the middle of a block to its edge
+WIDE, INSIDE = 0.6, 0.45  # cells from the middle of a block to its edge; inside, the cells beside it see none of it
 _BESIDE = 0.35  # cells from the edge of a block to the middle of a cell that answers to it
 _LEAST = 0.03  # likewise, in parts of the grid
 AT_ONCE = ((0.36, 0.36), (0.64, 0.93), (0.93, 0.07))
@@ -34,6 +34,7 @@ AT_ONCE = ((0.36, 0.36), (0.64, 0.93), (0.93, 0.07))
 them, or cells beside them, onto one another."""
 _RING = 5  # cells along a side for each cell around a block that may answer as well
 _FEWEST = 16  # cells away from all blocks
+DEAF, HALF = 0.1, 0.5  # of the largest change: cells that change less do not lie at a block; or that may not
 _OVER_ALL, _OVER_MEDIAN = 1.5, 3.0  # change at each block over the largest and the median one away from all
 
 
@@ -92,6 +93,7 @@ def block_windows(
     grids: Sequence[Sequence[int]],
     image: Sequence[int],
     places: Sequence[tuple[float, float]],
+    reach: float = INSIDE,
 ) -> Iterator[Window]:
     """Blocks of the image in pixels: each a cell of the coarsest map that has enough of them.
 
@@ -100,6 +102,7 @@ def block_windows(
         grids: sizes of each in cells.
         image: height and width of the image.
         places: rows and columns of the blocks, in parts of the grid.
+        reach: cells from the middle of a block to its edge.
     """
     fine = [index for index, grid in enumerate(grids) if min(grid) >= FEWEST_CELLS] or range(len(features))
     anchor = max(fine, key=lambda index: max(abs(stride) for stride, _ in features[index].frame.lines or ()))
@@ -107,14 +110,14 @@ def block_windows(
     lengths = image[::-1] if frame.transposed else image
     for fractions in places:
         lines = zip(frame.lines or (), fractions, grids[anchor], lengths, strict=True)
-        sides = [_pixels(line, part, size, length) for line, part, size, length in lines]
+        sides = [_pixels(*line, reach) for line in lines]
         yield (sides[1], sides[0]) if frame.transposed else (sides[0], sides[1])
 
 
-def _pixels(line: tuple[float, float], part: float, size: int, length: int) -> tuple[float, float]:
+def _pixels(line: tuple[float, float], part: float, size: int, length: int, reach: float) -> tuple[float, float]:
     """The first and the last pixel of a block at a part of the cells of a line that lie in the image."""
     stride, offset = line
-    half = max(abs(stride) * max(_CELL, _LEAST * size), 1.0)
+    half = max(abs(stride) * max(reach, _LEAST * size), 1.0)
     ends = sorted((-offset / stride, (length - 1 - offset) / stride))  # cells at the edges of the image
     first, last = max(round(ends[0]), 0), min(round(ends[1]), size - 1)
     centre = stride * min(first + int(part * (last - first + 1)), last) + offset
@@ -168,7 +171,7 @@ def change_blocks(
     rng: np.random.Generator,
 ) -> list[Window]:
     """Change all blocks of `AT_ONCE` in an image; those that lie in it."""
-    windows = block_windows(features, grids, [pixels.shape[axis] for axis in image_axes(image)], AT_ONCE)
+    windows = block_windows(features, grids, [pixels.shape[axis] for axis in image_axes(image)], AT_ONCE, WIDE)
     return [window for window in windows if change_block(pixels, image, window, stimulus, rng)]
 
 
@@ -192,9 +195,11 @@ def stand_out(change: Floats, blocks: Sequence[Block]) -> bool:
     if not len(rest):
         return False
     most = [float(change[_around(block, (1, 1))].max()) for block in blocks]
-    if any(change[_around(block, _ring(change.shape))].max() > top for block, top in zip(blocks, most, strict=True)):
-        return False
-    least = min(float(change[_around(block, (0, 0))].max()) for block in blocks)
+    own = [float(change[_around(block, (0, 0))].max()) for block in blocks]
+    for block, at, top in zip(blocks, own, most, strict=True):
+        if change[_around(block, _ring(change.shape))].max() > top or at < HALF * top:
+            return False
+    least = min(own)
     return least > 0 and least >= max(_OVER_ALL * float(rest.max()), _OVER_MEDIAN * float(np.median(rest)))
 
 

@@ -82,6 +82,28 @@ def test_what_rounding_alone_puts_elsewhere_is_no_fault():
         places_of([replace(feature, frame=flipped(feature))], Noisy(loaded), image)
 
 
+def patches(b):
+    """Cells of four pixels, each of which sees itself alone."""
+    x = b.node("Relu", b.node("Conv", "image", b.weight(8, 3, 4, 4), b.weight(8), strides=[4, 4]))
+    return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), 8)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("by", [(0, 0), (1, 0), (0, -1), (1, 1)])
+def test_a_map_one_cell_beside_its_place_is_refused(by, kind):
+    """Its cells change beside each block, near enough; but those at the block do not change at all."""
+    loaded = load(models.as_format(models.classifier(patches, size=(24, 32)), kind), {})
+    graph = loaded.view()
+    feature = locate_classifier(graph, Options()).target
+    moved = zip(feature.frame.lines, by, strict=True)
+    frame = replace(feature.frame, lines=tuple((stride, offset + cells * stride) for (stride, offset), cells in moved))
+    if any(by):
+        with pytest.raises(MisplacedMapError):
+            places_of([replace(feature, frame=frame)], loaded, image_inputs(graph)[0])
+    else:
+        assert places_of([feature], loaded, image_inputs(graph)[0]) == "blocks"
+
+
 @pytest.mark.parametrize("name", ["shapes_vit.onnx", "shapes_vit.xml"])
 def test_widened_grids_are_refused(name):
     loaded, image, feature = located(name)
