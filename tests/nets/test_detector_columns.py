@@ -398,6 +398,27 @@ def test_rows_of_a_location_and_a_class(anchors, by_class):
     np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
 
 
+@pytest.mark.parametrize("width", [5, 8])
+@pytest.mark.parametrize("classes", [1, 2, 4])
+@pytest.mark.parametrize("are_joined", [False, True])
+def test_boxes_of_more_than_four_numbers(are_joined, classes, width):
+    """With an angle, or four corners: anchors of one class are no classes, nor are four classes a box."""
+    net, anchors = Small(), 3
+    head = net.head(anchors * classes)
+    sides = net.op("Reshape", net.op("Tanh", net.rows(net.head(anchors * width))), net.constant([1, -1, width]))
+    places = np.zeros((1, anchors * GRID * GRID, width), np.float32)
+    places[..., :2] = np.repeat(net.centres()[..., :2], anchors, axis=1)
+    boxes = net.op("Add", net.op("Mul", sides, net.constant(np.float32(1.5))), net.constant(places))
+    scores = net.op("Sigmoid", net.op("Reshape", net.rows(head), net.constant([1, -1, classes])))
+    net.boxes = net.op("Concat", boxes, scores, axis=2) if are_joined else boxes
+    model = net.model(net.op("Identity", net.boxes if are_joined else scores))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (raw,) = run(model, [head], image)
+    made = insert(model, Options(output_dtype="f32")).model
+    (saliency,) = run(made, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
+
+
 @pytest.mark.parametrize("is_softmax", [False, True])
 @pytest.mark.parametrize("anchors", [1, 2, 3])
 def test_a_share_and_its_rest_are_one_class(anchors, is_softmax):

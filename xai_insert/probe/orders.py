@@ -28,7 +28,7 @@ from xai_insert.probe.channels import (
 )
 from xai_insert.probe.heads import Effect, Element, HeadProbe, Response
 from xai_insert.probe.joint import Joint, read_joint
-from xai_insert.probe.rivals import Watched, elements_of
+from xai_insert.probe.rivals import Watched, elements_of, sets_background_apart
 
 _ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
 _BOX = 4
@@ -207,7 +207,7 @@ class Orders:
         found = self._resolve(item, here, there) or self._boxes_of_classes(item, here, there)
         if found is None and item.is_class and value.sizes[-1:] == (1,):
             found = resolve_column(here, item.head.channels)
-        return None if found is None or (item.is_class and not _sets_background_apart(item, found)) else found
+        return None if found is None or (item.is_class and not sets_background_apart(item, found)) else found
 
     def beside_boxes(self, item: Watched) -> Channels | None:
         """The order of an undecoded head of a grid whose boxes are decoded; None if nothing tells it."""
@@ -319,10 +319,10 @@ class Orders:
         for index in reversed(range(len(way))):
             seen = moved_by_all(here_all, everywhere, there_all, index)
             found = seen and self._resolve(item, *seen)
-            if found and _sets_background_apart(item, found):
+            if found and sets_background_apart(item, found):
                 return found
         alone = Channels(0, 1, item.head.channels, 1)
-        is_alone = self._anchors(item) == {alone.anchors} and _sets_background_apart(item, alone)
+        is_alone = self._anchors(item) == {alone.anchors} and sets_background_apart(item, alone)
         return alone if is_alone else None
 
     def arranged(self, heads: Sequence[Head], end: Value) -> list[Observed]:
@@ -383,17 +383,13 @@ class Orders:
         is_carried = Effect.OTHER not in box.effects
         moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]
         wide = (_BOX, _BOX + 1) if box.is_fused else (_BOX,)  # an objectness is beside the box
-        of_four = {rows for _, columns, rows in moved if columns in wide or rows * _BOX == box.head.channels}
+        width = box.head.channels  # of a rotated box there are five columns and more, each with a channel of its own
+        of_four = {
+            rows
+            for _, columns, rows in moved
+            if columns in wide or rows * _BOX == width or (columns > _BOX and rows * columns == width)
+        }
         return of_four, {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
-
-
-def _sets_background_apart(item: Watched, order: Channels) -> bool:
-    """Whether no class has channels that raise a score and others that only lower some, as a background does."""
-    by_effect = [
-        {order.label(channel) for channel, response in item.responses.items() if response.effect is effect}
-        for effect in (Effect.CLASS, Effect.FALLING)
-    ]
-    return not set.intersection(*by_effect)
 
 
 def _listed(elements: npt.NDArray[np.intp]) -> list[Element]:

@@ -113,6 +113,15 @@ def elements_of(responses: Mapping[int, Response]) -> dict[int, Mapping[int, Ele
     return {channel: response.elements for channel, response in responses.items()}
 
 
+def sets_background_apart(item: Watched, order: Channels) -> bool:
+    """Whether no class has channels that raise a score and others that only lower some, as a background does."""
+    by_effect = [
+        {order.label(channel) for channel, response in item.responses.items() if response.effect is effect}
+        for effect in (Effect.CLASS, Effect.FALLING)
+    ]
+    return not set.intersection(*by_effect)
+
+
 def gives_boxes(items: Sequence[Watched], grid_of: Callable[[int], tuple[int, int]], *, are_apart: bool) -> bool:
     """Whether the heads of some grid have room for a box: four channels of one, or pairs (size, offset) of several.
 
