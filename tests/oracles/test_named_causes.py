@@ -136,3 +136,20 @@ def test_of_several_maps_the_output_is_named(kind):
     with pytest.raises(errors.UnsupportedTaskError, match=f"--output {classes} chooses it"):
         plan_insertion(model)
     assert plan_insertion(model, Options(output=classes)).task == "semantic segmentation"
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("chosen", [None, "logits"])
+def test_outputs_that_nothing_is_said_of_are_named(chosen, kind):
+    """Those of another task, as masks beside the class of an image; none that are computed from the scores."""
+    b = Builder()
+    feature = b.backbone()
+    logits = b.node("Identity", scores(b, feature))
+    masks = b.node("Sigmoid", b.node("Conv", feature, b.weight(2, CHANNELS, 1, 1)))
+    model = b.model(b.node("Softmax", logits), masks, feature)
+    options = Options() if chosen is None else Options(output=model.graph.output[0].name)
+    note = plan_insertion(models.as_format(model, kind), options).logits["note"]
+    if chosen is None:
+        assert f"not {masks!r} [?, 2, 6, 6]; --output or --method chooses another" in note
+    else:
+        assert not note

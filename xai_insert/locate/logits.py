@@ -130,6 +130,13 @@ def scored_outputs(
     return [item for value, item in own.items() if feeds[value] is (as_embedding and any(feeds.values()))]
 
 
+def beside_scores(graph: Graph, scores: Value) -> list[str]:
+    """Outputs that are computed from the image, and neither from the scores nor on the way to them, for people."""
+    aside = activations(graph, image_inputs(graph)) - activations(graph, [scores])
+    outputs = zip(graph.output_names, graph.outputs, strict=True)
+    return [_describe(*item) for item in outputs if item[1] in aside and scores not in activations(graph, [item[1]])]
+
+
 def _may_be_scores(value: Value, reached: set[Value], graph: Graph) -> bool:
     """Whether a value is a vector of numbers for each image that some operation has made of it."""
     if value not in reached or value.producer is None or "float" not in value.dtype:

@@ -14,12 +14,13 @@ from xai_insert.locate.embedding import holds_direction, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.lengths import is_normalised
-from xai_insert.locate.logits import Logits, find_logits, no_class_scores, scored_outputs, takes_least
+from xai_insert.locate.logits import Logits, beside_scores, find_logits, no_class_scores, scored_outputs, takes_least
 from xai_insert.locate.texts import texts_read
 from xai_insert.methods.reading import Reading
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
+_NAMED = 3  # outputs
 _OF_MASKS = frozenset({"form", "mask_batch", "block", "kernel"})
 """Options with which a user asks for a map by masks."""
 
@@ -206,7 +207,17 @@ def _unstated(study: Study, logits: Logits) -> FoundClassifier | NotMine:
             number = list(graph.output_names).index(logits.output_name)
             return FoundDistance(located(study, logits), number=number)
         note = "one number for each image: the map shows what raises it, be it a class, an anomaly or a measure"
-    return _with_target(study, logits, frozenset(), note)
+    notes = (note, _what_else(study, logits))
+    return _with_target(study, logits, frozenset(), "; ".join(filter(None, notes)))
+
+
+def _what_else(study: Study, logits: Logits) -> str:
+    """Which other outputs nothing is said of, for who did not choose one; empty where there are none."""
+    aside = [] if study.options.output else beside_scores(study.graph, logits.value)
+    if not aside:
+        return ""
+    others = ", ".join(aside[:_NAMED]) + (" and more" if len(aside) > _NAMED else "")
+    return f"explained is output {logits.output_name!r} alone, not {others}; --output or --method chooses another"
 
 
 TASK = Classification()
