@@ -53,10 +53,13 @@ def _saved(level: str, model: Path, goal: Path) -> Any:
     return onnx.load(goal)
 
 
-def _fused(kind: str, model: Path, goal: Path) -> Any:
+def _fused(kind: str, half: bool, model: Path, goal: Path) -> Any:
     from onnxruntime.transformers.optimizer import optimize_model
 
-    optimize_model(str(model), model_type=kind, opt_level=0).save_model_to_file(str(goal))
+    fused = optimize_model(str(model), model_type=kind, opt_level=0)
+    if half:
+        fused.convert_float_to_float16(keep_io_types=True)
+    fused.save_model_to_file(str(goal))
     return onnx.load(goal)
 
 
@@ -105,7 +108,17 @@ class _Images(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def _static(form: QuantFormat, activations: QuantType, per_channel: bool, model: Path, goal: Path) -> Any:
+def _static(
+    form: QuantFormat,
+    activations: QuantType,
+    per_channel: bool,
+    model: Path,
+    goal: Path,
+    *,
+    weights: QuantType = QuantType.QInt8,
+    by_onnxruntime: bool = False,
+) -> Any:
+    """Quantised with calibration; `by_onnxruntime` with its own operators in place of ONNX's."""
     quantize_static(
         model,
         goal,
@@ -113,7 +126,8 @@ def _static(form: QuantFormat, activations: QuantType, per_channel: bool, model:
         quant_format=form,
         per_channel=per_channel,
         activation_type=activations,
-        weight_type=QuantType.QInt8 if per_channel else activations,
+        weight_type=weights if per_channel else activations,
+        extra_options={"UseQDQContribOps": True} if by_onnxruntime else None,
     )
     return onnx.load(goal)
 
@@ -305,9 +319,8 @@ BEFORE: Mapping[str, Maker] = {
     "saved, basic": partial(_saved, "ORT_ENABLE_BASIC"),
     "saved, extended": partial(_saved, "ORT_ENABLE_EXTENDED"),
     "saved, all": partial(_saved, "ORT_ENABLE_ALL"),
-    "fused as vit": partial(_fused, "vit"),
-    "fused as clip": partial(_fused, "clip"),
-    "fused as swin": partial(_fused, "swin"),
+    **{f"fused as {kind}": partial(_fused, kind, False) for kind in ("vit", "clip", "swin")},
+    "fused as vit, float16": partial(_fused, "vit", True),
     "onnxsim": _simplified,
     "onnxslim": _slim,
     **{f"set {version}": partial(_old_set, version) for version in (7, 8, 9, 10)},
@@ -321,6 +334,16 @@ BEFORE: Mapping[str, Maker] = {
     "float16 by onnxconverter": _half_by_converter,
     "QDQ": partial(_static, QuantFormat.QDQ, QuantType.QUInt8, True),
     "QDQ, signed": partial(_static, QuantFormat.QDQ, QuantType.QInt8, True),
+    **{
+        f"QDQ of onnxruntime{name}": partial(
+            _static, QuantFormat.QDQ, activations, True, weights=weights, by_onnxruntime=True
+        )
+        for name, activations, weights in (
+            ("", QuantType.QUInt8, QuantType.QInt8),
+            (", 16 bits", QuantType.QUInt16, QuantType.QInt8),
+            (", weights in 4 bits", QuantType.QUInt8, QuantType.QInt4),
+        )
+    },
     "QOperator": partial(_static, QuantFormat.QOperator, QuantType.QUInt8, False),
     "QOperator, by channel": partial(_static, QuantFormat.QOperator, QuantType.QUInt8, True),
     "dynamic": _dynamic,

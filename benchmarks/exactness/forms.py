@@ -232,6 +232,9 @@ kind of processor. "then float16" rounds the map as well; with stand-in weights 
 between places, so that rounding shows in the correlation (DeiT): what it does to trained models stands in
 [deployment.md](deployment.md). A form without a row has not been measured.
 
+"QDQ of onnxruntime" has onnxruntime's own quantisers (`UseQDQContribOps`). 16 bits are those of activations;
+4 bits those of all weights, of convolutions too, which few networks bear: the map is that of the network that is left.
+
 "INT8 kernels" counts layers with integers in the runtime's graph, after and before. Of compressed weights alone these
 are products in floats whose weights stay stored in 8 bits. OpenVINO makes such a product of a 1x1 convolution that
 nothing but a reshape or a transpose reads; the last layers of the class heads of YOLOv8 and SSD are read by the branch

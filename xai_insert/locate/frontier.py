@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.operators import Resized
@@ -22,6 +23,7 @@ from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
+_FEW_LEVELS = 8  # that four bits with a sign have of what is not below zero
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,22 @@ def _counts(weight: Value) -> bool:
     elements = constant_of(weight, limit=256)
     if elements is None or elements.size < 2 or elements.reshape(-1)[-1] <= 0:
         return False
+    given, numbers = elements.reshape(-1).astype(np.float64), np.arange(elements.size)
     last = elements.size - 1  # what stands for them is a multiple, of seven bits at least or an FP8 of three
-    counted = elements.reshape(-1).astype(np.float64) * last / float(elements.reshape(-1)[-1])
-    return bool(np.all(np.abs(counted - np.arange(last + 1)) <= last / 125 + np.arange(last + 1) / 16))
+    counted = given * last / given[-1]
+    if np.all(np.abs(counted - numbers) <= last / 125 + numbers / 16):
+        return True
+    step = _step_of_four_bits(given)
+    unit = float(given @ numbers) / float(numbers @ numbers)
+    return bool(step and np.all(np.abs(given - unit * numbers) <= 0.6 * step))
+
+
+def _step_of_four_bits(given: npt.NDArray[np.float64]) -> float:
+    """From one number to the next of those that four bits hold, where they have made some equal; 0 of others."""
+    levels = np.unique(given)
+    steps = np.diff(levels)
+    is_even = _FEW_LEVELS <= levels.size < given.size and steps.max() <= 1.01 * steps.min()
+    return float(steps.max()) if is_even else 0.0
 
 
 _DATA = {
