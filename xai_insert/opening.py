@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import LoadedModel
-from xai_insert.graph.view import Graph, Value, fixed
+from xai_insert.formats.guard import RAISED
+from xai_insert.graph.view import Graph, Shape, Value, fixed
 from xai_insert.locate.inputs import image_inputs, sized_axes
 from xai_insert.locate.layout import FeatureMap, Frame, Side
 from xai_insert.options import Options
@@ -31,6 +32,35 @@ class Opened:
     graph: Graph
     plan: Plan
     follows: bool
+
+
+def for_any_size(fresh: Callable[[], LoadedModel], graph: Graph, plan: Plan, options: Options) -> Plan:
+    """A plan that is for one size of the image, or the same for any where it is made alike for twice that size.
+
+    Args:
+        fresh: loads the model.
+        graph: its view.
+        plan: the plan.
+        options: what it goes by.
+    """
+    images = image_inputs(graph)
+    if not plan.asks_another_size or any(None in image.sizes for image in images):
+        return plan
+    try:
+        larger = fresh()
+        view = larger.view()
+        axes = {image: sized_axes(image) for image in image_inputs(view)}
+        if not larger.open_sizes(axes):
+            return plan
+        larger.fix_sizes({image.name: _twice(image.sizes, own) for image, own in axes.items()})
+        return plan.for_any_size(make_plan(larger, larger.view(), options))
+    except (XaiInsertError, *RAISED) as err:
+        logger.info("the maps of boxes are for one size of the image: %s", err)
+        return plan
+
+
+def _twice(sizes: Shape, axes: Sequence[int]) -> Shape:
+    return tuple(None if size is None else size * 2 if axis in axes else size for axis, size in enumerate(sizes))
 
 
 def opened_sizes(

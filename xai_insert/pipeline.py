@@ -29,7 +29,7 @@ from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_inputs, sized_axes
 from xai_insert.methods.scaling import least_and_greatest, to_bytes_in_parts
 from xai_insert.one_image import fixing_layer, of_one_image
-from xai_insert.opening import Opened, opened_sizes
+from xai_insert.opening import Opened, for_any_size, opened_sizes
 from xai_insert.options import Options, settled
 from xai_insert.outputs import add_feature_vector, add_range, finished
 from xai_insert.prove import prove
@@ -198,6 +198,7 @@ def _inserted(
     """See `insert_loaded`."""
     with stages("plan"):
         plans = planned(loaded, graph, options)
+        plans = [replace(item, plan=for_any_size(fresh, item.graph, item.plan, options)) for item in plans]
     passed("located")
     plain = None
     if options.check and not dry_run:

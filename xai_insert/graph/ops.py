@@ -94,7 +94,7 @@ class Ops(Protocol[V]):
     def transpose(self, a: V, perm: Sequence[int]) -> V:
         """Permute the axes."""
 
-    def slice(self, a: V, axis: int, start: int, end: Size) -> V:
+    def slice(self, a: V, axis: int, start: Size, end: Size) -> V:
         """`a[..., start:end, ...]` along `axis`."""
 
     def concat(self, parts: Sequence[V], axis: int) -> V:

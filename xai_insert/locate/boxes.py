@@ -74,3 +74,14 @@ class BoxVoters:
     reported: ReportedBoxes
     is_exclusive: bool
     is_late: bool = False
+
+    def before(self, level: DecodedLevel) -> list[int]:
+        """Which levels have their rows before those of one, in the same value."""
+        return [n for n, other in enumerate(self.levels) if other.value is level.value and other.start < level.start]
+
+
+def powers_of_size(pair: tuple[float, float], size: tuple[int, int]) -> int | None:
+    """1 for the width and the height of the image, -1 for one over them, 0 for (1, 1); None for other numbers."""
+    height, width = size
+    known = {(1.0, 1.0): 0, (float(width), float(height)): 1, (1 / width, 1 / height): -1}
+    return known.get(pair)

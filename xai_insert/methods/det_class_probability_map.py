@@ -10,7 +10,7 @@ import numpy as np
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
 from xai_insert.locate.affine import Affine
 from xai_insert.locate.detector import ClassLevel, Detector
-from xai_insert.methods.shaping import reshape, scalar, size_of, total
+from xai_insert.methods.shaping import scalar, size_of, total
 
 
 def det_class_probability_map(surgeon: Surgeon[V], detector: Detector, *, follows: bool = False) -> V:
@@ -54,16 +54,15 @@ def _best(surgeon: Surgeon[V], item: ClassLevel, *, follows: bool) -> V:
     if order.anchors == 1:
         return x
     height, width = grid_of_level(surgeon, item, follows=follows)
-    batch: Size = -1 if follows else size_of(op, surgeon.handle(item.head.value), item.head.value, 0)
     if order.classes_first:
-        x = reshape(op, x, [batch, order.classes, order.anchors, height, width])
+        x = op.reshape(x, [-1, order.classes, order.anchors, height, width])
         best = op.reduce(x, "max", [2])
     else:
-        x = reshape(op, x, [batch, order.anchors, order.stride, height, width])
+        x = op.reshape(x, [-1, order.anchors, order.stride, height, width])
         if order.classes < order.stride:
             x = op.slice(x, 2, *order.within)
         best = op.reduce(x, "max", [1])
-    return reshape(op, best, [batch, order.classes, height, width])
+    return op.reshape(best, [-1, order.classes, height, width])
 
 
 def _affine(op: Ops[V], scores: V, affine: Affine) -> V:
@@ -79,13 +78,11 @@ def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:
     op = surgeon.ops
     value, order = item.head.value, item.channels
     x = surgeon.handle(value)
-    height, width = grid_of_level(surgeon, item)
-    batch = size_of(op, x, value, 0)
     if len(item.level.grid_axes) == 1:
-        (axis,) = item.level.grid_axes
+        (axis,), sides = item.level.grid_axes, grid_of_level(surgeon, item)
         if item.level.cells != value.sizes[axis]:
             x = op.slice(x, axis, item.level.start, item.level.start + (item.level.cells or 0))
-        x = reshape(op, op.transpose(x, [0, 2, 1]) if axis == 1 else x, [batch, item.head.channels, height, width])
+        x = op.reshape(op.transpose(x, [0, 2, 1]) if axis == 1 else x, [-1, item.head.channels, *sides])
     elif item.head.channel_axis == len(value.sizes) - 1:
         x = op.transpose(x, [0, 3, 1, 2])
     first, end = order.block

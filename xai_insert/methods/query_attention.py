@@ -20,7 +20,7 @@ from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.query_attention import DenseLook, QueryReport, SampledLook, Sampling
 from xai_insert.locate.query_scores import ReportedScores
-from xai_insert.methods.shaping import reshape, scalar, size_of, transposed_again
+from xai_insert.methods.shaping import reshape, scalar, transposed_again
 from xai_insert.methods.tensor import Tensor
 
 _TINY = 1e-6
@@ -209,12 +209,9 @@ def sampled_places(surgeon: Surgeon[V], graph: Graph, item: Sampling, grid: tupl
         beside = [1, channels - len(parts), item.height, item.width]
         parts.append(op.expand(op.constant(np.zeros([1, 1, 1, 1], np.float32)), beside))
     sizes = fixed(source.sizes[1:])
-    batch = size_of(op, surgeon.handle(source), source, 0)
-    stored = op.reshape(op.concat(parts, 1), [1, *sizes])
-    if isinstance(batch, int):
-        stored = op.expand(stored, [batch, *[1] * len(sizes)])
-    else:
-        stored = op.add(op.mul(surgeon.handle(source), scalar(op, 0.0)), stored)
+    images = op.numbers(op.size(surgeon.handle(source), 0))  # of another batch too, if the model is given one
+    nothing = op.reshape(op.mul(op.cast(images, "float32"), scalar(op, 0.0)), [-1, *[1] * len(sizes)])
+    stored = op.add(op.reshape(op.concat(parts, 1), [1, *sizes]), nothing)
     made: dict[Value, V] = {source: stored}
     for node in region(graph, [source], [item.result]):
         operands = [None if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]

@@ -63,6 +63,27 @@ def product_of(op: Ops[V], sizes: Iterable[Size]) -> Size:
     return reduce(op.mul, read if known == 1 else [*read, op.constant(np.array([known], np.int64))])
 
 
+def sum_of(op: Ops[V], sizes: Iterable[Size]) -> Size:
+    """The sum of sizes: an int if all are."""
+    known, read = 0, list[V]()
+    for size in sizes:
+        if isinstance(size, int):
+            known += size
+        else:
+            read.append(size)
+    if not read:
+        return known
+    return reduce(op.add, [*read, op.constant(np.array([known], np.int64))] if known else read)
+
+
+def as_number(op: Ops[V], size: Size, more: float = 0.0) -> V:
+    """A size and `more` as float32: a constant of shape `[]` where it is known."""
+    if isinstance(size, int):
+        return scalar(op, size + more)
+    number = op.cast(size, "float32")
+    return op.add(number, scalar(op, more)) if more else number
+
+
 def counted(op: Ops[V], size: Size) -> V:
     """0, 1, 2, ... up to but without a size, float32."""
     is_known = isinstance(size, int)

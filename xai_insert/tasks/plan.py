@@ -147,6 +147,16 @@ class Plan(ABC):
         """Whether the branch is for the batch that the model has while it is added, open or not."""
         return False
 
+    @property
+    def asks_another_size(self) -> bool:
+        """Whether the plan may serve any size of the image, which a plan for another size tells."""
+        return False
+
+    def for_any_size(self, other: Plan) -> Plan:
+        """This plan, for any size of the image if `other`, that for twice its height and width, is the same."""
+        del other
+        return self
+
     def following(self, closed: Plan, graph: Graph, open_graph: Graph, sides: tuple[Side, ...]) -> Plan:
         """This plan, made for open sides, with the sizes of its grid taken from those of the image.
 

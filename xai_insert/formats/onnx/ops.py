@@ -144,7 +144,7 @@ class OnnxOps:
     def transpose(self, a: ir.Value, perm: Sequence[int]) -> ir.Value:
         return self._node("Transpose", a, perm=list(perm))
 
-    def slice(self, a: ir.Value, axis: int, start: int, end: Size) -> ir.Value:
+    def slice(self, a: ir.Value, axis: int, start: Size, end: Size) -> ir.Value:
         given = (self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (start, end, axis))
         return self._node("Slice", a, *given)
 

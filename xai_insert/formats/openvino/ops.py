@@ -112,9 +112,9 @@ class OpenVINOOps:
             return self.reshape(a, sizes)
         return self._named(opset.transpose(a, self.constant(np.array(perm, np.int64))))
 
-    def slice(self, a: ov.Output, axis: int, start: int, end: Size) -> ov.Output:
+    def slice(self, a: ov.Output, axis: int, start: Size, end: Size) -> ov.Output:
         key = (a.get_node().get_instance_id(), a.get_index(), axis)
-        if key in self._sliced and isinstance(end, int) and end - start <= _FEW:
+        if key in self._sliced and isinstance(end, int) and isinstance(start, int) and end - start <= _FEW:
             # OpenVINO merges slices of one value into a split, which loses the precision mark.
             places = self.constant(np.arange(start, end, dtype=np.int64))
             return self._named(opset.gather(a, places, self.constant(np.array(axis, np.int64))))

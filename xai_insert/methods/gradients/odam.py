@@ -15,28 +15,32 @@ import numpy as np
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.operators import Pointwise, Window
-from xai_insert.graph.ops import Ops, Surgeon, V, Windows
+from xai_insert.graph.ops import Ops, Size, Surgeon, V, Windows
 from xai_insert.graph.view import Graph, Node, Op, Use, Value, fixed
 from xai_insert.locate.boxes import BoxVoters
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.towers import Tower, find_tower
 from xai_insert.methods.box_sides import overlap_of
 from xai_insert.methods.box_votes import (
+    Rows,
     class_shares,
     decoded_boxes,
+    image_of,
+    images_in,
     labels_one_hot,
     reported_sides,
+    rows_of,
     sides_of,
 )
 from xai_insert.methods.det_class_probability_map import grid_of_level
 from xai_insert.methods.gradients.pullback import pullback
 from xai_insert.methods.late_boxes import boxes_everywhere
-from xai_insert.methods.shaping import scalar
+from xai_insert.methods.shaping import as_number, counted, product_of, scalar, sum_of
 
 _BREAKS_TIES = 1e-5
 
 
-def odam(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoters) -> V:
+def odam(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoters, *, follows: bool = False) -> V:
     """The map of each reported box on the grid of the middle level, `[B, M, h, w]` float32.
 
     The location of a box is the one whose decoded box overlaps it most.
@@ -46,6 +50,7 @@ def odam(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoter
         graph: its view.
         detector: its class scores.
         voters: its boxes.
+        follows: as of `box_votes`.
 
     Raises:
         NoDerivativeError: a layer has no rule.
@@ -53,24 +58,28 @@ def odam(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoter
     """
     op = surgeon.ops
     wanted = labels_one_hot(surgeon, detector, voters.reported)
-    starts, places = 0, []
+    starts, places = list[Size]([0]), []
+    image = image_of(surgeon, graph) if follows else None
     late = boxes_everywhere(surgeon, graph) if voters.is_late else {}
-    sides = reported_sides(surgeon, voters.reported)
-    for item, rows in zip(detector.levels, voters.levels, strict=True):
-        boxes = decoded_boxes(op, late.get(rows.value, surgeon.handle(rows.value)), item, rows)
-        fit = overlap_of(sides, sides_of(op, boxes, voters)).handle
+    sides = reported_sides(surgeon, voters.reported, image)
+    all_rows = rows_of(surgeon, detector, voters, follows=follows)
+    for item, level, rows in zip(detector.levels, voters.levels, all_rows, strict=True):
+        handle = late.get(level.value, surgeon.handle(level.value))
+        boxes = decoded_boxes(op, handle, item, level, rows, images=images_in(voters.reported))
+        fit = overlap_of(sides, sides_of(op, boxes, voters, image)).handle
         if wanted is not None:
-            shares = class_shares(surgeon, item, voters.is_exclusive)
+            shares = class_shares(surgeon, item, voters.is_exclusive, rows)
             fit = op.add(fit, op.mul(op.matmul(wanted, shares), scalar(op, _BREAKS_TIES)))
         places.append(fit)
     _, best = op.top(places[0] if len(places) == 1 else op.concat(places, 2), op.constant(np.array([1])))
     best = op.cast(best, "float32")  # [B, M, 1]
-    images = None if detector.batch == 1 else _numbered(op, best)
+    images = None if images_in(voters.reported) == 1 else _numbered(op, best)
     total: V | None = None
-    middle = grid_of_level(surgeon, detector.middle)
-    for item in detector.levels:
-        made = _level(surgeon, graph, item, op.sub(best, scalar(op, float(starts))), wanted, images)
-        starts += (item.level.cells or 0) * item.channels.anchors
+    middle = grid_of_level(surgeon, detector.middle, follows=follows)
+    for item, rows in zip(detector.levels, all_rows, strict=True):
+        first = as_number(op, sum_of(op, starts))
+        made = _level(surgeon, graph, item, op.sub(best, first), wanted, images, rows)
+        starts.append(rows.count)
         if item is not detector.middle:
             made = op.resize(made, *middle)
         total = made if total is None else op.add(total, made)
@@ -113,21 +122,28 @@ def _numbered(op: Ops[V], best: V) -> _Numbered[V]:
 
 
 def _level(
-    surgeon: Surgeon[V], graph: Graph, item: ClassLevel, best: V, wanted: V | None, images: _Numbered[V] | None
+    surgeon: Surgeon[V],
+    graph: Graph,
+    item: ClassLevel,
+    best: V,
+    wanted: V | None,
+    images: _Numbered[V] | None,
+    rows: Rows[V],
 ) -> V:
     """The maps `[B, M, h, w]` of one level, zero for boxes of others; `best` counts from its first place."""
     op, tower = surgeon.ops, tower_of(graph, item)
-    height, width = fixed([item.level.height, item.level.width])
-    cells, anchors = height * width, item.channels.anchors
+    height, width = rows.height, rows.width
+    cells, columns = as_number(op, rows.cells), as_number(op, width)
     half = scalar(op, 0.5)
-    inside = op.mul(op.greater(best, scalar(op, -0.5)), op.greater(scalar(op, cells * anchors - 0.5), best))
+    inside = op.mul(op.greater(best, scalar(op, -0.5)), op.greater(as_number(op, rows.count, -0.5), best))
     best = op.mul(best, inside)
-    anchor = op.floor(op.div(op.add(best, half), scalar(op, float(cells))))
-    place = op.sub(best, op.mul(anchor, scalar(op, float(cells))))
-    row = op.floor(op.div(op.add(place, half), scalar(op, float(width))))
-    column = op.sub(place, op.mul(row, scalar(op, float(width))))
+    anchor = op.floor(op.div(op.add(best, half), cells))
+    place = op.sub(best, op.mul(anchor, cells))
+    row = op.floor(op.div(op.add(place, half), columns))
+    column = op.sub(place, op.mul(row, columns))
     side = 2 * tower.reach + 1
-    windows = _Windows(surgeon, tower, row, column, None if images is None else images.image)
+    image = None if images is None else images.image
+    windows = _Windows(surgeon, tower, (row, column), (height, width), image)
     seed = op.reshape(_seed(surgeon, item, anchor, inside, wanted), [-1, item.head.channels, 1, 1])
     twins = windows.graph()
     source, result = windows.twins[tower.source], windows.twins[tower.result]
@@ -159,11 +175,14 @@ def _seed(surgeon: Surgeon[V], item: ClassLevel, anchor: V, inside: V, wanted: V
     return op.matmul(flat, op.constant(np.eye(item.head.channels, dtype=np.float32)[channels]))
 
 
-def _lines(surgeon: Surgeon[V], place: V, size: int, reach: int) -> V:
+def _lines(surgeon: Surgeon[V], place: V, size: Size, reach: int) -> V:
     """1 where cell i of a map is cell j of the window around a place, `[B, M, size, window]`."""
-    op = surgeon.ops
-    apart = np.arange(size)[:, None] - (np.arange(2 * reach + 1) - reach)
-    return op.equal(op.unsqueeze(place, [3]), op.constant(apart[None, None].astype(np.float32)))
+    op, away = surgeon.ops, (np.arange(2 * reach + 1) - reach).astype(np.float32)
+    if isinstance(size, int):
+        apart = op.constant((np.arange(size, dtype=np.float32)[:, None] - away)[None, None])
+    else:
+        apart = op.sub(op.reshape(counted(op, size), [1, 1, -1, 1]), op.constant(away.reshape(1, 1, 1, -1)))
+    return op.equal(op.unsqueeze(place, [3]), apart)
 
 
 class _Windows(Generic[V]):
@@ -175,14 +194,16 @@ class _Windows(Generic[V]):
     Args:
         surgeon: the model being edited.
         tower: the layers.
-        row: of the location of each box, `[B, M, 1]`.
-        column: likewise.
+        places: row and column of the location of each box, `[B, M, 1]` each.
+        sizes: height and width of the map.
         image: the number of the image of each box, likewise; None for one image.
     """
 
-    def __init__(self, surgeon: Surgeon[V], tower: Tower, row: V, column: V, image: V | None) -> None:
+    def __init__(
+        self, surgeon: Surgeon[V], tower: Tower, places: tuple[V, V], sizes: tuple[Size, Size], image: V | None
+    ) -> None:
         self._surgeon, self._tower = surgeon, tower
-        self._row, self._column, self._image = row, column, image
+        self._places, self._sizes, self._image = places, sizes, image
         self.twins: dict[Value, Value] = {}
         self.read: dict[Value, V] = {}
 
@@ -244,8 +265,7 @@ class _Windows(Generic[V]):
     def _masked(self, value: Value, reach: int, nodes: list[Node]) -> Value:
         """Zero where a window leaves the map."""
         op, side = self._surgeon.ops, 2 * reach + 1
-        height, width = fixed(self._tower.source.sizes[2:])
-        inside = [self._inside(*item, reach) for item in ((self._row, height), (self._column, width))]
+        inside = [self._inside(*item, reach) for item in zip(self._places, self._sizes, strict=True)]
         rows, columns = op.reshape(inside[0], [-1, 1, side, 1]), op.reshape(inside[1], [-1, 1, 1, side])
         mask = Value("mask", (None, 1, side, side), "float32")
         self.read[mask] = op.mul(rows, columns)
@@ -255,10 +275,10 @@ class _Windows(Generic[V]):
         self.read[result] = op.mul(self.read[value], self.read[mask])
         return result
 
-    def _inside(self, place: V, size: int, reach: int) -> V:
+    def _inside(self, place: V, size: Size, reach: int) -> V:
         op = self._surgeon.ops
         cells = self._around(place, reach)
-        return op.mul(op.greater(cells, scalar(op, -0.5)), op.greater(scalar(op, size - 0.5), cells))
+        return op.mul(op.greater(cells, scalar(op, -0.5)), op.greater(as_number(op, size, -0.5), cells))
 
     def _around(self, place: V, reach: int) -> V:
         """The cells of a window along one axis, `[B, M, side]`."""
@@ -269,16 +289,16 @@ class _Windows(Generic[V]):
     def _gathered(self) -> V:
         """The windows of the source, zero outside of the map."""
         op, source, reach = self._surgeon.ops, self._tower.source, self._tower.reach
-        channels, height, width = fixed(source.sizes[1:])
-        high, wide, side = height + 2 * reach, width + 2 * reach, 2 * reach + 1
+        channels, side = fixed(source.sizes[1:2])[0], 2 * reach + 1
+        high, wide = (sum_of(op, [size, 2 * reach]) for size in self._sizes)
         edges = [0, 0, reach, reach]
         rows = op.transpose(op.pad(self._surgeon.handle(source), edges, edges), [0, 2, 3, 1])
         rows = op.reshape(rows, [-1, channels])
-        first = op.add(self._around(self._row, reach), scalar(op, float(reach)))
-        second = op.add(self._around(self._column, reach), scalar(op, float(reach)))
-        cells = op.add(op.mul(op.unsqueeze(first, [3]), scalar(op, float(wide))), op.unsqueeze(second, [2]))
+        first, second = (op.add(self._around(place, reach), scalar(op, float(reach))) for place in self._places)
+        cells = op.add(op.mul(op.unsqueeze(first, [3]), as_number(op, wide)), op.unsqueeze(second, [2]))
         if self._image is not None:
-            cells = op.add(cells, op.mul(op.unsqueeze(self._image, [3]), scalar(op, float(high * wide))))
+            whole = as_number(op, product_of(op, [high, wide]))
+            cells = op.add(cells, op.mul(op.unsqueeze(self._image, [3]), whole))
         index = op.cast(op.floor(op.add(cells, scalar(op, 0.5))), "int64")
         taken = op.gather(rows, op.reshape(index, [-1, side * side]))  # [B * M, side * side, C]
         return op.reshape(op.transpose(taken, [0, 2, 1]), [-1, channels, side, side])

@@ -73,6 +73,10 @@ class RegionsPlan(Plan):
     def keep_float32(self) -> bool:
         return self.reported is not None  # numbers of regions need more than the eight bits of bf16
 
+    @property
+    def keeps_batch(self) -> bool:
+        return self.by_query is not BY_ATTENTION  # a derivative has the sizes of what it is taken of
+
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         feature = self.read.feature
         follows = feature.is_whole and None not in feature.shape

@@ -10,8 +10,9 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, volume
 from xai_insert.layouts.record import Layout
-from xai_insert.locate.boxes import BoxVoters
-from xai_insert.locate.detector import Detector
+from xai_insert.locate.boxes import BoxVoters, powers_of_size
+from xai_insert.locate.detector import ClassLevel, Detector
+from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.query_attention import QueryReport
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.box_votes import box_votes
@@ -43,12 +44,48 @@ class ScoresPlan(Plan):
         voters: what a map of each reported box is made of; None if it is not wanted.
         labels: those that the outputs give to the classes.
         by_query: how the map of the box of a query is made.
+        size: height and width of the image for which the voters were found.
+        boxes_follow: whether their maps are for any size of the image.
     """
 
     scored: Detector
     voters: BoxVoters | QueryReport | None = None
     labels: Labels = field(default_factory=Labels)
     by_query: QueryMethod = BY_ATTENTION
+    size: tuple[int, int] | None = None
+    boxes_follow: bool = False
+
+    @property
+    def keeps_batch(self) -> bool:
+        return self.by_query is not BY_ATTENTION  # a derivative has the sizes of what it is taken of
+
+    @property
+    def asks_another_size(self) -> bool:
+        return isinstance(self.voters, BoxVoters) and not self.voters.is_late
+
+    def for_any_size(self, other: Plan) -> Plan:
+        same = isinstance(other, type(self)) and self._meaning() == other._meaning() is not None
+        return replace(self, boxes_follow=True) if same else self
+
+    def _meaning(self) -> tuple[object, ...] | None:
+        """What voters are, in terms that another size of the image does not change; None where it is for one size."""
+        voters, size = self.voters, self.size
+        if not isinstance(voters, BoxVoters) or size is None or not all(map(_is_grid, self.scored.levels)):
+            return None
+        counts = [(item.level.cells or 0) * item.channels.anchors for item in self.scored.levels]
+        before = [voters.before(level) for level in voters.levels]
+        stand_end_to_end = all(
+            level.start == sum(counts[number] for number in numbers)
+            for level, numbers in zip(voters.levels, before, strict=True)
+        )
+        powers = [powers_of_size(pair, size) for pair in (voters.reported.scale, voters.bounds or (1.0, 1.0))]
+        if not stand_end_to_end or None in powers:
+            return None
+        rows = [(level.value.name, level.row_axis, level.column_axis, level.anchors_first) for level in voters.levels]
+        reported = replace(voters.reported, scale=(1.0, 1.0))
+        told = (reported.column, reported.format, reported.label_column, reported.first_label, reported.value.name)
+        orders = [(item.head.value.name, item.channels) for item in self.scored.levels]
+        return rows, before, powers, voters.bounds is None, voters.format, voters.is_exclusive, told, orders
 
     @property
     def keep_float32(self) -> bool:
@@ -56,7 +93,8 @@ class ScoresPlan(Plan):
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         maps = [item.feature for item in self.scored.parts]
-        follows = self.voters is None and all(item.is_whole and None not in item.shape[1:] for item in maps)
+        follows = self.voters is None or self.boxes_follow
+        follows = follows and all(item.is_whole and None not in item.shape[1:] for item in maps)
         raw = det_class_probability_map(surgeon, self.scored, follows=follows)
         if self.voters is None:
             return Branch(self, raw, is_sized=not follows)
@@ -66,11 +104,12 @@ class ScoresPlan(Plan):
         if options.saliency_size is not None and options.saliency_size != self.map_shape[-2:]:
             votes = surgeon.ops.resize(votes, *options.saliency_size)
         grid = options.saliency_size or self.map_shape[-2:]
-        return Branch(self, raw, outputs=per_box_output(surgeon, votes, self.voters.reported.value, grid, options))
+        outputs = per_box_output(surgeon, votes, self.voters.reported.value, grid, options)
+        return Branch(self, raw, outputs=outputs, is_sized=not follows)
 
     def per_box(self, surgeon: Surgeon[Any], graph: Graph, voters: BoxVoters) -> Any:
         """Add the maps of the reported boxes, `[B, M, h, w]`."""
-        return box_votes(surgeon, graph, self.scored, voters)
+        return box_votes(surgeon, graph, self.scored, voters, follows=self.boxes_follow)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"num_classes", "per_box"})
@@ -149,8 +188,14 @@ class DetClassProbabilityMap(Method):
         count = len(detector.levels)
         reason = f"{count} level{'s' if count > 1 else ''}; {detector.evidence}"
         shape = (detector.batch, detector.classes, level.height, level.width)
+        size = image_size(image_inputs(study.graph)[0])
         name = "det-class-probability-map"
-        return ScoresPlan(found, name, Form.SCORES, reason, shape, mega(work), detector, voters, labels)
+        return ScoresPlan(found, name, Form.SCORES, reason, shape, mega(work), detector, voters, labels, size=size)
+
+
+def _is_grid(item: ClassLevel) -> bool:
+    """Whether the scores of a level have an axis of rows and one of columns, of their own."""
+    return item.feature.is_whole and len(item.level.grid_axes) == 2
 
 
 def _scores(detector: Detector) -> int | None:

@@ -32,7 +32,7 @@ class OdamPlan(ScoresPlan):
     """A decision for maps of reported boxes by derivatives, beside the map of each class."""
 
     def per_box(self, surgeon: Surgeon[Any], graph: Graph, voters: BoxVoters) -> Any:
-        return odam(surgeon, graph, self.scored, voters)
+        return odam(surgeon, graph, self.scored, voters, follows=self.boxes_follow)
 
     def metadata(self, options: Options) -> dict[str, str]:
         return super().metadata(options) | {

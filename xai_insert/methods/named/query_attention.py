@@ -45,6 +45,10 @@ class QueriesPlan(Plan):
     def keep_float32(self) -> bool:
         return True  # coordinates of points need more than the eight bits of bf16
 
+    @property
+    def keeps_batch(self) -> bool:
+        return self.by_query is not BY_ATTENTION  # a derivative has the sizes of what it is taken of
+
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         del loaded
         looks = query_maps(surgeon, graph, self.report)
