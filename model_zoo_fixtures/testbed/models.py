@@ -59,7 +59,9 @@ class Builder:
         image = helper.make_tensor_value_info("image", kind, [self.batch, self.channels, *self.size])
         results = [helper.make_empty_tensor_value_info(name) for name in outputs]
         graph = helper.make_graph(self.nodes, "net", [image] if inputs is None else inputs, results, self.weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        imports = [helper.make_opsetid("", self.opset)]
+        imports += [helper.make_opsetid(name, 1) for name in {node.domain for node in self.nodes} - {""}]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=8)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         for result, known in zip(model.graph.output, inferred.graph.output, strict=True):
             result.CopyFrom(known)

@@ -1,6 +1,8 @@
 """Heads with several learned queries (Query2Label, ML-Decoder, Q-Former pools): the pool in closed form."""
 
 import numpy as np
+import openvino as ov
+import openvino.opset13 as opset
 import pytest
 
 from model_zoo_fixtures.testbed import models, oracle
@@ -32,6 +34,31 @@ def decoder(b, *, expanded=False):
     z = b.node("Transpose", b.node("MatMul", shares, v), perm=[0, 2, 1, 3])
     z = linear(b, b.node("Reshape", z, b.const(np.array([0, QUERIES, WIDTH]))), WIDTH, WIDTH)
     z = norm(b, b.node("Add", b.weight(1, QUERIES, WIDTH), z))
+    return b.node("Add", z, mlp(b, z))
+
+
+def batch_of(b):
+    return b.node("Gather", b.node("Shape", "image"), b.const(np.array([0])), axis=0)
+
+
+def fused(b, *, form):
+    """The same attention in one operator: of ONNX 23 in four and in three axes, and of onnxruntime."""
+    x = linear(b, embed(b, 0), WIDTH, WIDTH)
+    k, v = (linear(b, x, WIDTH, WIDTH) for _ in range(2))
+    sizes = [HEADS, QUERIES, DEPTH] if form == "four axes" else [QUERIES, WIDTH]
+    query = b.node(
+        "Expand",
+        b.weight(1, *sizes, scale=1),
+        b.node("Concat", batch_of(b), b.const(np.array([1] * len(sizes))), axis=0),
+    )
+    if form == "four axes":
+        z = b.node("Attention", query, *(heads_of(b, item) for item in (k, v)))
+        z = b.node("Reshape", b.node("Transpose", z, perm=[0, 2, 1, 3]), b.const(np.array([0, QUERIES, WIDTH])))
+    elif form == "three axes":
+        z = b.node("Attention", query, k, v, q_num_heads=HEADS, kv_num_heads=HEADS)
+    else:
+        z = b.node("MultiHeadAttention", query, k, v, domain="com.microsoft", num_heads=HEADS)
+    z = norm(b, b.node("Add", b.weight(1, QUERIES, WIDTH), linear(b, z, WIDTH, WIDTH)))
     return b.node("Add", z, mlp(b, z))
 
 
@@ -82,6 +109,54 @@ def test_queries_have_a_closed_form(name, kind):
     got = oracle.run(result.model, IMAGES)["saliency_map"]
     np.testing.assert_allclose(got, wanted.reshape(got.shape), atol=1e-5 * np.abs(wanted).max())
     assert np.ptp(wanted, axis=-1).min() > 1e-4
+
+
+def assert_is_definition(model, batch):
+    result = insert(model, Options(output_dtype="f32"))
+    report = result.report
+    assert (report.method, report.form, report.target["grid"]) == ("recipro-cam", "closed form", GRID), report.reason
+    images = IMAGES[:batch]
+    parts = oracle.Parts(model, report.target["name"], report.logits["name"])
+    wanted = parts.definition(images, report.target["grid_axes"])
+    outputs = oracle.run(result.model, images)
+    got = outputs["saliency_map"]
+    np.testing.assert_allclose(got, wanted.reshape(got.shape), atol=1e-5 * np.abs(wanted).max())
+    assert np.ptp(wanted, axis=-1).min() > 1e-4
+    in_bytes = oracle.run(insert(model).model, images)["saliency_map"]
+    assert np.mean(np.abs(in_bytes.astype(int) - oracle.scaled(got)) <= 1) >= 0.999
+
+
+@pytest.mark.parametrize("head", [each_a_group, side_by_side])
+@pytest.mark.parametrize("form", ["four axes", "three axes", "of onnxruntime"])
+def test_a_fused_attention_of_queries_has_the_closed_form(form, head):
+    b = models.Builder(size=(8, 12), opset=17 if form == "of onnxruntime" else 23)
+    assert_is_definition(b.model(head(b, fused(b, form=form))), 3)
+
+
+@pytest.mark.parametrize("batch", [-1, 1])
+@pytest.mark.parametrize("is_expanded", [True, False])
+def test_openvinos_attention_of_queries_has_the_closed_form(is_expanded, batch):
+    rng = np.random.default_rng(0)
+
+    def weight(*shape):
+        return opset.constant(rng.normal(0, 0.5, shape).astype(np.float32))
+
+    image = opset.parameter([batch, 3, 8, 12], np.float32, name="image")
+    grid = opset.convolution(image, weight(WIDTH, 3, 2, 2), [2, 2], [0, 0], [0, 0], [1, 1])
+    rows = opset.transpose(opset.reshape(grid, [0, WIDTH, -1], special_zero=True), [0, 2, 1])
+    rows = opset.add(opset.matmul(rows, weight(WIDTH, WIDTH), False, False), weight(WIDTH))
+    query = weight(1, HEADS, QUERIES, DEPTH)
+    if is_expanded:
+        number = opset.gather(opset.shape_of(image), np.array([0]), np.array(0))
+        query = opset.broadcast(query, opset.concat([number, np.array([HEADS, QUERIES, DEPTH])], 0))
+    parts = [opset.add(opset.matmul(rows, weight(WIDTH, WIDTH), False, False), weight(WIDTH)) for _ in range(2)]
+    parts = [opset.reshape(part, [0, 0, HEADS, DEPTH], special_zero=True) for part in parts]
+    attended = opset.scaled_dot_product_attention(query, *(opset.transpose(part, [0, 2, 1, 3]) for part in parts))
+    z = opset.reshape(opset.transpose(attended, [0, 2, 1, 3]), [0, QUERIES, WIDTH], special_zero=True)
+    z = opset.tanh(opset.matmul(z, weight(WIDTH, WIDTH), False, False))
+    # Of several images of an open batch, OpenVINO adds a bias behind this sum to others than its own.
+    scores = opset.reduce_sum(opset.multiply(z, weight(QUERIES, WIDTH)), np.array([2]))
+    assert_is_definition(ov.Model([scores], [image]), 1 if batch == 1 else 3)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

@@ -159,7 +159,8 @@ def locate_pool(
     graph: Graph, images: Sequence[Value], logits: Value, ends: Sequence[GridEnd], places: Places
 ) -> tuple[Readout, FeatureMap] | None:
     """Find an attention pool whose queries are the same for every image, and the tokens that it pools."""
-    groups = _groups(graph, find_attentions(region(graph, images, [end.source for end in ends])))
+    fused = [end.node.output for end in ends if end.node.op is Op.ATTENTION]  # which ends the grid itself
+    groups = _groups(graph, find_attentions(region(graph, images, [*(end.source for end in ends), *fused])))
     if not groups or len(groups[-1]) > 1:
         return None
     item = groups[-1][0]
