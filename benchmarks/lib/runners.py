@@ -41,7 +41,12 @@ class Runner(Protocol):
 
 
 def open_runner(
-    path: Path, precision: str | None = "f32", reshape_to: int | None = None, *, throughput: bool = False
+    path: Path,
+    precision: str | None = "f32",
+    reshape_to: int | None = None,
+    *,
+    throughput: bool = False,
+    threads: int | None = None,
 ) -> Runner:
     """Compile a model for the CPU in the runtime of its own format.
 
@@ -52,13 +57,14 @@ def open_runner(
         reshape_to: batch size for the inputs whose batch is 1 in the file; IR only.
         throughput: run several requests at once, as many as the device likes best, under OpenVINO's throughput hint;
             IR only. One call is then four rounds of them.
+        threads: how many to run on; None leaves it to the runtime.
 
     Raises:
         RuntimeError: OpenVINO cannot reshape, compile or (when run) execute the model.
     """
     if path.suffix == ".onnx":
-        return OnnxRunner(path)
-    return (OpenVINOQueue if throughput else OpenVINORunner)(path, precision, reshape_to)
+        return OnnxRunner(path, threads)
+    return (OpenVINOQueue if throughput else OpenVINORunner)(path, precision, reshape_to, threads)
 
 
 def precisions(path: Path) -> list[str | None]:
@@ -82,14 +88,15 @@ class OpenVINORunner:
 
     hint = "LATENCY"
 
-    def __init__(self, path: Path, precision: str | None, reshape_to: int | None) -> None:
+    def __init__(self, path: Path, precision: str | None, reshape_to: int | None, threads: int | None = None) -> None:
         import openvino as ov  # noqa: PLC0415 - not needed for ONNX
 
         core = ov.Core()
         model = core.read_model(path)
         if reshape_to is not None:
             model.reshape({port: _with_batch(port.get_partial_shape(), reshape_to) for port in model.inputs})
-        config = {"PERFORMANCE_HINT": self.hint}
+        config: dict[str, str | int] = {"PERFORMANCE_HINT": self.hint}
+        config |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         config |= {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
         self._compiled = core.compile_model(model, "CPU", config)
         self._request = self._compiled.create_infer_request()
@@ -142,10 +149,11 @@ class OpenVINOQueue(OpenVINORunner):
 class OnnxRunner:
     """An onnxruntime session with bound inputs; the outputs stay in the runtime's memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int | None = None) -> None:
         import onnxruntime as ort  # noqa: PLC0415 - not needed for IR
 
         options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         options.log_severity_level = 4
         # Otherwise the threads of the session that ran last spin on for a while and slow the one that runs now.
         options.add_session_config_entry("session.force_spinning_stop", "1")
