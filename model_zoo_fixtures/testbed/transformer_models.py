@@ -26,6 +26,24 @@ def with_prefix(b, x, prefix):
     return b.node("Add", x, b.weight(1, prefix + GRID[0] * GRID[1], WIDTH))
 
 
+def resized_table(b, grid, width=WIDTH):
+    """A learned table of 4x6 places, resized to the sides of a map: `[1, T, width]`, as DINOv2 has its positions."""
+    sides = b.node("Slice", b.node("Shape", grid), b.const(np.array([2])), b.const(np.array([4])))
+    sizes = b.node("Concat", b.const(np.array([1, width])), sides, axis=0)
+    table = b.node("Resize", b.weight(1, width, *GRID, scale=1), "", "", sizes, mode="cubic")
+    return b.node("Transpose", b.node("Reshape", table, b.const(np.array([0, width, -1]))), perm=[0, 2, 1])
+
+
+def embed_any(b, prefix):
+    """Patches of 16 pixels of an image of any size, behind `prefix` learned tokens."""
+    grid = b.node("Conv", "image", b.weight(WIDTH, 3, 16, 16, scale=0.1), strides=[16, 16])
+    x = b.node("Transpose", b.node("Reshape", grid, b.const(np.array([0, WIDTH, -1]))), perm=[0, 2, 1])
+    x = b.node("Add", x, resized_table(b, grid))
+    batch = b.node("Gather", b.node("Shape", "image"), b.const(np.array([0])), axis=0)
+    shape = b.node("Concat", batch, b.const(np.array([prefix, WIDTH])), axis=0)
+    return b.node("Concat", b.node("Expand", b.weight(1, prefix, WIDTH), shape), x, axis=1) if prefix else x
+
+
 def embed_cut(b, prefix):
     """TNT: patches are cut out behind the convolution."""
     x = b.node("Conv", "image", b.weight(2, 3, 3, 3), pads=[1] * 4)
@@ -275,15 +293,15 @@ CLOSED = {
 }
 
 
-def weights(prefix, kernel="gaussian"):
+def weights(prefix, kernel="gaussian", grid=GRID):
     """What each token keeps in each masked sample, by the definition: `[patches, tokens]`."""
-    patches = GRID[0] * GRID[1]
+    patches = grid[0] * grid[1]
     if kernel == "point":
         around = np.eye(patches)
     else:
         around = np.zeros((patches, patches))
         for i in range(patches):
             for j in range(patches):
-                dy, dx = abs(i // GRID[1] - j // GRID[1]), abs(i % GRID[1] - j % GRID[1])
+                dy, dx = abs(i // grid[1] - j // grid[1]), abs(i % grid[1] - j % grid[1])
                 around[i, j] = [[4, 2], [2, 1]][dy][dx] / 16 if max(dy, dx) < 2 else 0
     return np.concatenate([np.ones((patches, prefix)), around], axis=1).astype(np.float32)

@@ -199,6 +199,14 @@ class Places:
         """Where the sizes of a grid of tokens are read that follow the image; None if that is nowhere."""
         if len(place.axes) != 1 or None not in place.grid:
             return ()
+        return self._sides(place)
+
+    def sides_of(self, value: Value) -> tuple[Side, ...] | None:
+        """Where the sizes of the grid of a value are read, height and width; None if that is nowhere."""
+        place = self.of(value)
+        return None if place is None else self._sides(place)
+
+    def _sides(self, place: Place) -> tuple[Side, ...] | None:
         found = [self._side_of(origin) for origin in (place.first, place.second)]
         sides = tuple(side for side in found if side is not None)
         return sides if len(sides) == len(found) and place.times is None else None

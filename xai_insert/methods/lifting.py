@@ -15,7 +15,7 @@ from typing import Any, Generic
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.axes import Axes, has_batch, other
-from xai_insert.graph.ops import Surgeon, V
+from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.graph.traits import CUTS_OUT
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
 from xai_insert.methods.axes import (
@@ -32,6 +32,7 @@ from xai_insert.methods.axes import (
     touched_axes,
     width,
 )
+from xai_insert.methods.shaping import copied
 
 _BROADCASTING = ELEMENTWISE - {Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.EXPAND}
 _JOINING = frozenset({Op.ATTENTION, Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL})
@@ -52,14 +53,14 @@ class Lifter(Generic[V]):
         surgeon: the model being edited.
         batch: the batch that the model was exported with; None if it is dynamic.
         rows: number of read-out rows that are kept of the token axis; they come first in it.
-        copies: samples per image.
+        copies: samples per image; more than one where that is told while the model runs.
     """
 
-    def __init__(self, surgeon: Surgeon[V], batch: int | None, rows: int = 1, copies: int = 1) -> None:
+    def __init__(self, surgeon: Surgeon[V], batch: int | None, rows: int = 1, copies: Size = 1) -> None:
         self._surgeon = surgeon
         self.batch = batch_axis(batch)
         self._rows = rows
-        self._copies = copies
+        self._copies, self._is_of_one = copies, isinstance(copies, int) and copies == 1
         self.made: dict[Value, Lifted[V] | None] = {}
         """Values of the longer batch; None for those that hold no read-out row."""
 
@@ -160,9 +161,9 @@ class Lifter(Generic[V]):
             if lifted is None:
                 raise self._refusal(node)
             return lifted.handle
-        is_masked_run = self._copies > 1 or any(map(has_tokens, main.dims))
+        is_masked_run = not self._is_of_one or any(map(has_tokens, main.dims))
         meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT} and is_masked_run
-        if value.is_constant and node.op is Op.CONCAT and self._copies > 1:
+        if value.is_constant and node.op is Op.CONCAT and not self._is_of_one:
             return self._ordinary(value, main, spreads=False)
         if value.is_constant and not (meets_tokens and self._has_tokens(value, main)):
             return self._surgeon.handle(value)
@@ -190,8 +191,7 @@ class Lifter(Generic[V]):
         columns = math.prod((*before, *after))
         alone = op.isolated(op.reshape(handle, [-1, columns]), columns)
         spread = op.reshape(alone, [*before, -1, 1, *after])
-        spread = op.expand(spread, [*(1 for _ in before), 1, self._copies, *(1 for _ in after)])
-        return op.reshape(spread, [*before, -1, *after])
+        return op.reshape(copied(op, spread, self._copies, len(before), len(after)), [*before, -1, *after])
 
     def _read_out(self, value: Value, dims: Axes) -> V:
         """A value of the ordinary run at the read-out rows."""

@@ -60,7 +60,7 @@ def run_masks(
     many = many_at_once(nodes, features, logits, count, at_once) if begins_with_batch else 1
     runs = math.ceil(count / many)
     rank = len(features[0].sizes)
-    scores_of = partial(_scores_of_run, surgeon, features, nodes, many, logits)
+    scores_of = partial(scores_of_run, surgeon, features, nodes, many, logits)
 
     def body(run: V | None) -> V:
         return scores_of(_masks(surgeon.ops, masks, runs, many, run, rank))
@@ -101,7 +101,7 @@ def run_open_masks(
     count = reduce(op.mul, [op.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in sides])
     together = op.constant(np.array([many], np.int64))
     runs = op.div(op.add(count, op.constant(np.array([many - 1], np.int64))), together)
-    scores_of = partial(_scores_of_run, surgeon, features, nodes, many, logits)
+    scores_of = partial(scores_of_run, surgeon, features, nodes, many, logits)
 
     def body(run: V) -> V:
         return scores_of(_open_masks(surgeon, feature, many, run))
@@ -153,7 +153,7 @@ def _obstacle(features: Sequence[Value], nodes: Sequence[Node], logits: Value) -
     return None
 
 
-def _scores_of_run(
+def scores_of_run(
     surgeon: Surgeon[V], features: Sequence[Value], nodes: Sequence[Node], many: int, logits: Value, masks: V
 ) -> V:
     """Scores of every image with the masks of one run, `[rows, K]`."""

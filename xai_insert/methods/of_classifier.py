@@ -15,11 +15,11 @@ from xai_insert.errors import CannotFreeBatchError, ShapeUnknownError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
-from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph, Shape, Value, format_grid, volume
+from xai_insert.graph.ops import Size, Surgeon
+from xai_insert.graph.view import Graph, Shape, Value, fixed, format_grid, volume
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.attention import Attention
-from xai_insert.locate.layout import Side
+from xai_insert.locate.layout import FeatureMap, Side
 from xai_insert.locate.stages import is_early
 from xai_insert.methods.kernels import position_mask
 from xai_insert.methods.masked_runs import many_at_once
@@ -27,6 +27,7 @@ from xai_insert.methods.of_classes import Choice, choose_classes, chosen_count
 from xai_insert.methods.recipro_cam import masked_runs, recipro_cam, require_few_runs
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
+from xai_insert.methods.shaping import grid_sizes
 from xai_insert.methods.top_classes import ClassChoice, best_maps, choose_maps
 from xai_insert.methods.vit_recipro_cam import ZeroTokens
 from xai_insert.options import Options
@@ -149,7 +150,7 @@ class MaskedPlan(ClassifierPlan):
         if reading is None:
             return branch
         against, target = reading.against(surgeon, branch.scores), self.found.parts.target
-        raw = reading.products(surgeon, branch.raw, against, target.grid)
+        raw = reading.products(surgeon, branch.raw, against, _sides(surgeon, target))
         scores = reading.scores(surgeon, branch.scores, against)
         new = not reading.has_scores  # else they are an output already
         outputs = {SALIENCY_SCORES: Output(scores, "float32", (self.map_shape[0], reading.count))} if new else {}
@@ -231,19 +232,22 @@ class MaskedPlan(ClassifierPlan):
 
     def _why_not_written(self, study: Study) -> str | None:
         """What keeps the closed form from being written; None if a rehearsal writes it."""
-        options = study.options
+        try:
+            self.rehearse(Rehearsal(), study.graph, study.options)
+        except CannotFreeBatchError as err:
+            logger.info("no closed form: %s", err)
+            return str(err)
+        return None
+
+    def rehearse(self, surgeon: Rehearsal, graph: Graph, options: Options) -> None:
+        """Write the closed form where nothing is written."""
         # Any tokens will do: what is told is which axes are mixed.
         zeros = {
             item: ZeroTokens(_any_token(item.key), _any_token(item.value), is_affine=True) for item in self.attentions
         }
         count = chosen_count(options, self.found.parts.logits) if self.found.reading is None else None
         choice = None if count is None else ClassChoice(STAND_IN, count)
-        try:
-            self.closed(Rehearsal(), study.graph, options, choice, zeros)
-        except CannotFreeBatchError as err:
-            logger.info("no closed form: %s", err)
-            return str(err)
-        return None
+        self.closed(surgeon, graph, options, choice, zeros)
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,11 @@ class MapPlan(MaskedPlan):
         if self.form is Form.RUNS and isinstance(plan, MapPlan) and isinstance(closed, MapPlan):
             return replace(plan, of_size=(graph, closed))
         return plan
+
+    @property
+    def wants_sizes(self) -> bool:
+        target = self.found.parts.target  # tokens, of which each is to be masked
+        return self.form is Form.RUNS and None in target.grid and len(target.grid_axes) < len(target.grid)
 
     def masked(self) -> list[Value]:
         return [feature.value for feature in self.found.placed()]
@@ -296,6 +305,12 @@ class MapPlan(MaskedPlan):
         del options
         target = self.found.parts.target
         return Masking(self.masked(), lambda shape, position: position_mask(shape, target, position), self.read)
+
+
+def _sides(surgeon: Surgeon[Any], target: FeatureMap) -> Sequence[Size]:
+    """The sides of a grid, read while the model runs where they follow the image."""
+    is_open = None in target.grid
+    return grid_sizes(surgeon, surgeon.handle(target.value), target) if is_open else fixed(target.grid)
 
 
 def map_shape(study: Study, found: FoundClassifier) -> Shape:

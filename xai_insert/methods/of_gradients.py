@@ -30,7 +30,7 @@ from xai_insert.methods.top_classes import ClassChoice, best_classes
 from xai_insert.options import Options
 from xai_insert.tasks.base import Found, Study
 from xai_insert.tasks.cost import flops_of, mega
-from xai_insert.tasks.known.classification import FoundClassifier
+from xai_insert.tasks.known.classification import FoundClassifier, Unmasked
 from xai_insert.tasks.plan import Branch, Derivative, Output, Plan
 
 
@@ -47,6 +47,10 @@ class GradientPlan(ClassifierPlan):
     @property
     def keeps_batch(self) -> bool:
         return True
+
+    @property
+    def wants_sizes(self) -> bool:
+        return isinstance(self.found, Unmasked)
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         logits = self.found.parts.logits

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from xai_insert.errors import ShapeUnknownError
 from xai_insert.form import Form
+from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.view import Graph, Node, Value, fixed, volume
+from xai_insert.graph.view import Graph, Node, Shape, Value, fixed, volume
 from xai_insert.locate.attention import Attention
-from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.layout import FeatureMap, Side
+from xai_insert.locate.places import find_places
 from xai_insert.locate.transformer import Readout
 from xai_insert.methods.kernels import Kernel, patch_weights, position_mask
 from xai_insert.methods.of_classes import Choice, chosen_count
 from xai_insert.methods.of_classifier import MaskedPlan, map_shape
 from xai_insert.methods.recipro_cam import masked_runs
+from xai_insert.methods.rehearsal import Noted
 from xai_insert.methods.vit_recipro_cam import VitTarget, ZeroTokens, masked_features, masked_vit_runs, vit_recipro_cam
 from xai_insert.options import Options
 from xai_insert.tasks.base import Study
 from xai_insert.tasks.cost import flops_of, mega, of_chosen, work_by_class
 from xai_insert.tasks.known.classification import FoundClassifier
-from xai_insert.tasks.plan import Masking
+from xai_insert.tasks.plan import Branch, Masking, Plan
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,13 @@ class TokensPlan(MaskedPlan):
     Attributes:
         readout: the block or pool.
         kernel: what a masked sample keeps.
+        of_size: where the grid follows the image, the model at one size, by which the branch is written, and the grid
+            that it has there.
     """
 
     readout: Readout
     kernel: Kernel
+    of_size: tuple[Graph, FeatureMap] | None = field(default=None, kw_only=True)
 
     @property
     def attentions(self) -> Sequence[Attention]:
@@ -45,10 +52,47 @@ class TokensPlan(MaskedPlan):
         return masked_features(self.readout)
 
     def _vit(self) -> VitTarget:
-        return VitTarget(self.readout, self.found.parts.target, self.found.parts.logits.value, self.kernel)
+        parts, sized = self.found.parts, self._sized
+        behind = self.readout.tokens - sized.prefix - (sized.positions or 0)
+        return VitTarget(self.readout, parts.target, parts.logits.value, self.kernel, behind)
+
+    @property
+    def _sized(self) -> FeatureMap:
+        """The target where its grid is known."""
+        return self.found.parts.target if self.of_size is None else self.of_size[1]
+
+    def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
+        return super().splice(loaded, surgeon, graph if self.of_size is None else self.of_size[0], options)
+
+    def of_any_size(self, graph: Graph, sized: Graph, other: tuple[Graph, Plan], options: Options) -> Plan:
+        own = self.found.parts.target
+        target = open_target(graph, (sized, own), other)
+        found = replace(self.found, parts=replace(self.found.parts, target=target))
+        shape = (*self.map_shape[:2], *target.grid)
+        plan = replace(self, found=found, map_shape=shape, mflops=None, by_class=0.0, of_size=(sized, own))
+        if not plan.is_written_as(other, target, options):
+            raise ShapeUnknownError("numbers that follow the size of the image would be written into the branch")
+        return plan
+
+    def is_written_as(self, other: tuple[Graph, Plan], target: FeatureMap, options: Options) -> bool:
+        """Whether the plan at another size writes the same; masked runs, whose nodes are copied as they are, do."""
+        graph, plan = other
+        if not isinstance(plan, TokensPlan) or self.of_size is None or plan.form is not self.form:
+            return False
+        parts = replace(plan.found.parts, target=target)
+        found = replace(plan.found, parts=parts)
+        twin = replace(plan, found=found, of_size=(graph, plan.found.parts.target))
+        if [value.native for value in twin.masked()] != [value.native for value in self.masked()]:
+            return False
+        if self.form is Form.RUNS:
+            return True
+        notes = [Noted(), Noted()]
+        for note, (view, item) in zip(notes, ((self.of_size[0], self), (graph, twin)), strict=True):
+            item.rehearse(note, view, options)
+        return notes[0].asked == notes[1].asked
 
     def runs(self, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Any:
-        if self.readout.is_pool:
+        if self.readout.is_pool and self.of_size is None:
             parts = self.found.parts
             return masked_runs(surgeon, graph, parts.target, parts.logits.value, (), self.at_once(options))
         return masked_vit_runs(surgeon, graph, self._vit(), self.at_once(options))
@@ -74,7 +118,7 @@ class TokensPlan(MaskedPlan):
 
     def masking(self, options: Options) -> Masking | None:
         del options
-        target, readout = self.found.parts.target, self.readout
+        target, readout = self._sized, self.readout
         if readout.is_pool and len(target.grid) == 2:
             return Masking(self.masked(), lambda shape, place: position_mask(shape, target, place), self.read)
         weights = patch_weights(
@@ -103,3 +147,28 @@ def _flops(head: Sequence[Node], target: FeatureMap, readout: Readout) -> int:
     rows = 1 if readout.is_pool else readout.rows / tokens  # of those that operations on all tokens compute
     rest = sum(flops_of(node, 1) * (rows if tokens in (node.output.shape or ()) else 1) for node in head)
     return int(patches * rest) // (target.shape[0] or 1) + 4 * readout.rows * shares
+
+
+def open_target(graph: Graph, own: tuple[Graph, FeatureMap], other: tuple[Graph, Plan]) -> FeatureMap:
+    """The target of a model with open sides, which has it at two sizes.
+
+    Raises:
+        ShapeUnknownError: it is not the same at both, or its sides are nowhere to be read.
+    """
+    features = [own[1], *other[1].found.placed()]
+    sides = [find_places(view).sides_of(item.value) for view, item in zip((own[0], other[0]), features, strict=False)]
+    first, second = ([(side.value.native, side.axis) for side in found or ()] for found in sides)
+    if len(features) != 2 or not first or first != second or not own[1].frame.agrees(features[1].frame):
+        raise ShapeUnknownError(f"{own[1].value.describe()} has no grid whose sides are read alike at two sizes")
+    if own[1].value.native != features[1].value.native or own[1].prefix != features[1].prefix:
+        raise ShapeUnknownError(f"{own[1].value.describe()} is another value, or of other tokens, at another size")
+    by_native = {v.native: v for v in (*graph.inputs, *(v for node in graph.nodes for v in node.outputs))}
+    for one, two in ((own[1].value, features[1].value), *((a.value, b.value) for a, b in zip(*sides, strict=True))):
+        by_native[one.native].shape = _common(one.sizes, two.sizes)
+    read = tuple(Side(by_native[native], axis) for native, axis in first)
+    grid, frame = _common(own[1].grid, features[1].grid), replace(own[1].frame, rectangle=None)
+    return replace(own[1], value=by_native[own[1].value.native], grid=grid, frame=frame, sides=read)
+
+
+def _common(first: Shape, second: Shape) -> Shape:
+    return tuple(a if a == b else None for a, b in zip(first, second, strict=True))

@@ -7,7 +7,6 @@ every place, and the products are taken here, so that closed forms and masked ru
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import POINTWISE, Node, Value, fixed
-from xai_insert.methods.shaping import scalar
+from xai_insert.graph.ops import Size, Surgeon, V
+from xai_insert.graph.view import POINTWISE, Node, Value
+from xai_insert.methods.shaping import product_of, scalar
 
 REFERENCE = "reference"
 CLIP_SCALE = 100.0
@@ -55,8 +54,8 @@ class Reading(ABC):
         """What vectors are compared with; `vector` is the model's own, `[B, D]`."""
 
     @abstractmethod
-    def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[int | None]) -> V:
-        """Maps `[B, M, h, w]` of vectors `[B, D, h, w]`; `sides` are h and w where they are known."""
+    def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[Size]) -> V:
+        """Maps `[B, M, h, w]` of vectors `[B, D, h, w]`; `sides` are h and w."""
 
     def checked(self, vector: V, scores: V) -> V:
         """Which of both is compared with the definition, see `expected`."""
@@ -84,7 +83,7 @@ class Reading(ABC):
 class ToReference(Reading):
     """Products with one vector for each image."""
 
-    def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[int | None]) -> V:
+    def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[Size]) -> V:
         del sides
         return surgeon.ops.reduce(surgeon.ops.mul(vectors, against), "sum", (1,))
 
@@ -141,7 +140,7 @@ class ToClasses(Reading):
         del vector
         return surgeon.ops.constant((self.rows * np.float32(CLIP_SCALE))[:, :, None, None])
 
-    def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[int | None]) -> V:
+    def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[Size]) -> V:
         del sides
         op = surgeon.ops
         length = op.sqrt(op.reduce(op.mul(vectors, vectors), "sum", (1,)))
@@ -181,11 +180,11 @@ class ToPrompts(Reading):
         given = surgeon.handle(self.vectors)
         return surgeon.ops.transpose(given, (1, 0)) if self.is_transposed else given
 
-    def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[int | None]) -> V:
+    def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[Size]) -> V:
         op = surgeon.ops
-        maps = op.matmul(against, op.reshape(vectors, [-1, self.width, math.prod(fixed(sides))]))
+        maps = op.matmul(against, op.reshape(vectors, [-1, self.width, product_of(op, sides)]))
         result = [op.size(maps, 0), -1] if self.count is None else [-1, self.count]
-        made = {self.product: op.reshape(maps, [*result, *fixed(sides)])}
+        made = {self.product: op.reshape(maps, [*result, *sides])}
         for node in self.tail:
             operands = [v if v is None else made[v] if v in made else surgeon.handle(v) for v in node.inputs]
             made[node.output] = next(v for v in operands if v is not None)

@@ -90,6 +90,14 @@ def counted(op: Ops[V], size: Size) -> V:
     return op.constant(np.arange(size, dtype=np.float32)) if is_known else op.cast(op.numbers(size), "float32")
 
 
+def copied(op: Ops[V], x: V, times: Size, before: int, behind: int) -> V:
+    """`[..., B, 1, ...]` with that axis of size 1 repeated; so many axes stand `before` B and `behind` it."""
+    if isinstance(times, int):
+        return op.expand(x, [1] * before + [1, times] + [1] * behind)
+    nothing = op.mul(counted(op, times), scalar(op, 0.0))
+    return op.add(x, op.reshape(nothing, [-1] + [1] * behind))
+
+
 def reshape(op: Ops[V], x: V, sizes: Sequence[Size]) -> V:
     """Reshape, with the one size that is not an int left to be inferred: no shape arithmetic at run time."""
     dynamic = [index for index, size in enumerate(sizes) if not isinstance(size, int)]

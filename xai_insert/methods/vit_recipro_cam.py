@@ -17,7 +17,6 @@ through the projection once for each of the few weights that occur. The o_i go t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +34,13 @@ from xai_insert.locate.attention import Attention
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.transformer import Readout
 from xai_insert.methods.axes import batch_axis, token_axis
-from xai_insert.methods.kernels import WEIGHTS, Floats, Kernel, kernel_factors
+from xai_insert.methods.kernels import WEIGHTS, Kernel, kernel_factors
 from xai_insert.methods.lifting import Lifted, Lifter
-from xai_insert.methods.masked_runs import class_count, run_masks
+from xai_insert.methods.masked_runs import class_count, run_masks, scores_of_run
 from xai_insert.methods.reference import unrounded
-from xai_insert.methods.shaping import scalar, total, transposed_again
+from xai_insert.methods.shaping import product_of, scalar, total, transposed_again
 from xai_insert.methods.tensor import Tensor
+from xai_insert.methods.token_weights import TokenCounts, token_counts, token_weights, weights_of_one
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
 
@@ -68,12 +68,14 @@ class VitTarget:
         target: the masked tokens `[B, T, D]` with the grid of the patches.
         logits: class scores `[B, K]`.
         kernel: `gaussian` or `point`.
+        behind: how many tokens stand behind the patches.
     """
 
     readout: Readout
     target: FeatureMap
     logits: Value
     kernel: Kernel
+    behind: int
 
 
 def vit_recipro_cam(
@@ -99,9 +101,9 @@ def vit_recipro_cam(
         CannotFreeBatchError: the rest of the model mixes tokens or images.
     """
     op = surgeon.ops
-    logits, sides = vit.logits, fixed(vit.target.grid)
-    patches = math.prod(sides)
-    rest = _masked_attentions(surgeon, graph, vit, zeros, patches)
+    logits, counts = vit.logits, token_counts(surgeon, vit.target, vit.behind)
+    sides, patches = counts.sides, counts.patches
+    rest = _masked_attentions(surgeon, graph, vit, zeros, counts)
     results = [attention.result for attention in vit.readout.attentions]
     classes = class_count(logits)
     layer = None if choice is None else last_layer(surgeon, logits, classes)
@@ -111,15 +113,15 @@ def vit_recipro_cam(
     scores = rest.run(region(graph, results, [logits]), logits)
     by_class = op.transpose(op.reshape(scores, [-1, patches, classes]), (0, 2, 1))
     maps = op.reshape(by_class, [-1, classes, *sides])
-    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *sides))
+    return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *vit.target.grid))
 
 
 def _masked_attentions(
-    surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Mapping[Attention, ZeroTokens], patches: int
+    surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Mapping[Attention, ZeroTokens], counts: TokenCounts[V]
 ) -> Lifter[V]:
     """What runs the rest of the model, given the result of each attention of the block for each mask."""
-    readout, weights = vit.readout, _weights(surgeon, vit)
-    rest = Lifter(surgeon, readout.batch, readout.rows, patches)
+    readout, weights = vit.readout, token_weights(surgeon.ops, counts, vit.target, vit.kernel)
+    rest = Lifter(surgeon, readout.batch, readout.rows, counts.patches)
     projected = [value for item in readout.attentions for value in (item.query, item.key, item.value)]
     entries = list(dict.fromkeys(readout.masked))
     handles: dict[Value, V] = {}
@@ -127,22 +129,9 @@ def _masked_attentions(
         handles = dict(zip(projected, unrounded(surgeon, graph, entries, projected), strict=True))
     for attention, masked in zip(readout.attentions, readout.masked, strict=True):
         zero = zeros[attention]
-        block = _MaskedAttention(surgeon, graph, readout, attention, masked, zero, vit.kernel, patches, handles)
+        block = _MaskedAttention(surgeon, graph, readout, attention, masked, zero, vit.kernel, counts, handles)
         rest.made[attention.result] = block.run(weights)
     return rest
-
-
-def _weights(surgeon: Surgeon[V], vit: VitTarget) -> V:
-    """`patch_weights` from its two small factors, so that the model file stores no N x T table."""
-    op, readout = surgeon.ops, vit.readout
-    rows, columns = _factors(vit)
-    h, w = len(rows), len(columns)
-    product = op.mul(op.constant(rows.reshape(h, 1, h, 1)), op.constant(columns.reshape(1, w, 1, w)))
-    patches = op.reshape(product, [h * w, h * w])
-    one = op.constant(np.ones((1, 1), np.float32))
-    before, behind = readout.prefix, readout.tokens - readout.prefix - h * w
-    around = [op.expand(one, [h * w, count]) if count else None for count in (before, behind)]
-    return op.concat([part for part in (around[0], patches, around[1]) if part is not None], 1)
 
 
 @dataclass(frozen=True)
@@ -156,7 +145,7 @@ class _MaskedAttention:
     masked: Value
     zero: ZeroTokens
     kernel: Kernel
-    patches: int
+    counts: TokenCounts[Any]
     handles: Mapping[Value, Any]
     """Query, key and value of the ordinary run, where those of the model are rounded."""
 
@@ -169,7 +158,7 @@ class _MaskedAttention:
         result = self._weighted_sum(shares, values, weights)
         *leading, _, width = item.result.sizes
         heads = self._heads(leading)
-        split = op.reshape(result, [-1, heads, rows, self.patches, width])
+        split = op.reshape(result, [-1, heads, rows, self.counts.patches, width])
         samples = op.transpose(split, (0, 3, 1, 2, 4))
         if len(leading) == 2:
             samples = op.reshape(samples, [-1, heads, rows, width])
@@ -224,8 +213,11 @@ class _MaskedAttention:
         """Keys and values for the whole token, for each weight in between that is needed, and for the zero token."""
         item = self.attention
         tokens_axis = len(item.value.sizes) - 2
-        zero_key = self._zeros(self.zero.key, item.key, item.key_axis, full=True)
-        zero_value = self._zeros(self.zero.value, item.value, tokens_axis, full=not self.zero.is_affine)
+        if self._zeros_follow():
+            zero_key, zero_value = self._projected(0.0)
+        else:
+            zero_key = self._zeros(self.zero.key, item.key, item.key_axis, full=True)
+            zero_value = self._zeros(self.zero.value, item.value, tokens_axis, full=not self.zero.is_affine)
         keys, values = [self._read(item.key)], [self._read(item.value)]
         if not self.zero.is_affine:
             for weight in WEIGHTS[self.kernel]:
@@ -233,6 +225,11 @@ class _MaskedAttention:
                 keys.append(key)
                 values.append(value)
         return [*keys, zero_key], [*values, zero_value]
+
+    def _zeros_follow(self) -> bool:
+        """Whether zero tokens differ between places or heads, where the number of places follows the image."""
+        key, value = self.zero.key.shape, self.zero.value.shape
+        return not self.counts.are_known and {key[0], key[self.attention.key_axis], value[0], value[-2]} != {1}
 
     def _projected(self, weight: float) -> tuple[Any, Any]:
         """Keys and values of all tokens weighed alike."""
@@ -278,7 +275,7 @@ class _MaskedAttention:
     def _blend(self, scores: list[Any], weights: Any) -> Any:
         """Scores `[..., rows * N, T]` of the masked samples, from those for each weight."""
         op, rows = self.surgeon.ops, self.rows
-        tokens = self.readout.tokens
+        patches, tokens = self.counts.patches, self.counts.tokens
         heads = self._score_heads()
         spread = scores
         if rows > 1:  # [..., rows, T] -> [..., rows, 1, T], so that the samples have an axis of their own
@@ -291,7 +288,7 @@ class _MaskedAttention:
         else:
             blended = self._selected(spread, weights)
         if rows > 1:
-            shape = [-1, heads, rows * self.patches, tokens]
+            shape = [-1, heads, product_of(op, (rows, patches)), tokens]
             blended = op.reshape(blended, shape if len(self.attention.query.sizes) == 4 else [-1, *shape[2:]])
         return blended
 
@@ -314,23 +311,24 @@ class _MaskedAttention:
         item = self.attention
         if item.shares is None or item.weights is None or item.shares is item.weights:
             return shares
-        lifter = Lifter(self.surgeon, self.readout.batch, self.rows * self.patches)
+        if not isinstance(self.counts.patches, int):
+            raise CannotFreeBatchError(f"{item.node.name!r} mixes heads, and the number of patches follows the image")
+        lifter = Lifter(self.surgeon, self.readout.batch, self.rows * self.counts.patches)
         axis = None if self.readout.is_pool else len(item.shares.sizes) - 2
         lifter.made[item.shares] = Lifted(shares, self._dims(item.shares.sizes, axis))
         return lifter.run(region(self.graph, [item.shares], [item.weights]), item.weights, heads=True)
 
     def _weighted_sum(self, shares: Any, values: list[Any], weights: Any) -> Any:
-        op, rows, patches = self.surgeon.ops, self.rows, self.patches
-        tokens = self.readout.tokens
+        op, rows, patches, tokens = self.surgeon.ops, self.rows, self.counts.patches, self.counts.tokens
         tiled = weights
         if rows > 1:
-            tiled = op.reshape(
-                op.expand(op.reshape(weights, [1, patches, tokens]), [rows, 1, 1]), [rows * patches, tokens]
-            )
+            every = product_of(op, (rows, patches))
+            tiled = op.reshape(op.expand(op.reshape(weights, [1, patches, tokens]), [rows, 1, 1]), [every, tokens])
         if self.zero.is_affine:
             p, (whole, zero) = Tensor(op, shares), (Tensor(op, value) for value in values)
             moved = (p * Tensor(op, tiled)) @ (whole - zero)
-            rest = p @ zero if self.zero.value.shape[-2] != 1 else p.sum(len(self.attention.query.sizes) - 1) * zero
+            is_one = self.zero.value.shape[-2] == 1 and not self._zeros_follow()
+            rest = p.sum(len(self.attention.query.sizes) - 1) * zero if is_one else p @ zero
             return (moved + rest).handle
         pairs = zip(values, self._selectors(tiled), strict=True)
         return total(op, (op.matmul(op.mul(shares, mask), value) for value, mask in pairs))
@@ -342,6 +340,8 @@ class _MaskedAttention:
         """
         op, sizes = self.surgeon.ops, list(zero.shape)
         handle = op.constant(zero.astype(np.float32))
+        if full and not self.counts.are_known:
+            return op.add(op.mul(self._read(like), scalar(op, 0.0)), handle)
         if full and sizes[axis] != self.readout.tokens:
             spread = [1] * zero.ndim
             sizes[axis] = spread[axis] = self.readout.tokens
@@ -356,16 +356,29 @@ class _MaskedAttention:
 def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, at_once: int | None = None) -> V:
     """ViT Recipro-CAM by its definition: the rest of the model once per patch.
 
-    Arguments and result are those of `vit_recipro_cam` and `run_masks`; the head may read patches.
+    Arguments and result are those of `vit_recipro_cam` and `run_masks`; the head may read patches. Where the grid
+    follows the image, masks are run one by one.
     """
-    rows, columns = _factors(vit)
+    features = masked_features(vit.readout)
+    if None in vit.target.grid:
+        return _one_by_one(surgeon, graph, vit, features)
+    rows, columns = kernel_factors(fixed(vit.target.grid), vit.kernel, times_last=vit.target.frame.times_last)
     masks = Masks(rows, columns, (vit.readout.tokens, 1), vit.readout.prefix)
-    maps = run_masks(surgeon, graph, masked_features(vit.readout), masks, vit.logits, at_once)
+    maps = run_masks(surgeon, graph, features, masks, vit.logits, at_once)
     return surgeon.ops.reshape(maps, [-1, class_count(vit.logits), *fixed(vit.target.grid)])
 
 
-def _factors(vit: VitTarget) -> tuple[Floats, Floats]:
-    return kernel_factors(fixed(vit.target.grid), vit.kernel, times_last=vit.target.frame.times_last)
+def _one_by_one(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, features: Sequence[Value]) -> V:
+    op, logits, classes = surgeon.ops, vit.logits, class_count(vit.logits)
+    nodes, counts = region(graph, features, [logits]), token_counts(surgeon, vit.target, vit.behind)
+
+    def body(run: V) -> V:
+        own = token_counts(surgeon, vit.target, vit.behind)  # a loop reads values of the model, none of the branch
+        mask = weights_of_one(surgeon.ops, own, vit.kernel, run)
+        return scores_of_run(surgeon, features, nodes, 1, logits, surgeon.ops.unsqueeze(mask, [2]))
+
+    scores = surgeon.repeat(counts.patches, body, classes)
+    return op.reshape(op.transpose(scores, (1, 2, 0)), [-1, classes, *counts.sides])
 
 
 def masked_features(readout: Readout) -> list[Value]:

@@ -15,7 +15,7 @@ from xai_insert.graph.operators import Pointwise
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.traits import BENDS
-from xai_insert.graph.view import Graph, Node
+from xai_insert.graph.view import Graph, Node, Shape, Value
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.transformer import Readout
 from xai_insert.methods.reference import unrounded
@@ -39,7 +39,7 @@ def probe_zero_tokens(
     require_proportion(graph)
     runner = model.between(masked, wanted)
     rng = np.random.default_rng(0)
-    feeds = feeds_of(runner.inputs, rng)
+    feeds = feeds_of(_as_long(runner.inputs, graph, masked), rng)
     names = [name for name, _, _ in runner.inputs[: len(masked)]]
     whole, half, zero = (
         runner.run(feeds | {name: (feeds[name] * factor).astype(feeds[name].dtype) for name in names})
@@ -55,6 +55,15 @@ def probe_zero_tokens(
             _without_repeats(key, item.key_axis), _without_repeats(value, value.ndim - 2), is_affine
         )
     return found
+
+
+def _as_long(
+    inputs: Sequence[tuple[str, str, Shape]], graph: Graph, masked: Sequence[Value]
+) -> list[tuple[str, str, Shape]]:
+    """Inputs with the sizes that the view gives them, where the model itself leaves them open."""
+    known = {value.name: value.shape for value in graph.inputs if value.shape is not None}
+    sizes = [*(value.sizes for value in masked), *(known.get(name, size) for name, _, size in inputs[len(masked) :])]
+    return [(name, dtype, size) for (name, dtype, _), size in zip(inputs, sizes, strict=True)]
 
 
 def _bends(node: Node) -> bool:

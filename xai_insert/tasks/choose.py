@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from functools import partial
 
-from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError, UnusedOptionError, XaiInsertError
+from xai_insert.errors import (
+    ShapeUnknownError,
+    TargetNotFoundError,
+    UnsupportedTaskError,
+    UnusedOptionError,
+    XaiInsertError,
+)
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import activations, makers
 from xai_insert.graph.traits import PRODUCTS, WITH_BODIES
@@ -14,6 +21,7 @@ from xai_insert.locate.inputs import image_inputs
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.options import AUTO, DECIDING, EVERY_METHOD, Options, flag
 from xai_insert.registry import METHODS_FOLDER, TASKS_FOLDER, names, registered
+from xai_insert.tasks.any_size import plan_of_any_size
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 from xai_insert.tasks.plan import Plan
 
@@ -30,6 +38,18 @@ def make_plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
         UnusedOptionError: the plan does not go by an option that was set on purpose.
         XaiInsertError: another of its children says what was not found.
     """
+    make = partial(_plan, loaded, options=options)
+    try:
+        plan = make(graph)
+    except (TargetNotFoundError, UnsupportedTaskError, ShapeUnknownError):
+        if (other := plan_of_any_size(graph, options, make)) is None:
+            raise
+        return other
+    return (plan_of_any_size(graph, options, make) if plan.wants_sizes else None) or plan
+
+
+def _plan(loaded: LoadedModel, graph: Graph, options: Options) -> Plan:
+    """See `make_plan`; of a model with open sides, a plan that does without their sizes."""
     asked = None if options.method == AUTO else method(options.method)
     try:
         _require_agreeing(asked, options)

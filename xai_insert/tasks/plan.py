@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from xai_insert.errors import ShapeUnknownError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
@@ -171,6 +172,26 @@ class Plan(ABC):
         """
         del closed, graph, open_graph, sides
         return self
+
+    @property
+    def wants_sizes(self) -> bool:
+        """Whether, of a model with open sides, it cannot be carried out, or stands in for a better one."""
+        return False
+
+    def of_any_size(self, graph: Graph, sized: Graph, other: tuple[Graph, Plan], options: Options) -> Plan:
+        """This plan, made for one size of an image with open sides, for any.
+
+        Args:
+            graph: the model with open sides.
+            sized: the same at the size that this plan is for.
+            other: the same at another size, and the plan for that.
+            options: what the user has chosen.
+
+        Raises:
+            ShapeUnknownError: it is for that size alone.
+        """
+        del graph, sized, other, options
+        raise ShapeUnknownError("the map is for one size of the image")
 
     @abstractmethod
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
