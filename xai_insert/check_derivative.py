@@ -49,7 +49,9 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
         DefinitionError: the map is not its formula, or a derivative not the slope.
     """
     runner = model.between(
-        [derivative.target], [derivative.raw, derivative.scores, classes, derivative.gradient, *derivative.beside]
+        [derivative.target],
+        [derivative.raw, derivative.scores, classes, derivative.gradient, *derivative.beside],
+        is_rounded=False,
     )
     rng = np.random.default_rng(_SEED)
     name, _, sizes = runner.inputs[0]

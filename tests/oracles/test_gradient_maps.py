@@ -110,6 +110,22 @@ def test_a_deeper_layer_by_differences(top_k, kind):
         np.testing.assert_allclose(maps[:, :, row, column], wanted, atol=0.01 * np.abs(maps).max())
 
 
+def test_the_walk_ends_at_the_target_and_is_one_for_all_classes():
+    plain = models.classifier(deep)
+    values = [name for node in plain.graph.node for name in node.output]
+
+    def added(**options):
+        nodes = insert(plain, Options(method="hirescam", **options)).model.graph.node
+        return [node for node in nodes if not set(node.output).intersection(values)]
+
+    behind = values[values.index("relu6_0") :]
+    read = {name for node in added(target_layer="-2") for name in node.input}.intersection(values)
+    assert "relu6_0" in read
+    assert read <= set(behind)
+    counts = {len(added(target_layer="-3", top_k=count)) for count in (2, 4)}
+    assert len(counts) == 1
+
+
 @KINDS
 def test_input_times_gradient_has_the_size_of_the_image(kind):
     model = models.as_format(models.classifier(deep), kind)
@@ -147,6 +163,33 @@ def test_a_wrong_rule_is_found_by_the_check(kind, monkeypatch):
     model = models.as_format(models.classifier(deep), kind)
     with pytest.raises(errors.DefinitionError, match="slope"):
         insert(model, Options(method="hirescam", target_layer="-3"))
+
+
+def two_layers(b, *, rounded):
+    """Convolutions whose rectifiers a quantisation tool has folded into its ranges, or as they were."""
+
+    def rectified(x):
+        if not rounded:
+            return b.node("Relu", x)
+        by = b.const(np.float32(1 / 64)), b.const(np.uint8(0))
+        return b.node("DequantizeLinear", b.node("QuantizeLinear", x, *by), *by)
+
+    x = rectified(b.node("Conv", "image", b.weight(models.CHANNELS, 3, 3, 3, scale=0.2), strides=[2, 2]))
+    x = rectified(b.node("Conv", x, b.weight(models.CHANNELS, models.CHANNELS, 3, 3, scale=0.1), strides=[2, 2]))
+    return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), models.CHANNELS)
+
+
+@pytest.mark.parametrize("layer", ["-1", "-2"])
+def test_quantised_models_have_the_derivative_of_what_was_quantised(layer):
+    x = image()
+    maps = []
+    for rounded in (True, False):
+        model = models.classifier(partial(two_layers, rounded=rounded))
+        report, outputs = inserted(model, x, method="hirescam", target_layer=layer, classes=(1,))
+        assert report.form == "derivative"
+        maps.append(outputs["saliency_map"])
+    np.testing.assert_allclose(*maps, atol=0.1 * np.abs(maps[1]).max())
+    assert np.corrcoef(*(item.ravel() for item in maps))[0, 1] > 0.99
 
 
 def test_a_head_that_runs_masked_has_a_derivative():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from xai_insert.formats.onnx.bodies import moves_places
@@ -12,7 +13,8 @@ from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Operator
-from xai_insert.graph.view import POINTWISE, Value, from_front, numbers
+from xai_insert.graph.rounding import Quantised
+from xai_insert.graph.view import POINTWISE, Value, constant_of, from_front, numbers
 
 Operands: TypeAlias = Sequence[Value | None]
 Reader: TypeAlias = Callable[[ir.Node, Operands, Sequence[Value]], Operator]
@@ -72,6 +74,15 @@ def given_axes(native: ir.Node, operand: Value | None, rank: int | None) -> tupl
 
 def _always(operator: Operator) -> Reader:
     return lambda native, inputs, outputs: operator
+
+
+def _quantiser(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    del native
+    if outputs[0].dtype not in ("uint8", "int8", "uint16", "int16"):  # to floats of eight bits, or half a byte
+        return Quantised()
+    zero = _operand(inputs, 2)
+    point = np.zeros(1) if zero is None else constant_of(zero)
+    return Quantised(point is not None and bool(np.all(point == np.iinfo(outputs[0].dtype).min)))
 
 
 def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -314,7 +325,7 @@ _PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "QuickGelu": {"alpha": 1.702},
 }
 _IN_PLACE = ["Hardmax"]
-_ROUNDED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_ROUNDED = ("DequantizeLinear", "DynamicQuantizeLinear")
 _NORMS = (
     "LayerNormalization",
     "SimplifiedLayerNormalization",
@@ -343,7 +354,8 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     **{("", name): _pointwise for name, op in OPS.items() if op in POINTWISE},
     **{("", name): _always(kinds.InPlace()) for name in _IN_PLACE},
     **{("", name): _always(kinds.Rounded()) for name in _ROUNDED},
-    **{("com.microsoft", name): _always(kinds.Rounded()) for name in ("QuantizeLinear", "DequantizeLinear")},
+    ("com.microsoft", "DequantizeLinear"): _always(kinds.Rounded()),
+    **{(domain, "QuantizeLinear"): _quantiser for domain in ("", "com.microsoft")},
     **{("com.microsoft", name): _pointwise for name in FUSED_ELEMENTWISE},
     **{("", name): _norm for name in _NORMS},
     ("", "BatchNormalization"): _batch_norm,

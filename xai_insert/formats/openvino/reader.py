@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import openvino as ov
 
 from xai_insert.formats.openvino.bodies import moves_places
@@ -12,6 +13,7 @@ from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Operator
+from xai_insert.graph.rounding import Quantised
 from xai_insert.graph.view import POINTWISE, Shape, Value, constant_of, from_front, numbers
 
 Reader: TypeAlias = Callable[[ov.Node, Sequence[Value], Sequence[Value]], Operator]
@@ -31,6 +33,18 @@ def read(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> 
 
 def _always(operator: Operator) -> Reader:
     return lambda native, inputs, outputs: operator
+
+
+def _quantiser(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    del native, outputs
+    bounds = [bound for value in inputs[1:5] if (bound := constant_of(value)) is not None]
+    if len(bounds) < 4:
+        return Quantised(factor=None)
+    low, high, low_out, high_out = (bound.astype(np.float64) for bound in bounds)
+    factors = (high_out - low_out) / np.where(high > low, high - low, 1)
+    factor = float(factors.flat[0]) if np.allclose(factors, factors.flat[0], rtol=_SAME) else None
+    is_same = factor is not None and abs(factor - 1) <= _SAME
+    return Quantised(not low.any() and not low_out.any(), 1.0 if is_same else factor)
 
 
 def _window(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -290,6 +304,7 @@ _FUNCTIONS = {
     "LessEqual": "lessorequal",
 }
 """Where ONNX has another name."""
+_SAME = 1e-6
 _PARAMETERS = {"Clamp": ("min", "max"), "Elu": ("alpha",)}
 _IN_PLACE = ["GRN"]
 _WINDOWS = [
@@ -326,7 +341,8 @@ def _controlled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Valu
 _READERS: Mapping[str, Reader] = {
     **{name: _pointwise for name, op in OPS.items() if op in POINTWISE},
     **{name: _always(kinds.InPlace()) for name in _IN_PLACE},
-    **{name: _always(kinds.Rounded()) for name in ("FakeQuantize", "FakeConvert")},
+    "FakeConvert": _always(kinds.Rounded()),
+    "FakeQuantize": _quantiser,
     **dict.fromkeys(("MVN", "RMS", "GroupNormalization"), _norm),
     "BatchNormInference": _batch_norm,
     "NormalizeL2": _unit_norm,

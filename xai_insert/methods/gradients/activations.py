@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xai_insert.graph.operators import Pointwise
-from xai_insert.graph.view import constant_of
+from xai_insert.graph.view import Op, constant_of
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 from xai_insert.methods.tensor import Tensor
 
@@ -216,7 +216,8 @@ def _same(step: Step[Any]) -> Gradients:
 
 
 def _cast(step: Step[Any]) -> Gradients:
-    return {0: step.gradient} if "float" in step.node.output.dtype else {}
+    is_passed = "float" in step.node.output.dtype or step.node.read(0).made_by(Op.QUANTIZE)  # to a quantiser's integers
+    return {0: step.gradient} if is_passed else {}
 
 
 def _nothing(step: Step[Any]) -> Gradients:

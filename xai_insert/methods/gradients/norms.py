@@ -9,6 +9,7 @@ import numpy as np
 
 from xai_insert.graph.operators import BatchNorm, LocalNorm, Norm, Operator, Reduction, Rounded, Softmax, UnitNorm
 from xai_insert.graph.ops import Size
+from xai_insert.graph.rounding import Quantised, is_rectifier
 from xai_insert.graph.view import Op, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 
@@ -193,8 +194,16 @@ def _local_norm(step: Step[Any]) -> Gradients:
 
 
 def _rounded(step: Step[Any]) -> Gradients:
-    """Straight through: as if nothing had been rounded."""
-    return {0: step.gradient}
+    """Straight through: as if nothing had been rounded. A rectifier that was folded into the range is none of that."""
+    kind, gradient = step.node.kind, step.gradient
+    factor = kind.factor if isinstance(kind, Quantised) else 1.0
+    if factor is None:
+        raise step.refusal("its ranges are computed, or differ from channel to channel")
+    if factor != 1.0:
+        gradient = step.op.mul(gradient, step.number(factor))
+    if "float" not in step.node.output.dtype or not is_rectifier(step.node):
+        return {0: gradient}
+    return {0: step.op.mul(gradient, step.op.greater(step.result(), step.number(0.0)))}
 
 
 RULES: Mapping[type[Operator], Rule] = {
