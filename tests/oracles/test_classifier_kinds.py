@@ -171,7 +171,19 @@ def likeness_to_stored():
     return net, b.model(b.node("ReduceSum", both, net.ints(1), keepdims=1)), (8, 8)
 
 
+def mean_before_its_cells():
+    """DINOv3 on ConvNeXt: the mean stands before the cells as a class token does, and is read behind a norm."""
+    net = Net(32, 48)
+    b = net.b
+    cells = net.patches(8)
+    both = [b.node("Reshape", x, net.ints(1, 8, -1)) for x in (b.node("GlobalAveragePool", cells), cells)]
+    tokens = b.node("Concat", *(b.node("Transpose", x, perm=[0, 2, 1]) for x in both), axis=1)
+    normed = b.node("LayerNormalization", tokens, b.weight(8, scale=1), b.weight(8), axis=-1)
+    return net, b.model(net.product(b.node("Gather", normed, b.const(np.array(0)), axis=1), 8, SCORES)), (4, 6)
+
+
 KINDS = {
+    "mean before its cells": mean_before_its_cells,
     "likeness to a stored vector": likeness_to_stored,
     "LSTM": lambda: recurrent("LSTM"),
     "GRU": lambda: recurrent("GRU"),

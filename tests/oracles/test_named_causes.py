@@ -6,6 +6,7 @@ from onnx import TensorProto, helper
 
 from model_zoo_fixtures.testbed import models
 from model_zoo_fixtures.testbed.models import CHANNELS, CLASSES, Builder
+from model_zoo_fixtures.testbed.transformer_models import WIDTH, block, heads_of, linear
 from xai_insert import Options, errors, plan_insertion
 
 SIDE, FRAMES = 16, 9
@@ -103,6 +104,20 @@ def pairs_of_shares(b):
     return [b.node("Softmax", pairs, axis=2)], [floats(3, SIDE, SIDE)]
 
 
+def groups(b):
+    """GroupViT: tokens of groups stand behind the patches; alone they are read, and attend to the patches once more."""
+    x = b.node("Conv", "image", b.weight(WIDTH, 3, 4, 4), strides=[4, 4])
+    x = b.node("Transpose", b.node("Reshape", x, ints(b, 1, WIDTH, 16)), perm=[0, 2, 1])
+    x = block(b, b.node("Concat", x, b.weight(1, 3, WIDTH), axis=1), 19)
+    patches, asking = cut(b, x, 1, 0, 16), cut(b, x, 1, 16, 19)
+    q, k, v = (heads_of(b, linear(b, y, WIDTH, WIDTH)) for y in (asking, patches, patches))
+    shares = b.node("Softmax", b.node("MatMul", q, b.node("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    z = b.node("Transpose", b.node("MatMul", shares, v), perm=[0, 2, 1, 3])
+    read = b.node("Add", asking, b.node("Reshape", z, ints(b, 0, 0, WIDTH)))
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIDE, SIDE])
+    return [scores(b, read, (1,), WIDTH)], [image]
+
+
 CAUSES = {
     differences: r"axes of 6 and 4, .*frames that were subtracted.*--method input-x-gradient",
     reversed_in_time: "it is not known where (Slice|StridedSlice) .* puts it",
@@ -125,6 +140,15 @@ def test_the_true_cause_is_named(build, kind):
     outputs, inputs = build(b)
     with pytest.raises(errors.XaiInsertError, match=CAUSES[build]):
         plan_insertion(models.as_format(b.model(*outputs, inputs=inputs), kind))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_tokens_of_groups_are_no_patches(kind):
+    b = Builder(size=(SIDE, SIDE))
+    outputs, inputs = groups(b)
+    cause = r"tokens beside the patches of .* \[1, 19, 8\] are read, and the last attention has none"
+    with pytest.raises(errors.TargetNotFoundError, match=cause):
+        plan_insertion(models.as_format(b.model(*outputs, inputs=inputs), kind), Options(method="vit-recipro-cam"))
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

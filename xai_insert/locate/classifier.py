@@ -19,7 +19,7 @@ from xai_insert.locate.no_map import is_feature, where_lost, why_no_map
 from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.stages import LAST, is_sum, stage, stage_number
 from xai_insert.locate.streams import last_maps, normed
-from xai_insert.locate.transformer import NoBlock, Readout, locate_pool, locate_readout
+from xai_insert.locate.transformer import NoBlock, Readout, locate_pool, locate_readout, read_before_grid
 from xai_insert.options import Options
 
 
@@ -199,8 +199,10 @@ def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> Classifier:
         return head.found(read[1], _reading_obstacle(read[0], options), read[0])
     if wanted is not Wanted.TOKENS and _is_clip(images):  # attention in space and in time, apart
         return head.found(_chosen_target(head, LAST), f"no block for ViT Recipro-CAM: {read.reason}")
-    reads_places = wanted is Wanted.ANY and not _attends(graph, images, head.ends)
-    if wanted is Wanted.TOKENS or (not read.is_mean_query and not reads_places):
+    attends = _attends(graph, images, head.ends)
+    reads_first = not attends and read_before_grid(head.ends, head.places)  # the mean, joined to the cells
+    reads_places = wanted is Wanted.ANY and not attends and not reads_first
+    if wanted is Wanted.TOKENS or not (read.is_mean_query or reads_first or reads_places):
         raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {read.reason}; choose a layer with --target-layer")
     bare = replace(head, ends=tuple(_without_kind(end) for end in head.ends))
     return head.masked(*_default_target(bare, others=reads_places))

@@ -92,8 +92,8 @@ def locate_readout(
         return given
     masked, feature, tokens = given
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
-    are_alone = bool(read) and tokens == feature.positions
-    if (refusal := _unreadable(graph, images, ends, masked, tokens, are_alone=are_alone)) is not None:
+    alone = _read_alone(ends, places) if read and tokens == feature.positions else None
+    if (refusal := _unreadable(graph, images, ends, masked, tokens, alone)) is not None:
         return refusal
     rows = max(read, default=0)
     earlier = [item.result for group in groups[:-block] for item in group]
@@ -126,14 +126,16 @@ def _unreadable(
     ends: Sequence[GridEnd],
     masked: Sequence[Value],
     tokens: int,
-    *,
-    are_alone: bool,
+    alone: str | None,
 ) -> NoBlock | None:
-    """Why tokens that could be masked say nothing, or not all; None if they do."""
+    """Why tokens that could be masked say nothing, or not all; None if they do.
+
+    `alone` is what is read where the attention is over patches alone.
+    """
     if any(not isinstance(fitted(MEAN_QUERY, node, tokens=tokens), Miss) for node in region(graph, images, masked)):
         return NoBlock("the class token is the mean of the patches", is_mean_query=True)
-    if are_alone:
-        return NoBlock("single patches are read, and no token before them")
+    if alone is not None:
+        return NoBlock(alone)
     behind = activations(graph, masked)
     for end in ends:  # of another stream; of an earlier layer the class token alone is read beside the last
         is_earlier = end.kind is Collapse.TOKEN and not activations(graph, [end.source]).isdisjoint(masked)
@@ -141,6 +143,24 @@ def _unreadable(
             aside = end.source.describe()
             return NoBlock(f"{aside} feeds the scores beside the tokens: the map of one leaves out the other")
     return None
+
+
+def _read_alone(ends: Sequence[GridEnd], places: Places) -> str:
+    """What is read behind an attention over patches alone, for people."""
+    for end in ends:
+        feature = places.map_of(end.source, others=True)
+        if end.kind is Collapse.TOKEN and feature is not None and end.source.sizes[1:2] != (feature.positions,):
+            return f"tokens beside the patches of {end.source.describe()} are read, and the last attention has none"
+    return "single patches are read, and no token before them"
+
+
+def read_before_grid(ends: Sequence[GridEnd], places: Places) -> bool:
+    """Whether nothing but tokens before those of a grid is read."""
+    sources = [places.map_of(end.source, others=True) for end in ends]
+    return bool(ends) and all(
+        end.kind is Collapse.TOKEN and source is not None and _rows_read(end) <= source.prefix
+        for end, source in zip(ends, sources, strict=True)
+    )
 
 
 def _residual(entry: Value | None, beside: Value | None) -> Value | None:
