@@ -19,7 +19,7 @@ from model_zoo_fixtures.testbed.transformer_models import (
     weights,
 )
 from model_zoo_fixtures.testbed.vector_models import by_norm
-from xai_insert import Options, insert, plan_insertion
+from xai_insert import Options, errors, insert, plan_insertion
 
 GRIDS = [(3, 5), (6, 2)]
 
@@ -144,3 +144,26 @@ def test_an_embedding_of_any_size_is_compared_with_itself(kind):
 def test_a_plan_names_open_sides():
     report = plan_insertion(network("class token", "onnx")[0])
     assert (report.target["grid"], report.saliency_map["shape"]) == ((None, None), (None, models.CLASSES, None, None))
+
+
+def stored_positions(b):
+    """Open sides beside a table of 24 places that nothing resizes, as a tracer writes DINOv2 at its own size."""
+    cells = b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2])
+    x = b.node("Transpose", b.node("Reshape", cells, b.const(np.array([0, WIDTH, -1]))), perm=[0, 2, 1])
+    count = b.node("Slice", b.node("Shape", x), *(b.const(np.array([n])) for n in (1, 2)))
+    x = b.node("Add", x, b.weight(1, 24, WIDTH))
+    sizes = b.node("Concat", b.const(np.array([-1])), count, b.const(np.array([HEADS, DEPTH])), axis=0)
+    q, k, v = (b.node("Transpose", b.node("Reshape", y, sizes), perm=[0, 2, 1, 3])
+               for y in (linear(b, norm(b, x), WIDTH, WIDTH) for _ in range(3)))  # fmt: skip
+    shares = b.node("Softmax", b.node("MatMul", q, b.node("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    z = b.node("Transpose", b.node("MatMul", shares, v), perm=[0, 2, 1, 3])
+    x = b.node("Add", x, b.node("Reshape", z, b.const(np.array([0, 0, WIDTH]))))
+    return b.linear(b.node("Gather", x, b.const(np.array(0)), axis=1), WIDTH)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_stored_positions_are_of_one_size(kind):
+    model = models.as_format(models.classifier(stored_positions, size=("H", "W")), kind)
+    cause = r"\[.*24, 8\] holds 24 tokens, whatever the size of the image: .* --input-shape"
+    with pytest.raises(errors.TargetNotFoundError, match=cause):
+        plan_insertion(model, Options(method="vit-recipro-cam"))

@@ -109,7 +109,7 @@ def _tokens(
     """What is masked of each attention of a block, the grid of the first, and how many tokens there are."""
     tokens = attentions[0].value.sizes[-2]
     if tokens is None:
-        return NoBlock("the number of tokens follows the size of the image")
+        return NoBlock(_of_one_size(graph, images, attentions[0].value, places))
     masked = _masked_values(graph, images, attentions, places)
     if not masked:
         return NoBlock(f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}")
@@ -118,6 +118,18 @@ def _tokens(
         what = "those of a patch embedding and a few before them"
         return NoBlock(f"{tokens} tokens are not {what}{open_hint(graph)}")
     return masked, feature, tokens
+
+
+def _of_one_size(graph: Graph, images: Sequence[Value], attended: Value, places: Places) -> str:
+    """Why open sides give no number of tokens, for people: of stored positions there are as many at any size."""
+    for value in cut_values(graph, images, attended):
+        feature = places.map_of(value, others=True)
+        if feature is None or None not in feature.grid or len(feature.grid_axes) > 1:
+            continue
+        if (count := value.sizes[feature.grid_axes[0]]) is not None:
+            fits = f"the model runs only where the image has as many patches{open_hint(graph)}"
+            return f"{value.describe()} holds {count} tokens, whatever the size of the image: {fits}"
+    return f"the number of tokens follows the size of the image{open_hint(graph)}"
 
 
 def _unreadable(
