@@ -75,7 +75,7 @@ def planned(loaded: LoadedModel, graph: Graph, options: Options) -> list[Planned
             return [replace(plans[0], sharing=sharing)]
         if plans:
             names = ", ".join(repr(item.input) for item in plans)
-            err.args = (f"{err}; of the image inputs, --input NAME explains {names}",)
+            err.args = (f"no map is of all image inputs: {err}; of the image inputs, --input NAME explains {names}",)
         raise
 
 
