@@ -419,6 +419,40 @@ def test_boxes_of_more_than_four_numbers(are_joined, classes, width):
     np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
 
 
+def test_the_quality_of_a_box_is_no_class():
+    """Read off the distribution of its sides, and multiplied to the only class, as in the second version of GFL."""
+    net = Small()
+    head, bins = net.head(1), net.head(16)
+    sides = net.op("Softmax", net.op("Reshape", net.rows(bins), net.constant([1, -1, 4, 4])), axis=3)
+    weights = net.constant(np.arange(4, dtype=np.float32).reshape(4, 1))
+    lengths = net.op("Reshape", net.op("MatMul", sides, weights), net.constant([1, -1, 4]))
+    net.boxes = net.op("Add", lengths, net.constant(net.centres()))
+    quality = net.op("Conv", net.op("Relu", bins), net.weight(1, 16, 1, 1))
+    model = net.model(net.op("Mul", *(net.op("Sigmoid", net.rows(part)) for part in (head, quality))))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (raw,) = run(model, [head], image)
+    (saliency,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, raw, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+def test_four_bins_of_each_side_are_no_anchors(classes):
+    """Of a list with the locations last, as YOLOv8 gives it: its four rows are sides."""
+    net = Small()
+    head, bins = net.head(classes), net.head(16)
+    sides = net.op("Softmax", net.op("Reshape", bins, net.constant([1, 4, 4, -1])), axis=2)
+    lengths = net.op("ReduceSum", net.op("Mul", sides, net.constant(np.arange(4, dtype=np.float32).reshape(4, 1))),
+                     net.constant([2]), keepdims=0)  # fmt: skip
+    boxes = net.op("Add", lengths, net.constant(net.centres().transpose(0, 2, 1)))
+    scores = net.op("Sigmoid", net.op("Reshape", head, net.constant([1, classes, -1])))
+    net.boxes = net.op("Concat", boxes, scores, axis=1)
+    model = net.model(net.op("Identity", net.boxes))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (raw,) = run(model, [head], image)
+    (saliency,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, definition([raw], [1], classes), atol=1e-5)
+
+
 @pytest.mark.parametrize("is_softmax", [False, True])
 @pytest.mark.parametrize("anchors", [1, 2, 3])
 def test_a_share_and_its_rest_are_one_class(anchors, is_softmax):

@@ -170,6 +170,26 @@ def test_heads_that_may_be_a_detectors_want_a_word():
     compare(model, image(), wanted, "onnx", method="keypoint-map")
 
 
+@pytest.mark.parametrize(("others", "task"), [((60,), "keypoints"), ((3, 1), "detection")])
+def test_what_stands_beside_maps_and_offsets_tells(others, task):
+    """Offsets to neighbours, as PIPNet has them for faces; sizes and depths, as detectors of solids have them."""
+    b = models.Builder(size=(HEIGHT, WIDTH))
+    x = feature(b)
+    maps = b.node("Sigmoid", conv(b, x, 6))
+    assert insert(b.model(maps, *(conv(b, x, width) for width in (12, *others)))).report.task == task
+
+
+def test_squashed_maps_beside_two_offsets_each_want_a_word():
+    """As PoseNet gives key points, and as centres of boxes with two numbers for each class may be given."""
+    b = models.Builder(size=(HEIGHT, WIDTH))
+    x = feature(b)
+    model = b.model(b.node("Sigmoid", conv(b, x, 6)), conv(b, x, 12))
+    with pytest.raises(errors.AmbiguousModelError, match="--num-classes 6, or --method keypoint-map"):
+        insert(model)
+    assert insert(model, Options(num_classes=6)).report.task == "detection"
+    assert insert(model, Options(method="keypoint-map")).report.task == "keypoints"
+
+
 def test_an_attention_pool_is_none():
     """A softmax over places of as many heads as half of the classes; the values go round it."""
     b = models.Builder(size=(HEIGHT, WIDTH))

@@ -21,7 +21,7 @@ _COARSEST = 8
 """Pixels from one cell of heat maps to the next, at most; heads of boxes are coarser."""
 _FEWEST = 4
 """Channels from which on a single map is likely one of key points; fewer may be colours, normals or a flow."""
-_MOST_HEADS = 3  # of a detector: classes, boxes, objectness
+_MOST_SIZES = 3  # that a detector regresses in one head beside its boxes: of a solid
 _FEWEST_WITH_OFFSETS = 3
 _NEAR = 6
 """Layers between the last widening of the grid and the heat maps."""
@@ -216,8 +216,8 @@ def _alone(feature: FeatureMap, places: Places, output: int | None) -> HeatMaps 
 def _beside_offsets(found: Sequence[tuple[int, FeatureMap]]) -> HeatMaps | None:
     """The one of several outputs on a grid beside which another has two offsets for each of its channels.
 
-    Of an even number of them, a detector's sides of boxes and scores of classes may have the same widths, with an
-    objectness at most beside them.
+    Of an even number of them, a detector's sides of boxes and scores of classes may have the same widths; beside these
+    it has an objectness for each box, or depths, sizes and angles, and no further offsets.
     """
     widths = {feature.channels for _, feature in found}
     paired = [
@@ -228,8 +228,11 @@ def _beside_offsets(found: Sequence[tuple[int, FeatureMap]]) -> HeatMaps | None:
     if len(paired) != 1 or len({feature.grid for _, feature in found}) > 1:
         return None
     ((index, feature, joints),) = paired
-    is_sure = joints % 2 == 1 or len(found) > _MOST_HEADS
-    return HeatMaps(feature, joints, f"beside {2 * joints} offsets on the same grid", is_sure, index)
+    others = [feature.channels or 0 for at, feature in found if at != index and feature.channels != 2 * joints]
+    are_offsets = all(width % 2 == 0 and width > _MOST_SIZES and 2 * width != joints for width in others)
+    is_sure = joints % 2 == 1 or (bool(others) and are_offsets)
+    sign = f"beside {2 * joints} offsets on the same grid; --num-classes {joints} takes them for scores of classes"
+    return HeatMaps(feature, joints, sign, is_sure, index)
 
 
 def _map(output: Value, places: Places) -> FeatureMap | None:

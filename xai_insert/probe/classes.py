@@ -194,11 +194,13 @@ class _Search(Orders):
         return (min(columns), order.classes), frozenset(here.values())
 
     def _better(self, one: Watched, other: Watched) -> Watched:
-        """Of heads of one class that which does not read the feature of the boxes, as a gate does."""
-        boxes = {item.head.source for item in self.watched if item.moves_boxes}
-        apart = [item for item in (one, other) if item.head.source not in boxes]
-        if len(apart) == 1:
-            return apart[0]
+        """Of heads of one class that which reads neither boxes, as their quality does, nor their feature, as a gate."""
+        moving = [item.head for item in self.watched if item.moves_boxes]
+        made, sources = activations(self.graph, [head.value for head in moving]), {head.source for head in moving}
+        for boxes in (made, sources):
+            apart = [item for item in (one, other) if item.head.source not in boxes]
+            if len(apart) == 1:
+                return apart[0]
         if one.elements == other.elements and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]

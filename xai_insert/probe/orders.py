@@ -387,7 +387,7 @@ class Orders:
         of_four = {
             rows
             for _, columns, rows in moved
-            if columns in wide or rows * _BOX == width or (columns > _BOX and rows * columns == width)
+            if columns in wide or (columns > 1 and width in (rows * _BOX, rows * max(columns, _BOX)))
         }
         return of_four, {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
+from xai_insert.errors import AmbiguousModelError, TargetNotFoundError, UnsupportedTaskError
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Op, Value
+from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.detector import Detector, Regions
 from xai_insert.locate.frontier import Head, find_heads
 from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.keypoints import HeatMaps, find_keypoints
 from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
 from xai_insert.locate.outputs import likely_task, query_boxes
 from xai_insert.locate.query_attention import WANTED
@@ -19,6 +21,7 @@ from xai_insert.probe.classes import find_class_levels
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
 _BOX = 4
+_PAIR = 2  # outputs
 _TAKES = (Op.GATHER, Op.TAKE)
 
 
@@ -90,11 +93,30 @@ class Detection(Task):
                 raise
             # a classifier that drops tokens by their scores looks like this too
             return NotMine(str(err), TargetNotFoundError)
+        if detector is not None and study.wanted is Wanted.ANY:
+            _require_no_keypoints(study, detector)
         queries = (None if detector is None else _read_by_heads(detector)) or encoder_feature(graph, images)
         if detector is None and queries is None:
             return _without_map(study)
         by_text = detector is not None and detector.middle.head.value in activations(graph, _others(graph, images))
         return (OpenVocabulary if by_text else FoundDetector)(detector, queries)
+
+
+def _require_no_keypoints(study: Study, detector: Detector) -> None:
+    """Refuse the scores of as many classes as another output has pairs of offsets for, where nothing else tells.
+
+    Raises:
+        AmbiguousModelError: the maps may be those of key points.
+    """
+    if study.options.num_classes is not None or len(study.graph.outputs) != _PAIR:
+        return
+    found = find_keypoints(study.graph, study.places, study.options.output)
+    if isinstance(found, HeatMaps) and found.joints == detector.classes and detector.middle.channels.anchors == 1:
+        maps = study.graph.output_names[found.output or 0]
+        raise AmbiguousModelError(
+            f"{maps!r} may hold scores of {found.joints} classes, or the places of as many key points with "
+            f"{2 * found.joints} offsets beside them; say which: --num-classes {found.joints}, or --method keypoint-map"
+        )
 
 
 def _without_map(study: Study) -> NotMine:
