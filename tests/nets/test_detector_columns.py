@@ -419,6 +419,26 @@ def test_boxes_of_more_than_four_numbers(are_joined, classes, width):
     np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_scores_of_a_class_and_a_box_in_one_column(classes):
+    """As an indexing by what a suppression of each class chose is exported: no class is an anchor for that."""
+    net, number = Small(), GRID * GRID
+    head = net.head(classes)
+    each = net.op("Transpose", net.op("Sigmoid", net.rows(head)), perm=[0, 2, 1])
+    limits = net.constant(np.int64(20)), net.constant(np.float32(0.6)), net.constant(np.float32(0.3))
+    chosen = net.op("NonMaxSuppression", net.boxes, each, *limits)
+    label, box = (net.op("Gather", chosen, net.constant(np.int64(column)), axis=1) for column in (1, 2))
+    place = net.op("Add", box, net.op("Mul", label, net.constant(np.int64(number))))
+    kept = net.op("Gather", net.op("Flatten", each, axis=3), place, axis=0)
+    net.types[label] = TensorProto.INT64
+    net.boxes = net.op("Gather", net.op("Flatten", net.boxes, axis=2), box, axis=0)
+    model = net.model(net.op("Reshape", kept, net.constant(np.array([-1]))), label)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (raw,) = run(model, [head], image)
+    (saliency,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, definition([raw], [1], classes), atol=1e-5)
+
+
 def test_the_quality_of_a_box_is_no_class():
     """Read off the distribution of its sides, and multiplied to the only class, as in the second version of GFL."""
     net = Small()

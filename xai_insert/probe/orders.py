@@ -206,7 +206,9 @@ class Orders:
         """The order that the places of what moved in a value tell."""
         found = self._resolve(item, here, there) or self._boxes_of_classes(item, here, there)
         if found is None and item.is_class and value.sizes[-1:] == (1,):
-            found = resolve_column(here, item.head.channels)
+            # Of each class and place, in the rows that a suppression chooses from: then there are fewer boxes.
+            boxes = self._anchors(item)
+            found = resolve_column(here, item.head.channels) if boxes <= {item.head.channels} else None
         return None if found is None or (item.is_class and not sets_background_apart(item, found)) else found
 
     def beside_boxes(self, item: Watched) -> Channels | None:
