@@ -45,6 +45,7 @@ Move = tuple[bool, tuple[bool, bool], tuple[bool, bool]]
 BLOCKS = ((0.2, 0.4), (0.4, 0.85), (0.75, 0.15), (0.55, 0.5), (0.9, 0.6))  # rows and columns, in parts of the grid
 _LEAST_CHANGE = 1e-3  # likewise: less is none
 _FINE = 16  # cells along a side from which on blocks that are changed at once are well apart
+_DRAWS = 4  # of other pixels for a block where a map has one channel, which may stay what it was by chance
 _MARGIN = 0.05  # between the logarithms of two changes
 _AS_SAID: Move = (False, (False, False), (False, False))
 _MOVES: list[Move] = [(turn, (down, right), (False, False)) for turn, down, right in product((False, True), repeat=3)]
@@ -271,12 +272,17 @@ def answers(scenes: Scenes, stimulus: Stimulus) -> list[list[Answer]]:
     require_cover(features, grids, sides)
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
+    draws = _DRAWS if any(feature.channels == 1 for feature in features) else 1
     for window in block_windows(features, grids, sides, BLOCKS):
-        pixels = scene.pixels.copy()
-        if not change_block(pixels, image, window, stimulus, scene.rng):
+        drawn = list[list[Floats]]()
+        for _ in range(draws):
+            pixels = scene.pixels.copy()
+            if change_block(pixels, image, window, stimulus, scene.rng):
+                drawn.append(_changes(scene.maps, scenes.maps_of(pixels)))
+        if not drawn:
             continue
         windows.append(window)
-        changes.append(_changes(scene.maps, scenes.maps_of(pixels)))
+        changes.append([np.sum(change, axis=0) for change in zip(*drawn, strict=True)])
         by_map = zip(features, zip(*changes, strict=True), strict=True)
         found = [answers_of(windows, changed, feature) for feature, changed in by_map]
         if all(are_enough(given) or _tell_nothing(given) for given in found):

@@ -47,7 +47,8 @@ def without_sigmoid_boxes(
         if not scored and not any(other.is_class for other in items if other is not item):
             raise TargetNotFoundError(
                 f"the head {item.head.value.describe()} gives boxes, and no head gives the scores "
-                f"{beside[0].describe()} beside them one by one"
+                f"{beside[0].describe()} beside them one by one; if it gives {item.head.channels} classes: "
+                f"--num-classes {item.head.channels}"
             )
         for found in scored:
             kept = _with(kept, found, items)

@@ -98,7 +98,7 @@ def _are_maps(search: Orders, raw: Sequence[Watched]) -> bool:
 def _by_outputs(search: Orders, raw: Sequence[Watched], num_classes: int | None) -> dict[int, Channels]:
     """Orders told by outputs that share their rows, of which one has the boxes."""
     counts = _beside_raw_boxes(raw, search.observed, search.probe.grid)
-    if num_classes is not None and {*counts.values()} != {num_classes}:
+    if num_classes is not None and not {*counts.values()} <= {num_classes, num_classes + 1}:  # and a background
         return {}
     scoring = [item for item in raw if item.index in counts]
     found = _orders(scoring, lambda item: of_width(search.raw_orders(item), counts[item.index]))
