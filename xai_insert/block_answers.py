@@ -12,8 +12,10 @@ from xai_insert.locate.layout import FeatureMap
 
 FEWEST_BLOCKS = 4  # that lie in the image; one less if all are sharp
 REACH = 1.5  # cells between the block and what changes most
+ENOUGH = 0.75  # of the blocks
 CLEAR = 2.0  # the largest change over the median one, from which on blocks count
 _SHARP = 6.0  # likewise, from which on they contradict without more
+_SEVERAL = 4  # channels, not all of which are still by chance
 _LITTLE = 0.5  # of the largest change
 _FLOOR = 0.3  # of the largest change, so that cells that never change are not the first
 _HELD = 12.0  # contrast where all change lies around one cell, and most cells do not change at all
@@ -29,6 +31,7 @@ class Answer:
         found: the cell that changed most, as compared with what other blocks changed.
         middle: the middle of the cells that changed much; in a window any of them may change most.
         contrast: by how much more than the median one.
+        may_be_still: whether a cell at the block may stay what it was by chance, as one of few channels may.
     """
 
     block: tuple[Cell, Cell]
@@ -36,6 +39,7 @@ class Answer:
     found: Cell
     middle: Cell
     contrast: float
+    may_be_still: bool
 
     @property
     def own(self) -> float:
@@ -51,7 +55,12 @@ class Answer:
     @property
     def is_deaf(self) -> bool:
         """Whether the cells at the block hardly changed, as where all lie a cell beside their place."""
-        return self.own < DEAF
+        return self.own < DEAF and not self.may_be_still
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether another cell changed most, where that is not by chance."""
+        return not self.may_be_still and any(self._gaps(self.found))
 
     def _is_at(self, cell: Cell) -> bool:
         gaps = self._gaps(cell)
@@ -75,6 +84,18 @@ class Answer:
         return f"{tuple(low for low, _ in self.block)} changed {self.found}"
 
 
+def clear_ones(given: Sequence[Answer]) -> list[Answer]:
+    """The answers that count, if most do."""
+    clear = [answer for answer in given if answer.contrast >= CLEAR]
+    return clear if len(clear) >= max(ENOUGH * len(given), FEWEST_BLOCKS) else []
+
+
+def are_beside(given: Sequence[Answer]) -> bool:
+    """Whether most blocks changed another cell most: blocks that lie inside of a cell tell whether it sees them."""
+    clear = clear_ones(given)
+    return bool(clear) and sum(answer.is_beside for answer in clear) >= ENOUGH * len(clear)
+
+
 def are_enough(given: Sequence[Answer]) -> bool:
     """Whether these blocks prove the place by themselves, whatever another one would say."""
     sharp = len(given) >= FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given)
@@ -85,7 +106,7 @@ def are_enough(given: Sequence[Answer]) -> bool:
 
 def answers_of(windows: Sequence[Window], changes: Sequence[Floats], feature: FeatureMap) -> list[Answer]:
     """What each block changed of one map's cells, `[h, w]`, as compared with what the others did."""
-    found = []
+    found, may_be_still = [], (feature.channels or _SEVERAL) < _SEVERAL
     blocks = [cells_at(window, feature, changes[0].shape) for window in windows]
     means = [averaged(change, block) for change, block in zip(changes, blocks, strict=True)]
     shares = [mean / (mean.max() or 1.0) for mean in means]
@@ -95,7 +116,7 @@ def answers_of(windows: Sequence[Window], changes: Sequence[Floats], feature: Fe
         row, column = np.unravel_index(int(relative.argmax()), relative.shape)
         peak, median = (int(row), int(column)), float(np.median(relative))
         contrast = float(relative.max()) / median if median > 0 else _held(share, peak, block) * _HELD
-        found.append(Answer(block, share, peak, _middle(share, peak), contrast))
+        found.append(Answer(block, share, peak, _middle(share, peak), contrast, may_be_still))
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xai_insert.block_answers import Answer, answers_of, are_enough
+from xai_insert.block_answers import Answer, answers_of, are_beside, are_enough
 from xai_insert.check_place import BLOCKS
 from xai_insert.errors import CheckFailedError
 from xai_insert.formats.backend import Runner
@@ -103,6 +103,8 @@ def _one_by_one(pixels: Array, image: Value, feature: FeatureMap, maps: Maps, be
         windows.append(window)
         changes.append(_change(before, maps(changed), blocks))
         given = answers_of(windows, changes, feature)
+        if are_beside(given):
+            return False
         if are_enough(given):
             return True
         if len(given) > 1 and not all(answer.is_near for answer in given):

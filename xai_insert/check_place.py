@@ -17,16 +17,29 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xai_insert.block_answers import CLEAR, FEWEST_BLOCKS, REACH, Answer, answers_of, are_enough
+from xai_insert.block_answers import (
+    CLEAR,
+    ENOUGH,
+    FEWEST_BLOCKS,
+    REACH,
+    Answer,
+    answers_of,
+    are_beside,
+    are_enough,
+    clear_ones,
+)
 from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.view import Value
 from xai_insert.image_blocks import (
     AT_ONCE,
+    INSIDE,
     STIMULI,
+    WIDE,
     Cell,
     Floats,
+    Scene,
     Scenes,
     Stimulus,
     Window,
@@ -50,7 +63,6 @@ _MARGIN = 0.05  # between the logarithms of two changes
 _AS_SAID: Move = (False, (False, False), (False, False))
 _MOVES: list[Move] = [(turn, (down, right), (False, False)) for turn, down, right in product((False, True), repeat=3)]
 _MOVES += [(False, (False, False), rolls) for rolls in ((True, False), (False, True), (True, True))]
-_ENOUGH = 0.75  # of the blocks
 _FEWEST_FAR = 2  # of the blocks that a transpose, a mirror, a turn or half a roll of the map moves
 _SAME = 0.6  # of the blocks that change the same cells another time
 
@@ -152,7 +164,7 @@ def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: 
     for stimulus in STIMULI:
         if all(item.proof for item in told):
             break
-        for item, given in zip(told, answers(scenes, stimulus), strict=True):
+        for item, given in zip(told, _answers(scenes, stimulus), strict=True):
             if not item.proof:
                 item.hear(given, is_loud=stimulus.is_loud)
     return told
@@ -184,22 +196,16 @@ def _is_proof(given: Sequence[Answer]) -> bool:
     """Whether what changed is at the blocks."""
     if len(given) >= FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given):
         return True
-    clear = _clear(given)
-    if clear and sum(answer.is_near for answer in clear) >= _ENOUGH * len(clear):
+    clear = clear_ones(given)
+    if clear and sum(answer.is_near for answer in clear) >= ENOUGH * len(clear):
         return True
-    return _match(given, _AS_SAID) and not (_is_elsewhere(given) or _are_deaf(_clear(given)))
-
-
-def _clear(given: Sequence[Answer]) -> list[Answer]:
-    """The answers that count, if most do."""
-    clear = [answer for answer in given if answer.contrast >= CLEAR]
-    return clear if len(clear) >= max(_ENOUGH * len(given), FEWEST_BLOCKS) else []
+    return _match(given, _AS_SAID) and not (_is_elsewhere(given) or _are_deaf(clear_ones(given)))
 
 
 def _is_doubt(given: Sequence[Answer]) -> bool:
     """Whether what changed is clearly elsewhere; rounding to a few levels alone can look so, another time otherwise."""
     return (
-        _are_deaf(_clear(given))
+        _are_deaf(clear_ones(given))
         or _is_elsewhere(given)
         or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
     )
@@ -207,18 +213,18 @@ def _is_doubt(given: Sequence[Answer]) -> bool:
 
 def _are_deaf(clear: Sequence[Answer]) -> bool:
     """Whether the cells at most blocks hardly changed, where others did."""
-    return bool(clear) and sum(answer.is_deaf for answer in clear) >= _ENOUGH * len(clear)
+    return bool(clear) and sum(answer.is_deaf for answer in clear) >= ENOUGH * len(clear)
 
 
 def _is_elsewhere(given: Sequence[Answer]) -> bool:
     """Whether what changed most is far from most blocks, or where one and the same move puts them all."""
-    clear = _clear(given)
+    clear = clear_ones(given)
     if not clear:
         return False
     far = [answer for answer in clear if answer.is_far]
     if len(far) >= _FEWEST_FAR and any(all(_is_near(answer, move) for answer in clear) for move in _MOVES):
         return True
-    return len(far) >= _ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
+    return len(far) >= ENOUGH * len(clear) and len({answer.found for answer in far}) == len(far)
 
 
 def _is_near(answer: Answer, move: Move) -> bool:
@@ -265,7 +271,16 @@ def _moved(answer: Answer, move: Move) -> Cell:
     return row, column
 
 
-def answers(scenes: Scenes, stimulus: Stimulus) -> list[list[Answer]]:
+def _answers(scenes: Scenes, stimulus: Stimulus) -> list[list[Answer]]:
+    """For each map what each block changes in it; by blocks inside of cells where they show that the cell is deaf."""
+    found = answers(scenes, stimulus)
+    if not any(map(are_beside, found)):
+        return found
+    pairs = zip(found, answers(scenes, stimulus, INSIDE), strict=True)
+    return [inside if are_beside(given) and _are_deaf(clear_ones(inside)) else given for given, inside in pairs]
+
+
+def answers(scenes: Scenes, stimulus: Stimulus, reach: float = WIDE) -> list[list[Answer]]:
     """For each map what each block of the image changes in it; no more blocks than it takes where all is plain."""
     scene, features, image = scenes.of(stimulus), scenes.features, scenes.image
     sides, grids = [scene.pixels.shape[axis] for axis in image_axes(image)], [array.shape[:2] for array in scene.maps]
@@ -273,12 +288,8 @@ def answers(scenes: Scenes, stimulus: Stimulus) -> list[list[Answer]]:
     windows, changes = list[Window](), list[list[Floats]]()
     found: list[list[Answer]] = [[] for _ in features]
     draws = _DRAWS if any(feature.channels == 1 for feature in features) else 1
-    for window in block_windows(features, grids, sides, BLOCKS):
-        drawn = list[list[Floats]]()
-        for _ in range(draws):
-            pixels = scene.pixels.copy()
-            if change_block(pixels, image, window, stimulus, scene.rng):
-                drawn.append(_changes(scene.maps, scenes.maps_of(pixels)))
+    for window in block_windows(features, grids, sides, BLOCKS, reach):
+        drawn = [change for _ in range(draws) if (change := _changed(scenes, scene, window, stimulus))]
         if not drawn:
             continue
         windows.append(window)
@@ -288,6 +299,14 @@ def answers(scenes: Scenes, stimulus: Stimulus) -> list[list[Answer]]:
         if all(are_enough(given) or _tell_nothing(given) for given in found):
             break
     return found
+
+
+def _changed(scenes: Scenes, scene: Scene, window: Window, stimulus: Stimulus) -> list[Floats]:
+    """What other pixels in a block change in each map; nothing if the block does not lie in the image."""
+    pixels = scene.pixels.copy()
+    if not change_block(pixels, scenes.image, window, stimulus, scene.rng):
+        return []
+    return _changes(scene.maps, scenes.maps_of(pixels))
 
 
 def _changes(before: Sequence[Floats], after: Sequence[Floats]) -> list[Floats]:

@@ -93,7 +93,7 @@ def block_windows(
     grids: Sequence[Sequence[int]],
     image: Sequence[int],
     places: Sequence[tuple[float, float]],
-    reach: float = INSIDE,
+    reach: float = WIDE,
 ) -> Iterator[Window]:
     """Blocks of the image in pixels: each a cell of the coarsest map that has enough of them.
 
@@ -171,7 +171,7 @@ def change_blocks(
     rng: np.random.Generator,
 ) -> list[Window]:
     """Change all blocks of `AT_ONCE` in an image; those that lie in it."""
-    windows = block_windows(features, grids, [pixels.shape[axis] for axis in image_axes(image)], AT_ONCE, WIDE)
+    windows = block_windows(features, grids, [pixels.shape[axis] for axis in image_axes(image)], AT_ONCE)
     return [window for window in windows if change_block(pixels, image, window, stimulus, rng)]
 
 

@@ -439,6 +439,26 @@ def test_scores_of_a_class_and_a_box_in_one_column(classes):
     np.testing.assert_allclose(saliency, definition([raw], [1], classes), atol=1e-5)
 
 
+def test_of_two_lists_of_boxes_the_output_chooses():
+    """As a detector is exported that keeps the auxiliary heads of its training."""
+    net = Small()
+    heads, lists = [], []
+    for _ in range(2):
+        heads.append(net.head(3))
+        boxes = net.op("Add", net.op("Exp", net.rows(net.head(4))), net.constant(net.centres()))
+        lists.append(net.op("Concat", boxes, net.op("Sigmoid", net.rows(heads[-1])), axis=2))
+    net.boxes = lists[0]
+    model = net.model(lists[1])
+    with pytest.raises(AmbiguousModelError, match="if they feed outputs of their own, say which: --output NAME"):
+        insert(model)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    for head, output in zip(heads, lists, strict=True):
+        (raw,) = run(model, [head], image)
+        made = insert(model, Options(output_dtype="f32", output=output)).model
+        (saliency,) = run(made, ["saliency_map"], image)
+        np.testing.assert_allclose(saliency, definition([raw], [1], 3), atol=1e-5)
+
+
 def test_the_quality_of_a_box_is_no_class():
     """Read off the distribution of its sides, and multiplied to the only class, as in the second version of GFL."""
     net = Small()

@@ -201,3 +201,36 @@ def test_a_branch_that_moves_cells_loses_their_place(move, kind):
     plain = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", chosen)), CHANNELS))
     with pytest.raises(errors.TargetNotFoundError):
         insert(as_format(plain, kind), RAW)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_loop_over_images_keeps_their_places(axis, kind):
+    """Each is read by its number and resized, as TensorFlow does; one over rows may put these anywhere."""
+    b = Builder(size=(16, 16))
+    number, is_on = told("number", TensorProto.INT64, []), told("on", TensorProto.BOOL, [])
+    picked = helper.make_node("Gather", ["image", "number"], ["picked"], axis=axis)
+    parts = [picked]
+    if axis == 0:
+        sizes = b.const(np.array([1, 3, 12, 12], np.int64))
+        parts.append(helper.make_node("Unsqueeze", ["picked", b.const(np.array([0]))], ["one"]))
+        parts.append(helper.make_node("Resize", ["one", "", "", sizes], ["sized"], mode="linear"))
+        parts.append(helper.make_node("Squeeze", ["sized", b.const(np.array([0]))], ["part"]))
+        shape = [3, 12, 12]
+    else:
+        parts.append(helper.make_node("Identity", ["picked"], ["part"]))
+        shape = ["N", 3, 16]
+    parts.append(helper.make_node("Identity", ["on"], ["still"]))
+    body = helper.make_graph(
+        parts, "body", [number, is_on], [told("still", TensorProto.BOOL, []), told("part", sizes=shape)]
+    )
+    count = b.node("Gather", b.node("Shape", "image"), b.const(np.array(axis, np.int64)), axis=0)
+    x = b.node("Loop", count, b.const(np.array(True)), body=body)
+    x = x if axis == 0 else b.node("Transpose", x, perm=[1, 2, 0, 3])
+    plain = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone(x))), CHANNELS))
+    if axis == 0:
+        report = insert(as_format(plain, kind), RAW).report
+        assert report.target["grid"] == (6, 6)
+    else:
+        with pytest.raises(errors.XaiInsertError):
+            insert(as_format(plain, kind), RAW)

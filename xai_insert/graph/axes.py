@@ -385,3 +385,13 @@ def resized(origin: Origin, size: int, *, corners: bool) -> Axis:
         return moved(origin, size, (before - 1) / max(size - 1, 1), 0.0)
     ratio = before / size
     return moved(origin, size, ratio, (ratio - 1) / 2)
+
+
+def with_size(axis: Axis, size: int | None, *, corners: bool) -> Axis:
+    """An axis of which a resize makes `size` cells."""
+    if size is not None and size == axis_size(axis):
+        return axis
+    origin = line(axis)
+    if origin is not None and size and origin.size:
+        return resized(origin, size, corners=corners)
+    return axis if size is None and origin is None else unplaced(axis, size)

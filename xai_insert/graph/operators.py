@@ -1,7 +1,6 @@
 """What an operator does to the axes of its operands: one typed record per family, the same for every format.
 
-A format's reader gives each node its record, keyed by domain and type. An operator without one is `Unknown`: nothing
-may be assumed of it.
+A format's reader gives each node its record, by domain and type. Of one without, `Unknown`, nothing may be assumed.
 """
 
 from __future__ import annotations
@@ -369,16 +368,17 @@ class ScatteredApart(Unknown):
 
 @dataclass(frozen=True, slots=True)
 class ControlFlow(Operator):
-    """A node with graphs of its own (If, Loop, Scan): what it gives in the shape of what it reads lies where that does.
-
-    That is assumed of those that compute element by element, by layers of neighbours and the like, and the proof of
-    place asks the model; but it asks about one branch of an If alone.
+    """A node with graphs of its own (If, Loop, Scan): what it gives in the shape of what it reads is said to lie there.
 
     Attributes:
-        moves: whether they may arrange or cut what they work on, so that nothing is known of its place.
+        moves: whether they may arrange or cut what they work on.
+        moves_first: whether they may do so along its first axis alone, as with the images of a batch.
+        resizes: whether they interpolate, to other sizes as well.
     """
 
     moves: bool = False
+    moves_first: bool = False
+    resizes: bool = False
 
 
 LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)

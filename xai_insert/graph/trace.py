@@ -297,17 +297,11 @@ def _resized(node: Node, kind: kinds.Resized, given: _Operands) -> Sequence[Axes
     source, shape = given.axes(0), given.shape()
     if len(source) != len(shape):
         return _lost(node, kind, given)
-    return [tuple(_with_size(old, size, corners=kind.corners) for old, size in zip(source, shape, strict=True))]
+    return [_resized_to(shape, source, corners=kind.corners)]
 
 
-def _with_size(axis: Axis, size: int | None, *, corners: bool) -> Axis:
-    """An axis of which a resize makes `size` cells."""
-    if size is not None and size == ax.axis_size(axis):
-        return axis
-    origin = ax.line(axis)
-    if origin is not None and size and origin.size:
-        return ax.resized(origin, size, corners=corners)
-    return axis if size is None and origin is None else ax.unplaced(axis, size)
+def _resized_to(shape: Sequence[int | None], source: Axes, *, corners: bool = False) -> Axes:
+    return tuple(ax.with_size(old, size, corners=corners) for old, size in zip(source, shape, strict=True))
 
 
 def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]:
@@ -367,8 +361,11 @@ def _controlled(node: Node, kind: kinds.ControlFlow, given: _Operands) -> Sequen
     found = []
     for shape in (output.shape or () for output in node.outputs):
         alike = [axes for other, axes in read if other == shape]
+        if not alike and kind.resizes:
+            alike = [_resized_to(shape, axes) for _, axes in read if len(axes) == len(shape)]
         axes = join_all(alike, len(shape)) if alike else ax.others(shape)
-        found.append(tuple(map(ax.displaced, axes)) if kind.moves else axes)
+        lost = len(axes) if kind.moves else int(kind.moves_first)
+        found.append((*map(ax.displaced, axes[:lost]), *axes[lost:]))
     return found
 
 

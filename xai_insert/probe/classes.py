@@ -227,20 +227,30 @@ class _Search(Orders):
         )
 
 
-def find_class_levels(loaded: LoadedModel, graph: Graph, num_classes: int | None) -> Detector | None:
+def find_class_levels(
+    loaded: LoadedModel, graph: Graph, num_classes: int | None, output: str | None = None
+) -> Detector | None:
     """Locate the class scores of a detector; None if no head has any.
 
     Args:
         loaded: the unedited model.
         graph: its view.
         num_classes: number of classes, where the user has given it.
+        output: name of the one output whose heads count, as of a main one beside an auxiliary one; all if it is None.
 
     Raises:
+        UnknownNameError: no output has that name.
         AmbiguousModelError: several readings fit.
         TargetNotFoundError: a head has class scores whose order of channels cannot be told.
     """
     images = image_inputs(graph)
     heads = find_heads(graph, images)
+    if output is not None:
+        heads = [
+            head
+            for head in heads
+            if any(value in activations(graph, [head.value]) for _, value in graph.chosen(output))
+        ]
     observed = observed_values(graph, images, heads)
     if not heads or not observed or are_masks(graph):
         return None

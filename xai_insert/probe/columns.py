@@ -11,6 +11,7 @@ import numpy.typing as npt
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.view import Value
 from xai_insert.locate.detector import Channels
+from xai_insert.locate.inputs import open_hint
 from xai_insert.probe.heads import Array, Effect, Element, HeadProbe
 from xai_insert.probe.orders import Orders
 from xai_insert.probe.rivals import Watched
@@ -44,14 +45,14 @@ def with_columns(search: Orders, item: Watched, order: Channels) -> Channels | N
     found = codes.columns(index, at) or codes.columns_one_by_one(index, at)
     value = search.observed[index].value
     if found is None:
-        raise _shared(item, value)
+        raise _shared(search, item, value)
     return _picked(codes, order, found, item.head.value, value)
 
 
-def _shared(item: Watched, value: Value) -> UnsupportedTaskError:
+def _shared(search: Orders, item: Watched, value: Value) -> UnsupportedTaskError:
     return UnsupportedTaskError(
         f"class scores behind {value.describe()} are each made of several channels of {item.head.value.describe()}, "
-        "which are members or parts of a class: no map in the model is that of a class"
+        f"which are members or parts of a class: no map in the model is that of a class{open_hint(search.graph)}"
     )
 
 
@@ -86,7 +87,7 @@ def _line(search: Orders, item: Watched, order: Channels) -> tuple[int, tuple[in
             return index, tuple(at)
         spread = spread or search.observed[index].value
     if spread is not None:  # in rows and columns
-        raise _shared(item, spread)
+        raise _shared(search, item, spread)
     return None
 
 

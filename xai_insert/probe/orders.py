@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
-import numpy as np
-import numpy.typing as npt
-
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT, SQUASHES
@@ -26,9 +23,9 @@ from xai_insert.probe.channels import (
     resolve_raw,
     samples,
 )
-from xai_insert.probe.heads import Effect, Element, HeadProbe, Response
+from xai_insert.probe.heads import Effect, HeadProbe, Response
 from xai_insert.probe.joint import Joint, read_joint
-from xai_insert.probe.rivals import Watched, elements_of, sets_background_apart
+from xai_insert.probe.rivals import Watched, elements_in, elements_of, sets_background_apart
 
 _ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
 _BOX = 4
@@ -180,8 +177,8 @@ class Orders:
             for channel, response in responses.items()
             if channel not in scores and index in response.touched
         }
-        others = {channel: _listed(response.touched[index]) for channel, response in beside.items()}
-        raised = {channel: _listed(response.raised[index]) for channel, response in beside.items()}
+        others = {channel: elements_in(response.touched[index]) for channel, response in beside.items()}
+        raised = {channel: elements_in(response.raised[index]) for channel, response in beside.items()}
         joint = Joint(scores, there, others, raised, value.sizes, self._ways(item, value), self.is_boxed(item))
         told = read_joint(joint, item.head.channels, self.num_classes)
         if told is None:
@@ -206,9 +203,8 @@ class Orders:
         """The order that the places of what moved in a value tell."""
         found = self._resolve(item, here, there) or self._boxes_of_classes(item, here, there)
         if found is None and item.is_class and value.sizes[-1:] == (1,):
-            # Of each class and place, in the rows that a suppression chooses from: then there are fewer boxes.
-            boxes = self._anchors(item)
-            found = resolve_column(here, item.head.channels) if boxes <= {item.head.channels} else None
+            is_each = self._anchors(item) <= {item.head.channels}  # else of each class, as a suppression may have them
+            found = resolve_column(here, item.head.channels) if is_each else None
         return None if found is None or (item.is_class and not sets_background_apart(item, found)) else found
 
     def beside_boxes(self, item: Watched) -> Channels | None:
@@ -353,12 +349,12 @@ class Orders:
 
     def carries_boxes(self, item: Watched) -> bool:
         """Whether a head's numbers go, four to a row, to where those of the best locations are looked up."""
-        return item.effects == {Effect.CARRIED} and any(columns == _BOX for _, columns, _ in self._carried(item))
+        return item.effects == {Effect.CARRIED} and any(columns == _BOX for _, (_, columns, _) in self._carried(item))
 
-    def _carried(self, item: Watched) -> list[tuple[int, int, int]]:
+    def _carried(self, item: Watched) -> list[tuple[int, tuple[int, int, int]]]:
         """What moves in values that have the locations in one axis: a map that is resized is no list of boxes."""
         moved = self.probe.moved_at(item.index).items()
-        return [spread for index, spread in moved if self.observed[index].value.rank != _MAP]
+        return [(index, spread) for index, spread in moved if self.observed[index].value.rank != _MAP]
 
     def is_boxed(self, item: Watched) -> bool:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
@@ -382,17 +378,17 @@ class Orders:
 
     def _boxes_of(self, box: Watched) -> tuple[set[int], set[int]]:
         """How many boxes of a place a head may give: in rows of four columns, and by how many elements move."""
-        is_carried = Effect.OTHER not in box.effects
-        moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).values()]
+        is_carried, width = Effect.OTHER not in box.effects, box.head.channels
+        moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).items()]
         wide = (_BOX, _BOX + 1) if box.is_fused else (_BOX,)  # an objectness is beside the box
-        width = box.head.channels  # of a rotated box there are five columns and more, each with a channel of its own
         of_four = {
             rows
-            for _, columns, rows in moved
-            if columns in wide or (columns > 1 and width in (rows * _BOX, rows * max(columns, _BOX)))
+            for index, (_, columns, rows) in moved
+            if columns in wide or (columns > 1 and width in (rows * _BOX, rows * self._columns(index, columns)))
         }
-        return of_four, {count // _BOX for count, _, _ in moved if count % _BOX == box.head.channels % _BOX == 0}
+        return of_four, {count // _BOX for _, (count, _, _) in moved if count % _BOX == width % _BOX == 0}
 
-
-def _listed(elements: npt.NDArray[np.intp]) -> list[Element]:
-    return [tuple(map(int, element)) for element in elements]
+    def _columns(self, index: int, count: int) -> int:
+        """How many numbers each box has where so many move in a value, as with an angle; four if they lie apart."""
+        *lengths, _ = sorted(size or 0 for size in self.observed[index].value.sizes[1:])  # but that of the locations
+        return max(count, _BOX) if max(lengths, default=0) >= count else _BOX

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.graph.view import Graph, Node, Op
@@ -111,6 +113,11 @@ class Watched:
 def elements_of(responses: Mapping[int, Response]) -> dict[int, Mapping[int, Element]]:
     """The elements that channels raise alone, by channel."""
     return {channel: response.elements for channel, response in responses.items()}
+
+
+def elements_in(touched: npt.NDArray[np.intp]) -> list[Element]:
+    """Rows of indices, `[count, rank]`, as elements."""
+    return [tuple(map(int, element)) for element in touched]
 
 
 def sets_background_apart(item: Watched, order: Channels) -> bool:
@@ -221,6 +228,8 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
     *others, last = (item.head.value.describe() for item in items)
     told = "; say which, with --num-classes, a background counted"
     advice = told if len({item.head.channels for item in items}) > 1 else ""
+    if all(not one.touched() & other.touched() for one, other in combinations(items, 2)):
+        advice = "; if they feed outputs of their own, say which: --output NAME"
     return AmbiguousModelError(f"two heads could hold the class scores: {', '.join(others)} and {last}{advice}")
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from xai_insert.formats.onnx.bodies import moves_places
+from xai_insert.formats.onnx.bodies import control_flow
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
@@ -347,7 +347,7 @@ def _ranked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
 
 
 def _controlled(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    return kinds.ControlFlow(moves_places(native))
+    return control_flow(native)
 
 
 _READERS: Mapping[tuple[str, str], Reader] = {

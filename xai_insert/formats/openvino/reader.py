@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import openvino as ov
 
-from xai_insert.formats.openvino.bodies import moves_places
+from xai_insert.formats.openvino.bodies import control_flow
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
@@ -335,7 +335,7 @@ def _ranked(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
 
 
 def _controlled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
-    return kinds.ControlFlow(moves_places(native))
+    return control_flow(native)
 
 
 _READERS: Mapping[str, Reader] = {

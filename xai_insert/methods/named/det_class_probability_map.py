@@ -112,7 +112,7 @@ class ScoresPlan(Plan):
         return box_votes(surgeon, graph, self.scored, voters, follows=self.boxes_follow)
 
     def uses(self) -> frozenset[str]:
-        return frozenset({"num_classes", "per_box"})
+        return frozenset({"num_classes", "output", "per_box"})
 
     def describe(self) -> dict[str, Any]:
         found = self.scored
@@ -170,7 +170,7 @@ class DetClassProbabilityMap(Method):
     paper = "OpenVINO Training Extensions, DetClassProbabilityMap"
     page = "det-class-probability-map.md"
     tasks = frozenset({"detection"})
-    options = frozenset({"num_classes", "per_box"})
+    options = frozenset({"num_classes", "output", "per_box"})
     lacking = "no head gives class scores at every location; leave --method to the tool"
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:

@@ -87,7 +87,7 @@ class Detection(Task):
         if regions is not None:
             return FoundDetector(None, regions)
         try:
-            detector = find_class_levels(study.loaded, graph, study.options.num_classes)
+            detector = find_class_levels(study.loaded, graph, study.options.num_classes, study.options.output)
         except TargetNotFoundError as err:
             if reports_boxes(graph):
                 raise
