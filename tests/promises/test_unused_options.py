@@ -51,7 +51,6 @@ UNUSED = [
     (attention_pool, {"block": 2}, "--block", "recipro-cam"),
     (raw_detector, {"num_classes": 4, "top_k": 3}, "--top-k", "det-class-probability-map"),
     (raw_detector, {"num_classes": 4, "score_threshold": 0.5}, "--score-threshold", "det-class-probability-map"),
-    (raw_detector, {"num_classes": 4, "output": "conv6_0"}, "--output", "det-class-probability-map"),
     (two_stage, {"num_classes": 7}, "--num-classes", "activation-map"),
     (segmenter, {"kernel": "point"}, "--kernel", "instance-masks"),
     (segmenter, {"top_k": 2}, "--top-k", "instance-masks"),

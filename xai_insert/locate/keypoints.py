@@ -229,10 +229,14 @@ def _beside_offsets(found: Sequence[tuple[int, FeatureMap]]) -> HeatMaps | None:
         return None
     ((index, feature, joints),) = paired
     others = [feature.channels or 0 for at, feature in found if at != index and feature.channels != 2 * joints]
-    are_offsets = all(width % 2 == 0 and width > _MOST_SIZES and 2 * width != joints for width in others)
-    is_sure = joints % 2 == 1 or (bool(others) and are_offsets)
+    is_sure = joints % 2 == 1 or _are_offsets(others, joints)
     sign = f"beside {2 * joints} offsets on the same grid; --num-classes {joints} takes them for scores of classes"
     return HeatMaps(feature, joints, sign, is_sure, index)
+
+
+def _are_offsets(widths: Sequence[int], joints: int) -> bool:
+    """Whether further outputs beside maps of key points may be pairs of numbers for each, and are no detector's."""
+    return bool(widths) and all(width % 2 == 0 and width > _MOST_SIZES and 2 * width != joints for width in widths)
 
 
 def _map(output: Value, places: Places) -> FeatureMap | None:

@@ -13,7 +13,7 @@ from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.affine import affine_behind
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
-from xai_insert.locate.frontier import find_heads, finished, without_grid
+from xai_insert.locate.frontier import Head, find_heads, finished, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.observed import observed_values
 from xai_insert.locate.outputs import are_masks, query_boxes
@@ -199,12 +199,8 @@ class _Search(Orders):
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which reads neither boxes, as their quality does, nor their feature, as a gate."""
-        moving = [item.head for item in self.watched if item.moves_boxes]
-        made, sources = activations(self.graph, [head.value for head in moving]), {head.source for head in moving}
-        for boxes in (made, sources):
-            apart = [item for item in (one, other) if item.head.source not in boxes]
-            if len(apart) == 1:
-                return apart[0]
+        if (apart := self._apart_from_boxes(one, other)) is not None:
+            return apart
         if one.elements == other.elements and self.layout(one) is not None:
             return one  # they are multiplied: either says where the class is
         places = [self._first_output(item) for item in (one, other)]
@@ -213,6 +209,16 @@ class _Search(Orders):
         best, rest = (one, other) if places[0] < places[1] else (other, one)
         self.passed_over[best.index] = rest  # of one class, either says it
         return best
+
+    def _apart_from_boxes(self, *items: Watched) -> Watched | None:
+        """The only head that does not read the boxes, or else their feature; None if that does not tell."""
+        moving = [item.head for item in self.watched if item.moves_boxes]
+        made, sources = activations(self.graph, [head.value for head in moving]), {head.source for head in moving}
+        for boxes in (made, sources):
+            apart = [item for item in items if item.head.source not in boxes]
+            if len(apart) == 1:
+                return apart[0]
+        return None
 
     def _has_equal_levels(self, item: Watched) -> bool:
         """Whether several outputs hold the boxes of as many places: two levels may have one size."""
@@ -244,13 +250,7 @@ def find_class_levels(
         TargetNotFoundError: a head has class scores whose order of channels cannot be told.
     """
     images = image_inputs(graph)
-    heads = find_heads(graph, images)
-    if output is not None:
-        heads = [
-            head
-            for head in heads
-            if any(value in activations(graph, [head.value]) for _, value in graph.chosen(output))
-        ]
+    heads = _heads_of(graph, images, output)
     observed = observed_values(graph, images, heads)
     if not heads or not observed or are_masks(graph):
         return None
@@ -265,6 +265,15 @@ def find_class_levels(
         return _of_scores(search, scoring)
     found = raw_scores(search, num_classes)
     return found and _of_raw(search, *found)
+
+
+def _heads_of(graph: Graph, images: Sequence[Value], output: str | None) -> list[Head]:
+    """All heads, or those from which an output is computed."""
+    heads = find_heads(graph, images)
+    if output is None:
+        return heads
+    chosen = {value for _, value in graph.chosen(output)}
+    return [head for head in heads if chosen & activations(graph, [head.value])]
 
 
 def _of_scores(search: _Search, scoring: Sequence[Watched]) -> Detector:
