@@ -177,3 +177,16 @@ def test_outputs_that_nothing_is_said_of_are_named(chosen, kind):
         assert f"not {masks!r} [?, 2, 6, 6]; --output or --method chooses another" in note
     else:
         assert not note
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_class_scores_beside_a_boundary_name_their_output(kind):
+    """As segmenters are exported with all that they were trained for: one map of classes, one of edges."""
+    b = Builder(size=(SIDE, SIDE))
+    feature, sizes = b.backbone(), b.const(np.array([1, 1, 2, 2], np.float32))
+    heads = [b.node("Conv", feature, b.weight(width, CHANNELS, 1, 1)) for width in (CLASSES, 1)]
+    model = b.model(*(b.node("Resize", head, "", sizes, mode="linear") for head in heads))
+    name = model.graph.output[0].name
+    with pytest.raises(errors.UnsupportedTaskError, match=f"--output {name} chooses it"):
+        plan_insertion(models.as_format(model, kind))
+    assert plan_insertion(models.as_format(model, kind), Options(output=name)).task == "semantic segmentation"

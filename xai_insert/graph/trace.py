@@ -358,15 +358,17 @@ def _scattered(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
 
 def _controlled(node: Node, kind: kinds.ControlFlow, given: _Operands) -> Sequence[Axes]:
     read = [(value.shape, axes) for value in node.operands if (axes := given.found(value)) is not None]
-    found = []
-    for shape in (output.shape or () for output in node.outputs):
-        alike = [axes for other, axes in read if other == shape]
-        if not alike and kind.resizes:
-            alike = [_resized_to(shape, axes) for _, axes in read if len(axes) == len(shape)]
-        axes = join_all(alike, len(shape)) if alike else ax.others(shape)
-        lost = len(axes) if kind.moves else int(kind.moves_first)
-        found.append((*map(ax.displaced, axes[:lost]), *axes[lost:]))
-    return found
+    every = [_like_read(output.shape or (), read, resizes=kind.resizes) for output in node.outputs]
+    lost = None if kind.moves else int(kind.moves_first)
+    return [(*map(ax.displaced, axes[:lost]), *(() if lost is None else axes[lost:])) for axes in every]
+
+
+def _like_read(shape: Shape, read: Sequence[tuple[Shape | None, Axes]], *, resizes: bool) -> Axes:
+    """The axes of what is read in this shape, or else of what a resize makes of this shape."""
+    alike = [axes for other, axes in read if other == shape]
+    if not alike and resizes:
+        alike = [_resized_to(shape, axes) for _, axes in read if len(axes) == len(shape)]
+    return join_all(alike, len(shape)) if alike else ax.others(shape)
 
 
 _RULES: Mapping[type, _Rule] = {

@@ -96,15 +96,24 @@ def _is_laid_out(graph: Graph, found: Segmenter) -> bool:
 
 
 def _several(study: Study) -> str:
-    """Which outputs are class scores each of its own, as of a head that helps in training; nothing if not all are."""
+    """Which of several outputs are class scores, as of heads that help in training; nothing if none is."""
     names = study.graph.output_names
     if len(names) < 2 or study.options.output is not None or not may_segment(study.graph.outputs):
         return ""
-    found = [find_segmenter(study.graph, study.places, name) for name in names]
-    if not all(item is not None and item.is_sure for item in found):
+    found = [name for name in names if _has_class_scores(find_segmenter(study.graph, study.places, name))]
+    if not found:
         return ""
-    listed = ", ".join(f"{name!r}" for name in names)
-    return f"semantic segmentation with class scores of its own at each of the outputs {listed}: --output chooses one"
+    listed = ", ".join(f"{name!r}" for name in found)
+    if len(found) == len(names):
+        return (
+            f"semantic segmentation with class scores of its own at each of the outputs {listed}: --output chooses one"
+        )
+    choice = f"{found[0]} chooses it" if len(found) == 1 else "chooses one"
+    return f"semantic segmentation, with class scores at {listed} beside other outputs: --output {choice}"
+
+
+def _has_class_scores(found: Segmenter | None) -> bool:
+    return found is not None and found.is_sure and found.classes > 1
 
 
 def _open_sides(study: Study) -> str:
