@@ -459,6 +459,19 @@ def test_of_two_lists_of_boxes_the_output_chooses():
         np.testing.assert_allclose(saliency, definition([raw], [1], 3), atol=1e-5)
 
 
+def test_features_that_are_returned_are_no_boxes():
+    """As some detectors are exported, with all that another model may read."""
+    net, anchors, classes = Small(), 3, 5
+    head, net.boxes = net.head(anchors * classes), net.boxes_of(anchors)
+    scores = net.op("Sigmoid", net.op("Reshape", net.rows(head), net.constant([1, -1, classes])))
+    again = net.op("Relu", net.op("Conv", net.feature, net.weight(12, WIDTH, 1, 1)))
+    model = net.model(scores, again)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (raw,) = run(model, [head], image)
+    (saliency,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
+
+
 def test_the_quality_of_a_box_is_no_class():
     """Read off the distribution of its sides, and multiplied to the only class, as in the second version of GFL."""
     net = Small()

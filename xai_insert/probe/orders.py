@@ -389,6 +389,7 @@ class Orders:
         return of_four, {count // _BOX for _, (count, _, _) in moved if count % _BOX == width % _BOX == 0}
 
     def _columns(self, index: int, count: int) -> int:
-        """How many numbers each box has where so many move in a value, as with an angle; four if they lie apart."""
-        *lengths, _ = sorted(size or 0 for size in self.observed[index].value.sizes[1:])  # but that of the locations
-        return max(count, _BOX) if max(lengths, default=0) >= count else _BOX
+        """How many numbers each box has where so many move in a list, as with an angle; four if they lie apart."""
+        sizes = self.observed[index].value.sizes
+        *lengths, _ = sorted(size or 0 for size in sizes[1:])  # but that of the locations
+        return count if len(sizes) < _MAP and max(lengths, default=0) >= count > _BOX else _BOX

@@ -8,7 +8,7 @@ from typing import Any
 
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.operators import Resized
-from xai_insert.graph.view import Graph
+from xai_insert.graph.view import Graph, Op
 from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.layout import FeatureMap, Frame
@@ -101,8 +101,8 @@ def _several(study: Study) -> str:
     if len(names) < 2 or study.options.output is not None or not may_segment(study.graph.outputs):
         return ""
     found = [name for name in names if _has_class_scores(find_segmenter(study.graph, study.places, name))]
-    if not found:
-        return ""
+    if not found or (len(found) < len(names) and any(value.made_by(Op.SIGMOID) for value in study.graph.outputs)):
+        return ""  # nothing, or heads of a detector squashed together
     listed = ", ".join(f"{name!r}" for name in found)
     if len(found) == len(names):
         return (
