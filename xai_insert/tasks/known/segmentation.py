@@ -101,8 +101,8 @@ def _several(study: Study) -> str:
     if len(names) < 2 or study.options.output is not None or not may_segment(study.graph.outputs):
         return ""
     found = [name for name in names if _has_class_scores(find_segmenter(study.graph, study.places, name))]
-    if not found or (len(found) < len(names) and any(value.made_by(Op.SIGMOID) for value in study.graph.outputs)):
-        return ""  # nothing, or heads of a detector squashed together
+    if not found or (len(found) < len(names) and _are_squashed(study.graph)):
+        return ""
     listed = ", ".join(f"{name!r}" for name in found)
     if len(found) == len(names):
         return (
@@ -110,6 +110,11 @@ def _several(study: Study) -> str:
         )
     choice = f"{found[0]} chooses it" if len(found) == 1 else "chooses one"
     return f"semantic segmentation, with class scores at {listed} beside other outputs: --output {choice}"
+
+
+def _are_squashed(graph: Graph) -> bool:
+    """Whether an output ends in a sigmoid, as the heads of a detector do that is cut off before its decoding."""
+    return any(value.made_by(Op.SIGMOID) for value in graph.outputs)
 
 
 def _has_class_scores(found: Segmenter | None) -> bool:
