@@ -18,6 +18,7 @@ SEEDS += [1017, 1142, 1439, 1465]  # key points, four sigmoid scores of tokens, 
 SEEDS += [2181, 2253, 2565, 2984]  # key points before classes, two levels of one size, a scale, a side of a box in 0..1
 SEEDS += [496, 589, 1136]  # a segmentation beside four channels, raw bins beside four classes, one beside a map of one
 SEEDS += [8107, 8258, 10254]  # a sigmoid of one score beside sigmoid boxes, points beside boxes, sides that hardly move
+SEEDS += [13091]  # one class times its objectness in one head, beside the visibilities of points
 SEEDS += [3165, 3196, 5111, 5932]  # a scale, one class beside boxes with objectness, classes first, a level of a row
 RIGHT = 0.8  # the others are refused
 

@@ -117,11 +117,11 @@ class _Rows:
 
     def told(self, channels: int, num_classes: int | None) -> Told | None:
         """The classes, and how sure that is."""
-        is_shared = any(len(found) > 1 for row in self.rows.values() for found in row.values())
-        if is_shared and len(self.columns) > 1:
+        shared = {column for row in self.rows.values() for column, found in row.items() if len(found) > 1}
+        if shared and (len(shared) > 1 or any(abs(column - min(shared)) == 1 for column in self.columns)):
             return None
         # of a single class the objectness, multiplied, moves the same number: either says where it is
-        chosen, assumed = (self.columns, 0) if is_shared else self._classes(num_classes)
+        chosen, assumed = (sorted(shared), 0) if shared else self._classes(num_classes)
         if not chosen:
             return None
         table = [[self.rows[row][column][-1] for column in chosen] for row in sorted(self.rows)]
