@@ -115,9 +115,14 @@ class _Rows:
     def _first(self) -> dict[int, list[int]]:
         return self.rows[min(self.rows)]
 
+    @property
+    def _shared(self) -> set[int]:
+        """Columns that several channels move, each in a row."""
+        return {column for row in self.rows.values() for column, found in row.items() if len(found) > 1}
+
     def told(self, channels: int, num_classes: int | None) -> Told | None:
         """The classes, and how sure that is."""
-        shared = {column for row in self.rows.values() for column, found in row.items() if len(found) > 1}
+        shared = self._shared
         if shared and (len(shared) > 1 or any(abs(column - min(shared)) == 1 for column in self.columns)):
             return None
         # of a single class the objectness, multiplied, moves the same number: either says where it is
