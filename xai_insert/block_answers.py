@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,10 +90,20 @@ def clear_ones(given: Sequence[Answer]) -> list[Answer]:
     return clear if len(clear) >= max(ENOUGH * len(given), FEWEST_BLOCKS) else []
 
 
+def hold_for_most(given: Sequence[Answer], test: Callable[[Answer], bool]) -> bool:
+    """Whether there are answers that count, and something holds for most of them."""
+    clear = clear_ones(given)
+    return bool(clear) and sum(map(test, clear)) >= ENOUGH * len(clear)
+
+
 def are_beside(given: Sequence[Answer]) -> bool:
     """Whether most blocks changed another cell most: blocks that lie inside of a cell tell whether it sees them."""
-    clear = clear_ones(given)
-    return bool(clear) and sum(answer.is_beside for answer in clear) >= ENOUGH * len(clear)
+    return hold_for_most(given, lambda answer: answer.is_beside)
+
+
+def are_deaf(given: Sequence[Answer]) -> bool:
+    """Whether the cells at most blocks hardly changed, where others did."""
+    return hold_for_most(given, lambda answer: answer.is_deaf)
 
 
 def are_enough(given: Sequence[Answer]) -> bool:

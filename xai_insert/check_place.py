@@ -25,8 +25,10 @@ from xai_insert.block_answers import (
     Answer,
     answers_of,
     are_beside,
+    are_deaf,
     are_enough,
     clear_ones,
+    hold_for_most,
 )
 from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
@@ -164,7 +166,7 @@ def _told(runner: Runner, image: Value, features: Sequence[FeatureMap], number: 
     for stimulus in STIMULI:
         if all(item.proof for item in told):
             break
-        for item, given in zip(told, _answers(scenes, stimulus), strict=True):
+        for item, given in zip(told, _answers(scenes, stimulus, told), strict=True):
             if not item.proof:
                 item.hear(given, is_loud=stimulus.is_loud)
     return told
@@ -196,24 +198,14 @@ def _is_proof(given: Sequence[Answer]) -> bool:
     """Whether what changed is at the blocks."""
     if len(given) >= FEWEST_BLOCKS - 1 and all(answer.is_sure for answer in given):
         return True
-    clear = clear_ones(given)
-    if clear and sum(answer.is_near for answer in clear) >= ENOUGH * len(clear):
+    if hold_for_most(given, lambda answer: answer.is_near):
         return True
-    return _match(given, _AS_SAID) and not (_is_elsewhere(given) or _are_deaf(clear_ones(given)))
+    return _match(given, _AS_SAID) and not (_is_elsewhere(given) or are_deaf(given))
 
 
 def _is_doubt(given: Sequence[Answer]) -> bool:
     """Whether what changed is clearly elsewhere; rounding to a few levels alone can look so, another time otherwise."""
-    return (
-        _are_deaf(clear_ones(given))
-        or _is_elsewhere(given)
-        or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
-    )
-
-
-def _are_deaf(clear: Sequence[Answer]) -> bool:
-    """Whether the cells at most blocks hardly changed, where others did."""
-    return bool(clear) and sum(answer.is_deaf for answer in clear) >= ENOUGH * len(clear)
+    return are_deaf(given) or _is_elsewhere(given) or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
 
 
 def _is_elsewhere(given: Sequence[Answer]) -> bool:
@@ -271,13 +263,13 @@ def _moved(answer: Answer, move: Move) -> Cell:
     return row, column
 
 
-def _answers(scenes: Scenes, stimulus: Stimulus) -> list[list[Answer]]:
-    """For each map what each block changes in it; by blocks inside of cells where they show that the cell is deaf."""
+def _answers(scenes: Scenes, stimulus: Stimulus, told: Sequence[_Told]) -> list[list[Answer]]:
+    """For each map what each block changes in it; by blocks inside of cells where its cells are deaf to these."""
     found = answers(scenes, stimulus)
-    if not any(map(are_beside, found)):
+    if not any(are_beside(given) for item, given in zip(told, found, strict=True) if not item.proof):
         return found
     pairs = zip(found, answers(scenes, stimulus, INSIDE), strict=True)
-    return [inside if are_beside(given) and _are_deaf(clear_ones(inside)) else given for given, inside in pairs]
+    return [inside if are_beside(given) and are_deaf(inside) else given for given, inside in pairs]
 
 
 def answers(scenes: Scenes, stimulus: Stimulus, reach: float = WIDE) -> list[list[Answer]]:
