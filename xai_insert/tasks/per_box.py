@@ -31,10 +31,12 @@ class QueryMethod:
     Attributes:
         meaning: for the metadata.
         maps: adds `[B, M, h, w]`; its last argument is what `query_maps` gave, if that is there already.
+        keeps_batch: as of a plan with such maps, see `Plan`: a derivative has the sizes of what it is taken of.
     """
 
     meaning: str
     maps: Callable[[Surgeon[Any], Graph, QueryReport, Any], Any]
+    keeps_batch: bool = True
 
 
 def _attended(surgeon: Surgeon[Any], graph: Graph, report: QueryReport, looks: Any) -> Any:
@@ -42,7 +44,9 @@ def _attended(surgeon: Surgeon[Any], graph: Graph, report: QueryReport, looks: A
 
 
 BY_ATTENTION = QueryMethod(
-    "attention of the box's query to the image in the last decoder layer, times its class score", _attended
+    "attention of the box's query to the image in the last decoder layer, times its class score",
+    _attended,
+    keeps_batch=False,
 )
 
 

@@ -57,7 +57,7 @@ class ScoresPlan(Plan):
 
     @property
     def keeps_batch(self) -> bool:
-        return self.by_query is not BY_ATTENTION  # a derivative has the sizes of what it is taken of
+        return self.by_query.keeps_batch
 
     @property
     def asks_another_size(self) -> bool:

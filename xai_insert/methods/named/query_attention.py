@@ -47,7 +47,7 @@ class QueriesPlan(Plan):
 
     @property
     def keeps_batch(self) -> bool:
-        return self.by_query is not BY_ATTENTION  # a derivative has the sizes of what it is taken of
+        return self.by_query.keeps_batch
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         del loaded
