@@ -8,7 +8,7 @@ from typing import Any
 
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.operators import Resized
-from xai_insert.graph.view import Graph, Op
+from xai_insert.graph.view import Graph
 from xai_insert.locate.classifier import Wanted
 from xai_insert.locate.inputs import image_inputs, image_size
 from xai_insert.locate.layout import FeatureMap, Frame
@@ -96,29 +96,15 @@ def _is_laid_out(graph: Graph, found: Segmenter) -> bool:
 
 
 def _several(study: Study) -> str:
-    """Which of several outputs are class scores, as of heads that help in training; nothing if none is."""
+    """Which outputs are class scores each of its own, as of a head that helps in training; nothing if not all are."""
     names = study.graph.output_names
     if len(names) < 2 or study.options.output is not None or not may_segment(study.graph.outputs):
         return ""
-    found = [name for name in names if _has_class_scores(find_segmenter(study.graph, study.places, name))]
-    if not found or (len(found) < len(names) and _are_squashed(study.graph)):
+    found = [find_segmenter(study.graph, study.places, name) for name in names]
+    if not all(item is not None and item.is_sure for item in found):
         return ""
-    listed = ", ".join(f"{name!r}" for name in found)
-    if len(found) == len(names):
-        return (
-            f"semantic segmentation with class scores of its own at each of the outputs {listed}: --output chooses one"
-        )
-    choice = f"{found[0]} chooses it" if len(found) == 1 else "chooses one"
-    return f"semantic segmentation, with class scores at {listed} beside other outputs: --output {choice}"
-
-
-def _are_squashed(graph: Graph) -> bool:
-    """Whether an output ends in a sigmoid, as the heads of a detector do that is cut off before its decoding."""
-    return any(value.made_by(Op.SIGMOID) for value in graph.outputs)
-
-
-def _has_class_scores(found: Segmenter | None) -> bool:
-    return found is not None and found.is_sure and found.classes > 1
+    listed = ", ".join(f"{name!r}" for name in names)
+    return f"semantic segmentation with class scores of its own at each of the outputs {listed}: --output chooses one"
 
 
 def _open_sides(study: Study) -> str:
