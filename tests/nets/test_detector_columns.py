@@ -192,6 +192,14 @@ def run(model, names, image):
     return ort.InferenceSession(with_outputs.SerializeToString()).run(None, {"image": image})
 
 
+def require_definition(model, head, anchors, classes, **options):
+    """That the map of a detector of one level is made of the scores of `head`."""
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (raw,) = run(model, [head], image)
+    (saliency,) = run(insert(model, Options(output_dtype="f32", **options)).model, ["saliency_map"], image)
+    np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", PICKED, ids=lambda kind: kind.__name__)
 def test_maps_lie_in_the_order_of_the_scores(kind):
     net = Small()
@@ -391,11 +399,7 @@ def test_rows_of_a_location_and_a_class(anchors, by_class):
     net.boxes = net.op("Reshape", each, net.constant(np.array([1, -1, 4])))
     scores = net.op("Transpose", scores, perm=[0, 2, 1]) if by_class else scores
     model = net.model(net.op("Reshape", scores, net.constant(np.array([1, -1]))))
-    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
-    (raw,) = run(model, [head], image)
-    made = insert(model, Options(output_dtype="f32")).model
-    (saliency,) = run(made, ["saliency_map"], image)
-    np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
+    require_definition(model, head, anchors, classes)
 
 
 @pytest.mark.parametrize("width", [5, 8])
@@ -412,11 +416,7 @@ def test_boxes_of_more_than_four_numbers(are_joined, classes, width):
     scores = net.op("Sigmoid", net.op("Reshape", net.rows(head), net.constant([1, -1, classes])))
     net.boxes = net.op("Concat", boxes, scores, axis=2) if are_joined else boxes
     model = net.model(net.op("Identity", net.boxes if are_joined else scores))
-    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
-    (raw,) = run(model, [head], image)
-    made = insert(model, Options(output_dtype="f32")).model
-    (saliency,) = run(made, ["saliency_map"], image)
-    np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
+    require_definition(model, head, anchors, classes)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -433,10 +433,7 @@ def test_scores_of_a_class_and_a_box_in_one_column(classes):
     net.types[label] = TensorProto.INT64
     net.boxes = net.op("Gather", net.op("Flatten", net.boxes, axis=2), box, axis=0)
     model = net.model(net.op("Reshape", kept, net.constant(np.array([-1]))), label)
-    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
-    (raw,) = run(model, [head], image)
-    (saliency,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
-    np.testing.assert_allclose(saliency, definition([raw], [1], classes), atol=1e-5)
+    require_definition(model, head, 1, classes)
 
 
 def test_of_two_lists_of_boxes_the_output_chooses():
@@ -451,12 +448,8 @@ def test_of_two_lists_of_boxes_the_output_chooses():
     model = net.model(lists[1])
     with pytest.raises(AmbiguousModelError, match="if they feed outputs of their own, say which: --output NAME"):
         insert(model)
-    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
     for head, output in zip(heads, lists, strict=True):
-        (raw,) = run(model, [head], image)
-        made = insert(model, Options(output_dtype="f32", output=output)).model
-        (saliency,) = run(made, ["saliency_map"], image)
-        np.testing.assert_allclose(saliency, definition([raw], [1], 3), atol=1e-5)
+        require_definition(model, head, 1, 3, output=output)
 
 
 def test_features_that_are_returned_are_no_boxes():
@@ -466,10 +459,7 @@ def test_features_that_are_returned_are_no_boxes():
     scores = net.op("Sigmoid", net.op("Reshape", net.rows(head), net.constant([1, -1, classes])))
     again = net.op("Relu", net.op("Conv", net.feature, net.weight(12, WIDTH, 1, 1)))
     model = net.model(scores, again)
-    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
-    (raw,) = run(model, [head], image)
-    (saliency,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
-    np.testing.assert_allclose(saliency, definition([raw], [anchors], classes), atol=1e-5)
+    require_definition(model, head, anchors, classes)
 
 
 def test_the_quality_of_a_box_is_no_class():
@@ -500,10 +490,7 @@ def test_four_bins_of_each_side_are_no_anchors(classes):
     scores = net.op("Sigmoid", net.op("Reshape", head, net.constant([1, classes, -1])))
     net.boxes = net.op("Concat", boxes, scores, axis=1)
     model = net.model(net.op("Identity", net.boxes))
-    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
-    (raw,) = run(model, [head], image)
-    (saliency,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
-    np.testing.assert_allclose(saliency, definition([raw], [1], classes), atol=1e-5)
+    require_definition(model, head, 1, classes)
 
 
 @pytest.mark.parametrize("is_softmax", [False, True])
