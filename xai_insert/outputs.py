@@ -9,11 +9,12 @@ from typing import Any
 
 from xai_insert.errors import TargetNotFoundError
 from xai_insert.graph.ops import Surgeon
+from xai_insert.graph.shape import with_open
 from xai_insert.graph.view import Shape, fixed
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.framing import straightened
 from xai_insert.methods.scaling import map_axes
-from xai_insert.methods.shaping import reshape
+from xai_insert.methods.shaping import known_or_read, reshape
 from xai_insert.options import Options
 from xai_insert.tasks.plan import Branch, Plan
 
@@ -34,7 +35,7 @@ def add_range(surgeon: Surgeon[Any], ends: Any, shape: Shape, name: str) -> None
     """Add the least and the greatest raw value of each map, whose sizes are `shape`, as output `name`."""
     sizes = (*shape[: map_axes(len(shape))[0]], 2)
     batch = surgeon.ops.size(ends, 0) if None in sizes[1:] else -1
-    flat = surgeon.ops.reshape(ends, [batch, *(-1 if size is None else size for size in sizes[1:])])
+    flat = surgeon.ops.reshape(ends, [batch, *with_open(sizes[1:])])
     surgeon.add_output(flat, name, "float32", sizes)
 
 
@@ -46,7 +47,7 @@ def _resized(surgeon: Surgeon[Any], raw: Any, shape: Shape, size: tuple[int, int
         times, *sides = (op.size(raw, axis) for axis in (2, 3, 4))
         frames = op.resize(op.reshape(raw, [-1, 1, *sides]), *size)
         return op.reshape(frames, [-1, *fixed(shape[1:2]), times, *size])
-    batch, height, width = (op.size(raw, axis) if side is None else side for axis, side in enumerate(shape))
+    batch, height, width = (known_or_read(op, raw, axis, side) for axis, side in enumerate(shape))
     return reshape(op, op.resize(reshape(op, raw, [batch, 1, height, width]), *size), [batch, *size])
 
 

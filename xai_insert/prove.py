@@ -13,6 +13,7 @@ from xai_insert.check_runtimes import require_same_elsewhere
 from xai_insert.check_time import require_times
 from xai_insert.errors import MisplacedMapError
 from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.graph.items import present
 from xai_insert.graph.view import Shape
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.opening import Opened
@@ -60,7 +61,7 @@ def prove(
         measured.append(_off_definition(loaded, item, branch, maps, options, opened))
         places.append(_place(loaded, item, is_shown=is_shown))
     place = min(places, key=lambda place: place != "axes")  # all of them or none
-    return CheckResult(moved, max((off for off in measured if off is not None), default=None), place)
+    return CheckResult(moved, max(present(measured), default=None), place)
 
 
 def _off_definition(

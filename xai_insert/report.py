@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xai_insert.files import printable
 from xai_insert.form import Form
+from xai_insert.graph.items import present
 from xai_insert.graph.shape import format_grid, format_shape
 
 if TYPE_CHECKING:  # the command line prints reports without planning
@@ -200,7 +201,7 @@ def describe_plan(plan: Plan, output_dtype: str) -> dict[str, Any]:
     Raises:
         MisplacedMapError: the values of a map lie in several parts of the image.
     """
-    cells = [size for size in plan.map_shape[1:] if size is not None]
+    cells = present(plan.map_shape[1:])
     whole = len(cells) == len(plan.map_shape) - 1
     size = math.prod(cells) * (1 if output_dtype == "u8" else 4) if whole else None
     saliency = {

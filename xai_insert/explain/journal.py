@@ -16,6 +16,7 @@ from xai_insert.errors import reason
 from xai_insert.explain import files
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.sharing import give_back, open_folder, take
+from xai_insert.graph.items import present
 
 FOLDERS = ("images", "overlays", "maps", "data")
 """Where the results lie, below the output folder."""
@@ -268,7 +269,7 @@ def written(record: Mapping[str, Any]) -> list[str]:
         record.get("data"),
         *(item[key] for item in record.get("maps", ()) for key in ("overlay", "raw")),
     ]
-    return [name for name in names if name is not None]
+    return present(names)
 
 
 def is_below(name: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from xai_insert.explain.detections import Detections, Facts, Floats, corners, numbered
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.outputs import Array
+from xai_insert.graph.items import present
 from xai_insert.layouts.boxes import are_shares, are_whole
 
 _BOX = 4
@@ -94,7 +95,7 @@ def _made(boxes: Floats, classes: Array, scores: Array) -> Detections:
 def rows(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections | None:
     """One row for each object; `extra` columns may follow. Rows of score 0 are padding."""
     read = [_rows_of(array, facts, extra) for array in arrays if array.dtype.kind == "f"]
-    return only([found for found in read if found is not None])
+    return only(present(read))
 
 
 def _rows_of(array: Array, facts: Facts, extra: int) -> Detections | None:
@@ -215,7 +216,7 @@ def _without_ones(shape: Sequence[int]) -> list[int]:
 def scored(arrays: Sequence[Array], facts: Facts) -> Detections | None:
     """Boxes and class scores of the same locations or queries, in two outputs."""
     found = [_scored(boxes, scores, facts) for boxes in arrays if _are_located(boxes) for scores in arrays]
-    return only([read for read in found if read is not None])
+    return only(present(found))
 
 
 def _are_located(boxes: Array) -> bool:
@@ -287,7 +288,7 @@ def fused(arrays: Sequence[Array], facts: Facts, extra: int = 0) -> Detections |
     rows = [array[0].T for array in located if array.shape[1] == width]
     rows += [array[0] for array in located if array.shape[2] in (width, width + 1)]
     read = [_fused(own, own.shape[1] - width, facts) for own in rows]
-    return only([found for found in read if found is not None])
+    return only(present(read))
 
 
 def _fused(own: Array, objectness: int, facts: Facts) -> Detections | None:

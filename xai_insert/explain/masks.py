@@ -12,6 +12,7 @@ from xai_insert.explain.detections import Detections, Facts, Floats, Masks, numb
 from xai_insert.explain.errors import UnknownLayoutError
 from xai_insert.explain.layouts import are_scores, best_of, class_scores, fused, listed, rows, sigmoid
 from xai_insert.explain.outputs import Array
+from xai_insert.graph.items import present
 
 _BOX = 4
 _ROW = 6
@@ -108,7 +109,7 @@ def _pasted(mask: Array, box: Floats, size: tuple[int, int]) -> Floats:
 
 def _from_queries(arrays: Sequence[Array], facts: Facts) -> Detections | None:
     read = [_of_queries(masks, logits, facts) for masks in arrays for logits in arrays]
-    found = [item for item in read if item is not None]
+    found = present(read)
     if len(found) > 1:
         raise UnknownLayoutError("several outputs could be class scores and masks of queries")
     return found[0] if found else None

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from xai_insert.graph.items import present
+
 Sizes = Sequence[int | None]
 
 
@@ -113,9 +115,9 @@ def displaced(axis: Axis) -> Axis:
     return elsewhere(axis_size(axis)) if has_place(axis) else axis
 
 
-def others(shape: Sizes) -> Axes:
-    """Axes of which nothing is known."""
-    return tuple(other(size) for size in shape)
+def others(shape: Sizes | None) -> Axes:
+    """Axes of which nothing is known; none if not even their number is."""
+    return tuple(other(size) for size in shape or ())
 
 
 def axis_size(axis: Axis) -> int | None:
@@ -245,7 +247,7 @@ def _dealt(stream: list[Digit], shape: list[int | None]) -> list[Axis | None]:
 
 def _known(sizes: Sizes) -> tuple[int, int]:
     """How many sizes are unknown, and the product of the others."""
-    known = [size for size in sizes if size is not None]
+    known = present(sizes)
     return len(sizes) - len(known), math.prod(known)
 
 

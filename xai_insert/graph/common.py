@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isclose
 
 from xai_insert.graph.axes import Axes, Axis, Digit, Origin, elsewhere, has_place, other
+from xai_insert.graph.items import present
 
 
 class Common:
@@ -19,7 +20,7 @@ class Common:
 
     def _axis(self, first: Axis, second: Axis) -> Axis:
         digits = [self._digit(one, two) for one, two in zip(first, second, strict=False)]
-        made = [digit for digit in digits if digit is not None]
+        made = present(digits)
         if len(first) == len(second) == len(made):
             return tuple(made)
         lost = elsewhere if has_place(first) or has_place(second) else other

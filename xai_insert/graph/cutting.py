@@ -26,6 +26,7 @@ from xai_insert.graph.axes import (
     rolled_line,
     unplaced,
 )
+from xai_insert.graph.items import summed
 
 
 def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
@@ -148,7 +149,7 @@ def joint(parts: Sequence[Axis]) -> Axis:
     if len(made) < 2:
         return made[0] if made else other(0)
     sizes = [axis_size(part) for part in made]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
+    total = summed(sizes)
     if any(has_place(part) or has_batch(part) or is_stored(part) for part in made):
         return of(Origin(Kind.JOINT, total, parts=tuple(made)))
     return elsewhere(total) if any(map(is_elsewhere, made)) else other(total)

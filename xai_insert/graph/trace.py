@@ -32,7 +32,7 @@ class _Operands:
         value = self.node.operand(index)
         if value is None:
             return ()
-        return self._traced.get(value) or ax.others(value.shape or ())
+        return self._traced.get(value) or ax.others(value.shape)
 
     def found(self, value: Value) -> Axes | None:
         return self._traced.get(value)
@@ -95,7 +95,7 @@ def _fitted(axis: Axis, size: int | None) -> Axis:
 
 
 def _lost(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
-    return [ax.others(output.shape or ()) for output in node.outputs]
+    return [ax.others(output.shape) for output in node.outputs]
 
 
 def _pointwise(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
@@ -103,7 +103,7 @@ def _pointwise(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
 
 
 def _in_place(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
-    return [given.axes(0), *(ax.others(output.shape or ()) for output in node.outputs[1:])]
+    return [given.axes(0), *(ax.others(output.shape) for output in node.outputs[1:])]
 
 
 def _window(node: Node, kind: kinds.Window, given: _Operands) -> Sequence[Axes]:
@@ -148,7 +148,7 @@ def _attention(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     if min(len(query), len(value)) < 2:
         return _lost(node, kind, given)
     leading = join_all([query[:-2], value[:-2]], rank - 2)
-    return [(*leading, query[-2], value[-1]), *(ax.others(output.shape or ()) for output in node.outputs[1:])]
+    return [(*leading, query[-2], value[-1]), *(ax.others(output.shape) for output in node.outputs[1:])]
 
 
 def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:

@@ -6,23 +6,23 @@ name, decides sameness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError, ShapeUnknownError, UnknownNameError
+from xai_insert.graph.items import only, present
 from xai_insert.graph.operators import Operator, Unknown
 from xai_insert.graph.shape import Shape as Shape  # noqa: PLC0414 - read here by all
 from xai_insert.graph.shape import format_grid as format_grid  # noqa: PLC0414 - read here by all
 from xai_insert.graph.shape import format_shape as format_shape  # noqa: PLC0414 - read here by all
 
-_Item = TypeVar("_Item")
 _FEW = 4096  # elements of a small constant
 
 
@@ -141,6 +141,11 @@ class Value:
         return None if self.shape is None else len(self.shape)
 
     @property
+    def axis_count(self) -> int:
+        """The rank; 0 if that is not known."""
+        return len(self.shape or ())
+
+    @property
     def sizes(self) -> Shape:
         """The shape, where its rank is needed.
 
@@ -207,7 +212,7 @@ class Node:
     @property
     def operands(self) -> tuple[Value, ...]:
         """What it reads, without what is left out."""
-        return tuple(value for value in self.inputs if value is not None)
+        return tuple(present(self.inputs))
 
     @property
     def computed(self) -> tuple[Value, ...]:
@@ -295,11 +300,6 @@ def from_front(axes: Sequence[int] | None, rank: int | None) -> tuple[int, ...] 
     return None if axes is None or rank is None else tuple(sorted({axis % rank for axis in axes}))
 
 
-def only(items: Collection[_Item]) -> _Item | None:
-    """The one item; None if there is none, or several."""
-    return next(iter(items)) if len(items) == 1 else None
-
-
 def volume(shape: Sequence[int | None]) -> int | None:
     """Product of sizes, or None if one is unknown."""
     total = 1
@@ -316,7 +316,7 @@ def fixed(sizes: Sequence[int | None]) -> list[int]:
     Raises:
         ShapeUnknownError: one follows the input.
     """
-    known = [size for size in sizes if size is not None]
+    known = present(sizes)
     if len(known) < len(sizes):
         raise ShapeUnknownError(
             f"sizes {format_shape(tuple(sizes))} follow the input; fix them: --input-shape; or, where its sizes "

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xai_insert.graph.cuts import cut_values, makers, region
+from xai_insert.graph.items import first_present
 from xai_insert.graph.operators import Resized
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import RANKS, ROOTS, SAME
@@ -160,7 +161,7 @@ def map_of_one(value: Value, places: Places) -> FeatureMap | None:
         return None
     if 0 in place.axes or not places.of_images(value):
         return None
-    rest = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
+    rest = [axis for axis in range(1, value.axis_count) if axis not in place.axes]
     if any(value.sizes[axis] != 1 for axis in rest):
         return None
     channel = rest[0] if rest else 0  # nothing reads the channels of a map that has none
@@ -214,7 +215,7 @@ def _is_maximum(score: Value, places: Places) -> bool:
         place = places.of(source)
         if place is None:
             return _placed(source, places) is not None
-        return all(source.sizes[axis] == 1 for axis in range(1, source.rank or 0) if axis not in place.axes)
+        return all(source.sizes[axis] == 1 for axis in range(1, source.axis_count) if axis not in place.axes)
 
     return bool(makers(score, ends))
 
@@ -234,7 +235,7 @@ def _threshold(feature: Value, masks: Iterable[tuple[Value, _Read]], labels: Ite
     bare = before(feature, _BARE)
     found = [item.threshold for value, item in masks if before(value, _BARE) is bare]
     found += [item.threshold for item in labels if _greatest_of(item.value) is bare]
-    return next((threshold for threshold in found if threshold is not None), None)
+    return first_present(found)
 
 
 def _greatest_of(value: Value) -> Value:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xai_insert.graph.items import first_present, only
 from xai_insert.graph.pattern import Miss, Part, fitted, nearest
 from xai_insert.graph.traits import MIXES_HEADS, SCALES_SCORES
-from xai_insert.graph.view import Node, Op, Use, Value, only
+from xai_insert.graph.view import Node, Op, Use, Value
 
 _SEARCH_DEPTH = 16
 
@@ -66,7 +67,7 @@ def near_miss(nodes: Sequence[Node]) -> Miss | None:
 
 
 def _over_last_axis(softmax: Node) -> Node | None:
-    return softmax if softmax.attrs["axis"] == (softmax.output.rank or 0) - 1 else None
+    return softmax if softmax.attrs["axis"] == softmax.output.axis_count - 1 else None
 
 
 def _product_behind(shares: Value) -> Node | None:
@@ -99,13 +100,13 @@ def _product_before(scores: Value, depth: int) -> tuple[Value, Value, int] | Non
     if node.op not in SCALES_SCORES:
         return None
     found = (_product_before(operand, depth - 1) for operand in node.computed)
-    return next((item for item in found if item is not None), None)
+    return first_present(found)
 
 
 def _has_learned_query(product: Node) -> bool:
     """Whether a product of scores has stored queries, a row of them or several for each head."""
     query, key = product.read(0), product.read(1)
-    return query.is_constant and query.rank == key.rank and (key.rank or 0) > 2
+    return query.is_constant and query.rank == key.rank and key.axis_count > 2
 
 
 IN_PARTS = (

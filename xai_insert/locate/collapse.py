@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 from xai_insert.errors import ModelFileError, TargetNotFoundError
 from xai_insert.graph.cuts import activations, region, walk
+from xai_insert.graph.items import only
 from xai_insert.graph.pattern import Miss, Part, fitted
 from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
-from xai_insert.graph.view import Graph, Node, Op, Value, only, volume
+from xai_insert.graph.view import Graph, Node, Op, Value, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
@@ -170,7 +171,7 @@ _POOLED = (
 _LARGE_WINDOW = (
     Part(
         "window", "grid in the axes of its window",
-        lambda _, on: on["grid"] if on["grid"] == tuple(range(2, on["source"].rank or 0)) else None,
+        lambda _, on: on["grid"] if on["grid"] == tuple(range(2, on["source"].axis_count)) else None,
     ),
     Part("weight", "stored weight over all channels", lambda node, on: _stored_weight(node, on["source"])),
     Part(

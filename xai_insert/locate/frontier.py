@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.graph.cuts import activations, walk
+from xai_insert.graph.items import present
 from xai_insert.graph.operators import Resized
 from xai_insert.graph.traits import ARRANGES, FIRST_IS_DATA, PRODUCTS, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, volume
@@ -125,7 +126,7 @@ def _embedded(node: Node, dependent: set[Value]) -> Value | None:
 
 def _are_embeddings(value: Value, axis: int) -> bool:
     """Whether a value is one list of vectors along `axis`, and no table of places."""
-    if (value.rank or 0) < 2 or any(size != 1 for size in value.sizes[:-2]):
+    if value.axis_count < 2 or any(size != 1 for size in value.sizes[:-2]):
         return False
     return (value.sizes[axis] or 0) >= _FEWEST_FEATURES and not _counts(value)
 
@@ -170,7 +171,7 @@ def _data_operands(value: Value) -> list[Value]:
     if node is None or (node.op in _FIRST_OUTPUT_IS_DATA and value.index > 0):
         return []
     operands = node.inputs[_DATA.get(node.op, slice(None))]
-    return [operand for operand in operands if operand is not None]
+    return present(operands)
 
 
 def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:

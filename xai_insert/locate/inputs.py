@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
+from xai_insert.graph.items import only
 from xai_insert.graph.shape import holds_pixels
 from xai_insert.graph.traits import ARITHMETIC, UNCHANGED
-from xai_insert.graph.view import Graph, Op, Shape, Use, Value, format_shape, only
+from xai_insert.graph.view import Graph, Op, Shape, Use, Value, format_shape
 
 _MOST_CHANNELS = 16
 _LEAST_SIDE = 8

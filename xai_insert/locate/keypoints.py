@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.cuts import cut_values
+from xai_insert.graph.items import first_present
 from xai_insert.graph.operators import Product, Resized, Window
 from xai_insert.graph.pattern import before, layer_of
 from xai_insert.graph.traits import RANKS, SAME
@@ -158,7 +159,7 @@ def _read_off(graph: Graph, places: Places) -> HeatMaps | None:
     """Maps whose greatest place the model itself finds, or whose mean place, for each of as many rows of an output."""
     ranked = [node for node in graph.nodes if node.op in RANKS | {Op.SOFTMAX} and node.operand(0) is not None]
     found = (_maps_read_by(node, graph, places) for node in ranked)
-    return next((maps for maps in found if maps is not None), None)
+    return first_present(found)
 
 
 def _maps_read_by(node: Node, graph: Graph, places: Places) -> HeatMaps | None:

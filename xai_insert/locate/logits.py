@@ -223,7 +223,7 @@ def _has_images_behind(graph: Graph, scores: Value) -> bool:
 def _is_of_steps(value: Value, graph: Graph) -> bool:
     """Whether scores `[T, B, K]` are those of T steps, as a reader of text has them for each character."""
     images = {image.sizes[0] for image in image_inputs(graph)}
-    return (value.rank or 0) > _ROWS and None not in images and value.sizes[0] not in {None, *images}
+    return value.axis_count > _ROWS and None not in images and value.sizes[0] not in {None, *images}
 
 
 def _is_of_another_batch(value: Value, graph: Graph) -> bool:

@@ -24,6 +24,7 @@ from xai_insert.graph.axes import (
     parts_of,
 )
 from xai_insert.graph.common import Common
+from xai_insert.graph.items import only, present, summed
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import frames_in_channels, image_axes, image_inputs, time_axis
@@ -77,7 +78,7 @@ def grid_of(axes: Axes) -> Place | None:
     if lines:
         is_grid = _is_grid([*lines.values()])
         found.append(_placed(tuple(lines), [*lines.values()]) if is_grid else None)
-    return found[0] if len(found) == 1 else None
+    return only(found)
 
 
 def _token_grid(index: int, axis: Axis) -> Place | None:
@@ -181,7 +182,7 @@ class Places:
         place = self.of(value)
         if place is None or not self._is_of_each_image(value, place) or set(place.grid) == {1}:
             return None
-        channels = [axis for axis in range(1, value.rank or 0) if axis not in place.axes]
+        channels = [axis for axis in range(1, value.axis_count) if axis not in place.axes]
         if len(channels) != 1 or ((place.prefix or place.suffix) and not others):
             return None
         sides = self._open_sides(place)
@@ -208,7 +209,7 @@ class Places:
 
     def _sides(self, place: Place) -> tuple[Side, ...] | None:
         found = [self._side_of(origin) for origin in (place.first, place.second)]
-        sides = tuple(side for side in found if side is not None)
+        sides = tuple(present(found))
         return sides if len(sides) == len(found) and place.times is None else None
 
     def _side_of(self, origin: Origin) -> Side | None:
@@ -343,13 +344,13 @@ def _tokens(axis: Axis) -> tuple[Sequence[Origin], int | None, int | None] | Non
 def _count(parts: Sequence[Axis]) -> int | None:
     """How many stand in parts of an axis, if that is known of each."""
     sizes = [axis_size(part) for part in parts]
-    return None if None in sizes else sum(size or 0 for size in sizes)
+    return summed(sizes)
 
 
 def _pair(digits: tuple[Digit, ...]) -> Sequence[Origin] | None:
     """The sides of a grid of tokens, that of time before them in a clip."""
     origins = [coarse(digit) for digit in digits if digit.origin.kind is not Kind.BATCH or digit.size != 1]
-    sides = [origin for origin in origins if origin is not None]
+    sides = present(origins)
     return sides if len(sides) == len(origins) and _is_grid(sides) else None
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
+from xai_insert.graph.items import only, present
 from xai_insert.graph.operators import Sampled
 from xai_insert.graph.pattern import before, layer_of
 from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME
-from xai_insert.graph.view import Graph, Node, Op, Value, only
+from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
@@ -296,7 +297,7 @@ def _are_weighted(samples: Value, weights: Value) -> bool:
 def _levels(places: Places, samples: Value) -> tuple[Sampling, ...]:
     """The maps that were sampled; none where one of them is not told."""
     found = [_sampling(places, part) for part in _side_by_side(samples)]
-    levels = tuple(item for item in found if item is not None)
+    levels = tuple(present(found))
     return levels if len(levels) == len(found) else ()
 
 
@@ -348,6 +349,6 @@ def _read(node: Node | None, width: int | None) -> Value | None:
     if isinstance(node.kind, Sampled) or node.op in _KEEPING | {Op.TAKE, Op.GATHER}:
         return node.read(0)
     if node.op in (Op.MUL, Op.ADD):
-        fitting = [v for v in node.operands if (v.rank or 0) > 1 and v.sizes[1] == width]
+        fitting = [v for v in node.operands if v.axis_count > 1 and v.sizes[1] == width]
         return fitting[0] if fitting else None
     return None

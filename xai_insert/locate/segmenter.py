@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from xai_insert.graph.items import only
 from xai_insert.graph.operators import Blocks, Padded, Product, Resized, Window
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
-from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, only, volume
+from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xai_insert.graph.cuts import activations, cut_values, region
+from xai_insert.graph.items import only, present
 from xai_insert.graph.pattern import Miss, Part, before, fitted
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT
-from xai_insert.graph.view import Graph, Node, Op, Value, only
+from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions, near_miss
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.inputs import open_hint
@@ -288,7 +289,7 @@ def _masked_values(
 ) -> tuple[Value, ...]:
     """The masked tokens of each of the attentions of a block; none if one has none, or they differ in size."""
     values = [_masked_value(graph, images, item, places) for item in attentions]
-    masked = tuple(value for value in values if value is not None)
+    masked = tuple(present(values))
     return masked if len(masked) == len(values) and len({value.shape for value in masked}) == 1 else ()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, has_batch, of, other
 from xai_insert.graph.axes import regroup as graph_regroup
+from xai_insert.graph.items import present
 from xai_insert.graph.operators import UnitNorm
 from xai_insert.graph.traits import ALONG_ONE_AXIS
 from xai_insert.graph.view import POINTWISE, Node, Op, Value, fixed, volume
@@ -134,7 +135,7 @@ def completed(shape: Sequence[int | None], node: Node) -> Sequence[int | None]:
     if unknown != 2 or source.shape is None or shape[0] is not None:
         return shape
     elements = volume(source.shape[1:])
-    known = volume([size for size in shape if size is not None])
+    known = volume(present(shape))
     if elements is None or not known:
         return shape
     return [None, *(elements // known if size is None else size for size in shape[1:])]

@@ -31,7 +31,7 @@ from xai_insert.methods.framing import straightened
 from xai_insert.methods.masks import corners_in_cells, cropped, pasted, resized
 from xai_insert.methods.present_classes import PresentClasses, present_classes
 from xai_insert.methods.selection import kept_locations, strongest
-from xai_insert.methods.shaping import part_of, product_of, scalar, size_of
+from xai_insert.methods.shaping import as_vector, part_of, product_of, scalar, size_of
 
 SUPPRESSION_SCORE = 0.25
 """Least score with which a model without suppression is read; its own package's default."""
@@ -253,7 +253,7 @@ def _corners(surgeon: Surgeon[V], target: MaskTarget, form: BoxFormat, boxes: V)
 
 def _as_floats(op: Ops[V], sizes: Sequence[Size]) -> V:
     """Sizes side by side, float32."""
-    made = [op.constant(np.array([size], np.int64)) if isinstance(size, int) else size for size in sizes]
+    made = [as_vector(op, size) for size in sizes]
     return op.cast(op.concat(made, 0), "float32")
 
 

@@ -11,8 +11,9 @@ from collections.abc import Container, Mapping, Sequence
 import numpy as np
 
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.items import only
 from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Graph, Node, Op, Shape, Value, only
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value
 from xai_insert.locate.frontier import find_heads
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.observed import local_values, selects
@@ -56,7 +57,7 @@ def _all_instead(surgeon: Surgeon[V], choosing: Sequence[Node]) -> dict[Value, V
 
 def _joined_sides(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> V | None:
     """The four sides of boxes that a node joins with scores and labels of what was chosen; None if it does not."""
-    axis = (node.output.rank or 0) - 1
+    axis = node.output.axis_count - 1
     if node.op is not Op.CONCAT or node.attrs.get("axis") != axis:
         return None
     sides = [value for value in node.operands if value in made]

@@ -15,6 +15,7 @@ from typing import Any, Generic
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.axes import Axes, has_batch, other
+from xai_insert.graph.items import present
 from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.graph.traits import CUTS_OUT
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
@@ -94,9 +95,9 @@ class Lifter(Generic[V]):
     def _main(self, node: Node) -> Lifted[V] | None:
         """The lifted operand that gives the result its axes: the one of highest rank."""
         lifted = [self.made[value] for value in node.inputs if value in self.made]
-        present = [item for item in lifted if item is not None]
-        if node.op is Op.CONCAT or len(present) == len(lifted):
-            return max(present, key=lambda item: len(item.dims), default=None)
+        known = present(lifted)
+        if node.op is Op.CONCAT or len(known) == len(lifted):
+            return max(known, key=lambda item: len(item.dims), default=None)
         return None
 
     def _lift(self, node: Node) -> None:
@@ -225,7 +226,7 @@ class Lifter(Generic[V]):
         if len(sizes) != len(main.dims):
             raise self._refusal(node)
         kept = [1 if width(dim) is None else size for size, dim in zip(sizes, main.dims, strict=True)]
-        known = [size for size in kept if size is not None]
+        known = present(kept)
         if len(known) < len(kept):
             raise self._refusal(node)
         dims = tuple(dim if width(dim) is None else other(size) for size, dim in zip(known, main.dims, strict=True))

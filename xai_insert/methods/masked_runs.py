@@ -23,7 +23,7 @@ from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import vector_size
 from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
-from xai_insert.methods.shaping import grid_sizes, size_of
+from xai_insert.methods.shaping import as_vector, grid_sizes, rerun, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def run_open_masks(
     nodes = region(graph, features, [logits])
     many = many_at_once(nodes, features, logits, None, at_once)
     sides = grid_sizes(surgeon, surgeon.handle(feature.value), feature)
-    count = reduce(op.mul, [op.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in sides])
+    count = reduce(op.mul, [as_vector(op, n) for n in sides])
     together = op.constant(np.array([many], np.int64))
     runs = op.div(op.add(count, op.constant(np.array([many - 1], np.int64))), together)
     scores_of = partial(scores_of_run, surgeon, features, nodes, many, logits)
@@ -167,8 +167,7 @@ def scores_of_run(
 def _scores_of_one(surgeon: Surgeon[V], features: Sequence[Value], nodes: Sequence[Node], mask: V, logits: Value) -> V:
     made = {feature: surgeon.ops.mul(surgeon.handle(feature), mask) for feature in features}
     for node in nodes:
-        operands = [v if v is None else made[v] if v in made else surgeon.handle(v) for v in node.inputs]
-        made.update(zip(node.outputs, surgeon.copy(node, operands), strict=True))
+        made.update(zip(node.outputs, rerun(surgeon, node, made), strict=True))
     return made[logits]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from xai_insert.graph.ops import Ops, Size, V
 from xai_insert.locate.instances.kinds import BoxFormat
-from xai_insert.methods.shaping import counted
+from xai_insert.methods.shaping import counted, known_or_read
 from xai_insert.methods.tensor import Tensor
 
 _LEAST_SIDE = 1e-6  # of a box in cells, so that an empty one divides by something
@@ -34,7 +34,7 @@ def resized(op: Ops[V], masks: V, batch: Size, sides: tuple[int | None, int | No
     if sides == grid:
         return masks
     # One channel each: of several, OpenVINO would first write a copy with the channels last.
-    height, width = (op.size(masks, axis) if side is None else side for axis, side in zip((2, 3), sides, strict=True))
+    height, width = (known_or_read(op, masks, axis, side) for axis, side in zip((2, 3), sides, strict=True))
     return op.reshape(op.resize(op.reshape(masks, [-1, 1, height, width]), *grid), [batch, -1, *grid])
 
 

@@ -20,7 +20,7 @@ from xai_insert.graph.view import Graph, Op, Value, fixed
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.query_attention import DenseLook, QueryReport, SampledLook, Sampling
 from xai_insert.locate.query_scores import ReportedScores
-from xai_insert.methods.shaping import reshape, scalar, transposed_again
+from xai_insert.methods.shaping import known_or_read, operands_again, rerun, reshape, scalar, transposed_again
 from xai_insert.methods.tensor import Tensor
 
 _TINY = 1e-6
@@ -88,7 +88,7 @@ def class_query_maps(surgeon: Surgeon[V], report: QueryReport, scores: ReportedS
 
 
 def _on_grid(op: Ops[V], maps: V, rows: int | None, report: QueryReport) -> V:
-    return reshape(op, maps, [-1, op.size(maps, 1) if rows is None else rows, *report.grid])
+    return reshape(op, maps, [-1, known_or_read(op, maps, 1, rows), *report.grid])
 
 
 def _rows(surgeon: Surgeon[V], report: QueryReport) -> V:
@@ -126,7 +126,7 @@ def _again(surgeon: Surgeon[V], graph: Graph, item: Attention, wanted: Value | N
     assert wanted is not None
     made = {item.query: transposed_again(surgeon, item.query), item.key: transposed_again(surgeon, item.key)}
     for node in region(graph, [item.query, item.key], [wanted]):
-        operands = [None if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]
+        operands = operands_again(surgeon, node, made)
         is_product = node.op is Op.MATMUL and node.read(0) is item.query
         if is_product:
             operands[0] = op.mul(made[item.query], scalar(op, 0.5))
@@ -214,8 +214,7 @@ def sampled_places(surgeon: Surgeon[V], graph: Graph, item: Sampling, grid: tupl
     stored = op.add(op.reshape(op.concat(parts, 1), [1, *sizes]), nothing)
     made: dict[Value, V] = {source: stored}
     for node in region(graph, [source], [item.result]):
-        operands = [None if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]
-        made.update(zip(node.outputs, surgeon.copy(node, operands), strict=True))
+        made.update(zip(node.outputs, rerun(surgeon, node, made), strict=True))
     return made[item.result]
 
 

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.graph.items import present
 from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.graph.view import POINTWISE, Node, Value
-from xai_insert.methods.shaping import product_of, scalar
+from xai_insert.methods.shaping import operands_again, product_of, scalar
 
 REFERENCE = "reference"
 CLIP_SCALE = 100.0
@@ -186,8 +187,8 @@ class ToPrompts(Reading):
         result = [op.size(maps, 0), -1] if self.count is None else [-1, self.count]
         made = {self.product: op.reshape(maps, [*result, *sides])}
         for node in self.tail:
-            operands = [v if v is None else made[v] if v in made else surgeon.handle(v) for v in node.inputs]
-            made[node.output] = next(v for v in operands if v is not None)
+            operands = operands_again(surgeon, node, made)
+            made[node.output] = present(operands)[0]
             if node.op in POINTWISE:
                 (made[node.output],) = surgeon.copy(node, operands)
         return made[self.model_scores]

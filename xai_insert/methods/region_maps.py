@@ -19,7 +19,7 @@ from xai_insert.graph.view import Graph, Node, Op, Value, fixed
 from xai_insert.locate.region_head import RegionHead, RegionReport
 from xai_insert.methods.box_sides import box_sides
 from xai_insert.methods.recipro_cam import recipro_cam
-from xai_insert.methods.shaping import reshape, scalar
+from xai_insert.methods.shaping import as_vector, known_or_read, rerun, reshape, scalar
 from xai_insert.methods.tensor import Tensor, tensor
 from xai_insert.methods.top_classes import ClassChoice
 
@@ -83,10 +83,10 @@ def _numbers(surgeon: Surgeon[V], graph: Graph, report: RegionReport) -> V:
     """For each reported row, one more than the number of the element of `scores` that it reports, `[B * M]` float32."""
     op, scores = surgeon.ops, report.head.scores
     handle = surgeon.handle(scores)
-    sizes = [op.size(handle, axis) if size is None else size for axis, size in enumerate(scores.sizes)]
+    sizes = [known_or_read(op, handle, axis, size) for axis, size in enumerate(scores.sizes)]
     count: V | None = None
     for size in sizes:
-        factor = op.constant(np.array([size], np.int64)) if isinstance(size, int) else size
+        factor = as_vector(op, size)
         count = factor if count is None else op.mul(count, factor)
     if count is None:
         raise ValueError("scores have sizes")
@@ -123,7 +123,7 @@ def _moved_again(surgeon: Surgeon[V], node: Node, made: dict[Value, V]) -> list[
         best = op.take(made[first], places, rank - 1)
         kept = len(node.output.sizes) == rank
         return [best if kept else op.reshape(best, [op.size(best, axis) for axis in range(rank - 1)])]
-    return list(surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs]))
+    return list(rerun(surgeon, node, made))
 
 
 def _mapped(surgeon: Surgeon[V], graph: Graph, head: RegionHead, region: V, label: V) -> V:

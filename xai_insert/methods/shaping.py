@@ -19,8 +19,17 @@ def scalar(op: Ops[V], value: float, dtype: str = "float32") -> V:
 
 def size_of(op: Ops[V], handle: V, value: Value, axis: int) -> Size:
     """One size: an int where it is known, else read off the value while the model runs."""
-    static = None if value.shape is None else value.shape[axis]
-    return op.size(handle, axis) if static is None else static
+    return known_or_read(op, handle, axis, None if value.shape is None else value.shape[axis])
+
+
+def known_or_read(op: Ops[V], handle: V, axis: int, known: int | None) -> Size:
+    """The size of an axis, if it is known, else what is read off it while the model runs."""
+    return op.size(handle, axis) if known is None else known
+
+
+def as_vector(op: Ops[V], size: Size) -> V:
+    """A size as what runs is measured in: int64 `[1]`."""
+    return op.constant(np.array([size], np.int64)) if isinstance(size, int) else size
 
 
 def batch_size(surgeon: Surgeon[V], handle: V, feature: FeatureMap) -> Size:
@@ -167,4 +176,10 @@ def _parts(node: Node, axis: int) -> Iterator[tuple[int, Value]]:
 
 def rerun(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:
     """A node's results of what was made in place of some values, and of the model's own others."""
-    return surgeon.copy(node, [v if v is None else made.get(v, surgeon.handle(v)) for v in node.inputs])
+    operands = operands_again(surgeon, node, made)
+    return surgeon.copy(node, operands)
+
+
+def operands_again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> list[V | None]:
+    """A node's operands: what was made in place of some values, and the model's own others."""
+    return [v if v is None else made[v] if v in made else surgeon.handle(v) for v in node.inputs]

@@ -12,7 +12,7 @@ from xai_insert.graph.ops import Ops, Size, Surgeon, V
 from xai_insert.graph.view import fixed
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.methods.kernels import Kernel, kernel_factors
-from xai_insert.methods.shaping import counted, grid_sizes, product_of, scalar
+from xai_insert.methods.shaping import as_vector, counted, grid_sizes, product_of, scalar
 from xai_insert.methods.tensor import Tensor
 
 
@@ -64,7 +64,7 @@ def token_weights(op: Ops[V], counts: TokenCounts[V], target: FeatureMap, kernel
 def weights_of_one(op: Ops[V], counts: TokenCounts[V], kernel: Kernel, number: V) -> V:
     """The row of `token_weights` of one patch, `[1, T]`; `number` is an int64 scalar."""
     width = counts.sides[1]
-    columns = op.constant(np.array([width], np.int64)) if isinstance(width, int) else width
+    columns = as_vector(op, width)
     row = op.div(number, columns)
     place = row, op.sub(number, op.mul(row, columns))
     down, across = (

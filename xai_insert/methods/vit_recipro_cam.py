@@ -38,7 +38,7 @@ from xai_insert.methods.kernels import WEIGHTS, Kernel, kernel_factors
 from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.masked_runs import class_count, run_masks, scores_of_run
 from xai_insert.methods.reference import unrounded
-from xai_insert.methods.shaping import product_of, scalar, total, transposed_again
+from xai_insert.methods.shaping import product_of, rerun, scalar, total, transposed_again
 from xai_insert.methods.tensor import Tensor
 from xai_insert.methods.token_weights import TokenCounts, token_counts, token_weights, weights_of_one
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
@@ -236,8 +236,7 @@ class _MaskedAttention:
         masked, op = self.masked, self.surgeon.ops
         made = {masked: op.mul(self.surgeon.handle(masked), scalar(op, weight))}
         for node in region(self.graph, [masked], [self.attention.key, self.attention.value]):
-            operands = [v if v is None else made.get(v, self.surgeon.handle(v)) for v in node.inputs]
-            made.update(zip(node.outputs, self.surgeon.copy(node, operands), strict=True))
+            made.update(zip(node.outputs, rerun(self.surgeon, node, made), strict=True))
         return made[self.attention.key], made[self.attention.value]
 
     def _scores(self, key: Any) -> Any:

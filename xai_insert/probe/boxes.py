@@ -359,7 +359,7 @@ class _Search:
         """Outputs of one number for each reported box, in each report."""
         found: list[tuple[Value, int | None, list[Array]]] = []
         for number, value in enumerate(self.outputs):
-            lists = self._of_one_image(reports, number, rank=1) if value.rank == (boxes.rank or 0) - 1 else []
+            lists = self._of_one_image(reports, number, rank=1) if value.rank == boxes.axis_count - 1 else []
             if lists and all(len(a) == len(b) for a, b in zip(lists, arrays, strict=True)):
                 found.append((value, None, lists))
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from xai_insert.graph.items import only, present
 from xai_insert.locate.detector import Channels
 
 Element = tuple[int, ...]
@@ -29,7 +30,7 @@ def resolve(here: Moves, there: Moves, channels: int) -> Channels | None:
         channels: number of channels of the head.
     """
     found = readings(here, there, channels)
-    return found[0] if len(found) == 1 else None
+    return only(found)
 
 
 def readings(here: Moves, there: Moves, channels: int) -> list[Channels]:
@@ -39,7 +40,7 @@ def readings(here: Moves, there: Moves, channels: int) -> list[Channels]:
         return []
     varying = [axis for axis in axes[0] if len({element[axis] for element in here.values()}) > 1]
     found = [_along(axis, here, channels) for axis in varying] if varying else [_beside_background(here, channels)]
-    return [order for order in found if order is not None]
+    return present(found)
 
 
 def _beside_background(here: Moves, channels: int) -> Channels | None:
@@ -192,7 +193,7 @@ def _may_be_boxes(width: int, classes: int) -> bool:
 def of_width(orders: Sequence[Channels], classes: int) -> Channels | None:
     """The only order of so many classes."""
     fits = [order for order in orders if order.classes == classes]
-    return fits[0] if len(fits) == 1 else None
+    return only(fits)
 
 
 def with_several(found: dict[int, Channels], num_classes: int | None) -> dict[int, Channels]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.items import only, present
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.affine import affine_behind
@@ -155,7 +156,7 @@ class _Search(Orders):
         found = [
             item for item, own in zip(items, (one - other, other - one), strict=True) if any(map(own.__and__, known))
         ]
-        return found[0] if len(found) == 1 else None
+        return only(found)
 
     def _are_anchors(self, items: Sequence[Watched]) -> bool:
         """Whether heads score the same classes in other rows of one value: more anchors of one level."""
@@ -166,7 +167,7 @@ class _Search(Orders):
         for probe, count in self._probes(items, self.observed[min(ends)].value):
             for index in range(count):
                 found = [self._rows_of(probe, item, index, is_single=item.index in single) for item in items]
-                orders = [order for order in found if order is not None]
+                orders = present(found)
                 if len(orders) == len(found):
                     return _are_in_other_rows(orders)
         return False

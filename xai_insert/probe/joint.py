@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError
+from xai_insert.graph.items import only
 from xai_insert.graph.view import Shape
 from xai_insert.locate.detector import Channels
 from xai_insert.probe.channels import Element, Moves, axes_of
@@ -77,7 +78,7 @@ def _rows_of_boxes(joint: Joint, axes: Sequence[int]) -> _Rows | None:
     rows = [_Rows(joint, axis) for axis in varying] or [_Rows(joint, None)]
     if len(rows) > 1:  # anchors have an axis of their own
         rows = [row for row in rows if row.are_of_boxes]
-    return rows[0] if len(rows) == 1 else None
+    return only(rows)
 
 
 class _Rows:

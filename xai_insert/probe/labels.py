@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.graph.items import only, present
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.detector import ClassLevel, Detector
 from xai_insert.locate.frontier import Head, find_heads
@@ -67,7 +68,7 @@ def labels_of(loaded: LoadedModel, graph: Graph, found: Detector) -> Labels:
         return Labels(None, _background(loaded, images[0], found, set()))
     offsets, silent, table = _tried(loaded, heads, reporting, found)
     background = _background(loaded, images[0], found, silent)
-    return Labels(offsets.pop() if len(offsets) == 1 else None, background, table)
+    return Labels(only(offsets), background, table)
 
 
 def _background(loaded: LoadedModel, image: Value, found: Detector, silent: set[int]) -> int | None:
@@ -111,7 +112,7 @@ def _table(reporting: Sequence[Value], every: Sequence[Sequence[Array]]) -> tupl
     """The label of each class, given what is reported of each; None if no column or several follow it."""
     tables = map(_tables, reporting, zip(*every, strict=True))
     found = [table for of_output in tables for table in of_output]
-    return found[0] if len(found) == 1 else None
+    return only(found)
 
 
 def _are_told(value: Value, arrays: Sequence[Array]) -> bool:
@@ -131,7 +132,7 @@ def _tables(value: Value, arrays: Sequence[Array]) -> list[tuple[int, ...]]:
 def _column_of(rows: Sequence[Array], column: int) -> tuple[int, ...]:
     """The whole number that most rows have in a column, of each class that has one."""
     numbers = [_offset(0, array[:, column]) for array in rows]
-    return tuple(number for number in numbers if number is not None)
+    return tuple(present(numbers))
 
 
 def _of_nothing(loaded: LoadedModel, image: Value, found: Detector) -> int | None:
@@ -146,7 +147,7 @@ def _of_nothing(loaded: LoadedModel, image: Value, found: Detector) -> int | Non
     for feeds in _of_no_scene(runner, image):
         arrays = dict(zip(values, runner.run(feeds), strict=True))
         votes |= {_winner(arrays[part.head.value], part, found.classes) for part in parts}
-    return votes.pop() if len(votes) == 1 else None
+    return only(votes)
 
 
 def _of_no_scene(runner: Runner, image: Value) -> list[dict[str, npt.NDArray[Any]]]:

@@ -7,6 +7,7 @@ from functools import cache
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.items import only
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT, SQUASHES
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.detector import Channels
@@ -216,7 +217,7 @@ class Orders:
             (anchors,) = boxes
             return Channels(0, channels // anchors, anchors, channels // anchors)
         found = [order for order in self.raw_orders(item) if order.anchors in boxes]
-        return found[0] if len(found) == 1 else None
+        return only(found)
 
     def stays_whole(self, item: Watched, order: Channels) -> bool:
         """Whether some value holds all classes of an undecoded head: these are not parted, boxes and more are."""
@@ -285,7 +286,7 @@ class Orders:
         if boxes:
             each = item.is_exclusive  # no softmax runs over anchors, but over classes, which may have boxes
             found = [o for o in found if o.anchors in boxes or (each and o.anchors * o.classes in boxes)]
-        return found[0] if len(found) == 1 else None
+        return only(found)
 
     def _boxes_of_classes(self, item: Watched, here: Moves, there: Moves) -> Channels | None:
         """The order where each location has as many boxes as scores: boxes of classes, or one class and anchors.
@@ -328,7 +329,7 @@ class Orders:
         return [
             Observed(value, by_magnitude=True, is_output=False, heads=frozenset(head.value for head in heads))
             for value in reshapes_between(self.graph, heads, end)
-            if value.made_by(*_ARRANGING) and (value.rank or 0) > 1
+            if value.made_by(*_ARRANGING) and value.axis_count > 1
         ]
 
     def _anchors(self, item: Watched) -> set[int]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
+from xai_insert.graph.items import only
 from xai_insert.graph.view import Graph, Node, Op
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head
@@ -236,7 +237,7 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
 def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
     """The class whose score is never selected."""
     silent = {label for item in scoring if item.is_class for label in _unselected(item, channels[item.index])}
-    return silent.pop() if len(silent) == 1 else None
+    return only(silent)
 
 
 def _unselected(item: Watched, order: Channels) -> set[int]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from xai_insert.errors import XaiInsertError
 from xai_insert.feeds import DEFAULT_SIZE
-from xai_insert.graph.view import Graph, Value, only
+from xai_insert.graph.items import only
+from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.inputs import image_axes, image_inputs
 from xai_insert.options import Options
 from xai_insert.tasks.plan import Plan

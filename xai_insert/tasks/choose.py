@@ -136,7 +136,7 @@ def _may_learn(node: Node) -> bool:
     """Whether an operation makes something of pixels, and does not only move, scale or round them."""
     if node.op in PRODUCTS or node.op is Op.ATTENTION or node.type in WITH_BODIES:
         return True
-    return node.op is Op.OTHER and any(value.is_constant and (value.rank or 0) > 1 for value in node.operands)
+    return node.op is Op.OTHER and any(value.is_constant and value.axis_count > 1 for value in node.operands)
 
 
 def _chosen(study: Study, asked: Method | None, found: Found) -> Plan:

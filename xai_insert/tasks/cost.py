@@ -26,7 +26,7 @@ def _per_element(node: Node) -> int | None:
     source, weight = node.operand(0), node.operand(1)
     if node.op is Op.CONV and weight is not None and weight.shape is not None:
         return (volume(weight.shape) or 0) // max(_out_channels(node), 1)
-    if node.op is Op.MATMUL and source is not None and (source.rank or 0) > 1:
+    if node.op is Op.MATMUL and source is not None and source.axis_count > 1:
         return source.sizes[-2 if node.attrs["transpose_a"] else -1] or 0
     return None
 

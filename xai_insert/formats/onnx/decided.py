@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.single import holds_graph, maker, operands, reference
 from xai_insert.formats.onnx.writer import Writer, Written
 from xai_insert.graph.view import Shape
@@ -71,6 +72,6 @@ def _taken(sizes: tuple[int | None, ...], places: _Array | None) -> _Array | Non
 def _run(node: ir.Node, given: list[_Array | None]) -> _Array | None:
     if node.domain or any(item is None for item in given) or holds_graph(node):
         return None
-    names = [value.name or "" for value in operands(node)]
+    names = [name_of(value) for value in operands(node)]
     results = reference(node).run(None, dict(zip(names, given, strict=True)))
     return np.asarray(results[0])

@@ -14,6 +14,7 @@ from xai_insert.formats.onnx import fused, quantised
 from xai_insert.formats.onnx.decided import branch
 from xai_insert.formats.onnx.einsum import einsum
 from xai_insert.formats.onnx.kinds import float_kinds
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.surgeon import all_names
 from xai_insert.formats.onnx.writer import Shared, Writer, Written
 from xai_insert.graph.names import Names
@@ -103,12 +104,12 @@ class Decomposed:
                 return value.shape.rank()
             if self._ranks is None:
                 self._ranks = ranks()
-            return self._ranks.get(value.name or "")
+            return self._ranks.get(name_of(value))
 
         def sizes(value: ir.Value) -> Shape | None:
             if self._shapes is None:
                 self._shapes = shapes()
-            return self._shapes.get(value.name or "")
+            return self._shapes.get(name_of(value))
 
         rules, moving = _rules_for(model.graph)
         for node in list(model.graph):

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from xai_insert.formats.onnx.single import maker
 from xai_insert.formats.onnx.writer import Writer, Written
+from xai_insert.graph.items import present
 from xai_insert.graph.view import Shape
 
 _GELU_FACTOR = math.sqrt(2 / math.pi)
@@ -322,7 +323,7 @@ _ACTIVATIONS: dict[str, Callable[[Writer, ir.Value, list[float]], ir.Value]] = {
 def fused_conv(w: Writer) -> Written:
     """A convolution, a sum if there is one, and an activation."""
     kept = {name: a.value for name, a in w.node.attributes.items() if not name.startswith("activation")}
-    made = w.plus(w("Conv", *(value for value in w.node.inputs[:3] if value is not None), **kept), w.operand(3))
+    made = w.plus(w("Conv", *present(w.node.inputs[:3]), **kept), w.operand(3))
     numbers = w.node.attributes.get("activation_params")
     return _activated(w, made, [] if numbers is None else list(numbers.as_floats()))
 
@@ -331,7 +332,7 @@ def fused_gemm(w: Writer) -> Written:
     """A linear layer and an activation."""
     kept = {name: a.value for name, a in w.node.attributes.items() if not name.startswith("activation")}
     numbers = [w.number(f"activation_{name}", math.nan) for name in ("alpha", "beta", "gamma")]
-    made = w("Gemm", *(value for value in w.node.inputs if value is not None), **kept)
+    made = w("Gemm", *present(w.node.inputs), **kept)
     return _activated(w, made, [number for number in numbers if not math.isnan(number)])
 
 

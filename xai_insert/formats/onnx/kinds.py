@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from xai_insert.graph.items import present
+
 
 def float_kinds(graph: ir.Graph) -> dict[ir.Node, ir.DataType]:
     """The kind of float of each node: what it is told to give, else that of the first float that it reads."""
@@ -22,7 +24,7 @@ def float_kinds(graph: ir.Graph) -> dict[ir.Node, ir.DataType]:
 
 def _floats_of(node: ir.Node) -> list[ir.Value]:
     read = node.inputs[1:] if node.op_type == "DequantizeLinear" else node.inputs
-    return [value for value in read if value is not None]
+    return present(read)
 
 
 def _kind(value: ir.Value, nodes: dict[ir.Node, ir.DataType]) -> ir.DataType | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.reader import integer, ints
 from xai_insert.formats.onnx.shapes import infer
 from xai_insert.graph.view import Shape
@@ -17,7 +18,7 @@ def about_late_windows(model: ir.Model) -> str:
     pools = [node for node in model.graph if integer(node, "ceil_mode", 0)]
     shapes = infer(model, {}, by_runtimes=False).shapes if pools else {}
     late = [
-        node for node in pools if node.inputs[0] is not None and _is_late(node, shapes.get(node.inputs[0].name or ""))
+        node for node in pools if node.inputs[0] is not None and _is_late(node, shapes.get(name_of(node.inputs[0])))
     ]
     if not late:
         return ""

@@ -130,10 +130,13 @@ class OnnxOps:
             return self._node(_REDUCTIONS[mode], a, self.constant(np.array(axes, np.int64)), keepdims=1)
         return self._node(_REDUCTIONS[mode], a, axes=list(axes), keepdims=1)
 
+    def _vector(self, size: Size) -> ir.Value:
+        return self.constant(np.array([size], np.int64)) if isinstance(size, int) else size
+
     def reshape(self, a: ir.Value, sizes: Sequence[Size]) -> ir.Value:
         if all(isinstance(size, int) for size in sizes):
             return self._node("Reshape", a, self.constant(np.array(sizes, np.int64)))
-        parts = [self.constant(np.array([size], np.int64)) if isinstance(size, int) else size for size in sizes]
+        parts = [self._vector(size) for size in sizes]
         return self._node("Reshape", a, self._node("Concat", *parts, axis=0))
 
     def unsqueeze(self, a: ir.Value, axes: Sequence[int]) -> ir.Value:
@@ -145,7 +148,7 @@ class OnnxOps:
         return self._node("Transpose", a, perm=list(perm))
 
     def slice(self, a: ir.Value, axis: int, start: Size, end: Size) -> ir.Value:
-        given = (self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (start, end, axis))
+        given = (self._vector(n) for n in (start, end, axis))
         return self._node("Slice", a, *given)
 
     def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
@@ -163,7 +166,7 @@ class OnnxOps:
 
     def resize(self, a: ir.Value, height: Size, width: Size) -> ir.Value:
         outer = self._node("Gather", self._node("Shape", a), self.constant(np.array([0, 1], np.int64)), axis=0)
-        sides = [self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (height, width)]
+        sides = [self._vector(n) for n in (height, width)]
         sizes = self._node("Concat", outer, *sides, axis=0)
         # An empty tensor where the operator set demands one; converters to half precision take it for scales.
         unused = None if self.version >= 13 else self.constant(np.zeros(0, np.float32))

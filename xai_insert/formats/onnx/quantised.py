@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from xai_insert.formats.onnx import fused
 from xai_insert.formats.onnx.writer import Writer, Written
+from xai_insert.graph.items import present
 
 
 def _float(w: Writer, first: int, axis: int | None = None) -> ir.Value | None:
@@ -48,7 +49,7 @@ def dequantised(w: Writer) -> Written:
 
 
 def _present(operands: Sequence[ir.Value | None]) -> list[ir.Value]:
-    return [value for value in operands if value is not None]
+    return present(operands)
 
 
 def _rounded(w: Writer, made: ir.Value, first: int) -> list[ir.Value | None]:

@@ -110,7 +110,7 @@ def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
 
 def _is_depthwise(groups: int, source: Value | None, result: Value) -> bool:
     """Whether each channel is a group, and makes one."""
-    if groups == 1 or source is None or (source.rank or 0) < 3 or not result.shape:
+    if groups == 1 or source is None or source.axis_count < 3 or not result.shape:
         return False
     return groups == source.sizes[1] == result.sizes[1]
 

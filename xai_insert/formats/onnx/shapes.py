@@ -19,6 +19,7 @@ import onnx_ir as ir
 from xai_insert.formats import batches
 from xai_insert.formats.onnx.kinds import float_kinds
 from xai_insert.formats.onnx.maps import to_proto
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.single import operand
 from xai_insert.formats.onnx.stored import exchanged
 from xai_insert.formats.onnx.vocabulary import KEEPS_SIZES
@@ -51,7 +52,7 @@ class Inferred:
 
     def type_of(self, value: ir.Value) -> ir.DataType | None:
         """Element type of a value of the model."""
-        return value.dtype or self.types.get(value.name or "")
+        return value.dtype or self.types.get(name_of(value))
 
 
 def infer(model: ir.Model, input_shapes: Mapping[str, Shape], *, by_runtimes: bool = True) -> Inferred:
@@ -82,8 +83,8 @@ def _values(model: ir.Model) -> list[ir.Value]:
 def _stored(model: ir.Model) -> Described:
     """Sizes and element types that the model itself holds."""
     values = [value for value in _values(model) if value.name]
-    shapes = {value.name or "": _sizes(value.shape) for value in values if value.shape is not None}
-    return shapes, {value.name or "": value.dtype for value in values if value.dtype is not None}
+    shapes = {name_of(value): _sizes(value.shape) for value in values if value.shape is not None}
+    return shapes, {name_of(value): value.dtype for value in values if value.dtype is not None}
 
 
 def _by_runtimes(
@@ -177,7 +178,7 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
 
     def light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if tensor.nbytes >= _LARGE and tensor.dtype.is_floating_point():
-            name = tensor.name or ""
+            name = name_of(tensor)
             return ir.ExternalTensor(
                 _OUTSIDE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
             )
@@ -312,9 +313,9 @@ def _fill_in_transposes(model: ir.Model, shapes: dict[str, Shape]) -> None:
     """Sizes after the transposes that OpenVINO's reader merges with the product behind them."""
     for node in model.graph:
         first = operand(node, 0)
-        source = None if first is None else shapes.get(first.name or "")
+        source = None if first is None else shapes.get(name_of(first))
         if node.op_type == "Transpose" and source is not None and "perm" in node.attributes:
-            shapes[node.outputs[0].name or ""] = tuple(source[axis] for axis in node.attributes["perm"].as_ints())
+            shapes[name_of(node.outputs[0])] = tuple(source[axis] for axis in node.attributes["perm"].as_ints())
 
 
 def _sizes(shape: ir.Shape) -> Shape:
@@ -323,8 +324,8 @@ def _sizes(shape: ir.Shape) -> Shape:
 
 def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
     """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch."""
-    sizes_known = _are_sizes_known([shapes.get(value.name or "") for value in model.graph.inputs])
-    known = (shapes.get(value.name or "") for value in _read(model.graph))
+    sizes_known = _are_sizes_known([shapes.get(name_of(value)) for value in model.graph.inputs])
+    known = (shapes.get(name_of(value)) for value in _read(model.graph))
     return any(shape is None or (sizes_known and None in shape[1:]) for shape in known)
 
 

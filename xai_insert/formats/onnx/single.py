@@ -6,6 +6,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from xai_insert.graph.items import present
+
 
 def holds_graph(node: ir.Node) -> bool:
     """Whether it holds a graph, as If, Loop and Scan do."""
@@ -26,7 +28,7 @@ def bodies(node: ir.Node) -> list[ir.Graph]:
 
 def operands(node: ir.Node) -> list[ir.Value]:
     """What it reads, without what is left out."""
-    return [value for value in node.inputs if value is not None]
+    return present(node.inputs)
 
 
 def operand(node: ir.Node, index: int) -> ir.Value | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from xai_insert.formats.onnx.maps import write
+from xai_insert.formats.onnx.names import name_of
 
 
 def save(model: ir.Model, folder: Path, name: str) -> list[Path]:
@@ -30,7 +31,7 @@ def save(model: ir.Model, folder: Path, name: str) -> list[Path]:
                 tensor.length,
                 tensor.dtype,
                 shape=tensor.shape,
-                name=tensor.name or "",
+                name=name_of(tensor),
                 base_dir=folder,
             )
         write(model, folder / name)

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.onnx import wire
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.single import bodies
 
 _WORTHWHILE = 1 << 24
@@ -66,7 +67,7 @@ class StoredTensor(ir.Tensor[npt.NDArray[Any]]):
             self.nbytes,
             self.dtype,
             shape=self.shape,
-            name=self.name or "",
+            name=name_of(self),
             doc_string=self.doc_string,
             metadata_props=dict(self.metadata_props),
         )

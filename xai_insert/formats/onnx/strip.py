@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx_ir as ir
 
 from xai_insert.formats.backend import Removed
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.single import bodies, operands
 
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -49,7 +50,7 @@ def _remove(graph: ir.Graph, own: Sequence[ir.Node], inner: Sequence[ir.Node]) -
 
 def _floats_of(nodes: Iterable[ir.Node], kinds: dict[str, ir.DataType]) -> frozenset[str]:
     """The floating-point types in which nodes compute."""
-    types = {kinds.get(value.name or "", value.dtype) for node in nodes for value in node.outputs}
+    types = {kinds.get(name_of(value), value.dtype) for node in nodes for value in node.outputs}
     return frozenset(kind.numpy().name for kind in types if kind in _FLOATS and kind is not None)
 
 
@@ -68,7 +69,7 @@ def _drop_unread(graph: ir.Graph, value: ir.Value) -> None:
     if value.uses() or value.is_graph_output():
         return
     if value.is_initializer():
-        graph.initializers.pop(value.name or "", None)
+        graph.initializers.pop(name_of(value), None)
     elif value in graph.inputs:
         graph.inputs.remove(value)
 

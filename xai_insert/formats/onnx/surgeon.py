@@ -10,14 +10,16 @@ import numpy as np
 import onnx_ir as ir
 
 from xai_insert.errors import CannotFreeBatchError
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.ops import OnnxOps, data_type
 from xai_insert.formats.onnx.shapes import Inferred
 from xai_insert.formats.onnx.single import holds_graph, operands
 from xai_insert.formats.onnx.view import IntegerWeight
 from xai_insert.formats.onnx.widening import HALF, is_packed, widen_attribute
+from xai_insert.graph.items import only
 from xai_insert.graph.names import PREFIX, Names
 from xai_insert.graph.rounding import folded_range
-from xai_insert.graph.view import Node, Shape, Value, constant_of, fixed, only
+from xai_insert.graph.view import Node, Shape, Value, constant_of, fixed
 
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -261,9 +263,9 @@ def _is_dequantised(node: ir.Node | None) -> bool:
 
 def all_names(model: ir.Model) -> set[str]:
     """Names of nodes and values of the model and its subgraphs, which share one scope."""
-    names = {value.name or "" for value in model.graph.inputs} | set(model.graph.initializers)
+    names = {name_of(value) for value in model.graph.inputs} | set(model.graph.initializers)
     for graph in (model.graph, *model.graph.subgraphs()):
-        names |= {value.name or "" for value in graph.inputs} | set(graph.initializers)
+        names |= {name_of(value) for value in graph.inputs} | set(graph.initializers)
         for node in graph:
-            names |= {node.name or "", *(value.name or "" for value in node.outputs)}
+            names |= {name_of(node), *(name_of(value) for value in node.outputs)}
     return names

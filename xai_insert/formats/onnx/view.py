@@ -13,10 +13,12 @@ import onnx_ir as ir
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.formats.guard import taking_apart
 from xai_insert.formats.onnx.attributes import JOINT_SOFTMAX, attributes
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.reader import integer, read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
 from xai_insert.formats.onnx.single import bodies, holds_graph, operands, reference
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, WITHOUT_KERNEL
+from xai_insert.graph.items import present
 from xai_insert.graph.operators import Regroup
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.strided import counts_rows, is_identity_gather
@@ -85,7 +87,7 @@ def build_view(
             name = _written_as(native, fused).name or outputs[0].name
             nodes.append(_node(name, native, inputs, captured, outputs, version))
     inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
-    names = [value.name or "" for value in graph.outputs]
+    names = [name_of(value) for value in graph.outputs]
     return Graph(inputs_, [view_of(_named_scores(value)) for value in graph.outputs], names, nodes, _hint(nodes))
 
 
@@ -109,7 +111,7 @@ def _node(
 
 
 def _value(native: ir.Value, inferred: Inferred, shown_as: str) -> Value:
-    shape = inferred.shapes.get(native.name or "", _shape(native))
+    shape = inferred.shapes.get(name_of(native), _shape(native))
     value = Value(shown_as, shape, _dtype(inferred.type_of(native)), native, index=native.index() or 0)
     if native.const_value is not None and native.producer() is None and not native.is_graph_input():
         value.load = _reader(native.const_value)
@@ -256,7 +258,7 @@ def _dequantised(native: ir.Node, inputs: tuple[Value | None, ...]) -> npt.NDArr
 
 def _can_be_run(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:
     """Whether a node gives the same whenever it is run, from constants alone."""
-    given = [value for value in inputs if value is not None]
+    given = present(inputs)
     if not given or not all(value.is_constant for value in given):
         return False
     if len(native.outputs) != 1 and native.op_type != "DynamicQuantizeLinear":  # as of weights that stand in nodes
@@ -291,7 +293,7 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...], index: int) ->
         with taking_apart(f"the node {native.name!r}"):
             runner = reference(native)
         pairs = zip(native.inputs, inputs, strict=True)
-        feeds = {name.name or "": value.elements() for name, value in pairs if name is not None and value is not None}
+        feeds = {name_of(name): value.elements() for name, value in pairs if name is not None and value is not None}
         with taking_apart(f"the constant {native.outputs[index].name!r}"):
             results: Any = runner.run(None, feeds)
             folded = np.asarray(results[index])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.widening import HALF
 from xai_insert.graph.names import Names
 from xai_insert.graph.view import Shape
@@ -105,7 +106,7 @@ class Writer:
         kind, shape = ir.TensorType(tensor.dtype), ir.Shape(elements.shape)
         value = ir.Value(name=tensor.name, type=kind, shape=shape, const_value=tensor)
         self._graph.register_initializer(value)
-        self._constants.append(value.name or "")
+        self._constants.append(name_of(value))
         return value
 
     def floats(self, a: ir.Value) -> ir.Value:

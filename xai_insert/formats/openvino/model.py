@@ -27,6 +27,7 @@ from xai_insert.formats.openvino.strip import strip
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
 from xai_insert.formats.openvino.unrounded import unround
 from xai_insert.formats.openvino.view import build_view, static_shape
+from xai_insert.graph.shape import with_open
 from xai_insert.graph.view import Graph, Shape, Value
 
 _METADATA = "xai_insert"
@@ -253,10 +254,7 @@ def _write_as_newest(model: ov.Model) -> None:
 
 
 def _reshaped(model: ov.Model, input_shapes: Mapping[str, Shape], weights: Collection[Path]) -> OpenVINOModel:
-    shapes = {
-        _input_called(model, name): ov.PartialShape([-1 if size is None else size for size in sizes])
-        for name, sizes in input_shapes.items()
-    }
+    shapes = {_input_called(model, name): ov.PartialShape(with_open(sizes)) for name, sizes in input_shapes.items()}
     if shapes:
         try:
             model.reshape(shapes)

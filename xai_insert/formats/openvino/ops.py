@@ -82,6 +82,9 @@ class OpenVINOOps:
     def reduce(self, a: ov.Output, mode: Reduction, axes: Sequence[int]) -> ov.Output:
         return self._named(_REDUCTIONS[mode](a, self.constant(np.array(axes, np.int64)), keep_dims=True))
 
+    def _vector(self, size: Size) -> ov.Output:
+        return self.constant(np.array([size], np.int64)) if isinstance(size, int) else size
+
     def reshape(self, a: ov.Output, sizes: Sequence[Size]) -> ov.Output:
         while a.get_node().get_instance_id() in self._reshapes:
             a = a.get_node().input_value(0)  # OpenVINO merges reshapes, and its own merging loses the precision mark
@@ -93,7 +96,7 @@ class OpenVINOOps:
         if all(isinstance(size, int) for size in sizes):
             target = self.constant(np.array(sizes, np.int64))
         else:
-            parts = [self.constant(np.array([s], np.int64)) if isinstance(s, int) else s for s in sizes]
+            parts = [self._vector(s) for s in sizes]
             target = self._named(opset.concat(parts, 0))
         return self.shaped(a, target)
 
@@ -120,9 +123,7 @@ class OpenVINOOps:
             return self._named(opset.gather(a, places, self.constant(np.array(axis, np.int64))))
         self._sliced.add(key)
         numbers = (start, end, 1, axis)
-        begin, stop, step, along = (
-            self.constant(np.array([number], np.int64)) if isinstance(number, int) else number for number in numbers
-        )
+        begin, stop, step, along = (self._vector(number) for number in numbers)
         return self._named(opset.slice(a, begin, stop, step, along))
 
     def concat(self, parts: Sequence[ov.Output], axis: int) -> ov.Output:
@@ -136,7 +137,7 @@ class OpenVINOOps:
         return self._named(opset1.softmax(a, axis % a.get_partial_shape().rank.get_length()))
 
     def resize(self, a: ov.Output, height: Size, width: Size) -> ov.Output:
-        sides = [self.constant(np.array([n], np.int64)) if isinstance(n, int) else n for n in (height, width)]
+        sides = [self._vector(n) for n in (height, width)]
         sizes = self._named(opset.concat(sides, 0))
         return self._named(
             opset.interpolate(

@@ -10,6 +10,7 @@ import openvino as ov
 from xai_insert.formats import batches
 from xai_insert.formats.guard import RAISED
 from xai_insert.formats.openvino.view import dtype_name, static_shape
+from xai_insert.graph.shape import with_open
 from xai_insert.graph.view import Shape
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def read_shapes(source: str | bytes, input_shapes: Mapping[str, Shape]) -> tuple
     try:
         model = ov.Core().read_model(source)
         if input_shapes:
-            model.reshape({name: [-1 if d is None else d for d in sizes] for name, sizes in input_shapes.items()})
+            model.reshape({name: with_open(sizes) for name, sizes in input_shapes.items()})
     except RAISED as err:
         logger.debug("OpenVINO cannot read the model for its shapes: %s", err)
         return {}, {}

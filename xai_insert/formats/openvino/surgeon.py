@@ -16,6 +16,7 @@ from xai_insert.formats.openvino.ops import OpenVINOOps
 from xai_insert.formats.openvino.vocabulary import UNFOLDS
 from xai_insert.graph.names import Names
 from xai_insert.graph.rounding import folded_range
+from xai_insert.graph.shape import with_open
 from xai_insert.graph.traits import ARITHMETIC
 from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, volume
 
@@ -258,7 +259,7 @@ class OpenVINOSurgeon:
         return op.reshape(op.isolated(op.reshape(value, [-1, sizes[-1]]), sizes[-1]), sizes)
 
     def pinned(self, value: ov.Output, shape: Shape, image: Value, axes: Sequence[int]) -> ov.Output:
-        sizes = [-1, *(-1 if size is None else size for size in shape[1:])]
+        sizes = [-1, *with_open(shape[1:])]
         if sizes.count(-1) > 1:
             return value
         op = self.ops
@@ -271,7 +272,7 @@ class OpenVINOSurgeon:
         return op.shaped(value, target)
 
     def add_input(self, name: str, dtype: str, shape: Shape) -> ov.Output:
-        sizes = ov.PartialShape([-1 if size is None else size for size in shape])
+        sizes = ov.PartialShape(with_open(shape))
         parameter = opset.parameter(sizes, np.dtype(dtype), name=self._names.unique(f"{name}/input"))
         parameter.output(0).set_names({name})
         self._model.add_parameters([parameter])

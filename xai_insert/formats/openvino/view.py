@@ -15,6 +15,7 @@ from xai_insert.formats.openvino.attributes import attributes, slices
 from xai_insert.formats.openvino.reader import read
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph.operators import Regroup
+from xai_insert.graph.shape import with_open
 from xai_insert.graph.strided import is_identity_gather
 from xai_insert.graph.view import (
     Graph,
@@ -140,7 +141,7 @@ def _elements(value: Value) -> npt.NDArray[Any]:
     if value.is_constant or value.producer is None:
         elements = np.array(value.elements(), order="C")
         return elements.astype(np.float32) if elements.dtype == np.float16 else elements  # see `_evaluated`
-    sizes = [-1 if size is None else size for size in value.producer.read(0).sizes]
+    sizes = with_open(value.producer.read(0).sizes)
     return np.array(sizes, value.native.get_element_type().to_dtype())
 
 

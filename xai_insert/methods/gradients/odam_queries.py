@@ -20,7 +20,7 @@ from xai_insert.locate.query_attention import DenseLook, QueryReport, SampledLoo
 from xai_insert.locate.query_scores import ReportedScores
 from xai_insert.methods.gradients.pullback import pullback
 from xai_insert.methods.query_attention import dense_shares, in_cells, laid, of_boxes, part_of_axis, sampled_places
-from xai_insert.methods.shaping import reshape, scalar
+from xai_insert.methods.shaping import known_or_read, reshape, scalar
 
 
 def odam_of_queries(surgeon: Surgeon[V], graph: Graph, report: QueryReport, looks: V | None = None) -> V:
@@ -53,7 +53,7 @@ def odam_of_queries(surgeon: Surgeon[V], graph: Graph, report: QueryReport, look
     height, width = report.grid
     maps = of_boxes(surgeon, report, op.reshape(maps, [-1, report.queries, height * width]), height * width)
     rows = report.boxes.sizes[1]
-    return reshape(op, maps, [-1, op.size(maps, 1) if rows is None else rows, height, width])
+    return reshape(op, maps, [-1, known_or_read(op, maps, 1, rows), height, width])
 
 
 def _meeting(graph: Graph, read: Value, scores: Value) -> Node | None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.graph import operators as kinds
+from xai_insert.graph.items import present
 from xai_insert.graph.operators import Operator
 from xai_insert.graph.view import Node, constant_of, fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step, repeated
@@ -126,7 +127,7 @@ def _split(step: Step[Any]) -> Gradients:
     axis = kind.axis
     counts = fixed([value.sizes[axis] for value in step.node.outputs])
     if all(part is not None for part in step.given):
-        return {0: step.op.concat([part for part in step.given if part is not None], axis + step.lead)}
+        return {0: step.op.concat(present(step.given), axis + step.lead)}
     total, begin = None, 0
     size = fixed([source.sizes[axis]])[0]
     for part, count in zip(step.given, counts, strict=True):

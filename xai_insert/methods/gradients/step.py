@@ -12,6 +12,7 @@ import numpy.typing as npt
 from xai_insert.errors import NoDerivativeError
 from xai_insert.graph.operators import Operator
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
+from xai_insert.graph.shape import with_open
 from xai_insert.graph.view import Node, Value
 from xai_insert.methods.gradients.forward import Forward
 from xai_insert.methods.shaping import reshape, scalar
@@ -114,7 +115,7 @@ class Step(Generic[V]):
         sizes: list[Size] = list(value.sizes)
         if sizes.count(None) > 1:
             sizes = self.known(value)
-        return [*self.ahead, *(-1 if size is None else size for size in sizes)]
+        return [*self.ahead, *with_open(sizes)]
 
     def known(self, value: Value) -> list[Size]:
         """Sizes of an operand, those that follow the input read off it while the model runs."""

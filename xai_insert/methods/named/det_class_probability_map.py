@@ -7,6 +7,7 @@ from typing import Any
 
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
+from xai_insert.graph.items import summed
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, volume
 from xai_insert.layouts.record import Layout
@@ -201,7 +202,7 @@ def _is_grid(item: ClassLevel) -> bool:
 def _scores(detector: Detector) -> int | None:
     """How many scores of all levels are read; None where a size follows the image."""
     sizes = [volume((item.level.height, item.level.width, item.head.channels)) for item in detector.levels]
-    return None if None in sizes else sum(size or 0 for size in sizes)
+    return summed(sizes)
 
 
 METHOD = DetClassProbabilityMap()
