@@ -137,7 +137,7 @@ def test_nobody_decides_by_the_name_of_a_method_or_a_form(name):
             assert not compared & known, f"{name}:{node.lineno}"
 
 
-KNOW_OPERATORS = ("graph", "methods.lifting", "methods.gradients")
+KNOW_OPERATORS = ("graph", "methods.batching", "methods.gradients")
 """Rooms where rules for single operators stand: families, batching, derivatives."""
 KNOW_TYPES = (
     *("formats.onnx.vocabulary", "formats.onnx.reader", "formats.onnx.attributes", "formats.onnx.upgrade"),

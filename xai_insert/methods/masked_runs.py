@@ -1,6 +1,6 @@
 """Running the rest of a network once per mask: many masks at once where its batch can be lengthened.
 
-The masks of one run are samples of a longer batch, see `xai_insert.methods.lifting`. As many are run at once as keep
+The masks of one run are samples of a longer batch, see `xai_insert.methods.batching`. As many are run at once as keep
 the activations within a bound, and the runs follow one another in a loop.
 """
 
@@ -21,7 +21,7 @@ from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Node, Value, fixed, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import vector_size
-from xai_insert.methods.lifting import Lifted, Lifter
+from xai_insert.methods.batching import Batched, Batcher
 from xai_insert.methods.rehearsal import STAND_IN, Rehearsal
 from xai_insert.methods.shaping import as_vector, grid_sizes, rerun, size_of
 
@@ -176,14 +176,14 @@ def _scores_of_many(
 ) -> V:
     """Scores of every image with every mask, the masks of an image side by side."""
     op = surgeon.ops
-    lifter = Lifter(surgeon, features[0].sizes[0], copies=many)
+    batcher = Batcher(surgeon, features[0].sizes[0], copies=many)
     for feature in features:
         handle = surgeon.handle(feature)
         sizes = [size_of(op, handle, feature, axis) for axis in range(1, len(feature.sizes))]
         alone = op.unsqueeze(handle, [1]) if None in feature.sizes[1:] else op.reshape(handle, [-1, 1, *sizes])
         masked = op.reshape(op.mul(alone, op.unsqueeze(masks, [0])), [-1, *sizes])
-        lifter.made[feature] = Lifted(masked, (lifter.batch, *map(other, feature.sizes[1:])))
-    return lifter.run(nodes, logits)
+        batcher.made[feature] = Batched(masked, (batcher.batch, *map(other, feature.sizes[1:])))
+    return batcher.run(nodes, logits)
 
 
 def _open_masks(surgeon: Surgeon[V], feature: FeatureMap, many: int, run: V) -> V:

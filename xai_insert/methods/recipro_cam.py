@@ -11,18 +11,19 @@ F^(p) is known in closed form, and the rest of the head runs once, on all positi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from xai_insert.errors import ShapeUnknownError, TargetNotFoundError
+from xai_insert.graph.axes import other
 from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
 from xai_insert.graph.ops import Ops, Surgeon, V
-from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.graph.view import Graph, Node, Op, Value, fixed
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.layout import FeatureMap
-from xai_insert.methods.lifting import lift_rows
+from xai_insert.methods.batching import Batched, Batcher
 from xai_insert.methods.masked_runs import class_count, run_masks, run_open_masks
 from xai_insert.methods.shaping import batch_size, before_transpose, grid_sizes, positions, rerun, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
@@ -68,10 +69,10 @@ def recipro_cam(
     if choice is not None and layer is not None:
         before = region(graph, list(rows), [layer.source])
         if before or layer.source in rows:
-            inputs = lift_rows(surgeon, before, rows, layer.source, feature.positions or 1)
+            inputs = _on_rows(surgeon, before, rows, layer.source, feature.positions or 1)
             chosen = chosen_scores(surgeon, layer, choice, inputs, (batch, cells), classes)
             return reshape(op, chosen, [batch, choice.count, *sides])
-    scores = lift_rows(surgeon, region(graph, list(rows), [logits]), rows, logits, feature.positions or 1)
+    scores = _on_rows(surgeon, region(graph, list(rows), [logits]), rows, logits, feature.positions or 1)
     by_position = reshape(op, scores, [batch, cells, classes])
     maps = reshape(op, op.transpose(by_position, (0, 2, 1)), [batch, classes, *sides])
     return maps if choice is None else choose_maps(surgeon, maps, choice, (None, classes, *feature.grid))
@@ -156,6 +157,28 @@ def _collapsed(surgeon: Surgeon[V], graph: Graph, feature: FeatureMap, end: Grid
         others = op.sub(positions(surgeon, x, layout), scalar(op, 1.0))
         kept = op.add(kept, op.mul(rest, others))
     return op.reshape(kept, [-1, *fixed(end.result.sizes[1:])])
+
+
+def _on_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value, copies: int = 1) -> V:
+    """Run the head of a pooled classifier on one row per image and position.
+
+    Args:
+        surgeon: the model being edited.
+        nodes: the head, in topological order.
+        rows: for each pooled value `[B, ...]` its rows `[B*P, ...]`.
+        result: the value to compute, `[B, ...]` in the model.
+        copies: P, for heads that read what is not masked as well; 1 if it is not known.
+
+    Returns:
+        `result` for every row, `[B*P, ...]`.
+
+    Raises:
+        CannotFreeBatchError: an operation mixes the batch axis with others.
+    """
+    batcher = Batcher(surgeon, next(iter(rows)).sizes[0], copies=copies)
+    for value, handle in rows.items():
+        batcher.made[value] = Batched(handle, (batcher.batch, *map(other, fixed(value.sizes[1:]))))
+    return batcher.run(nodes, result)
 
 
 def _rows(surgeon: Surgeon[V], feature: FeatureMap, end: GridEnd, read: Callable[[Value], V]) -> V:

@@ -1,6 +1,6 @@
 """Trying a closed form while planning: the rules run, and nothing is written.
 
-Whether a head can run on all positions at once is told by the rules of `xai_insert.methods.lifting`, which follow the
+Whether a head can run on all positions at once is told by the rules of `xai_insert.methods.batching`, which follow the
 axes of its values; the values themselves they do not look at. With a surgeon that gives one stand-in for every value,
 a method says at once what it would say while it edits.
 """

@@ -34,8 +34,8 @@ from xai_insert.locate.attention import Attention
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.transformer import Readout
 from xai_insert.methods.axes import batch_axis, token_axis
+from xai_insert.methods.batching import Batched, Batcher
 from xai_insert.methods.kernels import WEIGHTS, Kernel, kernel_factors
-from xai_insert.methods.lifting import Lifted, Lifter
 from xai_insert.methods.masked_runs import class_count, run_masks, scores_of_run
 from xai_insert.methods.reference import unrounded
 from xai_insert.methods.shaping import product_of, rerun, scalar, total, transposed_again
@@ -118,10 +118,10 @@ def vit_recipro_cam(
 
 def _masked_attentions(
     surgeon: Surgeon[V], graph: Graph, vit: VitTarget, zeros: Mapping[Attention, ZeroTokens], counts: TokenCounts[V]
-) -> Lifter[V]:
+) -> Batcher[V]:
     """What runs the rest of the model, given the result of each attention of the block for each mask."""
     readout, weights = vit.readout, token_weights(surgeon.ops, counts, vit.target, vit.kernel)
-    rest = Lifter(surgeon, readout.batch, readout.rows, counts.patches)
+    rest = Batcher(surgeon, readout.batch, readout.rows, counts.patches)
     projected = [value for item in readout.attentions for value in (item.query, item.key, item.value)]
     entries = list(dict.fromkeys(readout.masked))
     handles: dict[Value, V] = {}
@@ -149,7 +149,7 @@ class _MaskedAttention:
     handles: Mapping[Value, Any]
     """Query, key and value of the ordinary run, where those of the model are rounded."""
 
-    def run(self, weights: Any) -> Lifted[Any]:
+    def run(self, weights: Any) -> Batched[Any]:
         """The attention's result at the read-out rows, one sample per image and patch."""
         op, item, rows = self.surgeon.ops, self.attention, self.rows
         keys, values = self._by_weight()
@@ -164,7 +164,7 @@ class _MaskedAttention:
             samples = op.reshape(samples, [-1, heads, rows, width])
         else:
             samples = op.reshape(samples, [-1, rows, width])
-        return Lifted(samples, self._dims(item.result.sizes, self._row_axis))
+        return Batched(samples, self._dims(item.result.sizes, self._row_axis))
 
     @property
     def rows(self) -> int:
@@ -248,11 +248,11 @@ class _MaskedAttention:
         if item.is_fused:
             return self._fused_scores(query, key)
         assert item.scores is not None
-        lifter = Lifter(self.surgeon, self.readout.batch, self.rows)
-        lifter.made[item.query] = Lifted(query, self._dims(item.query.sizes, self._row_axis))
-        lifter.made[item.key] = Lifted(key, self._dims(item.key.sizes, None))
+        batcher = Batcher(self.surgeon, self.readout.batch, self.rows)
+        batcher.made[item.query] = Batched(query, self._dims(item.query.sizes, self._row_axis))
+        batcher.made[item.key] = Batched(key, self._dims(item.key.sizes, None))
         nodes = region(self.graph, [item.query, item.key], [item.scores])
-        return lifter.run(nodes, item.scores, heads=True)
+        return batcher.run(nodes, item.scores, heads=True)
 
     def _fused_scores(self, query: Any, key: Any) -> Any:
         op, node = self.surgeon.ops, self.attention.node
@@ -312,10 +312,10 @@ class _MaskedAttention:
             return shares
         if not isinstance(self.counts.patches, int):
             raise CannotFreeBatchError(f"{item.node.name!r} mixes heads, and the number of patches follows the image")
-        lifter = Lifter(self.surgeon, self.readout.batch, self.rows * self.counts.patches)
+        batcher = Batcher(self.surgeon, self.readout.batch, self.rows * self.counts.patches)
         axis = None if self.readout.is_pool else len(item.shares.sizes) - 2
-        lifter.made[item.shares] = Lifted(shares, self._dims(item.shares.sizes, axis))
-        return lifter.run(region(self.graph, [item.shares], [item.weights]), item.weights, heads=True)
+        batcher.made[item.shares] = Batched(shares, self._dims(item.shares.sizes, axis))
+        return batcher.run(region(self.graph, [item.shares], [item.weights]), item.weights, heads=True)
 
     def _weighted_sum(self, shares: Any, values: list[Any], weights: Any) -> Any:
         op, rows, patches, tokens = self.surgeon.ops, self.rows, self.counts.patches, self.counts.tokens

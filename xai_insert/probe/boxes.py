@@ -26,7 +26,7 @@ from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
 from xai_insert.locate.observed import Observed, observed_values
 from xai_insert.methods.late_boxes import boxes_everywhere
 from xai_insert.probe.box_rows import cell_places, choices, follow_places, grid_sides, matches, orders
-from xai_insert.probe.heads import Array, HeadProbe, differs, stir
+from xai_insert.probe.heads import Array, HeadProbe, differs, perturb
 
 _SILENCE = 8.0
 _FARTHEST = 2.0  # cells from a location to the centre of its box, on average, while all heads are near zero
@@ -240,7 +240,7 @@ class _Search:
             for level in head.levels:
                 if self.probe.grid(index, level) == grid:
                     changed[index] = np.array(feeds[index])
-                    stir(changed[index], self.probe.place(index, slice(None), divmod(place, grid[1]), level))
+                    perturb(changed[index], self.probe.place(index, slice(None), divmod(place, grid[1]), level))
         return changed
 
     def _formats(self, chosen: Sequence[DecodedLevel], quiet: Sequence[Array]) -> list[BoxFormat]:

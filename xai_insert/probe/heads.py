@@ -194,7 +194,7 @@ class HeadProbe:
     def _stirred(self, head: int, cell: tuple[int, int]) -> list[npt.NDArray[Any]]:
         """What is observed with every channel at one location moved."""
         changed = self.fed(head)
-        stir(changed, self.place(head, slice(None), cell))
+        perturb(changed, self.place(head, slice(None), cell))
         return self._outputs({head: changed})
 
     def place(self, head: int, channel: int | slice, cell: tuple[int, int], level: Level | None = None) -> Place:
@@ -337,7 +337,7 @@ def _is_bounded(scores: Array) -> bool:
     return bool((scores >= -_MOVED).all() and (scores <= 1 + _MOVED).all())
 
 
-def stir(array: npt.NDArray[np.floating], place: Place) -> None:
+def perturb(array: npt.NDArray[np.floating], place: Place) -> None:
     """Move the elements at a place, each by another amount."""
     array[place] += np.random.default_rng(1).uniform(0.5, 1.5, array[place].shape).astype(array.dtype)
 

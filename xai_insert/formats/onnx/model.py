@@ -62,25 +62,25 @@ class OnnxModel:
         self._surgeon: OnnxSurgeon | None = None
         self._closed: dict[ir.Value, ir.Shape | None] = {}
         with taking_apart("the ONNX graph"):
-            self._written_out = Decomposed(native, lambda: ranks(native), lambda: infer(native, input_shapes).shapes)
+            self._decomposed = Decomposed(native, lambda: ranks(native), lambda: infer(native, input_shapes).shapes)
 
     def view(self) -> Graph:
-        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
+        with taking_apart("the ONNX graph"), self._decomposed.shown(), weights_unlisted(self.native.graph):
             self._inferred = infer(self.native, self._input_shapes, by_runtimes=not self._closed)
-            graph = moderate(build_view(self.native, self._inferred, self._written_out.hidden, self._written_out.fused))
+            graph = moderate(build_view(self.native, self._inferred, self._decomposed.hidden, self._decomposed.fused))
         graph.at_sizes = None if self._closed else self._at_sizes
         return graph
 
     @contextmanager
     def _at_sizes(self, pixels: Mapping[Value, Mapping[int, int]]) -> Iterator[Graph]:
         before = {image.native: image.native.shape for image in pixels}
-        with taking_apart("the ONNX graph"), self._written_out.shown(), weights_unlisted(self.native.graph):
+        with taking_apart("the ONNX graph"), self._decomposed.shown(), weights_unlisted(self.native.graph):
             try:
                 for image, sizes in pixels.items():
                     known = enumerate(before[image.native])
                     image.native.shape = ir.Shape([sizes.get(axis, size) for axis, size in known])
                 inferred = infer(self.native, {})
-                yield build_view(self.native, inferred, self._written_out.hidden, self._written_out.fused)
+                yield build_view(self.native, inferred, self._decomposed.hidden, self._decomposed.fused)
             finally:
                 for native, shape in before.items():
                     native.shape = shape
@@ -116,7 +116,7 @@ class OnnxModel:
     def surgeon(self, *, keep_float32: bool = False) -> OnnxSurgeon:
         del keep_float32
         self._source = self._given = None  # from here on the file is another model
-        self._surgeon = OnnxSurgeon(self.native, self._inferred, self._written_out.nodes, self._written_out.fused)
+        self._surgeon = OnnxSurgeon(self.native, self._inferred, self._decomposed.nodes, self._decomposed.fused)
         return self._surgeon
 
     def runner(self) -> OnnxRunner:
@@ -133,7 +133,7 @@ class OnnxModel:
     def between(self, features: Sequence[Value], results: Sequence[ir.Value], *, is_rounded: bool = True) -> OnnxRunner:
         entries = [feature.native for feature in features]
         inputs = [v for v in self.native.graph.inputs if not v.is_initializer() and v not in entries]
-        with self._written_out.shown():
+        with self._decomposed.shown():
             part = ir.convenience.extract(self.native.graph, [*entries, *inputs], results)
         for entry, feature in zip(part.inputs, features, strict=False):
             kind = self._inferred.type_of(feature.native) or ir.DataType.FLOAT

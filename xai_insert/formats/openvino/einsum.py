@@ -12,7 +12,7 @@ from xai_insert.graph.einsum import Permutation, as_product, exchanged, is_ident
 from xai_insert.graph.names import PREFIX
 
 
-class WrittenOut:
+class Decomposed:
     """Products in place of the Einsums of `model`, which itself stays as it is but for the time of `shown`."""
 
     def __init__(self, model: ov.Model) -> None:

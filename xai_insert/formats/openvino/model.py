@@ -13,7 +13,7 @@ import openvino.opset13 as opset
 from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
 from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
-from xai_insert.formats.openvino.einsum import WrittenOut
+from xai_insert.formats.openvino.einsum import Decomposed
 from xai_insert.formats.openvino.entries import entries
 from xai_insert.formats.openvino.mapped import pages_dropped
 from xai_insert.formats.openvino.merging import keep_apart
@@ -50,7 +50,7 @@ class OpenVINOModel:
         _write_as_newest(native)
         with taking_apart("the OpenVINO graph"):
             name_open_sizes(native)
-            self._products = WrittenOut(native)
+            self._products = Decomposed(native)
 
     def view(self) -> Graph:
         with taking_apart("the OpenVINO graph"), self._products.shown():

@@ -9,7 +9,7 @@ mask weight is one, so whatever else they meet (the residual, a parallel branch)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -40,14 +40,14 @@ _JOINING = frozenset({Op.ATTENTION, Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT
 
 
 @dataclass(frozen=True)
-class Lifted(Generic[V]):
+class Batched(Generic[V]):
     """A value of the longer batch, and what each of its axes is made of."""
 
     handle: V
     dims: Axes
 
 
-class Lifter(Generic[V]):
+class Batcher(Generic[V]):
     """Copies nodes with a longer batch.
 
     Args:
@@ -62,7 +62,7 @@ class Lifter(Generic[V]):
         self.batch = batch_axis(batch)
         self._rows = rows
         self._copies, self._is_of_one = copies, isinstance(copies, int) and copies == 1
-        self.made: dict[Value, Lifted[V] | None] = {}
+        self.made: dict[Value, Batched[V] | None] = {}
         """Values of the longer batch; None for those that hold no read-out row."""
 
     def run(self, nodes: Sequence[Node], result: Value, *, heads: bool = False) -> V:
@@ -84,23 +84,22 @@ class Lifter(Generic[V]):
             if self._main(node) is None:
                 self.made.update(dict.fromkeys(node.outputs))
             else:
-                self._lift(node)
-        lifted = self.made.get(result)
-        if lifted is None:
+                self._batch(node)
+        batched = self.made.get(result)
+        if batched is None:
             raise CannotFreeBatchError(f"{result.describe()} does not depend on the masked positions")
-        if not begins_with_batch(lifted.dims, heads):
+        if not begins_with_batch(batched.dims, heads):
             raise CannotFreeBatchError(f"{result.describe()} does not begin with the batch")
-        return lifted.handle
+        return batched.handle
 
-    def _main(self, node: Node) -> Lifted[V] | None:
-        """The lifted operand that gives the result its axes: the one of highest rank."""
-        lifted = [self.made[value] for value in node.inputs if value in self.made]
-        known = present(lifted)
-        if node.op is Op.CONCAT or len(known) == len(lifted):
-            return max(known, key=lambda item: len(item.dims), default=None)
-        return None
+    def _main(self, node: Node) -> Batched[V] | None:
+        """The batched operand that gives the result its axes: the one of highest rank."""
+        batched = [self.made[value] for value in node.inputs if value in self.made]
+        known = present(batched)
+        is_told = node.op is Op.CONCAT or len(known) == len(batched)
+        return max(known, key=lambda item: len(item.dims), default=None) if is_told else None
 
-    def _lift(self, node: Node) -> None:
+    def _batch(self, node: Node) -> None:
         main = self._main(node)
         if main is None or not self._meets_its_like(node, main):
             raise self._refusal(node)
@@ -116,19 +115,19 @@ class Lifter(Generic[V]):
         }
         rules.get(node.op, self._keep)(node, main)
 
-    def _keep(self, node: Node, main: Lifted[V]) -> None:
+    def _keep(self, node: Node, main: Batched[V]) -> None:
         """An operation that keeps batch and tokens apart from the rest."""
         self._copy(node, main, self._result_dims(node, main.dims))
 
-    def _transpose(self, node: Node, main: Lifted[V]) -> None:
+    def _transpose(self, node: Node, main: Batched[V]) -> None:
         perm = node.attrs["perm"]
         if perm is None:
             self._keep(node, main)
             return
         handle = self._surgeon.ops.transpose(main.handle, perm)
-        self.made[node.output] = Lifted(handle, tuple(main.dims[axis] for axis in perm))
+        self.made[node.output] = Batched(handle, tuple(main.dims[axis] for axis in perm))
 
-    def _meets_its_like(self, node: Node, main: Lifted[V]) -> bool:
+    def _meets_its_like(self, node: Node, main: Batched[V]) -> bool:
         """Whether the samples of one operand meet those of the others, and not another axis."""
         if node.op not in _BROADCASTING:
             rest = [value for value in node.inputs[1:] if value in self.made]
@@ -137,31 +136,31 @@ class Lifter(Generic[V]):
         return all(meets(dims, main.dims) for dims in met)
 
     def _dims(self, value: Value) -> Axes:
-        lifted = self.made.get(value)
-        return tuple(map(other, fixed(value.sizes))) if lifted is None else lifted.dims
+        batched = self.made.get(value)
+        return tuple(map(other, fixed(value.sizes))) if batched is None else batched.dims
 
     def _refusal(self, node: Node) -> CannotFreeBatchError:
         if node.op is Op.OTHER:  # it may mix anything with anything
             return CannotFreeBatchError(f"it is not known which axes {node.type} {node.name!r} mixes")
         return CannotFreeBatchError(f"{node.type} {node.name!r} mixes the batch or the tokens with other axes")
 
-    def _copy(self, node: Node, main: Lifted[V], dims: Axes) -> None:
+    def _copy(self, node: Node, main: Batched[V], dims: Axes) -> None:
         operands = [value if value is None else self._operand(node, value, main) for value in node.inputs]
         outputs = self._surgeon.copy(node, operands)
         for output, handle in zip(node.outputs, outputs, strict=True):
             shape = output.sizes
             if not shape:  # the scale of a dynamic quantiser
-                self.made[output] = Lifted(handle, ())
+                self.made[output] = Batched(handle, ())
                 continue
             kept = [dim if width(dim) is None else other(shape[axis]) for axis, dim in enumerate(dims)]
-            self.made[output] = Lifted(handle, tuple(kept))
+            self.made[output] = Batched(handle, tuple(kept))
 
-    def _operand(self, node: Node, value: Value, main: Lifted[V]) -> V:
+    def _operand(self, node: Node, value: Value, main: Batched[V]) -> V:
         if value in self.made:
-            lifted = self.made[value]
-            if lifted is None:
+            batched = self.made[value]
+            if batched is None:
                 raise self._refusal(node)
-            return lifted.handle
+            return batched.handle
         is_masked_run = not self._is_of_one or any(map(has_tokens, main.dims))
         meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT} and is_masked_run
         if value.is_constant and node.op is Op.CONCAT and not self._is_of_one:
@@ -172,12 +171,12 @@ class Lifter(Generic[V]):
             raise self._refusal(node)
         return self._ordinary(value, main)
 
-    def _has_tokens(self, constant: Value, main: Lifted[V]) -> bool:
+    def _has_tokens(self, constant: Value, main: Batched[V]) -> bool:
         """Whether a constant holds something for each token."""
         aligned = zip(reversed(constant.sizes), reversed(main.dims), strict=False)
         return any(has_tokens(dim) and size != 1 for size, dim in aligned)
 
-    def _ordinary(self, value: Value, main: Lifted[V], *, spreads: bool = True) -> V:
+    def _ordinary(self, value: Value, main: Batched[V], *, spreads: bool = True) -> V:
         """A value of the ordinary run at the read-out rows, once per sample; constants may spread by themselves."""
         op, shape = self._surgeon.ops, value.sizes
         dims = main.dims[len(main.dims) - len(shape) :]
@@ -204,7 +203,7 @@ class Lifter(Generic[V]):
                 handle = self._surgeon.ops.slice(handle, axis, 0, self._rows)
         return handle
 
-    def _reshape(self, node: Node, main: Lifted[V]) -> None:
+    def _reshape(self, node: Node, main: Batched[V]) -> None:
         if axes := node.attrs.get("new_axes"):  # their sizes would not tell them from a batch of one
             widened = list(main.dims)
             for axis in axes:
@@ -215,9 +214,9 @@ class Lifter(Generic[V]):
             dims = None if shape is None else regroup(main.dims, completed(shape, node))
         if dims is None:
             raise self._refusal(node)
-        self.made[node.output] = Lifted(self._surgeon.ops.reshape(main.handle, self._sizes(dims)), dims)
+        self.made[node.output] = Batched(self._surgeon.ops.reshape(main.handle, self._sizes(dims)), dims)
 
-    def _expand(self, node: Node, main: Lifted[V]) -> None:
+    def _expand(self, node: Node, main: Batched[V]) -> None:
         """Repeats what has size 1; the batch stays as it is, whatever number the export has written there."""
         if len(node.inputs) != 2 or node.inputs[0] not in self.made:
             self._keep(node, main)
@@ -230,7 +229,7 @@ class Lifter(Generic[V]):
         if len(known) < len(kept):
             raise self._refusal(node)
         dims = tuple(dim if width(dim) is None else other(size) for size, dim in zip(known, main.dims, strict=True))
-        self.made[node.output] = Lifted(self._surgeon.ops.expand(main.handle, known), dims)
+        self.made[node.output] = Batched(self._surgeon.ops.expand(main.handle, known), dims)
 
     def _sizes(self, dims: Axes) -> list[int]:
         sizes = []
@@ -239,21 +238,21 @@ class Lifter(Generic[V]):
             sizes.append(-1 if has_batch(dim) else volume(factors) or 1)
         return sizes
 
-    def _join(self, node: Node, main: Lifted[V]) -> None:
+    def _join(self, node: Node, main: Batched[V]) -> None:
         """A concatenation; where it puts the read-out rows back before the other tokens, the rows alone are needed."""
         axis = node.attrs["axis"]
         if not has_tokens(main.dims[axis]):
             self._keep(node, main)
             return
         first = node.inputs[0]
-        lifted = None if first is None else self.made.get(first)
+        batched = None if first is None else self.made.get(first)
         size = node.output.sizes[axis]
-        if lifted is None or size is None:
+        if batched is None or size is None:
             raise self._refusal(node)
-        dims = (*lifted.dims[:axis], token_axis(size), *lifted.dims[axis + 1 :])
-        self.made[node.output] = Lifted(lifted.handle, dims)
+        dims = (*batched.dims[:axis], token_axis(size), *batched.dims[axis + 1 :])
+        self.made[node.output] = Batched(batched.handle, dims)
 
-    def _multiply(self, node: Node, main: Lifted[V]) -> None:
+    def _multiply(self, node: Node, main: Batched[V]) -> None:
         """A product of two values of the ordinary batch, as the scores of an attention are."""
         if node.operand(1) not in self.made:
             self._keep(node, main)
@@ -269,9 +268,9 @@ class Lifter(Generic[V]):
             handle, columns = self._surgeon.ops.matmul_transposed(a.handle, b.handle, len(b.dims)), b.dims[-2]
         else:
             handle, columns = self._surgeon.ops.matmul(a.handle, b.handle), b.dims[-1]
-        self.made[node.output] = Lifted(handle, (*a.dims[:-1], columns))
+        self.made[node.output] = Batched(handle, (*a.dims[:-1], columns))
 
-    def _weigh(self, node: Node, b: Lifted[V]) -> bool:
+    def _weigh(self, node: Node, b: Batched[V]) -> bool:
         """A product of stored rows with vectors that are columns, as scores of prompts are; whether it is one."""
         rows, transposed = node.read(0), bool(node.attrs["transpose_b"])
         if not rows.is_constant or rows.rank != 2 or len(b.dims) != 2 or node.attrs["transpose_a"]:
@@ -281,10 +280,10 @@ class Lifter(Generic[V]):
             return False
         op, stored = self._surgeon.ops, self._surgeon.handle(rows)
         handle = op.matmul_transposed(stored, b.handle) if transposed else op.matmul(stored, b.handle)
-        self.made[node.output] = Lifted(handle, (other(fixed(rows.sizes)[0]), vectors))
+        self.made[node.output] = Batched(handle, (other(fixed(rows.sizes)[0]), vectors))
         return True
 
-    def _attend(self, node: Node, main: Lifted[V]) -> None:
+    def _attend(self, node: Node, main: Batched[V]) -> None:
         """A fused attention within each sample, under a mask that is the same for all."""
         del main  # the query gives the result its axes
         parts = [self.made.get(node.read(index)) for index in range(3)]
@@ -297,7 +296,7 @@ class Lifter(Generic[V]):
             raise self._refusal(node)
         self._copy(node, query, (*query.dims[:-1], value.dims[-1]))
 
-    def _select(self, node: Node, main: Lifted[V]) -> None:
+    def _select(self, node: Node, main: Batched[V]) -> None:
         """A cut along the batch or the tokens, or along another axis."""
         axis: int | None = node.attrs.get("axis")
         if axis is None or width(dim := main.dims[axis]) is not None:
@@ -312,28 +311,28 @@ class Lifter(Generic[V]):
         else:
             self._take_parts(node, main, axis, pieces(node, axis, start, end))
 
-    def _take_row(self, node: Node, main: Lifted[V], axis: int, start: int | None) -> None:
+    def _take_row(self, node: Node, main: Batched[V], axis: int, start: int | None) -> None:
         if start is None or not 0 <= start < self._rows:
             raise self._refusal(node)
         row = self._surgeon.ops.slice(main.handle, axis, start, start + 1)
         kept = [other(1)] if node.output.rank == len(main.dims) else []  # an index in a list of one
         dims = (*main.dims[:axis], *kept, *main.dims[axis + 1 :])
-        self.made[node.output] = Lifted(self._surgeon.ops.reshape(row, self._sizes(dims)), dims)
+        self.made[node.output] = Batched(self._surgeon.ops.reshape(row, self._sizes(dims)), dims)
 
-    def _take_parts(self, node: Node, main: Lifted[V], axis: int, parts: Sequence[tuple[Value, int, int]]) -> None:
+    def _take_parts(self, node: Node, main: Batched[V], axis: int, parts: Sequence[tuple[Value, int, int]]) -> None:
         for output, begin, stop in parts:
             if begin >= self._rows:
                 self.made[output] = None
             elif stop <= self._rows:
                 part = self._surgeon.ops.slice(main.handle, axis, begin, stop)
                 dims = (*main.dims[:axis], other(stop - begin), *main.dims[axis + 1 :])
-                self.made[output] = Lifted(part, dims)
+                self.made[output] = Batched(part, dims)
             elif begin == 0:
                 self.made[output] = main
             else:
                 raise self._refusal(node)
 
-    def _convolve(self, node: Node, main: Lifted[V]) -> None:
+    def _convolve(self, node: Node, main: Batched[V]) -> None:
         """A convolution on a 1x1 grid is a linear layer, and as one matrix product it runs much faster."""
         weight, source = node.read(1), node.read(0)
         dims = self._result_dims(node, main.dims)
@@ -351,7 +350,7 @@ class Lifter(Generic[V]):
         if (bias := node.operand(2)) is not None:
             scores = op.add(scores, self._surgeon.handle(bias))
         scores = op.reshape(scores, [-1, out_channels, *window])
-        self.made[node.output] = Lifted(scores, (main.dims[0], other(out_channels), *(() for _ in window)))
+        self.made[node.output] = Batched(scores, (main.dims[0], other(out_channels), *(() for _ in window)))
 
     def _result_dims(self, node: Node, dims: Axes) -> Axes:
         """Axes of the result of an operation that keeps batch and tokens apart from the rest."""
@@ -368,34 +367,12 @@ class Lifter(Generic[V]):
         raise self._refusal(node)
 
 
-def _is_within(part: Lifted[Any], query: Lifted[Any]) -> bool:
+def _is_within(part: Batched[Any], query: Batched[Any]) -> bool:
     """Whether an operand of an attention has the query's samples, and tokens and features apart from them."""
     return alike(part.dims[:-2], query.dims[:-2]) and all(width(dim) is not None for dim in part.dims[-2:])
 
 
-def _is_shared(mask: Value, query: Lifted[Any]) -> bool:
+def _is_shared(mask: Value, query: Batched[Any]) -> bool:
     """Whether a mask is stored, and the same for all samples."""
     aligned = zip(reversed(mask.sizes), reversed(query.dims), strict=False)
     return mask.is_constant and not any(has_batch(dim) and size != 1 for size, dim in aligned)
-
-
-def lift_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V], result: Value, copies: int = 1) -> V:
-    """Run the head of a pooled classifier on one row per image and position.
-
-    Args:
-        surgeon: the model being edited.
-        nodes: the head, in topological order.
-        rows: for each pooled value `[B, ...]` its rows `[B*P, ...]`.
-        result: the value to compute, `[B, ...]` in the model.
-        copies: P, for heads that read what is not masked as well; 1 if it is not known.
-
-    Returns:
-        `result` for every row, `[B*P, ...]`.
-
-    Raises:
-        CannotFreeBatchError: an operation mixes the batch axis with others.
-    """
-    lifter = Lifter(surgeon, next(iter(rows)).sizes[0], copies=copies)
-    for value, handle in rows.items():
-        lifter.made[value] = Lifted(handle, (lifter.batch, *map(other, fixed(value.sizes[1:]))))
-    return lifter.run(nodes, result)
