@@ -42,7 +42,7 @@ def moderate(graph: Graph) -> Graph:
     Raises:
         ModelFileError: naming the value.
     """
-    for value in (*graph.inputs, *(output for node in graph.nodes for output in node.outputs)):
+    for value in graph.values:
         if any(size is not None and not 0 <= size <= _LARGEST for size in value.shape or ()):
             raise ModelFileError(f"{value.describe()} declares a size that no machine holds; is the file whole?")
     return graph

@@ -24,7 +24,7 @@ def require_proportion(graph: Graph, advice: str = "it has to be run to find its
     Raises:
         CheckFailedError: a value of the model is out of proportion to its weights and inputs.
     """
-    values = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
+    values = graph.values
     largest = max(values, key=_bytes, default=None)
     if largest is not None and _bytes(largest) > most_bytes(graph):
         raise CheckFailedError(

@@ -15,13 +15,11 @@ _FEW_WEIGHTS = 1 << 16  # of layers of each channel by itself; to read those of 
 
 def slid(axis: Axis, size: int | None, kind: Window, index: int, middles: Sequence[float] = ()) -> Axis:
     """The axis, of `size` cells, that the window's spatial axis `index` leaves of another; see `middle_taps`."""
-    kernel = kind.kernel[index] if kind.kernel and index < len(kind.kernel) else None
-    stride = kind.strides[index] if index < len(kind.strides) else 1
-    dilation = kind.dilations[index] if index < len(kind.dilations) else 1
-    before = axis_size(axis)
-    if kernel is None:
+    before, kernel = axis_size(axis), _at(kind.kernel or (), index, 0)
+    stride, dilation = _at(kind.strides, index, 1), _at(kind.dilations, index, 1)
+    if not kernel:
         return other(size)
-    if kernel == stride == 1 and not (kind.pads_begin and any(kind.pads_begin)):
+    if kernel == stride == 1 and not any(kind.pads_begin or ()):
         return axis
     if size == 1 and before != 1 and not _goes_on(axis, kind, index):
         return ()
@@ -34,6 +32,10 @@ def slid(axis: Axis, size: int | None, kind: Window, index: int, middles: Sequen
     if kind.transposed:
         return moved(origin, size, 1 / stride, (pad - middle) / stride)
     return moved(origin, size, stride, middle - pad)
+
+
+def _at(numbers: Sequence[int], index: int, default: int) -> int:
+    return numbers[index] if index < len(numbers) else default
 
 
 def middle_taps(kind: Window, weight: Value | None) -> Sequence[float]:

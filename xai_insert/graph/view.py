@@ -282,6 +282,11 @@ class Graph:
             raise UnknownNameError("output", name, names)
         return [(index, value) for index, value in enumerate(self.outputs) if name in (None, names[index])]
 
+    @property
+    def values(self) -> list[Value]:
+        """The inputs, and what every node gives, in topological order."""
+        return [*self.inputs, *(value for node in self.nodes for value in node.outputs)]
+
     @cached_property
     def order(self) -> dict[Node, int]:
         """Position of each node in topological order."""
@@ -358,6 +363,12 @@ def numbers(value: Value | None, limit: int = _FEW) -> tuple[int, ...] | None:
     """Elements of a small constant operand as integers; None if they are not known, see `constant_of`."""
     elements = constant_of(value, limit)
     return None if elements is None else tuple(int(element) for element in elements.reshape(-1))
+
+
+def number_of(value: Value | None) -> float | None:
+    """The one element of a constant; None if it is computed, left out, or has others."""
+    stored = constant_of(value, limit=1)
+    return None if stored is None or stored.size != 1 else float(stored.reshape(-1)[0])
 
 
 def slice_attrs(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], shape: Shape) -> dict[str, Any]:

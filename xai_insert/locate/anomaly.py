@@ -10,7 +10,7 @@ from xai_insert.graph.items import first_present
 from xai_insert.graph.operators import Resized
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import RANKS, ROOTS, SAME
-from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of
+from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, number_of
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
@@ -147,8 +147,7 @@ def _is_nearest(node: Node) -> bool:
 
 
 def _squares_a_difference(node: Node) -> bool:
-    exponent = constant_of(node.operand(1)) if node.op is Op.POW else None
-    is_power = exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2
+    is_power = node.op is Op.POW and number_of(node.operand(1)) == 2
     if not is_power and not (node.op is Op.MUL and node.operand(0) is node.operand(1)):
         return False
     return before(node.read(0), _BARE).made_by(Op.SUB) is not None
@@ -195,9 +194,9 @@ def _read(index: int, output: Value) -> _Read:
     if node is None:
         return _Read(index, output, is_compared=False)
     for this, other in ((0, 1), (1, 0)):
-        threshold = constant_of(node.operand(other))
-        if threshold is not None and threshold.size == 1:
-            return _Read(index, node.read(this), is_compared=True, threshold=float(threshold.reshape(-1)[0]))
+        threshold = number_of(node.operand(other))
+        if threshold is not None:
+            return _Read(index, node.read(this), is_compared=True, threshold=threshold)
     return _Read(index, node.read(0), is_compared=True)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.traits import ARRANGES, MIXES_PLACES, RANKS, SAME, UNCHANGED, WITH_BODIES
-from xai_insert.graph.view import Graph, Node, Op, Value, constant_of
+from xai_insert.graph.view import Graph, Node, Op, Value, number_of
 from xai_insert.locate.frontier import Head, is_learned
 
 _COUNTED_IN = (100.0, 255.0)
@@ -74,20 +74,14 @@ def _uncounted(value: Value) -> Value:
 
 def _counts_in(node: Node) -> bool:
     if node.op is Op.DIV:  # back from per cent
-        return _by(node) in _COUNTED_IN
+        return number_of(node.read(1)) in _COUNTED_IN
     return node.op in UNCHANGED or node.type == "Round"
-
-
-def _by(node: Node) -> float | None:
-    """The one number by which a node multiplies or divides; None if there is none."""
-    factor = constant_of(node.read(1), limit=1)
-    return None if factor is None or factor.size != 1 else float(factor.reshape(-1)[0])
 
 
 def _factor(value: Value) -> float:
     """What shares are multiplied by before they are joined with others to make a value; 1 if they are not."""
     joined = walk([value], lambda item: _joined(item.producer))
-    found = [_by(node) for item in joined if (node := item.producer) is not None and node.op is Op.MUL]
+    found = [number_of(node.read(1)) for item in joined if (node := item.producer) is not None and node.op is Op.MUL]
     return next((by for by in found if by is not None and by in _COUNTED_IN), 1.0)
 
 

@@ -292,7 +292,7 @@ def _common_of_sizes(graph: Graph, sides: Mapping[Value, tuple[int, int]]) -> Tr
             logger.info("places of open sides are not read at %s: %s", tried, err)
             return None
     common, traced = Common(), Traced()
-    for value in (*graph.inputs, *(output for node in graph.nodes for output in node.outputs)):
+    for value in graph.values:
         first, second = (known.get(value.native) for known in found)
         if first is not None and second is not None and len(first[0]) == len(second[0]) == value.rank:
             value.shape = tuple(one if one == two else None for one, two in zip(first[0], second[0], strict=True))

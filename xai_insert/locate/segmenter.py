@@ -9,7 +9,7 @@ from xai_insert.graph.items import only
 from xai_insert.graph.operators import Blocks, Padded, Product, Resized, Window
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
-from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, volume
+from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, number_of, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
 
@@ -187,10 +187,8 @@ def _counted(value: Value) -> tuple[Value, int] | None:
 
 def _whole_number(value: Value) -> int | None:
     """The one element of a constant; None if there are others, or it is a fraction."""
-    elements = constant_of(value)
-    if elements is None or elements.size != 1 or elements.reshape(-1)[0] % 1:
-        return None
-    return int(elements.reshape(-1)[0])
+    number = number_of(value)
+    return None if number is None or number % 1 else int(number)
 
 
 def _looked_up(output: Value) -> tuple[Value, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from xai_insert.errors import ShapeUnknownError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
+from xai_insert.graph.items import only
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Node, Shape, Value, fixed, volume
 from xai_insert.locate.attention import Attention
@@ -155,19 +156,25 @@ def open_target(graph: Graph, own: tuple[Graph, FeatureMap], other: tuple[Graph,
     Raises:
         ShapeUnknownError: it is not the same at both, or its sides are nowhere to be read.
     """
-    features = [own[1], *other[1].found.placed()]
-    sides = [find_places(view).sides_of(item.value) for view, item in zip((own[0], other[0]), features, strict=False)]
-    first, second = ([(side.value.native, side.axis) for side in found or ()] for found in sides)
-    if len(features) != 2 or not first or first != second or not own[1].frame.agrees(features[1].frame):
-        raise ShapeUnknownError(f"{own[1].value.describe()} has no grid whose sides are read alike at two sizes")
-    if own[1].value.native != features[1].value.native or own[1].prefix != features[1].prefix:
-        raise ShapeUnknownError(f"{own[1].value.describe()} is another value, or of other tokens, at another size")
-    by_native = {v.native: v for v in (*graph.inputs, *(v for node in graph.nodes for v in node.outputs))}
-    for one, two in ((own[1].value, features[1].value), *((a.value, b.value) for a, b in zip(*sides, strict=True))):
+    target, twin = own[1], only(other[1].found.placed())
+    sides = find_places(own[0]).sides_of(target.value)
+    others = None if twin is None else find_places(other[0]).sides_of(twin.value)
+    if twin is None or not sides or not others or not _are_alike(target, sides, twin, others):
+        raise ShapeUnknownError(f"{target.value.describe()} has no grid whose sides are read alike at two sizes")
+    if target.value.native != twin.value.native or target.prefix != twin.prefix:
+        raise ShapeUnknownError(f"{target.value.describe()} is another value, or of other tokens, at another size")
+    by_native = {value.native: value for value in graph.values}
+    for one, two in ((target.value, twin.value), *((a.value, b.value) for a, b in zip(sides, others, strict=True))):
         by_native[one.native].shape = _common(one.sizes, two.sizes)
-    read = tuple(Side(by_native[native], axis) for native, axis in first)
-    grid, frame = _common(own[1].grid, features[1].grid), replace(own[1].frame, rectangle=None)
-    return replace(own[1], value=by_native[own[1].value.native], grid=grid, frame=frame, sides=read)
+    read = tuple(replace(side, value=by_native[side.value.native]) for side in sides)
+    grid, frame = _common(target.grid, twin.grid), replace(target.frame, rectangle=None)
+    return replace(target, value=by_native[target.value.native], grid=grid, frame=frame, sides=read)
+
+
+def _are_alike(one: FeatureMap, sides: Sequence[Side], two: FeatureMap, others: Sequence[Side]) -> bool:
+    """Whether two views of one model read the sides of a grid in one place, which lies in the image alike."""
+    read = [[(side.value.native, side.axis) for side in found] for found in (sides, others)]
+    return read[0] == read[1] and one.frame.agrees(two.frame)
 
 
 def _common(first: Shape, second: Shape) -> Shape:

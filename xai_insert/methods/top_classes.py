@@ -10,7 +10,7 @@ from typing import Generic
 import numpy as np
 
 from xai_insert.graph.ops import Size, Surgeon, V
-from xai_insert.graph.view import Node, Op, Shape, Value, constant_of, fixed, volume
+from xai_insert.graph.view import Node, Op, Shape, Value, fixed, number_of, volume
 from xai_insert.methods.shaping import reshape, scalar
 
 
@@ -104,9 +104,7 @@ def _without_factor(node: Node | None) -> Node | None:
     """What is multiplied by 1, as OpenVINO's reader writes a Gemm; any other node as it is."""
     if node is None or node.op is not Op.MUL or len(node.stored) != 1:
         return node
-    factor = constant_of(node.stored[0])
-    is_one = factor is not None and factor.size == 1 and float(factor.item()) == 1
-    return node.computed[0].producer if is_one else node
+    return node.computed[0].producer if number_of(node.stored[0]) == 1 else node
 
 
 def _is_rounded(surgeon: Surgeon[V], source: Value) -> bool:

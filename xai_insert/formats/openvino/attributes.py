@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 
 from xai_insert.errors import ModelFileError
-from xai_insert.graph.view import Shape, Value, constant_of, slice_attrs, volume
+from xai_insert.graph.view import Shape, Value, number_of, slice_attrs, volume
 
 Attributes: TypeAlias = Mapping[str, Any]
 _LAST = 1 << 62  # end of a slice that goes on to the end
@@ -97,10 +97,9 @@ def _transpose(native: ov.Node, inputs: Sequence[Value]) -> Attributes:
 
 
 def _attention(native: ov.Node, inputs: Sequence[Value]) -> Attributes:
-    scale = constant_of(inputs[4], limit=1) if len(inputs) > 4 else None
+    scale = number_of(inputs[4]) if len(inputs) > 4 else None
     known = len(inputs) < 5 or scale is not None
-    value = None if scale is None else float(scale.reshape(-1)[0])
-    return {"scale": value, "causal": bool(native.get_attributes()["causal"]), "is_plain": known and len(inputs) < 6}
+    return {"scale": scale, "causal": bool(native.get_attributes()["causal"]), "is_plain": known and len(inputs) < 6}
 
 
 def _norm(native: ov.Node, inputs: Sequence[Value]) -> Attributes:

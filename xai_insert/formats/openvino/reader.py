@@ -12,9 +12,10 @@ from xai_insert.formats.openvino.bodies import control_flow
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
+from xai_insert.graph.items import present
 from xai_insert.graph.operators import Operator
 from xai_insert.graph.rounding import Quantised
-from xai_insert.graph.view import POINTWISE, Shape, Value, constant_of, from_front, numbers
+from xai_insert.graph.view import POINTWISE, Shape, Value, constant_of, from_front, number_of, numbers
 
 Reader: TypeAlias = Callable[[ov.Node, Sequence[Value], Sequence[Value]], Operator]
 
@@ -239,9 +240,8 @@ def _pointwise(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value
 
 def _single_numbers(values: Sequence[Value]) -> tuple[float, ...] | None:
     """The one element of each value; None if one is not stored."""
-    given = [constant_of(value, 1) for value in values]
-    numbers = tuple(float(array.reshape(-1)[0]) for array in given if array is not None)
-    return numbers if len(numbers) == len(given) else None
+    numbers = present(map(number_of, values))
+    return tuple(numbers) if len(numbers) == len(values) else None
 
 
 def _softmax(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xai_insert.graph.operators import Pointwise
-from xai_insert.graph.view import Op, constant_of
+from xai_insert.graph.view import Op, constant_of, number_of
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 from xai_insert.methods.tensor import Tensor
 
@@ -206,9 +206,7 @@ def _bounds(step: Step[Any]) -> tuple[float | None, float | None]:
     low, high = (*_parameters(step), None, None)[:2]
     if low is not None:
         return low, high
-    stored = [constant_of(step.node.operand(index), 1) for index in (1, 2)]
-    low, high = (None if value is None else float(value.reshape(-1)[0]) for value in stored)
-    return low, high
+    return number_of(step.node.operand(1)), number_of(step.node.operand(2))
 
 
 def _same(step: Step[Any]) -> Gradients:

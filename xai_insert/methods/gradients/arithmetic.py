@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xai_insert.graph.view import constant_of
+from xai_insert.graph.view import number_of
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 
 
@@ -42,11 +42,10 @@ def _power(step: Step[Any], index: int) -> Any:
     op, base = step.op, step.operand(0)
     if index == 1:
         return op.mul(op.power(base, step.operand(1)), op.function("log", base))
-    known = constant_of(step.node.operand(1), 1)
-    if known is None:
-        exponent = step.operand(1)
-        return op.mul(exponent, op.power(base, op.sub(exponent, step.number(1.0))))
-    exponent = float(known.reshape(-1)[0])
+    exponent = number_of(step.node.operand(1))
+    if exponent is None:
+        computed = step.operand(1)
+        return op.mul(computed, op.power(base, op.sub(computed, step.number(1.0))))
     if exponent in (1.0, 2.0):
         return op.mul(base, step.number(2.0)) if exponent == 2.0 else None
     return op.mul(op.power(base, step.number(exponent - 1)), step.number(exponent))
