@@ -17,25 +17,23 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from model_zoo_fixtures.export import shims  # noqa: F401 - must come before timm
 
 import numpy as np  # isort: skip
-import onnx  # isort: skip
-import onnxruntime as ort  # isort: skip
 import openvino as ov  # isort: skip
 import timm  # isort: skip
 import torch  # isort: skip
-from onnx import helper, numpy_helper  # isort: skip
 
 from benchmarks.cost.memory import peak_memory
 from benchmarks.lib.by_hand import LayerCamByHand
+from benchmarks.lib.reporting import reporting_yolo
 from benchmarks.lib.runners import Array, Runner, open_runner, random_feeds
 from benchmarks.lib.tables import Row, Setting, text_table, write_json
 from benchmarks.lib.timing import alternate, paired_ratio
 from benchmarks.lib.variants import Variant
-from model_zoo_fixtures import fixtures, materialise
 from xai_insert import Options, insert_file
 
 _SIDE, _YOLO_SIDE, _BOXES = 224, 640, 20
@@ -93,55 +91,9 @@ def legrad() -> Case:
 
 def odam() -> Case:
     """ODAM of the boxes that YOLOv8n says first, as many as are asked for."""
-    return Case(_reporting_yolo, Options(method="odam", per_box=True, output_dtype="f32"))
-
-
-def _reporting_yolo(path: Path) -> None:
-    """YOLOv8n at a fixed size, with the boxes of the highest scores as its one output `[1, M, 6]`."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = fixtures(id="yolov8n_dyn.legacydyn")[0]
-        model = onnx.load(materialise(found, Path(folder)))
-        sizes = model.graph.input[0].type.tensor_type.shape.dim
-        for size, number in zip(sizes, (1, 3, _YOLO_SIDE, _YOLO_SIDE), strict=True):
-            size.dim_value = number
-        fixed = Path(folder, "fixed.onnx")
-        options = ort.SessionOptions()  # folds what follows from the sizes
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(fixed)
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        model = onnx.load(fixed)
-    _report_best(model)
-    onnx.save(model, path)
-
-
-def _report_best(model: onnx.ModelProto) -> None:
-    graph = model.graph
-    classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value - 4
-
-    def const(*numbers: float, kind: type = np.int64) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(numbers, kind), f"best_c{len(graph.initializer)}"))
-        return str(graph.initializer[-1].name)
-
-    def node(kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> list[str]:
-        names = [f"best_{len(graph.node)}_{index}" for index in range(outputs)]
-        graph.node.append(helper.make_node(kind, inputs, names, **attributes))
-        return names
-
-    rows = node("Transpose", graph.output[0].name, perm=[0, 2, 1])[0]
-    middle, size, scores = node("Split", rows, const(2, 2, classes), outputs=3, axis=2)
-    half = node("Mul", size, const(0.5, kind=np.float32))[0]
-    boxes = node("Concat", node("Sub", middle, half)[0], node("Add", middle, half)[0], axis=2)[0]
-    highest = node("ReduceMax", scores, axes=[2], keepdims=0)[0]
-    places = node("Unsqueeze", node("TopK", highest, const(_BOXES), outputs=2, axis=1)[1], const(2))[0]
-    found = [
-        node("GatherElements", item, node("Expand", places, const(1, 1, width))[0], axis=1)[0]
-        for item, width in ((boxes, 4), (scores, classes))
-    ]
-    score = node("ReduceMax", found[1], axes=[2], keepdims=1)[0]
-    label = node("Cast", node("ArgMax", found[1], axis=2, keepdims=1)[0], to=onnx.TensorProto.FLOAT)[0]
-    graph.node.append(helper.make_node("Concat", [found[0], score, label], ["rows"], axis=2))
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, [1, _BOXES, 6]))
+    return Case(
+        partial(reporting_yolo, side=_YOLO_SIDE, count=_BOXES), Options(method="odam", per_box=True, output_dtype="f32")
+    )
 
 
 CASES: dict[str, Callable[[], Case]] = {
