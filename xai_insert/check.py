@@ -231,7 +231,7 @@ def check_definition(
     """
     runner = model.between(definition.features, [raw_map, logits, *([] if classes is None else [classes])])
     rng = np.random.default_rng(_SEED)
-    features, rest = _fed(model, definition, runner, known, rng)
+    features, rest = fed_features(model, definition, runner, known, rng)
     maps, scores, *chosen = runner.run({**features, **rest})
     if not np.isfinite(scores.astype(np.float64)).all():
         features = {name: np.abs(feature) for name, feature in features.items()}  # some heads want rectified features
@@ -258,7 +258,7 @@ def check_definition(
     return difference
 
 
-def _fed(
+def fed_features(
     model: LoadedModel, definition: Masking, runner: Runner, known: Sequence[Shape], rng: np.random.Generator
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Random features, and what else the head reads."""

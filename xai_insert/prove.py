@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xai_insert.check import CheckResult, check_definition, check_outputs, random_feeds, require_varied, run_random
+from xai_insert.check import CheckResult, check_definition, check_outputs, random_feeds, run_random
 from xai_insert.check_derivative import check_derivative
 from xai_insert.check_map import map_shows_place
 from xai_insert.check_place import places_of
 from xai_insert.check_runtimes import require_same_elsewhere
+from xai_insert.check_steps import require_shown
 from xai_insert.check_time import require_times
 from xai_insert.errors import MisplacedMapError
 from xai_insert.formats.backend import LoadedModel, Runner
@@ -79,7 +80,7 @@ def _off(
     """How far a map differs from its definition, at features of known sizes; None if that masks nothing."""
     found = branch.plan.found
     if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
-        require_varied(maps)
+        require_shown(maps, loaded, masking, branch.scores)
     if branch.derivatives:
         return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
     if masking is None:

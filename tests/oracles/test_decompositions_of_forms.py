@@ -29,7 +29,7 @@ from model_zoo_fixtures.testbed.fused_models import (
     transformer,
 )
 from xai_insert import Options, insert
-from xai_insert.errors import XaiInsertError
+from xai_insert.errors import CheckFailedError, XaiInsertError
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -278,6 +278,20 @@ def test_learners_behind_features(kind):
     assert np.array_equal(found["label"], plain["label"])
     assert found["saliency_map"].shape == (2, 2, 4, 4)
     assert np.ptp(found["saliency_map"]) > 0
+
+
+def test_learners_of_which_one_cell_passes_no_threshold():
+    """Scores in steps: a mean of one cell lies below every threshold, and the words say so instead of a dead head."""
+    op, attributes = KINDS["tree"]
+    n = Net(15)
+    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
+    far = {**attributes, "nodes_values": [0.9, 0.8, 0.95, 0.0, 0.0, 0.0, 0.0]}
+    n(op, n("Flatten", n("GlobalAveragePool", x)), domain="ai.onnx.ml", outputs=["label", "scores"], **far)
+    model = n.model("scores", classes=2)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    with pytest.raises(CheckFailedError, match=r"scores change in steps.*--method activation-map"):
+        insert(model, RAW)
+    assert insert(model, Options(method="activation-map")).report.output_difference == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

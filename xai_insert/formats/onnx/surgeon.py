@@ -152,7 +152,8 @@ class OnnxSurgeon:
         if holds_graph(native):
             raise CannotFreeBatchError(
                 f"{node.type} {node.name!r} holds a subgraph; where what it decides is fixed, simplify the model "
-                "(onnxsim, onnxslim) or export it with dynamo=True"
+                "(onnxsim, onnxslim) or export it with dynamo=True; where it is none of that, as the neighbours that a "
+                "classifier by votes searches, take --method activation-map"
             )
         twin = ir.Node(
             native.domain,
