@@ -137,6 +137,14 @@ def test_nobody_decides_by_the_name_of_a_method_or_a_form(name):
             assert not compared & known, f"{name}:{node.lineno}"
 
 
+@for_each(sorted(name for name in MODULES if is_in(name, "xai_insert.probe")))
+def test_probes_hold_no_surgeon(name):
+    """They ask a model by running it; what they run to is written for them, and goes again (`written_beside`)."""
+    words = {node.id for node in ast.walk(tree_of(MODULES[name])) if isinstance(node, ast.Name)}
+    words |= {node.attr for node in ast.walk(tree_of(MODULES[name])) if isinstance(node, ast.Attribute)}
+    assert not words & {"Surgeon", "surgeon"}
+
+
 KNOW_OPERATORS = ("graph", "methods.batching", "methods.gradients")
 """Rooms where rules for single operators stand: families, batching, derivatives."""
 KNOW_TYPES = (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
@@ -14,6 +15,8 @@ from xai_insert.formats.deferred import import_without
 from xai_insert.formats.others import CONVERTIBLE, require_model, saved_model
 from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.view import Graph, Shape, Value
+
+_Written = TypeVar("_Written")
 
 
 class Runner(Protocol):
@@ -146,6 +149,16 @@ class LoadedModel(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of the format's libraries."""
+
+
+@contextmanager
+def written_beside(loaded: LoadedModel, write: Callable[[Surgeon[Any]], _Written]) -> Iterator[_Written]:
+    """What is written beside a model so that it can be run to; it goes again with the `with`."""
+    surgeon = loaded.surgeon(keep_float32=True)
+    try:
+        yield write(surgeon)
+    finally:
+        surgeon.prune()
 
 
 def load(model: Any, input_shapes: Mapping[str, Shape], output: Path | None = None) -> LoadedModel:

@@ -47,6 +47,16 @@ class Readout:
         return self.attentions[0].value.sizes[-2] or 0
 
     @property
+    def entries(self) -> list[Value]:
+        """What is masked, once each."""
+        return list(dict.fromkeys(self.masked))
+
+    @property
+    def projected(self) -> list[Value]:
+        """Key and value of each attention, one after the other."""
+        return [value for item in self.attentions for value in (item.key, item.value)]
+
+    @property
     def batch(self) -> int | None:
         return self.masked[0].sizes[0]
 

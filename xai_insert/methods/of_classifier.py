@@ -178,8 +178,10 @@ class MaskedPlan(ClassifierPlan):
 
     def add(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options, choice: Choice) -> Any:
         if self.form is Form.CLOSED:
-            readout = self.found.parts.readout
-            zeros = {} if readout is None else probe_zero_tokens(loaded, surgeon, graph, readout)
+            zeros: Mapping[Attention, ZeroTokens] = {}
+            if (readout := self.found.parts.readout) is not None:
+                projected = unrounded(surgeon, graph, readout.entries, readout.projected)
+                zeros = probe_zero_tokens(loaded, graph, readout, projected)
             return self.closed(surgeon, graph, options, choice, zeros)
         maps = self.runs(surgeon, graph, options)
         if choice is None:

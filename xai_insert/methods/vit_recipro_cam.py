@@ -123,7 +123,7 @@ def _masked_attentions(
     readout, weights = vit.readout, token_weights(surgeon.ops, counts, vit.target, vit.kernel)
     rest = Batcher(surgeon, readout.batch, readout.rows, counts.patches)
     projected = [value for item in readout.attentions for value in (item.query, item.key, item.value)]
-    entries = list(dict.fromkeys(readout.masked))
+    entries = readout.entries
     handles: dict[Value, V] = {}
     if any(surgeon.rounds(node) for node in region(graph, entries, projected)):
         handles = dict(zip(projected, unrounded(surgeon, graph, entries, projected), strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import CannotFreeBatchError, CheckFailedError, ShapeUnknownError, UnsupportedTaskError
-from xai_insert.formats.backend import LoadedModel
+from xai_insert.formats.backend import LoadedModel, written_beside
 from xai_insert.graph.view import Graph, Value
 from xai_insert.layouts.boxes import BOX_FORMATS, BoxFormat, corners
 from xai_insert.locate.boxes import BoxVoters, DecodedLevel, ReportedBoxes
@@ -44,6 +45,7 @@ _LIMITS = (
     "export it with decoding and suppression inside",
     "none of the outputs reports the boxes that are decoded, with labels; where all are returned, export the model "
     "with suppression inside",
+    "no score was found that follows the class heads",
 )
 
 
@@ -82,36 +84,32 @@ def find_box_voters(loaded: LoadedModel, graph: Graph, found: Detector) -> BoxVo
     heads = {head.value for head in find_heads(graph, image_inputs(graph))}
     if any(item.more or item.head.value not in heads for item in found.levels):
         raise UnsupportedTaskError(f"{_WANTED}; here several heads, or products with embeddings, score a location")
+    voters = _voters(_Search(loaded, graph, found, size, {}))
+    if isinstance(voters, str):
+        voters = _late_voters(loaded, graph, found, size) or voters
+    if isinstance(voters, str):
+        raise UnsupportedTaskError(f"{_WANTED}; {voters}")
+    return voters
+
+
+def _late_voters(loaded: LoadedModel, graph: Graph, found: Detector, size: tuple[int, int]) -> BoxVoters | str | None:
+    """The same where boxes are decoded of what is selected, as if all locations had been; None if none are so."""
     try:
-        return _voters(_Search(loaded, graph, found, size, {}))
-    except UnsupportedTaskError as err:
-        return _late_voters(loaded, graph, found, size, err)
+        with written_beside(loaded, partial(boxes_everywhere, graph=graph)) as late:
+            return _voters(_Search(loaded, graph, found, size, late)) if late else None
+    except (CannotFreeBatchError, CheckFailedError):  # what follows does not take all locations
+        return "this one decodes where it has selected"
 
 
-def _late_voters(
-    loaded: LoadedModel, graph: Graph, found: Detector, size: tuple[int, int], missed: UnsupportedTaskError
-) -> BoxVoters:
-    """The same where boxes are decoded of what is selected, as if all locations had been."""
-    surgeon = loaded.surgeon(keep_float32=True)
-    try:
-        late = boxes_everywhere(surgeon, graph)
-        if not late:
-            raise missed
-        return _voters(_Search(loaded, graph, found, size, late))
-    except (CannotFreeBatchError, CheckFailedError) as err:  # what follows does not take all locations
-        raise UnsupportedTaskError(f"{_WANTED}; this one decodes where it has selected") from err
-    finally:
-        surgeon.prune()
-
-
-def _voters(search: _Search) -> BoxVoters:
+def _voters(search: _Search) -> BoxVoters | str:
+    """What gives each box; or what is missing, for people."""
     farthest = 0
     for shift in _SHIFTS:
         found = search.voters(*shift)
         if isinstance(found, BoxVoters):
             return found
         farthest = max(farthest, found)
-    raise UnsupportedTaskError(f"{_WANTED}; {_LIMITS[farthest]}")
+    return _LIMITS[farthest]
 
 
 class _Search:
@@ -151,7 +149,7 @@ class _Search:
                 reported = self._reported(chosen, meaning, [*self._reports(chosen, feeds)])
                 if reported is not None:
                     exclusive = self._is_exclusive(feeds, quiet)
-                    return self._told(chosen, meaning, *reported, exclusive=exclusive)
+                    return 3 if exclusive is None else self._told(chosen, meaning, *reported, exclusive=exclusive)
                 farthest = 2
         return farthest
 
@@ -371,17 +369,15 @@ class _Search:
             return []
         return [array[0] if array.ndim > rank else array for array in arrays]
 
-    def _is_exclusive(self, feeds: Mapping[int, npt.NDArray[np.floating]], quiet: Sequence[Array]) -> bool:
-        """Whether raising all classes together raises no score."""
+    def _is_exclusive(self, feeds: Mapping[int, npt.NDArray[np.floating]], quiet: Sequence[Array]) -> bool | None:
+        """Whether raising all classes together raises no score; None if no score follows the classes."""
         item = self.found.middle
         label = next(label for label in range(self.found.classes) if label != self.found.background)
         one = self.probe.run(self._raised(item, feeds, 0, {0: [label]}))
         every = self.probe.run(self._raised(item, feeds, 0, {0: range(self.found.classes)}))
         decoded = range(len(self.decoded))
         follows = [n for n in decoded if differs(quiet[n], one[n]).any()]
-        if not follows:
-            raise UnsupportedTaskError(f"{_WANTED}; no score was found that follows the class heads")
-        return not any(differs(quiet[n], every[n]).any() for n in follows)
+        return not any(differs(quiet[n], every[n]).any() for n in follows) if follows else None
 
 
 def _nearest(far: Mapping[BoxFormat, float]) -> list[BoxFormat]:

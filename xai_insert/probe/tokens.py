@@ -12,13 +12,11 @@ from xai_insert.feeds import feeds_of
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import region
 from xai_insert.graph.operators import Pointwise
-from xai_insert.graph.ops import Surgeon
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.traits import BENDS
 from xai_insert.graph.view import Graph, Node, Shape, Value
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.transformer import Readout
-from xai_insert.methods.reference import unrounded
 from xai_insert.methods.vit_recipro_cam import ZeroTokens
 
 # Rounding of half a token's projection; a norm on the keys is off by tenths.
@@ -26,16 +24,14 @@ _AFFINE_TOLERANCE = 1e-3
 
 
 def probe_zero_tokens(
-    model: LoadedModel, surgeon: Surgeon[Any], graph: Graph, readout: Readout
+    model: LoadedModel, graph: Graph, readout: Readout, wanted: Sequence[Any]
 ) -> dict[Attention, ZeroTokens]:
     """Keys and values of zero tokens for each attention, and whether keys and values are affine in the token.
 
     Half a token must give the midpoint of the whole and the zero token, and nothing on the way may bend elsewhere, as
-    a clip does that these numbers do not reach.
+    a clip does that these numbers do not reach. `wanted` are handles of `readout.projected`, without their rounding.
     """
-    projected = [value for item in readout.attentions for value in (item.key, item.value)]
-    masked = list(dict.fromkeys(readout.masked))
-    wanted = unrounded(surgeon, graph, masked, projected)
+    masked = readout.entries
     require_proportion(graph)
     runner = model.between(masked, wanted)
     rng = np.random.default_rng(0)
