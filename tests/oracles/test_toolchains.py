@@ -99,13 +99,14 @@ def test_half_precision_by_onnxruntime(case):
 
 
 def test_half_precision_by_onnxconverter():
-    """It has no right form for an output that is read inside, nor for the Casts of the plain transformer."""
+    """It has no right form for an output that is read inside, nor for a Cast, unless that is left alone."""
     float16 = pytest.importorskip("onnxconverter_common.float16")
     model = insert(onnx.load(deployed.SHAPES / "shapes_cnn.onnx"), Options(**RAW)).model
     image = deployed.scenes(1)
     wanted = run(model, image)
     twin = onnx.ModelProto.FromString(model.SerializeToString())
-    found = run(float16.convert_float_to_float16(twin, keep_io_types=True), image)
+    kept = [*float16.DEFAULT_OP_BLOCK_LIST, "Cast"]
+    found = run(float16.convert_float_to_float16(twin, keep_io_types=True, op_block_list=kept), image)
     assert correlation(found["saliency_map"], wanted["saliency_map"]) >= 0.99
 
 
