@@ -24,6 +24,7 @@ from xai_insert.probe.channels import (
     resolve_raw,
     samples,
 )
+from xai_insert.probe.coordinates import without_coordinates
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 from xai_insert.probe.joint import Joint, read_joint
 from xai_insert.probe.rivals import Watched, elements_in, elements_of, sets_background_apart
@@ -58,7 +59,8 @@ class Orders:
         self.heads = heads
         self.observed = observed
         self.probe = HeadProbe(loaded, heads, observed)
-        self.watched = [self._watch(index, head) for index, head in enumerate(heads)]
+        watched = [self._watch(index, head) for index, head in enumerate(heads)]
+        self.watched = without_coordinates(watched, self.probe)
         self.assumed: dict[int, int] = {}
         self.passed_over: dict[int, Watched] = {}
         self.doubts: dict[int, AmbiguousModelError] = {}

@@ -52,7 +52,7 @@ class Sample:
         batch: how many images the model is run on.
         refusal_ok: whether to refuse is as good as a map.
         beside: other inputs.
-        task: what else than detection it may be taken for; that map is judged elsewhere.
+        tasks: what else than detection it may be taken for; that map is judged elsewhere.
     """
 
     seed: int
@@ -68,7 +68,7 @@ class Sample:
     batch: int
     refusal_ok: bool
     beside: dict[str, Array]
-    task: str = ""
+    tasks: tuple[str, ...] = ()
 
     def feeds(self) -> dict[str, Array]:
         """The images, and what else the model takes."""
@@ -122,7 +122,7 @@ def _judged(sample: Sample, model: Any, options: Options) -> Verdict:
     report = result.report
     heads = [f"{head['name']} {head['shape']} as {head['anchors']} x {head['classes']}" for head in report.heads]
     found = ", ".join([report.method, *(heads or [f"{report.target.get('name')}"])])
-    if report.task == sample.task:
+    if report.task in sample.tasks:
         return Verdict(sample, "right", found)
     if not sample.readings and not sample.features:
         return Verdict(sample, "wrong", f"{found}: no map is right")

@@ -41,8 +41,14 @@ def finished(
         backgrounds=(index,) if design.dropped else (None, index),
         first_label=first_label,
         refusal_ok=_is_ambiguous(design, output),
-        task=SEGMENTATION if output == "heads" and len(outputs) == 1 else "",
+        tasks=_of_one_map(sides) if output == "heads" and len(outputs) == 1 else (),
     )
+
+
+def _of_one_map(sides: tuple[int, int]) -> tuple[str, ...]:
+    """What a single map may be: of an upright image its channels are said to be likely key points."""
+    height, width = sides
+    return (SEGMENTATION, "keypoints") if height > width else (SEGMENTATION,)
 
 
 def _is_ambiguous(design: Design, output: str) -> bool:
@@ -78,7 +84,7 @@ def sample(
     first_label: int | None = None,
     refusal_ok: bool = False,
     beside: dict[str, Array] | None = None,
-    task: str = "",
+    tasks: tuple[str, ...] = (),
 ) -> Sample:
     """The model with its outputs, and what is right for it."""
     beside = beside or {}
@@ -96,7 +102,7 @@ def sample(
         batch=net.batch if isinstance(net.batch, int) else 2,
         refusal_ok=refusal_ok or not (readings or features),
         beside=beside,
-        task=task,
+        tasks=tasks,
     )
 
 

@@ -39,7 +39,7 @@ def depth_and_pose(net: Net, seed: int) -> Sample:
     pose = net.linear(_pooled(net, grid), grid.channels, net.pick([4, 6, 7]))
     depth = net.node(net.pick(["Sigmoid", "Relu", "Softplus"]), _map(net, grid, 1))
     outputs = [_larger(net, depth), net.node("Unsqueeze", pose, net.ints(1)) if net.chance(0.5) else pose]
-    return sample(net, seed, sides, outputs if net.chance(0.5) else outputs[::-1], task="classification")
+    return sample(net, seed, sides, outputs if net.chance(0.5) else outputs[::-1], tasks=("classification",))
 
 
 def text(net: Net, seed: int) -> Sample:
@@ -66,7 +66,7 @@ def heat_maps(net: Net, seed: int) -> Sample:
     """One map for each joint, raw or not."""
     grid, sides = _start(net)
     maps = _larger(net, _map(net, grid, net.pick([4, 5, 17])))
-    return sample(net, seed, sides, [net.node("Sigmoid", maps) if net.chance(0.3) else maps], task=SEGMENTATION)
+    return sample(net, seed, sides, [net.node("Sigmoid", maps) if net.chance(0.3) else maps], tasks=(SEGMENTATION,))
 
 
 def segmenter(net: Net, seed: int) -> Sample:
@@ -84,7 +84,7 @@ def segmenter(net: Net, seed: int) -> Sample:
         width = net.pick([1, 4, 5])
         is_detector = kind == "Softmax" and width == _BOX and not is_enlarged  # as a detector of one level has them
         outputs.append(_map(net, grid, 1 if is_detector else width))
-    return sample(net, seed, sides, outputs, task=SEGMENTATION)
+    return sample(net, seed, sides, outputs, tasks=(SEGMENTATION,))
 
 
 def several_maps(net: Net, seed: int) -> Sample:
@@ -95,7 +95,7 @@ def several_maps(net: Net, seed: int) -> Sample:
     outputs.append(_map(net, grid, net.pick([2, 3])))
     if net.chance(0.6):
         outputs.append(net.node("Sigmoid", _map(net, grid, net.pick([1, 3, 5]))))
-    return sample(net, seed, sides, outputs, task=SEGMENTATION)
+    return sample(net, seed, sides, outputs, tasks=(SEGMENTATION,))
 
 
 def descriptors(net: Net, seed: int) -> Sample:
