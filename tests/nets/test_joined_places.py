@@ -52,6 +52,21 @@ def rolled_parts(*shifts):
     return network
 
 
+def shifted(b, x, axis, by):
+    """A map moved by a cell along an axis, its edge repeated, as in S2-MLP."""
+    if by > 0:
+        return b.node("Concat", cut(b, x, axis, 0, 1), cut(b, x, axis, 0, GRID - 1), axis=axis)
+    return b.node("Concat", cut(b, x, axis, 1, GRID), cut(b, x, axis, GRID - 1, GRID), axis=axis)
+
+
+def shifted_quarters(b):
+    """A quarter of the channels each moved to the left, right, top and bottom, and mixed; with a residual."""
+    x = patches(b)
+    moves = ((2, 1), (2, -1), (3, 1), (3, -1))
+    parts = [shifted(b, cut(b, x, 1, 2 * i, 2 * i + 2), *move) for i, move in enumerate(moves)]
+    return pooled(b, b.node("Add", x, mixed(b, b.node("Concat", *parts, axis=1))))
+
+
 def attended(b, x, width):
     """Attention of rows to one another, and what they were."""
     query, key, value = (b.node("MatMul", x, b.weight(width, width)) for _ in range(3))
@@ -242,6 +257,13 @@ def test_attention_that_a_stored_bias_sends_elsewhere_is_refused():
 
     with pytest.raises(MisplacedMapError, match="do not lie where"):
         insert(models.classifier(network, batch=1))
+
+
+@pytest.mark.parametrize("network", [shifted_quarters, rolled_parts(1, 0, 0, 3)])
+def test_channels_shifted_by_a_cell_to_either_side_stay_a_map(network):
+    """What stands between is the place: the last map is explained, not the one before the shifts."""
+    report = insert(models.classifier(network, batch=1)).report
+    assert (report.form, report.target["grid"]) == ("closed form", (GRID, GRID))
 
 
 def alone(image, cell):

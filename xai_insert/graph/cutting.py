@@ -20,6 +20,7 @@ from xai_insert.graph.axes import (
     is_stored,
     line,
     merged,
+    moved,
     of,
     other,
     parts_of,
@@ -227,7 +228,14 @@ def _of_one_whole(one: Origin, two: Origin) -> Axis | None:
         return of(whole) if count == whole.size else cut(of(whole), one.start, count)
     if count == whole.size and two.start == 0 and one.start == two.size:
         return of(rolled(whole, one.start))
-    return None
+    return _shifted(whole, one, two) if count == whole.size else None
+
+
+def _shifted(whole: Origin, one: Origin, two: Origin) -> Axis | None:
+    """A whole moved by one cell, its outermost cell repeated."""
+    if one.start == two.start == 0 and one.size == 1:
+        return moved(whole, whole.size, 1.0, -1)
+    return moved(whole, whole.size, 1.0, 1) if one.start == two.size == 1 else None
 
 
 def _side_by_side(one: Origin | None, two: Origin | None) -> Axis | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from xai_insert.graph.axes import (
     Axes,
@@ -20,10 +21,12 @@ from xai_insert.graph.axes import (
     moved,
     near,
     parts_of,
+    rolled_line,
 )
 
 _DECIDING = (has_batch, has_place, is_elsewhere)
 _PLACED = 1
+_SLIGHTLY = 1e-3  # of a cell
 
 
 def agree(a: Axis, b: Axis) -> bool:
@@ -113,7 +116,13 @@ def _is_reordered(axis: Axis) -> bool:
 
 
 def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
-    """A joined axis in the middle of what it was joined from: every second pixel, and those between, as in a Focus."""
+    """A joined axis in the middle of what it was joined from.
+
+    Every second pixel and those between, as in a Focus; channels moved by a cell to either side, as layers of shifts
+    and linear layers have them instead of a convolution.
+    """
+    if is_elsewhere(joined):
+        return _between_shifts([rolled_line(part, 1) for part in parts]) or joined
     lines = [line(part) for part in parts if not _grain(part)]
     offsets = {origin.offset for origin in lines if origin is not None}
     first = line(joined)
@@ -121,6 +130,29 @@ def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
         return joined
     middle = sum(origin.offset for origin in lines if origin is not None) / len(lines)
     return moved(first, first.size, 1.0, (middle - first.offset) / first.stride)
+
+
+def _between_shifts(grids: Sequence[Origin | None]) -> Axis | None:
+    """The middle one of grids that are alike but for a shift by a cell to either side; None if there is none."""
+    lines = [origin for origin in grids if origin is not None]
+    alike = {(origin.kind, origin.stride, origin.size) for origin in lines}
+    if len(lines) < len(grids) or len(alike) > 1:
+        return None
+    first, middle = lines[0], sum(map(_rolled_offset, lines)) / len(lines)
+    by = (middle - first.offset) / first.stride
+    return moved(replace(first, roll=0), first.size, 1.0, by) if _are_around(middle, lines) else None
+
+
+def _are_around(middle: float, lines: Sequence[Origin]) -> bool:
+    """Whether one of several grids lies in their middle, and the others a cell beside it at most."""
+    apart = [abs((_rolled_offset(origin) - middle) / origin.stride) for origin in lines]
+    return min(apart) <= _SLIGHTLY and max(apart) <= 1 + _SLIGHTLY
+
+
+def _rolled_offset(origin: Origin) -> float:
+    """Where the first cell of a grid would lie if it were shifted by as much as it is rolled, the shorter way."""
+    half = (origin.size or 1) // 2
+    return origin.offset + origin.stride * ((origin.roll + half) % (origin.size or 1) - half)
 
 
 def contracted(labels: tuple[str, str, str], operands: tuple[Axes, Axes]) -> Axes:
