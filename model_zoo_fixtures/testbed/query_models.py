@@ -45,12 +45,16 @@ class Net:
             scores and labels.
         turned: whether, of one image, the queries stand before the batch for a layer, turned by reshapes as IRs do.
         assigned: whether, of one image, they are written over another array, element by element, as IRs do.
+        classes: how many.
+        memory: whether what the queries look at is an output too, behind a linear layer, as that of an encoder is.
     """
 
-    def __init__(self, look, report, *, turned=False, assigned=False):
+    def __init__(self, look, report, *, turned=False, assigned=False, classes=CLASSES, memory=False):
         b = self.b = Builder(size=SIZE, batch=1 if turned or assigned else "N")
         self.look, self.report, self.samples, self.read = look, report, [], []
         fine = b.backbone()
+        if memory:
+            fine, given = self.encoded(fine)
         maps = [fine, b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])]
         x = self.attended(b.weight(1, QUERIES, WIDTH), maps[1], GRIDS[1])
         if turned:
@@ -61,15 +65,15 @@ class Net:
             x = b.node("ScatterND", b.const(np.zeros(count, np.float32)), where, flat)
             x = b.node("Reshape", x, b.const([1, QUERIES, WIDTH]))
         x = self.attended(x, maps[0], GRIDS[0]) if look == "dense" else self.sampled(x, maps)
-        logits, boxes = self.linear(x, CLASSES), b.node("Sigmoid", self.linear(x, 4))
+        logits, boxes = self.linear(x, classes), b.node("Sigmoid", self.linear(x, 4))
         self.logits = logits
         if report == "raw":
             self.model = b.model(logits, boxes)
         elif report == "scores":
-            self.model = b.model(boxes, b.node("Sigmoid", logits))
+            self.model = b.model(boxes, b.node("Sigmoid", logits), *([given] if memory else []))
         elif report == "shares":
-            classes = b.const(np.arange(CLASSES - 1))
-            self.model = b.model(boxes, b.node("Gather", b.node("Softmax", logits, axis=-1), classes, axis=-1))
+            kept = b.const(np.arange(classes - 1))
+            self.model = b.model(boxes, b.node("Gather", b.node("Softmax", logits, axis=-1), kept, axis=-1))
         else:
             scores = b.node("Reshape", b.node("Sigmoid", logits), b.const(np.array([0, QUERIES * CLASSES])))
             best, places = b.node("TopK", scores, b.const(np.array([MOST])), axis=1, outputs=2)
@@ -78,6 +82,15 @@ class Net:
             rows = b.node("Expand", b.node("Unsqueeze", self.query, b.const([2])), b.const(np.array([1, 1, 4])))
             scaled = b.node("Mul", b.node("GatherElements", boxes, rows, axis=1), b.const(np.float32([24, 16, 24, 16])))
             self.model = b.model(scaled, best, label)
+
+    def encoded(self, map_):
+        """A map as tokens through a linear layer, and a map again."""
+        b, (height, width) = self.b, GRIDS[0]
+        tokens = b.node("Reshape", map_, b.const(np.array([0, 6, height * width])))
+        tokens = b.node("Transpose", tokens, perm=[0, 2, 1])
+        tokens = b.node("Add", b.node("MatMul", tokens, b.weight(6, 6)), b.weight(6))
+        rows = b.node("Transpose", tokens, perm=[0, 2, 1])
+        return b.node("Reshape", rows, b.const(np.array([0, 6, height, width]))), tokens
 
     def linear(self, x, width):
         b = self.b

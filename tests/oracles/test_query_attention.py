@@ -64,8 +64,26 @@ def test_class_maps(tmp_path, look, kind):
     np.testing.assert_allclose(oracle.run(result.model, images)["saliency_map"], wanted, atol=1e-5)
 
 
-def test_shares_without_no_object_are_scores(tmp_path):
-    net = Net("dense", "shares")
+@pytest.mark.parametrize("memory", [False, True])
+def test_four_scores_beside_four_sides_of_boxes_want_to_be_named(tmp_path, memory):
+    """Both are rows of four in 0..1, and the map was made of the sides."""
+    net = Net("dense", "scores", classes=4, memory=memory)
+    onnx.save(net.model, tmp_path / "net.onnx")
+    report = insert(net.model).report
+    assert report.method == "activation-map"
+    assert "--output NAME" in report.reason
+    images = np.random.default_rng(3).standard_normal((2, 3, *SIZE), dtype=np.float32)
+    result = insert(net.model, Options(output=net.model.graph.output[1].name, output_dtype="f32"))
+    logits, looks = values(tmp_path / "net.onnx", [net.logits, net.shares], images)
+    wanted = np.einsum("bqk,bqp->bkp", sigmoid(logits), looks.mean(1))
+    maps = oracle.run(result.model, images)["saliency_map"]
+    np.testing.assert_allclose(maps.reshape(wanted.shape), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [CLASSES + 1, CLASSES])
+def test_shares_without_no_object_are_scores(tmp_path, classes):
+    """Four of them stand beside four sides of boxes: what a softmax gives are no sides."""
+    net = Net("dense", "shares", classes=classes)
     path = tmp_path / "net.onnx"
     onnx.save(net.model, path)
     images = np.random.default_rng(3).standard_normal((2, 3, *SIZE), dtype=np.float32)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.items import only, present
 from xai_insert.graph.operators import Sampled
-from xai_insert.graph.pattern import before, layer_of
-from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SAME
+from xai_insert.graph.traits import ARRANGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
-from xai_insert.locate.query_scores import ReportedScores, chosen_scores, scores_beside
+from xai_insert.locate.query_scores import ReportedScores, are_scores, chosen_scores, scores_beside
 
 WANTED = (
     "detectors with class scores at every location, with a head that classifies regions, or with "
@@ -111,7 +111,7 @@ class QueryReport:
         return self.look.height, self.look.width
 
 
-def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryReport | str:
+def find_query_report(graph: Graph, num_classes: int | None = None, scores: str | None = None) -> QueryReport | str:
     """Follow the rows of the boxes back to the queries and to their last attention to the image.
 
     The result is the reason where no such attention was found: which detectors have one, and what this one lacks.
@@ -119,18 +119,33 @@ def find_query_report(graph: Graph, num_classes: int | None = None) -> QueryRepo
     Args:
         graph: the model.
         num_classes: the number of classes, if the user has given it; tells whether one score means no object.
+        scores: name of the output that the user says to hold the class scores.
+
+    Raises:
+        UnknownNameError: no output has that name.
     """
     places = find_places(graph)
-    four = query_boxes(graph)
-    boxes = [value for value in four if not _is_raw(value)] or four  # raw scores of four classes are no boxes
+    named = None if scores is None else graph.chosen(scores)[0][1]
+    boxes = _boxes(graph, named)
     looks = list(_looks(graph, places))
     for origin, look in looks:
         for output in boxes:
-            found = _report(graph, places, output, origin, look, num_classes)
+            beside = partial(scores_beside, graph, _first(output, boxes), num_classes, named)
+            found = _report(graph, places, output, origin, look, beside)
             if found is not None:
                 return found
     seen = f"{len(looks)} attentions to places of the image" if looks else "no attention to places of the image"
     return f"{WANTED}; found {seen}, and none whose rows are those of the boxes"
+
+
+def _boxes(graph: Graph, named: Value | None) -> list[Value]:
+    """The outputs that may hold the boxes of queries, but for what is said or seen to be their scores."""
+    four = [value for value in query_boxes(graph) if value is not named or (value.sizes[2] or 0) > _BOX]
+    return [value for value in four if not are_scores(value)] or four
+
+
+def _first(output: Value, boxes: Sequence[Value]) -> list[Value]:
+    return [output, *(value for value in boxes if value is not output)]
 
 
 def _report(
@@ -139,11 +154,11 @@ def _report(
     output: Value,
     origin: Origin,
     look: DenseLook | SampledLook,
-    num_classes: int | None,
+    beside: Callable[[], tuple[ReportedScores | None, str]],
 ) -> QueryReport | None:
     """Boxes of each query of a look, or of chosen ones; None if an output is neither."""
     if _is_of_each(graph, places, output, origin):
-        scores, untold = scores_beside(graph, output, num_classes)
+        scores, untold = beside()
         return QueryReport(output, origin.size or 0, None, look, scores, untold, scores)
     chosen = _choice(places, output, origin)
     if chosen is None:
@@ -157,12 +172,6 @@ def _is_of_each(graph: Graph, places: Places, boxes: Value, origin: Origin) -> b
     """Whether boxes, or what stands beside them, have a row for each of an origin."""
     beside = [other for other in graph.outputs if other.rank == 3 and other.sizes[1] == boxes.sizes[1]]
     return any(_is_of(places, value, origin) for value in beside)
-
-
-def _is_raw(value: Value) -> bool:
-    """Whether a linear layer gives it as it is; boxes of queries are squashed, or scaled and moved."""
-    layer = layer_of(before(value, CHOOSES_ROWS))
-    return layer is not None and layer.op is Op.MATMUL
 
 
 def _is_of(places: Places, value: Value, origin: Origin) -> bool:

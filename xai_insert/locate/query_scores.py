@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from xai_insert.graph.pattern import before, layer_of
 from xai_insert.graph.traits import CHOOSES_ROWS, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
 
@@ -33,11 +35,20 @@ class ReportedScores:
         return (self.value.sizes[2] or 0) - self.start - self.no_object if self.value.rank == 3 else 1
 
 
-def scores_beside(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[ReportedScores | None, str]:
-    """Class scores of each query, beside its box; why not, where they cannot be told."""
-    told = _beside(graph, boxes)
-    if told is None:
-        return None, "the output with its class scores cannot be told"
+def scores_beside(
+    graph: Graph, boxes: Sequence[Value], num_classes: int | None, named: Value | None
+) -> tuple[ReportedScores | None, str]:
+    """Class scores of each query, beside its box; why not, where they cannot be told.
+
+    Args:
+        graph: the model.
+        boxes: the output with the boxes, and what other outputs may hold some.
+        num_classes: the number of classes, if the user has given it.
+        named: the output that the user says to hold the class scores.
+    """
+    told = _beside(graph, boxes, named)
+    if isinstance(told, str):
+        return None, told
     value, start = told
     width = (value.sizes[2] or 0) - start
     maker = _maker(value, start)
@@ -55,17 +66,35 @@ def scores_beside(graph: Graph, boxes: Value, num_classes: int | None) -> tuple[
     )
 
 
+def are_scores(value: Value) -> bool:
+    """Whether rows of four are no boxes: a linear layer gives them as they are, or they are shares of one."""
+    layer, maker = layer_of(before(value, CHOOSES_ROWS)), _maker(value, 0)
+    return (layer is not None and layer.op is Op.MATMUL) or (maker is not None and maker.op is Op.SOFTMAX)
+
+
 def _are_of_classes(maker: Node, width: int) -> bool:
     """Whether each of so many scores in 0..1 is by itself, or that of no object was left out."""
     return maker.op is Op.SIGMOID or maker.output.sizes[-1:] == (width + 1,)
 
 
-def _beside(graph: Graph, boxes: Value) -> tuple[Value, int] | None:
-    """The output with the class scores of boxes, perhaps the same, and where they begin; None if it is not told."""
-    found = [other for other in graph.outputs if other is not boxes and _is_beside(other, boxes)]
-    if found:
-        return (found[0], 0) if len(found) == 1 else None
-    return (boxes, _BOX) if (boxes.sizes[2] or 0) > _BOX else None
+def _beside(graph: Graph, boxes: Sequence[Value], named: Value | None) -> tuple[Value, int] | str:
+    """The output with the class scores of boxes, perhaps the same, and where they begin; or why it is not told."""
+    own, *rivals = boxes
+    if named is own and (own.sizes[2] or 0) > _BOX:
+        return own, _BOX
+    found = [other for other in graph.outputs if other is not own and _is_beside(other, own)]
+    found = [other for other in found if other not in rivals] or found if named is None else [named]
+    if len(found) == 1 and (named or not _are_alike(found[0], own)):
+        return found[0], 0
+    if not found and (own.sizes[2] or 0) > _BOX:
+        return own, _BOX
+    listed = ", ".join(dict.fromkeys(value.describe() for value in (own, *found))) if found else own.describe()
+    return f"the output with its class scores cannot be told among {listed}: --output NAME says which it is"
+
+
+def _are_alike(one: Value, other: Value) -> bool:
+    """Whether either of two outputs could hold the boxes: both are rows of four, and neither is seen to be scores."""
+    return one.sizes[2] == other.sizes[2] == _BOX and are_scores(one) is are_scores(other)
 
 
 def _is_beside(value: Value, boxes: Value) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xai_insert.graph.axes import has_place
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.operators import FusedAttention, Softmax
+from xai_insert.graph.operators import FusedAttention, Sampled, Softmax
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.frontier import find_heads
@@ -90,13 +91,29 @@ def _is_pooled(graph: Graph, feature: Value, output: Value, places: Places) -> b
 
 
 def of_queries(graph: Graph, images: Sequence[Value]) -> list[Value]:
-    """The outputs that the image reaches by other ways than through heads of locations."""
-    heads = {head.value for head in find_heads(graph, images)}
+    """The outputs that the image reaches by other ways than through heads of locations.
+
+    What queries look at is no head, though it is given as well, as the memory of an encoder is.
+    """
+    heads = {head.value for head in find_heads(graph, images) if not _is_looked_at(graph, head.value)}
     reached = set(images)
     for node in graph.nodes:
         if node.op is not Op.SHAPE and any(operand in reached for operand in node.inputs):
             reached.update(value for value in node.outputs if value not in heads)
     return [value for value in graph.outputs if value in reached]
+
+
+def _is_looked_at(graph: Graph, value: Value) -> bool:
+    """Whether attention behind a value weighs its places, or samples it at some."""
+    dependent, places = activations(graph, [value]), find_places(graph)
+    return any(_looks(node, places) for node in graph.nodes if not dependent.isdisjoint(node.inputs))
+
+
+def _looks(node: Node, places: Places) -> bool:
+    if not isinstance(node.kind, Softmax):
+        return isinstance(node.kind, (FusedAttention, Sampled))
+    axes = places.traced.get(node.output, ())
+    return len(axes) > 2 and has_place(axes[node.attrs["axis"]])
 
 
 def _as_map(places: Places, value: Value) -> FeatureMap | None:

@@ -101,7 +101,7 @@ def query_report(graph: Graph, options: Options, classes: int | None = None) -> 
     Raises:
         AmbiguousModelError: their class scores are wanted and cannot be told.
     """
-    found = find_query_report(graph, options.num_classes or classes)
+    found = find_query_report(graph, options.num_classes or classes, options.output)
     if isinstance(found, str):
         return None
     if found.scores is None and options.output_dtype == "f32":

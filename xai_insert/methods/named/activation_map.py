@@ -151,6 +151,10 @@ def _reported(study: Study, read: Regions) -> RegionReport | QueryReport | Refus
     return query_report(study.graph, study.options) or Refusal(WANTED, UnsupportedTaskError)
 
 
+def _queries(study: Study) -> QueryReport | str:
+    return find_query_report(study.graph, study.options.num_classes, study.options.output)
+
+
 def _size_and_work(feature: FeatureMap) -> tuple[Shape, float | None]:
     flops = volume([2 if size is None else size for size in feature.shape[1:]])
     return (feature.shape[0], *feature.grid), mega(flops)
@@ -162,7 +166,9 @@ def _of_regions(study: Study, found: FoundDetector, read: Regions) -> Plan | Ref
     if isinstance(reported, Refusal):
         return reported
     reason = f"read by the {read.readers}; no class scores at locations"
-    queries = "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes)
+    queries = (
+        "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes, study.options.output)
+    )
     if isinstance(queries, QueryReport) and queries.untold:
         reason += f"; a map of each class wants to know them: {queries.untold}"
     shape, work = _size_and_work(read.feature)

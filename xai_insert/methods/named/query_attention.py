@@ -59,7 +59,7 @@ class QueriesPlan(Plan):
         return Branch(self, raw, outputs=outputs)
 
     def uses(self) -> frozenset[str]:
-        return frozenset({"num_classes", "per_box"})
+        return frozenset({"num_classes", "output", "per_box"})
 
     def describe(self) -> dict[str, Any]:
         described = describe_queries(self.report)
@@ -81,13 +81,13 @@ class QueryAttention(Method):
     paper = "Carion et al., ECCV 2020, arXiv 2005.12872, figure 6"
     page = "query-attention.md"
     tasks = frozenset({"detection"})
-    options = frozenset({"num_classes", "per_box"})
+    options = frozenset({"num_classes", "output", "per_box"})
     lacking = "no queries of a detector whose attention to the image can be followed; leave --method to the tool"
 
     def applies(self, study: Study, found: Found) -> Plan | Refusal:
         if not isinstance(found, FoundDetector):
             return Refusal(self.lacking)
-        report = find_query_report(study.graph, study.options.num_classes)
+        report = find_query_report(study.graph, study.options.num_classes, study.options.output)
         if isinstance(report, str):
             return Refusal(report)
         if report.scores is None:
