@@ -63,7 +63,7 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
     worst = excess = 0.0
     for _ in range(_PARTS):
         change = feature * (rng.random(feature.shape) < 0.5)
-        parts = (gradient * change).reshape(len(gradient), len(chosen), -1)
+        parts = np.moveaxis(gradient * change, 1 + derivative.batch_axis, 1).reshape(len(gradient), len(chosen), -1)
         slopes = parts.sum(axis=-1)
         size = np.abs(slopes) + np.sqrt((parts**2).sum(axis=-1)) + np.finfo(np.float32).tiny
         best = sure = np.inf

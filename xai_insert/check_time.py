@@ -73,9 +73,7 @@ def _changes(
 
 def _by_time(value: npt.NDArray[Any], feature: FeatureMap) -> npt.NDArray[np.float64]:
     """Of the first clip, the elements of each time, `[t, ...]`."""
-    first = np.moveaxis(
-        value[0].astype(np.float64), [axis - 1 for axis in feature.grid_axes], range(len(feature.grid_axes))
-    )
+    first = feature.grid_first(value)
     if len(feature.grid_axes) == 1:
         first = first[feature.prefix : feature.prefix + (feature.positions or 0)]
     sides = first.reshape(*(size or 1 for size in feature.grid), -1)

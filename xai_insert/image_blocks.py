@@ -261,10 +261,8 @@ class Scenes:
 
 
 def _cells(value: npt.NDArray[Any], feature: FeatureMap) -> Floats:
-    first: Floats = value[0].astype(np.float64)
-    axes = [axis - 1 for axis in feature.grid_axes]
-    first = np.moveaxis(first, axes, range(len(axes)))
-    if len(axes) == 1:
+    first: Floats = feature.grid_first(value)
+    if len(feature.grid_axes) == 1:
         sides = [size or 1 for size in feature.grid]
         first = first[feature.prefix : feature.prefix + math.prod(sides)].reshape(*sides, -1)
     if len(feature.grid) > 2:  # what a block changes at any time

@@ -77,4 +77,4 @@ def _add_feature_means(surgeon: Surgeon[Any], maps: Sequence[FeatureMap], name: 
         parts.append(op.reshape(means, [-1, width]))
     vector = parts[0] if len(parts) == 1 else op.concat(parts, 1)
     vector = op.isolated(vector, sum(widths))
-    surgeon.add_output(vector, name, "float32", (maps[0].shape[0], sum(widths)))
+    surgeon.add_output(vector, name, "float32", (maps[0].batch, sum(widths)))

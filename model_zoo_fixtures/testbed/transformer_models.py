@@ -157,6 +157,32 @@ def block_in_batch(b, x, tokens, *, key_norm=False):
     return b.node("Add", x, mlp(b, norm(b, x)))
 
 
+def attention_first(b, x, tokens):
+    """Tokens before the images, `[T, N, D]`, with the heads of each image in one axis: PyTorch's own, by default."""
+
+    def apart(part):
+        return b.node("Transpose", b.node("Reshape", part, b.const(np.array([tokens, -1, DEPTH]))), perm=[1, 0, 2])
+
+    q, k, v = (apart(linear(b, x, WIDTH, WIDTH)) for _ in range(3))
+    shares = b.node("Softmax", b.node("MatMul", q, b.node("Transpose", k, perm=[0, 2, 1])), axis=-1)
+    z = b.node("Transpose", b.node("MatMul", shares, v), perm=[1, 0, 2])
+    return linear(b, b.node("Reshape", z, b.const(np.array([tokens, -1, WIDTH]))), WIDTH, WIDTH)
+
+
+def tokens_first(head=None):
+    """Two blocks on tokens before images, as in CLIP and `nn.TransformerEncoder`; behind them the images lead again."""
+
+    def network(b):
+        x = b.node("Transpose", embed(b, 1), perm=[1, 0, 2])
+        for _ in range(2):
+            x = b.node("Add", x, attention_first(b, norm(b, x), 25))
+            x = b.node("Add", x, mlp(b, norm(b, x)))
+        x = norm(b, b.node("Transpose", x, perm=[1, 0, 2]))
+        return b.linear(b.node("Gather", x, b.const(np.array(0)), axis=1), WIDTH) if head is None else head(b, x)
+
+    return network
+
+
 def bare_block(b, x, tokens, **kind):
     """Keys and values are made of the tokens without a norm, so that loud images have large ones."""
     x = b.node("Add", x, attention(b, x, tokens, **kind))

@@ -12,9 +12,9 @@ from model_zoo_fixtures.testbed.transformer_models import (
     CLOSED,
     GRID,
     READERS,
-    WIDTH,
     attention,
     bare_block,
+    class_and_mean,
     embed,
     mlp,
     norm,
@@ -22,6 +22,7 @@ from model_zoo_fixtures.testbed.transformer_models import (
     pool,
     reading,
     token_labels,
+    tokens_first,
     transformer,
     weights,
 )
@@ -50,7 +51,7 @@ def streams(b):
     return token_labels(b, norm(b, b.node("Concat", first, patches, axis=1)))
 
 
-def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-recipro-cam", loud=1):
+def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-recipro-cam", loud=1, first=False):
     options = {"kernel": kernel} if method == "vit-recipro-cam" else {}
     result = insert(model, Options(output_dtype="f32", **options))
     assert result.report.form == "closed form", result.report.reason
@@ -59,9 +60,9 @@ def assert_is_definition(model, batch, prefix, kernel="gaussian", method="vit-re
     x = np.random.default_rng(3).standard_normal((batch, 3, 8, 12)).astype(np.float32) * loud
     outputs = oracle.run(result.model, x)
     parts = oracle.Parts(model, result.report.target["masked"], result.report.logits["name"])
-    tokens = parts.features(x)
-    assert {array.shape for array in tokens} == {(batch, prefix + 24, WIDTH)}
-    masked = [[array * row[:, None] for array in tokens] for row in weights(prefix, kernel)]
+    tokens, beside = parts.features(x), (1, 1) if first else (1,)
+    assert {array.shape[::-1][1:] for array in tokens} == {(batch, prefix + 24) if first else (prefix + 24, batch)}
+    masked = [[array * row.reshape(-1, *beside) for array in tokens] for row in weights(prefix, kernel)]
     expected = np.stack([parts.head(x, *arrays) for arrays in masked], axis=-1)
     got = outputs["saliency_map"].reshape(expected.shape)
     np.testing.assert_allclose(got, expected, atol=TOLERANCE * np.abs(expected).max())
@@ -133,6 +134,25 @@ def test_einsums_of_the_model_stay_as_they_are(kind):
             {n.get_friendly_name(): n.get_type_name() for n in m.get_ordered_ops()} for m in (model, result)
         )
         assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize("kernel", ["gaussian", "point"])
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_tokens_before_the_images(kind, kernel, batch):
+    """The last block was passed over for the tokens before the first one, without a word."""
+    model = models.as_format(models.classifier(tokens_first(), size=(8, 12), batch=batch), kind)
+    assert_is_definition(model, 1 if batch == 1 else 3, 1, kernel, first=True)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("method", ["vit-recipro-cam", "legrad", "hirescam", "grad-cam"])
+def test_tokens_before_the_images_and_a_head_that_reads_patches(kind, method):
+    model = models.as_format(models.classifier(tokens_first(class_and_mean), size=(8, 12)), kind)
+    report = insert(model, Options(method=method)).report
+    assert report.place == "blocks"
+    assert report.target["shape"][0] == 25
+    assert report.map_difference < 0.01
 
 
 @pytest.mark.parametrize(("begin", "begin_mask"), [(0, 0), (-25, 0), (7, 1)])

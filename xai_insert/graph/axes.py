@@ -252,9 +252,10 @@ def _known(sizes: Sizes) -> tuple[int, int]:
 
 
 def _led_by_batch(axes: Axes) -> Axes:
-    """A batch of one that stands behind places goes first, where an axis of size 1 stands that holds nothing."""
-    if not axes or axes[0]:
-        return axes
+    """A batch of one in an axis of places goes to one of size 1 that holds nothing, the first one or one behind."""
+    if axes and axes[0]:
+        behind = axes.index(()) if () in axes and has_place(axes[0]) and _is_single_batch([axes[0][0]]) else None
+        return axes if behind is None else (axes[0][1:], *axes[1:behind], axes[0][:1], *axes[behind + 1 :])
     last = next((index for index, axis in enumerate(axes) if has_place(axis) and _is_single_batch([axis[-1]])), None)
     if last is None:
         return axes

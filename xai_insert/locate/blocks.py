@@ -21,7 +21,8 @@ class Block:
     Attributes:
         attentions: its attentions, side by side.
         tokens: what they attend, as a map.
-        output: what the block gives to the next one, or to the head: `[B, T, D]`, on every path to the scores.
+        output: what the block gives to the next one, or to the head, of the sizes of the tokens, on every path to the
+            scores.
     """
 
     attentions: tuple[Attention, ...]
@@ -36,9 +37,9 @@ def last_blocks(graph: Graph, images: Sequence[Value], logits: Value, places: Pl
     blocks: list[Block] = []
     behind: Value | None = None
     for attentions, value in reversed(groups):
-        feature = places.map_of(value, others=True)
+        feature = places.tokens_of(value)
         output = _output(graph, cuts, attentions, value, behind)
-        if feature is None or output is None or (blocks and value.sizes[1:] != blocks[0].tokens.value.sizes[1:]):
+        if feature is None or output is None or (blocks and value.shape != blocks[0].tokens.value.shape):
             break
         blocks.insert(0, Block(attentions, feature, output))
         behind = value

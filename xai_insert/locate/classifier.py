@@ -135,8 +135,8 @@ class _Head:
         return any(end.kind is not Collapse.TOKEN for end in self.ends)
 
     def map_of(self, value: Value) -> FeatureMap | None:
-        """A value as a map, of tokens with others beside its grid too."""
-        return self.places.map_of(value, others=True)
+        """A value as a map, of tokens with others beside its grid too, or with the images behind them."""
+        return self.places.map_of(value, others=True) or self.places.tokens_of(value)
 
     def pool(self) -> tuple[Readout, FeatureMap] | None:
         """The attention pool that ends the grid."""
@@ -358,7 +358,8 @@ def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:
 
 def _usable(before: Sequence[Value], places: Places) -> list[FeatureMap]:
     made = [value for value in before if value.producer is not None]
-    return [feature for value in made if (feature := places.map_of(value, others=True)) is not None]
+    found = (places.map_of(value, others=True) or places.tokens_of(value) for value in made)
+    return [feature for feature in found if feature is not None]
 
 
 def _named_target(head: _Head, name: str) -> FeatureMap:

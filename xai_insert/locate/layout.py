@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from xai_insert.errors import MisplacedMapError
 from xai_insert.graph.axes import is_near
 from xai_insert.graph.view import Shape, Value, volume
@@ -108,7 +111,8 @@ class FeatureMap:
     """A value with a spatial grid.
 
     Attributes:
-        value: `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`; of clips with an axis of time before h.
+        value: `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]`, `[B, C, N]` or `[N, B, C]`; of clips with an axis of time
+            before h.
         channel_axis: the axis of the channels.
         grid_axes: the axes of the grid, or the one axis of the tokens.
         grid: height and width in cells, of clips time before or behind them; None where they follow the input.
@@ -129,6 +133,21 @@ class FeatureMap:
     def is_whole(self) -> bool:
         """Whether the grid covers the image in the image's own order, so that a map of another size does as well."""
         return len(self.grid_axes) == len(self.grid) and self.frame.is_upright and self.frame.within(self.grid)
+
+    @property
+    def batch_axis(self) -> int:
+        """The axis of the images: the first, but where tokens stand before them, as in PyTorch's own transformer."""
+        return int(0 in self.grid_axes)
+
+    @property
+    def batch(self) -> int | None:
+        return self.shape[self.batch_axis]
+
+    def grid_first(self, value: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Of the first image, what a value holds, with the axes of the grid before the others."""
+        first = value.take(0, axis=self.batch_axis).astype(np.float64)
+        axes = [axis - (axis > self.batch_axis) for axis in self.grid_axes]
+        return np.moveaxis(first, axes, range(len(axes)))
 
     @property
     def channels(self) -> int | None:

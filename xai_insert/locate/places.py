@@ -168,9 +168,13 @@ class Places:
     def beside_images(self, value: Value) -> int | None:
         """How many rows the first axis of a value has for each image of the batch: 1, or heads; None if unknown."""
         axes = self.traced.get(value)
-        if not axes or not axes[0] or axes[0][0].origin.kind is not Kind.BATCH:
+        if not axes or not axes[0] or has_place(axes[0]):
             return None
-        return axis_size(axes[0][1:])
+        if axes[0][0].origin.kind is Kind.BATCH:
+            return axis_size(axes[0][1:])
+        # A batch of one leaves no trace in the sizes.
+        is_of_one = any(digit.origin.kind is Kind.BATCH and digit.size == 1 for axis in axes for digit in axis)
+        return axis_size(axes[0]) if is_of_one else None
 
     def map_of(self, value: Value, *, others: bool = False) -> FeatureMap | None:
         """A value as a feature map: a batch, one grid and one axis of channels; None if it is none.
@@ -189,6 +193,22 @@ class Places:
         if sides is None:
             return None
         return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place), sides)
+
+    def tokens_of(self, value: Value) -> FeatureMap | None:
+        """A value of three axes as a list of tokens, `[B, T, D]` or `[T, B, D]`; None if it is none."""
+        found, place = self.map_of(value, others=True), self.of(value)
+        if found is not None:
+            return found if found.grid_axes == (1,) and value.rank == 3 else None
+        if place is None or place.axes != (0,) or None in (place.prefix, place.suffix) or value.rank != 3:
+            return None
+        if self.folded is not None or not self._are_images(self.traced[value][1]):
+            return None
+        sides = self._open_sides(place)
+        frame = self.frame_of(place)
+        return None if sides is None else FeatureMap(value, 2, (0,), place.grid, place.prefix or 0, frame, sides)
+
+    def _are_images(self, axis: Axis) -> bool:
+        return bool(axis) and all(digit.origin.kind is Kind.BATCH for digit in axis)
 
     def _is_of_each_image(self, value: Value, place: Place) -> bool:
         """Whether a grid stands behind the images, at a known place of its axis, with nothing that is stored."""

@@ -22,16 +22,17 @@ class Readout:
     """How a classifier reads its tokens.
 
     Attributes:
-        masked: for each attention the tokens that are masked, `[B, T, D]` (of a pool in any layout): the last value
-            before its projections through which every path to query, key and value runs (the output of the block's
-            first norm).
-        residual: the tokens at the entry of the block, `[B, T, D]`; None if no single value holds them.
+        masked: for each attention the tokens that are masked, `[B, T, D]` or `[T, B, D]` (of a pool in any layout): the
+            last value before its projections through which every path to query, key and value runs (the output of the
+            block's first norm).
+        residual: the tokens at the entry of the block, likewise; None if no single value holds them.
         attentions: the attentions of the last block, side by side.
         prefix: number of tokens before the patches (class, distillation, registers).
         rows: number of leading tokens that the head reads.
         reads_patches: whether the head reads patch tokens as well.
         is_pool: whether the attention is a pool with learned queries, for which patches are kept one by one; all of
             its rows are read.
+        token_axis: of the masked tokens.
     """
 
     masked: tuple[Value, ...]
@@ -41,6 +42,7 @@ class Readout:
     rows: int
     reads_patches: bool
     is_pool: bool = False
+    token_axis: int = 1
 
     @property
     def tokens(self) -> int:
@@ -58,7 +60,11 @@ class Readout:
 
     @property
     def batch(self) -> int | None:
-        return self.masked[0].sizes[0]
+        return self.masked[0].sizes[self.batch_axis]
+
+    @property
+    def batch_axis(self) -> int:
+        return int(self.token_axis == 0)
 
     @property
     def dtype(self) -> str:
@@ -102,16 +108,19 @@ def locate_readout(
     if isinstance(given, NoBlock):
         return given
     masked, feature, tokens = given
+    earlier = [item.result for group in groups[:-block] for item in group]
+    if not all(activations(graph, [result]).issuperset(masked) for result in earlier):
+        return NoBlock(f"{masked[0].describe()} is the last list of tokens, and stands before other attentions")
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
     alone = _read_alone(ends, places) if read and tokens == feature.positions else None
     if (refusal := _unreadable(graph, images, ends, masked, tokens, alone)) is not None:
         return refusal
     rows = max(read, default=0)
-    earlier = [item.result for group in groups[:-block] for item in group]
     like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
     residual = _residual(_entry(graph, like, masked, earlier), _passing_by(graph, images, masked, logits))
     reads_patches = len(read) < len(ends) or rows > feature.prefix
-    return Readout(masked, residual, _counted(attentions, places), feature.prefix, rows, reads_patches), feature
+    counted, (axis,) = _counted(attentions, places), feature.grid_axes
+    return Readout(masked, residual, counted, feature.prefix, rows, reads_patches, token_axis=axis), feature
 
 
 def _tokens(
@@ -124,7 +133,7 @@ def _tokens(
     masked = _masked_values(graph, images, attentions, places)
     if not masked:
         return NoBlock(f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}")
-    feature = places.map_of(masked[0], others=True)
+    feature = places.tokens_of(masked[0])
     if feature is None or None in feature.grid:
         what = "those of a patch embedding and a few before them"
         return NoBlock(f"{tokens} tokens are not {what}{open_hint(graph)}")
@@ -238,7 +247,7 @@ def attended_tokens(
 
 
 def _is_like(value: Value, tokens: Value, places: Places) -> bool:
-    return value.shape == tokens.shape and places.map_of(value, others=True) is not None
+    return value.shape == tokens.shape and places.tokens_of(value) is not None
 
 
 def _entry(
@@ -334,12 +343,12 @@ def _common_tokens(
 
 
 def _are_tokens(value: Value, places: Places, count: int | None, *, in_any_layout: bool) -> bool:
-    """Whether a value is `[B, T, D]` with the grid of the image in T, or has that grid in another layout."""
-    feature = places.map_of(value, others=True)
+    """Whether a value is `[B, T, D]` or `[T, B, D]` with the grid of the image in T, or has it in another layout."""
+    feature = places.map_of(value, others=True) if in_any_layout else places.tokens_of(value)
     if feature is None:
         return False
     if not in_any_layout:
-        return feature.grid_axes == (1,) and value.rank == 3 and value.sizes[1] == count
+        return value.sizes[feature.grid_axes[0]] == count
     return (feature.positions if len(feature.grid_axes) == 2 else value.sizes[feature.grid_axes[0]]) == count
 
 

@@ -13,7 +13,7 @@ from xai_insert.graph.axes import regroup as graph_regroup
 from xai_insert.graph.items import present
 from xai_insert.graph.operators import UnitNorm
 from xai_insert.graph.traits import ALONG_ONE_AXIS
-from xai_insert.graph.view import POINTWISE, Node, Op, Value, fixed, volume
+from xai_insert.graph.view import POINTWISE, Node, Op, Shape, Value, fixed, volume
 
 ELEMENTWISE = POINTWISE | {Op.QUANTIZE, Op.EXPAND}
 """Operations that work on each element where it is."""
@@ -115,6 +115,31 @@ _TOUCHED: Mapping[Op, Callable[[Node, int], Sequence[int] | None]] = {
     Op.BATCH_NORM: lambda _, __: (1,),
     **dict.fromkeys(ELEMENTWISE, lambda _, __: ()),
 }
+
+
+def is_shared(mask: Value, dims: Axes) -> bool:
+    """Whether a mask is stored, and the same for all samples of what it meets."""
+    aligned = zip(reversed(mask.sizes), reversed(dims), strict=False)
+    return mask.is_constant and not any(has_batch(dim) and size != 1 for size, dim in aligned)
+
+
+def moved_batch(node: Node, dims: Axes) -> tuple[int, ...] | None:
+    """The transpose of a batch of one that is written as a reshape, as in IRs of one image; None if it is none."""
+    before, after = node.read(0).sizes, node.output.sizes
+    at = next((axis for axis, dim in enumerate(dims) if len(dim) == 1 and has_batch(dim)), None)
+    if at is None or before[at] != 1 or len(before) != len(after):
+        return None
+    rest, place = [axis for axis in range(len(dims)) if axis != at], _new_place(at, after)
+    if place is None or [*after[:place], *after[place + 1 :]] != [before[axis] for axis in rest]:
+        return None
+    return (*rest[:place], at, *rest[place:])
+
+
+def _new_place(at: int, after: Shape) -> int | None:
+    """Where the batch goes: to the front, or off it where something else stands there now."""
+    if at:
+        return 0 if after[0] == 1 and after[at] != 1 else None
+    return after.index(1) if after[0] != 1 and 1 in after else None
 
 
 def pieces(node: Node, axis: int, start: int | None, end: int | None) -> list[tuple[Value, int, int]]:

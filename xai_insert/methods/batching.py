@@ -26,7 +26,9 @@ from xai_insert.methods.axes import (
     begins_with_batch,
     completed,
     has_tokens,
+    is_shared,
     meets,
+    moved_batch,
     pieces,
     regroup,
     token_axis,
@@ -60,8 +62,7 @@ class Batcher(Generic[V]):
     def __init__(self, surgeon: Surgeon[V], batch: int | None, rows: int = 1, copies: Size = 1) -> None:
         self._surgeon = surgeon
         self.batch = batch_axis(batch)
-        self._rows = rows
-        self._copies, self._is_of_one = copies, isinstance(copies, int) and copies == 1
+        self._rows, self._copies, self._is_of_one = rows, copies, isinstance(copies, int) and copies == 1
         self.made: dict[Value, Batched[V] | None] = {}
         """Values of the longer batch; None for those that hold no read-out row."""
 
@@ -124,8 +125,10 @@ class Batcher(Generic[V]):
         if perm is None:
             self._keep(node, main)
             return
-        handle = self._surgeon.ops.transpose(main.handle, perm)
-        self.made[node.output] = Batched(handle, tuple(main.dims[axis] for axis in perm))
+        self.made[node.output] = self._turned(main, perm)
+
+    def _turned(self, main: Batched[V], perm: Sequence[int]) -> Batched[V]:
+        return Batched(self._surgeon.ops.transpose(main.handle, perm), tuple(main.dims[axis] for axis in perm))
 
     def _meets_its_like(self, node: Node, main: Batched[V]) -> bool:
         """Whether the samples of one operand meet those of the others, and not another axis."""
@@ -161,8 +164,8 @@ class Batcher(Generic[V]):
             if batched is None:
                 raise self._refusal(node)
             return batched.handle
-        is_masked_run = not self._is_of_one or any(map(has_tokens, main.dims))
-        meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT} and is_masked_run
+        meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT}
+        meets_tokens = meets_tokens and (not self._is_of_one or any(map(has_tokens, main.dims)))
         if value.is_constant and node.op is Op.CONCAT and not self._is_of_one:
             return self._ordinary(value, main, spreads=False)
         if value.is_constant and not (meets_tokens and self._has_tokens(value, main)):
@@ -204,6 +207,9 @@ class Batcher(Generic[V]):
         return handle
 
     def _reshape(self, node: Node, main: Batched[V]) -> None:
+        if perm := moved_batch(node, main.dims):
+            self.made[node.output] = self._turned(main, perm)
+            return
         if axes := node.attrs.get("new_axes"):  # their sizes would not tell them from a batch of one
             widened = list(main.dims)
             for axis in axes:
@@ -292,7 +298,7 @@ class Batcher(Generic[V]):
             raise self._refusal(node)
         if not all(_is_within(part, query) for part in (query, key, value)):
             raise self._refusal(node)
-        if not all(_is_shared(mask, query) for mask in node.inputs[3:] if mask is not None):
+        if not all(is_shared(mask, query.dims) for mask in node.inputs[3:] if mask is not None):
             raise self._refusal(node)
         self._copy(node, query, (*query.dims[:-1], value.dims[-1]))
 
@@ -370,9 +376,3 @@ class Batcher(Generic[V]):
 def _is_within(part: Batched[Any], query: Batched[Any]) -> bool:
     """Whether an operand of an attention has the query's samples, and tokens and features apart from them."""
     return alike(part.dims[:-2], query.dims[:-2]) and all(width(dim) is not None for dim in part.dims[-2:])
-
-
-def _is_shared(mask: Value, query: Batched[Any]) -> bool:
-    """Whether a mask is stored, and the same for all samples."""
-    aligned = zip(reversed(mask.sizes), reversed(query.dims), strict=False)
-    return mask.is_constant and not any(has_batch(dim) and size != 1 for size, dim in aligned)

@@ -210,7 +210,7 @@ class MaskedPlan(ClassifierPlan):
         parts = self.found.parts
         target = parts.target
         rest = region(graph, [target.value, *(item.value for item in parts.streams)], [parts.logits.value])
-        batch = target.shape[0] or 1
+        batch = target.batch or 1
         flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
         return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops), by_class=0.0)
 
@@ -319,9 +319,9 @@ def map_shape(study: Study, found: FoundClassifier) -> Shape:
     """`[B, K, h, w]`, of the chosen classes if only those are wanted."""
     target, logits = found.parts.target, found.parts.logits
     if found.reading is None:
-        return (target.shape[0], chosen_count(study.options, logits) or logits.classes, *target.grid)
+        return (target.batch, chosen_count(study.options, logits) or logits.classes, *target.grid)
     count, most = found.maps, study.options.top_k
-    return (target.shape[0], count if most is None or count is None else min(count, most), *target.grid)
+    return (target.batch, count if most is None or count is None else min(count, most), *target.grid)
 
 
 def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:
@@ -330,7 +330,7 @@ def map_plan(study: Study, found: FoundClassifier, method: str) -> MaskedPlan:
     head = region(study.graph, [end.result for end in parts.ends], [parts.logits.value])
     per_row = sum(flops_of(node, 1) for node in head)
     weighted = sum(flops_of(end.result.producer, 1) for end in parts.ends if end.result.producer is not None)
-    cells, batch = parts.target.positions, parts.target.shape[0] or 1
+    cells, batch = parts.target.positions, parts.target.batch or 1
     flops = None if cells is None else (cells * per_row + weighted) // batch + 2 * (volume(parts.target.shape[1:]) or 0)
     last = 0.0 if found.reading else work_by_class(head, parts.logits, cells)
     work = of_chosen(mega(flops), last, parts.logits, chosen_count(study.options, parts.logits))

@@ -59,11 +59,12 @@ class GradientPlan(ClassifierPlan):
         raw = fused(surgeon, made) if self.fuses else summed(surgeon, made)
         output = Output(choice.indices, "int64", self.map_shape[:2])
         scores = surgeon.handle(logits.value)
-        derivatives = [
-            Derivative(item.feature.value, item.raw, item.gradient, defined(self.method, item.feature), scores)
-            for item in made
-        ]
+        derivatives = [self._derivative(item, scores) for item in made]
         return Branch(self, raw, scores, choice.indices, {SALIENCY_CLASSES: output}, derivatives=derivatives)
+
+    def _derivative(self, item: GradientMap[Any], scores: Any) -> Derivative:
+        formula, feature = defined(self.method, item.feature), item.feature
+        return Derivative(feature.value, item.raw, item.gradient, formula, scores, batch_axis=feature.batch_axis)
 
     def _made(self, surgeon: Surgeon[Any], graph: Graph, choice: ClassChoice[Any]) -> list[GradientMap[Any]]:
         parts = self.found.parts
@@ -119,8 +120,8 @@ class GradientMethod(Method):
         between = region(study.graph, [item.value for item in maps], [logits.value])
         if not between:
             raise TargetNotFoundError(f"the class scores do not depend on {target.value.describe()}")
-        flops = sum(flops_of(node, target.shape[0] or 1) for node in between) * count
-        shape = (target.shape[0], count, *target.grid)
+        flops = sum(flops_of(node, target.batch or 1) for node in between) * count
+        shape = (target.batch, count, *target.grid)
         reason = f"{len(between)} operations behind {' and '.join(repr(item.value.name) for item in maps)}"
         if found.instead:
             reason += f"; in place of Recipro-CAM: {found.instead}"

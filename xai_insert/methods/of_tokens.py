@@ -125,7 +125,8 @@ class TokensPlan(MaskedPlan):
         weights = patch_weights(
             fixed(target.grid), readout.prefix, self.kernel, readout.tokens, times_last=target.frame.times_last
         )
-        return Masking(self.masked(), lambda _, position: weights[position][:, None], self.read)
+        beside = (1,) * (len(readout.masked[0].sizes) - 1 - readout.token_axis)
+        return Masking(self.masked(), lambda _, position: weights[position].reshape(-1, *beside), self.read)
 
 
 def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Readout, kernel: Kernel) -> MaskedPlan:
@@ -147,7 +148,7 @@ def _flops(head: Sequence[Node], target: FeatureMap, readout: Readout) -> int:
     shares = sum(patches * tokens * (volume(fixed(item.value.sizes[1:])) or 0) // tokens for item in readout.attentions)
     rows = 1 if readout.is_pool else readout.rows / tokens  # of those that operations on all tokens compute
     rest = sum(flops_of(node, 1) * (rows if tokens in (node.output.shape or ()) else 1) for node in head)
-    return int(patches * rest) // (target.shape[0] or 1) + 4 * readout.rows * shares
+    return int(patches * rest) // (target.batch or 1) + 4 * readout.rows * shares
 
 
 def open_target(graph: Graph, own: tuple[Graph, FeatureMap], other: tuple[Graph, Plan]) -> FeatureMap:

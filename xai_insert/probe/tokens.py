@@ -35,7 +35,7 @@ def probe_zero_tokens(
     require_proportion(graph)
     runner = model.between(masked, wanted)
     rng = np.random.default_rng(0)
-    feeds = feeds_of(_as_long(runner.inputs, graph, masked), rng)
+    feeds = feeds_of(_as_long(runner.inputs, graph, [_of_one_image(value, readout) for value in masked]), rng)
     names = [name for name, _, _ in runner.inputs[: len(masked)]]
     whole, half, zero = (
         runner.run(feeds | {name: (feeds[name] * factor).astype(feeds[name].dtype) for name in names})
@@ -53,12 +53,17 @@ def probe_zero_tokens(
     return found
 
 
+def _of_one_image(tokens: Value, readout: Readout) -> Shape:
+    """Sizes of tokens; of one image, if their number is open."""
+    return tuple(1 if size is None and axis == readout.batch_axis else size for axis, size in enumerate(tokens.sizes))
+
+
 def _as_long(
-    inputs: Sequence[tuple[str, str, Shape]], graph: Graph, masked: Sequence[Value]
+    inputs: Sequence[tuple[str, str, Shape]], graph: Graph, masked: Sequence[Shape]
 ) -> list[tuple[str, str, Shape]]:
     """Inputs with the sizes that the view gives them, where the model itself leaves them open."""
     known = {value.name: value.shape for value in graph.inputs if value.shape is not None}
-    sizes = [*(value.sizes for value in masked), *(known.get(name, size) for name, _, size in inputs[len(masked) :])]
+    sizes = [*masked, *(known.get(name, size) for name, _, size in inputs[len(masked) :])]
     return [(name, dtype, size) for (name, dtype, _), size in zip(inputs, sizes, strict=True)]
 
 

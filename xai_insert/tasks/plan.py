@@ -51,6 +51,7 @@ class Derivative:
         formula: features and derivatives to the maps, `[B, ...]` and `[k, B, ...]` to `[k, B, cells]`.
         scores: handle of the scores `[B, K]` whose derivatives they are.
         beside: handles of what else the formula is given.
+        batch_axis: of the target.
     """
 
     target: Value
@@ -59,6 +60,7 @@ class Derivative:
     formula: Callable[..., npt.NDArray[Any]]
     scores: Any
     beside: Sequence[Any] = ()
+    batch_axis: int = 0
 
 
 @dataclass(frozen=True)

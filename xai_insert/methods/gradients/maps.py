@@ -82,7 +82,7 @@ def gradient_maps(
     Args:
         surgeon: the model being edited.
         graph: its view.
-        features: the targets, `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
+        features: the targets, `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]`, `[B, C, N]` or `[N, B, C]`.
         logits: class scores `[B, K]`, perhaps with further axes of size 1.
         choice: the classes.
         method: a name in `FORMULAS`.
@@ -190,6 +190,8 @@ def _combined(op: Ops[V], x: V, gradient: V, feature: FeatureMap, formula: Formu
     if formula.keeps_positive:
         gradient = op.maximum(gradient, zero)
     total = op.reduce(op.mul(gradient, x), "sum", [feature.channel_axis + lead])
+    if feature.batch_axis:
+        total = op.transpose(total, (*range(lead), lead + 1, lead, lead + 2))
     return op.maximum(total, zero) if formula.rectifies else total
 
 
@@ -208,6 +210,8 @@ def defined(method: str, feature: FeatureMap) -> Callable[[Array, Array], Array]
         if formula.keeps_positive:
             gradient = np.maximum(gradient, 0)
         total = (gradient * x).sum(axis=feature.channel_axis - back)
+        if feature.batch_axis:
+            total = total.swapaxes(-1, -2)
         total = total.reshape(*total.shape[: total.ndim - len(feature.grid_axes)], -1)
         rectified: Array = np.maximum(total, 0) if formula.rectifies else total
         return rectified

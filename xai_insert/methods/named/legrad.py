@@ -114,8 +114,8 @@ class LeGrad(Method):
         chosen = tuple(blocks[-(options.block or _BLOCKS) :])
         feature = chosen[-1].tokens
         count = chosen_count(options, logits) or 1
-        shape = (feature.shape[0], count, *feature.grid)
-        flops = sum(flops_of(node, feature.shape[0] or 1) for node in _run_again(graph, chosen, logits.value)) * count
+        shape = (feature.batch, count, *feature.grid)
+        flops = sum(flops_of(node, feature.batch or 1) for node in _run_again(graph, chosen, logits.value)) * count
         reason = f"{len(chosen)} of {len(blocks)} blocks at the end"
         parts = replace(found.parts, target=feature, streams=())
         plan = LegradPlan(replace(found, parts=parts), "legrad", Form.DERIVATIVE, reason, shape, mega(flops), chosen)

@@ -42,7 +42,7 @@ class Embedding(Task):
         if len(decided) > 1:
             raise UnsupportedTaskError("--reference and --class-embeddings contradict each other: leave one out")
         parts = located(study, logits)
-        return FoundEmbedding(parts, reading=_reading(study, parts.target.shape[0], logits.classes), decided=decided)
+        return FoundEmbedding(parts, reading=_reading(study, parts.target.batch, logits.classes), decided=decided)
 
 
 def _reading(study: Study, batch: int | None, width: int) -> Reading:
