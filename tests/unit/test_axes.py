@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -34,12 +35,14 @@ class Net:
         weight = self.const(np.ones((channels, channels_in, kernel, kernel), np.float32))
         return self.node("Conv", x, weight, strides=[stride] * 2, pads=[pads] * 4)
 
-    def place(self, name):
+    def model(self, name):
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [self.batch, 3, H, W])
         output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, "net", [image], [output], self.stored)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
-        view = load(onnx.shape_inference.infer_shapes(model), {}).view()
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+
+    def place(self, name):
+        view = load(onnx.shape_inference.infer_shapes(self.model(name)), {}).view()
         return find_places(view).of(view.outputs[0])
 
 
@@ -235,3 +238,35 @@ def test_shuffled_tokens(order):
         assert net.place(x) is None
     else:
         assert net.place(net.node("Gather", x, net.ints(*np.argsort(places)), axis=2)).grid == (6, 9)
+
+
+WRITTEN = {  # a transposed convolution and the pads that onnxruntime gives it
+    "upper": ({"auto_pad": "SAME_UPPER"}, {"pads": [0, 0, 1, 1]}),
+    "lower": ({"auto_pad": "SAME_LOWER"}, {"pads": [1, 1, 0, 0]}),
+    "output shape": ({"output_shape": [12, 18]}, {"pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+    "upper, output shape": ({"auto_pad": "SAME_UPPER", "output_shape": [12, 18]}, {"pads": [0, 0, 1, 1]}),
+}
+
+
+@pytest.mark.parametrize("way", WRITTEN)
+def test_a_transposed_convolution_lies_as_its_runtime_pads_it(way):
+    found, results = [], []
+    for attributes in WRITTEN[way]:
+        net = Net()
+        weight = net.const(np.random.default_rng(0).normal(size=(5, 5, 3, 3)).astype(np.float32))
+        name = net.node("ConvTranspose", net.conv("image"), weight, strides=[2, 2], **attributes)
+        place = net.place(name)
+        found.append((place.grid, place.rows.stride, place.rows.offset, place.columns.offset))
+        session = ort.InferenceSession(net.model(name).SerializeToString(), providers=["CPUExecutionProvider"])
+        image = np.random.default_rng(1).normal(size=(1, 3, H, W)).astype(np.float32)
+        results.append(session.run(None, {"image": image})[0])
+    np.testing.assert_array_equal(*results)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("mode", "offset"), [("SAME_UPPER", 0.5), ("SAME_LOWER", -0.5)])
+def test_an_odd_pad_of_a_convolution_stands_on_the_side_that_it_says(mode, offset):
+    net = Net()
+    weight = net.const(np.ones((5, 3, 4, 4), np.float32))
+    place = net.place(net.node("Conv", "image", weight, auto_pad=mode))
+    assert (place.grid, place.rows.offset) == ((H, W), offset)

@@ -125,13 +125,14 @@ class Window(Operator):
         kernel: its sides; None where they are not known.
         strides: steps, one for each side.
         dilations: likewise.
-        pads_begin: cells added before the first; None where the sizes of operand and result tell (`SAME_UPPER`).
+        pads_begin: cells added before the first, or taken off by a transposed convolution; None where the sizes of
+            operand and result tell (`SAME_UPPER`, `output_shape`).
         keeps_channels: whether channel i of the result comes from channel i alone.
         transposed: whether it is a transposed convolution, whose strides widen the grid.
         groups: of channels, of a convolution.
         pool: `mean` or `max`, `other` for another; None for a convolution.
         counts_pads: whether a mean counts the cells that were added.
-        is_late: of an odd number of cells added, whether one more comes first (`SAME_LOWER`).
+        is_late: of an odd number of cells that sizes tell, whether one more comes first (`SAME_LOWER`).
     """
 
     kernel: tuple[int, ...] | None

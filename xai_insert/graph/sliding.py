@@ -55,10 +55,11 @@ def _pad_before(kind: Window, index: int, sizes: tuple[int | None, int | None], 
     """Cells added before the first: as stored, or as the sizes before and behind tell."""
     if kind.pads_begin is not None:
         return kind.pads_begin[index]
-    before, after = sizes
-    if after is None or before is None or kind.transposed:
+    fine, rough = sizes[::-1] if kind.transposed else sizes
+    if fine is None or rough is None:
         return (reach + 1 - stride) / 2
-    return max((after - 1) * stride + reach + 1 - before, 0) // 2
+    total = max((rough - 1) * stride + reach + 1 - fine, 0)
+    return total - total // 2 if kind.is_late else total // 2
 
 
 def _goes_on(axis: Axis, kind: Window, index: int) -> bool:

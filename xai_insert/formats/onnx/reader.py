@@ -92,7 +92,8 @@ def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
     ones = (1,) * spatial
     auto = _text(native, "auto_pad", "NOTSET")
     pads = ints(native, "pads") or (0,) * (2 * spatial)
-    begin = None if auto.startswith("SAME") else pads[:spatial]
+    is_fitted = native.op_type == "ConvTranspose" and ints(native, "output_shape") is not None
+    begin = None if is_fitted or auto.startswith("SAME") else pads[:spatial]
     group = integer(native, "group", 1)
     return kinds.Window(
         kernel,
@@ -104,7 +105,7 @@ def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
         groups=group,
         pool={"AveragePool": "mean", "MaxPool": "max", "LpPool": "other"}.get(native.op_type),
         counts_pads=bool(integer(native, "count_include_pad", 0)),
-        is_late=auto == "SAME_LOWER",
+        is_late=auto != "SAME_UPPER",
     )
 
 
