@@ -46,12 +46,13 @@ class Net:
         turned: whether, of one image, the queries stand before the batch for a layer, turned by reshapes as IRs do.
         assigned: whether, of one image, they are written over another array, element by element, as IRs do.
         classes: how many.
+        first: whether the tokens that the queries look at stand before the images, as facebookresearch's DETR has them.
         memory: whether what the queries look at is an output too, behind a linear layer, as that of an encoder is.
     """
 
-    def __init__(self, look, report, *, turned=False, assigned=False, classes=CLASSES, memory=False):
+    def __init__(self, look, report, *, turned=False, assigned=False, classes=CLASSES, memory=False, first=False):
         b = self.b = Builder(size=SIZE, batch=1 if turned or assigned else "N")
-        self.look, self.report, self.samples, self.read = look, report, [], []
+        self.look, self.report, self.first, self.samples, self.read = look, report, first, [], []
         fine = b.backbone()
         if memory:
             fine, given = self.encoded(fine)
@@ -104,7 +105,11 @@ class Net:
     def attended(self, x, map_, grid):
         b, cells = self.b, grid[0] * grid[1]
         tokens = b.node("Transpose", b.node("Reshape", map_, b.const(np.array([0, 6, cells]))), perm=[0, 2, 1])
+        if self.first:
+            tokens = self.tokens = b.node("Relu", b.node("Transpose", tokens, perm=[1, 0, 2]))
         key, value = (b.node("MatMul", tokens, b.weight(6, WIDTH)) for _ in range(2))
+        if self.first:
+            key, value = (b.node("Transpose", part, perm=[1, 0, 2]) for part in (key, value))
         query = self.linear(x, WIDTH)
         scores = b.node(
             "MatMul", self.heads(query, QUERIES), b.node("Transpose", self.heads(key, cells), perm=[0, 1, 3, 2])

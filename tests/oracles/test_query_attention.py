@@ -64,6 +64,18 @@ def test_class_maps(tmp_path, look, kind):
     np.testing.assert_allclose(oracle.run(result.model, images)["saliency_map"], wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_what_queries_look_at_with_tokens_before_the_images(tmp_path, kind):
+    """The encoder's output was passed over for the map that it begins with."""
+    net = Net("dense", "raw", first=True)
+    onnx.save(net.model, tmp_path / "net.onnx")
+    images = np.random.default_rng(3).standard_normal((3, 3, *SIZE), dtype=np.float32)
+    result = insert(models.as_format(net.model, kind), Options(output_dtype="f32"))
+    (tokens,) = values(tmp_path / "net.onnx", [net.tokens], images)
+    maps = oracle.run(result.model, images)["saliency_map"]
+    np.testing.assert_allclose(maps.reshape(3, -1), tokens.mean(-1).T, atol=1e-5)
+
+
 @pytest.mark.parametrize("memory", [False, True])
 def test_four_scores_beside_four_sides_of_boxes_want_to_be_named(tmp_path, memory):
     """Both are rows of four in 0..1, and the map was made of the sides."""

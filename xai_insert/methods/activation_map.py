@@ -19,7 +19,7 @@ def activation_map(surgeon: Surgeon[V], feature: FeatureMap, *, follows: bool = 
 
     Args:
         surgeon: the model being edited.
-        feature: float `[B, C, h, w]`, `[B, h, w, C]` or tokens `[B, N, C]`, `[B, C, N]`.
+        feature: float `[B, C, h, w]`, `[B, h, w, C]` or tokens `[B, N, C]`, `[B, C, N]`, `[N, B, C]`.
         follows: whether height and width are read while the model runs though they are known, so that the model may be
             reshaped.
     """
@@ -41,4 +41,4 @@ def activation_map(surgeon: Surgeon[V], feature: FeatureMap, *, follows: bool = 
     if len(feature.grid_axes) == 1 and feature.positions != feature.shape[feature.grid_axes[0]]:
         end = feature.prefix + fixed([feature.positions])[0]
         mean = op.slice(mean, feature.grid_axes[0], feature.prefix, end)
-    return reshape(op, mean, sizes)
+    return reshape(op, op.transpose(mean, (1, 0, 2)) if feature.batch_axis else mean, sizes)

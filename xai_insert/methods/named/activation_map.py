@@ -156,8 +156,8 @@ def _queries(study: Study) -> QueryReport | str:
 
 
 def _size_and_work(feature: FeatureMap) -> tuple[Shape, float | None]:
-    flops = volume([2 if size is None else size for size in feature.shape[1:]])
-    return (feature.shape[0], *feature.grid), mega(flops)
+    flops = volume([2 if size is None else size for axis, size in enumerate(feature.shape) if axis != feature.batch_axis])
+    return (feature.batch, *feature.grid), mega(flops)
 
 
 def _of_regions(study: Study, found: FoundDetector, read: Regions) -> Plan | Refusal:
