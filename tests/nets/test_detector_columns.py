@@ -387,6 +387,24 @@ def test_an_objectness_stands_between_box_and_classes():
     np.testing.assert_allclose(saliency, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.parametrize("background", [0, 2])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_background_cut_off_beside_boxes_of_one_layer(classes, background):
+    """It takes part in the softmax, though no output has it."""
+    net, background = Small(), min(background, classes)
+    head = net.head(4 + classes + 1)
+    rows = net.rows(head)
+    net.boxes = net.op("Add", net.op("Exp", net.pick(rows, range(4))), net.constant(net.centres()))
+    shares = net.op("Softmax", net.pick(rows, range(4, 5 + classes)), axis=2)
+    model = net.model(net.pick(shares, [label for label in range(classes + 1) if label != background]))
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    made = insert(model, Options(output_dtype="f32"))
+    saliency, raw = run(made.model, ["saliency_map", head], image)
+    powers = np.exp(raw[:, 4:])
+    np.testing.assert_allclose(saliency, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+    assert made.report.background == background
+
+
 @pytest.mark.parametrize("by_class", [False, True])
 @pytest.mark.parametrize("anchors", [1, 2])
 def test_rows_of_a_location_and_a_class(anchors, by_class):

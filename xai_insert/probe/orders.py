@@ -27,7 +27,7 @@ from xai_insert.probe.channels import (
 from xai_insert.probe.coordinates import without_coordinates
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 from xai_insert.probe.joint import Joint, read_joint
-from xai_insert.probe.rivals import Watched, elements_in, elements_of, sets_background_apart
+from xai_insert.probe.rivals import Watched, elements_in, elements_of, sets_background_apart, with_background
 
 _ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
 _BOX = 4
@@ -122,7 +122,8 @@ class Orders:
         if len(cells) == 1:
             return None
         try:
-            return self._joint_behind(item, cells[1]) or self._joint_on_the_way(item)
+            found = self._joint_behind(item, cells[1]) or self._joint_on_the_way(item)
+            return found and with_background(item, found)
         except AmbiguousModelError as err:
             self.doubts[item.index] = AmbiguousModelError(
                 f"{item.head.value.describe()} gives more than classes: {err}"
@@ -178,7 +179,7 @@ class Orders:
         beside = {
             channel: response
             for channel, response in responses.items()
-            if channel not in scores and index in response.touched
+            if channel not in scores and index in response.touched and response.effect is not Effect.FALLING
         }
         others = {channel: elements_in(response.touched[index]) for channel, response in beside.items()}
         raised = {channel: elements_in(response.raised[index]) for channel, response in beside.items()}

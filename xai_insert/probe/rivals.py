@@ -130,6 +130,20 @@ def sets_background_apart(item: Watched, order: Channels) -> bool:
     return not set.intersection(*by_effect)
 
 
+def with_background(item: Watched, order: Channels) -> Channels:
+    """The order of a head that gives boxes as well, with the background whose share of a softmax is cut off.
+
+    Its channels stand before or behind those of each box's classes, and lower scores alone.
+    """
+    step, wider = order.anchors if order.classes_first else 1, replace(order, classes=order.classes + 1)
+    for first, label in ((order.start - step, 0), (order.start, order.classes)):
+        found = replace(wider, start=first)
+        channels = [found.channel(anchor, label) for anchor in range(order.anchors)]
+        if all(channel in item.responses and item.responses[channel].effect is Effect.FALLING for channel in channels):
+            return found
+    return order
+
+
 def gives_boxes(items: Sequence[Watched], grid_of: Callable[[int], tuple[int, int]], *, are_apart: bool) -> bool:
     """Whether the heads of some grid have room for a box: four channels of one, or pairs (size, offset) of several.
 
@@ -236,8 +250,8 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
 
 def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
     """The class whose score is never selected."""
-    silent = {label for item in scoring if item.is_class for label in _unselected(item, channels[item.index])}
-    return only(silent)
+    able = [item for item in scoring if item.is_class or item.is_fused]
+    return only({label for item in able for label in _unselected(item, channels[item.index])})
 
 
 def _unselected(item: Watched, order: Channels) -> set[int]:

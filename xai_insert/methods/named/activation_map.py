@@ -156,8 +156,8 @@ def _queries(study: Study) -> QueryReport | str:
 
 
 def _size_and_work(feature: FeatureMap) -> tuple[Shape, float | None]:
-    flops = volume([2 if size is None else size for axis, size in enumerate(feature.shape) if axis != feature.batch_axis])
-    return (feature.batch, *feature.grid), mega(flops)
+    of_one = (2 if size is None else size for axis, size in enumerate(feature.shape) if axis != feature.batch_axis)
+    return (feature.batch, *feature.grid), mega(volume([*of_one]))
 
 
 def _of_regions(study: Study, found: FoundDetector, read: Regions) -> Plan | Refusal:
