@@ -437,21 +437,43 @@ def test_boxes_of_more_than_four_numbers(are_joined, classes, width):
     require_definition(model, head, anchors, classes)
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-def test_scores_of_a_class_and_a_box_in_one_column(classes):
-    """As an indexing by what a suppression of each class chose is exported: no class is an anchor for that."""
-    net, number = Small(), GRID * GRID
-    head = net.head(classes)
-    each = net.op("Transpose", net.op("Sigmoid", net.rows(head)), perm=[0, 2, 1])
+def picked_by_class(net, scores, *, class_first):
+    """The model that picks scores `[1, boxes, classes]` by what a suppression of each class chose, of one column."""
+    each = net.op("Transpose", scores, perm=[0, 2, 1])
     limits = net.constant(np.int64(20)), net.constant(np.float32(0.6)), net.constant(np.float32(0.3))
     chosen = net.op("NonMaxSuppression", net.boxes, each, *limits)
     label, box = (net.op("Gather", chosen, net.constant(np.int64(column)), axis=1) for column in (1, 2))
-    place = net.op("Add", box, net.op("Mul", label, net.constant(np.int64(number))))
-    kept = net.op("Gather", net.op("Flatten", each, axis=3), place, axis=0)
     net.types[label] = TensorProto.INT64
+    slow, fast, flat = (label, box, each) if class_first else (box, label, scores)
+    size = net.op("Gather", net.op("Shape", flat), net.constant(np.int64(2)))
+    place = net.op("Add", fast, net.op("Mul", slow, size))
+    kept = net.op("Gather", net.op("Flatten", flat, axis=3), place, axis=0)
     net.boxes = net.op("Gather", net.op("Flatten", net.boxes, axis=2), box, axis=0)
-    model = net.model(net.op("Reshape", kept, net.constant(np.array([-1]))), label)
+    return net.model(net.op("Reshape", kept, net.constant(np.array([-1]))), label)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_scores_of_a_class_and_a_box_in_one_column(classes):
+    """As an indexing by what a suppression of each class chose is exported: no class is an anchor for that."""
+    net = Small()
+    head = net.head(classes)
+    model = picked_by_class(net, net.op("Sigmoid", net.rows(head)), class_first=True)
     require_definition(model, head, 1, classes)
+
+
+@pytest.mark.parametrize("class_first", [False, True])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_classes_of_one_layer_with_the_boxes_in_one_column(classes, class_first):
+    """They stand there as anchors of one class would."""
+    net = Small()
+    head = net.head(4 + classes)
+    rows = net.rows(head)
+    net.boxes = net.op("Add", net.op("Exp", net.pick(rows, range(4))), net.constant(net.centres()))
+    scores = net.op("Sigmoid", net.pick(rows, range(4, 4 + classes)))
+    model = picked_by_class(net, scores, class_first=class_first)
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    saliency, raw = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map", head], image)
+    np.testing.assert_allclose(saliency, definition([raw[:, 4:]], [1], classes), atol=1e-5)
 
 
 def test_of_two_lists_of_boxes_the_output_chooses():

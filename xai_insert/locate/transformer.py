@@ -108,13 +108,13 @@ def locate_readout(
     if isinstance(given, NoBlock):
         return given
     masked, feature, tokens = given
-    earlier = [item.result for group in groups[:-block] for item in group]
-    if not all(activations(graph, [result]).issuperset(masked) for result in earlier):
-        return NoBlock(f"{masked[0].describe()} is the last list of tokens, and stands before other attentions")
     read = [_rows_read(end) for end in ends if end.kind is Collapse.TOKEN]
     alone = _read_alone(ends, places) if read and tokens == feature.positions else None
     if (refusal := _unreadable(graph, images, ends, masked, tokens, alone)) is not None:
         return refusal
+    earlier = [item.result for group in groups[:-block] for item in group]
+    if not all(activations(graph, [result]).issuperset(masked) for result in earlier):
+        return NoBlock(f"{masked[0].describe()} is the last list of tokens, and stands before other attentions")
     rows = max(read, default=0)
     like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
     residual = _residual(_entry(graph, like, masked, earlier), _passing_by(graph, images, masked, logits))

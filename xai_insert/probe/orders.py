@@ -118,8 +118,7 @@ class Orders:
 
     def _joint(self, item: Watched) -> Channels | None:
         """The order of a head that gives boxes as well; None if nothing tells, or several readings fit (`doubts`)."""
-        cells = self.probe.cells(item.index)
-        if len(cells) == 1:
+        if len(cells := self.probe.cells(item.index)) == 1:
             return None
         try:
             found = self._joint_behind(item, cells[1]) or self._joint_on_the_way(item)
@@ -135,7 +134,9 @@ class Orders:
         chosen = item.like_classes
         others = {channel: self.probe.rises(item.index, channel, cell) for channel in chosen[:12]}
         clean = self._without_boxes(item)
-        for index in sorted(clean or range(len(self.observed)), reverse=True):
+        one = [index for index, item in enumerate(self.observed) if item.value.sizes[-1:] == (1,)]
+        # In one column classes look like anchors.
+        for index in sorted(clean or range(len(self.observed)), key=lambda i: (i not in one, i), reverse=True):
             here, there = moved(item.elements, chosen, index), moved(others, list(others), index)
             there = {channel: element for channel, element in there.items() if channel in here}
             if there and (clean or len(here) == len(chosen)):
