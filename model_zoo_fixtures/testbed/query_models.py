@@ -47,12 +47,13 @@ class Net:
         assigned: whether, of one image, they are written over another array, element by element, as IRs do.
         classes: how many.
         first: whether the tokens that the queries look at stand before the images, as facebookresearch's DETR has them.
+        scaled: whether queries and keys are scaled by the same stored number each, as dynamo writes PyTorch's attention.
         memory: whether what the queries look at is an output too, behind a linear layer, as that of an encoder is.
     """
 
-    def __init__(self, look, report, *, turned=False, assigned=False, classes=CLASSES, memory=False, first=False):
+    def __init__(self, look, report, *, turned=False, assigned=False, classes=CLASSES, memory=False, first=False, scaled=False):
         b = self.b = Builder(size=SIZE, batch=1 if turned or assigned else "N")
-        self.look, self.report, self.first, self.samples, self.read = look, report, first, [], []
+        self.look, self.report, self.first, self.scaled, self.samples, self.read = look, report, first, scaled, [], []
         fine = b.backbone()
         if memory:
             fine, given = self.encoded(fine)
@@ -111,9 +112,11 @@ class Net:
         if self.first:
             key, value = (b.node("Transpose", part, perm=[1, 0, 2]) for part in (key, value))
         query = self.linear(x, WIDTH)
-        scores = b.node(
-            "MatMul", self.heads(query, QUERIES), b.node("Transpose", self.heads(key, cells), perm=[0, 1, 3, 2])
-        )
+        factors = self.heads(query, QUERIES), b.node("Transpose", self.heads(key, cells), perm=[0, 1, 3, 2])
+        if self.scaled:
+            scale = b.const(np.float32([0.7]))
+            factors = [b.node("Mul", factor, scale) for factor in factors]
+        scores = b.node("MatMul", *factors)
         self.shares = b.node("Softmax", scores, axis=-1)
         values = self.heads(value, cells)
         self.read = [(values, grid)]

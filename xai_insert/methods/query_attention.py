@@ -16,7 +16,7 @@ import numpy.typing as npt
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.cuts import region
 from xai_insert.graph.ops import Ops, Surgeon, V
-from xai_insert.graph.view import Graph, Op, Value, fixed
+from xai_insert.graph.view import Graph, Op, Value, constant_of, fixed, volume
 from xai_insert.locate.attention import Attention
 from xai_insert.locate.query_attention import DenseLook, QueryReport, SampledLook, Sampling
 from xai_insert.locate.query_scores import ReportedScores
@@ -115,21 +115,32 @@ def dense_shares(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: in
     return op.reshape(shares, [-1, look.heads, queries, cells])
 
 
+def _half(surgeon: Surgeon[V], value: Value) -> V:
+    """Half of a value, which a scale may have made."""
+    node = value.made_by(Op.MUL)
+    scales = [] if node is None else [item for item in node.operands if item.is_constant and volume(item.sizes) == 1]
+    if node is None or len(scales) != 1 or (scale := constant_of(scales[0])) is None:
+        return surgeon.ops.mul(transposed_again(surgeon, value), scalar(surgeon.ops, 0.5))
+    (source,) = (item for item in node.operands if item is not scales[0])
+    return surgeon.ops.mul(transposed_again(surgeon, source), surgeon.ops.constant(scale * scale.dtype.type(0.5)))
+
+
 def _again(surgeon: Surgeon[V], graph: Graph, item: Attention, wanted: Value | None) -> V:
     """The shares, or what is made of them, once more.
 
     A runtime that merges the model's attention must find it read by nothing else. For the same reason query and key
     are read before they are transposed, and the product is not the model's own: of half the query, and then doubled,
-    which changes no bit.
+    which changes no bit. Half is taken in one product with the query's scale: of two, one behind the other, beside that
+    of the key, onnxruntime makes a graph that does not load.
     """
     op = surgeon.ops
     assert wanted is not None
-    made = {item.query: transposed_again(surgeon, item.query), item.key: transposed_again(surgeon, item.key)}
+    made = {item.key: transposed_again(surgeon, item.key)}
     for node in region(graph, [item.query, item.key], [wanted]):
         operands = operands_again(surgeon, node, made)
         is_product = node.op is Op.MATMUL and node.read(0) is item.query
         if is_product:
-            operands[0] = op.mul(made[item.query], scalar(op, 0.5))
+            operands[0] = _half(surgeon, item.query)
         results = surgeon.copy(node, operands)
         made.update(zip(node.outputs, [op.mul(results[0], scalar(op, 2.0))] if is_product else results, strict=True))
     return made[wanted]
