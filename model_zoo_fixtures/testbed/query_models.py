@@ -47,11 +47,13 @@ class Net:
         assigned: whether, of one image, they are written over another array, element by element, as IRs do.
         classes: how many.
         first: whether the tokens that the queries look at stand before the images, as facebookresearch's DETR has them.
-        scaled: whether queries and keys are scaled by the same stored number each, as dynamo writes PyTorch's attention.
+        scaled: whether a stored number scales queries and keys each, as dynamo writes PyTorch's own attention.
         memory: whether what the queries look at is an output too, behind a linear layer, as that of an encoder is.
     """
 
-    def __init__(self, look, report, *, turned=False, assigned=False, classes=CLASSES, memory=False, first=False, scaled=False):
+    def __init__(
+        self, look, report, *, turned=False, assigned=False, classes=CLASSES, memory=False, first=False, scaled=False
+    ):
         b = self.b = Builder(size=SIZE, batch=1 if turned or assigned else "N")
         self.look, self.report, self.first, self.scaled, self.samples, self.read = look, report, first, scaled, [], []
         fine = b.backbone()

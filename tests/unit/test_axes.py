@@ -3,6 +3,8 @@
 import numpy as np
 import onnx
 import onnxruntime as ort
+import openvino as ov
+import openvino.opset13 as opset
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -270,3 +272,16 @@ def test_an_odd_pad_of_a_convolution_stands_on_the_side_that_it_says(mode, offse
     weight = net.const(np.ones((5, 3, 4, 4), np.float32))
     place = net.place(net.node("Conv", "image", weight, auto_pad=mode))
     assert (place.grid, place.rows.offset) == ((H, W), offset)
+
+
+def test_open_sizes_that_are_put_back_one_by_one():
+    """Colours picked by an index, of an open batch, as OpenVINO writes it: `[3, N * H * W]` is made of it and back."""
+    image = opset.parameter([-1, 3, H, W], np.float32, name="image")
+    turned, number = opset.constant([1, 0, 2, 3]), opset.constant(0)
+    rows = opset.reshape(opset.transpose(image, turned), opset.constant([0, -1]), special_zero=True)
+    rows = opset.gather(rows, opset.constant([2, 1, 0]), number)
+    sizes = opset.gather(opset.shape_of(image), opset.constant([0, 2, 3]), number)
+    x = opset.reshape(rows, opset.concat([opset.constant([-1]), sizes], 0), special_zero=False)
+    x = opset.reshape(opset.transpose(x, turned), opset.constant([0, 3, 0, 0]), special_zero=True)
+    view = load(ov.Model([opset.relu(x)], [image]), {}).view()
+    assert find_places(view).map_of(view.outputs[0]) is not None

@@ -242,7 +242,15 @@ def _dealt(stream: list[Digit], shape: list[int | None]) -> list[Axis | None]:
     if stuck is None and (shape[left] is None or axis_size(tuple(stream)) == shape[left]):
         result[left] = merged(stream)
         stream.clear()
+    elif stuck is not None and not any(shape[left : stuck + 1]) and _are_batch_and_channels(stream, stuck + 1 - left):
+        result[left : stuck + 1] = [(digit,) for digit in stream]
     return result
+
+
+def _are_batch_and_channels(stream: Sequence[Digit], count: int) -> bool:
+    """Whether an open batch and as many axes beside it are left, none of which has a place: each stays by itself."""
+    sizes = [digit.size for digit in stream if digit.origin.kind is not Kind.BATCH]
+    return len(stream) == count == len(sizes) + 1 and None not in sizes and not has_place(tuple(stream))
 
 
 def _known(sizes: Sizes) -> tuple[int, int]:
@@ -369,16 +377,6 @@ def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axi
     roll = round(origin.roll / stride) if size else 0
     grain = max(origin.grain, abs(origin.stride)) if stride < 1 else origin.grain
     return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset, roll, grain))
-
-
-def completed(before: Sizes | None, shape: Sizes) -> Sizes:
-    """A shape with one unknown size less, where the sizes before a reshape tell it."""
-    if before is None or sum(size is None for size in shape) != 1 or None in before:
-        return shape
-    total, rest = _product(before) or 0, _product(1 if size is None else size for size in shape) or 0
-    if not rest or total % rest:
-        return shape
-    return [total // rest if size is None else size for size in shape]
 
 
 def resized(origin: Origin, size: int, *, corners: bool) -> Axis:

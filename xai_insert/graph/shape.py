@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 Shape = tuple[int | None, ...]
 """Sizes of a value; None where the size is not known before the model runs."""
@@ -16,6 +17,16 @@ def holds_pixels(shape: Shape | None, dtype: str) -> bool:
     """Whether a value of whole numbers may hold pixels: bytes, or wider integers with three colours (MoveNet)."""
     is_wide = dtype in _INTEGERS and shape is not None and len(shape) == _RANK
     return dtype == "uint8" or (is_wide and shape is not None and _COLOURS in (shape[1], shape[3]))
+
+
+def completed(before: Sequence[int | None] | None, shape: Sequence[int | None]) -> Sequence[int | None]:
+    """A shape with one unknown size less, where the sizes before a reshape tell it."""
+    if before is None or sum(size is None for size in shape) != 1 or None in before:
+        return shape
+    total, rest = (math.prod(size for size in sizes if size is not None) for sizes in (before, shape))
+    if not rest or total % rest:
+        return shape
+    return [total // rest if size is None else size for size in shape]
 
 
 def with_open(sizes: Iterable[int | None]) -> list[int]:

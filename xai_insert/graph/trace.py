@@ -11,6 +11,7 @@ from xai_insert.graph.axes import Axes, Axis, Kind
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled, stacked
 from xai_insert.graph.joining import centred, contracted, join_all
 from xai_insert.graph.picking import picked, unfolded
+from xai_insert.graph.shape import completed
 from xai_insert.graph.sliding import middle_taps, slid
 from xai_insert.graph.strided import is_identity_scatter
 from xai_insert.graph.subpixel import folded, interleaved
@@ -157,7 +158,7 @@ def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     if added and len(shape) == len(source) + len(added):
         kept = iter(source)
         return [tuple(() if axis in added else next(kept) for axis in range(len(shape)))]
-    return [interleaved(ax.regroup(source, ax.completed(node.read(0).shape, shape)))]
+    return [interleaved(ax.regroup(source, completed(node.read(0).shape, shape)))]
 
 
 def _permuted(node: Node, kind: kinds.Permutation, given: _Operands) -> Sequence[Axes]:
