@@ -92,6 +92,14 @@ def tokens(b, image="image", width=3):
     return b.node("Transpose", reshaped(b, patches(b, image, width=width), 1, WIDTH, CELLS), perm=[0, 2, 1])
 
 
+def mean_before_cells(b):
+    """The mean stands before the cells and all are mixed: it changes with every mask, so the cells alone are masked."""
+    x = reshaped(b, patches(b), 1, WIDTH, CELLS)
+    x = b.node("Concat", b.node("ReduceMean", x, axes=[2], keepdims=1), x, axis=2)
+    mixed = b.node("Tanh", b.node("MatMul", x, b.weight(CELLS + 1, CELLS + 1)))
+    return b.linear(b.node("Gather", mixed, b.const(np.array(0)), axis=2), WIDTH)
+
+
 def class_token_and_registers_behind(b):
     x = b.node("Concat", learned(b, 1, WIDTH), tokens(b), learned(b, 3, WIDTH), axis=1)
     return row_of(b, attended(b, x, WIDTH), WIDTH)
@@ -220,6 +228,7 @@ NETWORKS = {
     "parts rolled, the last as the first": rolled_parts(1, 3, 1, 3),
     "parts rolled, one of them not": rolled_parts(1, 3, 0, 1),
     "learned row among channels": learned_row_among_channels,
+    "mean before the cells": mean_before_cells,
     "class token, registers behind": class_token_and_registers_behind,
     "two streams of tokens": two_streams_of_tokens,
     "products of two streams": products_of_two_streams,

@@ -19,7 +19,7 @@ from xai_insert.locate.no_map import is_feature, where_lost, why_no_map
 from xai_insert.locate.places import Places, find_places
 from xai_insert.locate.stages import LAST, is_sum, stage, stage_number
 from xai_insert.locate.streams import last_maps, normed
-from xai_insert.locate.transformer import NoBlock, Readout, locate_pool, locate_readout, read_before_grid
+from xai_insert.locate.transformer import NoBlock, Readout, joins_mean, locate_pool, locate_readout, read_before_grid
 from xai_insert.options import Options
 
 
@@ -287,10 +287,16 @@ def _default_target(head: _Head, *, others: bool = True) -> tuple[FeatureMap, tu
         return features[0], tuple(features[1:])
     for value in reversed(head.before):
         described = places.map_of(value, others=others)
-        if described is not None and is_feature(graph, value):
+        if described is not None and is_feature(graph, value) and not _has_mean(head, described):
             return described, ()
     sources = [item.value for item in features] or head.sources
     raise TargetNotFoundError(why_no_map(graph, places, head.cuts[-1], sources))
+
+
+def _has_mean(head: _Head, feature: FeatureMap) -> bool:
+    """Whether the mean of the cells stands before them."""
+    tokens = feature.shape[feature.grid_axes[0]]
+    return bool(feature.prefix and tokens) and joins_mean(head.graph, head.images, [feature.value], tokens or 0)
 
 
 def _are_the_map(head: _Head, features: Sequence[FeatureMap]) -> bool:

@@ -164,7 +164,7 @@ def _unreadable(
 
     `alone` is what is read where the attention is over patches alone.
     """
-    if any(not isinstance(fitted(MEAN_QUERY, node, tokens=tokens), Miss) for node in region(graph, images, masked)):
+    if joins_mean(graph, images, masked, tokens):
         return NoBlock("the class token is the mean of the patches", is_mean_query=True)
     if alone is not None:
         return NoBlock(alone)
@@ -375,6 +375,11 @@ def _rows_read(end: GridEnd) -> int:
 
 def _is_list(joined: Value, tokens: int) -> bool:
     return joined.rank == 3 and tokens in joined.sizes
+
+
+def joins_mean(graph: Graph, images: Sequence[Value], values: Sequence[Value], tokens: int) -> bool:
+    """Whether the first of so many tokens is the mean of the others, which a mask on all of them would leave whole."""
+    return any(not isinstance(fitted(MEAN_QUERY, node, tokens=tokens), Miss) for node in region(graph, images, values))
 
 
 MEAN_QUERY = (
