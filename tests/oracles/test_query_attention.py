@@ -85,6 +85,8 @@ def test_four_scores_beside_four_sides_of_boxes_want_to_be_named(tmp_path, memor
     report = insert(net.model).report
     assert report.method == "activation-map"
     assert "--output NAME" in report.reason
+    with pytest.raises(errors.AmbiguousModelError, match="--output NAME"):
+        insert(net.model, Options(num_classes=4))
     images = np.random.default_rng(3).standard_normal((2, 3, *SIZE), dtype=np.float32)
     result = insert(net.model, Options(output=net.model.graph.output[1].name, output_dtype="f32"))
     logits, looks = values(tmp_path / "net.onnx", [net.logits, net.shares], images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from xai_insert.errors import UnsupportedTaskError
+from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.ops import Surgeon
@@ -170,6 +170,8 @@ def _of_regions(study: Study, found: FoundDetector, read: Regions) -> Plan | Ref
         "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes, study.options.output)
     )
     if isinstance(queries, QueryReport) and queries.untold:
+        if study.options.num_classes is not None:  # which asks for a map of each
+            raise AmbiguousModelError(queries.untold)
         reason += f"; a map of each class wants to know them: {queries.untold}"
     shape, work = _size_and_work(read.feature)
     return RegionsPlan(found, _NAME, Form.CHANNEL_MEAN, reason, shape, work, read, reported)
