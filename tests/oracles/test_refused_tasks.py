@@ -210,6 +210,30 @@ def test_a_segmenter_of_tokens_follows_its_open_sides(batch, size, kind):
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_segmenter_of_squares_follows_its_open_sides(judged, kind):
+    """As DPT, which counts the rows of its tokens by a root and enlarges corners on corners."""
+    b = Builder(batch="N", size=("H", "W"))
+    x = b.node("Conv", "image", b.weight(CHANNELS, 3, 8, 8), strides=[8, 8])
+    rows = b.node("Transpose", b.node("Reshape", x, b.const(np.array([0, CHANNELS, -1]))), perm=[0, 2, 1])
+    prefixed = b.node("Concat", b.node("ReduceMean", rows, axes=[1], keepdims=1), rows, axis=1)
+    rows = b.node("Slice", prefixed, *(b.const(np.array([number])) for number in (1, 2**31, 1)))
+    count = b.node("Cast", b.node("Gather", b.node("Shape", rows), b.const(np.array([1]))), to=TensorProto.FLOAT)
+    side = b.node("Cast", b.node("Sqrt", count), to=TensorProto.INT64)
+    sizes = b.node("Concat", b.const(np.array([0])), side, side, b.const(np.array([CHANNELS])), axis=0)
+    x = b.node("Transpose", b.node("Reshape", rows, sizes), perm=[0, 3, 1, 2])
+    twice = b.const(np.array([1, 1, 2, 2], np.float32))
+    for _ in range(2):
+        x = b.node("Resize", x, "", twice, mode="linear", coordinate_transformation_mode="align_corners")
+        x = b.node("Conv", x, b.weight(CHANNELS, CHANNELS, 1, 1))
+    scores = b.node("Conv", x, b.weight(5, CHANNELS, 1, 1))
+    plain = b.model(b.node("ArgMax", scores, axis=1) if judged else scores, *([scores] if judged else []))
+    result = insert(models.as_format(plain, kind), Options(output_dtype="f32"))
+    x = np.random.default_rng(4).standard_normal((2, 3, 96, 96)).astype(np.float32)
+    np.testing.assert_allclose(oracle.run(result.model, x)["saliency_map"], oracle.run(plain, x)[scores], 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
 def test_a_classifier_of_tokens_follows_its_open_sides(kind):
     """As SegFormer's and PVT v2's, whose inference with open sides does not know the number of channels."""
     b, maps = segmenter_of_tokens(batch="N")

@@ -40,8 +40,8 @@ class Common:
         return self._known[first, second]
 
     def _met(self, first: Origin, second: Origin) -> Origin | None:
-        numbers = [(item.stride, item.offset, item.grain) for item in (first, second)]
-        if not all(isclose(one, two, abs_tol=1e-6) for one, two in zip(*numbers, strict=True)):
+        same = isclose(first.offset, second.offset, abs_tol=1e-6) and isclose(first.grain, second.grain, abs_tol=1e-6)
+        if not same or not _is_as_wide(first, second):
             return None
         counted = [(item.kind, item.roll, item.order, item.start, len(item.parts)) for item in (first, second)]
         if counted[0] != counted[1] or (first.whole is None) != (second.whole is None):
@@ -56,7 +56,7 @@ class Common:
         return Origin(
             first.kind,
             size,
-            first.stride,
+            second.stride,
             first.offset,
             first.roll,
             first.grain,
@@ -65,6 +65,16 @@ class Common:
             whole,
             first.start,
         )
+
+
+def _is_as_wide(first: Origin, second: Origin) -> bool:
+    """Whether cells lie as far from one another at both sizes of the image.
+
+    Interpolation that puts the corners of both grids on each other leaves half a coarse cell at the border, which is
+    less of a larger image: the last cell may lie that much elsewhere by the stride of the other size.
+    """
+    is_near = first.size is not None and abs(first.stride - second.stride) * first.size <= first.grain / 2
+    return is_near or isclose(first.stride, second.stride, abs_tol=1e-6)
 
 
 def _is_whole(digit: Digit) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Frame:
             cell `i + rolled`, modulo the size.
         lines: likewise, the pixels from one cell to the next, negative where the axis runs backwards, and the pixel of
             the centre of cell 0; None where they are unknown.
+        grains: likewise, the pixels between cells of a coarser grid that these were interpolated from; 0 where of none.
         rectangle: top, left, bottom and right of the grid in fractions of the image; None if sizes are unknown.
         times: of a clip, the frames from one cell to the next, and the frame in the middle of cell 0.
         times_last: whether the axis of time stands behind the other two, not before them.
@@ -44,6 +45,7 @@ class Frame:
     rectangle: Rectangle | None = None
     times: tuple[float, float] | None = None
     times_last: bool = False
+    grains: tuple[float, float] = field(default=(0.0, 0.0), compare=False)
 
     @property
     def flipped(self) -> tuple[bool, bool]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
-from xai_insert.errors import XaiInsertError
 from xai_insert.graph.axes import (
     Axes,
     Axis,
@@ -19,18 +16,15 @@ from xai_insert.graph.axes import (
     coarse,
     has_batch,
     has_place,
-    is_elsewhere,
     is_stored,
     parts_of,
 )
-from xai_insert.graph.common import Common
 from xai_insert.graph.items import only, present, summed
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import frames_in_channels, image_axes, image_inputs, time_axis
 from xai_insert.locate.layout import FeatureMap, Frame, Side
-
-logger = logging.getLogger(__name__)
+from xai_insert.locate.open_sides import are_lost, common_of_sizes
 
 
 @dataclass(frozen=True)
@@ -268,11 +262,10 @@ class Places:
             rectangle=None if self.image is None else rectangle(place, self.image),
             times=None if place.times is None else (place.times.stride, place.times.offset),
             times_last=place.times_last,
+            grains=(place.first.grain, place.second.grain),
         )
 
 
-_TRIED = ((224, 448), (448, 672))
-"""Heights and widths of images that models take whose patches, windows and strides have usual sizes."""
 _KNOWN: WeakKeyDictionary[Graph, Places] = WeakKeyDictionary()
 
 
@@ -284,56 +277,10 @@ def find_places(graph: Graph) -> Places:
         packed = {image: count for image in images if (count := frames_in_channels(image))}
         sides = {image: image_axes(image) for image in images}
         traced = trace(graph, sides, times, packed)
-        if not times and not packed and _is_lost_in_open_sides(sides, traced):
-            traced = _common_of_sizes(graph, sides) or traced
+        if not times and not packed and are_lost(graph, sides, traced):
+            traced = common_of_sizes(graph, sides) or traced
         _KNOWN[graph] = Places(traced, images[0])
     return _KNOWN[graph]
-
-
-def _is_lost_in_open_sides(sides: Mapping[Value, tuple[int, int]], traced: Traced) -> bool:
-    """Whether cells lie at places that nothing tells, of an image whose height or width follows the input."""
-    is_open = any(image.sizes[axis] is None for image, axes in sides.items() for axis in axes)
-    return is_open and any(is_elsewhere(axis) for axes in traced.values() for axis in axes)
-
-
-def _common_of_sizes(graph: Graph, sides: Mapping[Value, tuple[int, int]]) -> Traced | None:
-    """What the axes of two sizes of the image have in common: known sizes tell what a reshape of tokens gives back.
-
-    So they tell sizes that follow no side, of which inference with open ones has lost sight. None where the model does
-    not take such sizes, or the file leaves none open.
-    """
-    if graph.at_sizes is None:
-        return None
-    found: list[_Sized] = []
-    for tried in _TRIED:
-        try:
-            found.append(_at_size(graph, sides, tried))
-        except XaiInsertError as err:
-            logger.info("places of open sides are not read at %s: %s", tried, err)
-            return None
-    common, traced = Common(), Traced()
-    for value in graph.values:
-        first, second = (known.get(value.native) for known in found)
-        if first is not None and second is not None and len(first[0]) == len(second[0]) == value.rank:
-            value.shape = tuple(one if one == two else None for one, two in zip(first[0], second[0], strict=True))
-            traced[value] = common.axes(first[1], second[1])
-    return traced
-
-
-def _at_size(graph: Graph, sides: Mapping[Value, tuple[int, int]], tried: tuple[int, int]) -> _Sized:
-    """Sizes and axes of values where the open sides of images are so long."""
-    assert graph.at_sizes is not None
-    pixels = {
-        image: {axis: size for axis, size in zip(axes, tried, strict=True) if image.sizes[axis] is None}
-        for image, axes in sides.items()
-    }
-    with graph.at_sizes(pixels) as sized:
-        images = {value: sides[image] for value in sized.inputs for image in sides if value.native == image.native}
-        return {value.native: (value.sizes, axes) for value, axes in trace(sized, images).items()}
-
-
-_Sized = dict[Any, tuple[Shape, Axes]]
-"""Sizes and axes of values at one size of the image, by what the format calls them."""
 
 
 def _side(axis: Axis) -> Origin | None:

@@ -111,7 +111,7 @@ def _open_sides(study: Study) -> str:
     """Why the places of scores cannot be told where the image has open sides and is made into tokens; else nothing."""
     values = study.graph.outputs
     image = image_inputs(study.graph)[0]
-    lost = [item for item in values if item.rank == len(image.sizes) and item.sizes[-2:] == (None, None)]
+    lost = [item for item in values if item.rank == len(image.sizes) and 1 not in item.sizes[-2:]]
     if len(lost) < len(values) or image.sizes[-2:] != (None, None) or any(map(study.places.map_of, values)):
         return ""
     return (
