@@ -88,3 +88,29 @@ def test_open_sides_of_a_model_of_one_size(kind):
         insert(models.as_format(model, kind), RAW)
     found = insert(models.as_format(model, kind), Options(output_dtype="f32", input_shapes={"x": (1, 3, 64, 64)}))
     assert found.report.form == "closed form"
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_windows_that_are_divided_out_of_the_batch_again(kind):
+    """As RF-DETR's backbone, which counts the images by dividing the windows: an IR does not tell what is left."""
+    b = models.Builder(batch="N", size=(16, 16))
+    width = models.CHANNELS
+    x = b.node("Relu", b.node("Conv", "image", b.weight(width, 3, 2, 2), strides=[2, 2]))
+    split = b.node("Reshape", x, b.const(np.array([-1, width, 2, 4, 2, 4])))
+    rows = b.node("Transpose", split, perm=[0, 2, 4, 3, 5, 1])
+    windows = b.node("MatMul", b.node("Reshape", rows, b.const(np.array([-1, 16, width]))), b.weight(width, width))
+    many = b.node("Cast", b.node("Shape", windows, end=1), to=onnx.TensorProto.FLOAT)
+    count = b.node("Floor", b.node("Div", many, b.const(np.array([4], np.float32))))
+    count = b.node("Cast", count, to=onnx.TensorProto.INT64)
+    sizes = b.node("Concat", count, b.const(np.array([2, 2, 4, 4])), b.node("Shape", windows, start=2), axis=0)
+    back = b.node("Transpose", b.node("Reshape", windows, sizes), perm=[0, 1, 3, 2, 4, 5])
+    whole = b.node("Concat", count, b.const(np.array([8, 8, width])), axis=0)
+    feature = b.node("Transpose", b.node("Reshape", back, whole), perm=[0, 3, 1, 2])
+    scores = b.node("Conv", feature, b.weight(5, width, 3, 3), pads=[1] * 4)
+    plain = b.model(b.node("ArgMax", scores, axis=1), scores)
+    result = insert(models.as_format(plain, kind), Options(output_dtype="f32"))
+    pixels = np.random.default_rng(3).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    assert result.report.saliency_map["shape"] == (None, 5, 8, 8)
+    np.testing.assert_allclose(
+        oracle.run(result.model, pixels)["saliency_map"], oracle.run(plain, pixels)[scores], atol=1e-5
+    )

@@ -26,11 +26,17 @@ _Sized = dict[Any, tuple[Shape, Axes]]
 
 def are_lost(graph: Graph, sides: _Sides, traced: Traced) -> bool:
     """Whether cells lie at places that nothing tells, of an image whose height or width follows the input."""
-    if all(image.sizes[axis] is not None for image, axes in sides.items() for axis in axes):
-        return False
-    return any(is_elsewhere(axis) for axes in traced.values() for axis in axes) or any(
-        value.sizes[1:].count(None) > 1 and not any(map(has_place, traced.get(value, ()))) for value in graph.outputs
-    )
+    is_open = any(image.sizes[axis] is None for image, axes in sides.items() for axis in axes)
+    return is_open and (_are_elsewhere(traced) or any(_lies_nowhere(value, traced) for value in graph.outputs))
+
+
+def _are_elsewhere(traced: Traced) -> bool:
+    return any(is_elsewhere(axis) for axes in traced.values() for axis in axes)
+
+
+def _lies_nowhere(value: Value, traced: Traced) -> bool:
+    """Whether an output of several open sizes has no place in the image."""
+    return value.sizes[1:].count(None) > 1 and not any(map(has_place, traced.get(value, ())))
 
 
 def common_of_sizes(graph: Graph, sides: _Sides) -> Traced | None:
@@ -42,11 +48,14 @@ def common_of_sizes(graph: Graph, sides: _Sides) -> Traced | None:
     if graph.at_sizes is None:
         return None
     found = max((_at_sizes(graph, sides, tried) for tried in (_OBLONG, _SQUARE)), key=_told)
-    if not found:
-        return None
+    return _joined(graph, *found) if found else None
+
+
+def _joined(graph: Graph, smaller: _Sized, larger: _Sized) -> Traced:
+    """The axes that two sizes of the image have in common; values get the sizes that both leave the same."""
     common, traced = Common(), Traced()
     for value in graph.values:
-        first, second = (known.get(value.native) for known in found)
+        first, second = smaller.get(value.native), larger.get(value.native)
         if first is not None and second is not None and len(first[0]) == len(second[0]) == value.rank:
             value.shape = tuple(one if one == two else None for one, two in zip(first[0], second[0], strict=True))
             traced[value] = common.axes(first[1], second[1])
@@ -71,15 +80,16 @@ def _told(found: Sequence[_Sized]) -> int:
 def _at_size(graph: Graph, sides: _Sides, tried: tuple[int, int]) -> _Sized:
     """Sizes and axes of values where the open sides of images are so long; nothing if some contradict one another."""
     assert graph.at_sizes is not None
-    pixels = {
-        image: {axis: size for axis, size in zip(axes, tried, strict=True) if image.sizes[axis] is None}
-        for image, axes in sides.items()
-    }
-    with graph.at_sizes(pixels) as sized:
+    with graph.at_sizes({image: _pixels(image, axes, tried) for image, axes in sides.items()}) as sized:
         if any(map(_contradicts, sized.nodes)):
             return {}
         images = {value: sides[image] for value in sized.inputs for image in sides if value.native == image.native}
         return {value.native: (value.sizes, axes) for value, axes in trace(sized, images).items()}
+
+
+def _pixels(image: Value, axes: tuple[int, int], tried: tuple[int, int]) -> dict[int, int]:
+    """How long the open sides of an image shall be, by their axes."""
+    return {axis: size for axis, size in zip(axes, tried, strict=True) if image.sizes[axis] is None}
 
 
 def _contradicts(node: Node) -> bool:

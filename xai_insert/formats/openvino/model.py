@@ -11,6 +11,7 @@ import openvino as ov
 import openvino.opset13 as opset
 
 from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
+from xai_insert.formats import batches
 from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
 from xai_insert.formats.openvino.einsum import Decomposed
@@ -55,8 +56,27 @@ class OpenVINOModel:
     def view(self) -> Graph:
         with taking_apart("the OpenVINO graph"), self._products.shown():
             graph = moderate(build_view(self.native))
+            self._ask_batches(graph)
         graph.at_sizes = None if self._closed else self._at_sizes
         return graph
+
+    def _ask_batches(self, graph: Graph) -> None:
+        """Take sizes that inference with an open batch does not tell from two batches, if nothing else is open."""
+        untold = [value for node in graph.nodes for value in node.outputs if not _is_told(value)]
+        if not untold or not all(map(_is_told, graph.inputs)):
+            return
+        found = [self._with_batch(graph, untold, batch) for batch in batches.TRIED]
+        for value, one, two in zip(untold, *found, strict=False):
+            value.shape = value.shape if one is None else batches.common(one, two)
+
+    def _with_batch(self, graph: Graph, values: Sequence[Value], batch: int) -> Sequence[Shape | None]:
+        """Sizes of values for a batch; none if the model is for another."""
+        try:
+            pixels = {image: {0: batch} for image in graph.inputs if None in image.sizes}
+            with self._sized(pixels):
+                return [static_shape(value.native.get_partial_shape()) for value in values]
+        except RAISED:
+            return ()
 
     @contextmanager
     def _at_sizes(self, pixels: Mapping[Value, Mapping[int, int]]) -> Iterator[Graph]:
@@ -268,3 +288,8 @@ def _input_called(model: ov.Model, name: str) -> ov.Output:
         if name in {*port.get_names(), port.node.get_friendly_name()}:
             return port
     raise UnknownNameError("input", name, [port.node.get_friendly_name() for port in model.inputs])
+
+
+def _is_told(value: Value) -> bool:
+    """Whether all sizes but the batch are known."""
+    return value.shape is not None and None not in value.shape[1:]
