@@ -132,6 +132,22 @@ def test_every_query_of_a_real_export_has_a_map_whose_sum_is_its_attention(id_, 
     assert shares.mean() > 0.5  # the class token, other queries and points outside take the rest
 
 
+@pytest.mark.parametrize(
+    "id_", [f"otx_{arch}_mobilenetv2.{how}" for arch in ("ssd", "atss") for how in ("legacy", "onnxir")]
+)
+def test_boxes_of_several_images_have_the_maps_of_each(id_, tmp_path):
+    """SSD decodes the boxes of all images in one list, ATSS where it has selected."""
+    fixture = next(f for f in fixtures(task="detection") if f.id == id_)
+    path = materialise(fixture, tmp_path)
+    inserted = tmp_path / f"new{path.suffix}"
+    insert_file(path, inserted, Options(per_box=True, output_dtype="f32"))
+    images = np.random.default_rng(11).random((2, *fixture.input_shape[1:]), dtype=np.float32) * 255
+    both = oracle.run(load(inserted), images)
+    for number in range(2):
+        for name, alone in oracle.run(load(inserted), images[number : number + 1]).items():
+            np.testing.assert_allclose(both[name][number], alone[0], atol=1e-5)
+
+
 def _wanted(fixture, path, image, ours):
     """The map by its definition, or those of all features where no location has a class score."""
     expected = fixture.expected

@@ -68,6 +68,7 @@ def box_votes(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: Box
 
     def resized(item: ClassLevel, level: DecodedLevel, rows: Rows[V]) -> V:
         handle = late.get(level.value, surgeon.handle(level.value))
+        handle, level = of_each_image(surgeon, handle, level, voters.reported)
         boxes = decoded_boxes(op, handle, item, level, rows, images=images_in(voters.reported))
         votes = _level_votes(surgeon, item, sides_of(op, boxes, voters, image), voters, sides, wanted, rows)
         return votes if item is detector.middle else op.resize(votes, *middle)
@@ -116,6 +117,15 @@ def rows_of(surgeon: Surgeon[V], detector: Detector, voters: BoxVoters, *, follo
 def images_in(found: ReportedBoxes) -> Size:
     """The batch of what is decoded, -1 for any: a list of boxes that does not tell images apart is of one."""
     return 1 if len(found.value.sizes) == 2 else -1
+
+
+def of_each_image(surgeon: Surgeon[V], x: V, level: DecodedLevel, found: ReportedBoxes) -> tuple[V, DecodedLevel]:
+    """Decoded boxes with an axis of the images, where those of all stand in one, `[B * rows, 4]`, and where they do."""
+    if (level.row_axis, len(level.shape)) != (0, 2) or len(found.value.sizes) == 2 or found.value.sizes[0] == 1:
+        return x, level
+    images = surgeon.ops.size(surgeon.handle(found.value), 0)
+    x = surgeon.ops.reshape(x, [images, -1, level.shape[1]])
+    return x, replace(level, shape=(1, *level.shape), row_axis=1, column_axis=2)
 
 
 def _in_pixels(pair: tuple[float, float], image: Image[V] | None) -> list[Tensor[V] | float]:

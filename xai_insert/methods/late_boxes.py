@@ -12,8 +12,8 @@ import numpy as np
 
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.items import only
-from xai_insert.graph.ops import Surgeon, V
-from xai_insert.graph.view import Graph, Node, Op, Shape, Value
+from xai_insert.graph.ops import Size, Surgeon, V
+from xai_insert.graph.view import Graph, Node, Op, Shape, Value, fixed
 from xai_insert.locate.frontier import find_heads
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.observed import local_values, selects
@@ -33,17 +33,30 @@ def boxes_everywhere(surgeon: Surgeon[V], graph: Graph) -> dict[Value, V]:
     dependent = activations(graph, images)
     local, _ = local_values(graph, dependent, find_heads(graph, images))
     choosing = _choosing(graph, dependent, local)
-    made = _all_instead(surgeon, choosing)
-    boxes: dict[Value, V] = {}
+    made, boxes = _all_instead(surgeon, choosing), dict[Value, V]()
+    shared = set(made) - _of_images(choosing, dependent)
     for node in graph.nodes:
-        if not any(value in made for value in node.operands):
+        if not made.keys() & set(node.operands):
             continue
-        mixed = [value for value in node.operands if value in dependent and value not in made and value not in local]
-        if not mixed and (_takes_all(node, dependent, made) or not selects(node, dependent)):
-            made.update(zip(node.outputs, _again(surgeon, node, made), strict=True))
+        if _is_redone(node, dependent, made, local):
+            is_shared = dependent.intersection(node.operands) <= shared
+            shared.update(node.outputs if is_shared else ())
+            made.update(zip(node.outputs, _again(surgeon, node, made, is_shared=is_shared), strict=True))
         elif (joined := _joined_sides(surgeon, node, made)) is not None:
             boxes[node.output] = joined
     return boxes | {value: handle for value, handle in made.items() if _may_be_boxes(value)}
+
+
+def _is_redone(node: Node, dependent: set[Value], made: Mapping[Value, V], local: Container[Value]) -> bool:
+    """Whether a node does something to what was chosen alone."""
+    read = dependent.intersection(node.operands) - made.keys()
+    return all(value in local for value in read) and (_takes_all(node, dependent, made) or not selects(node, dependent))
+
+
+def _of_images(choosing: Sequence[Node], dependent: set[Value]) -> set[Value]:
+    """What is made of each image where it is taken from, and the indices into that; anchors all images share."""
+    own = [node for node in choosing if node.read(0) in dependent]
+    return {value for node in own for value in (node.output, node.read(1))}
 
 
 def _all_instead(surgeon: Surgeon[V], choosing: Sequence[Node]) -> dict[Value, V]:
@@ -82,30 +95,36 @@ def _takes_all(node: Node, dependent: set[Value], made: Mapping[Value, V]) -> bo
     return _chooses(node, dependent) and node.read(1) in made and node.read(0) not in made
 
 
-def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> Sequence[V]:
-    """A node's results for all rows."""
+def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V], *, is_shared: bool) -> Sequence[V]:
+    """A node's results for all rows, once where images share them."""
     if "new_axes" in node.attrs:  # holds no numbers of rows
         return surgeon.copy(node, [made[node.read(0)], *(surgeon.handle(value) for value in node.operands[1:])])
     sizes = _with_all_rows(node) if node.op is Op.RESHAPE else None
-    if sizes is not None:
-        return [surgeon.ops.reshape(made[node.read(0)], sizes)]
-    return rerun(surgeon, node, made)
+    if sizes is None:
+        return rerun(surgeon, node, made)
+    first: Size = sizes[0] or 1
+    if sizes[0] is None and not is_shared:
+        first = surgeon.ops.size(surgeon.handle(node.output), 0)
+    return [surgeon.ops.reshape(made[node.read(0)], [first, *fixed(sizes[1:])])]
 
 
-def _with_all_rows(node: Node) -> list[int] | None:
-    """The sizes that a reshape gives any number of rows; None where they may be read off what it is written with."""
+def _with_all_rows(node: Node) -> Shape | None:
+    """The sizes that a reshape gives any number of rows; None where they may be read off what it is written with.
+
+    An open batch stays open: as many images are decoded as before.
+    """
     sizes, before = node.output.sizes, node.read(0).sizes
     if len(sizes) in (2, 3) and (width := sizes[-1]) == before[-1] and width:
         # Rows stay rows, of which it may hold the number of those chosen.
-        return [*[1] * (len(sizes) - 2), -1, width]
+        return (*(None if size is None else 1 for size in sizes[:-2]), -1, width)
     return None if len(before) < 2 or before[-2] is None else _open_at(sizes, before[-2])
 
 
-def _open_at(sizes: Shape, rows: int) -> list[int] | None:
-    """Sizes with the one axis of so many rows open; None if there are more such axes, or open ones."""
-    if sizes.count(rows) != 1 or None in sizes:
+def _open_at(sizes: Shape, rows: int) -> Shape | None:
+    """Sizes with the one axis of so many rows open; None if there are more such axes, or open ones but the batch."""
+    if sizes.count(rows) != 1 or None in sizes[1:]:
         return None
-    return [-1 if size == rows else size or 0 for size in sizes]
+    return tuple(-1 if size == rows else size for size in sizes)
 
 
 def _chooses(node: Node, dependent: set[Value]) -> bool:

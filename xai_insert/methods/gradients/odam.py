@@ -28,6 +28,7 @@ from xai_insert.methods.box_votes import (
     image_of,
     images_in,
     labels_one_hot,
+    of_each_image,
     reported_sides,
     rows_of,
     sides_of,
@@ -65,6 +66,7 @@ def odam(surgeon: Surgeon[V], graph: Graph, detector: Detector, voters: BoxVoter
     all_rows = rows_of(surgeon, detector, voters, follows=follows)
     for item, level, rows in zip(detector.levels, voters.levels, all_rows, strict=True):
         handle = late.get(level.value, surgeon.handle(level.value))
+        handle, level = of_each_image(surgeon, handle, level, voters.reported)  # noqa: PLW2901 - the same boxes
         boxes = decoded_boxes(op, handle, item, level, rows, images=images_in(voters.reported))
         fit = overlap_of(sides, sides_of(op, boxes, voters, image)).handle
         if wanted is not None:
