@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from xai_insert.errors import MisplacedMapError, XaiInsertError
+from xai_insert.errors import AmbiguousModelError, MisplacedMapError, XaiInsertError
 from xai_insert.formats.backend import LoadedModel
-from xai_insert.graph.view import Graph
-from xai_insert.locate.inputs import image_inputs, image_size, watching
+from xai_insert.graph.view import Graph, Value
+from xai_insert.locate.inputs import image_inputs, image_size, outputs_of_image, watching
 from xai_insert.options import Options
 from xai_insert.tasks.choose import make_plan
 from xai_insert.tasks.known.classification import FoundClassifier
@@ -69,6 +69,7 @@ def planned(loaded: LoadedModel, graph: Graph, options: Options) -> list[Planned
     _require_one_place(plans[:1], sharing)
     try:
         plan = make_plan(loaded, graph, options)
+        _require_common_output(views)
         return [Planned(graph, plan, sharing=sharing or _laid_alike(views, plan))]
     except XaiInsertError as err:
         if targets == 1:  # one map of inputs of several sizes, which is drawn over the first
@@ -84,6 +85,17 @@ def _laid_alike(views: Sequence[Graph], plan: Plan) -> tuple[Planned, ...]:
     first, *others = views
     size = image_size(image_inputs(first)[0])
     return tuple(Planned(view, plan) for view in others if image_size(image_inputs(view)[0]) == size)
+
+
+def _require_common_output(views: Sequence[Graph]) -> None:
+    """Refuse one map of images that lead to outputs of their own, as of two models in one file.
+
+    Raises:
+        AmbiguousModelError: no output is of two of them.
+    """
+    reached = [set(outputs_of_image(view)) for view in views]
+    if sum(map(len, reached)) == len(set[Value]().union(*reached)):
+        raise AmbiguousModelError("each leads to outputs of its own")
 
 
 def _require_one_place(first: Sequence[Planned], sharing: Sequence[Planned]) -> None:

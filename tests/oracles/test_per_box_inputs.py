@@ -105,6 +105,28 @@ def test_of_two_detectors_one_is_chosen(kind):
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("look", ["dense", "grid"])
+def test_of_two_detectors_with_queries_one_is_chosen(look, kind):
+    """They had the boxes of the first with the attention of the second."""
+    plain = query_models.Net(look, "scores").model
+    graphs = [plain.graph, onnx.compose.add_prefix(plain, "b_").graph]
+    both = helper.make_model(
+        onnx.compose.merge_graphs(*graphs, []), opset_imports=list(plain.opset_import), ir_version=plain.ir_version
+    )
+    model = models.as_format(both, kind)
+    for options in (Options(), Options(per_box=True)):
+        with pytest.raises(errors.AmbiguousModelError, match=r"own; .* --input NAME explains 'image', 'b_image'"):
+            plan_insertion(model, options)
+    images, other = pictures(*query_models.SIZE)
+    for name, fed in (("image", images), ("b_image", other)):
+        result = insert(model, Options(per_box=True, output_dtype="f32", input=name))
+        alone = insert(models.as_format(plain, kind), Options(per_box=True, output_dtype="f32"))
+        wanted = run(alone.model, fed)["saliency_map_per_box"]
+        found = run(result.model, images, b_image=other)["saliency_map_per_box"]
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
 def test_a_classifier_with_queries_reports_no_boxes(kind):
     def scored(b, width=models.CHANNELS):
         cells = b.node("Reshape", b.backbone(), b.const(np.array([0, width, -1])))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
+from xai_insert.graph.cuts import activations
 from xai_insert.graph.items import only
 from xai_insert.graph.shape import holds_pixels
 from xai_insert.graph.traits import ARITHMETIC, UNCHANGED
@@ -194,3 +195,11 @@ def open_hint(graph: Graph) -> str:
     """The same behind another sentence; empty where all sizes are known but the batch."""
     is_open = any(None in image.sizes[1:] for image in image_inputs(graph))
     return f"; {shape_hint(graph)}" if is_open else ""
+
+
+def outputs_of_image(graph: Graph) -> list[Value]:
+    """The outputs that the watched image leads to, of several; else all of them."""
+    if graph.watched is None:
+        return list(graph.outputs)
+    reached = activations(graph, [graph.watched])
+    return [value for value in graph.outputs if value in reached]

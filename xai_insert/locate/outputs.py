@@ -9,7 +9,7 @@ from xai_insert.graph.trace import Traced
 from xai_insert.graph.traits import ARRANGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.anomaly import map_of_one
-from xai_insert.locate.inputs import image_inputs, image_size
+from xai_insert.locate.inputs import image_inputs, image_size, outputs_of_image
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.logits import is_softmax, why_no_scores
 from xai_insert.locate.places import find_places
@@ -27,7 +27,7 @@ def query_boxes(graph: Graph) -> list[Value]:
     They are rows of four beside an output with the same rows, or rows joined of a box and more.
     """
     traced = find_places(graph).traced
-    return [value for value in graph.outputs if _holds_boxes(value, graph, traced)]
+    return [value for value in outputs_of_image(graph) if _holds_boxes(value, graph, traced)]
 
 
 def are_masks(graph: Graph) -> bool:

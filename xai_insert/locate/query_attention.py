@@ -12,6 +12,7 @@ from xai_insert.graph.operators import Sampled
 from xai_insert.graph.traits import ARRANGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions
+from xai_insert.locate.inputs import outputs_of_image
 from xai_insert.locate.outputs import query_boxes
 from xai_insert.locate.places import Place, Places, find_places
 from xai_insert.locate.query_scores import ReportedScores, are_scores, chosen_scores, scores_beside
@@ -170,7 +171,7 @@ def _report(
 
 def _is_of_each(graph: Graph, places: Places, boxes: Value, origin: Origin) -> bool:
     """Whether boxes, or what stands beside them, have a row for each of an origin."""
-    beside = [other for other in graph.outputs if other.rank == 3 and other.sizes[1] == boxes.sizes[1]]
+    beside = [other for other in outputs_of_image(graph) if other.rank == 3 and other.sizes[1] == boxes.sizes[1]]
     return any(_is_of(places, value, origin) for value in beside)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from xai_insert.graph.pattern import before, layer_of
 from xai_insert.graph.traits import CHOOSES_ROWS, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
+from xai_insert.locate.inputs import outputs_of_image
 
 _BOX = 4
 
@@ -82,7 +83,7 @@ def _beside(graph: Graph, boxes: Sequence[Value], named: Value | None) -> tuple[
     own, *rivals = boxes
     if named is own and (own.sizes[2] or 0) > _BOX:
         return own, _BOX
-    found = [other for other in graph.outputs if other is not own and _is_beside(other, own)]
+    found = [other for other in outputs_of_image(graph) if other is not own and _is_beside(other, own)]
     found = [other for other in found if other not in rivals] or found if named is None else [named]
     if len(found) == 1 and (named or not _are_alike(found[0], own)):
         return found[0], 0
@@ -112,7 +113,7 @@ def _maker(value: Value, start: int) -> Node | None:
 
 def chosen_scores(graph: Graph, boxes: Value) -> tuple[ReportedScores | None, str]:
     """The score of each reported box."""
-    found = [v for v in graph.outputs if v.shape == boxes.sizes[:2] and "float" in v.dtype]
+    found = [v for v in outputs_of_image(graph) if v.shape == boxes.sizes[:2] and "float" in v.dtype]
     if len(found) == 1:
         return ReportedScores(found[0]), ""
     return None, "no output, or more than one, holds a score for each box"
