@@ -102,7 +102,7 @@ def test_an_image_of_any_size(kind):
     result = insert(models.as_format(model, kind), Options(output_dtype="f32"))
     images = np.random.default_rng(1).standard_normal((2, 3, 48, 32)).astype(np.float32)
     outputs = oracle.run(result.model, images)
-    np.testing.assert_allclose(outputs["saliency_map"], raw_maps(model, coarse, images), rtol=1e-5)
+    np.testing.assert_allclose(outputs["saliency_map"], raw_maps(model, maps, images), rtol=1e-5)
 
 
 def test_half_precision():
