@@ -183,6 +183,13 @@ def tokens_first(head=None):
     return network
 
 
+def pooled_first(b):
+    """The mean of tokens that stand before the images."""
+    x = b.node("Transpose", embed(b, 0), perm=[1, 0, 2])
+    x = b.node("Add", x, attention_first(b, norm(b, x), 24))
+    return b.linear(b.node("ReduceMean", norm(b, x), axes=[0], keepdims=0), WIDTH)
+
+
 def bare_block(b, x, tokens, **kind):
     """Keys and values are made of the tokens without a norm, so that loud images have large ones."""
     x = b.node("Add", x, attention(b, x, tokens, **kind))

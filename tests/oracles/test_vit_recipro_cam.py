@@ -20,6 +20,7 @@ from model_zoo_fixtures.testbed.transformer_models import (
     norm,
     parted,
     pool,
+    pooled_first,
     reading,
     token_labels,
     tokens_first,
@@ -143,6 +144,14 @@ def test_tokens_before_the_images(kind, kernel, batch):
     """The last block was passed over for the tokens before the first one, without a word."""
     model = models.as_format(models.classifier(tokens_first(), size=(8, 12), batch=batch), kind)
     assert_is_definition(model, 1 if batch == 1 else 3, 1, kernel, first=True)
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_mean_of_tokens_before_the_images(kind, batch):
+    """`nn.TransformerEncoder` behind a convolution, say: the map before it was explained."""
+    model = models.as_format(models.classifier(pooled_first, size=(8, 12), batch=batch), kind)
+    assert_is_definition(model, 1 if batch == 1 else 3, 0, kernel="point", method="recipro-cam", first=True)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

@@ -83,7 +83,7 @@ def _classify(source: Value, result: Value, places: Places) -> list[GridEnd]:
         return []
     for operations, parts, ends in _KINDS:
         if node.op in operations:
-            grid = _grid_axes(source, places)
+            grid = _grid_axes(source, places) or (_first_axis(source, places) if node.op is Op.REDUCE else ())
             found = fitted(parts, node, source=source, result=result, places=places, grid=grid)
             other = GridEnd(Collapse.OTHER, node, source, result)
             return [replace(other, lacks=found.what)] if isinstance(found, Miss) else ends(other, found)
@@ -96,6 +96,13 @@ def _grid_axes(source: Value, places: Places) -> tuple[int, ...]:
     if place is None or 0 in place.axes or not places.of_images(source) or (place.prefix, place.suffix) != (0, 0):
         return ()
     return place.axes
+
+
+def _first_axis(source: Value, places: Places) -> tuple[int, ...]:
+    """The axis of tokens that stand before the images, no others beside them; none if there are none."""
+    found = places.tokens_of(source)
+    is_bare = found is not None and found.batch_axis and found.shape[0] == found.positions
+    return found.grid_axes if found is not None and is_bare else ()
 
 
 def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
@@ -212,7 +219,7 @@ def feature_before(end: GridEnd, places: Places) -> FeatureMap:
     power = value.made_by(Op.POW) if end.kind is Collapse.MEAN else None
     raised = None if power is None else fitted(GENERALISED, power)
     value = raised["map"] if isinstance(raised, dict) else value
-    feature = places.map_of(value)
+    feature = places.map_of(value) or (places.tokens_of(value) if grid_axes == (0,) else None)
     units = {axis for axis in grid_axes if value.sizes[axis] == 1}
     if feature is None or not {*feature.grid_axes} <= {*grid_axes} <= {*feature.grid_axes, *units}:
         near = f"; {raised}" if isinstance(raised, Miss) else ""

@@ -45,7 +45,7 @@ def recipro_cam(
     Args:
         surgeon: the model being edited.
         graph: its view.
-        feature: the target, float `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]` or `[B, C, N]`.
+        feature: the target, float `[B, C, h, w]`, `[B, h, w, C]`, `[B, N, C]`, `[B, C, N]` or `[N, B, C]`.
         ends: the nodes that end the grid, none of kind `TOKEN` or `OTHER`.
         logits: class scores `[B, K]`.
         choice: the classes whose maps are wanted; None for all.
@@ -184,8 +184,9 @@ def _on_rows(surgeon: Surgeon[V], nodes: Sequence[Node], rows: Mapping[Value, V]
 def _rows(surgeon: Surgeon[V], feature: FeatureMap, end: GridEnd, read: Callable[[Value], V]) -> V:
     """What the end reads as one row per image and position, `[B*P, C]`."""
     source = end.source
-    others = [axis for axis in range(1, len(source.sizes)) if axis not in end.grid_axes]
-    perm = (0, *end.grid_axes, *others)
+    batch = int(0 in end.grid_axes)
+    others = [axis for axis in range(len(source.sizes)) if axis not in (batch, *end.grid_axes)]
+    perm = (batch, *end.grid_axes, *others)
     width = math.prod(fixed([source.sizes[axis] for axis in others]))
     if (turned := None if source is feature.value else before_transpose(source)) is not None:
         source, perm = turned[0], tuple(turned[1][axis] for axis in perm)  # often the rows are there already
