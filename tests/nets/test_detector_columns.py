@@ -3,9 +3,12 @@
 import numpy as np
 import onnx
 import onnxruntime as ort
+import openvino as ov
+import openvino.opset13 as opset
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from model_zoo_fixtures.testbed import models
 from model_zoo_fixtures.testbed.detection_oracle import definition
 from xai_insert import Options, insert
 from xai_insert.errors import AmbiguousModelError, XaiInsertError
@@ -587,3 +590,16 @@ def test_boxes_and_scores_squashed_together():
     (saliency,) = run(made, ["saliency_map"], image)
     flat = [head.reshape(1, anchors * classes, *head.shape[3:]) for head in raw]
     np.testing.assert_allclose(saliency, definition(flat, [anchors] * 2, classes), atol=1e-5)
+
+
+def test_a_background_of_which_the_runtime_reports_nothing():
+    """MatrixNms of OpenVINO breaks off where no box is left, as with a background raised at every place."""
+    net = Small()
+    plain = models.as_format(net.model(net.op("Softmax", net.rows(net.head(4)), axis=2)), "openvino")
+    boxes, shares = (result.input_value(0) for result in plain.get_results())
+    chosen = opset.matrix_nms(
+        boxes, opset.transpose(shares, [0, 2, 1]), nms_top_k=50, keep_top_k=20, score_threshold=0.05, background_class=0
+    )
+    results = [opset.result(output) for output in chosen.outputs()]
+    report = insert(ov.Model(results, plain.get_parameters())).report
+    assert (report.background, report.heads[0]["classes"]) == (0, 4)

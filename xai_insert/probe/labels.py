@@ -5,6 +5,7 @@ All class scores are held low but those of one class, everywhere: what is report
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.errors import CheckFailedError, TimeLimitError
 from xai_insert.feeds import random_array
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.items import only, present
@@ -22,6 +24,8 @@ from xai_insert.locate.frontier import Head, find_heads
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.observed import Observed, observed_values
 from xai_insert.probe.heads import Array, HeadProbe
+
+logger = logging.getLogger(__name__)
 
 _SILENCE = 8.0
 _BOX = 4
@@ -96,7 +100,7 @@ def _tried(
     values = {head.value: index for index, head in enumerate(heads)}
     probe = HeadProbe(loaded, heads, [Observed(value, False, True, frozenset(values)) for value in reporting])
     tried = sorted({0, min(1, found.classes - 1), found.classes // 2, found.classes - 1} - {found.background})
-    runs = [probe.run(_with_class(probe, values, found, label)) for label in tried]
+    runs = _reports(probe, [_with_class(probe, values, found, label) for label in tried])
     offsets, silent = set[int](), set[int]()
     for value, arrays in zip(reporting, zip(*runs, strict=True), strict=True):
         reported = _reported(value, tried, arrays)
@@ -104,8 +108,23 @@ def _tried(
         silent.update(set(tried) - reported.keys() if reported else ())
     if offsets or silent or not any(map(_are_told, reporting, zip(*runs, strict=True))):
         return offsets, silent, None
-    every = [probe.run(_with_class(probe, values, found, label)) for label in range(found.classes)]
+    every = _reports(probe, [_with_class(probe, values, found, label) for label in range(found.classes)])
     return offsets, silent, _table(reporting, every)
+
+
+def _reports(probe: HeadProbe, changes: Sequence[Mapping[int, npt.NDArray[np.floating]]]) -> list[list[Array]]:
+    """What is reported with each change; no rows where a runtime gives up because none are left (MatrixNms)."""
+    runs: list[list[Array] | None] = []
+    for change in changes:
+        try:
+            runs.append(probe.run(change))
+        except TimeLimitError:
+            raise
+        except CheckFailedError as err:
+            logger.info("nothing is reported: %s", err)
+            runs.append(None)
+    nothing = [array[:0] for array in next(filter(None, runs), None) or probe.run(changes[0])]
+    return [nothing if run is None else run for run in runs]
 
 
 def _table(reporting: Sequence[Value], every: Sequence[Sequence[Array]]) -> tuple[int, ...] | None:
