@@ -270,6 +270,8 @@ class Batcher(Generic[V]):
             raise self._refusal(node)
         if any(width(dim) is None for dim in (a.dims[-1], *b.dims[-2:])):
             raise self._refusal(node)
+        if has_batch(a.dims[-2]) or not meets(a.dims[:-2], b.dims[:-2]):  # samples of a batch of one among the rows
+            raise self._refusal(node)
         if node.attrs["transpose_b"]:
             handle, columns = self._surgeon.ops.matmul_transposed(a.handle, b.handle, len(b.dims)), b.dims[-2]
         else:

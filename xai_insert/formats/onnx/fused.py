@@ -288,22 +288,23 @@ def quick_gelu(w: Writer) -> Written:
 
 def fused_matmul(w: Writer) -> Written:
     """A product of transposed factors, times a number."""
-    factors = []
-    if w.has("transBatchA", "transBatchB"):
+    factors = [_factor(w, w.operand(index), side) for index, side in enumerate("AB")]
+    if None in factors:
         return None
-    for index, name in enumerate(("transA", "transB")):
-        factor = w.operand(index)
-        if factor is None:
-            return None
-        if w.has(name):
-            rank = w.rank(factor)
-            if rank is None or rank < 2:
-                return None
-            axes = list(range(rank))
-            factor = w.transpose(factor, [*axes[:-2], axes[-1], axes[-2]])
-        factors.append(factor)
     product, alpha = w("MatMul", *factors), w.number("alpha", 1)
     return [product if alpha == 1 else w("Mul", product, w.constant(alpha))]
+
+
+def _factor(w: Writer, factor: ir.Value | None, side: str) -> ir.Value | None:
+    """A factor as a product reads it: the first axis put behind the batch, the last two exchanged; None if untold."""
+    is_turned, moves_first = w.has(f"trans{side}"), w.has(f"transBatch{side}")
+    if factor is None or not (is_turned or moves_first):
+        return factor
+    rank = w.rank(factor)
+    if rank is None or rank < (3 if moves_first else 2):
+        return None
+    *before, rows, columns = (*range(1, rank - 1), 0, rank - 1) if moves_first else range(rank)
+    return w.transpose(factor, [*before, columns, rows] if is_turned else [*before, rows, columns])
 
 
 def _clip(w: Writer, x: ir.Value, numbers: list[float]) -> ir.Value:
