@@ -328,7 +328,10 @@ def _masked_value(
     reached = activations(graph, images)
     while fitting and not any(_is_projection(node, reached) for node in region(graph, [fitting[-1]], [item.key])):
         fitting.pop()
-    return next(iter(fitting[-1:] or (last if of_pool else ())), None)
+    found = next(iter(fitting[-1:] or (last if of_pool else ())), None)
+    turned = None if found is None or of_pool else found.made_by(Op.TRANSPOSE, Op.RESHAPE)
+    # What an attention turns for itself is taken before: the images lead there.
+    return found if turned is None or turned.read(0) not in fitting else turned.read(0)
 
 
 def _common_tokens(
