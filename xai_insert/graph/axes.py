@@ -222,8 +222,6 @@ def _follows(major: Digit, minor: Digit) -> Digit | None:
 
 def regroup(axes: Axes, shape: Sizes) -> Axes:
     """Axes after a reshape to `shape`."""
-    if _turns_one(axes, shape):
-        return (axes[1], axes[0], axes[2])
     shape, stream = list(shape), list(merged([digit for axis in axes for digit in axis]))
     fits = _known([digit.size for digit in stream]) == _known(shape)
     result = _dealt(stream, shape)
@@ -232,13 +230,6 @@ def regroup(axes: Axes, shape: Sizes) -> Axes:
     if filled and stream and all(digit.size == 1 for digit in stream):
         filled[-1] = (*filled[-1], *stream)
     return _led_by_batch(tuple(filled))
-
-
-def _turns_one(axes: Axes, shape: Sizes) -> bool:
-    """Whether a list of tokens of one image is put before it: a transpose that is written as a reshape."""
-    if len(axes) != 3 or not has_place(axes[1]) or not _is_single_batch(list(axes[0])) or len(axes[0]) > 1:
-        return False
-    return list(shape) == [axis_size(axes[1]), 1, axis_size(axes[2])]
 
 
 def _dealt(stream: list[Digit], shape: list[int | None]) -> list[Axis | None]:

@@ -31,7 +31,14 @@ _SLIGHTLY = 1e-3  # of a cell
 
 def agree(a: Axis, b: Axis) -> bool:
     """Whether two axes have the same cells at the same places of the image, to half a stride."""
+    if len(a) != len(b):
+        a, b = without_single_batch(a), without_single_batch(b)
     return len(a) == len(b) and all(_agrees(one, two) for one, two in zip(a, b, strict=True))
+
+
+def without_single_batch(axis: Axis) -> Axis:
+    """An axis without batches of one, which leave no trace in the sizes."""
+    return tuple(digit for digit in axis if digit.origin.kind is not Kind.BATCH or digit.size != 1)
 
 
 def _agrees(a: Digit, b: Digit) -> bool:

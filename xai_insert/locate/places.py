@@ -20,6 +20,7 @@ from xai_insert.graph.axes import (
     parts_of,
 )
 from xai_insert.graph.items import only, present, summed
+from xai_insert.graph.joining import without_single_batch
 from xai_insert.graph.trace import Traced, trace
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.inputs import frames_in_channels, image_axes, image_inputs, time_axis
@@ -190,19 +191,25 @@ class Places:
 
     def tokens_of(self, value: Value) -> FeatureMap | None:
         """A value of three axes as a list of tokens, `[B, T, D]` or `[T, B, D]`; None if it is none."""
-        found, place = self.map_of(value, others=True), self.of(value)
+        found = self.map_of(value, others=True)
         if found is not None:
             return found if found.grid_axes == (1,) and value.rank == 3 else None
-        if place is None or place.axes != (0,) or None in (place.prefix, place.suffix) or value.rank != 3:
-            return None
-        if self.folded is not None or not self._are_images(self.traced[value][1]):
+        place = self._before_images(value)
+        if place is None or place.axes != (0,) or None in (place.prefix, place.suffix):
             return None
         sides = self._open_sides(place)
         frame = self.frame_of(place)
         return None if sides is None else FeatureMap(value, 2, (0,), place.grid, place.prefix or 0, frame, sides)
 
-    def _are_images(self, axis: Axis) -> bool:
-        return bool(axis) and all(digit.origin.kind is Kind.BATCH for digit in axis)
+    def _before_images(self, value: Value) -> Place | None:
+        """The grid in the first axis of a list of tokens, before an axis of images: of one image that holds nothing."""
+        axes = self.traced.get(value, ())
+        if len(axes) != 3 or self.folded is not None:
+            return None
+        first, images, channels = axes
+        if images == () and value.sizes[1] == 1 and (tokens := without_single_batch(first)) != first:
+            return grid_of((tokens, (), channels))
+        return grid_of(axes) if images and all(digit.origin.kind is Kind.BATCH for digit in images) else None
 
     def _is_of_each_image(self, value: Value, place: Place) -> bool:
         """Whether a grid stands behind the images, at a known place of its axis, with nothing that is stored."""
