@@ -263,7 +263,7 @@ def _led_by_batch(axes: Axes) -> Axes:
     """A batch of one that stands behind places goes first, where an axis of size 1 stands that holds nothing."""
     if not axes or axes[0]:
         return axes
-    last = next((index for index, axis in enumerate(axes) if has_place(axis) and _is_single_batch([axis[-1]])), None)
+    last = next((index for index, axis in enumerate(axes) if has_place(axis) and is_single_batch([axis[-1]])), None)
     if last is None:
         return axes
     return (axes[last][-1:], *axes[1:last], axes[last][:-1], *axes[last + 1 :])
@@ -298,12 +298,12 @@ def _open_batch(stream: list[Digit]) -> list[Digit] | None:
 def _from_left(stream: list[Digit], size: int, following: int | None) -> list[Digit] | None:
     """Digits of a product of `size`, and a batch of one behind them unless the following axis is for that."""
     taken = _take(stream, size, 0)
-    while taken is not None and following != 1 and _is_single_batch(stream):
+    while taken is not None and following != 1 and is_single_batch(stream):
         taken.append(stream.pop(0))
     return taken
 
 
-def _is_single_batch(stream: list[Digit]) -> bool:
+def is_single_batch(stream: list[Digit]) -> bool:
     """Whether a batch of one comes next, which leaves no trace in the sizes: it stays with what it stands behind."""
     return bool(stream) and stream[0].origin.kind is Kind.BATCH and stream[0].size == 1
 

@@ -17,12 +17,14 @@ from xai_insert.graph.axes import (
     has_batch,
     has_place,
     is_elsewhere,
+    is_single_batch,
     line,
     moved,
     near,
     parts_of,
     rolled_line,
 )
+from xai_insert.graph.items import present
 
 _DECIDING = (has_batch, has_place, is_elsewhere)
 _PLACED = 1
@@ -38,7 +40,7 @@ def agree(a: Axis, b: Axis) -> bool:
 
 def without_single_batch(axis: Axis) -> Axis:
     """An axis without batches of one, which leave no trace in the sizes."""
-    return tuple(digit for digit in axis if digit.origin.kind is not Kind.BATCH or digit.size != 1)
+    return tuple(digit for digit in axis if not is_single_batch([digit]))
 
 
 def _agrees(a: Digit, b: Digit) -> bool:
@@ -141,7 +143,7 @@ def centred(joined: Axis, parts: Sequence[Axis]) -> Axis:
 
 def _between_shifts(grids: Sequence[Origin | None]) -> Axis | None:
     """The middle one of grids that are alike but for a shift by a cell to either side; None if there is none."""
-    lines = [origin for origin in grids if origin is not None]
+    lines = present(grids)
     alike = {(origin.kind, origin.stride, origin.size) for origin in lines}
     if len(lines) < len(grids) or len(alike) > 1:
         return None

@@ -58,7 +58,11 @@ def _pad_before(kind: Window, index: int, sizes: tuple[int | None, int | None], 
     fine, rough = sizes[::-1] if kind.transposed else sizes
     if fine is None or rough is None:
         return (reach + 1 - stride) / 2
-    total = max((rough - 1) * stride + reach + 1 - fine, 0)
+    return first_pad(kind, max((rough - 1) * stride + reach + 1 - fine, 0))
+
+
+def first_pad(kind: Window, total: int) -> int:
+    """Of so many cells that sizes tell, those before the first."""
     return total - total // 2 if kind.is_late else total // 2
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from xai_insert.graph.operators import Operator, Window
 from xai_insert.graph.ops import Windows
+from xai_insert.graph.sliding import first_pad
 from xai_insert.graph.view import fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
 from xai_insert.methods.shaping import product_of
@@ -40,11 +41,7 @@ def _back(step: Step[Any], kind: Window, kernel: Sequence[int]) -> tuple[Windows
     for axis, (size, count) in enumerate(zip(source, result, strict=True)):
         reach = (kernel[axis] - 1) * kind.dilations[axis] + 1
         whole = (count - 1) * kind.strides[axis] + reach
-        if kind.pads_begin is None:
-            total = max(whole - size, 0)
-            before = total - total // 2 if kind.is_late else total // 2
-        else:
-            before = kind.pads_begin[axis]
+        before = first_pad(kind, max(whole - size, 0)) if kind.pads_begin is None else kind.pads_begin[axis]
         over = whole - before - size
         begin.append(before)
         end.append(max(over, 0))

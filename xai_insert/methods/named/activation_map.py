@@ -166,9 +166,7 @@ def _of_regions(study: Study, found: FoundDetector, read: Regions) -> Plan | Ref
     if isinstance(reported, Refusal):
         return reported
     reason = f"read by the {read.readers}; no class scores at locations"
-    queries = (
-        "" if read.has_region_head else find_query_report(study.graph, study.options.num_classes, study.options.output)
-    )
+    queries = "" if read.has_region_head else _queries(study)
     if isinstance(queries, QueryReport) and queries.untold:
         if study.options.num_classes is not None:  # which asks for a map of each
             raise AmbiguousModelError(queries.untold)
