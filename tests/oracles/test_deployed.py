@@ -3,6 +3,7 @@
 import mmap
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -283,7 +284,7 @@ def test_weights_in_files_keep_their_layout(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are dropped on Linux alone")
 def test_pages_of_mapped_weights_are_dropped(tmp_path):
-    path, size = tmp_path / "weights.bin", 1 << 25
+    path, size = tmp_path / "weights.bin", 1 << 24
     path.write_bytes(np.arange(size // 4, dtype=np.int32).tobytes())
 
     def resident():
@@ -291,13 +292,16 @@ def test_pages_of_mapped_weights_are_dropped(tmp_path):
         return int(re.search(r"Rss: +(\d+)", next(text for text in blocks if str(path) in text))[1]) * 1024
 
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        assert int(np.frombuffer(mapped, np.int32).sum(dtype=np.int64)) == (size // 4) * (size // 4 - 1) // 2
-        assert resident() == size
+        threads = threading.active_count()
         with pages_dropped([path]):
-            assert resident() == size  # not for a file as small as this
+            assert threading.active_count() == threads  # not for a file as small as this
+        # A system may take pages back by itself: what is asked is that they go, and read the same after.
+        assert int(np.frombuffer(mapped, np.int32).sum(dtype=np.int64)) == (size // 4) * (size // 4 - 1) // 2
         with pages_dropped([path], least=1):
+            assert threading.active_count() == threads + 1
             deadline = time.monotonic() + 60
             while resident() > 0 and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert resident() == 0
             assert mapped[-4:] == np.int32(size // 4 - 1).tobytes()
+        assert threading.active_count() == threads
