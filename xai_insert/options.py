@@ -218,9 +218,7 @@ class Options:
     )
     """For classifiers, the numbers of the classes that get a map, in the order of the maps, in place of the
     best."""
-    form: FormName = field(
-        default="auto", metadata=_about("masked: what defines a classifier's map.", "choice", choices=FORMS)
-    )
+    form: FormName = field(default="auto", metadata=_about("masked: what defines a map, run.", "choice", choices=FORMS))
     """For maps that are class scores under masks, `closed` wants the closed form and refuses a model that has none,
     `masked` runs the definition itself; `auto` takes the closed form where there is one."""
     mask_batch: int | None = field(

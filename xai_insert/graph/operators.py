@@ -278,10 +278,10 @@ class Resized(Operator):
     Attributes:
         corners: whether the first and last cells of both grids coincide, in place of their outer edges.
         mode: `nearest`, `linear`, `cubic`, `mean` of the cells that a cell of the result covers; empty for another.
-        coordinates: ONNX's `coordinate_transformation_mode`.
-        rounding: ONNX's `nearest_mode`.
+        coordinates, rounding: ONNX's `coordinate_transformation_mode` and `nearest_mode`.
         coefficient: of cubic interpolation.
-        skips_outside: whether cells outside of the map have no weight, in place of that of the edge.
+        skips_outside: whether cells outside of the map have no weight; else they have that of the edge.
+        sizes_at: the operand that tells the result's sizes; None where scales do, or the operation itself.
     """
 
     corners: bool = False
@@ -290,14 +290,12 @@ class Resized(Operator):
     rounding: str = "round_prefer_floor"
     coefficient: float = -0.75
     skips_outside: bool = False
+    sizes_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks(Operator):
-    """Space to depth, or depth to space, in blocks of `side`, `[N, C, H, W]`.
-
-    Of the channels, the place in the block comes before the depth, unless `depth_first`.
-    """
+    """Space to depth or back in blocks of `side`, `[N, C, H, W]`: places before the depth, unless `depth_first`."""
 
     side: int
     to_depth: bool

@@ -227,6 +227,9 @@ class Surgeon(Protocol[V]):
             float32 `[runs, N, width]`.
         """
 
+    def within(self, value: V) -> V:
+        """What was written before a loop, as its body reads it; elsewhere itself."""
+
     def pinned(self, value: V, shape: Shape, image: Value, axes: Sequence[int]) -> V:
         """`value`, of `shape`, in a way that the model cannot be reshaped to other sizes of `image`.
 

@@ -35,7 +35,7 @@ class Segmenter:
         classes: their number.
         source: what the linear layer reads that gives them; None if they come of none.
         bias: what that layer adds, a constant; None if nothing.
-        whole: the scores behind the resize, or the scores themselves; None if they are changed before that.
+        judged: what tells the class of each pixel: the scores behind the resizes, or the scores themselves.
         compares: whether a softmax or an argmax compares them.
         enlarged: whether a resize follows.
         is_scored: whether a linear layer gives them, or a sum of such.
@@ -50,7 +50,7 @@ class Segmenter:
     classes: int
     source: Value | None
     bias: Value | None
-    whole: FeatureMap | None
+    judged: FeatureMap
     compares: bool
     enlarged: bool
     is_scored: bool
@@ -123,7 +123,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         scores.channels,
         source,
         bias,
-        whole=_whole(scores, resizes, places),
+        judged=_judged(scores, behind, places),
         compares=mask is not None or _are_compared(scores, behind, places),
         enlarged=any(_enlarges(node, places) for node in resizes),
         is_scored=_are_scored(scores.value),
@@ -156,11 +156,15 @@ def _has_other_rows(output: Value, scores: FeatureMap, axis: int, places: Places
     return found is None or len(found.grid_axes) > 1 or node is None or node.op is not Op.SOFTMAX
 
 
-def _whole(scores: FeatureMap, resizes: Sequence[Node], places: Places) -> FeatureMap | None:
-    """The scores behind the resize, if it reads them as they are."""
-    if resizes and resizes[0].operand(0) is not scores.value:
-        return None
-    return _map_of(resizes[0].output if resizes else scores.value, places)
+def _judged(scores: FeatureMap, behind: Sequence[Node], places: Places) -> FeatureMap:
+    """The scores behind the last resize before a class is told; of several, what a squash has made of them by then."""
+    found = scores
+    for node in reversed(behind):
+        if node.op in RANKS:
+            break
+        if isinstance(node.kind, Resized):
+            found = _map_of(node.output, places) or found
+    return found
 
 
 def _labels(output: Value) -> tuple[Value, int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, has_batch, of, other
 from xai_insert.graph.axes import regroup as graph_regroup
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import UnitNorm
+from xai_insert.graph.operators import Blocks, Resized, UnitNorm, Window
 from xai_insert.graph.traits import ALONG_ONE_AXIS
 from xai_insert.graph.view import POINTWISE, Node, Op, Shape, Value, fixed, volume
 
@@ -92,6 +92,8 @@ def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
     rule = _TOUCHED.get(node.op)
     if rule is not None:
         return rule(node, rank)
+    if isinstance(node.kind, (Resized, Blocks, Window)):
+        return tuple(range(1, rank))
     return node.kind.axes if isinstance(node.kind, UnitNorm) else None
 
 

@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
+import numpy as np
+
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.axes import Axes, has_batch, other
 from xai_insert.graph.items import present
+from xai_insert.graph.operators import Resized
 from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.graph.traits import CUTS_OUT
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
@@ -114,7 +117,8 @@ class Batcher(Generic[V]):
             Op.ATTENTION: self._attend,
             **dict.fromkeys(CUTS_OUT, self._select),
         }
-        rules.get(node.op, self._keep)(node, main)
+        is_sized = isinstance(node.kind, Resized) and node.kind.sizes_at is not None
+        rules.get(node.op, self._resize if is_sized else self._keep)(node, main)
 
     def _keep(self, node: Node, main: Batched[V]) -> None:
         """An operation that keeps batch and tokens apart from the rest."""
@@ -236,6 +240,21 @@ class Batcher(Generic[V]):
             raise self._refusal(node)
         dims = tuple(dim if width(dim) is None else other(size) for size, dim in zip(known, main.dims, strict=True))
         self.made[node.output] = Batched(self._surgeon.ops.expand(main.handle, known), dims)
+
+    def _resize(self, node: Node, main: Batched[V]) -> None:
+        """A resize to sizes that are listed; the batch is among them where all axes are."""
+        dims, sizes = self._result_dims(node, main.dims), node.output.sizes[1:]
+        listed = node.operand(node.kind.sizes_at or 0) if isinstance(node.kind, Resized) else None
+        if listed is None or listed.sizes != (len(dims),):
+            self._keep(node, main)
+            return
+        if None in sizes:
+            raise self._refusal(node)
+        op = self._surgeon.ops
+        again = op.concat([op.size(main.handle, 0), op.constant(np.array(sizes, np.int64))], 0)
+        self.made[listed] = Batched(again, ())
+        self._copy(node, main, dims)
+        del self.made[listed]
 
     def _sizes(self, dims: Axes) -> list[int]:
         sizes = []

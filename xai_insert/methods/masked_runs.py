@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import partial, reduce
+from typing import Protocol
 
 import numpy as np
 
@@ -31,6 +32,17 @@ _MOST_BYTES = 1 << 28
 _AT_ONCE = 8  # more gain nothing by themselves, and leave the processor's caches; see benchmarks/cost/masked_batch.py
 
 
+class Read(Protocol[V]):
+    """Makes class scores of what a run of the rest of the network ends in."""
+
+    @property
+    def classes(self) -> int:
+        """Their number."""
+
+    def scores(self, given: V, many: int) -> V:
+        """Scores `[rows, K]` of rows `given`, `many` masks of each image side by side; written in the loop."""
+
+
 def run_masks(
     surgeon: Surgeon[V],
     graph: Graph,
@@ -38,6 +50,7 @@ def run_masks(
     masks: Masks,
     logits: Value,
     at_once: int | None = None,
+    read: Read[V] | None = None,
 ) -> V:
     """The class scores for each mask on `features`, laid out as maps.
 
@@ -46,24 +59,25 @@ def run_masks(
         graph: its view.
         features: the masked values.
         masks: a mask for each position; each broadcasts against every feature.
-        logits: class scores `[B, K]`.
+        logits: class scores `[B, K]`, or what `read` makes such of.
         at_once: how many masks are run at once, at most; None for 8, or as many as keep
             activations within 256 MB.
+        read: makes class scores of what a run ends in; None where it ends in them.
 
     Returns:
         float32 `[B, K, h, w]`, raw scores.
     """
     op = surgeon.ops
-    count, classes = len(masks), class_count(logits)
+    count, classes = len(masks), class_count(logits) if read is None else read.classes
     nodes = region(graph, features, [logits])
     begins_with_batch = len(masks.sizes) < len(features[0].sizes) or masks.sizes[0] == 1
     many = many_at_once(nodes, features, logits, count, at_once) if begins_with_batch else 1
     runs = math.ceil(count / many)
     rank = len(features[0].sizes)
-    scores_of = partial(scores_of_run, surgeon, features, nodes, many, logits)
+    scores_of = partial(scores_of_run, surgeon, features, nodes, many, logits, read=read)
 
     def body(run: V | None) -> V:
-        return scores_of(_masks(surgeon.ops, masks, runs, many, run, rank))
+        return scores_of(masks=_masks(surgeon.ops, masks, runs, many, run, rank))
 
     scores = body(None) if runs == 1 else surgeon.repeat(runs, body, classes)
     by_class = op.transpose(op.reshape(scores, [runs, -1, many, classes]), (1, 3, 0, 2))
@@ -154,14 +168,20 @@ def _obstacle(features: Sequence[Value], nodes: Sequence[Node], logits: Value) -
 
 
 def scores_of_run(
-    surgeon: Surgeon[V], features: Sequence[Value], nodes: Sequence[Node], many: int, logits: Value, masks: V
+    surgeon: Surgeon[V],
+    features: Sequence[Value],
+    nodes: Sequence[Node],
+    many: int,
+    logits: Value,
+    masks: V,
+    read: Read[V] | None = None,
 ) -> V:
     """Scores of every image with the masks of one run, `[rows, K]`."""
     if many == 1:
         scores = _scores_of_one(surgeon, features, nodes, masks, logits)
     else:
         scores = _scores_of_many(surgeon, features, nodes, masks, many, logits)
-    return surgeon.ops.reshape(scores, [-1, class_count(logits)])
+    return surgeon.ops.reshape(scores, [-1, class_count(logits)]) if read is None else read.scores(scores, many)
 
 
 def _scores_of_one(surgeon: Surgeon[V], features: Sequence[Value], nodes: Sequence[Node], mask: V, logits: Value) -> V:

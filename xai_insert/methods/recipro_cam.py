@@ -28,7 +28,7 @@ from xai_insert.methods.masked_runs import class_count, run_masks, run_open_mask
 from xai_insert.methods.shaping import batch_size, before_transpose, grid_sizes, positions, rerun, reshape, scalar
 from xai_insert.methods.top_classes import ClassChoice, choose_maps, chosen_scores, last_layer
 
-_MOST_RUNS = 8192  # of the rest of the model
+MOST_RUNS = 8192  # of the rest of the model
 
 
 def recipro_cam(
@@ -113,16 +113,20 @@ def masked_runs(
             f"masked runs from {feature.value.describe()} need a grid of known size: --input-shape NAME:1,3,224,224 "
             "gives it to a classifier; a reader of text, with scores for each step along the image, has no map at all"
         )
-    sides = fixed(feature.grid)
-    count = math.prod(sides)
     require_few_runs(feature)
+    maps, sides = run_masks(surgeon, graph, features, cell_masks(feature), logits, at_once), fixed(feature.grid)
+    return maps if len(sides) == 2 else surgeon.ops.reshape(maps, [-1, class_count(logits), *sides])
+
+
+def cell_masks(feature: FeatureMap) -> Masks:
+    """A mask for each cell of a grid of known size, which keeps that one."""
+    sides = fixed(feature.grid)
     sizes = [1] * len(feature.shape)
     masked = sides if len(feature.grid_axes) > 1 else fixed([feature.shape[feature.grid_axes[0]]])
     for axis, side in zip(feature.grid_axes, masked, strict=True):
         sizes[axis] = side
-    rows, columns = (np.eye(side, dtype=np.float32) for side in (count // sides[-1], sides[-1]))
-    maps = run_masks(surgeon, graph, features, Masks(rows, columns, sizes, feature.prefix), logits, at_once)
-    return maps if len(sides) == 2 else surgeon.ops.reshape(maps, [-1, class_count(logits), *sides])
+    rows, columns = (np.eye(side, dtype=np.float32) for side in (math.prod(sides) // sides[-1], sides[-1]))
+    return Masks(rows, columns, sizes, feature.prefix)
 
 
 def require_few_runs(feature: FeatureMap) -> None:
@@ -131,10 +135,10 @@ def require_few_runs(feature: FeatureMap) -> None:
     Raises:
         TargetNotFoundError: it is one.
     """
-    if (feature.positions or 0) > _MOST_RUNS:
+    if (feature.positions or 0) > MOST_RUNS:
         raise TargetNotFoundError(
             f"{feature.value.describe()} has {feature.positions} positions, and the rest of the model would run once "
-            f"for each; choose a layer with a coarser grid (at most {_MOST_RUNS} positions) with --target-layer"
+            f"for each; choose a layer with a coarser grid (at most {MOST_RUNS} positions) with --target-layer"
         )
 
 

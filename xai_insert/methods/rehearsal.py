@@ -55,6 +55,9 @@ class Rehearsal:
         del runs, width
         return body(STAND_IN)
 
+    def within(self, value: object) -> object:
+        return value
+
     def add_input(self, name: str, dtype: str, shape: Shape) -> object:
         return STAND_IN
 

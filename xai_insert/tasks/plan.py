@@ -33,11 +33,13 @@ class Masking:
         features: the masked values.
         mask: the mask of one position (row-major in the grid), for features of a shape; broadcasts against them.
         read: the class scores `[B, K]`, of what the model gives under a mask and without one.
+        is_small: whether the map varies little beside the scores, so that it is judged by how much it varies.
     """
 
     features: Sequence[Value]
     mask: Callable[[Sequence[int], int], npt.NDArray[Any]]
     read: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]] = unmasked
+    is_small: bool = False
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,7 @@ def _resized(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Ope
         _text(native, "nearest_mode", "round_prefer_floor"),
         real(native, "cubic_coeff_a", -0.75),
         bool(integer(native, "exclude_outside", 0)),
+        3 if _operand(inputs, 3) is not None else None,
     )
 
 

@@ -194,6 +194,9 @@ class OnnxSurgeon:
         self.ops.append(loop)
         return loop.outputs[0]
 
+    def within(self, value: ir.Value) -> ir.Value:
+        return value
+
     def _scalar(self, name: str, kind: ir.DataType) -> ir.Value:
         return ir.Value(name=self._names.unique(name), type=ir.TensorType(kind), shape=ir.Shape([]))
 

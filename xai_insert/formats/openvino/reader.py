@@ -191,7 +191,10 @@ def _resized(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value])
     is_plain = not raw.get("antialias", False) and not any((*raw.get("pads_begin", ()), *raw.get("pads_end", ())))
     rounding = str(raw.get("nearest_mode", "round_prefer_floor")).lower()
     coefficient = float(raw.get("cube_coeff", -0.75))
-    return kinds.Resized("align_corners" in mode, kind if is_plain else "", mode, rounding, coefficient)
+    sizes_at = 1 if str(raw.get("shape_calculation_mode", "sizes")).lower() == "sizes" else None
+    return kinds.Resized(
+        "align_corners" in mode, kind if is_plain else "", mode, rounding, coefficient, False, sizes_at
+    )
 
 
 def _blocks(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:

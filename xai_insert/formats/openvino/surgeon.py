@@ -30,10 +30,12 @@ class _Body:
 
     Attributes:
         parameters: what it reads of the model.
+        written: what it reads that was written before it, with the parameter.
     """
 
     def __init__(self, originals: Sequence[int], pristine: ov.Model) -> None:
         self.parameters: dict[Value, ov.op.Parameter] = {}
+        self.written: list[tuple[ov.Output, ov.op.Parameter]] = []
         self._twins = dict(zip(originals, pristine.clone().get_ordered_ops(), strict=True))
 
     def stored(self, output: ov.Output) -> ov.Output:
@@ -218,17 +220,27 @@ class OpenVINOSurgeon:
             self._body, self._twins, self._keep_float32 = None, twins, keeps
         yes = opset.constant(np.array(True))
         read = list(inner.parameters.items())
-        model = ov.Model([opset.result(yes), opset.result(stacked)], [run, *inner.parameters.values()], "positions")
+        entries = [run, *inner.parameters.values(), *(parameter for _, parameter in inner.written)]
+        model = ov.Model([opset.result(yes), opset.result(stacked)], entries, "positions")
         count = self.ops.constant(np.array(runs, np.int64)) if isinstance(runs, int) else self.ops.reshape(runs, [])
         loop = ov_loop(count, self.ops.constant(np.array(True)))
         loop.set_function(model)
         loop.set_special_body_ports([0, 0])
         for value, parameter in read:
             loop.set_invariant_input(parameter, self._apart(self.handle(value)))
+        for written, parameter in inner.written:
+            loop.set_invariant_input(parameter, written)
         scores = loop.get_concatenated_slices(model.get_results()[1].output(0), 0, 1, 1, -1, 0)
         loop.validate_and_infer_types()
         loop.set_friendly_name(self._names.unique("positions"))
         return scores
+
+    def within(self, value: ov.Output) -> ov.Output:
+        if self._body is None:
+            return value
+        parameter = opset.parameter(value.get_partial_shape(), value.get_element_type())
+        self._body.written.append((value, parameter))
+        return parameter.output(0)
 
     def _inside(self, body: _Body, value: Value) -> ov.Output:
         """A value of the model, in the body of a loop."""

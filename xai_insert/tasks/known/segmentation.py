@@ -24,6 +24,7 @@ class FoundSegmenter(Found):
         parts: its class scores.
         name: the output that they lead to.
         read: what the layer reads that gives them; None if that is no map.
+        masked: the map whose places a method masks; None where what is shown lies as the scores do.
         is_laid_out: whether the model lays its output over the whole image, corners on corners on the way. By the
             places of its coarse cells such scores lie a part of a cell further inside, which training makes up for.
     """
@@ -34,19 +35,25 @@ class FoundSegmenter(Found):
     name: str
     read: FeatureMap | None
     is_laid_out: bool = False
+    masked: FeatureMap | None = None
+
+    @property
+    def shown(self) -> FeatureMap:
+        """The map on whose grid the places are explained."""
+        return self.masked or self.parts.scores
 
     @property
     def frame(self) -> Frame:
-        return self.parts.scores.frame
+        return self.shown.frame
 
     def placed(self) -> Sequence[FeatureMap]:
-        return [self.parts.scores]
+        return [self.shown]
 
     def features(self) -> Sequence[FeatureMap]:
         return [] if self.read is None else [self.read]
 
     def describe(self) -> dict[str, Any]:
-        scores = self.parts.scores
+        scores, masked = self.parts.scores, self.masked
         return {
             "logits": {
                 "output": self.name,
@@ -54,7 +61,7 @@ class FoundSegmenter(Found):
                 "shape": scores.shape,
                 "classes": self.parts.classes,
             },
-            "target": scores.describe() | {"masked": []},
+            "target": self.shown.describe() | {"masked": [] if masked is None else [masked.value.name]},
         }
 
 
