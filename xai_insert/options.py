@@ -104,7 +104,7 @@ class Options:
     output: str | None = field(
         default=None, metadata=_about("Output with the class scores, of several.", "name", metavar="NAME")
     )
-    """Name of the output with the class scores, where there are several."""
+    """Name of the output with the class scores, where there are several; several names have commas between."""
     output_dtype: OutputDtype = field(
         default="u8",
         metadata=_about(

@@ -136,6 +136,55 @@ def test_raw_heads_want_the_number_of_classes():
     np.testing.assert_allclose(outputs["saliency_map"], mean / mean.sum(1, keepdims=True), rtol=1e-5)
 
 
+def equal_widths(*, are_rows):
+    """Two levels of class heads and of box heads of three anchors, four channels each; rows of all levels, or maps."""
+    b = Builder(size=(32, 32), batch=1)
+    fine = b.backbone()
+    coarse = b.node("MaxPool", fine, kernel_shape=[2, 2], strides=[2, 2])
+    heads = [[b.node("Conv", x, b.weight(12, 6, 1, 1), b.weight(12)) for x in (fine, coarse)] for _ in range(2)]
+    if not are_rows:
+        return b.model(*heads[0], *heads[1]), heads[1], [",".join(names) for names in heads]
+    outputs = []
+    for levels in heads:
+        turned = [b.node("Transpose", x, perm=[0, 2, 3, 1]) for x in levels]
+        parts = [b.node("Reshape", x, b.const(np.array([1, -1, 4]))) for x in turned]
+        outputs.append(b.node("Concat", *parts, axis=1))
+    return b.model(*outputs), heads[1], outputs
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".onnx"])
+@pytest.mark.parametrize("are_rows", [True, False])
+def test_of_heads_of_one_width_the_user_names_the_classes(are_rows, suffix):
+    model, heads, names = equal_widths(are_rows=are_rows)
+    given = model if suffix == ".onnx" else ov.Core().read_model(model.SerializeToString())
+    with pytest.raises(
+        errors.AmbiguousModelError, match=r" or .* may be, and the other then holds the boxes; --output"
+    ):
+        insert(given, Options(num_classes=4))
+    result = insert(given, Options(num_classes=4, output=names[1], output_dtype="f32"))
+    assert "the others have the boxes" in result.report.reason
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    known = {item.name for item in whole.graph.output}
+    whole.graph.output.extend([onnx.helper.make_empty_tensor_value_info(name) for name in heads if name not in known])
+    outputs = oracle.run(whole, image)
+    scores = [outputs[head].reshape(1, 3, 4, *outputs[head].shape[2:]).max(1) for head in heads]
+    halved = scores[0].reshape(1, 4, 8, 2, 8, 2).mean((3, 5))
+    mean = np.exp((halved + scores[1]) / 2)
+    found = oracle.run(result.model, image)["saliency_map"]
+    np.testing.assert_allclose(found, mean / mean.sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_the_classes_of_every_level_are_named():
+    model, _, names = equal_widths(are_rows=False)
+    first = names[1].split(",")[0]
+    with pytest.raises(errors.AmbiguousModelError, match=r"name those of every level, with commas between: .* or "):
+        insert(model, Options(num_classes=4, output=first))
+    with pytest.raises(errors.UnknownNameError):
+        insert(model, Options(num_classes=4, output=f"{first},nothing"))
+
+
 @pytest.mark.parametrize("suffix", [".xml", ".onnx"])
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("num_classes", [None, 1])

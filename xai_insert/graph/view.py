@@ -272,15 +272,17 @@ class Graph:
     at_sizes: Callable[[Mapping[Value, Mapping[int, int]]], AbstractContextManager[Graph]] | None = None
 
     def chosen(self, name: str | None) -> list[tuple[int, Value]]:
-        """The output of that name, or all of them, with their numbers.
+        """The output of that name, those of several with commas between, or all of them, with their numbers.
 
         Raises:
             UnknownNameError: no output has that name.
         """
         names = list(self.output_names)
-        if name is not None and name not in names:
-            raise UnknownNameError("output", name, names)
-        return [(index, value) for index, value in enumerate(self.outputs) if name in (None, names[index])]
+        wanted = names if name is None else [name] if name in names else name.split(",")
+        for item in wanted:
+            if item not in names:
+                raise UnknownNameError("output", item, names)
+        return [(index, value) for index, value in enumerate(self.outputs) if names[index] in wanted]
 
     @property
     def values(self) -> list[Value]:

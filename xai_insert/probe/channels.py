@@ -142,7 +142,7 @@ def raw_channels(
     if num_classes is None:
         return _by_width(width, others)
     if not others:
-        return _fused_by_width(width, num_classes)
+        return fused_by_width(width, num_classes)
     anchors, rest = divmod(width, num_classes)
     if rest or not any(_may_hold_boxes(other, anchors) for other in others):
         return None
@@ -154,7 +154,7 @@ def _may_hold_boxes(width: int, anchors: int) -> bool:
     return width == _BOX * anchors or (anchors == 1 and width % _BOX == 0)
 
 
-def _fused_by_width(width: int, classes: int) -> Channels | None:
+def fused_by_width(width: int, classes: int) -> Channels | None:
     """Boxes, objectness and classes for each anchor; or classes before the bins of a box distribution."""
     has_anchors = width % (_BOX + 1 + classes) == 0
     has_bins = width - classes > _BOX and (width - classes) % _BOX == 0  # a box alone may stand before the classes

@@ -33,7 +33,7 @@ from xai_insert.probe.rivals import (
     with_joined,
 )
 from xai_insert.probe.sigmoid_boxes import without_sigmoid_boxes
-from xai_insert.probe.undecoded import like, raw_scores
+from xai_insert.probe.undecoded import like, named_scores, raw_scores
 
 _BOX = 4
 
@@ -243,7 +243,7 @@ def find_class_levels(
         loaded: the unedited model.
         graph: its view.
         num_classes: number of classes, where the user has given it.
-        output: name of the one output whose heads count, as of a main one beside an auxiliary one; all if it is None.
+        output: name of the outputs whose heads count, as of a main one beside an auxiliary one; all if it is None.
 
     Raises:
         UnknownNameError: no output has that name.
@@ -252,6 +252,10 @@ def find_class_levels(
     """
     images = image_inputs(graph)
     heads = _heads_of(graph, images, output)
+    if num_classes is not None and heads and (every := find_heads(graph, images)) != heads:
+        search = _Search(loaded, graph, every, observed_values(graph, images, every), num_classes)
+        if named := named_scores(search, num_classes, {head.value for head in heads}):
+            return _detector(search, *named, None, "--output names those with the classes, the others have the boxes")
     observed = observed_values(graph, images, heads)
     if not heads or not observed or are_masks(graph):
         return None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
-from xai_insert.graph.view import Graph, Shape
+from xai_insert.graph.cuts import activations
+from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.observed import Observed
 from xai_insert.locate.outputs import likely_task
-from xai_insert.probe.channels import of_width, raw_channels, with_several
+from xai_insert.probe.channels import fused_by_width, of_width, raw_channels, with_several
 from xai_insert.probe.orders import Orders
 from xai_insert.probe.rivals import Watched
 
 _BOX = 4
+_MOST_ANCHORS = 9  # of published detectors, RetinaNet's
 
 
 def raw_scores(search: Orders, num_classes: int | None) -> tuple[list[Watched], dict[int, Channels]] | None:
@@ -36,8 +38,54 @@ def raw_scores(search: Orders, num_classes: int | None) -> tuple[list[Watched], 
     found = _raw_orders(search, raw, widths, num_classes)
     scoring = [item for item in raw if item.index in found]
     if not _are_whole(search, raw, scoring, found):
-        raise _undecoded(search.graph, [width for _, width in widths.values()], num_classes)
+        raise _undecoded(search, raw, [width for _, width in widths.values()], num_classes)
     return scoring, found
+
+
+def named_scores(
+    search: Orders, num_classes: int, named: Set[Value]
+) -> tuple[list[Watched], dict[int, Channels]] | None:
+    """The undecoded heads that the user says have the class scores, beside others that may have the boxes.
+
+    Args:
+        search: all heads, and what is watched.
+        num_classes: number of classes.
+        named: the heads that lead to the outputs that the user has named.
+
+    Raises:
+        AmbiguousModelError: those of some levels are not named.
+    """
+    raw = [item for item in search.watched if item.is_raw]
+    scoring = [item for item in raw if item.head.value in named]
+    widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in raw}
+    if len(scoring) < len(named) or any(_are_bins(item.head.channels, num_classes) for item in scoring):
+        return None
+    found = _orders(scoring, lambda item: _as_seen(search, item, raw_channels(widths, item.index, num_classes)))
+    if len(found) < len(scoring):
+        return None
+    if not _are_whole(search, raw, scoring, found):
+        raise AmbiguousModelError(
+            "--output names class scores of some levels alone; name those of every level, with commas between: "
+            f"{_rivals(search, raw, num_classes)}"
+        )
+    return scoring, found
+
+
+def _are_bins(width: int, num_classes: int) -> bool:
+    """Whether channels are rather those of one box: its classes, and bins of its sides."""
+    return width > _MOST_ANCHORS * num_classes and fused_by_width(width, num_classes) is not None
+
+
+def _rivals(search: Orders, raw: Sequence[Watched], num_classes: int) -> str:
+    """The outputs of which one, or those of one of two kinds, may have the classes, for people."""
+    widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in raw}
+    graph, grids = search.graph, dict[tuple[int, int], list[str]]()
+    for item in raw:
+        if raw_channels(widths, item.index, num_classes) is not None:
+            behind = activations(graph, [item.head.value])
+            pairs = zip(graph.output_names, graph.outputs, strict=True)
+            grids.setdefault(widths[item.index][0], []).extend(repr(name) for name, value in pairs if value in behind)
+    return ", ".join(dict.fromkeys(" or ".join(names) for names in grids.values() if len(names) > 1))
 
 
 def _are_whole(
@@ -195,10 +243,18 @@ def _moves_alone(item: Watched, index: int) -> bool:
     return all(index in response.elements for response in item.responses.values())
 
 
-def _undecoded(graph: Graph, widths: Sequence[int], num_classes: int | None) -> AmbiguousModelError:
+def _undecoded(
+    search: Orders, raw: Sequence[Watched], widths: Sequence[int], num_classes: int | None
+) -> AmbiguousModelError:
     """The error for heads that are outputs as they are, of so many channels each."""
     listed = ", ".join(map(str, widths))
-    others = _other_tasks(graph)
+    others = _other_tasks(search.graph)
+    if num_classes is not None and (rivals := _rivals(search, raw, num_classes)):
+        return AmbiguousModelError(
+            f"the heads are returned undecoded, and of their widths ({listed} channels) --num-classes {num_classes} "
+            f"does not tell which are classes: {rivals} may be, and the other then holds the boxes; --output NAME says "
+            f"which are classes, NAME,NAME for those of several levels{others}"
+        )
     if num_classes is not None:
         return AmbiguousModelError(
             f"the heads are returned undecoded, and of their widths ({listed} channels) "
