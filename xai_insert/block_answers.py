@@ -62,8 +62,14 @@ class Answer:
         """Whether another cell changed most, where that is not by chance."""
         return not self.may_be_still and any(self._gaps(self.found))
 
+    def finds_as(self, other: Answer) -> bool:
+        """Whether another change of the same block changed the same cell most."""
+        return self._are_within([abs(a - b) for a, b in zip(self.found, other.found, strict=True)])
+
     def _is_at(self, cell: Cell) -> bool:
-        gaps = self._gaps(cell)
+        return self._are_within(self._gaps(cell))
+
+    def _are_within(self, gaps: Sequence[int]) -> bool:
         return all(gap <= min(REACH, size / FEWEST_CELLS) for gap, size in zip(gaps, self.change.shape, strict=True))
 
     def _gaps(self, cell: Cell) -> list[int]:

@@ -21,7 +21,6 @@ from xai_insert.block_answers import (
     CLEAR,
     ENOUGH,
     FEWEST_BLOCKS,
-    REACH,
     Answer,
     answers_of,
     are_beside,
@@ -65,6 +64,8 @@ _MARGIN = 0.05  # between the logarithms of two changes
 _AS_SAID: Move = (False, (False, False), (False, False))
 _MOVES: list[Move] = [(turn, (down, right), (False, False)) for turn, down, right in product((False, True), repeat=3)]
 _MOVES += [(False, (False, False), rolls) for rolls in ((True, False), (False, True), (True, True))]
+_SMALL = 25  # cells of a map below which most blocks must change most what a move puts there
+_FEW = 9  # cells below which a move is told by one block more
 _FEWEST_FAR = 2  # of the blocks that a transpose, a mirror, a turn or half a roll of the map moves
 _SAME = 0.6  # of the blocks that change the same cells another time
 
@@ -205,7 +206,16 @@ def _is_proof(given: Sequence[Answer]) -> bool:
 
 def _is_doubt(given: Sequence[Answer]) -> bool:
     """Whether what changed is clearly elsewhere; rounding to a few levels alone can look so, another time otherwise."""
-    return are_deaf(given) or _is_elsewhere(given) or any(_match(given, move) for move in _MOVES if move != _AS_SAID)
+    moves = [move for move in _MOVES if move != _AS_SAID]
+    return are_deaf(given) or _is_elsewhere(given) or any(_is_moved(given, move) for move in moves)
+
+
+def _is_moved(given: Sequence[Answer], move: Move) -> bool:
+    """Whether each block changes the cells where a move puts it; among few cells some move does so by chance."""
+    cells = given[0].change.size if given else 0
+    if not _match(given, move, FEWEST_BLOCKS + (cells < _FEW)):
+        return False
+    return cells >= _SMALL or sum(_is_near(answer, move) for answer in given) >= ENOUGH * len(given)
 
 
 def _is_elsewhere(given: Sequence[Answer]) -> bool:
@@ -229,8 +239,7 @@ def _is_near(answer: Answer, move: Move) -> bool:
 
 def _agree(a: Sequence[Answer], b: Sequence[Answer]) -> bool:
     """Whether two ways of changing the same blocks changed the same cells."""
-    pairs = [(one.found, two.found) for one, two in zip(a, b, strict=False) if one.block == two.block]
-    same = [max(abs(x - y) for x, y in zip(one, two, strict=True)) <= REACH for one, two in pairs]
+    same = [one.finds_as(two) for one, two in zip(a, b, strict=False) if one.block == two.block]
     return len(same) >= FEWEST_BLOCKS - 1 and sum(same) >= _SAME * len(same)
 
 

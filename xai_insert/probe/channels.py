@@ -150,8 +150,8 @@ def raw_channels(
 
 
 def _may_hold_boxes(width: int, anchors: int) -> bool:
-    """Whether so many channels are those of a box for each anchor; of one anchor, or of bins of its sides."""
-    return width == _BOX * anchors or (anchors == 1 and width % _BOX == 0)
+    """Whether so many channels are those of a box for each anchor; of one, bins of its sides too, and an objectness."""
+    return width == _BOX * anchors or (anchors == 1 and width >= _BOX and width % _BOX in (0, 1))
 
 
 def fused_by_width(width: int, classes: int) -> Channels | None:

@@ -129,10 +129,22 @@ class _Search(Orders):
             return list(items)
         if several or len({item.head.channels for item in items}) > 1:
             raise refuse_rivals(items)
-        best = items[0]
-        for item in items[1:]:
+        alike = self._alike(items)
+        best = alike[0][0]
+        for item, *_ in alike[1:]:
             best = self._joined([item, best], before) or self._better(item, best)
-        return [best]
+        return next(group for group in alike if group[0] is best)
+
+    def _alike(self, items: Sequence[Watched]) -> list[list[Watched]]:
+        """Heads that score other rows of one value, as two levels of one size do, together."""
+        groups = list[list[Watched]]()
+        for item in items:
+            group = next((group for group in groups if self._are_anchors([group[0], item])), None)
+            if group is None:
+                groups.append([item])
+            else:
+                group.append(item)
+        return groups
 
     def _several(self, items: Sequence[Watched]) -> list[Watched]:
         """The heads that have several classes, beside which one of one class for each anchor is an objectness.

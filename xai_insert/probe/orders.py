@@ -358,8 +358,7 @@ class Orders:
 
     def _carried(self, item: Watched) -> list[tuple[int, tuple[int, int, int]]]:
         """What moves in values that have the locations in one axis: a map that is resized is no list of boxes."""
-        moved = self.probe.moved_at(item.index).items()
-        return [(index, spread) for index, spread in moved if self.observed[index].value.rank != _MAP]
+        return [(i, at) for i, at in self.probe.moved_at(item.index).items() if self.observed[i].value.rank != _MAP]
 
     def is_boxed(self, item: Watched) -> bool:
         """Whether another head of the grid gives four numbers for each box that are no scores."""
@@ -389,12 +388,13 @@ class Orders:
         of_four = {
             rows
             for index, (_, columns, rows) in moved
-            if columns in wide or (columns > 1 and width in (rows * _BOX, rows * self._columns(index, columns)))
+            if columns in wide or self._may_be_sides(index, columns, width / rows)
         }
         return of_four, {count // _BOX for _, (count, _, _) in moved if count % _BOX == width % _BOX == 0}
 
-    def _columns(self, index: int, count: int) -> int:
-        """How many numbers each box has where so many move in a list, as with an angle; four if they lie apart."""
-        sizes = self.observed[index].value.sizes
-        *lengths, _ = sorted(size or 0 for size in sizes[1:])  # but that of the locations
-        return count if len(sizes) < _MAP and max(lengths, default=0) >= count > _BOX else _BOX
+    def _may_be_sides(self, index: int, columns: int, width: float) -> bool:
+        """Whether so many channels are a box's of which so many numbers move: a side may hardly do; an angle beside."""
+        *lengths, _ = sorted(size or 0 for size in self.observed[index].value.sizes[1:])  # but that of the locations
+        is_list = len(lengths) < _MAP - 2 and max(lengths, default=0) >= columns > _BOX
+        are_bins = columns == _BOX - 1 and _BOX in lengths and width % _BOX == 0
+        return columns > 1 and (width in (_BOX, columns if is_list else _BOX) or are_bins)

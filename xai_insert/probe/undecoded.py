@@ -95,7 +95,19 @@ def _are_whole(
     grids = [search.probe.grid(item.index) for item in scoring]
     if not scoring or len(grids) != len(set(grids)) or len({order.classes for order in found.values()}) != 1:
         return False
-    return not _unread(search, raw, scoring, found)
+    return not (_unread(search, raw, scoring, found) or _has_equal_level(search, raw, found))
+
+
+def _has_equal_level(search: Orders, raw: Sequence[Watched], found: Mapping[int, Channels]) -> bool:
+    """Whether a grid has a second head as wide as the same classes of some anchors, beside one of their boxes."""
+    for index, order in found.items():
+        grid = search.probe.grid(index)
+        widths = Counter(item.head.channels for item in raw if search.probe.grid(item.index) == grid)
+        widths -= Counter([order.classes * order.anchors, _BOX * order.anchors])
+        anchors = [width // order.classes for width in widths if width % order.classes == 0]
+        if order.classes == order.stride and any(_BOX * count in widths for count in anchors):
+            return True
+    return False
 
 
 def like(known: Channels, by: Head, head: Head) -> Channels:
@@ -206,13 +218,14 @@ def _beside_raw_boxes(
     """Undecoded heads whose output has the rows of another that is four wide, and alone is; by index, its width.
 
     Boxes are four wide, so that the other output has the scores, whatever the widths of the heads: six boxes of a place
-    are as wide as 24 classes. Where each place has one box, four may be the classes, and the others bins of its sides.
+    are as wide as 24 classes. Where each place has one box, four may be the classes, and the others bins of
+    its sides, or these and an objectness.
     """
     found: dict[int, int] = {}
     for boxes, scores, width in _boxes_and_scores(observed):
         boxed, scored = ([item for item in raw if _moves_alone(item, index)] for index in (boxes, scores))
         anchors = {grid_of(item.index): item.head.channels / _BOX for item in boxed}
-        may_be_bins = width % _BOX == 0 and {*anchors.values()} == {1}
+        may_be_bins = width % _BOX in (0, 1) and {*anchors.values()} == {1}
         if not may_be_bins and all(anchors.get(grid_of(item.index)) == item.head.channels / width for item in scored):
             found |= {item.index: width for item in scored}
     return found
