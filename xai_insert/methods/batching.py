@@ -168,6 +168,8 @@ class Batcher(Generic[V]):
             if batched is None:
                 raise self._refusal(node)
             return batched.handle
+        if node.op is Op.CONCAT and value.sizes[axis := node.attrs["axis"]] == 0:  # of none: what is joined to more
+            return self._surgeon.ops.slice(main.handle, axis, 0, 0)
         meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT}
         meets_tokens = meets_tokens and (not self._is_of_one or any(map(has_tokens, main.dims)))
         if value.is_constant and node.op is Op.CONCAT and not self._is_of_one:
