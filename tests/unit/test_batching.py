@@ -55,3 +55,26 @@ KEPT = {
 def test_what_keeps_images_apart_keeps_the_closed_form(name, kind, batch):
     model = models.as_format(models.classifier(head(KEPT[name]), batch=batch), kind)
     assert_is_definition(model, C if batch == "N" else batch, (2, 3))
+
+
+def joined_with_nothing(b):
+    """A learned query over the tokens, there and back row by row, and none of those that an export keeps for others."""
+    tokens = b.node("Reshape", b.backbone(), b.const(np.array([0, C, -1])))
+    snake = np.arange(36).reshape(6, 6)
+    snake[1::2] = snake[1::2, ::-1]
+    tokens = b.node("Gather", b.node("Transpose", tokens, perm=[0, 2, 1]), b.const(snake.ravel()), axis=1)
+    batch = b.node("Slice", b.node("Shape", "image"), b.const(np.array([0])), b.const(np.array([1])))
+    others = b.node("Expand", b.weight(1, 1, C), b.node("Concat", batch, b.const(np.array([1, C])), axis=0))
+    none = b.node("Slice", others, b.const(np.array([1])), b.const(np.array([1])), b.const(np.array([1])))
+    tokens = b.node("Concat", tokens, none, axis=1)
+    share = b.node("Softmax", b.node("MatMul", tokens, b.weight(C, 1)), axis=1)
+    pooled = b.node("MatMul", b.node("Transpose", share, perm=[0, 2, 1]), tokens)
+    return b.linear(b.node("Squeeze", pooled, b.const(np.array([1]))), C)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("batch", [1, 2, "N"])
+def test_masks_run_at_once_where_nothing_is_joined(batch, kind):
+    model = models.as_format(models.classifier(joined_with_nothing, batch=batch), kind)
+    options = Options(output_dtype="f32", mask_batch=8)
+    assert_is_definition(model, 2 if batch == "N" else batch, (1,), form="masked runs", options=options)

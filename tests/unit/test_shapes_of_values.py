@@ -88,3 +88,17 @@ def test_an_insertion_into_onnx_does_without_openvino(kind, tmp_path):
     files = [SHAPES / f"shapes_{kind}.onnx", tmp_path / "model.onnx"]
     run = subprocess.run([sys.executable, "-c", command, *map(str, files)], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "done", run.stderr
+
+
+def test_a_fixed_batch_is_known_behind_sizes_that_are_computed():
+    nodes = [
+        helper.make_node("Constant", [], ["rank"], value=numpy_helper.from_array(np.array([4]))),
+        helper.make_node("ConstantOfShape", ["rank"], ["ones"], value=numpy_helper.from_array(np.array([1]))),
+        helper.make_node("Expand", ["image", "ones"], ["widened"]),
+        helper.make_node("Relu", ["widened"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "net", inputs, outputs)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert infer(ir.from_proto(proto), {}).shapes["widened"] == (1, 3, 8, 8)

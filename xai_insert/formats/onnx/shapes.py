@@ -323,10 +323,11 @@ def _sizes(shape: ir.Shape) -> Shape:
 
 
 def _is_incomplete(model: ir.Model, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a value has no rank, or an unknown size although the inputs' only unknown size is the batch."""
-    sizes_known = _are_sizes_known([shapes.get(name_of(value)) for value in model.graph.inputs])
+    """Whether a value has no rank, or an unknown size although the inputs' only unknown size, if any, is the batch."""
+    inputs = [shapes.get(name_of(value)) for value in model.graph.inputs]
+    sizes_known, first = _are_sizes_known(inputs), int(any(shape is None or None in shape for shape in inputs))
     known = (shapes.get(name_of(value)) for value in _read(model.graph))
-    return any(shape is None or (sizes_known and None in shape[1:]) for shape in known)
+    return any(shape is None or (sizes_known and None in shape[first:]) for shape in known)
 
 
 def _are_sizes_known(inputs: Sequence[Shape | None]) -> bool:
