@@ -170,13 +170,12 @@ class Batcher(Generic[V]):
             return batched.handle
         if node.op is Op.CONCAT and value.sizes[axis := node.attrs["axis"]] == 0:  # of none: what is joined to more
             return self._surgeon.ops.slice(main.handle, axis, 0, 0)
-        meets_tokens = node.op in ELEMENTWISE | {Op.CONCAT}
-        meets_tokens = meets_tokens and (not self._is_of_one or any(map(has_tokens, main.dims)))
+        is_met = node.op in ELEMENTWISE | {Op.CONCAT} and (not self._is_of_one or any(map(has_tokens, main.dims)))
         if value.is_constant and node.op is Op.CONCAT and not self._is_of_one:
             return self._ordinary(value, main, spreads=False)
-        if value.is_constant and not (meets_tokens and self._has_tokens(value, main)):
+        if value.is_constant and not (is_met and self._has_tokens(value, main)):
             return self._surgeon.handle(value)
-        if not meets_tokens:
+        if not is_met:
             raise self._refusal(node)
         return self._ordinary(value, main)
 
