@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from xai_insert.graph.along import along, reduces
 from xai_insert.graph.view import Node, Op, Value
 
 _FIRST = frozenset({Op.RESHAPE, Op.TRANSPOSE, Op.SLICE, Op.SPLIT, Op.GATHER, Op.TAKE, Op.IDENTITY, Op.EXPAND})
@@ -25,9 +26,7 @@ def moved(node: Node) -> tuple[Value, ...]:
 def is_maximum(node: Node) -> bool:
     """Whether a node takes the largest element along the last axis."""
     rank = node.inputs[0].rank if node.inputs and node.inputs[0] is not None else None
-    return (
-        node.op is Op.REDUCE and rank is not None and node.attrs["mode"] == "max" and node.attrs["axes"] == (rank - 1,)
-    )
+    return reduces(node.kind, "max") and rank is not None and along(node.kind) == rank - 1
 
 
 def moved_into(value: Value) -> Iterator[Value]:

@@ -5,116 +5,22 @@ A format's reader gives each node its record, by domain and type. Of one without
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """The base of all records."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown(Operator):
-    """An operator of which nothing is known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pointwise(Operator):
-    """Element by element, of operands that broadcast as NumPy's do.
-
-    Attributes:
-        function: what is computed, by ONNX's name for it in lower case.
-        parameters: its attributes, in ONNX's order.
-    """
-
-    function: str = ""
-    parameters: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class InPlace(Operator):
-    """Mixes elements of its first operand (norms, softmax) but leaves each where it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Softmax(InPlace):
-    """Softmax over axes, or its logarithm."""
-
-    axes: tuple[int, ...] = (-1,)
-    is_log: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Norm(InPlace):
-    """`(x - mean) / sqrt(variance + epsilon) * scale + bias`; scale and bias are the second and third operand, if any.
-
-    Attributes:
-        axes: those of mean and variance; None where they are not known.
-        epsilon: what is added.
-        is_centred: whether the mean is subtracted; without, the variance is the mean square.
-        is_scaled: whether it is divided at all.
-        epsilon_outside: whether epsilon is added behind the root.
-        groups: groups into which axis 1 is divided before; 0 for none.
-        by_channel: whether scale and bias hold one element for each of axis 1.
-    """
-
-    axes: tuple[int, ...] | None = None
-    epsilon: float = 0.0
-    is_centred: bool = True
-    is_scaled: bool = True
-    epsilon_outside: bool = False
-    groups: int = 0
-    by_channel: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class BatchNorm(InPlace):
-    """`(x - mean) / sqrt(variance + epsilon) * scale + bias`, of stored scale, bias, mean, variance by channel."""
-
-    epsilon: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class UnitNorm(InPlace):
-    """`x` over its Euclidean length along axes.
-
-    Attributes:
-        axes: None where they are not known.
-        epsilon: least square of the length, or what is added to it.
-        is_added: whether it is added.
-    """
-
-    axes: tuple[int, ...] | None = None
-    epsilon: float = 0.0
-    is_added: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LocalNorm(InPlace):
-    """`x / (bias + alpha / size * (sum of squares)) ** beta`, summed over `size` neighbours along axis 1.
-
-    Of an even number of neighbours, one more comes behind.
-    """
-
-    size: int
-    alpha: float
-    beta: float
-    bias: float
-
-
-@dataclass(frozen=True, slots=True)
-class Shuffled(InPlace):
-    """The elements along an axis, `groups` rows of them, column by column."""
-
-    axis: int
-    groups: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rounded(InPlace):
-    """Quantisation to fewer bits, or back."""
+from xai_insert.graph.in_place import BatchNorm as BatchNorm  # noqa: PLC0414
+from xai_insert.graph.in_place import InPlace as InPlace  # noqa: PLC0414
+from xai_insert.graph.in_place import LocalNorm as LocalNorm  # noqa: PLC0414
+from xai_insert.graph.in_place import Norm as Norm  # noqa: PLC0414
+from xai_insert.graph.in_place import Operator as Operator  # noqa: PLC0414
+from xai_insert.graph.in_place import Pointwise as Pointwise  # noqa: PLC0414
+from xai_insert.graph.in_place import Rounded as Rounded  # noqa: PLC0414
+from xai_insert.graph.in_place import Shuffled as Shuffled  # noqa: PLC0414
+from xai_insert.graph.in_place import Softmax as Softmax  # noqa: PLC0414
+from xai_insert.graph.in_place import UnitNorm as UnitNorm  # noqa: PLC0414
+from xai_insert.graph.in_place import Unknown as Unknown  # noqa: PLC0414
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +39,8 @@ class Window(Operator):
         pool: `mean` or `max`, `other` for another; None for a convolution.
         counts_pads: whether a mean counts the cells that were added.
         is_late: of an odd number of cells that sizes tell, whether one more comes first (`SAME_LOWER`).
+        pads_end: like `pads_begin`, behind the last; empty where the sizes tell.
+        rounds_up: whether a last window may reach beyond the cells.
     """
 
     kernel: tuple[int, ...] | None
@@ -145,13 +53,26 @@ class Window(Operator):
     pool: str | None = None
     counts_pads: bool = False
     is_late: bool = False
+    pads_end: tuple[int, ...] = ()
+    rounds_up: bool = False
+
+    @property
+    def may_pad(self) -> bool:
+        """Whether cells are added, or the sizes tell how many."""
+        if self.pads_begin is None:
+            return self.kernel is None or set(self.kernel) != {1}
+        return any((*self.pads_begin, *self.pads_end))
 
 
 @dataclass(frozen=True, slots=True)
 class Reduction(Operator):
-    """A reduction over axes; None where they are not known."""
+    """A reduction over axes, None where they are not known.
+
+    `mode` is `mean`, `max`, `min`, `sum`, `prod`, `l1`, ...; empty for the place of the greatest or least.
+    """
 
     axes: tuple[int, ...] | None
+    mode: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +86,10 @@ class Product(Operator):
     transpose_b: bool = False
     factor: float = 1.0
     bias_factor: float = 1.0
+
+    @property
+    def is_scaled(self) -> bool:
+        return (self.factor, self.bias_factor) != (1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +105,28 @@ class Contracted(Unknown):
 
 @dataclass(frozen=True, slots=True)
 class FusedAttention(Operator):
-    """`softmax(query @ key) @ value` over `[..., T, d]`."""
+    """`softmax(query @ key * scale + mask) @ value` over `[..., T, d]`.
+
+    Attributes:
+        scale: None for `1 / sqrt(d)`.
+        is_causal: whether no token sees those behind it.
+        is_plain: whether there are no further inputs or modes.
+    """
+
+    scale: float | None = None
+    is_causal: bool = False
+    is_plain: bool = True
+
+    def factor(self, width: int) -> float:
+        """What products of vectors of this width are multiplied by."""
+        return self.scale or 1 / math.sqrt(width)
 
 
 @dataclass(frozen=True, slots=True)
 class Regroup(Operator):
-    """The same elements in the same order, in another shape."""
+    """The same elements in the same order, in another shape; `new_axes`, of size 1, where that is all, if known."""
+
+    new_axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,32 +138,27 @@ class Permutation(Operator):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What is kept of one axis: `start`, `start + step`, ... as many as the result has."""
+    """What is kept of one axis: `start`, `start + step`, ... as many as the result has.
+
+    In steps of one it stops before `end`; None for the end of the axis.
+    """
 
     axis: int
     start: int
     step: int = 1
-
-
-_MANY = 1 << 16
-
-
-def cut_from(axis: int, size: int | None, start: int, step: int) -> Cut | None:
-    """What is kept of an axis from `start` on; None where it is counted from an end that is not known."""
-    if size is None:
-        return Cut(axis, start, step) if 0 <= start < _MANY else None
-    return Cut(axis, max(0, start + size) if start < 0 else min(start, size - (step < 0)), step)
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Slices(Operator):
     """Parts of axes; None where they are not known. `dropped` are axes of which one element is kept, without the axis.
 
-    With `cuts` of negative step an axis is reversed.
+    With `cuts` of negative step an axis is reversed. `single` is the one that leaves something out, in steps of one.
     """
 
     cuts: tuple[Cut, ...] | None
     dropped: tuple[int, ...] = ()
+    single: Cut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +265,20 @@ class Ranked(Unknown):
     """The largest or smallest elements along an axis, and where they were: which these are is not known."""
 
     axis: int
+    is_least: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OfRegions(Unknown):
+    """Maps read inside of regions, the second operand.
+
+    Attributes:
+        features: the operands that are maps.
+        scale: cells of a map for one unit of the regions' coordinates; None if it differs between maps.
+    """
+
+    features: tuple[int, ...] = (0,)
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +335,7 @@ LIGHT = (Pointwise, InPlace, Reduction, Regroup, Permutation)
 AFFINE = ("add", "sub", "mul", "div")
 """Functions that scale or shift what they read, where the other operand is stored."""
 
+Family = TypeVar("Family", bound=Operator)
 Rule = TypeVar("Rule")
 
 

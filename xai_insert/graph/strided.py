@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.graph.operators import Regroup
 from xai_insert.graph.view import Node, Op, Value, constant_of, volume
 
 _ROWS = 5
@@ -71,6 +72,6 @@ def _computed(node: Node, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]
         return np.asarray(parts[0] + parts[1])
     if node.op is Op.MUL and node.stored:
         return np.asarray(parts[0] * parts[1])
-    if node.op is Op.RESHAPE and (axes := node.attrs.get("new_axes")):
-        return np.expand_dims(parts[0], tuple(axes))
+    if isinstance(node.kind, Regroup) and node.kind.new_axes:
+        return np.expand_dims(parts[0], node.kind.new_axes)
     return parts[0] if node.op in (Op.CAST, Op.IDENTITY) else None

@@ -152,9 +152,9 @@ def _attention(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     return [(*leading, query[-2], value[-1]), *(ax.others(output.shape) for output in node.outputs[1:])]
 
 
-def _regroup(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
+def _regroup(node: Node, kind: kinds.Regroup, given: _Operands) -> Sequence[Axes]:
     source, shape = given.axes(0), given.shape()
-    added = node.attrs.get("new_axes")
+    added = kind.new_axes
     if added and len(shape) == len(source) + len(added):
         kept = iter(source)
         return [tuple(() if axis in added else next(kept) for axis in range(len(shape)))]

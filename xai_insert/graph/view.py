@@ -11,18 +11,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import ModelFileError, ShapeUnknownError, UnknownNameError
 from xai_insert.graph.items import only, present
-from xai_insert.graph.operators import Operator, Unknown
+from xai_insert.graph.operators import Family, Operator, Unknown
 from xai_insert.graph.shape import Shape as Shape  # noqa: PLC0414 - read here by all
 from xai_insert.graph.shape import format_grid as format_grid  # noqa: PLC0414 - read here by all
 from xai_insert.graph.shape import format_shape as format_shape  # noqa: PLC0414 - read here by all
 
+_Class: TypeAlias = type[Family]  # a node has another `type`
 _FEW = 4096  # elements of a small constant
 
 
@@ -32,8 +33,7 @@ class Op(Enum):
     ADD = auto()
     ARGMAX = auto()
     ATTENTION = auto()
-    """Scaled dot-product attention over `[B, heads, T, d]`: query, key, value, optional mask. Attrs `scale` (None is
-    `1 / sqrt(d)`; a value if it is computed), `causal`, `is_plain` (no further inputs or modes)."""
+    """Scaled dot-product attention over `[B, heads, T, d]`: query, key, value, optional mask."""
     BATCH_NORM = auto()
     CAST = auto()
     CLIP = auto()
@@ -47,12 +47,11 @@ class Op(Enum):
     """Any other function applied element by element; several operands broadcast."""
     EXPAND = auto()
     GATHER = auto()
-    """Attrs `axis`, and `start` where one known index is taken."""
     IDENTITY = auto()
     LAYER_NORM = auto()
-    """Normalisation over trailing or named axes: attrs `axes`."""
+    """Normalisation over trailing or named axes."""
     MATMUL = auto()
-    """Attrs `transpose_a`, `transpose_b`, `is_scaled` (product or bias have a factor); a third input is a bias."""
+    """A third input is a bias."""
     MUL = auto()
     NMS = auto()
     """Non-maximum suppression: boxes and scores are its first two operands."""
@@ -60,19 +59,15 @@ class Op(Enum):
     OTHER = auto()
     """Unknown: it may mix any axes, so nothing is concluded from it."""
     POOL = auto()
-    """Windowed pooling: attrs `mode` (mean or max), `kernel`, `pads`."""
     POW = auto()
     QUANTIZE = auto()
     """FakeQuantize, QuantizeLinear, DequantizeLinear: a rounding of the first operand."""
     REDUCE = auto()
-    """Attrs `mode` (mean, max, sum, ...), `axes`, `keepdims`."""
     RESIZE = auto()
     ROI_ALIGN = auto()
-    """Pooling inside regions, the second operand: attrs `features`, the operands that are feature maps, and `scale`,
-    cells of the feature map for one unit of the regions' coordinates; None if it differs between feature maps."""
+    """Pooling inside regions, the second operand."""
     RESHAPE = auto()
-    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order. Attr `new_axes` where known: axes of
-    size 1 that an Unsqueeze adds."""
+    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order."""
     SCATTER = auto()
     """Writing into a tensor: data, indices, updates."""
     SELECT = auto()
@@ -80,17 +75,14 @@ class Op(Enum):
     SHAPE = auto()
     SIGMOID = auto()
     SLICE = auto()
-    """Attrs `axis`, `start`, `end` where one axis is cut in steps of one; `end` None is the end of the axis."""
     SOFTMAX = auto()
-    """Softmax or log-softmax: attrs `axis`."""
+    """Softmax or log-softmax."""
     SPLIT = auto()
     SUB = auto()
     TAKE = auto()
     """GatherND, GatherElements, Compress: elements at indices of several axes."""
     TOPK = auto()
-    """Attrs `axis`."""
     TRANSPOSE = auto()
-    """Attrs `perm`."""
 
 
 POINTWISE = frozenset(
@@ -191,9 +183,8 @@ class Node:
         type: the format's own name of the operation, for messages.
         inputs: operands; None for an operand left out.
         outputs: results.
-        attrs: normalised attributes, see `Op`; axes are never negative where the rank is known.
         native: the format's own handle.
-        kind: what it does to the axes of its operands.
+        kind: its record: what it does to its operands, and by which attributes.
     """
 
     name: str
@@ -201,7 +192,6 @@ class Node:
     type: str
     inputs: tuple[Value | None, ...]
     outputs: tuple[Value, ...] = ()
-    attrs: Mapping[str, Any] = field(default_factory=dict)
     native: Any = None
     kind: Operator = field(default_factory=Unknown)
 
@@ -223,6 +213,16 @@ class Node:
     def stored(self) -> tuple[Value, ...]:
         """The operands that are."""
         return tuple(value for value in self.operands if value.is_constant)
+
+    def record(self, family: _Class[Family]) -> Family:
+        """Its record, of an operation that has one of this family.
+
+        Raises:
+            ModelFileError: it was not understood.
+        """
+        if not isinstance(self.kind, family):
+            raise ModelFileError(f"{self.type} {self.name!r} is none that is known; is the file whole?")
+        return self.kind
 
     def link(self) -> None:
         """Tell its values that it makes or reads them; for adapters, once."""
@@ -371,24 +371,3 @@ def number_of(value: Value | None) -> float | None:
     """The one element of a constant; None if it is computed, left out, or has others."""
     stored = constant_of(value, limit=1)
     return None if stored is None or stored.size != 1 else float(stored.reshape(-1)[0])
-
-
-def slice_attrs(axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], shape: Shape) -> dict[str, Any]:
-    """Normalised attributes of a Slice over one axis; empty for others."""
-    cut = [i for i, axis in enumerate(axes) if not (starts[i] == 0 and ends[i] >= (shape[axis] or 1 << 31))]
-    if not cut and axes:
-        cut = [0]
-    if len(cut) != 1:
-        return {}
-    axis = axes[cut[0]]
-    start, end = (_from_start(n, shape[axis]) for n in (starts[cut[0]], ends[cut[0]]))
-    if start < 0:
-        return {}
-    return {"axis": axis, "start": start, "end": end if 0 <= end < 1 << 31 else None}
-
-
-def _from_start(place: int, size: int | None) -> int:
-    """A place along an axis, counted from its start if its size tells, and inside it."""
-    if size is None:
-        return place
-    return max(0, place + size) if place < 0 else min(place, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from xai_insert.graph.along import reduces
 from xai_insert.graph.cuts import cut_values, makers, region
 from xai_insert.graph.items import first_present
 from xai_insert.graph.operators import Resized
@@ -143,7 +144,7 @@ def is_least_place(score: Value, places: Places) -> bool:
 
 
 def _is_nearest(node: Node) -> bool:
-    return node.op is Op.REDUCE and node.attrs.get("mode") == "min"
+    return reduces(node.kind, "min")
 
 
 def _squares_a_difference(node: Node) -> bool:
@@ -222,7 +223,7 @@ def _is_maximum(score: Value, places: Places) -> bool:
 def _is_mean(score: Value, feature: Value) -> bool:
     """Whether a score is the mean of the map that is an output too, as an autoencoder's error is."""
     value = before(score, _BARE)
-    while (node := value.producer) is not None and node.op is Op.REDUCE and node.attrs.get("mode") == "mean":
+    while (node := value.producer) is not None and reduces(node.kind, "mean"):
         value = before(node.read(0), _BARE)
         if value is before(feature, _BARE):
             return True
@@ -246,4 +247,4 @@ def _greatest_of(value: Value) -> Value:
 
 
 def _takes_greatest(node: Node) -> bool:
-    return node.op is Op.REDUCE and node.attrs.get("mode") == "max"
+    return reduces(node.kind, "max")

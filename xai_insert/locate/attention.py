@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xai_insert.graph.along import along
 from xai_insert.graph.items import first_present, only
+from xai_insert.graph.operators import FusedAttention, Product
 from xai_insert.graph.pattern import Miss, Part, fitted, nearest
 from xai_insert.graph.traits import MIXES_HEADS, SCALES_SCORES
 from xai_insert.graph.view import Node, Op, Use, Value
@@ -50,7 +52,7 @@ def find_attentions(nodes: Sequence[Node]) -> list[Attention]:
     """Every attention among nodes, in their order."""
     found: list[Attention] = []
     for node in nodes:
-        if node.op is Op.ATTENTION and node.attrs.get("is_plain"):
+        if isinstance(node.kind, FusedAttention) and node.kind.is_plain:
             query, key, value = (node.read(index) for index in range(3))
             found.append(Attention(node, query, key, value, None, None, None, node.output, len(key.sizes) - 2))
         elif node.op is Op.SOFTMAX and not isinstance(parts := fitted(IN_PARTS, node), Miss):
@@ -67,7 +69,7 @@ def near_miss(nodes: Sequence[Node]) -> Miss | None:
 
 
 def _over_last_axis(softmax: Node) -> Node | None:
-    return softmax if softmax.attrs["axis"] == softmax.output.axis_count - 1 else None
+    return softmax if along(softmax.kind) == softmax.output.axis_count - 1 else None
 
 
 def _product_behind(shares: Value) -> Node | None:
@@ -93,10 +95,10 @@ def _product_before(scores: Value, depth: int) -> tuple[Value, Value, int] | Non
     node = scores.producer
     if node is None or depth == 0:
         return None
-    if node.op is Op.MATMUL and (len(node.computed) >= 2 or _has_learned_query(node)):
+    if isinstance(node.kind, Product) and (len(node.computed) >= 2 or _has_learned_query(node)):
         key = node.read(1)
-        axis = len(key.sizes) - 1 - node.attrs["transpose_b"]
-        return None if node.attrs["transpose_a"] else (node.read(0), key, axis)
+        axis = len(key.sizes) - 1 - node.kind.transpose_b
+        return None if node.kind.transpose_a else (node.read(0), key, axis)
     if node.op not in SCALES_SCORES:
         return None
     found = (_product_before(operand, depth - 1) for operand in node.computed)

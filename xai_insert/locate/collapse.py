@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from xai_insert.errors import ModelFileError, TargetNotFoundError
 from xai_insert.graph.cuts import activations, region, walk
 from xai_insert.graph.items import only
+from xai_insert.graph.operators import Product, Reduction, Window
 from xai_insert.graph.pattern import Miss, Part, fitted
 from xai_insert.graph.traits import CUTS_OUT, ONE_FUNCTION
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
@@ -107,14 +108,13 @@ def _first_axis(source: Value, places: Places) -> tuple[int, ...]:
 
 def _reduced_axes(node: Node, source: Value) -> tuple[int, ...] | None:
     if node.op is Op.REDUCE:
-        axes: tuple[int, ...] | None = node.attrs["axes"]
-        return axes
-    if node.op is Op.POOL and source.shape is not None and not any(node.attrs["pads"]):
-        sides = source.shape[2:]
-        if len(sides) != len(node.attrs["kernel"]):
+        return node.record(Reduction).axes
+    if node.op is Op.POOL and source.shape is not None and not node.record(Window).may_pad:
+        sides, kernel = source.shape[2:], node.record(Window).kernel or ()
+        if len(sides) != len(kernel):
             raise ModelFileError(f"{node.type} {node.name!r} has a window of other rank than {source.describe()}")
         # a window may be larger, with sizes rounded up
-        covers = all(side is not None and size >= side for size, side in zip(node.attrs["kernel"], sides, strict=True))
+        covers = all(side is not None and size >= side for size, side in zip(kernel, sides, strict=True))
         return tuple(range(2, len(source.shape))) if covers else None
     return None
 
@@ -134,8 +134,9 @@ def _stored_weight(node: Node, source: Value) -> Value | None:
 
 
 def _as_large(node: Node, source: Value, weight: Value) -> Value | None:
-    is_whole = weight.sizes[2:] == source.sizes[2:] and not any(node.attrs["pads"])
-    return weight if is_whole and set(node.attrs["dilations"]) == {1} else None
+    window = node.record(Window)
+    is_whole = weight.sizes[2:] == source.sizes[2:] and not window.may_pad
+    return weight if is_whole and set(window.dilations) == {1} else None
 
 
 def _linear_layers(result: Value, source: Value) -> list[Node] | None:
@@ -158,11 +159,13 @@ def _reads_all(linear: Node, weight: Value | None, source: Value) -> bool:
     """Whether a linear layer has one weight for each element of an image's `source`; one that reads rows has fewer."""
     if weight is None or not weight.is_constant or weight.rank != 2:
         return False
-    return volume(source.sizes[1:]) in (None, weight.sizes[1 if linear.attrs["transpose_b"] else 0])
+    return volume(source.sizes[1:]) in (None, weight.sizes[1 if linear.record(Product).transpose_b else 0])
 
 
 def _pools(end: GridEnd, found: Found) -> list[GridEnd]:
-    kind = _MODES.get(end.node.attrs["mode"], Collapse.OTHER)
+    made = end.node.kind
+    mode = made.mode if isinstance(made, Reduction) else end.node.record(Window).pool
+    kind = _MODES.get(mode or "", Collapse.OTHER)
     lacks = "mean, maximum or sum over the grid" if kind is Collapse.OTHER else ""
     return [replace(end, kind=kind, grid_axes=found["axes"], lacks=lacks)]
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from xai_insert.graph.along import reduces
 from xai_insert.graph.axes import Axes, Kind, Origin, coarse
+from xai_insert.graph.operators import Reduction
 from xai_insert.graph.traits import ARRANGES, SAME
-from xai_insert.graph.view import Node, Op, Value
+from xai_insert.graph.view import Node, Value
 from xai_insert.locate.places import Places
 
 _THROUGH = ARRANGES | SAME
@@ -53,11 +55,11 @@ def find_consensus(logits: Value, places: Places) -> Consensus | None:
 
 
 def _is_mean(node: Node) -> bool:
-    return node.op is Op.REDUCE and bool(node.attrs["mode"] == "mean")
+    return reduces(node.kind, "mean")
 
 
 def _is_over_times(mean: Node, places: Places) -> bool:
-    gone = [places.traced.get(mean.read(0), ())[axis : axis + 1] for axis in mean.attrs["axes"] or ()]
+    gone = [places.traced.get(mean.read(0), ())[axis : axis + 1] for axis in mean.record(Reduction).axes or ()]
     return len(gone) == 1 and [axis[0].origin.kind for axis in gone[0] if len(axis) == 1] == [Kind.TIME]
 
 

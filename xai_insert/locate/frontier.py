@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import Resized
+from xai_insert.graph.operators import Product, Resized
 from xai_insert.graph.traits import ARRANGES, FIRST_IS_DATA, PRODUCTS, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
@@ -106,7 +106,7 @@ def _features(node: Node, weight: Sequence[int]) -> int:
     """How many numbers a layer adds up for one of its result."""
     if node.op is Op.CONV:
         return volume(weight[len(weight) - (node.output.rank or 4) + 1 :]) or 0
-    return weight[1 if node.attrs["transpose_b"] else 0]
+    return weight[1 if node.record(Product).transpose_b else 0]
 
 
 def _embedded(node: Node, dependent: set[Value]) -> Value | None:
@@ -114,13 +114,13 @@ def _embedded(node: Node, dependent: set[Value]) -> Value | None:
 
     Each position has its product with each embedding, `[N, L, K]` or, where the embeddings stand left, `[N, K, L]`.
     """
-    if node.op is not Op.MATMUL or node.output.rank != 3:
+    if not isinstance(node.kind, Product) or node.output.rank != 3:
         return None
     one, other = node.read(0), node.read(1)
     if (one in dependent) == (other in dependent):
         return None
     features, embeddings = (one, other) if one in dependent else (other, one)
-    is_last = node.attrs["transpose_b"] if embeddings is other else not node.attrs["transpose_a"]
+    is_last = node.kind.transpose_b if embeddings is other else not node.kind.transpose_a
     return features if _are_embeddings(embeddings, -1 if is_last else -2) else None
 
 

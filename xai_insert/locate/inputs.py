@@ -8,6 +8,7 @@ from dataclasses import replace
 from xai_insert.errors import NotVisionModelError, ShapeUnknownError, UnknownNameError
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.items import only
+from xai_insert.graph.operators import Permutation
 from xai_insert.graph.shape import holds_pixels
 from xai_insert.graph.traits import ARITHMETIC, UNCHANGED
 from xai_insert.graph.view import Graph, Op, Shape, Use, Value, format_shape
@@ -163,7 +164,7 @@ def _scaled(image: Value) -> Iterator[Value]:
 def _is_moved_first(image: Value) -> bool:
     """Whether the last axis of an image may be of channels, and all that reads it moves it before the rows first."""
     readers = [use.node for use in image.uses if use.node.op is not Op.SHAPE]
-    perms = [node.attrs["perm"] for node in readers if node.op is Op.TRANSPOSE]
+    perms = [node.kind.perm for node in readers if isinstance(node.kind, Permutation)]
     return (
         _is_layout(image.sizes, 3) and 0 < len(readers) == len(perms) and all(perm and perm[1] == 3 for perm in perms)
     )

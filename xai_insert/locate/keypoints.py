@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError
+from xai_insert.graph.along import along
 from xai_insert.graph.cuts import cut_values
 from xai_insert.graph.items import first_present
 from xai_insert.graph.operators import Product, Resized, Window
@@ -178,8 +179,7 @@ def _maps_read_by(node: Node, graph: Graph, places: Places) -> HeatMaps | None:
 
 def _is_over_places(node: Node, feature: FeatureMap) -> bool:
     """Whether a softmax goes over the places of a map, or the first of them is chosen."""
-    axes = (node.attrs["axis"] % (feature.value.rank or 1),)
-    return axes == feature.grid_axes and (node.op is not Op.TOPK or numbers(node.operand(1)) == (1,))
+    return (along(node.kind),) == feature.grid_axes and (node.op is not Op.TOPK or numbers(node.operand(1)) == (1,))
 
 
 def _is_of(output: Value, joints: int, graph: Graph, maps: Value, *, through: bool) -> bool:

@@ -41,7 +41,7 @@ def _is_length(value: Value) -> bool:
         node = next((operand.producer for operand in node.computed), None)
     if node is None or not isinstance(node.kind, Reduction):
         return False
-    return is_root or node.attrs.get("mode") in _SQUARES
+    return is_root or node.kind.mode in _SQUARES
 
 
 def _takes_root(node: Node) -> bool:

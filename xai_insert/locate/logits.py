@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
+from xai_insert.graph.along import reduces
 from xai_insert.graph.axes import has_batch, has_place
 from xai_insert.graph.cuts import activations, region, walk
-from xai_insert.graph.operators import Joined, Pointwise
+from xai_insert.graph.operators import Joined, Pointwise, Ranked
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, RANKS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
@@ -75,7 +76,7 @@ def takes_least(graph: Graph, scores: Value) -> bool:
 
 
 def _is_least(node: Node) -> bool:
-    return node.type == "ArgMin" or bool(node.attrs.get("least", False))
+    return reduces(node.kind, "argmin") or (isinstance(node.kind, Ranked) and node.kind.is_least)
 
 
 def is_softmax(value: Value) -> bool:

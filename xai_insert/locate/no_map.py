@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xai_insert.graph.along import along
 from xai_insert.graph.axes import has_place
 from xai_insert.graph.cuts import activations, region
 from xai_insert.graph.operators import Product, Unknown, Window
@@ -51,7 +52,7 @@ def why_no_map(graph: Graph, places: Places, logits: Value, sources: Sequence[Va
 
 
 def _side_by_side(graph: Graph) -> str:
-    joins = [node for node in graph.nodes if node.op is Op.CONCAT and node.attrs.get("axis") == 0]
+    joins = [node for node in graph.nodes if node.op is Op.CONCAT and along(node.kind) == 0]
     node = next((node for node in joins if _are_of_several(graph, node)), None)
     if node is None:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xai_insert.graph.along import reduces
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.traits import ARRANGES, MIXES_PLACES, RANKS, SAME, UNCHANGED, WITH_BODIES
 from xai_insert.graph.view import Graph, Node, Op, Value, number_of
@@ -59,7 +60,7 @@ def _behind_best(graph: Graph, value: Value) -> frozenset[Value]:
 
 
 def _takes_best(node: Node) -> bool:
-    return node.op in RANKS or (node.op is Op.REDUCE and node.attrs["mode"] == "max")
+    return node.op in RANKS or reduces(node.kind, "max")
 
 
 def _uncounted(value: Value) -> Value:
@@ -135,7 +136,7 @@ def selects(node: Node, dependent: set[Value]) -> bool:
     if node.op in MIXES_PLACES:
         return True
     if node.op is Op.REDUCE:
-        return node.attrs["mode"] in ("max", "min")
+        return reduces(node.kind, "max", "min")
     if node.op in (Op.GATHER, Op.TAKE, Op.SCATTER):
         index = node.operand(1)
         return index is not None and index in dependent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xai_insert.graph.along import along
 from xai_insert.graph.axes import Axes, has_place
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.pattern import before
@@ -162,5 +163,4 @@ def _is_one_vector(axes: Axes) -> bool:
 
 
 def _joins_columns(node: Node) -> bool:
-    axis, shape = node.attrs.get("axis"), node.output.shape
-    return axis is not None and shape is not None and len(shape) == 3 and axis % 3 in (1, 2)
+    return node.output.rank == 3 and along(node.kind) in (1, 2)

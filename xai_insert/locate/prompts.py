@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from xai_insert.graph.cuts import activations
+from xai_insert.graph.operators import Permutation, Product
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARITHMETIC, JUDGES, SAME
 from xai_insert.graph.view import Graph, Node, Op, Value, volume
@@ -97,8 +98,8 @@ def _behind_product(scores: Value, seen: set[Value], read: set[Value]) -> list[N
 
 def _is_flip(node: Node) -> bool:
     """Whether a node exchanges rows and columns; where there is one of them, OpenVINO reshapes."""
-    if node.op is Op.TRANSPOSE:
-        return bool(node.attrs["perm"] == (1, 0))
+    if isinstance(node.kind, Permutation):
+        return node.kind.perm == (1, 0)
     sizes = node.read(0).sizes if node.op is Op.RESHAPE and node.read(0).rank == _RANK else ()
     return 1 in sizes and node.output.sizes == sizes[::-1] != sizes
 
@@ -111,13 +112,14 @@ def _scales(node: Node, seen: set[Value], read: set[Value]) -> bool:
 
 
 def _is_plain(product: Node) -> bool:
-    return product.operand(2) is None and not product.attrs.get("is_scaled", False)
+    return product.operand(2) is None and not product.record(Product).is_scaled
 
 
 def _upright(product: Node, index: int) -> tuple[Value, bool]:
     """An operand with its vectors as rows, from before a transpose that lays them out otherwise, and whether it is."""
     value = product.read(index)
-    upright = bool(product.attrs[("transpose_a", "transpose_b")[index]]) != (index == 0)
+    kind = product.record(Product)
+    upright = (kind.transpose_a, kind.transpose_b)[index] != (index == 0)
     while (node := value.producer) is not None and (node.op in SAME or _is_flip(node)):
         upright ^= node.op not in SAME
         value = node.read(0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from xai_insert.graph.along import along, reduces
 from xai_insert.graph.axes import Axis, Digit, Origin, axis_size, parts_of
 from xai_insert.graph.items import only, present
 from xai_insert.graph.operators import Sampled
@@ -312,10 +313,8 @@ def _levels(places: Places, samples: Value) -> tuple[Sampling, ...]:
 
 
 def _is_summed_over_points(value: Value) -> bool:
-    if len(value.uses) != 1 or value.uses[0].node.op is not Op.REDUCE:
-        return False
-    attrs = value.uses[0].node.attrs
-    return bool(attrs["mode"] == "sum" and attrs["axes"] == (3,))
+    kind = value.uses[0].node.kind if len(value.uses) == 1 else None
+    return kind is not None and reduces(kind, "sum") and along(kind) == 3
 
 
 def _side_by_side(value: Value) -> Sequence[Value]:
@@ -323,7 +322,7 @@ def _side_by_side(value: Value) -> Sequence[Value]:
     flat, node = value.made_by(Op.RESHAPE), value.made_by(Op.CONCAT)
     if flat is not None and flat.read(0).sizes[:3] == value.sizes[:3]:
         return _side_by_side(flat.read(0))
-    if node is not None and node.attrs.get("axis") == 3:
+    if node is not None and along(node.kind) == 3:
         return [part for operand in node.operands for part in _side_by_side(operand)]
     return [value]
 

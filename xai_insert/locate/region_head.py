@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.cuts import activations, cut_values, makers
 from xai_insert.graph.moves import moved_into
+from xai_insert.graph.operators import OfRegions
 from xai_insert.graph.trace import trace
 from xai_insert.graph.traits import ARITHMETIC, PRODUCTS, SAME, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
@@ -167,10 +168,11 @@ def _regions(pools: Sequence[Node]) -> Value:
 
 def _scale(graph: Graph, found: Regions) -> float:
     for node in graph.nodes:
-        if node.op is Op.ROI_ALIGN and any(node.read(index) is found.value for index in node.attrs["features"]):
-            scale: float | None = node.attrs["scale"]
-            if scale is not None:
-                return scale
+        kind = node.kind
+        if not isinstance(kind, OfRegions) or kind.scale is None:
+            continue
+        if any(node.read(index) is found.value for index in kind.features):
+            return kind.scale
     raise UnsupportedTaskError(f"{_WANTED}; the scale of {found.value.describe()} is not known")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from xai_insert.graph.axes import has_place
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.operators import FusedAttention, Sampled, Softmax
+from xai_insert.graph.operators import FusedAttention, OfRegions, Sampled, Softmax
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.detector import Regions
 from xai_insert.locate.frontier import find_heads
@@ -40,7 +40,7 @@ def _pooled(graph: Graph, images: Sequence[Value]) -> list[Value]:
     """The maps of the image that regions are pooled from."""
     dependent = activations(graph, images)
     poolings = [node for node in graph.nodes if node.op is Op.ROI_ALIGN and _lists(node, dependent)]
-    read = dict.fromkeys(node.read(index) for node in poolings for index in node.attrs["features"])
+    read = dict.fromkeys(node.read(index) for node in poolings for index in node.record(OfRegions).features)
     return [value for value in read if value in dependent and value.rank == 4]
 
 
@@ -52,7 +52,7 @@ def pools_regions(graph: Graph, images: Sequence[Value]) -> bool:
 
 def _lists(node: Node, dependent: set[Value]) -> bool:
     """Whether regions are a list; of one that is given, the scores are those of the image."""
-    features = {node.read(index) for index in node.attrs["features"]}
+    features = {node.read(index) for index in node.record(OfRegions).features}
     given = dependent.isdisjoint(value for value in node.operands if value not in features)
     return not given or node.output.sizes[:1] != (1,)
 
@@ -113,7 +113,7 @@ def _looks(node: Node, places: Places) -> bool:
     if not isinstance(node.kind, Softmax):
         return isinstance(node.kind, (FusedAttention, Sampled))
     axes = places.traced.get(node.output, ())
-    return len(axes) > 2 and has_place(axes[node.attrs["axis"]])
+    return len(axes) > 2 and any(has_place(axes[axis]) for axis in node.kind.axes)
 
 
 def _as_map(places: Places, value: Value) -> FeatureMap | None:

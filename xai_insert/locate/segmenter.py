@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from xai_insert.graph.along import along, reduces
 from xai_insert.graph.items import only
-from xai_insert.graph.operators import Blocks, Padded, Product, Resized, Window
+from xai_insert.graph.operators import Blocks, Padded, Permutation, Product, Resized, Window
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
 from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, number_of, volume
@@ -219,7 +220,7 @@ def _under_greatest(output: Value, places: Places) -> Value:
     """What an output is the greatest of at each place; the output itself if it is not."""
     node, place = output.made_by(Op.REDUCE), places.of(output)
     is_of_places = place is not None and len(place.axes) == 2
-    return node.read(0) if node is not None and node.attrs.get("mode") == "max" and is_of_places else output
+    return node.read(0) if node is not None and reduces(node.kind, "max") and is_of_places else output
 
 
 def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | None:
@@ -228,7 +229,7 @@ def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | Non
     `_GONE` where one class is left of each place.
     """
     for node in reversed(behind):
-        if node.op in _COMPARES and node.attrs["axis"] % (node.read(0).rank or 1) != axis:
+        if node.op in _COMPARES and along(node.kind) != axis:
             return None  # a comparison of places
         if node.op in RANKS:
             best = node.outputs[-1]
@@ -268,9 +269,8 @@ def _on_the_way(value: Value) -> Iterator[tuple[Node, Value]]:
 
 def _moved(node: Node, axis: int, places: Places) -> int | None:
     """The axis of the classes behind a node; None where it is lost."""
-    if node.op is Op.TRANSPOSE:
-        perm = node.attrs["perm"]
-        return None if perm is None else tuple(perm).index(axis)
+    if isinstance(node.kind, Permutation):
+        return None if node.kind.perm is None else node.kind.perm.index(axis)
     if node.op is Op.RESHAPE:
         found = _map_of(node.output, places)
         return _kept(node, axis, places) if found is None else found.channel_axis
@@ -370,7 +370,7 @@ def _is_over_channels(node: Node, places: Places) -> bool:
     place = places.of(node.output)
     if node.op is not Op.SOFTMAX or place is None or len(place.axes) != 2:
         return False
-    return node.attrs["axis"] % len(node.output.sizes) not in {0, *place.axes}
+    return along(node.kind) not in {0, *place.axes}
 
 
 def _linear(value: Value) -> tuple[Value | None, Value | None]:

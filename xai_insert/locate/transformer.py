@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from xai_insert.graph.along import stretch
 from xai_insert.graph.cuts import activations, cut_values, region
 from xai_insert.graph.items import only, present
 from xai_insert.graph.pattern import Miss, Part, before, fitted
@@ -367,13 +368,8 @@ def _is_projection(node: Node, reached: set[Value]) -> bool:
 
 def _rows_read(end: GridEnd) -> int:
     """How many leading tokens a selection reaches into."""
-    if end.node.op is Op.GATHER:
-        start = end.node.attrs.get("start")
-        return 1 if start is None else int(start) + 1
-    if end.node.op is Op.SLICE:
-        stop = end.node.attrs.get("end")
-        return 1 if stop is None else int(stop)
-    return 1
+    kept = stretch(end.node.kind)
+    return 1 if kept is None or kept.end is None else kept.end
 
 
 def _is_list(joined: Value, tokens: int) -> bool:

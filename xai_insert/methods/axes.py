@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from xai_insert.graph.along import along
 from xai_insert.graph.axes import Axes, Axis, Digit, Kind, Origin, Sizes, axis_size, has_batch, of, other
 from xai_insert.graph.axes import regroup as graph_regroup
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import Blocks, Resized, UnitNorm, Window
+from xai_insert.graph.operators import Blocks, Cut, Norm, Product, Reduction, Resized, UnitNorm, Window
 from xai_insert.graph.traits import ALONG_ONE_AXIS
 from xai_insert.graph.view import POINTWISE, Node, Op, Shape, Value, fixed, volume
 
@@ -99,19 +100,24 @@ def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
 
 def _own_axis(node: Node, rank: int) -> Sequence[int] | None:
     del rank
-    axis = node.attrs.get("axis")
+    axis = along(node.kind)
     return None if axis is None else (axis,)
+
+
+def _own_axes(node: Node, rank: int) -> Sequence[int] | None:
+    del rank
+    return node.kind.axes if isinstance(node.kind, (Norm, Reduction)) else None
 
 
 def _of_product(node: Node, rank: int) -> Sequence[int] | None:
     weight = node.operand(1)
-    is_layer = weight is not None and weight.is_constant and not node.attrs["transpose_a"]
+    is_layer = weight is not None and weight.is_constant and not node.record(Product).transpose_a
     return (rank - 1,) if is_layer else None
 
 
 _TOUCHED: Mapping[Op, Callable[[Node, int], Sequence[int] | None]] = {
     **dict.fromkeys(ALONG_ONE_AXIS, _own_axis),
-    **dict.fromkeys((Op.REDUCE, Op.LAYER_NORM), lambda node, _: node.attrs["axes"]),
+    **dict.fromkeys((Op.REDUCE, Op.LAYER_NORM), _own_axes),
     **dict.fromkeys((Op.CONV, Op.POOL), lambda _, rank: tuple(range(1, rank))),
     Op.MATMUL: _of_product,
     Op.BATCH_NORM: lambda _, __: (1,),
@@ -144,10 +150,10 @@ def _new_place(at: int, after: Shape) -> int | None:
     return after.index(1) if after[0] != 1 and 1 in after else None
 
 
-def pieces(node: Node, axis: int, start: int | None, end: int | None) -> list[tuple[Value, int, int]]:
-    """Each output of a Slice or Split with its range along `axis`."""
-    if node.op is Op.SLICE:
-        return [(node.output, start or 0, 1 << 62 if end is None else end)]
+def pieces(node: Node, axis: int, kept: Cut | None) -> list[tuple[Value, int, int]]:
+    """Each output of a Slice, which keeps `kept`, or of a Split, with its range along `axis`."""
+    if kept is not None:
+        return [(node.output, kept.start, 1 << 62 if kept.end is None else kept.end)]
     begin, parts = 0, []
     for output in node.outputs:
         size = fixed([output.sizes[axis]])[0]

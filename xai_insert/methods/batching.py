@@ -16,9 +16,10 @@ from typing import Any, Generic
 import numpy as np
 
 from xai_insert.errors import CannotFreeBatchError
+from xai_insert.graph.along import along, stretch
 from xai_insert.graph.axes import Axes, has_batch, other
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import Resized
+from xai_insert.graph.operators import FusedAttention, Joined, Permutation, Product, Regroup, Resized, Window
 from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.graph.traits import CUTS_OUT
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
@@ -125,7 +126,7 @@ class Batcher(Generic[V]):
         self._copy(node, main, self._result_dims(node, main.dims))
 
     def _transpose(self, node: Node, main: Batched[V]) -> None:
-        perm = node.attrs["perm"]
+        perm = node.record(Permutation).perm
         if perm is None:
             self._keep(node, main)
             return
@@ -168,7 +169,7 @@ class Batcher(Generic[V]):
             if batched is None:
                 raise self._refusal(node)
             return batched.handle
-        if node.op is Op.CONCAT and value.sizes[axis := node.attrs["axis"]] == 0:  # of none: what is joined to more
+        if isinstance(node.kind, Joined) and value.sizes[axis := node.kind.axis] == 0:  # of none, joined to more
             return self._surgeon.ops.slice(main.handle, axis, 0, 0)
         is_met = node.op in ELEMENTWISE | {Op.CONCAT} and (not self._is_of_one or any(map(has_tokens, main.dims)))
         if value.is_constant and node.op is Op.CONCAT and not self._is_of_one:
@@ -215,7 +216,7 @@ class Batcher(Generic[V]):
         if perm := moved_batch(node, main.dims):
             self.made[node.output] = self._turned(main, perm)
             return
-        if axes := node.attrs.get("new_axes"):  # their sizes would not tell them from a batch of one
+        if axes := node.record(Regroup).new_axes:  # their sizes would not tell them from a batch of one
             widened = list(main.dims)
             for axis in axes:
                 widened.insert(axis, ())
@@ -266,7 +267,7 @@ class Batcher(Generic[V]):
 
     def _join(self, node: Node, main: Batched[V]) -> None:
         """A concatenation; where it puts the read-out rows back before the other tokens, the rows alone are needed."""
-        axis = node.attrs["axis"]
+        axis = node.record(Joined).axis
         if not has_tokens(main.dims[axis]):
             self._keep(node, main)
             return
@@ -286,13 +287,13 @@ class Batcher(Generic[V]):
         a, b = (self.made.get(node.read(index)) for index in (0, 1))
         if a is None and b is not None and self._weigh(node, b):
             return
-        if a is None or b is None or len(a.dims) != len(b.dims) or node.attrs["transpose_a"]:
+        if a is None or b is None or len(a.dims) != len(b.dims) or node.record(Product).transpose_a:
             raise self._refusal(node)
         if any(width(dim) is None for dim in (a.dims[-1], *b.dims[-2:])):
             raise self._refusal(node)
         if has_batch(a.dims[-2]) or not meets(a.dims[:-2], b.dims[:-2]):  # samples of a batch of one among the rows
             raise self._refusal(node)
-        if node.attrs["transpose_b"]:
+        if node.record(Product).transpose_b:
             handle, columns = self._surgeon.ops.matmul_transposed(a.handle, b.handle, len(b.dims)), b.dims[-2]
         else:
             handle, columns = self._surgeon.ops.matmul(a.handle, b.handle), b.dims[-1]
@@ -300,14 +301,14 @@ class Batcher(Generic[V]):
 
     def _weigh(self, node: Node, b: Batched[V]) -> bool:
         """A product of stored rows with vectors that are columns, as scores of prompts are; whether it is one."""
-        rows, transposed = node.read(0), bool(node.attrs["transpose_b"])
-        if not rows.is_constant or rows.rank != 2 or len(b.dims) != 2 or node.attrs["transpose_a"]:
+        rows, kind = node.read(0), node.record(Product)
+        if not rows.is_constant or rows.rank != 2 or len(b.dims) != 2 or kind.transpose_a:
             return False
-        mixed, vectors = b.dims[::-1] if transposed else b.dims
+        mixed, vectors = b.dims[::-1] if kind.transpose_b else b.dims
         if node.operand(2) is not None or width(mixed) is None:
             return False
         op, stored = self._surgeon.ops, self._surgeon.handle(rows)
-        handle = op.matmul_transposed(stored, b.handle) if transposed else op.matmul(stored, b.handle)
+        handle = op.matmul_transposed(stored, b.handle) if kind.transpose_b else op.matmul(stored, b.handle)
         self.made[node.output] = Batched(handle, (other(fixed(rows.sizes)[0]), vectors))
         return True
 
@@ -316,7 +317,7 @@ class Batcher(Generic[V]):
         del main  # the query gives the result its axes
         parts = [self.made.get(node.read(index)) for index in range(3)]
         query, key, value = parts
-        if query is None or key is None or value is None or not node.attrs.get("is_plain"):
+        if query is None or key is None or value is None or not node.record(FusedAttention).is_plain:
             raise self._refusal(node)
         if not all(_is_within(part, query) for part in (query, key, value)):
             raise self._refusal(node)
@@ -326,21 +327,20 @@ class Batcher(Generic[V]):
 
     def _select(self, node: Node, main: Batched[V]) -> None:
         """A cut along the batch or the tokens, or along another axis."""
-        axis: int | None = node.attrs.get("axis")
+        axis = along(node.kind)
         if axis is None or width(dim := main.dims[axis]) is not None:
             self._keep(node, main)
             return
-        start: int | None = node.attrs.get("start")
-        end: int | None = node.attrs.get("end")
-        if len(dim) > 1 or not has_tokens(dim) or (node.op is not Op.SPLIT and start is None):
+        kept = stretch(node.kind)
+        if len(dim) > 1 or not has_tokens(dim) or (node.op is not Op.SPLIT and kept is None):
             raise self._refusal(node)
-        if node.op is Op.GATHER:
-            self._take_row(node, main, axis, start)
+        if node.op is Op.GATHER and kept is not None:
+            self._take_row(node, main, axis, kept.start)
         else:
-            self._take_parts(node, main, axis, pieces(node, axis, start, end))
+            self._take_parts(node, main, axis, pieces(node, axis, kept))
 
-    def _take_row(self, node: Node, main: Batched[V], axis: int, start: int | None) -> None:
-        if start is None or not 0 <= start < self._rows:
+    def _take_row(self, node: Node, main: Batched[V], axis: int, start: int) -> None:
+        if not 0 <= start < self._rows:
             raise self._refusal(node)
         row = self._surgeon.ops.slice(main.handle, axis, start, start + 1)
         kept = [other(1)] if node.output.rank == len(main.dims) else []  # an index in a list of one
@@ -366,7 +366,7 @@ class Batcher(Generic[V]):
         dims = self._result_dims(node, main.dims)
         shape = weight.shape or ()
         ungrouped = len(shape) == len(main.dims) and shape[1] == source.sizes[1]
-        unit = volume(shape[2:]) == 1 and volume(source.sizes[2:]) == 1 and not any(node.attrs["pads"])
+        unit = volume(shape[2:]) == 1 and volume(source.sizes[2:]) == 1 and not node.record(Window).may_pad
         if not (ungrouped and unit and weight.is_constant):
             self._copy(node, main, dims)
             return

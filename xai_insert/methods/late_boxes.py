@@ -10,8 +10,10 @@ from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
+from xai_insert.graph.along import along
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.items import only
+from xai_insert.graph.operators import Picked, Regroup
 from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, fixed
 from xai_insert.locate.frontier import find_heads
@@ -71,7 +73,7 @@ def _all_instead(surgeon: Surgeon[V], choosing: Sequence[Node]) -> dict[Value, V
 def _joined_sides(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V]) -> V | None:
     """The four sides of boxes that a node joins with scores and labels of what was chosen; None if it does not."""
     axis = node.output.axis_count - 1
-    if node.op is not Op.CONCAT or node.attrs.get("axis") != axis:
+    if node.op is not Op.CONCAT or along(node.kind) != axis:
         return None
     sides = [value for value in node.operands if value in made]
     if len(sides) != _BOX or any("float" not in value.dtype or value.sizes[-1] != 1 for value in sides):
@@ -97,7 +99,7 @@ def _takes_all(node: Node, dependent: set[Value], made: Mapping[Value, V]) -> bo
 
 def _again(surgeon: Surgeon[V], node: Node, made: Mapping[Value, V], *, is_shared: bool) -> Sequence[V]:
     """A node's results for all rows, once where images share them."""
-    if "new_axes" in node.attrs:  # holds no numbers of rows
+    if isinstance(node.kind, Regroup) and node.kind.new_axes is not None:  # holds no numbers of rows
         return surgeon.copy(node, [made[node.read(0)], *(surgeon.handle(value) for value in node.operands[1:])])
     sizes = _with_all_rows(node) if node.op is Op.RESHAPE else None
     if sizes is None:
@@ -164,7 +166,7 @@ def _ranking(index: Value, dependent: set[Value]) -> Node | None:
 def _every_row(surgeon: Surgeon[V], node: Node) -> V:
     """The indices with which a node takes all rows of one image, in order."""
     op, (data, index) = surgeon.ops, (node.read(0), node.read(1))
-    axis = node.attrs["axis"]
+    axis = node.record(Picked).axis
     count = data.sizes[axis]
     rows = op.numbers(op.size(surgeon.handle(data), axis) if count is None else op.constant(np.array([count])))
     rows = rows if index.dtype == "int64" else op.cast(rows, index.dtype)

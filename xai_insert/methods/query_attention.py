@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.cuts import region
+from xai_insert.graph.operators import FusedAttention
 from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Op, Value, constant_of, fixed, volume
 from xai_insert.locate.attention import Attention
@@ -150,9 +151,10 @@ def _fused(surgeon: Surgeon[V], look: DenseLook, queries: int) -> V:
     """What a fused attention gives each token, at the rows of the queries."""
     op, item = surgeon.ops, look.attention
     node, rank = item.node, len(item.query.sizes)
-    if node.attrs["causal"]:
+    kind = node.record(FusedAttention)
+    if kind.is_causal:
         raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
-    scale = node.attrs["scale"] or 1.0 / float(np.sqrt(fixed([item.query.sizes[-1]])[0]))
+    scale = kind.factor(fixed(item.query.sizes[-1:])[0])
     query = transposed_again(surgeon, item.query)
     query = part_of_axis(op, query, rank - 2, look.first_row, queries, item.query.sizes[-2])
     scores = op.matmul_transposed(op.mul(query, scalar(op, scale)), transposed_again(surgeon, item.key), rank)

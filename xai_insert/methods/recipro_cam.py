@@ -19,6 +19,7 @@ from xai_insert.errors import ShapeUnknownError, TargetNotFoundError
 from xai_insert.graph.axes import other
 from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
+from xai_insert.graph.operators import Product
 from xai_insert.graph.ops import Ops, Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Value, fixed
 from xai_insert.locate.collapse import Collapse, GridEnd
@@ -232,7 +233,7 @@ def _weighted(surgeon: Surgeon[V], end: GridEnd, read: Callable[[Value], V]) -> 
     result = fixed(end.result.sizes[1:])
     out, cells, width = (math.prod(part) for part in (result, [sizes[a] for a in grid], [sizes[a] for a in others]))
     w = surgeon.handle(node.read(1))
-    if end.kind is Collapse.LINEAR and not node.attrs["transpose_b"]:
+    if end.kind is Collapse.LINEAR and not node.record(Product).transpose_b:
         w = op.transpose(w, (1, 0))
     slices = _by_cell(op, w, (out, cells, width), cells_last=grid[0] > others[0])
     x = op.transpose(read(source), (*end.grid_axes, *(a + 1 for a in others), 0))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.graph.moves import is_maximum, moved, moved_into
+from xai_insert.graph.operators import Ranked
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Node, Op, Value, fixed
 from xai_insert.locate.region_head import RegionHead, RegionReport
@@ -117,7 +118,7 @@ def _moved_again(surgeon: Surgeon[V], node: Node, made: dict[Value, V]) -> list[
     op, first = surgeon.ops, node.read(0)
     rank = len(first.sizes)
     if node.op is Op.TOPK:
-        return [op.take(made[first], surgeon.handle(node.outputs[1]), node.attrs["axis"])]
+        return [op.take(made[first], surgeon.handle(node.outputs[1]), node.record(Ranked).axis)]
     if is_maximum(node):
         _, places = op.top(surgeon.handle(first), op.constant(np.ones(1, np.int64)))
         best = op.take(made[first], places, rank - 1)

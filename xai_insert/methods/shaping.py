@@ -7,6 +7,8 @@ from functools import reduce
 
 import numpy as np
 
+from xai_insert.graph.along import along
+from xai_insert.graph.operators import Permutation
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
 from xai_insert.locate.layout import FeatureMap, Side
@@ -143,8 +145,8 @@ def before_transpose(value: Value) -> tuple[Value, tuple[int, ...]] | None:
     Branches read there: a runtime may merge the transpose with what else the model does with the value.
     """
     node = value.made_by(Op.TRANSPOSE)
-    order = None if node is None else node.attrs["perm"]
-    return None if node is None or order is None else (node.read(0), tuple(order))
+    order = None if node is None else node.record(Permutation).perm
+    return None if node is None or order is None else (node.read(0), order)
 
 
 def transposed_again(surgeon: Surgeon[V], value: Value) -> V:
@@ -156,7 +158,7 @@ def transposed_again(surgeon: Surgeon[V], value: Value) -> V:
 def part_of(surgeon: Surgeon[V], value: Value, axis: int, start: int, end: int) -> V:
     """A slice of a value; where a Concat made the value, read before it, which spares a copy."""
     node = value.made_by(Op.CONCAT)
-    for low, part in [] if node is None or node.attrs.get("axis") != axis else _parts(node, axis):
+    for low, part in [] if node is None or along(node.kind) != axis else _parts(node, axis):
         if low <= start and end <= low + (part.sizes[axis] or 0):
             return part_of(surgeon, part, axis, start - low, end - low)
     handle = surgeon.handle(value)

@@ -9,6 +9,7 @@ from typing import Generic
 
 import numpy as np
 
+from xai_insert.graph.operators import Product
 from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.graph.view import Node, Op, Shape, Value, fixed, number_of, volume
 from xai_insert.methods.shaping import reshape, scalar
@@ -70,19 +71,21 @@ def last_layer(surgeon: Surgeon[V], logits: Value, classes: int) -> LastLayer | 
     """
     node, bias = _without_bias(logits.producer, classes)
     node = _without_factor(node)
-    if node is None or node.op is not Op.MATMUL or node.attrs["transpose_a"] or _is_rounded(surgeon, node.read(0)):
+    if node is None or not isinstance(node.kind, Product) or node.kind.transpose_a:
+        return None
+    if _is_rounded(surgeon, node.read(0)):
         return None
     own = node.operand(2)
     if own is not None and bias is not None:
         return None
-    layer = LastLayer(node, node.read(0), node.read(1), own or bias, bool(node.attrs["transpose_b"]))
+    layer = LastLayer(node, node.read(0), node.read(1), own or bias, node.kind.transpose_b)
     return layer if _is_plain(layer, classes) else None
 
 
 def _is_plain(layer: LastLayer, classes: int) -> bool:
     """Whether weight and bias are stored, with a column and a number for each class."""
     weight, bias = layer.weight, layer.bias
-    if not weight.is_constant or weight.rank != 2 or layer.source.rank != 2 or layer.node.attrs.get("is_scaled", False):
+    if not weight.is_constant or weight.rank != 2 or layer.source.rank != 2 or layer.node.record(Product).is_scaled:
         return False
     if bias is not None and not (bias.is_constant and volume(bias.sizes) == classes):
         return False

@@ -28,6 +28,7 @@ from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.axes import Axes, other
 from xai_insert.graph.cuts import region
 from xai_insert.graph.masks import Masks
+from xai_insert.graph.operators import FusedAttention
 from xai_insert.graph.ops import Surgeon, V
 from xai_insert.graph.view import Graph, Value, fixed
 from xai_insert.locate.attention import Attention
@@ -256,10 +257,10 @@ class _MaskedAttention:
 
     def _fused_scores(self, query: Any, key: Any) -> Any:
         op, node = self.surgeon.ops, self.attention.node
-        if node.attrs["causal"]:
+        kind = node.record(FusedAttention)
+        if kind.is_causal:
             raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
-        scale = node.attrs["scale"] or 1.0 / float(np.sqrt(fixed([self.attention.query.sizes[-1]])[0]))
-        query = op.mul(query, scalar(op, scale))
+        query = op.mul(query, scalar(op, kind.factor(fixed(self.attention.query.sizes[-1:])[0])))
         scores = op.matmul_transposed(query, key, len(self.attention.key.sizes))
         mask = node.operand(3)
         if mask is None:

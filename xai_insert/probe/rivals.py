@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
+from xai_insert.graph.along import along
 from xai_insert.graph.items import only
 from xai_insert.graph.view import Graph, Node, Op
 from xai_insert.locate.detector import Channels
@@ -231,7 +232,7 @@ def with_joined(graph: Graph, watched: Sequence[Watched]) -> list[Head]:
 def _is_side_by_side(node: Node, parts: Sequence[Watched], watched: Sequence[Watched]) -> bool:
     """Whether a node joins the classes of heads, and nothing else reads these."""
     widths = [item.head.channels for item in parts]
-    if max(widths, default=1) == 1 or any(item.head.channel_axis != node.attrs["axis"] for item in parts):
+    if max(widths, default=1) == 1 or any(item.head.channel_axis != along(node.kind) for item in parts):
         return False  # two layers of one channel may be a class and its objectness
     return all(
         item.is_class and item.head.value.only_use is not None and are_beside(parts[0], item, watched) for item in parts

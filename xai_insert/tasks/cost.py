@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from xai_insert.graph.operators import Product
 from xai_insert.graph.view import Node, Op, Shape, volume
 from xai_insert.locate.logits import Logits
 from xai_insert.methods.rehearsal import Rehearsal
@@ -26,8 +27,8 @@ def _per_element(node: Node) -> int | None:
     source, weight = node.operand(0), node.operand(1)
     if node.op is Op.CONV and weight is not None and weight.shape is not None:
         return (volume(weight.shape) or 0) // max(_out_channels(node), 1)
-    if node.op is Op.MATMUL and source is not None and source.axis_count > 1:
-        return source.sizes[-2 if node.attrs["transpose_a"] else -1] or 0
+    if isinstance(node.kind, Product) and source is not None and source.axis_count > 1:
+        return source.sizes[-2 if node.kind.transpose_a else -1] or 0
     return None
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from xai_insert.formats.onnx.fields import integer, ints
 from xai_insert.formats.onnx.names import name_of
-from xai_insert.formats.onnx.reader import integer, ints
 from xai_insert.formats.onnx.shapes import infer
 from xai_insert.graph.view import Shape
 

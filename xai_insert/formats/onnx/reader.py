@@ -8,15 +8,17 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from xai_insert.errors import ModelFileError
 from xai_insert.formats.onnx.bodies import control_flow
+from xai_insert.formats.onnx.fields import Operands, given_axes, integer, ints, operand_of, rank_of, real, text
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
+from xai_insert.graph.along import sliced
 from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Operator
 from xai_insert.graph.rounding import Quantised
-from xai_insert.graph.view import POINTWISE, Value, constant_of, from_front, numbers
+from xai_insert.graph.view import POINTWISE, Value, constant_of, numbers
 
-Operands: TypeAlias = Sequence[Value | None]
 Reader: TypeAlias = Callable[[ir.Node, Operands, Sequence[Value]], Operator]
 
 
@@ -33,45 +35,6 @@ def read(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operato
     return kinds.Unknown() if reader is None else reader(native, inputs, outputs)
 
 
-def ints(native: ir.Node, name: str) -> tuple[int, ...] | None:
-    """An attribute of several integers; None if it is not set."""
-    return tuple(native.attributes[name].as_ints()) if name in native.attributes else None
-
-
-def integer(native: ir.Node, name: str, default: int) -> int:
-    """An attribute of one integer."""
-    return native.attributes[name].as_int() if name in native.attributes else default
-
-
-def real(native: ir.Node, name: str, default: float) -> float:
-    """An attribute of one number."""
-    return native.attributes[name].as_float() if name in native.attributes else default
-
-
-def _text(native: ir.Node, name: str, default: str) -> str:
-    return native.attributes[name].as_string() if name in native.attributes else default
-
-
-def _rank(inputs: Operands) -> int | None:
-    return inputs[0].rank if inputs and inputs[0] is not None else None
-
-
-def _operand(inputs: Operands, index: int) -> Value | None:
-    return inputs[index] if index < len(inputs) else None
-
-
-def given_axes(native: ir.Node, operand: Value | None, rank: int | None) -> tuple[int, ...] | None:
-    """The axes that an operation names, all where it names none; None where they are not known."""
-    axes = ints(native, "axes")
-    if axes is None and operand is not None:
-        if not operand.is_constant:
-            return None
-        axes = tuple(int(axis) for axis in operand.elements().reshape(-1))
-    if rank is not None and not axes:
-        return () if integer(native, "noop_with_empty_axes", 0) else tuple(range(rank))
-    return from_front(axes, rank)
-
-
 def _always(operator: Operator) -> Reader:
     return lambda native, inputs, outputs: operator
 
@@ -80,17 +43,17 @@ def _quantiser(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> O
     del native
     if outputs[0].dtype not in ("uint8", "int8", "uint16", "int16"):  # to floats of eight bits, or half a byte
         return Quantised()
-    zero = _operand(inputs, 2)
+    zero = operand_of(inputs, 2)
     point = np.zeros(1) if zero is None else constant_of(zero)
     return Quantised(point is not None and bool(np.all(point == np.iinfo(outputs[0].dtype).min)))
 
 
 def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    spatial = (_rank(inputs) or 4) - 2
+    spatial = (rank_of(inputs) or 4) - 2
     is_conv = native.op_type.startswith("Conv")
-    kernel = ints(native, "kernel_shape") or (_kernel(_operand(inputs, 1)) if is_conv else None)
+    kernel = ints(native, "kernel_shape") or (_kernel(operand_of(inputs, 1)) if is_conv else None)
     ones = (1,) * spatial
-    auto = _text(native, "auto_pad", "NOTSET")
+    auto = text(native, "auto_pad", "NOTSET")
     pads = ints(native, "pads") or (0,) * (2 * spatial)
     is_fitted = native.op_type == "ConvTranspose" and ints(native, "output_shape") is not None
     begin = None if is_fitted or auto.startswith("SAME") else pads[:spatial]
@@ -106,6 +69,8 @@ def _window(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
         pool={"AveragePool": "mean", "MaxPool": "max", "LpPool": "other"}.get(native.op_type),
         counts_pads=bool(integer(native, "count_include_pad", 0)),
         is_late=auto != "SAME_UPPER",
+        pads_end=() if begin is None else pads[spatial:],
+        rounds_up=bool(integer(native, "ceil_mode", 0)),
     )
 
 
@@ -122,12 +87,12 @@ def _kernel(weight: Value | None) -> tuple[int, ...] | None:
 
 
 def _reduced(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs)
+    rank, mode = rank_of(inputs), native.op_type.removeprefix("Reduce").lower()
     if native.op_type.startswith("Global"):
-        return kinds.Reduction(tuple(range(2, rank or 4)))
-    if native.op_type in ("ArgMax", "ArgMin"):
-        return kinds.Reduction(None if rank is None else (integer(native, "axis", 0) % rank,))
-    return kinds.Reduction(given_axes(native, _operand(inputs, 1), rank))
+        return kinds.Reduction(tuple(range(2, rank or 4)), _POOLED.get(mode, "lp"))
+    if mode.startswith("arg"):
+        return kinds.Reduction(None if rank is None else (integer(native, "axis", 0) % rank,), mode)
+    return kinds.Reduction(given_axes(native, operand_of(inputs, 1), rank), mode)
 
 
 def _gemm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -136,60 +101,60 @@ def _gemm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operat
 
 
 def _permutation(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs)
-    return kinds.Permutation(ints(native, "perm") or (None if rank is None else tuple(reversed(range(rank)))))
+    rank, perm = rank_of(inputs), ints(native, "perm")
+    if perm and rank and sorted(perm) != list(range(rank)):
+        message = f"{native.op_type} {native.name!r} orders {rank} axes by {perm}; is the file whole?"
+        raise ModelFileError(message)
+    return kinds.Permutation(perm or (None if rank is None else tuple(reversed(range(rank)))))
+
+
+def _regrouped(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    is_new = native.op_type == "Unsqueeze"
+    return kinds.Regroup(given_axes(native, operand_of(inputs, 1), outputs[0].rank) if is_new else None)
 
 
 def _slices(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     source, bounds = inputs[0], _bounds(native, inputs)
     if source is None or source.shape is None or bounds is None:
         return kinds.Slices(None)
-    starts, axes, steps = bounds
-    rank = len(source.shape)
-    cuts = []
-    for index, start in enumerate(starts):
-        axis = (axes[index] if axes else index) % rank
-        cut = kinds.cut_from(axis, source.shape[axis], start, steps[index] if steps else 1)
-        if cut is None:
-            return kinds.Slices(None)
-        cuts.append(cut)
-    return kinds.Slices(tuple(cuts))
+    starts, ends, axes, steps = bounds
+    return sliced(source.shape, axes or range(len(starts)), starts, ends, steps or ())
 
 
 _Numbers = tuple[int, ...] | None
 
 
-def _bounds(native: ir.Node, inputs: Operands) -> tuple[tuple[int, ...], _Numbers, _Numbers] | None:
-    """The starts of a Slice, its axes and its steps, if any; None where they are not known."""
+def _bounds(native: ir.Node, inputs: Operands) -> tuple[tuple[int, ...], _Numbers, _Numbers, _Numbers] | None:
+    """The starts of a Slice, its ends, axes and steps, if they are told; None where it is not known what it cuts."""
     if "starts" in native.attributes:
-        starts, axes, steps = ints(native, "starts"), ints(native, "axes"), None
+        starts, ends, axes, steps = *(ints(native, name) for name in ("starts", "ends", "axes")), None
     else:
-        starts, axes, steps = (numbers(_operand(inputs, index)) for index in (1, 3, 4))
-        if any(_operand(inputs, i) is not None and part is None for i, part in ((3, axes), (4, steps))):
+        starts, ends, axes, steps = (numbers(operand_of(inputs, index)) for index in range(1, 5))
+        if any(operand_of(inputs, i) is not None and part is None for i, part in ((3, axes), (4, steps))):
             return None
-    return None if starts is None else (starts, axes, steps)
+    return None if starts is None else (starts, ends, axes, steps)
 
 
 def _parts(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs)
+    rank = rank_of(inputs)
     return kinds.Parts(None if rank is None else integer(native, "axis", 0) % rank)
 
 
 def _picked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank, indices = _rank(inputs), _operand(inputs, 1)
+    rank, indices = rank_of(inputs), operand_of(inputs, 1)
     if rank is None or indices is None or indices.rank is None:
         return kinds.Unknown()
     return kinds.Picked(integer(native, "axis", 0) % rank, numbers(indices, 1 << 20), indices.rank)
 
 
 def _taken(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs)
+    rank = rank_of(inputs)
     return kinds.Unknown() if rank is None else kinds.Taken(integer(native, "axis", 0) % rank)
 
 
 def _picked_rows(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     """GatherND; a move along one axis where its indices name the first alone."""
-    indices = _operand(inputs, 1)
+    indices = operand_of(inputs, 1)
     if integer(native, "batch_dims", 0) or indices is None or not indices.shape:
         return kinds.Unknown()
     if indices.shape[-1] != 1:
@@ -199,7 +164,7 @@ def _picked_rows(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) ->
 
 def _contracted(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     ranks = [None if value is None else value.rank for value in inputs]
-    return kinds.Contracted(labels_of(_text(native, "equation", ""), ranks) if len(ranks) == 2 else None)
+    return kinds.Contracted(labels_of(text(native, "equation", ""), ranks) if len(ranks) == 2 else None)
 
 
 def _joined(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -209,55 +174,63 @@ def _joined(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
 
 
 def _padded(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs)
-    pads = ints(native, "pads") or numbers(_operand(inputs, 1))
-    axes = numbers(_operand(inputs, 3))
+    rank = rank_of(inputs)
+    pads = ints(native, "pads") or numbers(operand_of(inputs, 1))
+    axes = numbers(operand_of(inputs, 3))
     if pads is None or rank is None or (len(inputs) > 3 and inputs[3] is not None and axes is None):
         return kinds.Padded(None)
     before = [0] * rank
     for index, axis in enumerate(axes if axes is not None else range(len(pads) // 2)):
         before[axis % rank] = pads[index]
-    return kinds.Padded(tuple(before), _text(native, "mode", "constant"))
+    return kinds.Padded(tuple(before), text(native, "mode", "constant"))
 
 
 def _resized(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    text = _text(native, "coordinate_transformation_mode", "half_pixel")
-    if text == "tf_crop_and_resize":
+    coordinates = text(native, "coordinate_transformation_mode", "half_pixel")
+    if coordinates == "tf_crop_and_resize":
         return kinds.Unknown()
-    mode = _text(native, "mode", "nearest")
+    mode = text(native, "mode", "nearest")
     return kinds.Resized(
-        text == "align_corners",
+        coordinates == "align_corners",
         "" if integer(native, "antialias", 0) else mode,
-        text,
-        _text(native, "nearest_mode", "round_prefer_floor"),
+        coordinates,
+        text(native, "nearest_mode", "round_prefer_floor"),
         real(native, "cubic_coeff_a", -0.75),
         bool(integer(native, "exclude_outside", 0)),
-        3 if _operand(inputs, 3) is not None else None,
+        3 if operand_of(inputs, 3) is not None else None,
     )
 
 
 def _upsampled(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    return kinds.Resized(False, _text(native, "mode", "nearest"), "asymmetric", "floor")
+    return kinds.Resized(False, text(native, "mode", "nearest"), "asymmetric", "floor")
 
 
 def _blocks(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    depth_first = _text(native, "mode", "DCR") == "CRD"
+    depth_first = text(native, "mode", "DCR") == "CRD"
     return kinds.Blocks(integer(native, "blocksize", 1), native.op_type == "SpaceToDepth", depth_first)
 
 
 def _folded(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    sides, strides = numbers(_operand(inputs, 2)), ints(native, "strides") or (1, 1)
+    sides, strides = numbers(operand_of(inputs, 2)), ints(native, "strides") or (1, 1)
     is_plain = set(ints(native, "dilations") or (1,)) == {1} and not any(ints(native, "pads") or ())
     return kinds.folded(sides, strides) if is_plain else kinds.Unknown()
 
 
 def _attention(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    return kinds.FusedAttention() if _rank(inputs) == 4 else kinds.Unknown()
+    if rank_of(inputs) != 4:
+        return kinds.Unknown()
+    scale = real(native, "scale", 0.0) if "scale" in native.attributes else None
+    is_plain = len(inputs) < 5 and not {"q_num_heads", "softcap"} & set(native.attributes)
+    return kinds.FusedAttention(scale, bool(integer(native, "is_causal", 0)), is_plain)
+
+
+def _of_regions(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    return kinds.OfRegions(scale=real(native, "spatial_scale", 1.0))
 
 
 def _scattered(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    indices = _operand(inputs, 1)
-    is_plain = _text(native, "reduction", "none") == "none"
+    indices = operand_of(inputs, 1)
+    is_plain = text(native, "reduction", "none") == "none"
     if native.op_type == "ScatterND":
         deep = None if indices is None or not indices.shape else indices.shape[-1]
         return (kinds.Scattered if deep == 1 else kinds.ScatteredApart)(None, is_plain)
@@ -267,22 +240,23 @@ def _scattered(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> O
 
 def _pointwise(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
     function = native.op_type.lower()
-    if function == "gelu" and _text(native, "approximate", "none") == "tanh":
+    if function == "gelu" and text(native, "approximate", "none") == "tanh":
         function = "fastgelu"
     defaults = _PARAMETERS.get(native.op_type, {})
     return kinds.Pointwise(function, tuple(real(native, name, default) for name, default in defaults.items()))
 
 
 def _softmax(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs) or 1
+    shape = inputs[0].shape if inputs[0] is not None else None
     is_new = native.graph is None or native.graph.opset_imports.get("", 13) >= 13
-    axis = integer(native, "axis", -1 if is_new else 1) % rank
-    axes = (axis,) if is_new else tuple(range(axis, rank))
+    axis = integer(native, "axis", -1 if is_new else 1) % len(shape or (1,))
+    further = [] if is_new else [index for index, size in enumerate(shape or ()) if index > axis and size != 1]
+    axes = (axis, *further) if is_new or shape else ()
     return kinds.Softmax(axes, is_log=native.op_type == "LogSoftmax")
 
 
 def _norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank, kind = _rank(inputs), native.op_type
+    rank, kind = rank_of(inputs), native.op_type
     if rank is None:
         return kinds.Norm()
     if kind == "InstanceNormalization":
@@ -305,7 +279,7 @@ def _batch_norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> 
 
 
 def _unit_norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs)
+    rank = rank_of(inputs)
     is_euclidean = integer(native, "p", 2) == 2
     return kinds.UnitNorm((integer(native, "axis", -1) % rank,) if rank and is_euclidean else None)
 
@@ -315,6 +289,7 @@ def _local_norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> 
     return kinds.LocalNorm(integer(native, "size", 1), *factors)
 
 
+_POOLED = {"globalaveragepool": "mean", "globalmaxpool": "max"}
 _PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "LeakyRelu": {"alpha": 0.01},
     "Elu": {"alpha": 1.0},
@@ -339,13 +314,14 @@ _NORMS = (
 
 
 def _sampled(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    mode = _text(native, "mode", "linear").removeprefix("bi")
-    return kinds.Sampled(mode, _text(native, "padding_mode", "zeros"), bool(integer(native, "align_corners", 0)))
+    mode = text(native, "mode", "linear").removeprefix("bi")
+    return kinds.Sampled(mode, text(native, "padding_mode", "zeros"), bool(integer(native, "align_corners", 0)))
 
 
 def _ranked(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    rank = _rank(inputs)
-    return kinds.Unknown() if rank is None else kinds.Ranked(integer(native, "axis", -1) % rank)
+    rank = rank_of(inputs)
+    is_least = not integer(native, "largest", 1)
+    return kinds.Unknown() if rank is None else kinds.Ranked(integer(native, "axis", -1) % rank, is_least)
 
 
 def _controlled(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -371,7 +347,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
         for mode in ["Mean", "Max", "Min", "Sum", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]
     },
     **{("", name): _reduced for name in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "ArgMax", "ArgMin")},
-    **{("", name): _always(kinds.Regroup()) for name in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")},
+    **{("", name): _regrouped for name in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")},
     **{("", name): _always(kinds.Widened()) for name in ("Expand", "Tile")},
     **{("", name): _always(kinds.Product()) for name in ("MatMul", "MatMulInteger")},
     **{("", name): _scattered for name in ("ScatterND", "ScatterElements", "Scatter")},
@@ -392,6 +368,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "DepthToSpace"): _blocks,
     ("", "Col2Im"): _folded,
     ("", "Attention"): _attention,
+    **{("", name): _of_regions for name in ("RoiAlign", "MaxRoiPool")},
     ("", "GridSample"): _sampled,
     ("", "TopK"): _ranked,
 }

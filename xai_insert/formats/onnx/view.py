@@ -12,14 +12,14 @@ import onnx_ir as ir
 
 from xai_insert.errors import UnsupportedTaskError
 from xai_insert.formats.guard import taking_apart
-from xai_insert.formats.onnx.attributes import JOINT_SOFTMAX, attributes
+from xai_insert.formats.onnx.fields import integer
 from xai_insert.formats.onnx.names import name_of
-from xai_insert.formats.onnx.reader import integer, read
+from xai_insert.formats.onnx.reader import read
 from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
 from xai_insert.formats.onnx.single import bodies, holds_graph, operands, reference
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, WITHOUT_KERNEL
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import Regroup
+from xai_insert.graph.operators import Operator, Regroup, Softmax
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.strided import counts_rows, is_identity_gather
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, kept_if_few, volume
@@ -78,14 +78,13 @@ def build_view(
         return values[native]
 
     nodes: list[Node] = []
-    version = graph.opset_imports.get("", JOINT_SOFTMAX)
     for native in (native for native in graph if native not in hidden):
         inputs = tuple(None if operand is None else view_of(operand) for operand in native.inputs)
         outputs = tuple(view_of(output) for output in native.outputs)
         if not _fold(native, inputs, outputs):
             captured = tuple(map(view_of, _captured(native)))
             name = _written_as(native, fused).name or outputs[0].name
-            nodes.append(_node(name, native, inputs, captured, outputs, version))
+            nodes.append(_node(name, native, inputs, captured, outputs))
     inputs_ = [view_of(value) for value in graph.inputs if value.name not in graph.initializers]
     names = [name_of(value) for value in graph.outputs]
     return Graph(inputs_, [view_of(_named_scores(value)) for value in graph.outputs], names, nodes, _hint(nodes))
@@ -97,15 +96,15 @@ def _node(
     inputs: tuple[Value | None, ...],
     captured: tuple[Value, ...],
     outputs: tuple[Value, ...],
-    version: int,
 ) -> Node:
     """An operation between the values that it reads, those that its subgraphs capture among them, and gives."""
     if native.op_type in INTEGER:
         inputs = _float_operands(native, inputs)
-    op = _kind(native, inputs, version)
-    inputs += captured
-    node = Node(name, op, native.op_type, inputs, outputs, attributes(native, op, inputs, outputs, version), native)
-    node.kind = Regroup() if op is Op.RESHAPE else read(native, inputs, outputs)
+    kind = read(native, (*inputs, *captured), outputs)
+    op = _op(native, inputs, kind)
+    if op is Op.RESHAPE and not isinstance(kind, Regroup):
+        kind = Regroup()
+    node = Node(name, op, native.op_type, (*inputs, *captured), outputs, native, kind)
     node.link()
     return node
 
@@ -302,18 +301,18 @@ def _evaluator(native: ir.Node, inputs: tuple[Value | None, ...], index: int) ->
     return kept_if_few(evaluate)
 
 
-def _kind(native: ir.Node, inputs: tuple[Value | None, ...], version: int) -> Op:
+def _op(native: ir.Node, inputs: tuple[Value | None, ...], kind: Operator) -> Op:
     if native.domain not in _ONNX_DOMAINS:
-        return _kind_of_contributed(native)
+        return _contributed_op(native)
     if native.op_type.startswith("Reduce"):
         return Op.REDUCE
     if native.op_type == "Gather" and (is_identity_gather(*inputs[:2]) or _reads_rows(native, inputs)):
         return Op.RESHAPE
-    op = OPS.get(native.op_type, Op.OTHER)
-    return Op.OTHER if op is Op.SOFTMAX and version < JOINT_SOFTMAX and _is_joint(native, inputs[0]) else op
+    is_joint = isinstance(kind, Softmax) and len(kind.axes) != 1  # old ones take their axis and all that follow for one
+    return Op.OTHER if is_joint else OPS.get(native.op_type, Op.OTHER)
 
 
-def _kind_of_contributed(native: ir.Node) -> Op:
+def _contributed_op(native: ir.Node) -> Op:
     """Of an operation of another domain: those of Microsoft's that the standard has too, or that are elementwise."""
     if native.domain != "com.microsoft":
         return Op.OTHER
@@ -332,11 +331,3 @@ def _reads_rows(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:
     before, width = source.native.shape, volume((source.shape or (None,))[1:])
     is_same = before is not None and before == result.shape and all(isinstance(n, int) or n.value for n in before)
     return is_same and width is not None and counts_rows(places, width)
-
-
-def _is_joint(native: ir.Node, source: Value | None) -> bool:
-    """Whether an old softmax is one over several axes: it takes its axis and all that follow for one."""
-    if source is None or source.shape is None:
-        return True
-    axis = integer(native, "axis", 1) % len(source.shape)
-    return any(size != 1 for size in source.shape[axis + 1 :])

@@ -11,6 +11,7 @@ import openvino as ov
 from xai_insert.formats.openvino.bodies import control_flow
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
+from xai_insert.graph.along import sliced
 from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.items import present
 from xai_insert.graph.operators import Operator
@@ -68,6 +69,8 @@ def _window(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
         pool={"AvgPool": "mean", "MaxPool": "max", "BinaryConvolution": "other"}.get(kind),
         counts_pads=is_pool and not raw.get("exclude-pad", raw.get("exclude_pad", False)),
         is_late=auto == "same_lower",
+        pads_end=() if begin is None else tuple(raw["pads_end"]),
+        rounds_up=str(raw.get("rounding_type", "")).lower().startswith("ceil"),
     )
 
 
@@ -83,10 +86,11 @@ def _reduced(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value])
     if native.get_type_name().startswith("Adaptive"):
         shape = outputs[0].shape
         is_whole = shape is not None and set(shape[2:]) == {1}
-        mode = "mean" if native.get_type_name() == "AdaptiveAvgPool" else ""
-        return kinds.Reduction(tuple(range(2, rank or 4))) if is_whole else kinds.Resized(mode=mode)
-    axes = numbers(inputs[1])
-    return kinds.Reduction(from_front(axes, rank))
+        is_mean = native.get_type_name() == "AdaptiveAvgPool"
+        if not is_whole:
+            return kinds.Resized(mode="mean" if is_mean else "")
+        return kinds.Reduction(tuple(range(2, rank or 4)), "mean" if is_mean else "max")
+    return kinds.Reduction(from_front(numbers(inputs[1]), rank), native.get_type_name()[6:].lower())
 
 
 def _product(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -99,46 +103,47 @@ def _permutation(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Val
     return kinds.Permutation(None if perm is None or rank is None else perm or tuple(reversed(range(rank))))
 
 
+def _regrouped(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    is_new = native.get_type_name() == "Unsqueeze"
+    return kinds.Regroup(from_front(numbers(inputs[1]), outputs[0].rank) if is_new else None)
+
+
+def _attention(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    scale = number_of(inputs[4]) if len(inputs) > 4 else None
+    is_known = len(inputs) < 5 or scale is not None
+    return kinds.FusedAttention(scale, bool(native.get_attributes()["causal"]), is_known and len(inputs) < 6)
+
+
+def _of_regions(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    if native.get_type_name() == "ExperimentalDetectronROIFeatureExtractor":
+        return kinds.OfRegions(tuple(range(1, len(inputs))))
+    return kinds.OfRegions(scale=float(native.get_attributes()["spatial_scale"]))
+
+
 def _slices(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
     shape = inputs[0].shape
     parts = [numbers(value) for value in inputs[1:]]
     if shape is None or len(parts) < 2 or any(part is None for part in parts):
         return kinds.Slices(None)
-    starts, _, steps, *rest = ((part or ()) for part in (*parts, (), ())[: max(3, len(parts))])
+    starts, ends, steps, *rest = ((part or ()) for part in (*parts, (), ())[: max(3, len(parts))])
     if native.get_type_name() == "Slice":
-        axes = (rest[0] if rest else ()) or range(len(starts))
-        return _cuts(shape, [axis % len(shape) for axis in axes], starts, steps)
-    return _strided(native.get_attributes(), shape, starts, steps)
+        return sliced(shape, (rest[0] if rest else ()) or range(len(starts)), starts, ends, steps)
+    return _strided(native.get_attributes(), shape, starts, ends, steps)
 
 
-def _strided(raw: Mapping[str, Any], shape: Shape, starts: Sequence[int], steps: Sequence[int]) -> Operator:
+def _strided(
+    raw: Mapping[str, Any], shape: Shape, starts: Sequence[int], ends: Sequence[int], steps: Sequence[int]
+) -> Operator:
     if any(any(raw[mask]) for mask in ("new_axis_mask", "ellipsis_mask")):
         return kinds.Slices(None)
-    dropped = tuple(axis for axis, gone in enumerate(raw["shrink_axis_mask"]) if gone)
-    return _cuts(shape, range(len(starts)), starts, steps, raw["begin_mask"], dropped)
-
-
-def _cuts(
-    shape: Shape,
-    axes: Sequence[int],
-    starts: Sequence[int],
-    steps: Sequence[int],
-    is_open: Sequence[int] = (),
-    dropped: tuple[int, ...] = (),
-) -> kinds.Slices:
-    """Cuts of axes; in steps of one where `steps` ends, from the end of the axis on where the start is open."""
-    cuts = []
-    for index, (axis, start) in enumerate(zip(axes, starts, strict=False)):
-        step = _at(steps, index, 1)
-        cut = kinds.cut_from(axis, shape[axis], (0 if step > 0 else -1) if _at(is_open, index, 0) else start, step)
-        if cut is None:
-            return kinds.Slices(None)
-        cuts.append(cut)
-    return kinds.Slices(tuple(cuts), dropped)
-
-
-def _at(values: Sequence[int], index: int, default: int) -> int:
-    return values[index] if index < len(values) else default
+    masks = ("begin_mask", "end_mask", "shrink_axis_mask")
+    begin_mask, end_mask, shrunk = ([*raw[mask], *[0] * len(starts)] for mask in masks)
+    first = [0 if step > 0 else -1 for step in (*steps, *[1] * len(starts))]
+    begins = [first[index] if begin_mask[index] else start for index, start in enumerate(starts)]
+    stops = [_LAST if is_open else end for is_open, end in zip(end_mask, ends, strict=False)]
+    stops = [(start + 1 or _LAST) if is_one else end for is_one, start, end in zip(shrunk, begins, stops, strict=False)]
+    dropped = tuple(axis for axis, is_one in enumerate(shrunk) if is_one)
+    return sliced(shape, range(len(begins)), begins, stops, steps, dropped)
 
 
 def _parts(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -308,6 +313,8 @@ _FUNCTIONS = {
 }
 """Where ONNX has another name."""
 _SAME = 1e-6
+_LAST = 1 << 62
+"""End of a slice that goes on to that of the axis."""
 _PARAMETERS = {"Clamp": ("min", "max"), "Elu": ("alpha",)}
 _IN_PLACE = ["GRN"]
 _WINDOWS = [
@@ -319,6 +326,7 @@ _WINDOWS = [
     "AvgPool",
     "MaxPool",
 ]
+_REGIONS = ["ROIAlign", "ROIPooling", "PSROIPooling", "ExperimentalDetectronROIFeatureExtractor"]
 _REDUCTIONS = (
     *(f"Reduce{mode}" for mode in ["Mean", "Max", "Min", "Sum", "Prod", "L1", "L2", "LogicalAnd", "LogicalOr"]),
     "AdaptiveAvgPool",
@@ -333,8 +341,9 @@ def _sampled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value])
 
 
 def _ranked(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
-    rank = inputs[0].rank
-    return kinds.Unknown() if rank is None else kinds.Ranked(int(native.get_attributes()["axis"]) % rank)
+    raw, rank = native.get_attributes(), inputs[0].rank
+    is_least = str(raw["mode"]).lower() == "min"
+    return kinds.Unknown() if rank is None else kinds.Ranked(int(raw["axis"]) % rank, is_least)
 
 
 def _controlled(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -354,7 +363,7 @@ _READERS: Mapping[str, Reader] = {
     "LogSoftmax": _softmax,
     **dict.fromkeys(_WINDOWS, _window),
     **dict.fromkeys(_REDUCTIONS, _reduced),
-    **{name: _always(kinds.Regroup()) for name in ("Reshape", "Squeeze", "Unsqueeze")},
+    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), _regrouped),
     **{name: _always(kinds.Widened()) for name in ("Broadcast", "Tile")},
     **dict.fromkeys(("ScatterNDUpdate", "ScatterElementsUpdate", "ScatterUpdate"), _scattered),
     "MatMul": _product,
@@ -373,7 +382,8 @@ _READERS: Mapping[str, Reader] = {
     "SpaceToDepth": _blocks,
     "DepthToSpace": _blocks,
     "Col2Im": _folded,
-    "ScaledDotProductAttention": _always(kinds.FusedAttention()),
+    "ScaledDotProductAttention": _attention,
+    **dict.fromkeys(_REGIONS, _of_regions),
     "Roll": _rolled,
     "GridSample": _sampled,
     "TopK": _ranked,

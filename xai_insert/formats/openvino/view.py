@@ -11,10 +11,9 @@ import openvino as ov
 
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.guard import RAISED
-from xai_insert.formats.openvino.attributes import attributes, slices
 from xai_insert.formats.openvino.reader import read
 from xai_insert.formats.openvino.vocabulary import OPS
-from xai_insert.graph.operators import Regroup
+from xai_insert.graph.operators import Operator, Reduction, Regroup, Slices
 from xai_insert.graph.shape import with_open
 from xai_insert.graph.strided import is_identity_gather
 from xai_insert.graph.view import (
@@ -93,9 +92,11 @@ def _fold(native: ov.Node, inputs: tuple[Value, ...], outputs: tuple[Value, ...]
 
 def _node(native: ov.Node, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> Node:
     """An operation between the values that it reads and gives."""
-    name, kind = native.get_friendly_name(), native.get_type_name()
-    node = Node(name, _kind(native, inputs), kind, inputs, outputs, attributes(native, inputs), native)
-    node.kind = Regroup() if node.op is Op.RESHAPE else read(native, inputs, outputs)
+    kind = read(native, inputs, outputs)
+    op = _op(native, inputs, kind)
+    if op is Op.RESHAPE and not isinstance(kind, Regroup):
+        kind = Regroup()
+    node = Node(native.get_friendly_name(), op, native.get_type_name(), inputs, outputs, native, kind)
     node.link()
     return node
 
@@ -180,13 +181,12 @@ def _evaluated(output: ov.Output) -> ov.Type:
     return ov.Type.f32 if output.get_element_type() in (ov.Type.bf16, ov.Type.f16) else output.get_element_type()
 
 
-def _kind(native: ov.Node, inputs: tuple[Value, ...]) -> Op:
-    kind = native.get_type_name()
-    if kind == "Gather" and is_identity_gather(*inputs[:2]):
+def _op(native: ov.Node, inputs: tuple[Value, ...], kind: Operator) -> Op:
+    name = native.get_type_name()
+    if name == "Gather" and is_identity_gather(*inputs[:2]):
         return Op.RESHAPE
-    if kind == "StridedSlice" and any(native.get_attributes()["shrink_axis_mask"]) and slices(native, inputs):
+    if isinstance(kind, Slices) and kind.dropped and kind.single is not None:
         return Op.GATHER
-    if kind in ("AdaptiveAvgPool", "AdaptiveMaxPool"):
-        shape = static_shape(native.output(0).get_partial_shape())
-        return Op.REDUCE if shape is not None and set(shape[2:]) == {1} else Op.OTHER
-    return OPS.get(kind, Op.OTHER)
+    if name.startswith("Adaptive"):
+        return Op.REDUCE if isinstance(kind, Reduction) else Op.OTHER
+    return OPS.get(name, Op.OTHER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xai_insert.graph.cuts import makers
+from xai_insert.graph.operators import Softmax
 from xai_insert.graph.traits import PRODUCTS
 from xai_insert.graph.view import Node, Op, Value
 
@@ -57,8 +58,8 @@ def has_weights(node: Node) -> bool:
 def _head_of(node: Node) -> ClassHead | None:
     logits = node.read(0)
     if node.op is Op.SOFTMAX:
-        sizes, axis = logits.shape, node.attrs["axis"]
-        width = None if sizes is None else sizes[axis]
+        axis = node.record(Softmax).axes[0]
+        width = None if logits.shape is None else logits.shape[axis]
         return None if width is None or width < 2 else ClassHead(logits, axis, width, is_exclusive=True)
     widths = _layer_widths(logits)
     return ClassHead(logits, -1, widths.pop(), is_exclusive=False) if len(widths) == 1 else None

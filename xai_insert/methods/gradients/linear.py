@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,7 +118,7 @@ def _attention(step: Step[Any]) -> Gradients:
     query, key, value = (step.operand(index) for index in range(3))
     sizes, gradient = node.read(0).sizes, step.gradient
     rank = len(sizes)
-    factor = node.attrs["scale"] or 1 / math.sqrt(fixed(sizes[-1:])[0])
+    factor = step.kind(FusedAttention).factor(fixed(sizes[-1:])[0])
     scores = op.mul(op.matmul_transposed(query, key, rank), step.number(factor))
     shares = op.softmax(_masked(step, scores))
     along = _difference(step, shares, op.matmul_transposed(gradient, value, rank))
@@ -138,7 +137,7 @@ def _attention(step: Step[Any]) -> Gradients:
 
 def _require_plain(step: Step[Any]) -> None:
     """Refuse an attention with modes of its own, or whose heads share keys."""
-    if not step.node.attrs["is_plain"]:
+    if not step.kind(FusedAttention).is_plain:
         raise step.refusal("it has modes of its own")
     whole = step.node.read(0).sizes[:-2]
     pairs = (pair for index in (1, 2) for pair in zip(step.node.read(index).sizes[:-2], whole, strict=True))
@@ -165,7 +164,7 @@ def _difference(step: Step[Any], shares: Any, partial: Any) -> Any:
 
 def _masked(step: Step[Any], scores: Any) -> Any:
     mask: Value | None = step.node.operand(3)
-    if step.node.attrs["causal"]:
+    if step.kind(FusedAttention).is_causal:
         rows, columns = (fixed(step.node.read(index).sizes[-2:-1])[0] for index in (0, 1))
         return step.op.add(scores, step.constant(np.triu(np.full((rows, columns), -1e30), 1)))
     if mask is None or mask.sizes == ():

@@ -31,13 +31,13 @@ def _reduction(step: Step[Any]) -> Gradients:
     kind, node, op = step.kind(Reduction), step.node, step.op
     if node.op is Op.ARGMAX:
         return {}
-    if kind.axes is None or "mode" not in node.attrs:
+    if kind.axes is None:
         raise step.refusal("its axes are not known")
     has_axes = len(node.output.sizes) == len(node.read(0).sizes)
     gradient = step.gradient if has_axes else op.unsqueeze(step.gradient, step.axes(kind.axes))
-    factor = _factor(step, node.attrs["mode"], kind.axes, has_axes)
+    factor = _factor(step, kind.mode, kind.axes, has_axes)
     if factor is None:  # a sum or mean: the same for every element
-        return {0: step.spread(_shared(step, gradient, node.attrs["mode"], kind.axes), kind.axes)}
+        return {0: step.spread(_shared(step, gradient, kind.mode, kind.axes), kind.axes)}
     return {0: op.mul(gradient, factor)}
 
 

@@ -222,14 +222,14 @@ class _Windows(Generic[V]):
             if isinstance(kind, Window) and kind.kernel is not None:
                 operands, made = self._convolved(node, kind, left, nodes)
                 left -= (kind.kernel[0] - 1) * kind.dilations[0] // 2
-                kind = replace(kind, pads_begin=(0, 0))
+                kind = replace(kind, pads_begin=(0, 0), pads_end=(0, 0))
             else:
                 operands = [None if value is None else self.twins.get(value, value) for value in node.inputs]
                 made = list(self._surgeon.copy(node, [self._handle(value) for value in node.inputs]))
             for output in node.outputs:
                 reaches[output] = left
                 self._begin(output, left)
-            twin = Node(node.name, node.op, node.type, tuple(operands), native=node.native, kind=kind, attrs=node.attrs)
+            twin = Node(node.name, node.op, node.type, tuple(operands), native=node.native, kind=kind)
             self._end(twin, tuple(self.twins[output] for output in node.outputs), nodes)
             self.read.update(zip(twin.outputs, made, strict=True))
         return Graph([self.twins[source]], [self.twins[self._tower.result]], ["result"], nodes)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import NoDerivativeError
-from xai_insert.graph.operators import Operator
+from xai_insert.graph.operators import Family
 from xai_insert.graph.ops import Ops, Size, Surgeon, V
 from xai_insert.graph.shape import with_open
 from xai_insert.graph.view import Node, Value
@@ -18,9 +18,6 @@ from xai_insert.methods.gradients.forward import Forward
 from xai_insert.methods.shaping import reshape, scalar
 
 ELSEWHERE = "choose a later layer with --target-layer or another --method"
-
-
-Family = TypeVar("Family", bound=Operator)
 
 
 def repeated(own: Sequence[int | None], whole: Sequence[int | None]) -> list[int]:
@@ -74,8 +71,7 @@ class Step(Generic[V]):
 
     def kind(self, family: type[Family]) -> Family:
         """The node's record; `family` is what the rule stands for in the registry."""
-        assert isinstance(self.node.kind, family)
-        return self.node.kind
+        return self.node.record(family)
 
     def operand(self, index: int) -> V:
         """An operand's value."""

@@ -65,10 +65,9 @@ def _open_back(step: Step[Any], kind: Window) -> tuple[Windows, list[int]]:
 def _open_forth(step: Step[Any], kind: Window) -> Windows:
     """How a convolution or pool lies by what is stored of it alone."""
     begin = kind.pads_begin
-    if begin is None or kind.transposed or step.node.attrs.get("rounds_up"):
+    if begin is None or kind.transposed or kind.rounds_up:
         raise step.refusal("its pads follow from its sizes")
-    pads = step.node.attrs["pads"]
-    return Windows(kind.strides, kind.dilations, begin, pads[len(pads) // 2 :], kind.groups)
+    return Windows(kind.strides, kind.dilations, begin, kind.pads_end, kind.groups)
 
 
 def _cropped(step: Step[Any], gradient: Any, strides: Sequence[int]) -> Any:
@@ -271,13 +270,13 @@ def _mean_pool(step: Step[Any], kind: Window, kernel: Sequence[int]) -> Gradient
 def _is_whole(step: Step[Any], kind: Window, kernel: Sequence[int]) -> bool:
     """Whether the one window of a pool is the map, so that its derivative is the same for all cells."""
     sides, results = step.node.read(0).sizes[2:], step.node.output.sizes[2:]
-    return tuple(kernel) == tuple(sides) and set(results) == {1} and not any(step.node.attrs.get("pads") or ())
+    return tuple(kernel) == tuple(sides) and set(results) == {1} and not any((*(kind.pads_begin or ()), *kind.pads_end))
 
 
 def _counts(step: Step[Any], kind: Window, windows: Windows, kernel: Sequence[int]) -> npt.NDArray[np.float64]:
     """By how many cells each mean is divided."""
     if _is_open(step):
-        if any(step.node.attrs["pads"]) and not kind.counts_pads:
+        if kind.may_pad and not kind.counts_pads:
             raise step.refusal("how many cells its windows have follows from its sizes")
         return np.full((1,), float(volume(kernel) or 1))
     sides = [side.sum(axis=1) for side in _covered(step, windows, kernel)]
@@ -294,10 +293,9 @@ def _with_pads(
 ) -> list[npt.NDArray[np.int64]]:
     """Cells of each window by axis, those of the pads too; what it would need beyond a padded map counts nothing."""
     source = fixed(step.node.read(0).sizes[2:])
-    pads = step.node.attrs.get("pads") or (0,) * (2 * len(source))
     sides = []
     for axis, size in enumerate(source):
-        end = size + (pads[len(source) + axis] if kind.pads_begin is not None else windows.pads_end[axis])
+        end = size + (windows.pads_end if kind.pads_begin is None else kind.pads_end)[axis]
         first = np.arange(counts[axis])[:, None] * windows.strides[axis] - windows.pads_begin[axis]
         sides.append((first + np.arange(kernel[axis]) * windows.dilations[axis] < end).sum(axis=1))
     return sides
@@ -334,7 +332,7 @@ def _inside(step: Step[Any], windows: Windows, kernel: Sequence[int], one_hot: n
         order = [*range(1, 2 * count, 2), *range(0, 2 * count, 2)]
         inside = valid.transpose(order).reshape(len(one_hot), *valid.shape[::2])
         return None if inside.all() else step.constant(inside)
-    if not isinstance(kind, Window) or not any(step.node.attrs["pads"]):
+    if not isinstance(kind, Window) or not kind.may_pad:
         return None
     ones = op.add(op.mul(op.slice(step.operand(0), 1, 0, 1), step.number(0.0)), step.number(1.0))
     return op.unsqueeze(op.convolve(ones, step.constant(one_hot), replace(_open_forth(step, kind), groups=1)), [1])

@@ -1,0 +1,79 @@
+"""What an operator does along one axis: which axis that is, and what it keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xai_insert.graph.items import only
+from xai_insert.graph.operators import Cut, Joined, Operator, Parts, Picked, Ranked, Reduction, Slices, Softmax
+from xai_insert.graph.shape import Shape
+
+_MANY = 1 << 16
+_OPEN = 1 << 31  # an end from here on is that of the axis
+
+
+def along(kind: Operator) -> int | None:
+    """The one axis along which an operator works; None if there are several, or it is not known."""
+    if isinstance(kind, (Softmax, Reduction)):
+        return only(kind.axes or ())
+    if isinstance(kind, Slices):
+        return None if kind.single is None else kind.single.axis
+    return kind.axis if isinstance(kind, (Joined, Parts, Picked, Ranked)) else None
+
+
+def stretch(kind: Operator) -> Cut | None:
+    """The neighbouring elements of one axis that an operator keeps; None where it does not, or they are not known."""
+    if isinstance(kind, Slices):
+        return kind.single
+    start = only(kind.indices or ()) if isinstance(kind, Picked) else None
+    return None if start is None or not isinstance(kind, Picked) else Cut(kind.axis, start, 1, start + 1)
+
+
+def reduces(kind: Operator, *modes: str) -> bool:
+    """Whether an operator is a reduction by one of these."""
+    return isinstance(kind, Reduction) and kind.mode in modes
+
+
+def sliced(
+    shape: Shape,
+    axes: Sequence[int],
+    starts: Sequence[int],
+    ends: Sequence[int] | None,
+    steps: Sequence[int] = (),
+    dropped: tuple[int, ...] = (),
+) -> Slices:
+    """What a slice keeps of a value of this shape; in steps of one where `steps` ends."""
+    cuts = []
+    for index, (named, start) in enumerate(zip(axes, starts, strict=False)):
+        axis = named % len(shape)
+        end = ends[index] if ends is not None and index < len(ends) else None
+        cut = _cut(axis, shape[axis], start, steps[index] if index < len(steps) else 1, end)
+        if cut is None:
+            return Slices(None)
+        cuts.append(cut)
+    return Slices(tuple(cuts), dropped, None if ends is None else _single(cuts, dropped, shape))
+
+
+def _cut(axis: int, size: int | None, start: int, step: int, end: int | None) -> Cut | None:
+    """What is kept of an axis; None where its start is counted from an end that is not known."""
+    if size is None:
+        return Cut(axis, start, step, _end(end)) if 0 <= start < _MANY else None
+    begin = max(0, start + size) if start < 0 else min(start, size - (step < 0))
+    return Cut(axis, begin, step, _end(end, size))
+
+
+def _end(end: int | None, size: int | None = None) -> int | None:
+    if end is None or size is None:
+        return end if end is not None and end < _OPEN else None
+    return max(0, end + size) if end < 0 else min(end, size)
+
+
+def _single(cuts: Sequence[Cut], dropped: tuple[int, ...], shape: Shape) -> Cut | None:
+    """The cut that leaves something out, or the first of those that do not; None if several do, or it is not known."""
+    if any(cut.step != 1 for cut in cuts):
+        return None
+    found = [cut for cut in cuts if cut.start or cut.end not in (None, shape[cut.axis])] or list(cuts[:1])
+    cut = only(found)
+    if cut is None or (cut.end is not None and cut.end < 0) or dropped not in ((), (cut.axis,)):
+        return None
+    return cut
