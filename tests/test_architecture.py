@@ -145,12 +145,21 @@ def test_probes_hold_no_surgeon(name):
     assert not words & {"Surgeon", "surgeon"}
 
 
+@for_each(sorted(name for name in MODULES if not is_in(name, "xai_insert.formats")))
+def test_nobody_reads_an_attribute_by_its_name(name):
+    """The readers of the formats make of each operator one typed record of `graph/operators.py`, with all it needs."""
+    tree = tree_of(MODULES[name])
+    words = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    words |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    assert not words & {"attrs", "attributes", "get_attributes"}
+
+
 KNOW_OPERATORS = ("graph", "methods.batching", "methods.gradients")
 """Rooms where rules for single operators stand: families, batching, derivatives."""
 KNOW_TYPES = (
-    *("formats.onnx.vocabulary", "formats.onnx.reader", "formats.onnx.attributes", "formats.onnx.upgrade"),
+    *("formats.onnx.vocabulary", "formats.onnx.reader", "formats.onnx.upgrade"),
     *("formats.onnx.decompositions", "formats.onnx.fused", "formats.onnx.quantised"),
-    *("formats.openvino.vocabulary", "formats.openvino.reader", "formats.openvino.attributes"),
+    *("formats.openvino.vocabulary", "formats.openvino.reader"),
 )
 """Likewise for the operators of one format: its words, readers, decompositions."""
 MOST_OPERATORS = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xai_insert.graph.items import only
+from xai_insert.graph.items import only, present
 from xai_insert.graph.operators import Cut, Joined, Operator, Parts, Picked, Ranked, Reduction, Slices, Softmax
 from xai_insert.graph.shape import Shape
 
@@ -38,20 +38,18 @@ def sliced(
     shape: Shape,
     axes: Sequence[int],
     starts: Sequence[int],
-    ends: Sequence[int] | None,
+    ends: Sequence[int | None] | None,
     steps: Sequence[int] = (),
     dropped: tuple[int, ...] = (),
 ) -> Slices:
-    """What a slice keeps of a value of this shape; in steps of one where `steps` ends."""
-    cuts = []
-    for index, (named, start) in enumerate(zip(axes, starts, strict=False)):
-        axis = named % len(shape)
-        end = ends[index] if ends is not None and index < len(ends) else None
-        cut = _cut(axis, shape[axis], start, steps[index] if index < len(steps) else 1, end)
-        if cut is None:
-            return Slices(None)
-        cuts.append(cut)
-    return Slices(tuple(cuts), dropped, None if ends is None else _single(cuts, dropped, shape))
+    """What a slice keeps of a value of this shape; in steps of one where it has no others."""
+    count = len(starts)
+    bounds = zip(axes, starts, ends or [None] * count, steps or [1] * count, strict=False)
+    found = [_cut(axis % len(shape), shape[axis], start, step, end) for axis, start, end, step in bounds]
+    cuts = tuple(present(found))
+    if len(cuts) < len(found):
+        return Slices(None)
+    return Slices(cuts, dropped, None if ends is None else _single(cuts, dropped, shape))
 
 
 def _cut(axis: int, size: int | None, start: int, step: int, end: int | None) -> Cut | None:

@@ -32,6 +32,11 @@ def text(native: ir.Node, name: str, default: str) -> str:
     return native.attributes[name].as_string() if name in native.attributes else default
 
 
+def opset(native: ir.Node, default: int) -> int:
+    """The version of the operators that a node is written for; `default` where that is not told."""
+    return default if native.graph is None else native.graph.opset_imports.get("", default)
+
+
 def rank_of(inputs: Operands) -> int | None:
     """The rank of the first operand; None if it is not known."""
     return inputs[0].rank if inputs and inputs[0] is not None else None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from xai_insert.errors import ModelFileError
 from xai_insert.formats.onnx.bodies import control_flow
-from xai_insert.formats.onnx.fields import Operands, given_axes, integer, ints, operand_of, rank_of, real, text
+from xai_insert.formats.onnx.fields import Operands, given_axes, integer, ints, operand_of, opset, rank_of, real, text
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.along import sliced
@@ -247,12 +247,13 @@ def _pointwise(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> O
 
 
 def _softmax(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
-    shape = inputs[0].shape if inputs[0] is not None else None
-    is_new = native.graph is None or native.graph.opset_imports.get("", 13) >= 13
-    axis = integer(native, "axis", -1 if is_new else 1) % len(shape or (1,))
-    further = [] if is_new else [index for index, size in enumerate(shape or ()) if index > axis and size != 1]
-    axes = (axis, *further) if is_new or shape else ()
-    return kinds.Softmax(axes, is_log=native.op_type == "LogSoftmax")
+    shape, is_log = (inputs[0].shape if inputs[0] is not None else None), native.op_type == "LogSoftmax"
+    is_old = opset(native, 13) < 13
+    axis = integer(native, "axis", 1 if is_old else -1) % len(shape or (1,))
+    if not is_old:
+        return kinds.Softmax((axis,), is_log)
+    further = [index for index, size in enumerate(shape or ()) if index > axis and size != 1]
+    return kinds.Softmax((axis, *further) if shape else (), is_log)
 
 
 def _norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
@@ -262,11 +263,8 @@ def _norm(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operat
     if kind == "InstanceNormalization":
         return kinds.Norm(tuple(range(2, rank)), real(native, "epsilon", 1e-5), by_channel=True)
     if kind == "GroupNormalization":
-        is_new = (
-            native.graph is None or native.graph.opset_imports.get("", 21) >= 21
-        )  # before, one scale for each group
         groups = integer(native, "num_groups", 1)
-        axes = tuple(range(2, rank + 1)) if is_new else None
+        axes = None if opset(native, 21) < 21 else tuple(range(2, rank + 1))  # one scale for each group
         return kinds.Norm(axes, real(native, "epsilon", 1e-5), groups=groups, by_channel=True)
     if kind == "MeanVarianceNormalization":
         return kinds.Norm(ints(native, "axes") or (0, 2, 3), 1e-9, epsilon_outside=True)

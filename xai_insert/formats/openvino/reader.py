@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 
 from xai_insert.formats.openvino.bodies import control_flow
@@ -136,14 +137,18 @@ def _strided(
 ) -> Operator:
     if any(any(raw[mask]) for mask in ("new_axis_mask", "ellipsis_mask")):
         return kinds.Slices(None)
-    masks = ("begin_mask", "end_mask", "shrink_axis_mask")
-    begin_mask, end_mask, shrunk = ([*raw[mask], *[0] * len(starts)] for mask in masks)
-    first = [0 if step > 0 else -1 for step in (*steps, *[1] * len(starts))]
-    begins = [first[index] if begin_mask[index] else start for index, start in enumerate(starts)]
-    stops = [_LAST if is_open else end for is_open, end in zip(end_mask, ends, strict=False)]
-    stops = [(start + 1 or _LAST) if is_one else end for is_one, start, end in zip(shrunk, begins, stops, strict=False)]
-    dropped = tuple(axis for axis, is_one in enumerate(shrunk) if is_one)
-    return sliced(shape, range(len(begins)), begins, stops, steps, dropped)
+    count, masks = len(starts), ("begin_mask", "end_mask", "shrink_axis_mask")
+    is_open, goes_on, is_one = (_filled(raw[mask], count, 0) > 0 for mask in masks)
+    forward = _filled(steps, count, 1)
+    begins = np.where(is_open, np.where(forward > 0, 0, -1), starts)
+    stops = np.where(goes_on, _LAST, _filled(ends, count, _LAST))
+    stops = np.where(is_one, np.where(begins == -1, _LAST, begins + 1), stops)
+    dropped = tuple(np.flatnonzero(is_one).tolist())
+    return sliced(shape, range(count), begins.tolist(), stops.tolist(), forward.tolist(), dropped)
+
+
+def _filled(values: Sequence[int], count: int, default: int) -> npt.NDArray[np.int64]:
+    return np.array([*values, *[default] * count][:count], np.int64)
 
 
 def _parts(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
