@@ -339,8 +339,7 @@ def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watche
             raise search.doubts[item.index]
     told = told or _by_columns(search, scoring)
     if told is None:
-        listed = ", ".join(item.head.value.describe() for item in scoring)
-        listed += open_hint(search.graph)
+        listed = ", ".join(item.head.value.describe() for item in scoring) + open_hint(search.graph)
         raise TargetNotFoundError(f"the order of classes and anchors cannot be told in the class heads {listed}")
     return told
 
