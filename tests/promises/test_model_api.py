@@ -128,6 +128,22 @@ def test_xai_explain_prepares_images_as_it_does(files, tmp_path, resize, wide):
     assert found.predictions[0].label == expected.top_labels[0].name
 
 
+@pytest.mark.parametrize("sizes", [[1, 3, 144, 64], [1, 3, 192, 192]], ids=str)
+def test_its_reshape_takes_the_map_along(files, tmp_path, sizes):
+    def reshaped(path, sizes):
+        adapter = OpenvinoAdapter(create_core(), str(path), plugin_config={"INFERENCE_PRECISION_HINT": "f32"})
+        adapter.reshape_model(dict.fromkeys(adapter.get_input_layers(), sizes))
+        return ClassificationModel(adapter, SETTINGS, preload=True)
+
+    plain = ov.Core().read_model(files["plain"])
+    plain.reshape(sizes)
+    ov.save_model(xai_insert.insert(plain).model, tmp_path / "afresh.xml", compress_to_fp16=False)
+    found, wanted = (reshaped(path, sizes)(IMAGES[0]) for path in (files["map"], tmp_path / "afresh.xml"))
+    assert found.saliency_map.shape == (1, 8, sizes[2] // 8, sizes[3] // 8)
+    np.testing.assert_array_equal(found.saliency_map, wanted.saliency_map)
+    np.testing.assert_array_equal(found.raw_scores, wanted.raw_scores)
+
+
 def test_its_visualizer_draws_our_overlay(files):
     result = load(files["map"])(IMAGES[0])
     best = result.top_labels[0].id
