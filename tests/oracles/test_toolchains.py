@@ -98,16 +98,32 @@ def test_half_precision_by_onnxruntime(case):
     assert correlation(found["saliency_map"], wanted["saliency_map"]) >= 0.99
 
 
-def test_half_precision_by_onnxconverter():
-    """It has no right form for an output that is read inside, nor for a Cast, unless that is left alone."""
+BY_ONNXCONVERTER = {
+    "pooled": {},
+    "masked runs of a grid": {"target_layer": "/stages/stages.2/Relu_1"},
+    "bytes of another size": {"output_dtype": "u8", "saliency_size": (20, 20), "feature_vector": True},
+}
+
+
+@pytest.mark.parametrize("chosen", BY_ONNXCONVERTER)
+def test_half_precision_by_onnxconverter(chosen):
+    """As it is called by default. It has no right form for a Cast to float32, nor for an output that is read inside."""
     float16 = pytest.importorskip("onnxconverter_common.float16")
-    model = insert(onnx.load(deployed.SHAPES / "shapes_cnn.onnx"), Options(**RAW)).model
+    model = insert(onnx.load(deployed.SHAPES / "shapes_cnn.onnx"), Options(**{**RAW, **BY_ONNXCONVERTER[chosen]})).model
     image = deployed.scenes(1)
     wanted = run(model, image)
     twin = onnx.ModelProto.FromString(model.SerializeToString())
-    kept = [*float16.DEFAULT_OP_BLOCK_LIST, "Cast"]
-    found = run(float16.convert_float_to_float16(twin, keep_io_types=True, op_block_list=kept), image)
+    found = run(float16.convert_float_to_float16(twin, keep_io_types=True), image)
     assert correlation(found["saliency_map"], wanted["saliency_map"]) >= 0.99
+
+
+@pytest.mark.parametrize("chosen", [{}, {"form": "masked"}, {"target_layer": "/stages/stages.2/Relu_1"}], ids=str)
+def test_nothing_is_cast_to_float(chosen):
+    """What onnxconverter makes half, but for the Cast itself: sizes of an open grid, and masks."""
+    model = insert(onnx.load(deployed.SHAPES / "shapes_cnn.onnx"), Options(**RAW, **chosen)).model
+    graphs = [model.graph, *(field.g for node in model.graph.node for field in node.attribute if field.HasField("g"))]
+    casts = [node for graph in graphs for node in graph.node if node.op_type == "Cast"]
+    assert not [node.name for node in casts if node.attribute[0].i == onnx.TensorProto.FLOAT]
 
 
 def test_onnxsim(case):

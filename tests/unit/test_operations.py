@@ -77,6 +77,7 @@ CASES = {
     "pick": lambda op, x, r: op.pick(x, [3, 1], 1),
     "cast": lambda op, x, r: op.cast(x, "int64"),
     "size": lambda op, x, r: op.size(x, 2),
+    "number": lambda op, x, r: op.number(op.size(x, 2)),
 }
 
 

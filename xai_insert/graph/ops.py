@@ -190,6 +190,9 @@ class Ops(Protocol[V]):
     def size(self, a: V, axis: int) -> V:
         """The size of one axis while the model runs, int64 `[1]`."""
 
+    def number(self, size: V) -> V:
+        """A size (int64 `[1]`) as float32 `[1]`."""
+
 
 class Surgeon(Protocol[V]):
     """Edits one model: copies nodes, adds outputs, keeps names unique. Nothing that was there changes."""

@@ -97,7 +97,7 @@ def image_of(surgeon: Surgeon[V], graph: Graph) -> Image[V]:
     size, handle = image_size(image), surgeon.handle(image)
     if size is None:
         raise ValueError("the plan is for one size")
-    height, width = (Tensor(op, op.cast(op.size(handle, axis), "float32")) for axis in sized_axes(image))
+    height, width = (Tensor(op, op.number(op.size(handle, axis))) for axis in sized_axes(image))
     return Image(size, width, height)
 
 

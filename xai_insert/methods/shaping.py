@@ -91,7 +91,7 @@ def as_number(op: Ops[V], size: Size, more: float = 0.0) -> V:
     """A size and `more` as float32: a constant of shape `[]` where it is known."""
     if isinstance(size, int):
         return scalar(op, size + more)
-    number = op.cast(size, "float32")
+    number = op.number(size)
     return op.add(number, scalar(op, more)) if more else number
 
 
@@ -127,7 +127,7 @@ def positions(surgeon: Surgeon[V], feature: V, layout: FeatureMap) -> V:
     read = len(layout.grid_axes) == len(layout.sides)
     for index, axis in enumerate(layout.grid_axes):
         size = _side(surgeon, layout.sides[index]) if read else op.size(feature, axis)
-        side = scalar(op, float(size)) if isinstance(size, int) else op.cast(size, "float32")
+        side = as_number(op, size)
         total = side if total is None else op.mul(total, side)
     if total is None:
         raise ValueError("a feature map has a grid")

@@ -186,10 +186,15 @@ class OnnxOps:
         return self._node("Gather", a, indices, axis=0)
 
     def equal(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self.cast(self._node("Equal", a, b), "float32")
+        return self._where(self._node("Equal", a, b))
 
     def greater(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self.cast(self._node("Greater", a, b), "float32")
+        return self._where(self._node("Greater", a, b))
+
+    def _where(self, condition: ir.Value) -> ir.Value:
+        """1 or 0. Not by Cast, which keeps its float32 when onnxconverter makes the values around it float16."""
+        one, zero = (self.constant(np.array(number, np.float32)) for number in (1, 0))
+        return self._node("Where", condition, one, zero)
 
     def sigmoid(self, a: ir.Value) -> ir.Value:
         return self._node("Sigmoid", a)
@@ -208,8 +213,7 @@ class OnnxOps:
         return self._node("NonMaxSuppression", boxes, scores, count, *limits)
 
     def mark(self, a: ir.Value, places: ir.Value) -> ir.Value:
-        ones = self._node("Expand", self.constant(np.ones(1, np.float32)), self.size(places, 0))
-        return self._node("ScatterND", a, places, ones)
+        return self._node("ScatterND", a, places, self._ones(self.size(places, 0)))
 
     def cumulative(self, a: ir.Value, axis: int) -> ir.Value:
         return self._node("CumSum", a, self.constant(np.array(axis, np.int64)))
@@ -219,8 +223,7 @@ class OnnxOps:
 
     def numbers(self, count: ir.Value) -> ir.Value:
         # Not by Range: RoiAlign came before it.
-        ones = self._node("Expand", self.constant(np.ones(1, np.float32)), count)
-        return self.reshape(self._node("NonZero", ones), [-1])
+        return self.reshape(self._node("NonZero", self._ones(count)), [-1])
 
     def function(self, name: Function, a: ir.Value) -> ir.Value:
         return self._node(name.capitalize(), a)
@@ -247,6 +250,12 @@ class OnnxOps:
 
     def size(self, a: ir.Value, axis: int) -> ir.Value:
         return self._node("Gather", self._node("Shape", a), self.constant(np.array([axis], np.int64)), axis=0)
+
+    def number(self, size: ir.Value) -> ir.Value:
+        return self.reduce(self._ones(size), "sum", [0])  # not by Cast: see `_where`
+
+    def _ones(self, count: ir.Value) -> ir.Value:
+        return self._node("Expand", self.constant(np.ones(1, np.float32)), count)
 
 
 def _lying(windows: Windows) -> dict[str, Any]:

@@ -247,3 +247,6 @@ class OpenVINOOps:
         shape = self._named(opset.shape_of(a))
         index, zero = self.constant(np.array([axis], np.int64)), self.constant(np.array(0, np.int64))
         return self._named(opset.gather(shape, index, zero))
+
+    def number(self, size: ov.Output) -> ov.Output:
+        return self.cast(size, "float32")

@@ -53,7 +53,7 @@ def _one_over_count(step: Step[Any], axes: Sequence[int]) -> Any:
     op, handle = step.op, step.surgeon.handle(step.node.read(0))
     total = step.number(1.0)
     for axis in axes:
-        total = op.mul(total, op.cast(op.size(handle, axis), "float32"))
+        total = op.mul(total, op.number(op.size(handle, axis)))
     return op.div(step.number(1.0), total)
 
 

@@ -120,7 +120,7 @@ def _numbered(op: Ops[V], best: V) -> _Numbered[V]:
     one = scalar(op, 1.0)
     ones = op.add(op.mul(best, scalar(op, 0.0)), one)
     image, box = (op.sub(op.cumulative(ones, axis), one) for axis in (0, 1))
-    return _Numbered(image, op.add(box, op.mul(image, op.cast(op.size(best, 1), "float32"))))
+    return _Numbered(image, op.add(box, op.mul(image, op.number(op.size(best, 1)))))
 
 
 def _level(
