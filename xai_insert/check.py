@@ -22,6 +22,7 @@ _SEED = 0
 _MOST_POSITIONS, _MANY_POSITIONS, _IMAGE_RANKS = 4, 64, (4, 5)
 _MOST_SECONDS, _BYTES_PER_SECOND = 12.0, 1 << 28
 _BATCH = 2  # where the model leaves it open
+_LOUD = 64  # features of scores that change in steps
 # Another order of summation moves a float32 logit by some 1e-6 of the largest; half precision rounds at 1e-3.
 _OUTPUT_TOLERANCE = 1e-5
 _MAP_TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
@@ -39,11 +40,13 @@ class CheckResult:
             the method has no definition by masking.
         place: how it was proved where the map lies: `blocks` (the model's own answer to changed blocks of the image) or
             `axes` (the rows and columns followed through the graph alone); None if the map's task has no such proof.
+        in_steps: whether the scores change in steps, so that maps were constant on noise.
     """
 
     output_difference: float
     map_difference: float | None
     place: str | None = None
+    in_steps: bool = False
 
 
 def random_feeds(runner: Runner) -> dict[str, Array]:
@@ -153,18 +156,23 @@ def require_varied(maps: Array) -> None:
     Raises:
         CheckFailedError: all are constant, or have a single cell.
     """
-    flat = maps.reshape(*maps.shape[:-2], -1)
-    if flat.shape[-1] == 1:
+    if maps.shape[-2:] == (1, 1):
         raise CheckFailedError(
             "the map has a single cell, so it shows nothing: a pool has taken all of the grid; choose an earlier layer "
             "with --target-layer; nothing was written"
         )
-    if (flat.max(axis=-1) == flat.min(axis=-1)).all():
+    if not is_varied(maps):
         raise CheckFailedError(
             "every map is constant on a random input, so it shows nothing (a maximum over values that are never above "
             "zero, or an untrained head of zeros); try --method hirescam, or another layer with --target-layer; "
             "nothing was written"
         )
+
+
+def is_varied(maps: Array) -> bool:
+    """Whether one of the maps `[..., h, w]` has several values."""
+    flat = maps.reshape(*maps.shape[:-2], -1)
+    return bool((flat.max(axis=-1) != flat.min(axis=-1)).any())
 
 
 def relative_difference(expected: Array, actual: Array) -> float:
@@ -216,6 +224,8 @@ def check_definition(
     logits: Any,
     classes: Any = None,
     known: Sequence[Shape] = (),
+    *,
+    in_steps: bool = False,
 ) -> float:
     """Compare the raw map with masked runs of the model's own head, at a few positions of random features.
 
@@ -226,6 +236,7 @@ def check_definition(
         logits: handle of the class scores.
         classes: handle of the numbers of the classes that have a map; None if all have.
         known: sizes of the features at the size of the image that the model has, where the branch was made for any.
+        in_steps: whether the scores change in steps: features are so loud then that a mean of one cell moves them.
 
     Raises:
         CheckFailedError: the map differs from the definition.
@@ -233,6 +244,8 @@ def check_definition(
     runner = model.between(definition.features, [raw_map, logits, *([] if classes is None else [classes])])
     rng = np.random.default_rng(_SEED)
     features, rest = fed_features(model, definition, runner, known, rng)
+    if in_steps:
+        features = {name: feature * feature.dtype.type(_LOUD) for name, feature in features.items()}
     maps, scores, *chosen = runner.run({**features, **rest})
     if not np.isfinite(scores.astype(np.float64)).all():
         features = {name: np.abs(feature) for name, feature in features.items()}  # some heads want rectified features

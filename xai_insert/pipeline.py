@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xai_insert.check import CheckResult, run_plain
+from xai_insert.check_steps import IN_STEPS
 from xai_insert.errors import (
     AlreadyInsertedError,
     CannotFreeBatchError,
@@ -267,6 +268,8 @@ def _carry_out(
         with stages("check"):
             checked = prove(loaded, plans, branches, options, plain, opened)
     report = _report(loaded, branches[0].plan, options, source, checked)
+    if checked is not None and checked.in_steps:
+        report = replace(report, reason=f"{report.reason}; {IN_STEPS}")
     return replace(report, seconds=stages.seconds, beside=beside(made))
 
 

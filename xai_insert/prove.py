@@ -57,18 +57,20 @@ def prove(
     if options.check_in == "openvino":
         require_same_elsewhere(loaded, random_feeds(runner), plans[0].graph.output_names, outputs)
     del runner  # no two whole models at a time in memory
-    measured, places = list[float | None](), list[str | None]()
+    measured, places, steps = list[float | None](), list[str | None](), list[bool]()
     for item, branch, (maps, is_shown) in zip(plans, branches, shown, strict=True):
-        measured.append(_off_definition(loaded, item, branch, maps, options, opened))
+        off, in_steps = _off_definition(loaded, item, branch, maps, options, opened)
+        measured.append(off)
+        steps.append(in_steps)
         places.append(_place(loaded, item, is_shown=is_shown))
     place = min(places, key=lambda place: place != "axes")  # all of them or none
-    return CheckResult(moved, max(present(measured), default=None), place)
+    return CheckResult(moved, max(present(measured), default=None), place, any(steps))
 
 
 def _off_definition(
     loaded: LoadedModel, item: Planned, branch: Branch, maps: Any, options: Options, opened: Opened | None
-) -> float | None:
-    """How far a map is from its definition, at the sizes that the model had where it is open."""
+) -> tuple[float | None, bool]:
+    """How far a map is from its definition, at the sizes that the model had where it is open; see `_off`."""
     known = item.plan.masking(options)
     masking = known if opened is None else opened.plan.masking(options)
     return _off(loaded, branch, masking, maps, () if known is None else [f.sizes for f in known.features])
@@ -76,16 +78,20 @@ def _off_definition(
 
 def _off(
     loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any, known: Sequence[Shape]
-) -> float | None:
-    """How far a map differs from its definition, at features of known sizes; None if that masks nothing."""
-    found = branch.plan.found
+) -> tuple[float | None, bool]:
+    """How far a map differs from its definition, at features of known sizes; None if that masks nothing.
+
+    And whether its scores change in steps, as far as that made it constant on noise.
+    """
+    found, in_steps = branch.plan.found, False
     if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
-        require_shown(maps, loaded, masking, branch.scores)
+        in_steps = require_shown(maps, loaded, masking, branch)
     if branch.derivatives:
-        return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives)
+        return max(check_derivative(loaded, item, branch.classes) for item in branch.derivatives), in_steps
     if masking is None:
-        return None
-    return check_definition(loaded, masking, branch.raw, branch.scores, branch.classes, known)
+        return None, in_steps
+    handles = branch.raw, branch.scores, branch.classes
+    return check_definition(loaded, masking, *handles, known, in_steps=in_steps), in_steps
 
 
 def _is_shown(item: Planned, runner: Runner, outputs: Sequence[Any], index: int) -> bool:

@@ -280,15 +280,37 @@ def test_learners_behind_features(kind):
     assert np.ptp(found["saliency_map"]) > 0
 
 
-def test_learners_of_which_one_cell_passes_no_threshold():
-    """Scores in steps: a mean of one cell lies below every threshold, and the words say so instead of a dead head."""
+def steps(thresholds, *, is_relative=False):
+    """One tree behind the mean of a map; or behind how large it is beside the maximum."""
     op, attributes = KINDS["tree"]
     n = Net(15)
     x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
-    far = {**attributes, "nodes_values": [0.9, 0.8, 0.95, 0.0, 0.0, 0.0, 0.0]}
-    n(op, n("Flatten", n("GlobalAveragePool", x)), domain="ai.onnx.ml", outputs=["label", "scores"], **far)
+    pooled = n("GlobalAveragePool", x)
+    pooled = n("Div", pooled, n("Add", n("GlobalMaxPool", x), n.const(np.float32(1e-6)))) if is_relative else pooled
+    far = {**attributes, "nodes_values": [*thresholds, 0.0, 0.0, 0.0, 0.0]}
+    n(op, n("Flatten", pooled), domain="ai.onnx.ml", outputs=["label", "scores"], **far)
     model = n.model("scores", classes=2)
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return model
+
+
+def test_learners_of_which_one_cell_passes_thresholds_in_loud_images():
+    """Scores in steps: in noise a mean of one cell lies below every threshold, in images of 0 to 255 it does not."""
+    model = steps([0.9, 0.8, 0.95])
+    result = insert(model, RAW)
+    assert result.report.map_difference == 0
+    assert "the scores change in steps" in result.report.reason
+    parts = oracle.Parts(model, result.report.target["name"], "scores")
+    for loudness in (1, 64):
+        image = loudness * images()
+        maps = oracle.run(result.model, image)["saliency_map"]
+        np.testing.assert_array_equal(maps, parts.definition(image, (2, 3)).reshape(maps.shape))
+        assert (np.ptp(maps, axis=(2, 3)) > 0).all() == (loudness > 1)
+
+
+def test_learners_of_which_one_cell_passes_no_threshold():
+    """One cell of sixteen gives a sixteenth of its maximum in any image, and the words say so, not of a dead head."""
+    model = steps([0.2, 0.25, 0.15], is_relative=True)
     with pytest.raises(CheckFailedError, match=r"scores change in steps.*--method activation-map"):
         insert(model, RAW)
     assert insert(model, Options(method="activation-map")).report.output_difference == 0
