@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xai_insert.check import CheckResult, check_definition, check_outputs, random_feeds, run_random
+from xai_insert.check_batch import require_own_maps
 from xai_insert.check_derivative import check_derivative
 from xai_insert.check_map import map_shows_place
 from xai_insert.check_place import places_of
@@ -13,6 +14,7 @@ from xai_insert.check_runtimes import require_same_elsewhere
 from xai_insert.check_steps import require_shown
 from xai_insert.check_time import require_times
 from xai_insert.errors import MisplacedMapError
+from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel, Runner
 from xai_insert.graph.items import present
 from xai_insert.graph.view import Shape
@@ -21,6 +23,8 @@ from xai_insert.opening import Opened
 from xai_insert.options import Options
 from xai_insert.several import Planned
 from xai_insert.tasks.plan import Branch, Masking
+
+_DETECTION = "detection"  # as `xai_insert.tasks.known.detection` calls it, which takes long to import
 
 
 def prove(
@@ -54,6 +58,8 @@ def prove(
     for item, branch in zip(plans, branches, strict=True):
         shown.append((outputs[first], _is_shown(item, runner, outputs, first)))
         first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
+    if any(_may_mix_images(branch, options) for branch in branches):
+        require_own_maps(loaded, plans[0].graph, runner, random_feeds(runner), outputs)
     if options.check_in == "openvino":
         require_same_elsewhere(loaded, random_feeds(runner), plans[0].graph.output_names, outputs)
     del runner  # no two whole models at a time in memory
@@ -65,6 +71,12 @@ def prove(
         places.append(_place(loaded, item, is_shown=is_shown))
     place = min(places, key=lambda place: place != "axes")  # all of them or none
     return CheckResult(moved, max(present(measured), default=None), place, any(steps))
+
+
+def _may_mix_images(branch: Branch, options: Options) -> bool:
+    """Whether two images are still to be run: no definition is, and there is more than scores of each location."""
+    is_of_locations = branch.plan.form is Form.SCORES and branch.plan.found.task == _DETECTION
+    return branch.plan.masking(options) is None and (bool(branch.outputs) or not is_of_locations)
 
 
 def _off_definition(
