@@ -489,7 +489,7 @@ def test_of_two_lists_of_boxes_the_output_chooses():
         lists.append(net.op("Concat", boxes, net.op("Sigmoid", net.rows(heads[-1])), axis=2))
     net.boxes = lists[0]
     model = net.model(lists[1])
-    with pytest.raises(AmbiguousModelError, match="if they feed outputs of their own, say which: --output NAME"):
+    with pytest.raises(AmbiguousModelError, match="if they feed outputs of their own, with --output NAME"):
         insert(model)
     for head, output in zip(heads, lists, strict=True):
         require_definition(model, head, 1, 3, output=output)

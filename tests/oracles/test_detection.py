@@ -55,7 +55,7 @@ def joint(table, coordinates, columns=None):
     boxes = {channel: [here.pop(channel)] for line in table for k, channel in line.items() if k in coordinates}
     there = {channel: element for channel, element in there.items() if channel in here}
     return Joint(
-        here, there, boxes, boxes, (), lambda channel: frozenset(() if columns is None else [columns(channel)])
+        here, there, {}, boxes, boxes, (), lambda channel: frozenset(() if columns is None else [columns(channel)])
     )
 
 

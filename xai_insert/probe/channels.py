@@ -12,7 +12,8 @@ Moves = Mapping[int, Element]
 """The element of one value that rises with each channel, all at one location."""
 
 _BOX = 4
-_MOST_BINS = 18  # for each side of a box; published detectors have 8 to 17
+_FEWEST_BINS, _MOST_BINS = 8, 18  # for each side of a box; published detectors have 8 to 17
+_MOST_ANCHORS = 9  # of a place, three shapes in three sizes, as no detector has bins
 
 
 def samples(channels: int) -> list[int]:
@@ -177,9 +178,14 @@ def _by_width(width: int, others: Sequence[int]) -> Channels | None:
     anchors = fits[0] // _BOX
     if width == anchors:  # objectness or centerness, or no detector: a depth beside four other maps
         return None
-    if _may_be_boxes(width, fits[0]):
+    if _may_be_boxes(width, fits[0]) or may_be_bins(anchors):
         return None
     return Channels(0, width // anchors, anchors, width // anchors)
+
+
+def may_be_bins(count: int) -> bool:
+    """Whether so many numbers for each side of a box may be its bins, and not those of as many boxes."""
+    return count >= _FEWEST_BINS and count != _MOST_ANCHORS
 
 
 def _may_be_boxes(width: int, classes: int) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from xai_insert.errors import AmbiguousModelError, TargetNotFoundError
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import activations
-from xai_insert.graph.items import only, present
+from xai_insert.graph.items import only
 from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.affine import affine_behind
@@ -18,10 +18,9 @@ from xai_insert.locate.frontier import Head, find_heads, finished, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.observed import observed_values
 from xai_insert.locate.outputs import are_masks, query_boxes
-from xai_insert.probe.channels import Element, columns_of, moved_by_all, resolve, samples
 from xai_insert.probe.columns import with_columns
-from xai_insert.probe.heads import HeadProbe
 from xai_insert.probe.orders import Orders
+from xai_insert.probe.other_rows import alike_but_for_rows, are_in_other_rows
 from xai_insert.probe.rivals import (
     Watched,
     are_beside,
@@ -90,6 +89,11 @@ class _Search(Orders):
                 f"; of the {count} scores behind each box the first is taken for objectness, as where one layer gives "
                 f"several boxes: if it is a class, say so with --num-classes {count}"
             )
+        for order in [self.several_boxes[item.index] for item in scoring if item.index in self.several_boxes][:1]:
+            told += (
+                f"; {_BOX * order.anchors} channels beside are taken for {order.anchors} boxes of each place: if they "
+                f"are bins of one, say so with --num-classes {order.anchors * order.classes}"
+            )
         for rest in [self.passed_over[item.index] for item in scoring if item.index in self.passed_over][:1]:
             told += f"; {rest.head.value.name!r} scores each box too, and its output stands behind"
         return told
@@ -125,26 +129,15 @@ class _Search(Orders):
             return list(items[:1])
         several = self._several(items)  # one class for each anchor beside more of them is an objectness
         items = several or [item for item in items if item.is_class] or items
-        if len(items) < 2 or self._are_anchors(items):
+        if len(items) < 2 or are_in_other_rows(self, items):
             return list(items)
         if several or len({item.head.channels for item in items}) > 1:
             raise refuse_rivals(items)
-        alike = self._alike(items)
+        alike = alike_but_for_rows(self, items)
         best = alike[0][0]
         for item, *_ in alike[1:]:
             best = self._joined([item, best], before) or self._better(item, best)
         return next(group for group in alike if group[0] is best)
-
-    def _alike(self, items: Sequence[Watched]) -> list[list[Watched]]:
-        """Heads that score other rows of one value, as two levels of one size do, together."""
-        groups = list[list[Watched]]()
-        for item in items:
-            group = next((group for group in groups if self._are_anchors([group[0], item])), None)
-            if group is None:
-                groups.append([item])
-            else:
-                group.append(item)
-        return groups
 
     def _several(self, items: Sequence[Watched]) -> list[Watched]:
         """The heads that have several classes, beside which one of one class for each anchor is an objectness.
@@ -169,46 +162,6 @@ class _Search(Orders):
             item for item, own in zip(items, (one - other, other - one), strict=True) if any(map(own.__and__, known))
         ]
         return only(found)
-
-    def _are_anchors(self, items: Sequence[Watched]) -> bool:
-        """Whether heads score the same classes in other rows of one value: more anchors of one level."""
-        ends = {index for item in items for index in item.moved()}
-        if len({item.head.channel_axis for item in items}) > 1 or not ends:
-            return False
-        single = {item.index for item in items if (order := self.layout(item)) is not None and order.classes == 1}
-        for probe, count in self._probes(items, self.observed[min(ends)].value):
-            for index in range(count):
-                found = [self._rows_of(probe, item, index, is_single=item.index in single) for item in items]
-                orders = present(found)
-                if len(orders) == len(found):
-                    return _are_in_other_rows(orders)
-        return False
-
-    def _probes(self, items: Sequence[Watched], end: Value) -> Iterator[tuple[HeadProbe, int]]:
-        """Probes that see what heads move, and how many values: the search's own, and one of what leads to `end`."""
-        yield self.probe, len(self.observed)
-        if arranged := self.arranged([item.head for item in items], end):
-            yield HeadProbe(self.loaded, self.heads, arranged), len(arranged)
-
-    def _rows_of(
-        self, probe: HeadProbe, item: Watched, index: int, *, is_single: bool
-    ) -> tuple[tuple[Element, int], frozenset[Element]] | None:
-        """Columns of the classes and elements that a head's channels move in one value; None if it does not tell."""
-        cells = probe.cells(item.index)
-        chosen = item.like_classes if probe is self.probe else samples(item.head.channels)
-        if len(cells) == 1 or not chosen:
-            return None
-        rises = ({channel: probe.rises(item.index, channel, cell) for channel in chosen} for cell in cells)
-        seen = moved_by_all(next(rises), chosen, next(rises), index)
-        if seen is None:
-            return None
-        here, there = seen
-        channels = item.head.channels
-        order = Channels(0, 1, channels, 1) if is_single else resolve(here, there, channels)
-        columns = columns_of(here, there)
-        if order is None or not _are_of_classes(columns, is_single=is_single):
-            return None
-        return (min(columns), order.classes), frozenset(here.values())
 
     def _better(self, one: Watched, other: Watched) -> Watched:
         """Of heads of one class that which reads neither boxes, as their quality does, nor their feature, as a gate."""
@@ -386,15 +339,3 @@ def _finished(graph: Graph, level: ClassLevel) -> ClassLevel:
     more = tuple(_finished(graph, other) for other in level.more)
     head = finished(graph, level.head)
     return replace(level, head=head, more=more, affine=affine_behind(head.value, level.channels.classes))
-
-
-def _are_in_other_rows(orders: Sequence[tuple[tuple[Element, int], frozenset[Element]]]) -> bool:
-    """Whether heads move the same columns, each in rows of its own."""
-    columns, rows = {columns for columns, _ in orders}, [rows for _, rows in orders]
-    return len(columns) == 1 and len(frozenset().union(*rows)) == sum(map(len, rows))
-
-
-def _are_of_classes(columns: set[Element], *, is_single: bool) -> bool:
-    """Whether columns are those of several classes, one each; of a single class, that or none."""
-    widths = {len(column) for column in columns}
-    return widths <= {0, 1} if is_single else widths == {1} and len(columns) > 1

@@ -25,6 +25,7 @@ class Joint:
     Attributes:
         scores: the one element that rises with each channel that acts like a class.
         there: the same at another location, for at least one of them.
+        tied: everything that each of these channels moves, as all scores of a softmax.
         others: everything that each of the other channels moves.
         raised: what of it rises.
         sizes: of the value; empty where they may be anything.
@@ -34,6 +35,7 @@ class Joint:
 
     scores: Moves
     there: Moves
+    tied: Mapping[int, Sequence[Element]]
     others: Mapping[int, Sequence[Element]]
     raised: Mapping[int, Sequence[Element]]
     sizes: Shape
@@ -155,7 +157,16 @@ class _Rows:
             return sorted(several[0]), 0
         if len(scores) in (width, num_classes):
             return scores, 0
-        return _Scores(self._runs(scores), box, self._is_plain(box), len(self.rows)).classes(num_classes)
+        runs = self._runs(scores)
+        if len(runs) == 1 and self._are_tied(runs[0]):
+            return runs[0], 0
+        return _Scores(runs, box, self._is_plain(box), len(self.rows)).classes(num_classes)
+
+    def _are_tied(self, run: Sequence[int]) -> bool:
+        """Whether a softmax runs over all of several scores: the first is no objectness."""
+        row = min(self.rows)
+        places = {self._apart(element) for element in self.joint.tied.get(self._first[run[-1]][0], ())}
+        return len(run) > 1 and (row, run[0]) in places
 
     def _box(self, width: int | None) -> range | None:
         """The four columns of coordinates; some of them may look like scores. Empty if there are none.

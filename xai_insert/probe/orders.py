@@ -15,18 +15,17 @@ from xai_insert.locate.frontier import Head
 from xai_insert.locate.observed import Observed, reshapes_between
 from xai_insert.probe.channels import (
     Moves,
-    anchor_stride,
     moved,
     moved_by_all,
     readings,
     resolve,
     resolve_column,
-    resolve_raw,
     samples,
 )
 from xai_insert.probe.coordinates import without_coordinates
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 from xai_insert.probe.joint import Joint, read_joint
+from xai_insert.probe.map_scores import of_maps
 from xai_insert.probe.rivals import Watched, elements_in, elements_of, sets_background_apart, with_background
 
 _ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
@@ -62,6 +61,7 @@ class Orders:
         watched = [self._watch(index, head) for index, head in enumerate(heads)]
         self.watched = without_coordinates(watched, self.probe)
         self.assumed: dict[int, int] = {}
+        self.several_boxes: dict[int, Channels] = {}
         self.passed_over: dict[int, Watched] = {}
         self.doubts: dict[int, AmbiguousModelError] = {}
         self._known: dict[int, Channels | None] = {}
@@ -92,10 +92,25 @@ class Orders:
                 self._known[item.index] = self._joint(item)
             return self._known[item.index]
         found = self._told(item)
+        if found is not None and found.anchors == 1 and not item.has_tokens:
+            return self._beside_raw_boxes(item, found)
         if found is None or found.anchors == 1 or not item.has_tokens:
             return found
         is_said = found.anchors in self._boxes(item).get(True, set())
         return found if is_said else Channels(0, item.head.channels, 1, item.head.channels)
+
+    def _beside_raw_boxes(self, item: Watched, order: Channels) -> Channels:
+        """The order of scores that are given as maps: where boxes are given as they are, their widths tell anchors."""
+        if self.is_listed(item) or self._boxes(item):
+            return order
+        try:
+            found = of_maps(item, order, self.rivals(item), self.raw_orders(item), self.num_classes)
+        except AmbiguousModelError as err:
+            self.doubts[item.index] = err
+            return order
+        if found != order and self.num_classes is None:
+            self.several_boxes[item.index] = found
+        return found
 
     def _told(self, item: Watched) -> Channels | None:
         channels = item.head.channels
@@ -184,7 +199,8 @@ class Orders:
         }
         others = {channel: elements_in(response.touched[index]) for channel, response in beside.items()}
         raised = {channel: elements_in(response.raised[index]) for channel, response in beside.items()}
-        joint = Joint(scores, there, others, raised, value.sizes, self._ways(item, value), self.is_boxed(item))
+        tied = {channel: elements_in(responses[channel].touched[index]) for channel in scores}
+        joint = Joint(scores, there, tied, others, raised, value.sizes, self._ways(item, value), self.is_boxed(item))
         told = read_joint(joint, item.head.channels, self.num_classes)
         if told is None:
             return None
@@ -231,7 +247,7 @@ class Orders:
 
     def raw_orders(self, item: Watched) -> list[Channels]:
         """The orders that fit an undecoded head, as far as a reshape sets anchors apart."""
-        return next((readings(*moves, item.head.channels) for moves in self._raw_moves(item)), [])
+        return next((readings(*moves, item.head.channels) for moves in self.raw_moves(item)), [])
 
     def _without_boxes(self, item: Watched) -> set[int]:
         """The values in which a head that gives boxes as well moves scores alone; the widest of them."""
@@ -243,37 +259,16 @@ class Orders:
         alone = {index: len(elements) for index, elements in counts.items() if index not in boxes}
         return {index for index, count in alone.items() if count == max(alone.values())}
 
-    def raw_layout(self, item: Watched) -> Channels | None:
-        """The order of the only head of its grid, which is an output but for a reshape."""
-        if self.rivals(item):
-            return None
-        return next((resolve_raw(*moves, item.head.channels) for moves in self._raw_moves(item)), None)
-
-    def single_class(self, item: Watched) -> Channels | None:
-        """The order of a head with one channel for each anchor, beside a single other one with a box and more."""
-        rivals = self.rivals(item)
-        strides = [
-            stride
-            for head in (item, *rivals)
-            for moves in self._raw_moves(head)
-            if (stride := anchor_stride(*moves, head.head.channels)) is not None
-        ]
-        if len(rivals) != 1 or len(strides) != 2 or strides[0] != 1 or strides[1] < _BOX:
-            return None
-        if item.head.channels == 1 and not self.is_listed(item):
-            return None  # maps of one and of four channels need not be score and box
-        anchors = item.head.channels
-        return Channels(0, 1, anchors, 1) if rivals[0].head.channels == anchors * strides[1] else None
-
     def is_listed(self, item: Watched) -> bool:
         """Whether an output has the locations of a head in one axis, as rows of a detector are."""
         return any(len(element) < 4 for response in item.responses.values() for element in response.elements.values())
 
     def rivals(self, item: Watched) -> list[Watched]:
+        """The other heads of its grid."""
         grid = self.probe.grid(item.index)
         return [other for other in self.watched if other is not item and self.probe.grid(other.index) == grid]
 
-    def _raw_moves(self, item: Watched) -> Iterator[tuple[Moves, Moves]]:
+    def raw_moves(self, item: Watched) -> Iterator[tuple[Moves, Moves]]:
         """What the channels move at two locations, in the first value that they all move; nothing if there is none."""
         cells = self.probe.cells(item.index)
         if len(cells) == 1:

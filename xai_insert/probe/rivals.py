@@ -242,10 +242,10 @@ def _is_side_by_side(node: Node, parts: Sequence[Watched], watched: Sequence[Wat
 def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
     """The error for heads that fit equally well."""
     *others, last = (item.head.value.describe() for item in items)
-    told = "; say which, with --num-classes, a background counted"
-    advice = told if len({item.head.channels for item in items}) > 1 else ""
+    ways = ["with --num-classes, a background counted"] if len({item.head.channels for item in items}) > 1 else []
     if all(not one.touched() & other.touched() for one, other in combinations(items, 2)):
-        advice = "; if they feed outputs of their own, say which: --output NAME"
+        ways.append("if they feed outputs of their own, with --output NAME")
+    advice = f"; say which, {', or, '.join(ways)}" if ways else ""
     return AmbiguousModelError(f"two heads could hold the class scores: {', '.join(others)} and {last}{advice}")
 
 

@@ -13,7 +13,7 @@ from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.observed import Observed
 from xai_insert.locate.outputs import likely_task
-from xai_insert.probe.channels import fused_by_width, of_width, raw_channels, with_several
+from xai_insert.probe.channels import anchor_stride, fused_by_width, of_width, raw_channels, resolve_raw, with_several
 from xai_insert.probe.orders import Orders
 from xai_insert.probe.rivals import Watched
 
@@ -141,13 +141,37 @@ def _raw_orders(
     """Orders of undecoded heads, by the first that tells: decoded boxes, a single class, outputs, widths, a reshape."""
     found = with_several(_orders(raw, search.beside_boxes), num_classes)
     if not found and num_classes in (None, 1):
-        found = _orders(raw, search.single_class)
+        found = _orders(raw, lambda item: _single_class(search, item))
     found = found or _by_outputs(search, raw, num_classes) or _by_widths(search, raw, widths, num_classes)
     if num_classes is not None:
         return found
     if [order.anchors for order in found.values()] == [1] and _are_maps(search, raw):
         found = {}  # two maps of one size, one of them of four channels: not only detectors have them
-    return found or _orders(raw, search.raw_layout)
+    return found or _orders(raw, lambda item: _alone(search, item))
+
+
+def _alone(search: Orders, item: Watched) -> Channels | None:
+    """The order of the only head of its grid, which is an output but for a reshape."""
+    if search.rivals(item):
+        return None
+    return next((resolve_raw(*moves, item.head.channels) for moves in search.raw_moves(item)), None)
+
+
+def _single_class(search: Orders, item: Watched) -> Channels | None:
+    """The order of a head with one channel for each anchor, beside a single other one with a box and more."""
+    rivals = search.rivals(item)
+    strides = [
+        stride
+        for head in (item, *rivals)
+        for moves in search.raw_moves(head)
+        if (stride := anchor_stride(*moves, head.head.channels)) is not None
+    ]
+    if len(rivals) != 1 or len(strides) != 2 or strides[0] != 1 or strides[1] < _BOX:
+        return None
+    if item.head.channels == 1 and not search.is_listed(item):
+        return None  # maps of one and of four channels need not be score and box
+    anchors = item.head.channels
+    return Channels(0, 1, anchors, 1) if rivals[0].head.channels == anchors * strides[1] else None
 
 
 def _are_maps(search: Orders, raw: Sequence[Watched]) -> bool:
