@@ -147,6 +147,8 @@ def raw_channels(
     anchors, rest = divmod(width, num_classes)
     if rest or not any(_may_hold_boxes(other, anchors) for other in others):
         return None
+    if width == _BOX and num_classes + 1 in others:  # which may have the classes and a background
+        return None
     return Channels(0, num_classes, anchors, num_classes)
 
 
