@@ -5,7 +5,7 @@ import pytest
 
 from model_zoo_fixtures.testbed import models, oracle
 from model_zoo_fixtures.testbed.detection_oracle import definition
-from tests.nets.test_detector_columns import SIDE, Small, run
+from model_zoo_fixtures.testbed.small_detectors import SIDE, Small, run
 from xai_insert import Options, insert
 from xai_insert.errors import AmbiguousModelError
 

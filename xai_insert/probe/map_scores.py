@@ -28,15 +28,10 @@ def of_maps(
         AmbiguousModelError: its channels may be classes of one box, whose sides have bins, or of several boxes.
     """
     width = item.head.channels
-    boxes = [other.head.channels for other in beside if other.is_raw and other.head.channels % _BOX == 0]
-    counts = {count for count in (size // _BOX for size in boxes) if count > 1 and width % count == 0}
-    if num_classes is not None:
-        counts &= {width // num_classes} if width % num_classes == 0 else set()
-    if not counts or any(other.is_class and other.head.channels == 1 for other in beside):
-        return order
+    counts = _counts(width, beside, num_classes)
     told = [found for found in seen if found.anchors in counts and found.anchors * found.classes == width]
-    if len(told) == 1:
-        return told[0]
+    if not counts or len(told) == 1:
+        return told[0] if counts else order
     count = min(counts)
     if num_classes is not None or (len(counts) == 1 and count < width and not may_be_bins(count)):
         return Channels(0, width // count, count, width // count)
@@ -44,3 +39,14 @@ def of_maps(
         f"{item.head.value.describe()} scores {width} classes of one box of each place, whose sides have {count} "
         f"bins, or {width // count} of {count} boxes; say which: --num-classes {width} or {width // count}"
     )
+
+
+def _counts(width: int, beside: Sequence[Watched], num_classes: int | None) -> set[int]:
+    """How many boxes of a place, more than one, so many scores and the raw numbers beside them may be of."""
+    if any(other.is_class and other.head.channels == 1 for other in beside):  # an objectness, of one box
+        return set()
+    boxes = {other.head.channels // _BOX for other in beside if other.is_raw and other.head.channels % _BOX == 0}
+    counts = {count for count in boxes if count > 1 and width % count == 0}
+    if num_classes is None:
+        return counts
+    return counts & {width // num_classes} if width % num_classes == 0 else set()
