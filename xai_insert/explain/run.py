@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,14 +18,14 @@ from xai_insert.explain import files, page
 from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
 from xai_insert.explain.explained import Explained, Instance, Prediction
-from xai_insert.explain.feed import Feeder
 from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.picture import Look, canvas, caption, draw, legend
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.runtime import Engine, threads_for
+from xai_insert.explain.ready import ReadyToRun
+from xai_insert.explain.runtime import threads_for
 from xai_insert.explain.scale import Scaled, ScaleName, scaled
 from xai_insert.explain.sharing import alone_in
 from xai_insert.files import sweep
@@ -52,25 +52,6 @@ class DrawOptions:
     scale: ScaleName = "shared"
     raw: RawKind = "png"
     overwrite: bool = False
-
-
-class Model(Protocol):
-    """A model that is ready to run: a classifier, or one that finds objects."""
-
-    @property
-    def engine(self) -> Engine:
-        """The compiled model."""
-
-    @property
-    def settings(self) -> Sequence[object]:
-        """What its results depend on, besides the model."""
-
-    @property
-    def feeder(self) -> Feeder:
-        """Makes its input."""
-
-    def explain(self, image: Image) -> Explained:
-        """Run on one image, uint8 RGB `[H, W, 3]`; called from several threads."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +105,7 @@ class FolderRun:
 
     def __init__(
         self,
-        model: Model,
+        model: ReadyToRun,
         output: Path,
         options: DrawOptions,
         identity: Sequence[Any] = (),

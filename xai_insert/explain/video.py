@@ -22,7 +22,8 @@ from xai_insert.explain.errors import ImageFileError, RunError
 from xai_insert.explain.explained import Explained
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.picture import Rectangle, canvas, caption, draw
-from xai_insert.explain.run import ALL_CLASSES, DrawOptions, Model
+from xai_insert.explain.ready import ReadyToRun
+from xai_insert.explain.run import ALL_CLASSES, DrawOptions
 from xai_insert.explain.scale import scaled
 
 SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
@@ -55,7 +56,7 @@ def split(given: Sequence[Path]) -> tuple[list[Video], list[Path]]:
     return videos, rest
 
 
-def explain_video(video: Video, output: Path, model: Model, options: DrawOptions, most: int | None = None) -> Path:
+def explain_video(video: Video, output: Path, model: ReadyToRun, options: DrawOptions, most: int | None = None) -> Path:
     """Draw the map of the best chosen class on every frame, with the objects of that class.
 
     A model of clips sees the frames in groups, and each frame gets the map of its own time.
@@ -138,7 +139,7 @@ def _frames(source: cv2.VideoCapture, most: int | None) -> Iterator[Image]:
 
 
 def _pictures(
-    frames: Iterator[Image], model: Model, options: DrawOptions, rectangle: Rectangle | None
+    frames: Iterator[Image], model: ReadyToRun, options: DrawOptions, rectangle: Rectangle | None
 ) -> Iterator[Image]:
     count = model.feeder.frames
     if count is None:
@@ -150,7 +151,9 @@ def _pictures(
         yield _picture(canvas(frame), found, options, rectangle)
 
 
-def _drawn(frames: Iterator[Image], model: Model, options: DrawOptions, rectangle: Rectangle | None) -> Iterator[Image]:
+def _drawn(
+    frames: Iterator[Image], model: ReadyToRun, options: DrawOptions, rectangle: Rectangle | None
+) -> Iterator[Image]:
     """Explain several frames side by side, in order, with a bounded number of them in memory."""
 
     def one(frame: Image) -> Image:

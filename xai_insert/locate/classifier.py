@@ -39,7 +39,7 @@ class Wanted(Enum):
 
 
 @dataclass(frozen=True)
-class Classifier:
+class ClassifierParts:
     """What was found in a classifier.
 
     Attributes:
@@ -70,7 +70,7 @@ class Classifier:
 
 def locate_classifier(
     graph: Graph, options: Options, wanted: Wanted = Wanted.ANY, logits: Logits | None = None
-) -> Classifier:
+) -> ClassifierParts:
     """Find logits, feature map and head of a classifier.
 
     Args:
@@ -136,7 +136,7 @@ class _Head:
 
     def map_of(self, value: Value) -> FeatureMap | None:
         """A value as a map, of tokens with others beside its grid too, or with the images behind them."""
-        return self.places.map_of(value, others=True) or self.places.tokens_of(value)
+        return self.places.any_map_of(value)
 
     def pool(self) -> tuple[Readout, FeatureMap] | None:
         """The attention pool that ends the grid."""
@@ -150,10 +150,10 @@ class _Head:
             return entry
         return normed(self.graph, self.images, self.logits.value, entry, self.places)
 
-    def found(self, target: FeatureMap, obstacle: str | None = None, readout: Readout | None = None) -> Classifier:
-        return Classifier(self.logits, target, _pooled(self.cuts, self.gone), self.ends, obstacle, readout)
+    def found(self, target: FeatureMap, obstacle: str | None = None, readout: Readout | None = None) -> ClassifierParts:
+        return ClassifierParts(self.logits, target, _pooled(self.cuts, self.gone), self.ends, obstacle, readout)
 
-    def masked(self, target: FeatureMap, streams: tuple[FeatureMap, ...] = ()) -> Classifier:
+    def masked(self, target: FeatureMap, streams: tuple[FeatureMap, ...] = ()) -> ClassifierParts:
         """What is found where one mask covers a map and those beside it."""
         if not streams:
             return self.found(target, closed_ends(self.graph, self.ends, target, self.places))
@@ -163,7 +163,7 @@ class _Head:
 
 def _located(
     graph: Graph, options: Options, wanted: Wanted, images: list[Value], logits: Logits, places: Places
-) -> Classifier:
+) -> ClassifierParts:
     cuts = cut_values(graph, images, logits.value)
     gone = first_without_place(cuts, places)
     ends = tuple(grid_ends(gone, activations(graph, images), places))
@@ -191,7 +191,7 @@ def _asked_for(head: _Head, name: str, wanted: Wanted) -> FeatureMap:
     return head.normed(target) if wanted is Wanted.DERIVATIVE and reads_last else target
 
 
-def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> Classifier:
+def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> ClassifierParts:
     """What is found of a head that reads tokens."""
     graph, images = head.graph, head.images
     read = locate_readout(graph, images, head.logits.value, head.ends, head.places, options.block or 1)
@@ -364,7 +364,7 @@ def usable_layers(graph: Graph, options: Options) -> list[FeatureMap]:
 
 def _usable(before: Sequence[Value], places: Places) -> list[FeatureMap]:
     made = [value for value in before if value.producer is not None]
-    found = (places.map_of(value, others=True) or places.tokens_of(value) for value in made)
+    found = (places.any_map_of(value) for value in made)
     return [feature for feature in found if feature is not None]
 
 

@@ -52,7 +52,7 @@ def token_levels(places: Places, tokens: Value, axis: int) -> tuple[Level, ...]:
 
 def coarsest_map(places: Places, value: Value) -> FeatureMap | None:
     """A value as a feature map; of several levels that were joined to one list of tokens the coarsest."""
-    found = places.map_of(value, others=True) or places.tokens_of(value)
+    found = places.any_map_of(value)
     if found is not None or value.rank != 3 or not places.of_images(value):
         return found
     sized = _sized(places.parts_of(value, 1) or [])

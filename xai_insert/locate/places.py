@@ -189,11 +189,16 @@ class Places:
             return None
         return FeatureMap(value, channels[0], place.axes, place.grid, place.prefix or 0, self.frame_of(place), sides)
 
+    def any_map_of(self, value: Value) -> FeatureMap | None:
+        """A value as a map, of tokens with others beside its grid too, or with the images behind them."""
+        return self.map_of(value, others=True) or self._tokens_before_images(value)
+
     def tokens_of(self, value: Value) -> FeatureMap | None:
         """A value of three axes as a list of tokens, `[B, T, D]` or `[T, B, D]`; None if it is none."""
-        found = self.map_of(value, others=True)
-        if found is not None:
-            return found if found.grid_axes == (1,) and value.rank == 3 else None
+        found = self.any_map_of(value) if value.rank == 3 else None
+        return found if found is not None and found.grid_axes in ((0,), (1,)) else None
+
+    def _tokens_before_images(self, value: Value) -> FeatureMap | None:
         place = self._before_images(value)
         if place is None or place.axes != (0,) or None in (place.prefix, place.suffix):
             return None

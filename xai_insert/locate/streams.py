@@ -63,7 +63,7 @@ def normed(graph: Graph, images: Sequence[Value], logits: Value, entry: FeatureM
     attended = groups[-1][1] if groups else entry.value
     is_of_entry = attended is not entry.value and attended in behind and attended.shape == entry.value.shape
     for value in [attended] if is_of_entry else _norms_of(entry.value):
-        found = places.map_of(value, others=True) or places.tokens_of(value)
+        found = places.any_map_of(value)
         attends = any(map(_attends, region(graph, [value], [logits])))
         if attends and found is not None and found.grid == entry.grid:
             return found

@@ -68,6 +68,11 @@ class Readout:
         return int(self.token_axis == 0)
 
     @property
+    def beside(self) -> tuple[int, ...]:
+        """A size of 1 for each axis behind that of the tokens: those of weights of tokens."""
+        return (1,) * (self.masked[0].axis_count - 1 - self.token_axis)
+
+    @property
     def dtype(self) -> str:
         return self.masked[0].dtype
 

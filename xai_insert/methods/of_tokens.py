@@ -125,8 +125,7 @@ class TokensPlan(MaskedPlan):
         weights = patch_weights(
             fixed(target.grid), readout.prefix, self.kernel, readout.tokens, times_last=target.frame.times_last
         )
-        beside = (1,) * (len(readout.masked[0].sizes) - 1 - readout.token_axis)
-        return Masking(self.masked(), lambda _, position: weights[position].reshape(-1, *beside), self.read)
+        return Masking(self.masked(), lambda _, position: weights[position].reshape(-1, *readout.beside), self.read)
 
 
 def tokens_plan(study: Study, found: FoundClassifier, method: str, readout: Readout, kernel: Kernel) -> MaskedPlan:

@@ -363,8 +363,7 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, at_once: 
     if None in vit.target.grid:
         return _one_by_one(surgeon, graph, vit, features)
     rows, columns = kernel_factors(fixed(vit.target.grid), vit.kernel, times_last=vit.target.frame.times_last)
-    beside = (1,) * (len(features[0].sizes) - 1 - vit.readout.token_axis)
-    masks = Masks(rows, columns, (vit.readout.tokens, *beside), vit.readout.prefix)
+    masks = Masks(rows, columns, (vit.readout.tokens, *vit.readout.beside), vit.readout.prefix)
     maps = run_masks(surgeon, graph, features, masks, vit.logits, at_once)
     return surgeon.ops.reshape(maps, [-1, class_count(vit.logits), *fixed(vit.target.grid)])
 
@@ -372,12 +371,12 @@ def masked_vit_runs(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, at_once: 
 def _one_by_one(surgeon: Surgeon[V], graph: Graph, vit: VitTarget, features: Sequence[Value]) -> V:
     op, logits, classes = surgeon.ops, vit.logits, class_count(vit.logits)
     nodes, counts = region(graph, features, [logits]), token_counts(surgeon, vit.target, vit.behind)
-    before, behind = [1] * vit.readout.token_axis, [1] * (len(features[0].sizes) - 1 - vit.readout.token_axis)
+    sizes = (*[1] * vit.readout.token_axis, -1, *vit.readout.beside)
 
     def body(run: V) -> V:
         own = token_counts(surgeon, vit.target, vit.behind)  # a loop reads values of the model, none of the branch
         mask = weights_of_one(surgeon.ops, own, vit.kernel, run)
-        return scores_of_run(surgeon, features, nodes, 1, logits, surgeon.ops.reshape(mask, [*before, -1, *behind]))
+        return scores_of_run(surgeon, features, nodes, 1, logits, surgeon.ops.reshape(mask, sizes))
 
     scores = surgeon.repeat(counts.patches, body, classes)
     return op.reshape(op.transpose(scores, (1, 2, 0)), [-1, classes, *counts.sides])

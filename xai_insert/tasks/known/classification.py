@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.anomaly import is_distance, is_least_place
-from xai_insert.locate.classifier import Classifier, Wanted, locate_classifier
+from xai_insert.locate.classifier import ClassifierParts, Wanted, locate_classifier
 from xai_insert.locate.embedding import holds_direction, may_be_embedding
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
@@ -40,7 +40,7 @@ class FoundClassifier(Found):
     task = "classification"
     methods: ClassVar[tuple[str, ...]] = ("vit-recipro-cam", "recipro-cam")
     kin = frozenset(methods)
-    parts: Classifier
+    parts: ClassifierParts
     instead: str = ""
     reading: Reading | None = None
     decided: frozenset[str] = frozenset()
@@ -167,7 +167,7 @@ def _why_least(study: Study, logits: Logits) -> str:
     return ""
 
 
-def located(study: Study, logits: Logits, wanted: Wanted | None = None) -> Classifier:
+def located(study: Study, logits: Logits, wanted: Wanted | None = None) -> ClassifierParts:
     """What is explained where `logits` stand for the class scores.
 
     Args:
