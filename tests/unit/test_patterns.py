@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from xai_insert.formats.backend import load
 from xai_insert.graph.cuts import activations, walk
-from xai_insert.graph.pattern import Miss, fitted
+from xai_insert.graph.pattern import Miss, fitted, layer_of, missing_layer
 from xai_insert.graph.strided import counts_rows
 from xai_insert.graph.view import Op
 from xai_insert.locate.attention import find_attentions, near_miss
@@ -61,6 +61,28 @@ def test_a_near_miss_says_which_part_is_missing(build, lacks, tmp_path):
     view = graph(tmp_path, build)
     assert find_attentions(view.nodes) == []
     assert str(near_miss(view.nodes)).startswith(f"Softmax 'shares' has no {lacks}")
+
+
+LINEAR_LAYER = [("MatMul", ["x", "weight"], "made", {}), ("Add", ["made", "bias"], "biased", {})]
+
+
+def test_a_layer_with_its_bias(tmp_path):
+    view = graph(tmp_path, LINEAR_LAYER, weight=(WIDTH, 5), bias=(5,))
+    assert layer_of(view.outputs[0]).name == layer_of(view.nodes[0].output).name == "made"
+
+
+@pytest.mark.parametrize(
+    ("build", "lacks"),
+    [
+        ([*LINEAR_LAYER, ("Add", ["biased", "made"], "sum", {})], "Add 'sum' has no single summand"),
+        ([*LINEAR_LAYER, ("Relu", ["biased"], "relu", {})], "Relu 'relu' has no linear layer"),
+        ([("Relu", ["x"], "relu", {}), ("Add", ["relu", "stored"], "sum", {})], "Add 'sum' has no linear layer"),
+    ],
+)
+def test_what_is_no_layer_with_its_bias(build, lacks, tmp_path):
+    view = graph(tmp_path, build, weight=(WIDTH, 5), bias=(5,))
+    assert layer_of(view.outputs[0]) is None
+    assert str(missing_layer(view.outputs[0])).startswith(lacks)
 
 
 IMAGE = (1, 3, 16, 16)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xai_insert.graph.operators import Product, Window
 from xai_insert.graph.view import Node, Op, Value
 
 
@@ -19,13 +20,6 @@ def before(value: Value, passed: Container[Op]) -> Value:
 def maker(value: Value, passed: Container[Op] = ()) -> Node | None:
     """The nearest operator that is not in `passed`; None where a constant or an input of the model comes first."""
     return before(value, passed).producer
-
-
-def layer_of(value: Value) -> Node | None:
-    """The operator that gives a value, before a bias is added to it."""
-    if (add := value.made_by(Op.ADD)) is not None:
-        return next((operand.producer for operand in add.computed), None)
-    return value.producer
 
 
 @dataclass(frozen=True)
@@ -76,3 +70,37 @@ def nearest(parts: Sequence[Part], nodes: Sequence[Node]) -> Miss | None:
     """Of nodes where the pattern does not fit, the one that has most of its parts, the last of these."""
     misses = [miss for node in nodes if isinstance(miss := fitted(parts, node), Miss)]
     return max(reversed(misses), key=lambda miss: miss.fitting, default=None)
+
+
+def _unbiased(node: Node, found: Mapping[str, Any]) -> Node | None:
+    """A node, or what it adds a stored bias to."""
+    del found
+    if node.op is not Op.ADD:
+        return node
+    return node.computed[0].producer if len(node.computed) == 1 else None
+
+
+def _if_linear(node: Node, found: Mapping[str, Any]) -> Node | None:
+    del node
+    layer: Node = found["unbiased"]
+    is_linear = isinstance(layer.kind, Product) or (isinstance(layer.kind, Window) and layer.kind.pool is None)
+    return layer if is_linear else None
+
+
+LINEAR = (
+    Part("unbiased", "single summand beside a stored bias", _unbiased),
+    Part("layer", "linear layer or convolution before it", _if_linear),
+)
+"""A linear layer, with its bias or without."""
+
+
+def layer_of(value: Value) -> Node | None:
+    """The linear layer that gives a value, before its bias is added; None if none does."""
+    found = None if value.producer is None else fitted(LINEAR, value.producer)
+    return found["layer"] if isinstance(found, dict) else None
+
+
+def missing_layer(value: Value) -> Miss | None:
+    """What keeps a value from being what a linear layer gives; None where nothing does, or nothing makes it."""
+    found = None if value.producer is None else fitted(LINEAR, value.producer)
+    return found if isinstance(found, Miss) else None

@@ -152,8 +152,8 @@ def _have_one_source(values: Sequence[Value]) -> bool:
 
 def _linear_source(value: Value) -> Value | None:
     """What the linear layer reads that gives a value; None if none does."""
-    node = layer_of(value)
-    return node.operand(0) if node is not None and isinstance(node.kind, Product) else None
+    layer = layer_of(value)
+    return layer.operand(0) if layer is not None and isinstance(layer.kind, Product) else None
 
 
 def _read_off(graph: Graph, places: Places) -> HeatMaps | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from xai_insert.graph.along import along, reduces
 from xai_insert.graph.items import only
-from xai_insert.graph.operators import Blocks, Padded, Permutation, Product, Resized, Window
-from xai_insert.graph.pattern import before
+from xai_insert.graph.operators import Blocks, Padded, Permutation, Resized
+from xai_insert.graph.pattern import before, layer_of
 from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
 from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, number_of, volume
 from xai_insert.locate.layout import FeatureMap
@@ -375,10 +375,7 @@ def _is_over_channels(node: Node, places: Places) -> bool:
 
 def _linear(value: Value) -> tuple[Value | None, Value | None]:
     """What a layer with weights reads, and the bias that it adds."""
-    node, bias = value.producer, None
-    if (add := value.made_by(Op.ADD)) is not None:
-        bias = next(iter(add.stored), None)
-        node = add.computed[0].producer if len(add.computed) == 1 else None
-    if node is None or not isinstance(node.kind, (Window, Product)):
+    layer, add = layer_of(value), value.made_by(Op.ADD)
+    if layer is None:
         return None, None
-    return node.operand(0), bias or node.operand(2)
+    return layer.operand(0), layer.operand(2) if add is None else next(iter(add.stored), None)

@@ -13,7 +13,7 @@ from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import cut_values, region
 from xai_insert.graph.operators import Product, Resized, Window
 from xai_insert.graph.ops import Surgeon
-from xai_insert.graph.pattern import layer_of
+from xai_insert.graph.pattern import layer_of, missing_layer
 from xai_insert.graph.view import Graph, Node, Op, fixed, format_grid, volume
 from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_inputs
@@ -156,7 +156,8 @@ def _why_not_closed(parts: Segmenter, masked: FeatureMap) -> str | None:
     """Why a head has no closed form; None if it is one linear layer on the grid that it reads, and a resize maybe."""
     scores, judged = parts.scores.value, parts.judged.value
     if parts.source is not masked.value or not _is_alike_everywhere(parts.scores, masked):
-        return f"{scores.describe()} is not what one linear layer makes of the places of {masked.value.describe()}"
+        made = f"{scores.describe()} is not what one linear layer makes of the places of {masked.value.describe()}"
+        return f"{made}; {missing}" if (missing := missing_layer(scores)) else made
     resize = judged.producer
     is_next = resize is not None and isinstance(resize.kind, Resized) and resize.operand(0) is scores
     return None if judged is scores or is_next else f"{scores.describe()} is not resized as it is"
