@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import runpy
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -196,6 +197,17 @@ def members(node):
     elements = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
     words = {f"type.{item.value}" for item in elements if isinstance(item, ast.Constant)}
     return words | {ast.unparse(item) for item in elements if isinstance(item, (ast.Name, ast.Attribute))}
+
+
+def test_a_name_of_a_class_stands_for_one_thing():
+    """But for what both formats have, in files of the same names, and for what stays within one file."""
+    homes = defaultdict(set)
+    for name, path in MODULES.items():
+        room = re.sub(r"^xai_insert\.formats\.\w+.*", "xai_insert.formats", name)
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].add(room)
+    assert not {name: sorted(rooms) for name, rooms in homes.items() if len(rooms) > 1}
 
 
 MOST_PATHS = 19

@@ -29,7 +29,7 @@ from xai_insert.explain.columns import sources_in
 from xai_insert.explain.explained import Explained, Prediction
 from xai_insert.explain.listing import stream_images
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.stream import Parts, explain_all
+from xai_insert.explain.stream import PartFiles, explain_all
 
 _ROOT = Path(__file__).parents[2]
 _MARKS = 10
@@ -75,9 +75,9 @@ def memory(count: int, scratch: Path) -> list[Row]:
             rows.append({"images": f"{seen:,}", "resident MB": f"{resident():.1f}", "images/s": f"{rate:.0f}"})
 
     model: Any = Blank()
-    explain_all(model, Parts.made(scratch / "out", "jsonl", "", {}), stream_images([images]), mark)
+    explain_all(model, PartFiles.made(scratch / "out", "jsonl", "", {}), stream_images([images]), mark)
     before = resident()
-    again = Parts.made(scratch / "out", "jsonl", "", {})
+    again = PartFiles.made(scratch / "out", "jsonl", "", {})
     counts = explain_all(model, again, stream_images([images]))
     assert (counts.done, counts.known) == (0, count)
     rows.append({"images": "opened again", "resident MB": f"{resident():.1f} (before: {before:.1f})", "images/s": ""})

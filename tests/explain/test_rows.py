@@ -21,7 +21,7 @@ from xai_insert.explain.explained import Explained, Prediction
 from xai_insert.explain.files import Source
 from xai_insert.explain.listing import Shard, stream_images
 from xai_insert.explain.preprocessing import View
-from xai_insert.explain.stream import PART, Parts, explain_all
+from xai_insert.explain.stream import PART, PartFiles, explain_all
 
 ROOT = Path(__file__).parents[2]
 MODEL = WithMap("shapes_cnn.xml")
@@ -201,14 +201,14 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
 
     peaks = []
     for count in (2 * PART, 16 * PART):
-        parts = Parts.made(tmp_path / str(count), "jsonl", "", {})
+        parts = PartFiles.made(tmp_path / str(count), "jsonl", "", {})
         tracemalloc.start()
         counts = explain_all(Blank(), parts, images(count))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert counts.done == count
     assert peaks[1] < 1.2 * peaks[0]
-    again = Parts.made(tmp_path / str(16 * PART), "jsonl", "", {})
+    again = PartFiles.made(tmp_path / str(16 * PART), "jsonl", "", {})
     assert explain_all(Blank(), again, images(16 * PART + 3)).known == 16 * PART
     assert len(rows(tmp_path / str(16 * PART))) == 16 * PART + 3
 
@@ -224,7 +224,7 @@ def test_what_was_done_is_kept_when_the_model_fails(tmp_path, monkeypatch):
         return np.zeros((int(path.name), 1, 3), np.uint8)
 
     monkeypatch.setattr("xai_insert.explain.stream.files.read_image", read)
-    parts = Parts.made(tmp_path, "jsonl", "", {})
+    parts = PartFiles.made(tmp_path, "jsonl", "", {})
     with pytest.raises(RunError, match="no"):
         explain_all(Failing(), parts, [Source(Path(str(number)), str(number)) for number in range(1, 9)])
     assert [row["source"] for row in rows(tmp_path)] == ["1", "2", "3"]

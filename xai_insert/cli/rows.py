@@ -14,10 +14,10 @@ from xai_insert.cli.streams import Refused, decoders_kept_quiet, ended, say, tal
 from xai_insert.explain.columns import FormatName
 from xai_insert.explain.files import shown
 from xai_insert.explain.listing import Shard, stream_images
-from xai_insert.explain.on_ray import Task, explain_on_ray
+from xai_insert.explain.on_ray import RayTask, explain_on_ray
 from xai_insert.explain.preprocessing import PREPROCESSING_KEYS
 from xai_insert.explain.setup import ReadyModel, Setup
-from xai_insert.explain.stream import Parts, explain_all, settings_of
+from xai_insert.explain.stream import PartFiles, explain_all, settings_of
 from xai_insert.files import printable
 from xai_insert.version import __version__
 
@@ -77,13 +77,13 @@ def write_rows(
     """
     model, content = opened(setup)
     trouble = None if quiet else tell(setup, model)
-    parts = Parts.made(output, kind, settings_of(setup, model, content), facts(setup, model))
+    parts = PartFiles.made(output, kind, settings_of(setup, model, content), facts(setup, model))
     sources = shard.of(stream_images(images))
     progress = _Progress(quiet)
     with decoders_kept_quiet():
         if on_ray:
             setup = Setup(**{**vars(setup), "path": setup.path.resolve()})
-            counts = explain_on_ray(Task(setup, output.resolve(), kind), parts, sources, address, progress.add)
+            counts = explain_on_ray(RayTask(setup, output.resolve(), kind), parts, sources, address, progress.add)
         else:
             counts = explain_all(model, parts, sources, progress.add)
     progress.end()

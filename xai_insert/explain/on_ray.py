@@ -23,7 +23,7 @@ from xai_insert.explain.files import Source
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
 from xai_insert.explain.runtime import threads_for
 from xai_insert.explain.setup import Setup
-from xai_insert.explain.stream import Counts, Parts, explained_row, unknown
+from xai_insert.explain.stream import Counts, PartFiles, explained_row, unknown
 from xai_insert.formats.guard import last_line
 
 PART = 64
@@ -35,7 +35,7 @@ _LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @dataclass(frozen=True)
-class Task:
+class RayTask:
     """What a process of the cluster needs to know.
 
     Attributes:
@@ -49,12 +49,12 @@ class Task:
     kind: FormatName
 
 
-class Worker:
+class RayWorker:
     """A process of the cluster: opens the model once, then turns lists of images into parts."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: RayTask) -> None:
         self._model, _ = task.setup.open()
-        self._parts = Parts(task.folder, task.kind)
+        self._parts = PartFiles(task.folder, task.kind)
         self._workers = threads_for(self._model.engine)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -75,8 +75,8 @@ class Worker:
 
 
 def explain_on_ray(
-    task: Task,
-    parts: Parts,
+    task: RayTask,
+    parts: PartFiles,
     sources: Iterable[Source],
     address: str | None = None,
     done: Callable[[Mapping[str, Any]], None] = lambda _: None,
@@ -105,12 +105,12 @@ def explain_on_ray(
     return counts
 
 
-def _wave(ray: Any, task: Task, wave: list[str], counts: Counts, done: Callable[[Mapping[str, Any]], None]) -> None:
+def _wave(ray: Any, task: RayTask, wave: list[str], counts: Counts, done: Callable[[Mapping[str, Any]], None]) -> None:
     rows = ray.data.from_items([{"images": text} for text in wave], override_num_blocks=len(wave))
     cores, most = _room(ray)
     try:
         results = rows.map_batches(
-            Worker,
+            RayWorker,
             fn_constructor_kwargs={"task": task},
             batch_size=1,
             num_cpus=cores,

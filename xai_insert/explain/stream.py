@@ -46,7 +46,7 @@ class Counts:
     failed: int = 0
 
 
-class Parts:
+class PartFiles:
     """A folder of rows.
 
     Args:
@@ -59,7 +59,7 @@ class Parts:
         self._known = np.zeros(0, np.uint64)
 
     @classmethod
-    def made(cls, folder: Path, kind: FormatName, settings: str, about: Mapping[str, str]) -> Parts:
+    def made(cls, folder: Path, kind: FormatName, settings: str, about: Mapping[str, str]) -> PartFiles:
         """Open a folder, or make it, and see which images have a row.
 
         Args:
@@ -122,7 +122,7 @@ def explained_row(model: ReadyModel, source: Source) -> dict[str, Any]:
 
 def explain_all(
     model: ReadyModel,
-    parts: Parts,
+    parts: PartFiles,
     sources: Iterable[Source],
     done: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> Counts:
@@ -157,7 +157,7 @@ def explain_all(
     return counts
 
 
-def unknown(parts: Parts, sources: Iterable[Source], counts: Counts) -> Iterator[Source]:
+def unknown(parts: PartFiles, sources: Iterable[Source], counts: Counts) -> Iterator[Source]:
     """The images that have no row yet; the others are counted."""
     for source in sources:
         if parts.has(source):

@@ -11,7 +11,7 @@ from xai_insert.graph.traits import KEEPS_PLACES
 from xai_insert.graph.view import Op
 
 
-class Step(NamedTuple):
+class BodyNode(NamedTuple):
     """An operation of a body.
 
     Attributes:
@@ -28,7 +28,7 @@ class Step(NamedTuple):
     is_of_first: bool
 
 
-def flow_of(steps: Iterable[Step], stored: Iterable[Hashable]) -> ControlFlow:
+def flow_of(steps: Iterable[BodyNode], stored: Iterable[Hashable]) -> ControlFlow:
     """What a body does to places, of what it works on and not of sizes and what is stored.
 
     Args:

@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Product:
+class TurnedProduct:
     """`transpose(matmul(transpose(first, left), transpose(second, right)), result)`.
 
     Where it `is_row`, `m` is 1: the first factor lacks that axis, and so does the result.
@@ -33,7 +33,7 @@ class Product:
     is_row: bool = False
 
 
-def as_product(equation: str, ranks: Sequence[int | None] = (None, None)) -> Product | None:
+def as_product(equation: str, ranks: Sequence[int | None] = (None, None)) -> TurnedProduct | None:
     """The product that an Einsum with this equation is; None if it is more, or less, than one.
 
     Args:
@@ -59,7 +59,7 @@ def as_product(equation: str, ranks: Sequence[int | None] = (None, None)) -> Pro
         return None
     made = "".join([*batch, *rows, *columns])
     left, right = _order(first, [*batch, *rows, *summed]), _order(second, [*batch, *summed, *columns])
-    return Product(swapped, left, right, _order(made, result), is_row)
+    return TurnedProduct(swapped, left, right, _order(made, result), is_row)
 
 
 def _apart(free: Sequence[str], first: str, second: str) -> tuple[list[str], list[str]]:

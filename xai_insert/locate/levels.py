@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from xai_insert.graph.view import Value, volume
 from xai_insert.locate.layout import FeatureMap, Frame
-from xai_insert.locate.places import Part, Place, Places
+from xai_insert.locate.places import Place, Places, TokenPart
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def coarsest_map(places: Places, value: Value) -> FeatureMap | None:
     return FeatureMap(value, 2, (1,), place.grid, start, places.frame_of(place))
 
 
-def _sized(parts: Sequence[Part]) -> list[tuple[int, Place]]:
+def _sized(parts: Sequence[TokenPart]) -> list[tuple[int, Place]]:
     """Where each grid begins, of parts that stand end to end; none if the size of one is not known."""
     placed = [(part.start, part.place) for part in parts if part.place is not None]
     return [] if any(None in place.grid for _, place in placed) else placed

@@ -100,7 +100,7 @@ def _placed(axes: tuple[int, ...], sides: Sequence[Origin], before: int | None =
 
 
 @dataclass(frozen=True)
-class Part:
+class TokenPart:
     """One of the lists of tokens that stand end to end in an axis.
 
     Attributes:
@@ -251,12 +251,12 @@ class Places:
         axes = self.traced.get(value, ())
         return _strip(axes[axis]) if axis < len(axes) else None
 
-    def parts_of(self, value: Value, axis: int) -> list[Part] | None:
+    def parts_of(self, value: Value, axis: int) -> list[TokenPart] | None:
         """What stands end to end in an axis of a value, in order; None where it is not known how much."""
         axes = self.traced.get(value)
         if axes is None or axis >= len(axes):
             return None
-        found, start = list[Part](), 0
+        found, start = list[TokenPart](), 0
         for part in parts_of(axes[axis]):
             size, told = axis_size(part), _part(part, axis, start)
             if size is None or told is None:
@@ -347,10 +347,10 @@ def rectangle(place: Place, image: Value) -> tuple[float, float, float, float] |
     return top, left, bottom, right
 
 
-def _part(axis: Axis, index: int, start: int) -> Part | None:
+def _part(axis: Axis, index: int, start: int) -> TokenPart | None:
     """A grid, a strip of one, or what has no place, from `start` on in an axis; None if its places are others."""
     pair = _pair(axis)
     if pair is not None:
-        return Part(start, _placed((index,), pair), None)
+        return TokenPart(start, _placed((index,), pair), None)
     strip = _strip(axis)
-    return None if strip is None and has_place(axis) else Part(start, None, strip)
+    return None if strip is None and has_place(axis) else TokenPart(start, None, strip)

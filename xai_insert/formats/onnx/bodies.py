@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from xai_insert.formats.onnx.single import bodies, holds_graph, operands
 from xai_insert.formats.onnx.vocabulary import OPS
-from xai_insert.graph.bodies import Step, flow_of, together
+from xai_insert.graph.bodies import BodyNode, flow_of, together
 from xai_insert.graph.operators import ControlFlow
 from xai_insert.graph.view import Op
 
@@ -43,12 +43,12 @@ def _flow(body: ir.Graph, *, is_whole: bool) -> ControlFlow:
     return flow_of((_step(node, is_whole=is_whole) for node in nodes), _stored(nodes))
 
 
-def _step(node: ir.Node, *, is_whole: bool) -> Step:
+def _step(node: ir.Node, *, is_whole: bool) -> BodyNode:
     op = OPS.get(node.op_type, Op.OTHER) if node.domain in ("", "ai.onnx") else Op.OTHER
     op = Op.REDUCE if node.op_type.startswith("Reduce") else op
     read = operands(node)
     is_of_first = is_whole and op is Op.GATHER and _takes_of_first(node, read[0])
-    return Step(op, read, node.outputs, is_of_first)
+    return BodyNode(op, read, node.outputs, is_of_first)
 
 
 def _takes_of_first(node: ir.Node, data: ir.Value) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import openvino as ov
 
 from xai_insert.formats.openvino.vocabulary import OPS
-from xai_insert.graph.bodies import Step, flow_of, together
+from xai_insert.graph.bodies import BodyNode, flow_of, together
 from xai_insert.graph.operators import ControlFlow
 from xai_insert.graph.traits import WITH_BODIES
 from xai_insert.graph.view import Op
@@ -36,11 +36,11 @@ def _flow(body: ov.Model, parts: frozenset[str]) -> ControlFlow:
     return together([own, *map(control_flow, inner)])
 
 
-def _step(node: ov.Node, parts: frozenset[str]) -> Step:
+def _step(node: ov.Node, parts: frozenset[str]) -> BodyNode:
     op = OPS.get(node.get_type_name(), Op.OTHER)
     read = [value.get_node() for value in node.input_values()]
     is_of_first = _takes_of_first(op, read, parts) or _puts_in_first(node.get_type_name(), read)
-    return Step(op, [item.get_instance_id() for item in read], [node.get_instance_id()], is_of_first)
+    return BodyNode(op, [item.get_instance_id() for item in read], [node.get_instance_id()], is_of_first)
 
 
 def _takes_of_first(op: Op, read: Sequence[ov.Node], parts: frozenset[str]) -> bool:

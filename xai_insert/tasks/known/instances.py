@@ -74,7 +74,7 @@ class FoundInstances(Found):
         }
 
 
-class Instances(Task):
+class InstanceSegmentation(Task):
     """Masks of objects with classes."""
 
     rank = 10
@@ -174,4 +174,4 @@ def _labels_of(loaded: LoadedModel, head: ClassHead, labels: Sample, feeds: Feed
     return highest + 1
 
 
-TASK = Instances()
+TASK = InstanceSegmentation()
