@@ -203,10 +203,8 @@ def test_a_branch_that_moves_cells_loses_their_place(move, kind):
         insert(as_format(plain, kind), RAW)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("axis", [0, 2])
-def test_a_loop_over_images_keeps_their_places(axis, kind):
-    """Each is read by its number and resized, as TensorFlow does; one over rows may put these anywhere."""
+def of_parts(axis):
+    """A loop over the images that resizes each to 12x12, as TensorFlow writes it; or over the rows of all."""
     b = Builder(size=(16, 16))
     number, is_on = told("number", TensorProto.INT64, []), told("on", TensorProto.BOOL, [])
     picked = helper.make_node("Gather", ["image", "number"], ["picked"], axis=axis)
@@ -227,7 +225,27 @@ def test_a_loop_over_images_keeps_their_places(axis, kind):
     count = b.node("Gather", b.node("Shape", "image"), b.const(np.array(axis, np.int64)), axis=0)
     x = b.node("Loop", count, b.const(np.array(True)), body=body)
     x = x if axis == 0 else b.node("Transpose", x, perm=[1, 2, 0, 3])
-    plain = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone(x))), CHANNELS))
+    return b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone(x))), CHANNELS))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_loop_over_images_of_open_sides_wants_a_size(kind):
+    """Where it puts the image follows its size; the option that the refusal names serves."""
+    plain = of_parts(0)
+    for dim in plain.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.ClearField("dim_value")
+    plain = as_format(plain, kind)
+    with pytest.raises(errors.TargetNotFoundError, match=r"puts it; .* --input-shape image:1,3,224,224"):
+        insert(plain, RAW)
+    report = insert(plain, Options(output_dtype="f32", input_shapes={"image": (1, 3, 224, 224)})).report
+    assert (report.target["grid"], report.place) == ((6, 6), "blocks")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_loop_over_images_keeps_their_places(axis, kind):
+    """Each is read by its number and resized; one over rows may put these anywhere."""
+    plain = of_parts(axis)
     if axis == 0:
         report = insert(as_format(plain, kind), RAW).report
         assert report.target["grid"] == (6, 6)

@@ -10,7 +10,7 @@ from xai_insert.graph.cuts import activations, region
 from xai_insert.graph.operators import Product, Unknown, Window
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.consensus import folded_times
-from xai_insert.locate.inputs import image_inputs, shape_hint
+from xai_insert.locate.inputs import image_inputs, open_hint, shape_hint
 from xai_insert.locate.places import Places
 
 _BY_THE_IMAGE = "--method input-x-gradient explains the scores by the image itself"
@@ -77,17 +77,21 @@ def _what_instead(graph: Graph, places: Places, nearest: Value) -> str:
         return _with_axes(places, nearest) or _no_batch(graph)
     lost = [use.node for use in nearest.uses if places.of(use.node.output) is None]
     lost.sort(key=lambda node: node.output.rank != nearest.rank)
-    return _put_elsewhere(lost[0], nearest) if lost else _no_batch(graph)
+    return _put_elsewhere(graph, lost[0], nearest) if lost else _no_batch(graph)
 
 
 def _no_batch(graph: Graph) -> str:
     return f"no batch of maps with channels; {shape_hint(graph)}"
 
 
-def _put_elsewhere(node: Node, image: Value) -> str:
+def _put_elsewhere(graph: Graph, node: Node, image: Value) -> str:
     """How the places of an image are lost at a node."""
     if node.output.rank == image.rank:
-        return f"the image: it is not known where {node.type} {node.name!r} puts it; insert into what is behind that"
+        known = open_hint(graph).removeprefix("; ")  # resized to a fixed size, it lies there as its own size says
+        ways = f"{known}, or " if known else ""
+        return (
+            f"the image: it is not known where {node.type} {node.name!r} puts it; {ways}insert into what is behind that"
+        )
     return (
         f"the image: {node.type} {node.name!r} and what follows cut it into parts or take its rows and columns in "
         f"another order, and no map behind lies as the image does; {_BY_THE_IMAGE}"
