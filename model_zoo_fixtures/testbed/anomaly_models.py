@@ -97,6 +97,21 @@ def student_and_teacher(b):
     return [maps, b.node("Unsqueeze", score, ints(b, 1))], maps, None
 
 
+def three_levels(b):
+    """Distances at strides 4, 8 and 16, laid over the image corners on corners and added up: reverse distillation."""
+    x, maps = feature(b), None
+    for level in range(3):
+        if level:
+            x = b.node("Relu", b.node("Conv", x, b.weight(8, 8, 3, 3), pads=[1] * 4, strides=[2, 2]))
+        student = b.node("Relu", b.node("Conv", x, b.weight(8, 8, 3, 3), pads=[1] * 4))
+        apart = b.node("ReduceSum", squared(b, b.node("Sub", x, student)), ints(b, 1), keepdims=1)
+        scales = b.const(np.array([1, 1, 4 << level, 4 << level], np.float32))
+        laid = b.node("Resize", apart, "", scales, mode="linear", coordinate_transformation_mode="align_corners")
+        weighed = b.node("Mul", laid, b.const(np.float32(0.05**level)))
+        maps = weighed if maps is None else b.node("Add", maps, weighed)
+    return [greatest(b, maps), maps], maps, None
+
+
 def without_channels(b):
     """A map that never had an axis of channels, and the score beside it."""
     x = feature(b)
@@ -132,8 +147,8 @@ def averaged(b):
 NETWORKS = {
     item.__name__: item
     for item in (
-        padim, smoothed, patchcore, student_and_teacher, without_channels, channels_last, mask_alone, below_zero,
-        averaged,
+        padim, smoothed, patchcore, student_and_teacher, three_levels, without_channels, channels_last, mask_alone,
+        below_zero, averaged,
     )
 }  # fmt: skip
 

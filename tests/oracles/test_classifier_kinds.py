@@ -331,3 +331,25 @@ def test_of_distances_the_least_counts(least, kind):
     with pytest.raises(errors.UnsupportedTaskError, match=f"takes the least.*--num-classes {SCORES}"):
         insert(model)
     assert "takes the least" in insert(model, Options(num_classes=SCORES)).report.text()
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_positions_pooled_behind_a_softmax_are_one(kind):
+    """X3D: the map is pooled to one cell, of whose softmax a mean over all cells is taken when the clip is longer."""
+
+    def pooled(b):
+        cell = b.node("GlobalAveragePool", b.backbone())
+        return b.node("Conv", cell, b.weight(5, models.CHANNELS, 1, 1), b.weight(5))
+
+    def averaged(b):
+        last = b.node("Softmax", b.node("Transpose", pooled(b), perm=[0, 2, 3, 1]), axis=3)
+        return b.node("Flatten", b.node("GlobalAveragePool", b.node("Transpose", last, perm=[0, 3, 1, 2])))
+
+    image = np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.float32)
+    wanted, found = (
+        oracle.run(
+            insert(models.as_format(models.classifier(net, batch=2), kind), Options(output_dtype="f32")).model, image
+        )["saliency_map"]
+        for net in (lambda b: b.node("Flatten", pooled(b)), averaged)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-6)

@@ -353,7 +353,8 @@ def _halves(digit: Digit, need: int, end: int) -> tuple[Digit, Digit]:
 def near(a: Origin, b: Origin) -> bool:
     """Whether two grids have their cells at the same places, to half a stride, or half a cell they were made from.
 
-    Interpolation that puts the corners of both grids on each other has another stride: both ends count there.
+    Interpolation that puts the corners of both grids on each other has another stride: both ends count there. What was
+    laid so from coarser grids, whose last cell ends further from the edge, agrees at the other end to less than a cell.
     """
     if a.roll != b.roll:
         return False
@@ -362,7 +363,8 @@ def near(a: Origin, b: Origin) -> bool:
         return is_near((a.stride, a.offset), (b.stride, b.offset), grain)
     slack = max(abs(a.stride), grain) / 2 + 1e-6
     ends = [(item.offset, item.offset + item.stride * (item.size or 1) - item.stride) for item in (a, b)]
-    return all(abs(one - two) <= slack for one, two in zip(*ends, strict=True))
+    least, most = sorted(abs(one - two) for one, two in zip(*ends, strict=True))
+    return bool(most <= slack or (least <= 1e-6 and most < grain))
 
 
 def is_near(a: tuple[float, float], b: tuple[float, float], grain: float = 0.0) -> bool:

@@ -9,9 +9,9 @@ from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 from xai_insert.graph.along import reduces
 from xai_insert.graph.axes import has_batch, has_place
 from xai_insert.graph.cuts import activations, region, walk
-from xai_insert.graph.operators import Joined, Pointwise, Ranked
+from xai_insert.graph.operators import Joined, Pointwise, Ranked, Reduction
 from xai_insert.graph.pattern import before
-from xai_insert.graph.traits import CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, RANKS, UNCHANGED
+from xai_insert.graph.traits import ARRANGES, CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, RANKS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
 from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.inputs import image_inputs
@@ -56,10 +56,18 @@ def vector_size(shape: Shape) -> int | None:
 def peel(value: Value) -> Value:
     """The value under the operations that exporters put behind the class scores."""
     while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        if node.op not in _PEELED and not (node.op is Op.RESHAPE and _are_vectors(source, value)):
+        is_same = node.op in ARRANGES or _is_of_one(node)
+        if node.op not in _PEELED and not (is_same and _are_vectors(source, value)):
             break
         value = source
     return value
+
+
+def _is_of_one(node: Node) -> bool:
+    """Whether a mean is of one element each, as where a video network pools positions behind its softmax."""
+    kind = node.kind
+    axes = kind.axes if isinstance(kind, Reduction) and kind.mode == "mean" else None
+    return axes is not None and all(node.read(0).sizes[axis] == 1 for axis in axes)
 
 
 def _are_vectors(source: Value, result: Value) -> bool:
