@@ -113,6 +113,8 @@ def _kind_of_map(value: Value) -> str:
         return "a mask that says where scores pass a threshold; insert into the model without that comparison"
     if "float" not in value.dtype or before(value, (Op.CAST,)).made_by(Op.ARGMAX):
         return "a semantic segmenter after its argmax"
+    if len(value.sizes) > 4:
+        return "the heads of a detector before its boxes are decoded (--num-classes), or features for another model"
     if len(value.sizes) == 4 and (value.sizes[1] or 0) > 1:
         if value.sizes[1] == _COLOURS:
             return "colours (super-resolution, restoration), normals, semantic segmentation, or heat maps of key points"

@@ -84,13 +84,19 @@ def _beside(graph: Graph, boxes: Sequence[Value], named: Value | None) -> tuple[
     if named is own and (own.sizes[2] or 0) > _BOX:
         return own, _BOX
     found = [other for other in outputs_of_image(graph) if other is not own and _is_beside(other, own)]
-    found = [other for other in found if other not in rivals] or found if named is None else [named]
+    found = _not_boxes(found, rivals) if named is None else [named]
     if len(found) == 1 and (named or not _are_alike(found[0], own)):
         return found[0], 0
     if not found and (own.sizes[2] or 0) > _BOX:
         return own, _BOX
     listed = ", ".join(dict.fromkeys(value.describe() for value in (own, *found))) if found else own.describe()
     return f"the output with its class scores cannot be told among {listed}: --output NAME says which it is"
+
+
+def _not_boxes(found: Sequence[Value], rivals: Sequence[Value]) -> Sequence[Value]:
+    """Outputs without those that may hold boxes; with them, where all others may say how good these boxes are."""
+    apart = [other for other in found if other not in rivals]
+    return apart if any(other.sizes[2] != 1 for other in apart) or len(apart) == len(found) else found
 
 
 def _are_alike(one: Value, other: Value) -> bool:

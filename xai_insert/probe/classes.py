@@ -120,6 +120,13 @@ class _Search(Orders):
         are_apart = any(item.is_class for item in self.watched)
         return gives_boxes(loose, self.probe.grid, are_apart=are_apart) or any(map(self.carries_boxes, loose))
 
+    def scores_all_of(self, value: Value) -> bool:
+        """Whether a head has a score for the first and the last number of rows wider than a box, which has no place."""
+        ends = {0, (value.sizes[-1] or 0) - 1}
+        found = [index for index, item in enumerate(self.observed) if item.value is value and max(ends) >= _BOX]
+        moves = [(index, item.elements.values()) for index in found for item in self.watched if item.is_class]
+        return any(ends <= {at[index][-1] for at in elements if index in at} for index, elements in moves)
+
     def _best(self, items: Sequence[Watched], before: Sequence[Sequence[Watched]]) -> list[Watched]:
         """The only head; several that are anchors of one level or are added up; the classes beside an objectness.
 
@@ -228,7 +235,8 @@ def find_class_levels(
     search = _Search(loaded, graph, heads, observed, num_classes)
     if (joined := with_joined(graph, search.watched)) != heads:
         search = _Search(loaded, graph, joined, observed_values(graph, images, joined), num_classes)
-    if not search.gives_boxes() and not query_boxes(graph) and not _selects(graph):
+    boxes = [value for value in query_boxes(graph) if not search.scores_all_of(value)]
+    if not search.gives_boxes() and not boxes and not _selects(graph):
         return _squashed(search, num_classes)
     scoring = search.class_heads(num_classes)
     if scoring:
@@ -263,9 +271,9 @@ def _of_scores(search: _Search, scoring: Sequence[Watched]) -> Detector:
 def _squashed(search: _Search, num_classes: int | None) -> Detector | None:
     """Boxes and scores of one head squashed together, as heads are cut off for the processors of phones and cameras.
 
-    Without the number of classes nothing moves like a box: these may be maps of classes or of depth alone.
+    Without the number of classes nothing moves like a box: maps may be those of classes or of depth alone.
     """
-    if num_classes is None:
+    if num_classes is None and not any(map(search.is_listed, search.watched)):
         return None
     search.watched = [item.as_raw() for item in search.watched]
     try:

@@ -55,7 +55,7 @@ def named_scores(
     Raises:
         AmbiguousModelError: those of some levels are not named.
     """
-    raw = [item for item in search.watched if item.is_raw]
+    raw = [item for item in (item.as_raw() for item in search.watched) if item.is_raw]
     scoring = [item for item in raw if item.head.value in named]
     widths = {item.index: (search.probe.grid(item.index), item.head.channels) for item in raw}
     if len(scoring) < len(named) or any(_are_bins(item.head.channels, num_classes) for item in scoring):
