@@ -27,28 +27,41 @@ def given_as_maps(anchors, classes, *, softmax=False, bins=1):
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
-@pytest.mark.parametrize("softmax", [False, True])
-@pytest.mark.parametrize(("anchors", "classes"), [(2, 3), (3, 5), (6, 7), (9, 3), (1, 5)])
+@pytest.mark.parametrize(("anchors", "classes", "softmax"), [(2, 3, True), (6, 7, True), (9, 3, False), (1, 5, False)])
 def test_raw_boxes_tell_how_many_a_place_has(anchors, classes, softmax, kind):
     model, heads = given_as_maps(anchors, classes, softmax=softmax)
     made = insert(models.as_format(model, kind), Options(output_dtype="f32"))
     assert [head["anchors"] for head in made.report.heads] == [anchors] * 2
-    assert ("boxes of each place" in made.report.reason) == (anchors > 1)
+    assert ("boxes of each place" in made.report.reason) == (anchors == 9)
     image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
     wanted = definition(run(model, heads, image), [anchors] * 2, classes)
     np.testing.assert_allclose(oracle.run(made.model, image)["saliency_map"], wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("bins", "classes"), [(8, 16), (16, 32), (4, 4)])
-def test_as_many_bins_as_boxes_ask_for_the_number_of_classes(bins, classes):
+@pytest.mark.parametrize(("bins", "classes"), [(2, 6), (3, 15), (4, 4)])
+def test_as_many_numbers_as_those_of_boxes_ask_for_the_number_of_classes(bins, classes):
+    """The four of several boxes, or bins, corners and variances of one."""
     model, heads = given_as_maps(1, classes, bins=bins)
     with pytest.raises(AmbiguousModelError, match=f"--num-classes {classes} or {classes // bins}"):
         insert(model)
     for count in (classes, classes // bins):
-        image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
-        raw = run(model, heads, image)
-        (found,) = run(insert(model, Options(output_dtype="f32", num_classes=count)).model, ["saliency_map"], image)
-        np.testing.assert_allclose(found, definition(raw, [classes // count] * 2, count), atol=1e-5)
+        require_map(model, heads, classes // count, count, num_classes=count)
+
+
+@pytest.mark.parametrize(("bins", "classes"), [(8, 16), (16, 80), (17, 34)])
+def test_more_numbers_than_boxes_of_a_place_are_bins(bins, classes):
+    """As YOLOv8 is exported for accelerators; the report says what is taken for granted."""
+    model, heads = given_as_maps(1, classes, bins=bins)
+    assert f"if they are {bins} boxes, say so with --num-classes {classes // bins}" in insert(model).report.reason
+    require_map(model, heads, 1, classes)
+    require_map(model, heads, bins, classes // bins, num_classes=classes // bins)
+
+
+def require_map(model, heads, anchors, classes, **options):
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    wanted = definition(run(model, heads, image), [anchors] * 2, classes)
+    (found,) = run(insert(model, Options(output_dtype="f32", **options)).model, ["saliency_map"], image)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("anchors", [1, 3])
@@ -71,3 +84,27 @@ def test_scores_that_a_softmax_ties_have_no_objectness(anchors):
     wanted = definition([raw[:, :, 4:].reshape(1, -1, 8, 8)], [anchors], classes)
     (found,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], image)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_rows_of_sigmoids_have_boxes_among_them():
+    """YOLO's heads with a sigmoid over all, joined, and decoded by who calls them: boxes, objectness, classes."""
+    net, anchors, classes = Small(), 3, 5
+    width = 5 + classes
+    heads, rows = [], []
+    for level in range(2):
+        if level:
+            net.coarser()
+        heads.append(net.head(anchors * width))
+        apart = net.op("Reshape", heads[-1], net.constant([1, anchors, width, -1]))
+        rows.append(net.op("Reshape", net.op("Transpose", apart, perm=[0, 1, 3, 2]), net.constant([1, -1, width])))
+    net.boxes = net.op("Sigmoid", net.op("Concat", *rows, axis=1))
+    model = net.model(net.op("Identity", net.boxes))
+    del model.graph.output[1:]
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    raw = [head.reshape(1, anchors, width, *head.shape[2:])[:, :, 5:] for head in run(model, heads, image)]
+    wanted = definition([part.reshape(1, -1, *part.shape[3:]) for part in raw], [anchors] * 2, classes)
+    for options in ({}, {"num_classes": classes}):
+        made = insert(model, Options(output_dtype="f32", **options))
+        assert "channels 5 to 9 are taken for its classes" in made.report.reason
+        (found,) = run(made.model, ["saliency_map"], image)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)

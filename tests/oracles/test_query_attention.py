@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+from onnx import TensorProto, helper
 
 from model_zoo_fixtures.testbed import models, oracle
 from model_zoo_fixtures.testbed.detection_oracle import values
@@ -78,9 +79,14 @@ def test_what_queries_look_at_with_tokens_before_the_images(tmp_path, kind):
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_four_scores_beside_four_sides_of_boxes_want_to_be_named(tmp_path, memory):
-    """Both are rows of four in 0..1, and the map was made of the sides."""
+@pytest.mark.parametrize("quality", [False, True])
+def test_four_scores_beside_four_sides_of_boxes_want_to_be_named(tmp_path, memory, quality):
+    """Both are rows of four in 0..1, and the map was made of the sides, or of what says how good a box is."""
     net = Net("dense", "scores", classes=4, memory=memory)
+    if quality:
+        net.model.graph.node.append(helper.make_node("Sigmoid", [net.logits], ["shares"]))
+        net.model.graph.node.append(helper.make_node("ReduceMax", ["shares"], ["quality"], axes=[2]))
+        net.model.graph.output.append(helper.make_tensor_value_info("quality", TensorProto.FLOAT, None))
     onnx.save(net.model, tmp_path / "net.onnx")
     report = insert(net.model).report
     assert report.method == "activation-map"

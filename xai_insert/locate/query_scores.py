@@ -93,7 +93,7 @@ def _beside(graph: Graph, boxes: Sequence[Value], named: Value | None) -> tuple[
     return f"the output with its class scores cannot be told among {listed}: --output NAME says which it is"
 
 
-def _not_boxes(found: Sequence[Value], rivals: Sequence[Value]) -> Sequence[Value]:
+def _not_boxes(found: list[Value], rivals: Sequence[Value]) -> list[Value]:
     """Outputs without those that may hold boxes; with them, where all others may say how good these boxes are."""
     apart = [other for other in found if other not in rivals]
     return apart if any(other.sizes[2] != 1 for other in apart) or len(apart) == len(found) else found

@@ -13,7 +13,7 @@ Moves = Mapping[int, Element]
 
 _BOX = 4
 _FEWEST_BINS, _MOST_BINS = 8, 18  # for each side of a box; published detectors have 8 to 17
-_MOST_ANCHORS = 9  # of a place, three shapes in three sizes, as no detector has bins
+MOST_ANCHORS = 9  # of a place, three shapes in three sizes, as no detector has bins
 
 
 def samples(channels: int) -> list[int]:
@@ -187,7 +187,7 @@ def _by_width(width: int, others: Sequence[int]) -> Channels | None:
 
 def may_be_bins(count: int) -> bool:
     """Whether so many numbers for each side of a box may be its bins, and not those of as many boxes."""
-    return count >= _FEWEST_BINS and count != _MOST_ANCHORS
+    return count >= _FEWEST_BINS and count != MOST_ANCHORS
 
 
 def _may_be_boxes(width: int, classes: int) -> bool:

@@ -89,11 +89,7 @@ class _Search(Orders):
                 f"; of the {count} scores behind each box the first is taken for objectness, as where one layer gives "
                 f"several boxes: if it is a class, say so with --num-classes {count}"
             )
-        for order in [self.several_boxes[item.index] for item in scoring if item.index in self.several_boxes][:1]:
-            told += (
-                f"; {_BOX * order.anchors} channels beside are taken for {order.anchors} boxes of each place: if they "
-                f"are bins of one, say so with --num-classes {order.anchors * order.classes}"
-            )
+        told += next((text for item in scoring if (text := self.taken.get(item.index))), "")
         for rest in [self.passed_over[item.index] for item in scoring if item.index in self.passed_over][:1]:
             told += f"; {rest.head.value.name!r} scores each box too, and its output stands behind"
         return told

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.locate.detector import Channels
-from xai_insert.probe.channels import may_be_bins
+from xai_insert.probe.channels import MOST_ANCHORS, may_be_bins
 from xai_insert.probe.rivals import Watched
 
 _BOX = 4
@@ -14,8 +14,8 @@ _BOX = 4
 
 def of_maps(
     item: Watched, order: Channels, beside: Sequence[Watched], seen: Sequence[Channels], num_classes: int | None
-) -> Channels:
-    """The order of a head of scores, with as many anchors as the boxes beside it have.
+) -> tuple[Channels, str]:
+    """The order of a head of scores, with as many anchors as the boxes beside it have, and what was taken for granted.
 
     Args:
         item: the head.
@@ -25,20 +25,38 @@ def of_maps(
         num_classes: number of classes, where the user has given it.
 
     Raises:
-        AmbiguousModelError: its channels may be classes of one box, whose sides have bins, or of several boxes.
+        AmbiguousModelError: its channels may be classes of one box, with more numbers than its sides, or of several.
     """
     width = item.head.channels
     counts = _counts(width, beside, num_classes)
     told = [found for found in seen if found.anchors in counts and found.anchors * found.classes == width]
-    if not counts or len(told) == 1:
-        return told[0] if counts else order
+    if not counts or _shared(item) == width:
+        return order, ""
+    if len(told) == 1:
+        return told[0], ""
     count = min(counts)
-    if num_classes is not None or (len(counts) == 1 and count < width and not may_be_bins(count)):
-        return Channels(0, width // count, count, width // count)
+    several = Channels(0, width // count, count, width // count)
+    if num_classes is not None or _shared(item) == width // count:
+        return several, ""
+    if count == MOST_ANCHORS and count < width:
+        return several, _taken(count, f"{count} boxes of each place", "bins of one", width)
+    if may_be_bins(count):
+        return order, _taken(count, "bins of one box of each place", f"{count} boxes", width // count)
     raise AmbiguousModelError(
         f"{item.head.value.describe()} scores {width} classes of one box of each place, whose sides have {count} "
-        f"bins, or {width // count} of {count} boxes; say which: --num-classes {width} or {width // count}"
+        f"numbers, or {width // count} of {count} boxes; say which: --num-classes {width} or {width // count}"
     )
+
+
+def _taken(count: int, taken: str, other: str, classes: int) -> str:
+    taken = f"{_BOX * count} channels beside are taken for {taken}"
+    return f"; {taken}: if they are {other}, say so with --num-classes {classes}"
+
+
+def _shared(item: Watched) -> int:
+    """How many scores a softmax ties, with no others beside; 0 if there is none."""
+    counts = {count for channel in item.like_classes for count in item.responses[channel].moved.values()}
+    return max(counts, default=0) if item.is_exclusive else 0
 
 
 def _counts(width: int, beside: Sequence[Watched], num_classes: int | None) -> set[int]:

@@ -61,7 +61,7 @@ class Orders:
         watched = [self._watch(index, head) for index, head in enumerate(heads)]
         self.watched = without_coordinates(watched, self.probe)
         self.assumed: dict[int, int] = {}
-        self.several_boxes: dict[int, Channels] = {}
+        self.taken: dict[int, str] = {}
         self.passed_over: dict[int, Watched] = {}
         self.doubts: dict[int, AmbiguousModelError] = {}
         self._known: dict[int, Channels | None] = {}
@@ -104,12 +104,12 @@ class Orders:
         if self.is_listed(item) or self._boxes(item):
             return order
         try:
-            found = of_maps(item, order, self.rivals(item), self.raw_orders(item), self.num_classes)
+            found, self.taken[item.index] = of_maps(
+                item, order, self.rivals(item), self.raw_orders(item), self.num_classes
+            )
         except AmbiguousModelError as err:
             self.doubts[item.index] = err
             return order
-        if found != order and self.num_classes is None:
-            self.several_boxes[item.index] = found
         return found
 
     def _told(self, item: Watched) -> Channels | None:
