@@ -38,6 +38,23 @@ def test_raw_boxes_tell_how_many_a_place_has(anchors, classes, softmax, kind):
     np.testing.assert_allclose(oracle.run(made.model, image)["saliency_map"], wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_axes_of_their_own_for_boxes_and_classes_are_told_apart_by_the_boxes(last):
+    """Of each level `[N, A, K, h, w]`, or `[N, h, w, A, K]`."""
+    net, anchors, classes = Small(), 3, 5
+    heads, outputs = [], []
+    for level in range(2):
+        if level:
+            net.coarser()
+        made = [net.head(anchors * width) for width in (classes, 4)]
+        heads.append(made[0])
+        for head, width in zip(made, (classes, 4), strict=True):
+            apart = net.op("Reshape", head, net.constant([1, anchors, width, *[8 >> level] * 2]))
+            outputs.append(net.op("Transpose", apart, perm=[0, 3, 4, 1, 2]) if last else apart)
+    (net.boxes, *boxes), scores = outputs[1::2], [net.op("Sigmoid", value) for value in outputs[::2]]
+    require_map(net.model(*scores, *boxes), heads, anchors, classes)
+
+
 @pytest.mark.parametrize(("bins", "classes"), [(2, 6), (3, 15), (4, 4)])
 def test_as_many_numbers_as_those_of_boxes_ask_for_the_number_of_classes(bins, classes):
     """The four of several boxes, or bins, corners and variances of one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xai_insert.errors import AmbiguousModelError
+from xai_insert.graph.items import only
 from xai_insert.locate.detector import Channels
 from xai_insert.probe.channels import MOST_ANCHORS, may_be_bins
 from xai_insert.probe.rivals import Watched
@@ -13,13 +14,13 @@ _BOX = 4
 
 
 def of_maps(
-    item: Watched, order: Channels, beside: Sequence[Watched], seen: Sequence[Channels], num_classes: int | None
-) -> tuple[Channels, str]:
+    item: Watched, order: Channels | None, beside: Sequence[Watched], seen: Sequence[Channels], num_classes: int | None
+) -> tuple[Channels | None, str]:
     """The order of a head of scores, with as many anchors as the boxes beside it have, and what was taken for granted.
 
     Args:
         item: the head.
-        order: its order with one anchor.
+        order: its order with one anchor; None where anchors and classes have axes, and nothing tells which is which.
         beside: the other heads of its grid.
         seen: the orders that a reshape behind it allows.
         num_classes: number of classes, where the user has given it.
@@ -32,8 +33,8 @@ def of_maps(
     told = [found for found in seen if found.anchors in counts and found.anchors * found.classes == width]
     if not counts or _shared(item) == width:
         return order, ""
-    if len(told) == 1:
-        return told[0], ""
+    if len(told) == 1 or order is None:
+        return only(told), ""
     count = min(counts)
     several = Channels(0, width // count, count, width // count)
     if num_classes is not None or _shared(item) == width // count:

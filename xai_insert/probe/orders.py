@@ -92,14 +92,14 @@ class Orders:
                 self._known[item.index] = self._joint(item)
             return self._known[item.index]
         found = self._told(item)
-        if found is not None and found.anchors == 1 and not item.has_tokens:
+        if not item.has_tokens and (found is None or found.anchors == 1):
             return self._beside_raw_boxes(item, found)
         if found is None or found.anchors == 1 or not item.has_tokens:
             return found
         is_said = found.anchors in self._boxes(item).get(True, set())
         return found if is_said else Channels(0, item.head.channels, 1, item.head.channels)
 
-    def _beside_raw_boxes(self, item: Watched, order: Channels) -> Channels:
+    def _beside_raw_boxes(self, item: Watched, order: Channels | None) -> Channels | None:
         """The order of scores that are given as maps: where boxes are given as they are, their widths tell anchors."""
         if self.is_listed(item) or self._boxes(item):
             return order
