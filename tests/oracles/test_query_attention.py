@@ -101,6 +101,27 @@ def test_four_scores_beside_four_sides_of_boxes_want_to_be_named(tmp_path, memor
     np.testing.assert_allclose(maps.reshape(wanted.shape), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_scores_times_an_objectness_are_no_raw_scores(tmp_path, kind):
+    net = Net("dense", "scores")
+    graph = net.model.graph
+    name = graph.output[1].name
+    (maker,) = (node for node in graph.node if name in node.output)
+    maker.output[0] = "own"
+    graph.node.append(helper.make_node("ReduceMean", [net.logits], ["objectness"], axes=[2]))
+    graph.node.append(helper.make_node("Sigmoid", ["objectness"], ["quality"]))
+    graph.node.append(helper.make_node("Mul", ["own", "quality"], [name]))
+    path = tmp_path / "net.onnx"
+    onnx.save(net.model, path)
+    images = np.random.default_rng(3).standard_normal((2, 3, *SIZE), dtype=np.float32)
+    logits, looks = values(path, [net.logits, net.shares], images)
+    scores = sigmoid(logits) * sigmoid(logits.mean(axis=2, keepdims=True))
+    wanted = np.einsum("bqk,bqp->bkp", scores, looks.mean(1))
+    made = insert(models.as_format(net.model, kind), Options(output_dtype="f32"))
+    maps = oracle.run(made.model, images)["saliency_map"]
+    np.testing.assert_allclose(maps.reshape(wanted.shape), wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("classes", [CLASSES + 1, CLASSES])
 def test_shares_without_no_object_are_scores(tmp_path, classes):
     """Four of them stand beside four sides of boxes: what a softmax gives are no sides."""

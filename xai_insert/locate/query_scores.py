@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from xai_insert.graph.pattern import before, layer_of
-from xai_insert.graph.traits import CHOOSES_ROWS, SQUASHES
+from xai_insert.graph.traits import ARRANGES, CHOOSES_ROWS, SQUASHES
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.inputs import outputs_of_image
 
@@ -53,7 +53,7 @@ def scores_beside(
     value, start = told
     width = (value.sizes[2] or 0) - start
     maker = _maker(value, start)
-    is_share = maker is not None and maker.op in SQUASHES
+    is_share = maker is not None and _gives_shares(maker)
     if maker is not None and is_share and _are_of_classes(maker, width):
         return ReportedScores(value, start), ""
     if num_classes in (width, width - 1):
@@ -75,7 +75,14 @@ def are_scores(value: Value) -> bool:
 
 def _are_of_classes(maker: Node, width: int) -> bool:
     """Whether each of so many scores in 0..1 is by itself, or that of no object was left out."""
-    return maker.op is Op.SIGMOID or maker.output.sizes[-1:] == (width + 1,)
+    return maker.op in (Op.SIGMOID, Op.MUL) or maker.output.sizes[-1:] == (width + 1,)
+
+
+def _gives_shares(maker: Node) -> bool:
+    """Whether scores are in 0..1: squashed, or the product of sigmoids, as of a class and an objectness."""
+    if maker.op is not Op.MUL:
+        return maker.op in SQUASHES
+    return all(before(factor, ARRANGES).made_by(Op.SIGMOID) for factor in maker.operands)
 
 
 def _beside(graph: Graph, boxes: Sequence[Value], named: Value | None) -> tuple[Value, int] | str:
