@@ -110,7 +110,7 @@ def test_scores_beside_sizes_and_offsets_are_detections():
     np.testing.assert_allclose(maps(model), detection_oracle.definition([scores], [1], 3), atol=1e-6)
 
 
-@pytest.mark.parametrize(("width", "said"), [(3, "key points"), (40, "text")])
+@pytest.mark.parametrize(("width", "said"), [(3, "key points"), (4, "as of attributes"), (40, "text")])
 def test_rows_without_classes_are_no_detections(width, said):
     b = small()
     x = b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), 6, 7 * width)

@@ -81,8 +81,8 @@ def _half_followed(value: Value, traced: Traced) -> str:
 
 def _kind_of_rows(value: Value, graph: Graph) -> str:
     width = value.sizes[2] or 0
-    if width in (2, 3):
-        return f"{value.describe()} {_pairs(value)}"
+    if width in (2, 3) and not is_softmax(value):
+        return f"{value.describe()} looks like key points: {width} coordinates of each"
     if texts := texts_read(graph, value):
         return (
             f"{value.describe()} looks like a caption or an answer: it is made of the image and of the text "
@@ -94,16 +94,20 @@ def _kind_of_rows(value: Value, graph: Graph) -> str:
             "features of an image are explained where the model gives one vector of them, [N, D], pooled or of its "
             "class token"
         )
-    return f"{value.describe()} has no classes beside it that share its rows"
-
-
-def _pairs(value: Value) -> str:
-    """What rows of two or three numbers are."""
-    count, width = value.sizes[1:]
-    if not is_softmax(value):
-        return f"looks like key points: {width} coordinates of each"
+    if is_softmax(value) or _is_one_vector(find_places(graph).traced.get(value, ())):
+        return f"{value.describe()} {_answers(value)}"
     return (
-        f"holds {width} shares of one for each of {count} questions, as of attributes; scores of classes are one list: "
+        f"{value.describe()} has no classes beside it that share its rows, and no layer each of whose channels raises "
+        "one of its columns"
+    )
+
+
+def _answers(value: Value) -> str:
+    """What rows are that share nothing with places of the image."""
+    count, width = value.sizes[1:]
+    what = "shares of one" if is_softmax(value) else "values"
+    return (
+        f"holds {width} {what} for each of {count} questions, as of attributes; scores of classes are one list: "
         f"export the model with them flattened, [N, {count}*{width}]"
     )
 
