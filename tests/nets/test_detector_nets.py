@@ -22,6 +22,7 @@ SEEDS += [13091]  # one class times its objectness in one head, beside the visib
 SEEDS += [14791, 15426]  # sides of boxes that stay in 0..1, on one level or of some anchors
 SEEDS += [40449, 40863, 42068]  # two levels of one size, bins with an objectness, a side that hardly moves
 SEEDS += [42276, 40130]  # undecoded levels of one size, four numbers of a box beside five classes
+SEEDS += [40934]  # levels of one size whose objectness is multiplied to their classes
 SEEDS += [3165, 3196, 5111, 5932]  # a scale, one class beside boxes with objectness, classes first, a level of a row
 RIGHT = 0.8  # the others are refused
 

@@ -17,7 +17,7 @@ def alike_but_for_rows(search: Orders, items: Sequence[Watched]) -> list[list[Wa
     """Heads that score other rows of one value, as two levels of one size do, together."""
     groups = list[list[Watched]]()
     for item in items:
-        group = next((group for group in groups if are_in_other_rows(search, [group[0], item])), None)
+        group = next((group for group in groups if are_in_other_rows(search, [*group, item])), None)
         if group is None:
             groups.append([item])
         else:
