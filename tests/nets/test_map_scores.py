@@ -125,3 +125,14 @@ def test_rows_of_sigmoids_have_boxes_among_them():
         assert "channels 5 to 9 are taken for its classes" in made.report.reason
         (found,) = run(made.model, ["saliency_map"], image)
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_classes_parted_among_layers_are_said_to_be_those_behind_others():
+    net = Small()
+    rows = [net.op("Sigmoid", net.rows(net.head(width))) for width in (2, 3)]
+    net.boxes = net.op("Concat", net.boxes, *rows, axis=2)
+    model = net.model(net.op("Identity", net.boxes))
+    with pytest.raises(AmbiguousModelError, match="two heads could hold the class scores"):
+        insert(model)
+    reasons = [insert(model, Options(num_classes=count)).report.reason for count in (2, 3)]
+    assert ["stand before them in each row" in reason for reason in reasons] == [False, True]

@@ -20,7 +20,7 @@ from xai_insert.locate.observed import observed_values
 from xai_insert.locate.outputs import are_masks, query_boxes
 from xai_insert.probe.columns import with_columns
 from xai_insert.probe.orders import Orders
-from xai_insert.probe.other_rows import alike_but_for_rows, are_in_other_rows
+from xai_insert.probe.other_rows import alike_but_for_rows, are_in_other_rows, scores_before
 from xai_insert.probe.rivals import (
     Watched,
     are_beside,
@@ -92,6 +92,11 @@ class _Search(Orders):
         told += next((text for item in scoring if (text := self.taken.get(item.index))), "")
         for rest in [self.passed_over[item.index] for item in scoring if item.index in self.passed_over][:1]:
             told += f"; {rest.head.value.name!r} scores each box too, and its output stands behind"
+        for other in scores_before(scoring[0], self.rivals(scoring[0])):
+            told += (
+                f"; {other.head.channels} scores of {other.head.value.name!r} stand before them in each row: if these "
+                "are classes too, the maps are those of the classes behind them"
+            )
         return told
 
     def require_all_levels(self, scoring: Sequence[Watched]) -> None:
