@@ -245,7 +245,8 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
     ways = ["with --num-classes, a background counted"] if len({item.head.channels for item in items}) > 1 else []
     if all(not one.touched() & other.touched() for one, other in combinations(items, 2)):
         ways.append("if they feed outputs of their own, with --output NAME")
-    advice = f"; say which, {', or, '.join(ways)}" if ways else ""
+    alone = "; nothing tells: export the model with an output for each, and say which with --output NAME"
+    advice = f"; say which, {', or, '.join(ways)}" if ways else alone
     return AmbiguousModelError(f"two heads could hold the class scores: {', '.join(others)} and {last}{advice}")
 
 
