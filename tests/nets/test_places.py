@@ -10,7 +10,7 @@ import pytest
 from model_zoo_fixtures.testbed.nets.classifiers import generate
 from model_zoo_fixtures.testbed.nets.oracle import judge
 
-SEEDS = range(200)
+SEEDS = [*range(200), 40897]  # the last is cut by half a cell on both sides
 SLOW = 27  # of its map of 12,544 cells each is a run of the head: a minute and a half
 QUICK = [seed for seed in range(31) if seed != SLOW]
 WRONG = 0

@@ -16,6 +16,7 @@ from xai_insert.graph.view import Shape, Value, volume
 # Layers of stride 2 with a padding that keeps the size move the grid by up to half a cell (SqueezeNet's by 0.53), which
 # everybody draws over the whole image; a crop or a padding of more than that is told.
 DRIFT = 0.55
+_CUT = 0.49  # cells missing at both ends of a side, which no shift does; layers without padding leave out less
 # Coarse levels behind layers without padding leave out a margin, which resizing them to the finest level ignores: that
 # of SSD300's level of 3x3 is about a cell.
 _MARGIN = 1.5
@@ -87,12 +88,24 @@ class Frame:
         """Whether the grid covers the image, to so many `cells` on each side; unknown sizes count as such."""
         return self.covers(grid, (0.0, 0.0, 1.0, 1.0), cells)
 
+    def is_cut(self, grid: Shape) -> bool:
+        """Whether the grid begins and ends half a cell inside of the image: convolutions shift it by so much alone."""
+        if self.rectangle is None or None in grid:
+            return False
+        top, left, bottom, right = self.rectangle
+        ends = zip((top, left), (bottom, right), self._sides(grid), strict=True)
+        return any(min(low, 1 - high) > _CUT * (high - low) / size for low, high, size in ends)
+
+    def _sides(self, grid: Shape) -> list[int]:
+        """Cells down and across the image."""
+        plane = self.plane(grid)
+        return [size or 1 for size in (plane[::-1] if self.transposed else plane)]
+
     def covers(self, grid: Shape, rectangle: Rectangle, cells: float = 1.0) -> bool:
         """Likewise, a rectangle of the image."""
         if self.rectangle is None or None in grid:
             return True
-        plane = self.plane(grid)
-        sides = [size or 1 for size in (plane[::-1] if self.transposed else plane)]
+        sides = self._sides(grid)
         top, left, bottom, right = self.rectangle
         room = [cells * (bottom - top) / sides[0] + 1e-6, cells * (right - left) / sides[1] + 1e-6] * 2
         return all(abs(a - b) <= most for a, b, most in zip(self.rectangle, rectangle, room, strict=True))
@@ -185,7 +198,8 @@ def drawn_in(features: Sequence[FeatureMap]) -> Rectangle | None:
         if not item.frame.covers(item.grid, rectangle, _MARGIN):
             names = f"{finest.value.describe()} and {item.value.describe()}"
             raise MisplacedMapError(f"{names} show different parts of the image, so that no map of both can lie in it")
-    return None if finest.frame.within(finest.grid, DRIFT) else rectangle
+    is_whole = finest.frame.within(finest.grid, DRIFT) and not finest.frame.is_cut(finest.grid)
+    return None if is_whole else rectangle
 
 
 def grid_of_map(value: Value, grid_axes: tuple[int, ...]) -> tuple[int | None, int | None]:
