@@ -227,7 +227,7 @@ class MaskedPlan(ClassifierPlan):
         if obstacle is None:
             return self
         if study.options.form == "closed":
-            raise CannotFreeBatchError(f"there is no closed form: {obstacle}; --form masked runs the definition")
+            raise no_closed_form(obstacle)
         if is_early(graph, parts.target.value, parts.logits.value):
             obstacle += "; what is explained is the first layer"
         return self.by_runs(graph, obstacle)
@@ -307,6 +307,11 @@ class MapPlan(MaskedPlan):
         del options
         target = self.found.parts.target
         return Masking(self.masked(), lambda shape, position: position_mask(shape, target, position), self.read)
+
+
+def no_closed_form(obstacle: str) -> CannotFreeBatchError:
+    """The error for a closed form that is asked for and cannot be had."""
+    return CannotFreeBatchError(f"there is no closed form: {obstacle}; --form masked runs the definition")
 
 
 def _sides(surgeon: Surgeon[Any], target: FeatureMap) -> Sequence[Size]:

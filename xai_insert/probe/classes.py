@@ -125,8 +125,8 @@ class _Search(Orders):
         """Whether a head has a score for the first and the last number of rows wider than a box, which has no place."""
         ends = {0, (value.sizes[-1] or 0) - 1}
         found = [index for index, item in enumerate(self.observed) if item.value is value and max(ends) >= _BOX]
-        moves = [(index, item.elements.values()) for index in found for item in self.watched if item.is_class]
-        return any(ends <= {at[index][-1] for at in elements if index in at} for index, elements in moves)
+        scored = [item.last_places(item.responses) for item in self.watched if item.is_class]
+        return any(ends <= places.get(index, set()) for index in found for places in scored)
 
     def _best(self, items: Sequence[Watched], before: Sequence[Sequence[Watched]]) -> list[Watched]:
         """The only head; several that are anchors of one level or are added up; the classes beside an objectness.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from xai_insert.errors import AmbiguousModelError
 from xai_insert.graph.items import only
@@ -14,7 +14,11 @@ _BOX = 4
 
 
 def of_maps(
-    item: Watched, order: Channels | None, beside: Sequence[Watched], seen: Sequence[Channels], num_classes: int | None
+    item: Watched,
+    order: Channels | None,
+    beside: Sequence[Watched],
+    seen: Callable[[], Sequence[Channels]],
+    num_classes: int | None,
 ) -> tuple[Channels | None, str]:
     """The order of a head of scores, with as many anchors as the boxes beside it have, and what was taken for granted.
 
@@ -22,22 +26,22 @@ def of_maps(
         item: the head.
         order: its order with one anchor; None where anchors and classes have axes, and nothing tells which is which.
         beside: the other heads of its grid.
-        seen: the orders that a reshape behind it allows.
+        seen: gives the orders that a reshape behind it allows, as runs of the model tell them.
         num_classes: number of classes, where the user has given it.
 
     Raises:
         AmbiguousModelError: its channels may be classes of one box, with more numbers than its sides, or of several.
     """
     width = item.head.channels
-    counts = _counts(width, beside, num_classes)
-    told = [found for found in seen if found.anchors in counts and found.anchors * found.classes == width]
-    if not counts or _shared(item) == width:
+    counts, shared = _counts(width, beside, num_classes), _shared(item)
+    if not counts or shared == width:
         return order, ""
+    told = [found for found in seen() if found.anchors in counts and found.anchors * found.classes == width]
     if len(told) == 1 or order is None:
         return only(told), ""
     count = min(counts)
     several = Channels(0, width // count, count, width // count)
-    if num_classes is not None or _shared(item) == width // count:
+    if num_classes is not None or shared == width // count:
         return several, ""
     if count == MOST_ANCHORS and count < width:
         return several, _taken(count, f"{count} boxes of each place", "bins of one", width)

@@ -105,7 +105,7 @@ class Orders:
             return order
         try:
             found, self.taken[item.index] = of_maps(
-                item, order, self.rivals(item), self.raw_orders(item), self.num_classes
+                item, order, self.rivals(item), lambda: self.raw_orders(item), self.num_classes
             )
         except AmbiguousModelError as err:
             self.doubts[item.index] = err

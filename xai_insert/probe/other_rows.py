@@ -43,21 +43,12 @@ def are_in_other_rows(search: Orders, items: Sequence[Watched]) -> bool:
 def scores_before(item: Watched, beside: Sequence[Watched]) -> list[Watched]:
     """Heads of several scores, and no objectness, whose columns end where those of a head begin."""
     others = [other for other in beside if other.is_class and other.head.channels > 1]
-    first = {index: min(columns) for index, columns in _columns(item).items()}
+    first = {index: min(columns) for index, columns in item.last_places(item.like_classes).items()}
     return [
         other
         for other in others
-        if any(max(columns) + 1 == first.get(index) for index, columns in _columns(other).items())
+        if any(max(columns) + 1 == first.get(index) for index, columns in other.last_places(other.like_classes).items())
     ]
-
-
-def _columns(item: Watched) -> dict[int, set[int]]:
-    """The last places of the elements that class-like channels move, by index of the observed value."""
-    found: dict[int, set[int]] = {}
-    for channel in item.like_classes:
-        for index, element in item.responses[channel].elements.items():
-            found.setdefault(index, set()).add(element[-1])
-    return found
 
 
 def _probes(search: Orders, items: Sequence[Watched], end: Value) -> Iterator[tuple[HeadProbe, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -62,12 +62,17 @@ class Watched:
     @property
     def is_box(self) -> bool:
         """Whether its channels move four columns of a value one by one: a side of a box in 0..1 is no score."""
-        ends = {
-            index: {response.elements[index][-1] for response in self.responses.values() if index in response.elements}
-            for index in self.moved()
-        }
+        ends = self.last_places(self.responses)
         alone = [i for i in ends if all(i in response.elements for response in self.responses.values())]
         return self.head.channels % _BOX == 0 and any(len(ends[index]) == _BOX for index in alone)
+
+    def last_places(self, channels: Iterable[int]) -> dict[int, set[int]]:
+        """Along the last axis, those of the elements that channels raise alone, by index of the observed value."""
+        found: dict[int, set[int]] = {}
+        for channel in channels:
+            for index, element in self.responses[channel].elements.items():
+                found.setdefault(index, set()).add(element[-1])
+        return found
 
     @property
     def moves_boxes(self) -> bool:

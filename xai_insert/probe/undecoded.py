@@ -13,12 +13,19 @@ from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.observed import Observed
 from xai_insert.locate.outputs import likely_task
-from xai_insert.probe.channels import anchor_stride, fused_by_width, of_width, raw_channels, resolve_raw, with_several
+from xai_insert.probe.channels import (
+    MOST_ANCHORS,
+    anchor_stride,
+    fused_by_width,
+    of_width,
+    raw_channels,
+    resolve_raw,
+    with_several,
+)
 from xai_insert.probe.orders import Orders
 from xai_insert.probe.rivals import Watched
 
 _BOX = 4
-_MOST_ANCHORS = 9  # of published detectors, RetinaNet's
 
 
 def raw_scores(search: Orders, num_classes: int | None) -> tuple[list[Watched], dict[int, Channels]] | None:
@@ -73,7 +80,7 @@ def named_scores(
 
 def _are_bins(width: int, num_classes: int) -> bool:
     """Whether channels are rather those of one box: its classes, and bins of its sides."""
-    return width > _MOST_ANCHORS * num_classes and fused_by_width(width, num_classes) is not None
+    return width > MOST_ANCHORS * num_classes and fused_by_width(width, num_classes) is not None
 
 
 def _rivals(search: Orders, raw: Sequence[Watched], num_classes: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from xai_insert.errors import CannotFreeBatchError, UnsupportedTaskError
+from xai_insert.errors import UnsupportedTaskError
 from xai_insert.form import Form
 from xai_insert.formats.backend import LoadedModel
 from xai_insert.graph.cuts import cut_values, region
@@ -22,6 +22,7 @@ from xai_insert.locate.segmenter import Segmenter
 from xai_insert.methods.base import Method, Refusal
 from xai_insert.methods.kernels import position_mask
 from xai_insert.methods.masked_runs import run_masks
+from xai_insert.methods.of_classifier import no_closed_form
 from xai_insert.methods.recipro_cam import MOST_RUNS, cell_masks
 from xai_insert.methods.region_means import RegionMeans, by_neighbours, first_channels, mean_of_region, shares_of
 from xai_insert.methods.shaping import scalar
@@ -204,11 +205,14 @@ class SegReciproCam(Method):
                 f"Seg-Recipro-CAM needs the sizes of {judged.describe()}; give those of the input: --input-shape",
                 UnsupportedTaskError,
             )
-        obstacle = f"{parts.scores.value.describe()} is not what one linear layer makes of a map"
-        if read is not None and (obstacle := _why_not_closed(parts, read) or "") == "":
+        if read is None:
+            obstacle = f"{parts.scores.value.describe()} is not what one linear layer makes of a map"
+        elif (why := _why_not_closed(parts, read)) is None:
             return self._closed(study, found, read)
+        else:
+            obstacle = why
         if study.options.form == "closed":
-            raise CannotFreeBatchError(f"there is no closed form: {obstacle}; --form masked runs the definition")
+            raise no_closed_form(obstacle)
         masked = _last_read(study, parts)
         if masked is None:
             return Refusal(
