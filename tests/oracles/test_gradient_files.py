@@ -35,6 +35,26 @@ def test_square_weights_are_turned_in_openvino_too(suffix, tmp_path):
     np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_openvino_weaves_what_a_stride_parts_in_one_operation(tmp_path):
+    """Joining it axis by axis, as for onnxruntime, took a twentieth of ResNet-50 where two stages are derived."""
+    plain = models.classifier(strided_twice)
+    onnx.save(plain, tmp_path / "plain.onnx")
+    options = Options(method="layercam", target_layer="-3", output_dtype="f32", check=False)
+    inserted = [insert(model, options).model for model in (ov.Core().read_model(tmp_path / "plain.onnx"), plain)]
+    assert sum(node.get_type_name() == "DepthToSpace" for node in inserted[0].get_ordered_ops()) == 2
+    image = np.random.default_rng(0).standard_normal((2, 3, models.SIDE, models.SIDE)).astype(np.float32)
+    got, wanted = (run(model, image)["saliency_map"] for model in inserted)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def strided_twice(b):
+    """By a kernel that reaches all phases, and by one that reaches the first alone."""
+    x = b.node("Relu", b.node("Conv", "image", b.weight(8, 3, 3, 3), pads=[1] * 4))
+    x = b.node("Relu", b.node("Conv", x, b.weight(8, 8, 3, 3), pads=[1] * 4, strides=[2, 2]))
+    x = b.node("Relu", b.node("Conv", x, b.weight(WIDTH, 8, 1, 1), strides=[2, 2]))
+    return b.linear(b.node("ReduceMean", x, axes=[2, 3], keepdims=0), WIDTH)
+
+
 def pooled(stride):
     """A mean that is read at computed places, as PyTorch's exporter writes a view of strides under a free batch."""
 

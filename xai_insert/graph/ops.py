@@ -178,6 +178,13 @@ class Ops(Protocol[V]):
             added: cells of zeros behind the last of the result, fewer than strides.
         """
 
+    def interleave(self, maps: Sequence[V | None], side: int) -> V | None:
+        """`side * side` maps `[B, C, h, w]` woven into one `[B, C, side * h, side * w]`.
+
+        The map of number `i * side + j` has the cells whose row is `i` and whose column is `j` modulo `side`; zeros
+        where it is None, which the first is not. None where runtimes have no quick operation for that.
+        """
+
     def pad(self, a: V, before: Sequence[int], behind: Sequence[int]) -> V:
         """Zeros around the elements, for each axis."""
 

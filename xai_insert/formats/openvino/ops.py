@@ -232,6 +232,12 @@ class OpenVINOOps:
             return weight
         return self._reshape(weight, [groups, shape[0] // groups, *shape[1:]])
 
+    def interleave(self, maps: Sequence[ov.Output | None], side: int) -> ov.Output:
+        known = [item for item in maps if item is not None]
+        nothing = known[0] if len(known) == len(maps) else self.mul(known[0], self.constant(np.zeros((), np.float32)))
+        joined = self.concat([nothing if item is None else item for item in maps], 1)
+        return self._named(opset.depth_to_space(joined, "blocks_first", side))
+
     def pad(self, a: ov.Output, before: Sequence[int], behind: Sequence[int]) -> ov.Output:
         sides = (self.constant(np.array(side, np.int64)) for side in (before, behind))
         return self._named(opset.pad(a, *sides, "constant", self.constant(np.zeros((), np.float32))))

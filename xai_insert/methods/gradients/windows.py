@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xai_insert.graph.operators import Operator, Window
-from xai_insert.graph.ops import Windows
+from xai_insert.graph.ops import Size, Windows
 from xai_insert.graph.sliding import first_pad
 from xai_insert.graph.view import fixed, volume
 from xai_insert.methods.gradients.step import Gradients, Rule, Step
@@ -157,29 +158,58 @@ def _woven(
         count + extra if isinstance(count, int) else op.add(count, op.constant(np.array([extra], np.int64)))
         for count, extra in zip(step.measured(gradient, step.node.output, 0)[2:], more, strict=True)
     ]
-    once, of = (1,) * len(sides), partial(product_of, op)
+    parts = {
+        places: _of_phase(step, kind, gradient, [axis[place] for axis, place in zip(phases, places, strict=True)])
+        for places in product(*(range(len(axis)) for axis in phases))
+    }
+    whole = _interleaved(step, kind, parts)
+    if whole is None:
+        whole = _joined(step, kind, parts, channels, counts)
+    for axis, (count, stride, side) in enumerate(zip(counts, kind.strides, sides, strict=True), 2):
+        if stride > 1 and not (isinstance(count, int) and count * stride == side):
+            whole = op.slice(whole, axis, 0, side)
+    return whole
 
-    def along(axis: int, chosen: tuple[_Phase, ...]) -> Any:
-        if axis == len(sides):
-            begin, end = [phase.begin for phase in chosen], [phase.end for phase in chosen]
-            weight = _reversed(step, kind, [phase.taps for phase in chosen])
-            return op.convolve(gradient, weight, Windows(once, kind.dilations, begin, end, kind.groups))
-        parts = [along(axis + 1, (*chosen, phase)) for phase in phases[axis]]
-        stride, before, behind = kind.strides[axis], counts[:axis], sides[axis + 1 :]
+
+def _of_phase(step: Step[Any], kind: Window, gradient: Any, chosen: Sequence[_Phase]) -> Any:
+    begin, end = [phase.begin for phase in chosen], [phase.end for phase in chosen]
+    weight = _reversed(step, kind, [phase.taps for phase in chosen])
+    return step.op.convolve(gradient, weight, Windows((1,) * len(begin), kind.dilations, begin, end, kind.groups))
+
+
+def _interleaved(step: Step[Any], kind: Window, parts: Mapping[tuple[int, ...], Any]) -> Any | None:
+    """The maps of all phases, by their places, as one; None where they have to be joined axis by axis."""
+    stride = kind.strides[0]
+    if stride == 1 or list(kind.strides) != [stride, stride]:
+        return None
+    return step.op.interleave([parts.get(places) for places in product(range(stride), repeat=2)], stride)
+
+
+def _joined(
+    step: Step[Any], kind: Window, parts: Mapping[tuple[int, ...], Any], channels: Size, counts: Sequence[Size]
+) -> Any:
+    """The same, axis by axis, the last first."""
+    op, of = step.op, partial(product_of, step.op)
+
+    def along(places: tuple[int, ...]) -> Any:
+        axis = len(places)
+        if axis == len(counts):
+            return parts[places]
+        stride = kind.strides[axis]
+        maps = [along((*places, place)) for place in sorted({found[axis] for found in parts})]
         if stride == 1:
-            return parts[0]
-        parts += [op.mul(parts[0], step.number(0.0))] * (stride - len(parts))
+            return maps[0]
+        maps += [op.mul(maps[0], step.number(0.0))] * (stride - len(maps))
+        behind = [of(pair) for pair in zip(counts[axis + 1 :], kind.strides[axis + 1 :], strict=True)]
         if behind:
-            lines = [op.reshape(part, [-1, channels, of(counts[: axis + 1]), of(behind)]) for part in parts]
-            joined = op.concat(lines, 3)
+            lines = [op.reshape(item, [-1, channels, of(counts[: axis + 1]), of(behind)]) for item in maps]
+            woven = op.concat(lines, 3)
         else:  # numbers one by one: joining them is slower than exchanging two axes
-            lines = [op.reshape(part, [-1, 1, of([channels, *counts])]) for part in parts]
-            joined = op.transpose(op.concat(lines, 1), (0, 2, 1))
-        whole = of([counts[axis], stride])
-        joined = op.reshape(joined, [-1, channels, *before, whole, *behind])
-        return joined if isinstance(whole, int) and whole == sides[axis] else op.slice(joined, axis + 2, 0, sides[axis])
+            lines = [op.reshape(item, [-1, 1, of([channels, *counts])]) for item in maps]
+            woven = op.transpose(op.concat(lines, 1), (0, 2, 1))
+        return op.reshape(woven, [-1, channels, *counts[:axis], of([counts[axis], stride]), *behind])
 
-    return along(0, ())
+    return along(())
 
 
 def _reversed(step: Step[Any], kind: Window, taps: Sequence[Sequence[int]]) -> Any:
