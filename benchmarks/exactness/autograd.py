@@ -4,10 +4,11 @@
 
 Networks have seeded random weights. The layer that the tool explains is found among the inputs and outputs of PyTorch's
 modules by its values, so no name is compared. The oracle is PyTorch in float64: `off` is how far the tool's map is from
-its map, `own` how far PyTorch's float32 map is. The exporter `kept` folds nothing into weights, and its files are also
-computed in float64: `wide` is how far that is, what the graph says, whatever a runtime rounds. Where pytorch-grad-cam
-is installed, it is asked as well, about layers that are the output of a module `[B, C, h, w]`; its maps are taken
-before it scales them.
+its map, `own` how far PyTorch's float32 map is, `added` how far from the exact derivative times the features that the
+runtime's own plain model gives: what the inserted part adds to their rounding. The exporter `kept` folds nothing into
+weights, and its files are also computed in float64: `wide` is how far that is, what the graph says, whatever a runtime
+rounds. Where pytorch-grad-cam is installed, it is asked as well, about layers that are the output of a module
+`[B, C, h, w]`; its maps are taken before it scales them.
 """
 
 # ruff: noqa: PLC0415 - pytorch-grad-cam may be missing
@@ -193,11 +194,13 @@ class Passed:
         score = self.scores.gather(1, self.best[:, None]).sum()
         return torch.autograd.grad(score, tensor, retain_graph=True)[0]
 
-    def map(self, place: int, order: list[int], method: str, target: dict[str, Any]) -> np.ndarray:
-        """The definition, at the tensor of that number."""
+    def map(
+        self, place: int, order: list[int], method: str, target: dict[str, Any], feature: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The definition, at the tensor of that number; of another feature map with its derivative, if one is given."""
         tensor = self.tensors[place][1]
-        feature, gradient = (item.detach().permute(order).numpy() for item in (tensor, self.gradient(tensor)))
-        return formula(method, feature, gradient, target)
+        own, gradient = (item.detach().permute(order).numpy() for item in (tensor, self.gradient(tensor)))
+        return formula(method, own if feature is None else feature, gradient, target)
 
 
 def formula(method: str, feature: np.ndarray, gradient: np.ndarray, target: dict[str, Any]) -> np.ndarray:
@@ -271,6 +274,8 @@ def rows(name: str, exporter: str, folder: Path) -> Iterator[Found]:
             got = outputs["saliency_map"][:, 0]
             scale = max(np.abs(wanted).max(), np.finfo(np.float32).tiny)
             row["off"], row["own"] = (float(np.abs(item - wanted).max() / scale) for item in (got, own))
+            inserted_part = got - exact.map(place, order, method, target, feature)
+            row["added"] = float(np.abs(inserted_part).max() / scale)
             row["correlation"] = float(np.corrcoef(got.ravel(), wanted.ravel())[0, 1])
             row["same class"] = bool((outputs["saliency_classes"][:, 0] == exact.best.numpy()).all())
             if exporter == _KEPT:
@@ -338,6 +343,7 @@ def summary(found: list[Found]) -> Row:
         "median off": f"{np.median(off):.1e}",
         "largest off": f"{off.max():.1e}",
         "PyTorch float32, largest": f"{own.max():.1e}",
+        "added by the branch, largest": f"{max(row['added'] for row in found):.1e}",
         f"exports within {_CLOSE:g} and {_ALIKE}": f"{len(every - far)} of {len(every)}",
         "exports as exact as PyTorch": f"{len(every - worse)} of {len(every)}",
         f"maps that correlate by {_ALIKE}": str((~(alike < _ALIKE)).sum()),
