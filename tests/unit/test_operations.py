@@ -68,6 +68,7 @@ CASES = {
     "mark": lambda op, x, r: op.mark(op.mul(r, op.constant(np.float32(0))), op.constant(np.array([[0, 1], [1, 4]]))),
     "cumulative": lambda op, x, r: op.cumulative(x, 2),
     "isolated": lambda op, x, r: op.isolated(r, 5),
+    "in_planes": lambda op, x, r: op.in_planes(x, lambda maps: op.sub(maps, op.reduce(maps, "max", [2, 3]))),
     "numbers": lambda op, x, r: op.numbers(op.size(r, 1)),
     "function": lambda op, x, r: op.concat([op.function(name, x) for name in ("exp", "erf", "tanh", "sin", "cos")], 1),
     "power": lambda op, x, r: op.power(op.mul(x, x), op.constant(np.float32(1.5))),

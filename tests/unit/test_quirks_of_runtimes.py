@@ -180,3 +180,25 @@ def test_a_window_that_onnxruntime_counts_and_leaves_out_is_named(kind):
     with pytest.raises(errors.CheckFailedError, match=rf"last window of the pool '{kind}_2'.*ceil_mode=False"):
         insert(models.classifier(network, size=(11, 11)))
     assert insert(models.classifier(network, size=(10, 10))).report.target["grid"] == (6, 6)
+
+
+@pytest.mark.parametrize("ends", ["scores", "labels", "inside"])
+def test_the_tail_of_a_model_is_read_without_a_copy(ends):
+    """OpenVINO computes it in float32 anyway; a copy parts what is read before another linear layer."""
+    b = models.Builder(size=(16, 16))
+    scores = b.node("Relu", b.node("Conv", b.backbone(), b.weight(5, models.CHANNELS, 1, 1), b.weight(5)))
+    scales = b.const(np.array([1, 1, 2, 2], np.float32))
+    last = {
+        "scores": lambda: scores,
+        "labels": lambda: b.node("ArgMax", scores, axis=1, keepdims=0),
+        "inside": lambda: b.node("Resize", scores, "", scales, mode="linear"),
+    }[ends]()
+    plain = models.as_format(b.model(last), "openvino")
+    inserted = insert(plain, Options(method="class-score-map")).model
+    added = {node.get_type_name() for node in inserted.get_ordered_ops() if node.get_friendly_name()[:4] == "xai/"}
+    assert ("GroupConvolution" in added) is (ends == "inside")
+    images = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    for precision in ("f32", "bf16"):
+        ways = {"INFERENCE_PRECISION_HINT": precision}
+        before, after = (ov.Core().compile_model(item, "CPU", ways)([images]) for item in (plain, inserted))
+        np.testing.assert_array_equal(before[0], after[0])

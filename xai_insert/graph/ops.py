@@ -150,10 +150,20 @@ class Ops(Protocol[V]):
     def cumulative(self, a: V, axis: int) -> V:
         """Sums of the elements up to each along `axis`."""
 
-    def isolated(self, a: V, channels: int, *, is_map: bool = False) -> V:
+    def isolated(self, a: V, channels: int, *, is_map: bool = False, is_given: bool = True) -> V:
         """`[B, channels]`, or the map `[B, channels, h, w]`, unchanged, as a value that no runtime takes for `a`.
 
-        A new output of it leaves the precision of what is before alone, and the names of its outputs.
+        A new output of it leaves the precision of what is before alone, and the names of its outputs. `is_given` says
+        that it may become an output as it is; one that is computed with may be `a` itself where nothing changes by it.
+        """
+
+    def in_planes(self, a: V, work: Callable[[V], V]) -> V:
+        """What `work` makes of the maps `[B, K, h, w]`, done map by map where the runtime has their channels together.
+
+        Args:
+            a: the maps.
+            work: keeps each element in its place, and looks at whole maps alone; its argument may have other sizes on
+                the last two axes.
         """
 
     def numbers(self, count: V) -> V:

@@ -46,7 +46,7 @@ def to_bytes_in_parts(op: Ops[V], saliency: V, shape: Shape) -> V:
     axes = map_axes(len(shape))
     size, count = volume(shape[1:]), shape[1]
     if size is None or count is None or size * _ELEMENT <= _MOST_BYTES:
-        return to_bytes(op, saliency, axes)
+        return op.in_planes(saliency, lambda maps: to_bytes(op, maps, axes))
     step = max(1, count * _MOST_BYTES // (size * _ELEMENT))
     parts = [op.slice(saliency, 1, first, min(first + step, count)) for first in range(0, count, step)]
     return op.concat([to_bytes(op, part, axes) for part in parts], 1)

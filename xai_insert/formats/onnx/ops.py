@@ -218,8 +218,11 @@ class OnnxOps:
     def cumulative(self, a: ir.Value, axis: int) -> ir.Value:
         return self._node("CumSum", a, self.constant(np.array(axis, np.int64)))
 
-    def isolated(self, a: ir.Value, channels: int, *, is_map: bool = False) -> ir.Value:
+    def isolated(self, a: ir.Value, channels: int, *, is_map: bool = False, is_given: bool = True) -> ir.Value:
         return a if is_map else self.reshape(a, [-1, channels])
+
+    def in_planes(self, a: ir.Value, work: Callable[[ir.Value], ir.Value]) -> ir.Value:
+        return work(a)
 
     def numbers(self, count: ir.Value) -> ir.Value:
         # Not by Range: RoiAlign came before it.

@@ -11,9 +11,14 @@ import openvino as ov
 import openvino.opset13 as opset
 from openvino import opset1
 
+from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Function, Reduction, Size, Windows
 
 _FEW = 4
+_LIGHT = frozenset(
+    {"Convert", "LogSoftmax", "Reshape", "Sigmoid", "Softmax", "Squeeze", "TopK", "Transpose", "Unsqueeze"}
+)
+"""What ends models behind their last linear layer; none of it is computed in bf16 there."""
 _REDUCTIONS: dict[str, Callable[..., ov.Node]] = {
     "mean": opset.reduce_mean,
     "max": opset.reduce_max,
@@ -189,12 +194,24 @@ class OpenVINOOps:
     def cumulative(self, a: ov.Output, axis: int) -> ov.Output:
         return self._named(opset.cum_sum(a, self.constant(np.array(axis, np.int64))))
 
-    def isolated(self, a: ov.Output, channels: int, *, is_map: bool = False) -> ov.Output:
-        # The CPU plugin computes the tail of a graph in float32, back to the first linear layer: here is one.
+    def isolated(self, a: ov.Output, channels: int, *, is_map: bool = False, is_given: bool = True) -> ov.Output:
+        # The CPU plugin computes the tail of a graph in float32, back to the first linear layer: here is one. A value
+        # of the model's own tail keeps its precision, whatever else reads it.
+        if not is_given and _is_in_tail(a):
+            return a
         ones = self.constant(np.ones((channels, 1, 1, 1, 1), a.get_element_type().to_dtype()))
         grid = a if is_map else self.reshape(a, [-1, channels, 1, 1])
         same = self._named(opset.group_convolution(grid, ones, [1, 1], [0, 0], [0, 0], [1, 1]))
         return same if is_map else self.reshape(same, [-1, channels])
+
+    def in_planes(self, a: ov.Output, work: Callable[[ov.Output], ov.Output]) -> ov.Output:
+        # A convolution gives the channels of each place together. The plugin would lay out bytes for the output one
+        # by one, and float32 in blocks: a shape with one place to a row makes it do so before the work.
+        sizes = a.get_partial_shape()
+        if sizes.rank.is_dynamic or len(sizes) != 4 or sizes[1] == 1:
+            return work(a)
+        rows = self._named(opset.reshape(a, self.constant(np.array([0, 0, -1, 1], np.int64)), special_zero=True))
+        return self.shaped(work(rows), self._named(opset.shape_of(a)))
 
     def clip(self, a: ov.Output, low: float, high: float) -> ov.Output:
         """Bound from both sides."""
@@ -256,3 +273,12 @@ class OpenVINOOps:
 
     def number(self, size: ov.Output) -> ov.Output:
         return self.cast(size, "float32")
+
+
+def _is_in_tail(a: ov.Output) -> bool:
+    """Whether a value is an output of the model, or nothing but light work from one."""
+    nodes = [target.get_node() for target in a.get_target_inputs()]
+    own = [node for node in nodes if not node.get_friendly_name().startswith(PREFIX)]
+    if any(node.get_type_name() == "Result" for node in own):
+        return True
+    return any(_is_in_tail(port) for node in own if node.get_type_name() in _LIGHT for port in node.outputs())

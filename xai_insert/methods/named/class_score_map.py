@@ -25,12 +25,12 @@ class ScoreMapPlan(Plan):
     found: FoundSegmenter
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        del loaded, graph, options
+        del loaded, graph
         op, scores = surgeon.ops, self.found.parts.scores
         maps, perm = surgeon.handle(scores.value), (0, scores.channel_axis, *scores.grid_axes)
         if perm != (0, 1, 2, 3):
             maps = op.transpose(maps, perm)
-        raw = op.isolated(maps, self.found.parts.classes, is_map=True)
+        raw = op.isolated(maps, self.found.parts.classes, is_map=True, is_given=options.output_dtype == "f32")
         return Branch(self, raw, is_sized=not scores.is_whole)
 
     def rectangle(self) -> Rectangle | None:

@@ -26,11 +26,11 @@ class KeypointPlan(Plan):
     found: FoundKeypoints
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        del loaded, graph, options
+        del loaded, graph
         parts = self.found.parts
         if isinstance(parts, Bins):
             return Branch(self, _of_bins(surgeon, parts))
-        return Branch(self, _of_maps(surgeon, parts), is_sized=not parts.feature.is_whole)
+        return Branch(self, _of_maps(surgeon, parts, is_given=options.output_dtype == "f32"), is_sized=not parts.feature.is_whole)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"output"})
@@ -47,14 +47,14 @@ class KeypointPlan(Plan):
         return {"target": target, "grid": format_grid(self.map_shape[-2:]), **layout.written()}
 
 
-def _of_maps(surgeon: Surgeon[Any], parts: HeatMaps) -> Any:
+def _of_maps(surgeon: Surgeon[Any], parts: HeatMaps, *, is_given: bool) -> Any:
     op, feature = surgeon.ops, parts.feature
     maps, perm = surgeon.handle(feature.value), (0, feature.channel_axis, *feature.grid_axes)
     if perm != tuple(range(len(perm))):
         maps = op.transpose(maps, perm)
     if len(feature.grid_axes) == 1:
         maps = op.reshape(maps, [-1, parts.joints, *fixed(feature.grid)])
-    return op.isolated(maps, parts.joints, is_map=True)
+    return op.isolated(maps, parts.joints, is_map=True, is_given=is_given)
 
 
 def _of_bins(surgeon: Surgeon[Any], parts: Bins) -> Any:
