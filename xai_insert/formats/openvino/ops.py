@@ -11,14 +11,11 @@ import openvino as ov
 import openvino.opset13 as opset
 from openvino import opset1
 
+from xai_insert.formats.openvino.vocabulary import LIGHT
 from xai_insert.graph.names import PREFIX
 from xai_insert.graph.ops import Function, Reduction, Size, Windows
 
 _FEW = 4
-_LIGHT = frozenset(
-    {"Convert", "LogSoftmax", "Reshape", "Sigmoid", "Softmax", "Squeeze", "TopK", "Transpose", "Unsqueeze"}
-)
-"""What ends models behind their last linear layer; none of it is computed in bf16 there."""
 _REDUCTIONS: dict[str, Callable[..., ov.Node]] = {
     "mean": opset.reduce_mean,
     "max": opset.reduce_max,
@@ -206,11 +203,11 @@ class OpenVINOOps:
 
     def in_planes(self, a: ov.Output, work: Callable[[ov.Output], ov.Output]) -> ov.Output:
         # A convolution gives the channels of each place together. The plugin would lay out bytes for the output one
-        # by one, and float32 in blocks: a shape with one place to a row makes it do so before the work.
+        # by one, and float32 in blocks: one row of all places makes it do so before the work.
         sizes = a.get_partial_shape()
         if sizes.rank.is_dynamic or len(sizes) != 4 or sizes[1] == 1:
             return work(a)
-        rows = self._named(opset.reshape(a, self.constant(np.array([0, 0, -1, 1], np.int64)), special_zero=True))
+        rows = self._named(opset.reshape(a, self.constant(np.array([0, 0, 1, -1], np.int64)), special_zero=True))
         return self.shaped(work(rows), self._named(opset.shape_of(a)))
 
     def clip(self, a: ov.Output, low: float, high: float) -> ov.Output:
@@ -281,4 +278,4 @@ def _is_in_tail(a: ov.Output) -> bool:
     own = [node for node in nodes if not node.get_friendly_name().startswith(PREFIX)]
     if any(node.get_type_name() == "Result" for node in own):
         return True
-    return any(_is_in_tail(port) for node in own if node.get_type_name() in _LIGHT for port in node.outputs())
+    return any(_is_in_tail(port) for node in own if node.get_type_name() in LIGHT for port in node.outputs())

@@ -93,3 +93,7 @@ WEIGHTED = frozenset(
 """Layers that have learned weights."""
 UNFOLDS = frozenset({"Convert", "Subtract", "Multiply", "Reshape"})
 """What stands between a weight as it is stored, of integers or of half precision, and its layer."""
+LIGHT = frozenset(
+    {"Convert", "LogSoftmax", "Reshape", "Sigmoid", "Softmax", "Squeeze", "TopK", "Transpose", "Unsqueeze"}
+)
+"""What ends models behind their last linear layer; none of it is computed in bf16 there."""

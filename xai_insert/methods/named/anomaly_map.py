@@ -29,7 +29,8 @@ class AnomalyPlan(Plan):
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
         del loaded, graph
         op, feature = surgeon.ops, self.found.parts.feature
-        raw = op.isolated(_with_channel(op, surgeon.handle(feature.value), feature), 1, is_map=True, is_given=options.output_dtype == "f32")
+        maps = _with_channel(op, surgeon.handle(feature.value), feature)
+        raw = op.isolated(maps, 1, is_map=True, is_given=options.output_dtype == "f32")
         return Branch(self, raw, in_bytes=self._in_bytes(op), is_sized=not feature.is_whole)
 
     def _in_bytes(self, op: Ops[Any]) -> Callable[[Any], Any] | None:

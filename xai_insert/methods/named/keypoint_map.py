@@ -30,7 +30,8 @@ class KeypointPlan(Plan):
         parts = self.found.parts
         if isinstance(parts, Bins):
             return Branch(self, _of_bins(surgeon, parts))
-        return Branch(self, _of_maps(surgeon, parts, is_given=options.output_dtype == "f32"), is_sized=not parts.feature.is_whole)
+        maps = _of_maps(surgeon, parts, is_given=options.output_dtype == "f32")
+        return Branch(self, maps, is_sized=not parts.feature.is_whole)
 
     def uses(self) -> frozenset[str]:
         return frozenset({"output"})
