@@ -44,9 +44,8 @@ KNOWN = RENAMED | {(name, f"opset{version}") for version, names in REGISTERED.it
 QUICK = ["resnet18_gem.ptir", "swin_tiny_patch4_window7_224.ptir", "yolov8n.ptir", "yolov8n_seg.ptir"]
 QUICK += ["clip_r3d.ptir", "hf_vitpose.ptir", "padim_resnet18.ptir", "hf_dinov2_embedding.legacydyn"]
 FURTHER = {"hf_conditional_detr.ptir": {"method": "query-attention", "num_classes": 20, "per_box": True}}
-# Unless outputs are named: see tests/zoo/test_zoo_detectors.py; and Ifs that OpenVINO's reader of ONNX keeps: see
-# tests/zoo/test_zoo_vectors.py.
-REFUSED = {"retina_raw_nc4_a3", "hf_dinov3_embedding.legacydyn"}
+# Unless outputs are named: see tests/zoo/test_zoo_detectors.py.
+REFUSED = {"retina_raw_nc4_a3"}
 BUNDLED = {
     "pooled": ("shapes_cnn", {}),
     "best classes": ("shapes_cnn", {"top_k": 2, "feature_vector": True, "saliency_size": (20, 20)}),

@@ -202,3 +202,30 @@ def test_the_tail_of_a_model_is_read_without_a_copy(ends):
         ways = {"INFERENCE_PRECISION_HINT": precision}
         before, after = (ov.Core().compile_model(item, "CPU", ways)([images]) for item in (plain, inserted))
         np.testing.assert_array_equal(before[0], after[0])
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_an_if_that_hands_its_value_on_is_no_obstacle(takes):
+    """As TorchScript's `squeeze` is written; which branch is taken follows from a rank, and tells no sizes itself."""
+    rng = np.random.default_rng(0)
+    image = opset.parameter([-1, 3, -1, -1], np.float32, name="image")
+    weight = rng.standard_normal((C, 3, 3, 3), np.float32)
+    feature = opset.relu(opset.convolution(image, weight, [2, 2], [1, 1], [1, 1], [1, 1]))
+    rank = opset.shape_of(opset.shape_of(feature))
+    branch = opset.if_op(opset.equal(rank, np.array([4 if takes else 3], np.int64)).output(0))
+    bodies = []
+    for is_other in (takes, not takes):
+        given = opset.parameter([-1, C, -1, -1], np.float32)
+        flat = opset.reshape(given, np.array([0, -1], np.int64), True)
+        bodies.append((ov.Model([flat if not is_other else given], [given]), given))
+    branch.set_then_body(bodies[0][0])
+    branch.set_else_body(bodies[1][0])
+    branch.set_input(feature.output(0), bodies[0][1], bodies[1][1])
+    branch.set_output(bodies[0][0].get_results()[0], bodies[1][0].get_results()[0])
+    pooled = opset.reduce_mean(branch, np.array([2, 3], np.int64), keep_dims=False)
+    scores = opset.matmul(pooled, rng.standard_normal((C, 5), np.float32), False, False)
+    plain = ov.Model([scores], [image], "m")
+    result = insert(plain, RAW)
+    assert (result.report.form, result.report.output_difference) == ("closed form", 0)
+    assert "If" in {node.get_type_name() for node in result.model.get_ordered_ops()}
+    assert len(plain.get_results()) == 1

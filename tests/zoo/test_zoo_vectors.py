@@ -9,14 +9,13 @@ from xai_insert import Options, insert_file
 
 TASKS = {"image-text": "image and text", "embedding": "embedding"}
 FORMS = {"class_token": "vit-recipro-cam", "attention_pool": "recipro-cam"}
-ONNX_ALONE = {"hf_dinov3_embedding"}  # OpenVINO's reader keeps Ifs that sizes decide; its PyTorch front end has none
 FOUND = fixtures(task=set(TASKS))
 
 
 @pytest.mark.parametrize("fixture", FOUND, ids=[fixture.id for fixture in FOUND])
 def test_fixture(fixture, tmp_path, record_property):
     path = materialise(fixture, tmp_path)
-    for suffix in (".onnx",) if fixture.arch in ONNX_ALONE else (".xml", ".onnx"):
+    for suffix in (".xml", ".onnx"):
         report = insert_file(path, tmp_path / f"new{suffix}", Options(output_dtype="f32"))
         assert (report.task, report.form) == (TASKS[fixture.task], "closed form")
         assert report.method == FORMS[fixture.expected["collapse"]]

@@ -14,7 +14,6 @@ from xai_insert.errors import ModelFileError, UnknownNameError, XaiInsertError
 from xai_insert.formats import batches
 from xai_insert.formats.backend import Removed
 from xai_insert.formats.guard import RAISED, last_line, moderate, taking_apart
-from xai_insert.formats.openvino.einsum import Decomposed
 from xai_insert.formats.openvino.entries import entries
 from xai_insert.formats.openvino.mapped import pages_dropped
 from xai_insert.formats.openvino.merging import keep_apart
@@ -23,6 +22,7 @@ from xai_insert.formats.openvino.replace import replace_ir
 from xai_insert.formats.openvino.runtime import OpenVINORunner
 from xai_insert.formats.openvino.safety import require_safe
 from xai_insert.formats.openvino.shapes import name_open_sizes
+from xai_insert.formats.openvino.shown import Decomposed
 from xai_insert.formats.openvino.shuffled import shuffle
 from xai_insert.formats.openvino.strip import strip
 from xai_insert.formats.openvino.surgeon import OpenVINOSurgeon
