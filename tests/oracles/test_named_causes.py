@@ -147,8 +147,10 @@ def test_tokens_of_groups_are_no_patches(kind):
     b = Builder(size=(SIDE, SIDE))
     outputs, inputs = groups(b)
     cause = r"tokens beside the patches of .* \[1, 19, 8\] are read, and the last attention has none"
-    with pytest.raises(errors.TargetNotFoundError, match=cause):
-        plan_insertion(models.as_format(b.model(*outputs, inputs=inputs), kind), Options(method="vit-recipro-cam"))
+    model = models.as_format(b.model(*outputs, inputs=inputs), kind)
+    with pytest.raises(errors.TargetNotFoundError, match=f"{cause}; .* --target-layer, of which LAST is"):
+        plan_insertion(model, Options(method="vit-recipro-cam"))
+    assert plan_insertion(model, Options(target_layer="LAST")).form == "masked runs"
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

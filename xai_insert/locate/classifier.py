@@ -203,9 +203,18 @@ def _by_tokens(head: _Head, options: Options, wanted: Wanted) -> ClassifierParts
     reads_first = not attends and read_before_grid(head.ends, head.places)  # the mean, joined to the cells
     reads_places = wanted is Wanted.ANY and not attends and not reads_first
     if wanted is Wanted.TOKENS or not (read.is_mean_query or reads_first or reads_places):
-        raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {read.reason}; choose a layer with --target-layer")
+        raise TargetNotFoundError(f"no block for ViT Recipro-CAM: {read.reason}; {_way_out(head)}")
     bare = replace(head, ends=tuple(_without_kind(end) for end in head.ends))
     return head.masked(*_default_target(bare, others=reads_places))
+
+
+def _way_out(head: _Head) -> str:
+    """What the user can choose where tokens are not explained by themselves, for people."""
+    try:
+        last = _chosen_target(head, LAST)
+    except TargetNotFoundError:
+        return "choose a layer with --target-layer"
+    return f"choose a layer with --target-layer, of which {LAST} is {last.value.describe()}"
 
 
 def _is_clip(images: Sequence[Value]) -> bool:
