@@ -36,7 +36,7 @@ from xai_insert.explain.journal import FOLDERS, Journal, Records
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
 from xai_insert.explain.run import DrawOptions, FolderRun
-from xai_insert.explain.runtime import ImageInput
+from xai_insert.explain.shown import ImageInput
 from xai_insert.layouts.record import Layout
 
 # The command

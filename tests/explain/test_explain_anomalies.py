@@ -53,6 +53,11 @@ def test_the_overlay_outlines_what_is_over_the_threshold(inspector, kind, dtype,
     assert record["predictions"][0]["score"] == pytest.approx(plain["score"][0], rel=0.01)
     assert len(record["maps"]) == 1
     (found,) = Explainer(file).explain([scene.image])
+    (bar,) = found.found.scaled(found.found.chosen, "shared")
+    low, limit = min(plain["map"].min(), 0), bar.own.threshold
+    assert bar.ends == (f"{low:.3g}", f"{2 * limit - low:.3g}")
+    assert bar.text == f"threshold {limit:.3g}"
+    assert plain["map"][plain["mask"]].min() >= limit > plain["map"][~plain["mask"]].max()
     inside = np.zeros(scene.image.shape[:2], np.uint8)
     (over,) = found.found.instances
     cv2.fillPoly(inside, [np.round(part * inside.shape[::-1]).astype(np.int32) for part in over.outline], 1)

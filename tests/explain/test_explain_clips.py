@@ -11,7 +11,7 @@ from xai_insert.explain.clips import _at
 from xai_insert.explain.errors import PreprocessingError
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.preprocessing import Preprocessing
-from xai_insert.explain.runtime import ImageInput
+from xai_insert.explain.shown import ImageInput
 
 SIDE, FRAMES = 32, 8
 

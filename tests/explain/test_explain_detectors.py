@@ -21,7 +21,7 @@ from xai_insert.explain.feed import Feeder
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import Preprocessing
-from xai_insert.explain.runtime import ImageInput
+from xai_insert.explain.shown import ImageInput
 from xai_insert.layouts.boxes import overlap
 from xai_insert.layouts.record import Layout
 

@@ -23,8 +23,8 @@ from xai_insert.explain.files import decode, encode_jpeg
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.picture import Look, canvas, caption, draw, legend
 from xai_insert.explain.preprocessing import RESIZES, Preprocessing, View, from_metadata, prepare
-from xai_insert.explain.runtime import ImageInput
 from xai_insert.explain.scale import Scaled, raw_values, scaled
+from xai_insert.explain.shown import ImageInput
 
 # The overlay
 

@@ -71,13 +71,31 @@ def test_points_without_names_are_numbered(name, tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (64, 48, 3), np.uint8)
     (found,) = Explainer(file).explain([picture])
     assert [item.label for item in found.found.chosen] == [f"keypoint {number}" for number in range(JOINTS)]
-    assert len(found.found.instances) == JOINTS
     outputs = oracle.run(model, picture.transpose(2, 0, 1)[None].astype(np.float32))
     first = next(iter(outputs.values()))[0]
     if name == "mean_place":
         assert found.found.note == "the model gives no scores of its key points"
+        assert len(found.found.instances) == JOINTS
         return
     wanted = {"hrnet": lambda: first.reshape(JOINTS, -1).max(axis=1), "greatest": lambda: first[:, 2]}.get(
         name, lambda: np.minimum(*(array[0].max(axis=1) for array in outputs.values()))
     )()
     np.testing.assert_allclose([item.score for item in found.found.chosen], wanted, rtol=1e-4)
+    assert [item.score for item in found.found.instances] == pytest.approx([x for x in wanted if x >= 0.3], rel=1e-4)
+
+
+@pytest.mark.parametrize("ranges", [False, True])
+def test_an_absent_point_is_faint_and_has_no_mark(ranges, tmp_path):
+    """Beside present ones, alone, and where no key point is in the image."""
+    file = save(insert(shape_keypoints(), Options(method="keypoint-map", range=ranges)).model, tmp_path / "model.onnx")
+    scene, flat = multi_object_scene(HELD_OUT_SEED).image, np.full((128, 128, 3), 120, np.uint8)
+    for found in Explainer(file, labels=CLASS_NAMES).explain([scene, flat]):
+        inside = found.found
+        there = {item.class_id for item in inside.chosen if item.score >= 0.3}
+        assert {item.class_id for item in inside.instances} == there
+        for item, own in zip(inside.chosen, inside.scaled(inside.chosen, "shared"), strict=True):
+            (alone,) = inside.scaled([item], "shared")
+            assert own.fade == alone.fade == pytest.approx(max(item.score / max(inside.predictions[0].score, 0.3), 0.2))
+    assert not there
+    (found,) = Explainer(file, threshold=0.0).explain([flat])
+    assert len(found.found.instances) == len(CLASS_NAMES)

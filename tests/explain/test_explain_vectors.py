@@ -86,6 +86,45 @@ def test_the_map_is_that_of_the_image_that_is_shown(folder, suffix):
         np.testing.assert_allclose(found, raw[0, 0], atol=0.02 * np.abs(raw[0, 0]).max())
 
 
+@pytest.mark.parametrize("fed", ["image", "other"])
+def test_each_image_is_drawn_with_its_own_map(folder, fed):
+    """The one that is fed as a picture again, with the preparation of the other undone."""
+    path = write(folder, two(joined)[0], output_dtype="f32")
+    fed_pixels = np.random.default_rng(1).integers(0, 255, (12, 12, 3), np.uint8)
+    prepared = ((fed_pixels - 100.0) / 50).transpose(2, 0, 1)[None].astype(np.float32)
+    np.save(folder / "fed.npy", prepared)
+    more = [
+        "--feed",
+        f"{fed}={folder / 'fed.npy'}",
+        "--mean",
+        "100",
+        "--scale",
+        "50",
+        "--raw",
+        "npy",
+        "--classes",
+        "0,2",
+    ]
+    for more_again in (more, [*more, "--overwrite"], more):
+        result = CliRunner().invoke(main, [str(path), str(folder / "a.png"), "-o", str(folder / "out"), *more_again])
+        assert result.exit_code == 0, result.output
+    lines = (folder / "out/results.jsonl").read_text().splitlines()
+    records = {item["name"]: item for item in map(json.loads, lines)}
+    assert set(records) == {"a", f"a.{fed}"}
+    given = {"image": Image.open(folder / "a.png"), "other": Image.open(folder / "a.png")}
+    feeds = {name: ((np.asarray(item) - 100.0) / 50).transpose(2, 0, 1)[None] for name, item in given.items()}
+    feeds = {name: array.astype(np.float32) for name, array in {**feeds, fed: prepared}.items()}
+    found = run(onnx.load(path), feeds["image"], other=feeds["other"])
+    for name, record in records.items():
+        own = found["saliency_map_2" if (name == "a.other") or (name == "a" and fed == "image") else "saliency_map"]
+        assert [item["class_id"] for item in record["maps"]] == [0, 2]
+        for item in record["maps"]:
+            np.testing.assert_allclose(np.load(folder / "out" / item["raw"]), own[0, item["class_id"]], atol=1e-5)
+            assert (folder / "out" / item["overlay"]).is_file()
+    shown = np.asarray(Image.open(folder / "out" / records[f"a.{fed}"]["image"]).resize((12, 12)), np.float32)
+    assert np.corrcoef(shown.ravel(), fed_pixels.ravel().astype(np.float32))[0, 1] > 0.9
+
+
 @pytest.mark.parametrize("text", ["ids", "ids=", "=x.npy", "ids=nowhere.npy"])
 def test_what_cannot_be_fed_is_wrong_usage(folder, text):
     result, _ = explained(folder, folder / "a.png", "--feed", text)

@@ -97,7 +97,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Sha
 )  # fmt: skip
 @click.option(
     "--threshold", type=click.FloatRange(0, 1), metavar="SCORE",
-    help=f"Least score of a predicted object ({THRESHOLD}) or of a class among independent ones (the model's own).",
+    help=f"Least score of an object or key point ({THRESHOLD}) or of a class among independent ones (the model's).",
 )  # fmt: skip
 @click.option(
     "--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one a line, in order of classes."

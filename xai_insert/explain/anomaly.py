@@ -12,6 +12,7 @@ from xai_insert.explain.explained import Explained, Instance, Prediction
 from xai_insert.explain.outputs import Array, Outputs, map_of, of_first
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
+from xai_insert.explain.scale import OwnScale
 
 ANOMALY_DETECTION = "anomaly detection"
 _HALF = 127.5
@@ -56,7 +57,14 @@ class Inspector(ReadyToRun):
             low, high = (function(np.concatenate(parts), axis=0) for function in (np.min, np.max))
             box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
             over = [Instance(0, "over", threshold, box, parts)]
-        return Explained([found], [found], maps, view, instances=over)
+        return Explained([found], [found], maps, view, instances=over, own_scale=self._scale(outputs, threshold))
+
+    def _scale(self, outputs: Outputs, threshold: float) -> OwnScale:
+        """The scale of the map of the first image, whose lower end is told by its raw values, wherever they are."""
+        layout, given, ranges = self.engine.layout, map_of(outputs), of_first(outputs.saliency_range)
+        own = None if layout.map_at is None else list(outputs.predictions.values())[layout.map_at][0]
+        raw = next((array for array in (ranges, own, given) if array is not None and array.dtype != np.uint8), None)
+        return OwnScale(threshold, None if raw is None else min(float(raw.min()), 0.0))
 
     def _name(self, label: float | None) -> str:
         """What the model says of the image, in a word."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from xai_insert.explain.anomaly import ANOMALY_DETECTION, Inspector
-from xai_insert.explain.keypoints import KEYPOINTS, Joints
+from xai_insert.explain.keypoints import Joints
 from xai_insert.explain.segment import SEMANTIC_SEGMENTATION, Painter
 
 Reader = Painter | Inspector | Joints
-READERS: dict[str, type[Reader]] = {
+READERS: dict[str, type[Painter | Inspector]] = {
     SEMANTIC_SEGMENTATION: Painter,
     ANOMALY_DETECTION: Inspector,
-    KEYPOINTS: Joints,
 }

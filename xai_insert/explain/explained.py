@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xai_insert.explain.class_names import class_names
+from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.outputs import Array
 from xai_insert.explain.preprocessing import Box, View, is_true
-from xai_insert.explain.scale import raw_values
+from xai_insert.explain.scale import OwnScale, Scaled, ScaleName, raw_values, scaled
 
 Scores = npt.NDArray[np.float64]
 Polygon = npt.NDArray[np.float64]
@@ -206,7 +207,9 @@ class Explained:
         note: what could not be told about the image, one line.
         has_overlays: whether the chosen maps are drawn over the image, else only written as they are.
         ranges: raw values behind 0 and 255 of each map, `[K, 2]`; None where the model does not say them.
-        strengths: by class, what its map is faint by beside others, 0..1; None if that is its score.
+        strengths: by class, what its map is faint by, 1 if it is not; None if it is by its score beside the best one.
+        own_scale: that of the maps' bytes where it is the model's own; None if each map is scaled by itself.
+        others: what is said of other images that the model is fed.
     """
 
     predictions: Sequence[Prediction]
@@ -219,6 +222,8 @@ class Explained:
     has_overlays: bool = True
     ranges: Array | None = None
     strengths: Mapping[int, float] | None = None
+    own_scale: OwnScale | None = None
+    others: Sequence[OfOther] = ()
 
     @property
     def has_scores(self) -> bool:
@@ -231,10 +236,16 @@ class Explained:
         return self.saliency_map.ndim == 2
 
     def strength(self, item: Prediction) -> float | None:
-        """What the map of a chosen class is faint by beside others; None if unknown."""
+        """What the map of a chosen class is faint by; None if unknown."""
         if not self.has_scores:
             return None
         return item.score if self.strengths is None else self.strengths[item.class_id]
+
+    def scaled(self, items: Sequence[Prediction], scale: ScaleName) -> list[Scaled]:
+        """How the maps of chosen classes are coloured beside each other."""
+        maps, scores = [self.values_of(item.class_id) for item in items], [self.strength(item) for item in items]
+        found = scaled(maps, scores, scale, None if self.strengths is None else 1.0)
+        return [replace(item, own=self.own_scale) for item in found]
 
     def of_class(self, class_id: int) -> list[Instance]:
         """The objects of a class."""
@@ -259,3 +270,20 @@ class Explained:
 
     def _index(self, class_id: int) -> int:
         return class_id if self.map_classes is None else int(np.flatnonzero(self.map_classes == class_id)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class OfOther:
+    """What a model says about another image that it is fed.
+
+    Attributes:
+        input: name of its input.
+        image: uint8 RGB `[H, W, 3]`.
+        found: the same predictions, and maps of this image.
+        rectangle: where the maps lie in it; None if they cover all of it.
+    """
+
+    input: str
+    image: Image
+    found: Explained
+    rectangle: tuple[float, ...] | None

@@ -45,7 +45,7 @@ class Explainer:
         device: OpenVINO's name of a device; onnxruntime knows `CPU` and `GPU`.
         runtime: `openvino` or `onnxruntime`; None takes OpenVINO for `.xml`, onnxruntime for `.onnx`.
         batch_size: most images in one inference, where the model leaves its batch open and is a classifier.
-        threshold: least score of a found object (0.3), or of a class among independent ones (the model's own).
+        threshold: least score of a found object or key point (0.3), or of a class among independent ones (the model's).
         labels: class names in order; None takes those of the model.
         mean: subtracted from the image's 0..255, one value or one for each channel of the model; None, as `scale`,
             `channels` and `resize`, takes what the model's metadata say.
@@ -342,8 +342,7 @@ class Explanation:
         else:
             item = self._class(which)
             both = [item, max(found.chosen, key=lambda other: other.score)]
-            scores = [found.strength(other) for other in both]
-            first, _ = scaled([found.values_of(other.class_id) for other in both], scores, scale)
+            first, _ = found.scaled(both, scale)
             own = found.of_class(item.class_id)
         return draw_marks(draw(image, first, self.view, look, self.rectangle), own)
 

@@ -10,8 +10,8 @@ import numpy as np
 from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import PreprocessingError
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.preprocessing import Preprocessing, View, prepare
-from xai_insert.explain.runtime import ImageInput
+from xai_insert.explain.preprocessing import Preprocessing, View, prepare, unprepared
+from xai_insert.explain.shown import ImageInput
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,18 @@ class Feeder:
             parts.append(pixels)
             views.append(view)
         return parts, views
+
+    def picture(self, fed: Array) -> Image:
+        """What an image of the model's other inputs looks like: the preparation of this one's, undone.
+
+        Args:
+            fed: the input, `[N, C, H, W]` or `[N, H, W, C]`; the first image is taken.
+
+        Returns:
+            uint8 RGB `[H, W, 3]`.
+        """
+        is_last = fed.shape[3] in (1, 3) and fed.shape[1] not in (1, 3)
+        return unprepared(fed[0] if is_last else fed[0].transpose(1, 2, 0), self.how)
 
     def text(self) -> str:
         """One line for people."""

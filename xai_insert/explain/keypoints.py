@@ -1,4 +1,4 @@
-"""Key points: a map for each, and a mark where it is highest."""
+"""Key points: a map for each, and a mark where it is highest, if the point is there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xai_insert.explain.detect import in_image
+from xai_insert.explain.detect import THRESHOLD, in_image
 from xai_insert.explain.explained import Explained, Instance, Prediction, Scores, ranking
 from xai_insert.explain.outputs import Array, Outputs, map_of, of_first
 from xai_insert.explain.preprocessing import View
@@ -28,7 +28,15 @@ class Joints(ReadyToRun):
         feeder: makes its input from an image.
         meaning: names of the key points; without them they are numbered.
         selection: which to draw; those that are predicted are all.
+        threshold: least score of a key point that is there. Others have no mark, and a map as faint as they score.
     """
+
+    threshold: float = THRESHOLD
+
+    @property
+    def settings(self) -> Sequence[object]:
+        """What its results depend on, besides the model."""
+        return *super().settings, self.threshold
 
     def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:
         """Read the outputs for the first image of an input of that shape.
@@ -53,10 +61,17 @@ class Joints(ReadyToRun):
             [Prediction(number, names[number], float(told[number])) for number in chosen],
             maps,
             view,
-            instances=[points[number] for number in chosen],
+            instances=[points[number] for number in chosen if scores is None or told[number] >= self.threshold],
             note="the model gives no scores of its key points" if scores is None else None,
             ranges=ranges,
+            strengths=None if scores is None else self._strengths(scores),
         )
+
+    def _strengths(self, scores: Scores) -> dict[int, float]:
+        """Beside the best key point of the image, drawn or not, or the threshold if none is there."""
+        finite = np.where(np.isfinite(scores), scores, 0.0)
+        best = max(float(finite.max()), self.threshold)
+        return {number: max(float(score) / best, 0.0) if best else 1.0 for number, score in enumerate(finite)}
 
     def _scores(self, outputs: Outputs, values: Array) -> Scores | None:
         """How sure the model is of each key point: the peak of its map, the lower of those of its bins, or its own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class Outputs:
         saliency_scores: float `[N, K]`, of embeddings the products that the maps explain; None if the model has none.
         layout: what the predictions mean, as far as the insertion found it and `read_outputs` was given the metadata;
             it counts them in their order.
+        others: what the model says of each other image that is fed and has maps of its own, when `xai-explain` runs it.
     """
 
     predictions: dict[str, Array]
@@ -53,6 +54,24 @@ class Outputs:
     saliency_range: Array | None = None
     saliency_scores: Array | None = None
     layout: Layout = field(default_factory=Layout, kw_only=True)
+    others: Sequence[OtherImage] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class OtherImage:
+    """An image that is fed, the same for every image that is explained.
+
+    Attributes:
+        input: name of its input.
+        fed: the array `[N, C, H, W]` or `[N, H, W, C]`.
+        outputs: as if it was the one that is explained: its maps, and the same predictions.
+        rectangle: where its maps lie in it; None if they cover all of it.
+    """
+
+    input: str
+    fed: Array
+    outputs: Outputs
+    rectangle: tuple[float, ...] | None = None
 
 
 def map_of(outputs: Outputs) -> Array:

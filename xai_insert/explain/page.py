@@ -120,7 +120,7 @@ def maps_script(
         "place": _rounded(place),
         "seen": _seen(place, view),
         "maps": [
-            {**_entry(saliency, scaled.values), "objects": [numbers[id(item)] for item in own]}
+            {**_entry(saliency, scaled), "objects": [numbers[id(item)] for item in own]}
             for saliency, scaled, own in drawn
         ],
         "objects": [_shown(item) for item in objects],
@@ -137,15 +137,18 @@ def _shown(item: Instance) -> dict[str, Any]:
     }
 
 
-def _entry(saliency: Array, values: Array) -> dict[str, Any]:
+def _entry(saliency: Array, scaled: Scaled) -> dict[str, Any]:
     """A map in bytes, no finer than a page shows it, and the least and the greatest value, where they are known."""
-    pixels = to_bytes(saliency)
+    pixels, values = to_bytes(saliency), scaled.values
     if max(pixels.shape) > _FINEST:
         ratio = _FINEST / max(pixels.shape)
         size = [max(1, round(side * ratio)) for side in pixels.shape[::-1]]
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     span = None if values.dtype == np.uint8 else [float(values.min()), float(values.max())]
-    return {"w": pixels.shape[1], "h": pixels.shape[0], "span": span, "data": _packed(pixels)}
+    entry = {"w": pixels.shape[1], "h": pixels.shape[0], "span": span, "data": _packed(pixels)}
+    if scaled.own is not None:
+        entry["scale"] = f"{scaled.text} in the middle, colours from {' to '.join(scaled.ends)}"
+    return entry
 
 
 def _seen(place: Sequence[float], view: View) -> list[float] | None:

@@ -64,14 +64,14 @@ function scaling(record, data, index, isEach) {
   const map = data.maps[index], isBox = (item) => "box" in item;
   const group = record.maps.map((item, at) => ({ item, map: data.maps[at] }))
     .filter(({ item }) => isBox(item) === isBox(record.maps[index]));
-  if (isEach) return { fade: 1, reach: 1, text: "own scale" };
-  const strength = (item) => item.strength ?? item.score, score = strength(record.maps[index]);
-  const top = Math.max(...group.map(({ item }) => strength(item) ?? 0));
-  const fade = score === undefined || top <= 0 ? 1 : Math.max(score / top, FAINTEST);
+  if (isEach) return { fade: 1, reach: 1, text: map.scale ?? "own scale" };
+  const { score, strength } = record.maps[index], told = strength ?? score;
+  const top = strength === undefined ? Math.max(...group.map(({ item }) => item.score ?? 0)) : 1;
+  const fade = told === undefined || top <= 0 ? 1 : Math.min(Math.max(told / top, FAINTEST), 1);
   const widest = Math.max(...group.map((one) => (one.map.span ? one.map.span[1] - one.map.span[0] : 0)));
   const isShared = map.span && group.length > 1;
   const reach = isShared && widest > 0 ? (map.span[1] - map.span[0]) / widest : 1;
-  return { fade, reach, text: (isShared ? "one scale" : "own scale") + (fade < 1 ? ", fainter by score" : "") };
+  return { fade, reach, text: map.scale ?? (isShared ? "one scale" : "own scale") + (fade < 1 ? ", fainter by score" : "") };
 }
 
 // Outlines, or boxes, with their texts.

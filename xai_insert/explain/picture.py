@@ -192,11 +192,12 @@ def _cut_off(pen: ImageDraw.ImageDraw, text: str, space: int, font: Font) -> str
 
 def legend(width: int, scaled: Scaled, look: Look) -> Image:
     """A strip to go below a caption of that width: the colours from the lowest value to the highest, over grey."""
-    return _legend(width, scaled.ends, scaled.text, replace(look, opacity=round(look.opacity * scaled.fade, 3)))
+    look = replace(look, opacity=round(look.opacity * scaled.fade, 3))
+    return _legend(width, scaled.ends, scaled.text, look, is_cut=scaled.own is not None)
 
 
 @lru_cache(maxsize=256)
-def _legend(width: int, ends: tuple[str, str], text: str, look: Look) -> Image:
+def _legend(width: int, ends: tuple[str, str], text: str, look: Look, *, is_cut: bool) -> Image:
     size = min(max(width // 28, 11), 18)
     font, margin = font_of(size), max(size // 2, 6)
     strip = Pillow.new("RGB", (width, round(size * 1.9)), _BACKGROUND)
@@ -224,6 +225,8 @@ def _legend(width: int, ends: tuple[str, str], text: str, look: Look) -> Image:
         blend=look.blend,
     )
     drawn[top : top + height, start:end] = colours[:, : end - start]
+    if is_cut:  # at the threshold, in the middle
+        drawn[top - 2 : top + height + 2, start + bar // 2] = _INK
     return drawn
 
 

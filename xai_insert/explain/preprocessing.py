@@ -142,6 +142,18 @@ def prepare(image: Image, how: Preprocessing, size: tuple[int, int], channels: i
     return (pixels - mean) / scale, view
 
 
+def unprepared(pixels: Array, how: Preprocessing) -> Image:
+    """An input `[height, width, channels]` as uint8 RGB `[height, width, 3]`: `prepare` undone, but for its size."""
+    channels, values = pixels.shape[-1], pixels.astype(np.float32)
+    if not how.embedded and (how.mean or how.scale):
+        mean, scale = (_per_channel(values, channels) for values in (how.mean or (0.0,), how.scale or (1.0,)))
+        values = values * scale + mean
+    colours = np.asarray(values.round().clip(0, 255), np.uint8)
+    if channels != 3:
+        return np.repeat(colours[..., :1], 3, axis=-1)
+    return np.ascontiguousarray(colours[..., ::-1] if how.bgr or how.embedded else colours)
+
+
 def _per_channel(values: tuple[float, ...], channels: int) -> Array:
     if len(values) not in (1, channels):
         raise PreprocessingError(f"{len(values)} values of mean or scale do not fit {channels} channels")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xai_insert.explain.draw import Image
-from xai_insert.explain.explained import Explained, ScoreMeaning, Selection
+from xai_insert.explain.explained import Explained, OfOther, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.outputs import Outputs
 from xai_insert.explain.preprocessing import View
@@ -42,7 +42,17 @@ class ReadyToRun(ABC):
             XaiInsertError: the model cannot be run, or see `read`.
         """
         feed, view = self.feeder.feed(image)
-        return self.read(self.engine.infer(feed), feed.shape, view)
+        outputs = self.engine.infer(feed)
+        others = [
+            OfOther(
+                item.input,
+                self.feeder.picture(item.fed),
+                self.read(item.outputs, item.fed.shape, View()),
+                item.rectangle,
+            )
+            for item in outputs.others
+        ]
+        return replace(self.read(outputs, feed.shape, view), others=others)
 
     @abstractmethod
     def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:

@@ -17,12 +17,12 @@ from xai_insert.errors import XaiInsertError
 from xai_insert.explain import files, page
 from xai_insert.explain.draw import Image, to_bytes
 from xai_insert.explain.errors import ImageFileError
-from xai_insert.explain.explained import Explained, Instance, Prediction
+from xai_insert.explain.explained import Explained, Instance, OfOther, Prediction
 from xai_insert.explain.journal import FOLDERS, Journal, Records, written
 from xai_insert.explain.marks import draw_marks
 from xai_insert.explain.ordered import opencv_in_one_thread, side_by_side
 from xai_insert.explain.outputs import Array
-from xai_insert.explain.picture import Look, canvas, caption, draw, legend
+from xai_insert.explain.picture import Look, Rectangle, canvas, caption, draw, legend
 from xai_insert.explain.preprocessing import View
 from xai_insert.explain.ready import ReadyToRun
 from xai_insert.explain.runtime import threads_for
@@ -61,24 +61,35 @@ class Outcome:
     Attributes:
         source: the image.
         record: what was written about it, a line of the journal; None if it failed.
+        others: the same about other images that the model was fed beside it.
         skipped: whether the record is from an earlier run.
         error: why it failed.
     """
 
     source: files.Source
     record: dict[str, Any] | None = None
+    others: Sequence[dict[str, Any]] = ()
     skipped: bool = False
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """One image on its way to the disk: name, width and height, the pixels to draw on, and what the model sees."""
+    """One image on its way to the disk.
+
+    Attributes:
+        name: in the names of its files.
+        size: width and height.
+        shown: the pixels to draw on.
+        view: what the model sees of it.
+        rectangle: where the maps lie in that.
+    """
 
     name: str
     size: tuple[int, int]
     shown: Image
     view: View
+    rectangle: Rectangle | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +155,8 @@ class FolderRun:
                 workers = threads_for(self._model.engine)
                 for outcome in side_by_side(self.explain, sources, workers):
                     if outcome.record is not None and not outcome.skipped:
-                        self.journal.append(outcome.record)
+                        for record in (*outcome.others, outcome.record):
+                            self.journal.append(record)
                     done(outcome)
             except BaseException:  # what has been drawn can be looked at all the same
                 with suppress(XaiInsertError):
@@ -175,33 +187,33 @@ class FolderRun:
             return Outcome(source, known, skipped=True)
         image = files.decode(source.path, content)
         found = self._model.explain(image)
-        for name in written(known or {}):  # their names hold scores, so new ones may not replace them
-            files.remove(self._output / name)
-        height, width = image.shape[:2]
-        scene = _Scene(source.name, (width, height), canvas(image), found.view)
-        if scene.shown is not image or not files.is_jpeg(content):
-            content = files.encode_jpeg(scene.shown)
-        record = self._record(source, scene, found, content, digest)
-        return Outcome(source, record if found.note is None else {**record, "note": found.note})
+        others = [self._record(source, _beside(source, item), item.found, digest) for item in found.others]
+        scene = _scene(source.name, image, found, self._rectangle)
+        own = content if scene.shown is image and files.is_jpeg(content) else None
+        return Outcome(source, self._record(source, scene, found, digest, own), others)
 
     def _record(
-        self, source: files.Source, scene: _Scene, found: Explained, content: bytes, digest: str
+        self, source: files.Source, scene: _Scene, found: Explained, digest: str, content: bytes | None = None
     ) -> dict[str, Any]:
-        """Draw what was found of an image, and say what was written."""
+        """Draw what was found of an image, and say what was written; `content` is its file, where that can be shown."""
+        for name in written(self.journal.records.get(scene.name) or {}):
+            files.remove(self._output / name)  # their names hold scores, so new ones may not replace them
         maps = self._draw(scene, found)
         drawn = [(item.saliency, item.scaled, item.own) for item in maps]
-        script = page.maps_script(drawn, found.view, self._rectangle)
-        return {
-            "name": source.name,
+        script = page.maps_script(drawn, found.view, scene.rectangle)
+        content = files.encode_jpeg(scene.shown) if content is None else content
+        record = {
+            "name": scene.name,
             "settings": self._settings,
             "source": files.shown(source.path),
             "content": digest,
             "size": [*scene.size],
-            "image": self._write(f"images/{source.name}.jpg", content),
+            "image": self._write(f"images/{scene.name}.jpg", content),
             "predictions": [item.record(*scene.size) for item in found.predictions],
             "maps": [item.record for item in maps],
-            "data": self._write(f"data/{source.name}.js", script),
+            "data": self._write(f"data/{scene.name}.js", script),
         }
+        return record if found.note is None else {**record, "note": found.note}
 
     def _draw(self, scene: _Scene, found: Explained) -> list[_Drawn]:
         """Draw one map per class, or the only map if the model has one for all classes, and the objects on it."""
@@ -223,8 +235,7 @@ class FolderRun:
         self, scene: _Scene, found: Explained, boxes: Sequence[tuple[Instance, Scaled]]
     ) -> Iterator[_Drawn]:
         """Draw the map of each chosen class, and those of its objects."""
-        scores = [found.strength(item) for item in found.chosen]
-        maps = scaled([found.values_of(item.class_id) for item in found.chosen], scores, self._options.scale)
+        maps = found.scaled(found.chosen, self._options.scale)
         for item, values in zip(found.chosen, maps, strict=True):
             score = f"{item.score:.2f}" if found.has_scores else ""
             mark = "-".join(part for part in (str(item.class_id), files.slug(item.label), score) if part)
@@ -260,7 +271,7 @@ class FolderRun:
         options, stem = self._options, f"{scene.name}.{mark}"
         entry: dict[str, Any] = {"title": texts[0], "overlay": None, "raw": None, "grid": list(saliency.shape[::-1])}
         if has_overlay:
-            picture = draw(scene.shown, values, scene.view, options.look, self._rectangle)
+            picture = draw(scene.shown, values, scene.view, options.look, scene.rectangle)
             width = picture.shape[1]
             parts = draw_marks(picture, instances), caption(width, *texts), legend(width, values, options.look)
             entry["overlay"] = self._write(f"overlays/{stem}.jpg", files.encode_jpeg(*parts))
@@ -283,6 +294,16 @@ class FolderRun:
         if known.get("content") != digest or not all(files.is_plain(self._output / name) for name in written(known)):
             return False
         return page.is_maps_script(files.read(self._output / known["data"]))
+
+
+def _beside(source: files.Source, other: OfOther) -> _Scene:
+    """Another image that is fed beside the one that is explained, and named after it and its input."""
+    return _scene(f"{source.name}.{files.slug(other.input)}", other.image, other.found, other.rectangle)
+
+
+def _scene(name: str, image: Image, found: Explained, rectangle: Rectangle | None) -> _Scene:
+    height, width = image.shape[:2]
+    return _Scene(name, (width, height), canvas(image), found.view, rectangle)
 
 
 def _about(item: Prediction, found: Explained) -> Mapping[str, Any]:

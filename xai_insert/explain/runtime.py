@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, get_args
@@ -17,7 +15,8 @@ import numpy as np
 from xai_insert.errors import ModelFileError, UnknownNameError, UnsupportedTaskError, XaiInsertError
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.files import digest
-from xai_insert.explain.outputs import OF_ANOTHER, OWN, SALIENCY_MAP, Array, Outputs, read_outputs
+from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
+from xai_insert.explain.shown import ImageInput, ShownOutputs
 from xai_insert.files import read_with
 from xai_insert.formats.guard import last_line
 from xai_insert.graph.shape import format_shape
@@ -38,16 +37,6 @@ _DTYPES = {
     "tensor(int32)": "int32",
     "tensor(bool)": "bool",
 }
-
-
-@dataclass(frozen=True)
-class ImageInput:
-    """The model's image input: sizes (None is open), NumPy type, and layout if the model names it."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-    layout: str | None = None
 
 
 class Engine(Protocol):
@@ -182,10 +171,9 @@ class OpenVINOEngine:
         self.about = _openvino_about(model)
         inputs = [_openvino_input(port) for port in model.inputs]
         self.image_input = _image_input(inputs, fed)
-        self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
         names = [min(port.get_names(), default=f"output_{n}") for n, port in enumerate(model.outputs)]
-        self._names = _names_for(self.image_input, names, self.about)
-        self.layout = Layout.read(self.about, _predictions(self._names))
+        self._reader = ShownOutputs.of(self.image_input, inputs, fed, names, self.about)
+        self._fed, self.layout = self._reader.fed, self._reader.layout
         try:
             how = {"NUM_STREAMS": "1"} if has_compressed_products(model) else {"PERFORMANCE_HINT": "THROUGHPUT"}
             self._compiled = ov.Core().compile_model(model, device, how)
@@ -199,7 +187,7 @@ class OpenVINOEngine:
             request = getattr(self._own, "request", None) or self._compiled.create_infer_request()
             self._own.request = request
             request.infer({self.image_input.name: feed, **self._fed}, share_inputs=True)
-            return read_outputs([tensor.data.copy() for tensor in request.output_tensors], self._names)
+            return self._reader([tensor.data.copy() for tensor in request.output_tensors])
         except RuntimeError as err:
             raise RunError(f"OpenVINO cannot run the model: {_first_line(err)}") from err
 
@@ -237,13 +225,13 @@ class OnnxEngine:
             for item in session.get_inputs()
         ]
         self.image_input = _image_input(inputs, fed)
-        self._names = _names_for(self.image_input, [item.name for item in session.get_outputs()], self.about)
-        self.layout = Layout.read(self.about, _predictions(self._names))
-        self._fed = {item.name: np.asarray(fed[item.name], item.dtype) for item in inputs if item.name in fed}
+        names = [item.name for item in session.get_outputs()]
+        self._reader = ShownOutputs.of(self.image_input, inputs, fed, names, self.about)
+        self._fed, self.layout = self._reader.fed, self._reader.layout
 
     def infer(self, feed: Array) -> Outputs:
         try:
-            return read_outputs(self._session.run(None, {self.image_input.name: feed, **self._fed}), self._names)
+            return self._reader(self._session.run(None, {self.image_input.name: feed, **self._fed}))
         except Exception as err:  # onnxruntime's exceptions have no common base
             raise RunError(f"onnxruntime cannot run the model: {_first_line(err)}") from err
 
@@ -291,20 +279,6 @@ def _images_and_others(inputs: Sequence[ImageInput]) -> tuple[list[ImageInput], 
 
 def _listed(items: Sequence[ImageInput]) -> str:
     return ", ".join(f"{item.name} {format_shape(item.shape)}" for item in items) or "none"
-
-
-def _names_for(shown: ImageInput, names: Sequence[str], about: Mapping[str, str]) -> list[str]:
-    """The outputs' names as if the model had no other image: without the suffix of what is said about the one shown."""
-    inputs = {key.removeprefix("input"): name for key, name in about.items() if re.fullmatch(r"input(_\d+)?", key)}
-    suffix = next((key for key, name in inputs.items() if name == shown.name), "")
-    own = {f"{name}{suffix}": name for name in OWN}
-    others = {f"{name}{key}" for name in OWN for key in inputs} - set(own)
-    return [own.get(name, f"{OF_ANOTHER}{name}" if name in others else name) for name in names]
-
-
-def _predictions(names: Sequence[str]) -> int:
-    """How many outputs are the model's own, of names as `read_outputs` takes them."""
-    return sum(name not in OWN and not name.startswith(OF_ANOTHER) for name in names)
 
 
 def _openvino_input(port: Any) -> ImageInput:

@@ -17,6 +17,19 @@ SCALES: tuple[str, ...] = get_args(ScaleName)
 FAINTEST = 0.2
 
 
+@dataclass(frozen=True)
+class OwnScale:
+    """A scale by what the model compares its map with.
+
+    Attributes:
+        threshold: it, which stands in the middle.
+        low: what stands at the lower end; None if unknown.
+    """
+
+    threshold: float
+    low: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Scaled:
     """One map and how it is coloured.
@@ -26,16 +39,20 @@ class Scaled:
         span: the values that get the first and the last colour.
         fade: weight on the opacity, 0..1.
         is_shared: whether the same colours mean the same differences in the other maps of the image.
+        own: the scale where it is the model's own; None for other scales.
     """
 
     values: Array
     span: Span
     fade: float = 1.0
     is_shared: bool = False
+    own: OwnScale | None = None
 
     @property
     def ends(self) -> tuple[str, str]:
         """What to write at the ends of the colour bar."""
+        if self.own is not None and self.own.low is not None:
+            return f"{self.own.low:.3g}", f"{2 * self.own.threshold - self.own.low:.3g}"
         if self.values.dtype == np.uint8:
             return "least", "most"
         return f"{self.span[0]:.3g}", f"{self.span[1]:.3g}"
@@ -43,10 +60,14 @@ class Scaled:
     @property
     def text(self) -> str:
         """What the scale is, for people."""
+        if self.own is not None:
+            return f"threshold {self.own.threshold:.3g}"
         return f"{'one scale' if self.is_shared else 'own scale'}{'' if self.fade == 1 else ', fainter by score'}"
 
 
-def scaled(maps: Sequence[Array], scores: Sequence[float | None], scale: ScaleName) -> list[Scaled]:
+def scaled(
+    maps: Sequence[Array], scores: Sequence[float | None], scale: ScaleName, full: float | None = None
+) -> list[Scaled]:
     """Scale the maps of one image.
 
     Each map begins at its own minimum. With `shared`, one step of colour is the same difference in all maps, and a map
@@ -58,24 +79,25 @@ def scaled(maps: Sequence[Array], scores: Sequence[float | None], scale: ScaleNa
         maps: `[h, w]` each, raw values or uint8.
         scores: of the class or object of each map; None if unknown.
         scale: `shared` or `each`.
+        full: the score of a map that is not faint; None is the best one.
     """
     ranges = [_range(values) for values in maps]
     if scale == "each":
         return [Scaled(values, (low, low + reach)) for values, (low, reach) in zip(maps, ranges, strict=True)]
-    return _shared(maps, ranges, scores)
+    best = max((score for score in scores if score is not None and np.isfinite(score)), default=0.0)
+    return _shared(maps, ranges, scores, best if full is None else full)
 
 
 def _shared(
-    maps: Sequence[Array], ranges: Sequence[tuple[float, float]], scores: Sequence[float | None]
+    maps: Sequence[Array], ranges: Sequence[tuple[float, float]], scores: Sequence[float | None], full: float
 ) -> list[Scaled]:
     """Maps that show one step of colour for one difference, each as faint as its score is low."""
-    best = max((score for score in scores if score is not None and np.isfinite(score)), default=0.0)
     widest = max((reach for _, reach in ranges), default=0.0)
     found = []
     for values, score, (low, reach) in zip(maps, scores, ranges, strict=True):
         is_raw = values.dtype != np.uint8
         span = (low, low + (widest if is_raw else reach))
-        found.append(Scaled(values, span, _fade(score, best), is_raw and len(maps) > 1))
+        found.append(Scaled(values, span, _fade(score, full), is_raw and len(maps) > 1))
     return found
 
 
@@ -87,11 +109,11 @@ def _range(values: Array) -> tuple[float, float]:
     return low, float(values.max()) - low
 
 
-def _fade(score: float | None, best: float) -> float:
-    """Weight on the opacity of a map whose class has that score."""
-    if score is None or best <= 0:
+def _fade(score: float | None, full: float) -> float:
+    """Weight on the opacity of a map whose class has that score, beside one that is not faint."""
+    if score is None or full <= 0:
         return 1.0
-    return max(score / best, FAINTEST) if np.isfinite(score) else FAINTEST
+    return min(max(score / full, FAINTEST), 1.0) if np.isfinite(score) else FAINTEST
 
 
 def raw_values(saliency: Array, ranges: Array | None) -> Array:

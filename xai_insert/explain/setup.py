@@ -15,6 +15,7 @@ from xai_insert.explain.dense import READERS, Reader
 from xai_insert.explain.detect import TASKS, THRESHOLD, Finder
 from xai_insert.explain.explained import ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
+from xai_insert.explain.keypoints import KEYPOINTS, Joints
 from xai_insert.explain.preprocessing import LAYOUTS, RESIZES, from_metadata
 from xai_insert.explain.runtime import RUNTIMES, Engine, RuntimeName, load_settled
 
@@ -145,10 +146,13 @@ def model_of(
         threshold: least score; None takes the usual one of the task.
     """
     task = engine.about.get("task", "")
+    least = THRESHOLD if threshold is None else threshold
+    if task == KEYPOINTS:
+        return Joints(engine, feeder, meaning, selection, least)
     if (reader := READERS.get(task)) is not None:
         return reader(engine, feeder, meaning, selection)
     if task in TASKS:
-        return Finder(engine, feeder, meaning, selection, THRESHOLD if threshold is None else threshold)
+        return Finder(engine, feeder, meaning, selection, least)
     if threshold is not None:
         meaning = replace(meaning, threshold=threshold)
     return Classifier(engine, feeder, meaning, selection)
