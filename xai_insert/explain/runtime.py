@@ -18,7 +18,7 @@ from xai_insert.explain.files import digest
 from xai_insert.explain.outputs import SALIENCY_MAP, Array, Outputs
 from xai_insert.explain.shown import ImageInput, ShownOutputs
 from xai_insert.files import read_with
-from xai_insert.formats.guard import last_line
+from xai_insert.formats.guard import first_line, last_line
 from xai_insert.graph.shape import format_shape
 from xai_insert.layouts.record import Layout
 
@@ -83,7 +83,7 @@ def model_files(path: Path) -> list[Path]:
     """A model and the files that hold its weights."""
     if path.suffix.lower() != ".onnx":
         return [path, path.with_suffix(".bin")]
-    from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
+    from xai_insert.formats.onnx.prepare import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
 
     return [path, *sorted(require_safe_file(path).files - {path})]
 
@@ -189,7 +189,7 @@ class OpenVINOEngine:
             request.infer({self.image_input.name: feed, **self._fed}, share_inputs=True)
             return self._reader([tensor.data.copy() for tensor in request.output_tensors])
         except RuntimeError as err:
-            raise RunError(f"OpenVINO cannot run the model: {_first_line(err)}") from err
+            raise RunError(f"OpenVINO cannot run the model: {first_line(err)}") from err
 
 
 class OnnxEngine:
@@ -233,14 +233,14 @@ class OnnxEngine:
         try:
             return self._reader(self._session.run(None, {self.image_input.name: feed, **self._fed}))
         except Exception as err:  # onnxruntime's exceptions have no common base
-            raise RunError(f"onnxruntime cannot run the model: {_first_line(err)}") from err
+            raise RunError(f"onnxruntime cannot run the model: {first_line(err)}") from err
 
 
 def _session(ort: Any, source: bytes | str, options: Any, provider: str) -> Any:
     try:
         return ort.InferenceSession(source, options, providers=[provider])
     except Exception as err:  # onnxruntime's exceptions have no common base
-        raise ModelFileError(f"onnxruntime cannot load the model: {_first_line(err)}") from err
+        raise ModelFileError(f"onnxruntime cannot load the model: {first_line(err)}") from err
 
 
 def _insert(model: Any, to_bytes: bool = False) -> Any:
@@ -318,8 +318,3 @@ def _flat_info(entries: Mapping[str, str]) -> tuple[dict[str, str], bool]:
         if info:
             return info, True
     return dict(entries), False
-
-
-def _first_line(err: Exception) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0] if lines else type(err).__name__

@@ -29,6 +29,12 @@ def taking_apart(what: str) -> Iterator[None]:
         raise ModelFileError(f"{what} is damaged: {type(err).__name__}: {reason}") from err
 
 
+def first_line(err: Exception) -> str:
+    """The first line of an error message."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[0] if lines else type(err).__name__
+
+
 def last_line(err: Exception) -> str:
     """The line of an OpenVINO error that says what is wrong: the last one, after the trace of source files."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]

@@ -33,24 +33,32 @@ def probe_zero_tokens(
     """
     masked = readout.entries
     require_proportion(graph)
-    runner = model.between(masked, wanted)
-    rng = np.random.default_rng(0)
-    feeds = feeds_of(_as_long(runner.inputs, graph, [_of_one_image(value, readout) for value in masked]), rng)
-    names = [name for name, _, _ in runner.inputs[: len(masked)]]
-    whole, half, zero = (
-        runner.run(feeds | {name: (feeds[name] * factor).astype(feeds[name].dtype) for name in names})
-        for factor in (1, 0.5, 0)
-    )
     found = {}
     for index, item in enumerate(readout.attentions):
-        pair = slice(2 * index, 2 * index + 2)
+        # One after another: a runtime packs the weights of each beside those that are stored.
+        asked = [_of_tokens(model, graph, readout, result) for result in wanted[2 * index : 2 * index + 2]]
         way = region(graph, masked, [item.key, item.value])
-        is_affine = not any(map(_bends, way)) and all(map(_is_midpoint, whole[pair], half[pair], zero[pair]))
-        key, value = zero[pair]
+        is_affine = not any(map(_bends, way)) and all(_is_midpoint(*runs) for runs in asked)
+        key, value = (zero for _, _, zero in asked)
         found[item] = ZeroTokens(
             _without_repeats(key, item.key_axis), _without_repeats(value, value.ndim - 2), is_affine
         )
     return found
+
+
+def _of_tokens(
+    model: LoadedModel, graph: Graph, readout: Readout, result: Any
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """`result` of whole tokens, of half of each, and of zero tokens."""
+    runner = model.between(readout.entries, [result])
+    sizes = [_of_one_image(value, readout) for value in readout.entries]
+    feeds = feeds_of(_as_long(runner.inputs, graph, sizes), np.random.default_rng(0))
+    names = [name for name, _, _ in runner.inputs[: len(sizes)]]
+    whole, half, zero = (
+        runner.run(feeds | {name: (feeds[name] * factor).astype(feeds[name].dtype) for name in names})[0]
+        for factor in (1, 0.5, 0)
+    )
+    return whole, half, zero
 
 
 def _of_one_image(tokens: Value, readout: Readout) -> Shape:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from xai_insert.errors import CheckFailedError, TimeLimitError
+from xai_insert.formats.guard import first_line
 from xai_insert.formats.onnx.front import EXTENSIONS
 from xai_insert.formats.onnx.late_windows import about_late_windows
 from xai_insert.formats.onnx.maps import to_proto
@@ -176,9 +177,3 @@ def _options() -> ort.SessionOptions:
 
 def _session(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def first_line(err: Exception) -> str:
-    """The first line of an error message."""
-    text = str(err).strip()
-    return text.splitlines()[0] if text else type(err).__name__

@@ -34,17 +34,21 @@ def pages_dropped(files: Collection[Path], least: int = _LEAST_BYTES) -> Iterato
     libc, done = ctypes.CDLL(None), threading.Event()
 
     def drop() -> None:
-        while not done.wait(_INTERVAL):
-            for start, length in ranges:
-                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+        for start, length in ranges:
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
-    thread = threading.Thread(target=drop, daemon=True)
+    def keep_dropping() -> None:
+        while not done.wait(_INTERVAL):
+            drop()
+
+    thread = threading.Thread(target=keep_dropping, daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
+        drop()
 
 
 def _read_only_ranges(files: Collection[Path]) -> list[tuple[int, int]]:

@@ -232,7 +232,7 @@ def load_path(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
 
 
 def _converted(path: Path, input_shapes: Mapping[str, Shape]) -> OpenVINOModel:
-    from xai_insert.formats.onnx.model import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
+    from xai_insert.formats.onnx.prepare import require_safe_file  # noqa: PLC0415 - an IR user does not pay for ONNX
 
     safe = require_safe_file(path)
     model = None
