@@ -127,16 +127,16 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         judged=_judged(scores, behind, places),
         compares=mask is not None or _are_compared(scores, behind, places),
         enlarged=any(_enlarges(node, places) for node in resizes),
-        is_scored=_are_scored(scores.value),
+        is_scored=_are_scored(scores.value, places),
         sees_all=_sees_all(scores.value, places),
         first_label=first_label,
         labels=table,
     )
 
 
-def _are_scored(value: Value) -> bool:
+def _are_scored(value: Value, places: Places) -> bool:
     """Whether a linear layer makes the scores, or a sum of several, before they are made finer."""
-    return _linear(_coarse(value))[0] is not None or _sums_layers(value)
+    return _linear(_coarse(value, places))[0] is not None or _sums_layers(value)
 
 
 def _are_compared(scores: FeatureMap, behind: Sequence[Node], places: Places) -> bool:
@@ -305,11 +305,19 @@ def _sums_layers(value: Value) -> bool:
     return all(_linear(operand)[0] is not None or _sums_layers(operand) for operand in add.computed)
 
 
-def _coarse(value: Value) -> Value:
-    """A value before a sub-pixel layer made finer cells of its channels; else itself."""
-    while (node := value.producer) is not None and (node.op in ARRANGES or isinstance(node.kind, Blocks)):
+def _coarse(value: Value, places: Places) -> Value:
+    """A value before a sub-pixel layer made finer cells of its channels, or places were cut off; else itself."""
+    while (node := value.producer) is not None:
+        if node.op not in ARRANGES and not isinstance(node.kind, Blocks) and not _cuts_places(node, places):
+            break
         value = node.read(0)
     return value
+
+
+def _cuts_places(node: Node, places: Places) -> bool:
+    """Whether a node takes a part of the rows and columns, and every channel."""
+    maps = [_map_of(value, places) for value in (node.output, node.read(0))] if node.op in CUTS_OUT else [None]
+    return all(found is not None for found in maps) and len({found.channels for found in maps if found}) == 1
 
 
 def _sees_all(value: Value, places: Places) -> bool:

@@ -12,6 +12,7 @@ Moves = Mapping[int, Element]
 """The element of one value that rises with each channel, all at one location."""
 
 _BOX = 4
+_PAIR = 2  # channels
 _FEWEST_BINS, _MOST_BINS = 8, 18  # for each side of a box; published detectors have 8 to 17
 MOST_ANCHORS = 9  # of a place, three shapes in three sizes, as no detector has bins
 
@@ -144,6 +145,8 @@ def raw_channels(
         return _by_width(width, others)
     if not others:
         return fused_by_width(width, num_classes)
+    if width == num_classes and {*others} == {_PAIR} != {width}:  # sizes, and offsets, as CenterNet's
+        return Channels(0, num_classes, 1, num_classes)
     anchors, rest = divmod(width, num_classes)
     if rest or not any(_may_hold_boxes(other, anchors) for other in others):
         return None

@@ -60,7 +60,8 @@ class _Search(Orders):
             if num_classes is not None:
                 apart = with_classes(apart, num_classes, self.layout)
             chosen.append(self._best(apart, chosen))
-        return [self._finishing(item) for items in chosen for item in items]
+        found = [self._finishing(item) for items in chosen for item in items]
+        return [item for item in found if self.is_listed(item)] or found  # beside rows of boxes a map is a mask
 
     def _without_boxes_in_one(self, items: Sequence[Watched], every: Sequence[Watched]) -> list[Watched]:
         return without_sigmoid_boxes(self.graph, items, every, self.observed, self.is_boxed, self.probe.is_placed)
@@ -92,6 +93,11 @@ class _Search(Orders):
         told += next((text for item in scoring if (text := self.taken.get(item.index))), "")
         for rest in [self.passed_over[item.index] for item in scoring if item.index in self.passed_over][:1]:
             told += f"; {rest.head.value.name!r} scores each box too, and its output stands behind"
+        for rest in [self.factors[item.index] for item in scoring if item.index in self.factors][:1]:
+            told += (
+                f"; its score is multiplied by that of {rest.head.value.name!r}: one of the two may be an objectness "
+                "or the quality of the box, and nothing tells which"
+            )
         for other in scores_before(scoring[0], self.rivals(scoring[0])):
             told += (
                 f"; {other.head.channels} scores of {other.head.value.name!r} stand before them in each row: if these "
@@ -176,13 +182,30 @@ class _Search(Orders):
         if (apart := self._apart_from_boxes(one, other)) is not None:
             return apart
         if one.elements == other.elements and self.layout(one) is not None:
-            return one  # they are multiplied: either says where the class is
+            self._require_product(one, other)
+            self.factors[one.index] = other
+            return one
         places = [self._first_output(item) for item in (one, other)]
         if one.head.channels > 1 or places[0] == places[1] or self._has_equal_levels(one):
             raise refuse_rivals([one, other])
         best, rest = (one, other) if places[0] < places[1] else (other, one)
         self.passed_over[best.index] = rest  # of one class, either says it
         return best
+
+    def _require_product(self, one: Watched, other: Watched) -> None:
+        """Refuse two heads of one class that are added up: neither alone says where it is.
+
+        Raises:
+            AmbiguousModelError: they are.
+        """
+        both = activations(self.graph, [one.head.value]) & activations(self.graph, [other.head.value])
+        first = next((node for node in self.graph.nodes if not both.isdisjoint(node.outputs)), None)
+        if first is not None and first.op is Op.ADD:
+            raise AmbiguousModelError(
+                f"the score of the only class is the sum of {one.head.value.describe()} and "
+                f"{other.head.value.describe()}, added where places are rows: neither alone says where the class is; "
+                "export the model with the two added as maps"
+            )
 
     def _apart_from_boxes(self, *items: Watched) -> Watched | None:
         """The only head that does not read the boxes, or else their feature; None if that does not tell."""

@@ -63,6 +63,7 @@ class Orders:
         self.assumed: dict[int, int] = {}
         self.taken: dict[int, str] = {}
         self.passed_over: dict[int, Watched] = {}
+        self.factors: dict[int, Watched] = {}
         self.doubts: dict[int, AmbiguousModelError] = {}
         self._known: dict[int, Channels | None] = {}
 
@@ -337,9 +338,11 @@ class Orders:
         return found.get(True) or found.get(False, set())  # what has four columns is no list of key points
 
     def moves_together(self, item: Watched) -> bool:
-        """Whether every channel moves all numbers of its location, as where a vector is divided by its length."""
+        """Whether every channel but classes moves all numbers of its place, as of a vector that has length one."""
         moved = self.probe.moved_at(item.index)
-        counts = {(index, count) for response in item.responses.values() for index, count in response.moved.items()}
+        others = [response for response in item.responses.values() if response.effect is not Effect.CLASS]
+        found = others or item.responses.values()
+        counts = {(index, count) for response in found for index, count in response.moved.items()}
         return bool(counts) and all(index in moved and count == moved[index][1] > 2 for index, count in counts)
 
     def moves_all(self, item: Watched, order: Channels, classes: int) -> bool:

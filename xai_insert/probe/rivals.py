@@ -61,10 +61,11 @@ class Watched:
 
     @property
     def is_box(self) -> bool:
-        """Whether its channels move four columns of a value one by one: a side of a box in 0..1 is no score."""
+        """Whether its channels move four neighbouring columns one by one: a side of a box in 0..1 is no score."""
         ends = self.last_places(self.responses)
-        alone = [i for i in ends if all(i in response.elements for response in self.responses.values())]
-        return self.head.channels % _BOX == 0 and any(len(ends[index]) == _BOX for index in alone)
+        alone = [ends[i] for i in ends if all(i in response.elements for response in self.responses.values())]
+        fours = [columns for columns in alone if len(columns) == _BOX]  # of all columns, few channels may hit any four
+        return self.head.channels % _BOX == 0 and any(max(four) - min(four) == _BOX - 1 for four in fours)
 
     def last_places(self, channels: Iterable[int]) -> dict[int, set[int]]:
         """Along the last axis, those of the elements that channels raise alone, by index of the observed value."""

@@ -315,7 +315,7 @@ def _undecoded(
 
 def _other_tasks(graph: Graph) -> str:
     """What else than a detector a model with these outputs may be, in words."""
-    if len({value.shape for value in graph.outputs}) > 1:  # a level each
+    if len({value.sizes[-2:] for value in graph.outputs}) > 1:  # a level each
         return ""
     likely = likely_task(graph)
-    return "" if likely is None else f"; else {likely}, which is no detection"
+    return "" if likely is None else f"; else it is no detection: {likely}"

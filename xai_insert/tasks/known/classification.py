@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from xai_insert.errors import TargetNotFoundError, UnsupportedTaskError
+from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.anomaly import is_distance, is_least_place
 from xai_insert.locate.classifier import ClassifierParts, Wanted, locate_classifier
@@ -203,12 +204,18 @@ def _unstated(study: Study, logits: Logits) -> FoundClassifier | NotMine:
         raise UnsupportedTaskError(f"{least}; --num-classes {logits.classes} writes it all the same")
     note = _other_reading(graph, logits)
     if logits.classes == 1:
-        if is_distance(logits.value):
+        if is_distance(logits.value) and not _is_of_two(graph, logits.value):
             number = list(graph.output_names).index(logits.output_name)
             return FoundDistance(located(study, logits), number=number)
         note = "one number for each image: the map shows what raises it, be it a class, an anomaly or a measure"
     notes = (note, _what_else(study, logits))
     return _with_target(study, logits, frozenset(), "; ".join(filter(None, notes)))
+
+
+def _is_of_two(graph: Graph, value: Value) -> bool:
+    """Whether a value is made of two images and more, as how far one is from the other."""
+    images = image_inputs(replace(graph, watched=None))
+    return sum(value in activations(graph, [image]) for image in images) > 1
 
 
 def _what_else(study: Study, logits: Logits) -> str:

@@ -70,7 +70,8 @@ class Detection(Task):
     takes = frozenset({"per_box"})
 
     def is_likely(self, study: Study) -> bool:
-        return selects_rows(study.graph) or pools_regions(study.graph, image_inputs(study.graph))
+        graph = study.graph
+        return selects_rows(graph) or bool(query_boxes(graph)) or pools_regions(graph, image_inputs(graph))
 
     def recognise(self, study: Study) -> FoundDetector | NotMine:
         found = self._recognise(study)
@@ -192,7 +193,7 @@ def _best_places(graph: Graph) -> set[Value]:
     for node in graph.nodes:
         if node.op in (Op.TOPK, Op.NONZERO):
             chosen.update(node.outputs[-1:])
-        elif node.op not in (Op.SHAPE, *_TAKES) and not chosen.isdisjoint(node.inputs):
+        elif node.op is not Op.SHAPE and not chosen.isdisjoint(node.inputs[:1] if node.op in _TAKES else node.inputs):
             chosen.update(node.outputs)
     return chosen
 

@@ -10,7 +10,7 @@ from xai_insert.graph.cuts import activations
 from xai_insert.graph.operators import Resized
 from xai_insert.graph.view import Graph
 from xai_insert.locate.classifier import Wanted
-from xai_insert.locate.inputs import image_inputs, image_size
+from xai_insert.locate.inputs import image_inputs, image_size, sized_axes
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.segmenter import Segmenter, find_segmenter, may_segment
 from xai_insert.tasks.base import Found, NotMine, Study, Task
@@ -74,13 +74,13 @@ class Segmentation(Task):
         if study.options.num_classes is not None or not may_segment(study.graph.outputs):
             return False  # a number of classes is for detectors that return their heads undecoded
         found = find_segmenter(study.graph, study.places, study.options.output)
-        return found is not None and found.is_sure
+        return found is not None and _is_sure(study.graph, found)
 
     def recognise(self, study: Study) -> FoundSegmenter | NotMine:
         found = find_segmenter(study.graph, study.places, study.options.output)
         if found is None:
             return NotMine(_several(study) or _open_sides(study))
-        if not found.is_sure and study.wanted is Wanted.ANY:
+        if not _is_sure(study.graph, found) and study.wanted is Wanted.ANY:
             value = found.scores.value
             if found.classes == 1:
                 return NotMine("")  # depth, a mask, a heat map
@@ -92,6 +92,16 @@ class Segmentation(Task):
         source = found.source
         read = None if source is None else study.places.map_of(source)
         return FoundSegmenter(found, study.graph.output_names[found.output], read, _is_laid_out(study.graph, found))
+
+
+def _is_sure(graph: Graph, found: Segmenter) -> bool:
+    """Whether scores are of classes, and no new values of the image, as denoisers steered by a step or a text give."""
+    if found.compares or not found.is_sure:
+        return found.is_sure
+    images = image_inputs(graph)
+    steered = activations(graph, [value for value in graph.inputs if value not in images])
+    as_many = {images[0].sizes[axis] for axis in range(1, images[0].axis_count)} - {*sized_axes(images[0])}
+    return found.scores.value not in steered and found.classes not in as_many
 
 
 def _is_laid_out(graph: Graph, found: Segmenter) -> bool:
@@ -108,7 +118,7 @@ def _several(study: Study) -> str:
     if len(names) < 2 or study.options.output is not None or not may_segment(study.graph.outputs):
         return ""
     found = [find_segmenter(study.graph, study.places, name) for name in names]
-    if not all(item is not None and item.is_sure for item in found):
+    if not all(item is not None and _is_sure(study.graph, item) for item in found):
         return ""
     listed = ", ".join(f"{name!r}" for name in names)
     return f"semantic segmentation with class scores of its own at each of the outputs {listed}: --output chooses one"
