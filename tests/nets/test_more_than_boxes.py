@@ -149,3 +149,62 @@ def test_new_values_of_an_image_are_no_classes(channels, steered):
     with pytest.raises(AmbiguousModelError, match="--method class-score-map"):
         plan_insertion(graph)
     assert plan_insertion(graph, Options(method="class-score-map")).task == "semantic segmentation"
+
+
+def test_levels_of_more_anchors_tell_the_order_of_channels():
+    """The finest level, of one anchor, fits any order: class by class here, as `k * A + a`."""
+    net, classes, counts = Small(), 4, (1, 3)
+    heads, rows, boxes = [], [], []
+    for level, anchors in enumerate(counts):
+        if level:
+            net.coarser()
+        heads.append(net.head(anchors * classes))
+        apart = net.op("Reshape", heads[-1], net.constant([1, classes, anchors, -1]))
+        rows.append(net.op("Reshape", net.op("Transpose", apart, perm=[0, 3, 2, 1]), net.constant([1, -1, classes])))
+        sides = net.op("Reshape", net.op("Exp", net.rows(net.head(4 * anchors))), net.constant([1, -1, 4]))
+        centres = np.repeat(net.centres(GRID >> level), anchors, axis=1)
+        boxes.append(net.op("Add", sides, net.constant(centres)))
+    net.boxes = net.op("Concat", *boxes, axis=1)
+    model = net.model(net.op("Sigmoid", net.op("Concat", *rows, axis=1)))
+    raw = [
+        part.reshape(1, classes, anchors, *part.shape[2:]).swapaxes(1, 2).reshape(part.shape)
+        for part, anchors in zip(run(model, heads, IMAGE), counts, strict=True)
+    ]
+    (found,) = run(insert(model, Options(output_dtype="f32")).model, ["saliency_map"], IMAGE)
+    np.testing.assert_allclose(found, definition(raw, counts, classes), atol=1e-5)
+
+
+def test_a_level_that_a_mask_keeps_still_is_not_left_out():
+    """Scores of places whose objectness passes no threshold are zero; where one level alone is asked through it."""
+    net, classes = Small(), 3
+    boxes, scores = [], []
+    for level, bias in enumerate((-9, 9)):
+        if level:
+            net.coarser()
+        gate = net.op("Greater", net.op("Add", net.rows(net.head(1)), net.constant(np.float32(bias))),
+                      net.constant(np.float32(0)))  # fmt: skip
+        gate = net.op("Cast", gate, to=TensorProto.FLOAT)
+        scores.append(net.op("Mul", net.op("Sigmoid", net.rows(net.head(classes))), gate))
+        boxes.append(net.op("Add", net.op("Exp", net.rows(net.head(4))), net.constant(net.centres(GRID >> level))))
+    net.boxes = net.op("Concat", *boxes, axis=1)
+    with pytest.raises(AmbiguousModelError, match="lets none through"):
+        insert(net.model(net.op("Concat", *scores, axis=1)))
+
+
+def test_the_mean_of_a_layer_of_another_branch_is_no_level():
+    net = Small()
+    heads = [net.head(3)]
+    scores = net.op("Sigmoid", net.rows(heads[0]))
+    net.coarser()
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", net.op("Relu", net.head(12))))
+    require_map(net.model(scores, pooled), heads, [1], 3)
+
+
+@pytest.mark.parametrize("width", [2, 17])
+def test_one_score_beside_several_is_said_to_be_an_objectness_and_may_be_the_class(width):
+    """As of pillars and their directions, or a box and the visibilities of its points."""
+    net = Small()
+    heads = [net.head(1), net.head(width)]
+    model = net.model(net.op("Sigmoid", net.rows(heads[0])), net.op("Softmax", net.rows(heads[1]), axis=2))
+    assert "is taken for objectness" in require_map(model, heads[1:], [1], width).reason
+    require_map(model, heads[:1], [1], 1, num_classes=1)

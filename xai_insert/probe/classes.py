@@ -19,6 +19,8 @@ from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.observed import observed_values
 from xai_insert.locate.outputs import are_masks, query_boxes
 from xai_insert.probe.columns import with_columns
+from xai_insert.probe.granted import is_behind, is_factor, is_objectness, stands_before
+from xai_insert.probe.heads import Effect
 from xai_insert.probe.orders import Orders
 from xai_insert.probe.other_rows import alike_but_for_rows, are_in_other_rows, scores_before
 from xai_insert.probe.rivals import (
@@ -83,27 +85,9 @@ class _Search(Orders):
 
     def evidence(self, scoring: Sequence[Watched]) -> str:
         """How the classes were told, and what was taken for granted, for people."""
-        told = "raising a channel raises one class score"
-        assumed = {self.assumed[item.index] for item in scoring if item.index in self.assumed}
-        for count in assumed:
-            told += (
-                f"; of the {count} scores behind each box the first is taken for objectness, as where one layer gives "
-                f"several boxes: if it is a class, say so with --num-classes {count}"
-            )
-        told += next((text for item in scoring if (text := self.taken.get(item.index))), "")
-        for rest in [self.passed_over[item.index] for item in scoring if item.index in self.passed_over][:1]:
-            told += f"; {rest.head.value.name!r} scores each box too, and its output stands behind"
-        for rest in [self.factors[item.index] for item in scoring if item.index in self.factors][:1]:
-            told += (
-                f"; its score is multiplied by that of {rest.head.value.name!r}: one of the two may be an objectness "
-                "or the quality of the box, and nothing tells which"
-            )
-        for other in scores_before(scoring[0], self.rivals(scoring[0])):
-            told += (
-                f"; {other.head.channels} scores of {other.head.value.name!r} stand before them in each row: if these "
-                "are classes too, the maps are those of the classes behind them"
-            )
-        return told
+        texts = self.granted.about(item.index for item in scoring)
+        texts += [stands_before(other.head) for other in scores_before(scoring[0], self.rivals(scoring[0]))]
+        return "; ".join(["raising a channel raises one class score", *texts])
 
     def require_all_levels(self, scoring: Sequence[Watched]) -> None:
         """Make sure that no other layer gives class scores too.
@@ -111,6 +95,7 @@ class _Search(Orders):
         Raises:
             AmbiguousModelError: one may, and it is not known where in the image its results lie.
         """
+        self._require_no_silent_level(scoring)
         widths = {item.head.channels for item in scoring}
         scores = {self.observed[index].value for item in scoring for index in item.moved()}
         for value in without_grid(self.graph, image_inputs(self.graph)):
@@ -119,6 +104,19 @@ class _Search(Orders):
                 raise AmbiguousModelError(
                     f"{value.describe()} may give class scores as well as {scoring[0].head.value.describe()}, and its "
                     "places in the image cannot be traced"
+                )
+
+    def _require_no_silent_level(self, scoring: Sequence[Watched]) -> None:
+        """Refuse a level whose scores a mask keeps still where it was asked: its classes would be left out."""
+        grids = {self.probe.grid(item.index) for item in scoring}
+        widths = {item.head.channels for item in scoring}
+        for item in self.watched:
+            is_still = item.effects == {Effect.SILENT} and self.probe.grid(item.index) not in grids
+            if is_still and item.head.channels in widths:
+                raise AmbiguousModelError(
+                    f"{item.head.value.describe()} may give class scores as well as "
+                    f"{scoring[0].head.value.describe()}, but none of its channels moved a score: something, as an "
+                    "objectness that is compared with a threshold, lets none through; export the model without that"
                 )
 
     def gives_boxes(self) -> bool:
@@ -166,6 +164,9 @@ class _Search(Orders):
         beside = [item for item in single if item.is_class and several and are_beside(item, several[0], self.watched)]
         if beside:
             raise refuse_rivals([several[0], *beside])
+        for one in [one for one in single if one.is_class][:1]:
+            for item in several:
+                self.granted.note(item.index, is_objectness(one.head))
         return several
 
     def _joined(self, items: Sequence[Watched], before: Sequence[Sequence[Watched]]) -> Watched | None:
@@ -183,13 +184,13 @@ class _Search(Orders):
             return apart
         if one.elements == other.elements and self.layout(one) is not None:
             self._require_product(one, other)
-            self.factors[one.index] = other
+            self.granted.note(one.index, is_factor(other.head))
             return one
         places = [self._first_output(item) for item in (one, other)]
         if one.head.channels > 1 or places[0] == places[1] or self._has_equal_levels(one):
             raise refuse_rivals([one, other])
         best, rest = (one, other) if places[0] < places[1] else (other, one)
-        self.passed_over[best.index] = rest  # of one class, either says it
+        self.granted.note(best.index, is_behind(rest.head))  # of one class, either says it
         return best
 
     def _require_product(self, one: Watched, other: Watched) -> None:
@@ -318,7 +319,8 @@ def _of_raw(search: _Search, scoring: Sequence[Watched], orders: Mapping[int, Ch
 
 def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watched]:
     """The order of the channels of the first head that tells it, and that head."""
-    told = next(((found, item) for item in scoring if (found := search.layout(item)) is not None), None)
+    orders = [(found, item) for item in scoring if (found := search.layout(item)) is not None]
+    told = next((pair for pair in orders if pair[0].anchors > 1), orders[0] if orders else None)  # of one, any fits
     for item in scoring:
         if item.index in search.doubts:
             raise search.doubts[item.index]

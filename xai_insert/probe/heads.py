@@ -159,6 +159,11 @@ class HeadProbe:
                     found[index] = element
         return found
 
+    def is_pooled(self, head: int, channel: int, responses: Mapping[int, Response]) -> bool:
+        """Whether a channel raises the same numbers from two locations, as of a feature that is averaged."""
+        here, (_, *others) = responses[channel].elements, self.cells(head)
+        return any(here and self.rises(head, channel, cell).items() >= here.items() for cell in others)
+
     def _pushed(self, head: int, place: Place, push: float) -> list[npt.NDArray[Any]]:
         """What is observed with one element of a head raised or lowered."""
         changed = self.fed(head)

@@ -55,7 +55,7 @@ def of_maps(
 
 def _taken(count: int, taken: str, other: str, classes: int) -> str:
     taken = f"{_BOX * count} channels beside are taken for {taken}"
-    return f"; {taken}: if they are {other}, say so with --num-classes {classes}"
+    return f"{taken}: if they are {other}, say so with --num-classes {classes}"
 
 
 def _shared(item: Watched) -> int:

@@ -23,6 +23,7 @@ from xai_insert.probe.channels import (
     samples,
 )
 from xai_insert.probe.coordinates import without_coordinates
+from xai_insert.probe.granted import Granted, first_is_objectness
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 from xai_insert.probe.joint import Joint, read_joint
 from xai_insert.probe.map_scores import of_maps
@@ -58,12 +59,9 @@ class Orders:
         self.heads = heads
         self.observed = observed
         self.probe = HeadProbe(loaded, heads, observed)
+        self.granted = Granted()
         watched = [self._watch(index, head) for index, head in enumerate(heads)]
         self.watched = without_coordinates(watched, self.probe)
-        self.assumed: dict[int, int] = {}
-        self.taken: dict[int, str] = {}
-        self.passed_over: dict[int, Watched] = {}
-        self.factors: dict[int, Watched] = {}
         self.doubts: dict[int, AmbiguousModelError] = {}
         self._known: dict[int, Channels | None] = {}
 
@@ -72,6 +70,8 @@ class Orders:
         chosen = samples(head.channels)
         responses = {channel: self.probe.respond(index, channel, cell) for channel in chosen}
         item = Watched(index, head, responses)
+        if item.like_classes and self.probe.is_pooled(index, item.like_classes[0], item.responses):
+            return item.without_classes()
         if item.is_fused:
             rest = [channel for channel in range(head.channels) if channel not in responses]
             responses |= {channel: self.probe.respond(index, channel, cell) for channel in rest}
@@ -105,12 +105,11 @@ class Orders:
         if self.is_listed(item) or self._boxes(item):
             return order
         try:
-            found, self.taken[item.index] = of_maps(
-                item, order, self.rivals(item), lambda: self.raw_orders(item), self.num_classes
-            )
+            found, told = of_maps(item, order, self.rivals(item), lambda: self.raw_orders(item), self.num_classes)
         except AmbiguousModelError as err:
             self.doubts[item.index] = err
             return order
+        self.granted.note(item.index, told)
         return found
 
     def _told(self, item: Watched) -> Channels | None:
@@ -206,7 +205,7 @@ class Orders:
         if told is None:
             return None
         if told.assumed:
-            self.assumed[item.index] = told.assumed
+            self.granted.note(item.index, first_is_objectness(told.assumed))
         return told.channels
 
     def _ways(self, item: Watched, end: Value) -> Callable[[int], frozenset[int]]:

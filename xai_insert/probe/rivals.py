@@ -92,6 +92,11 @@ class Watched:
         raw = {channel: replace(response, effect=Effect.RAW) for channel, response in self.responses.items()}
         return replace(self, responses=raw)
 
+    def without_classes(self) -> Watched:
+        """The same with what each class raises taken for what many places raise together."""
+        gates = {channel: replace(self.responses[channel], effect=Effect.GATE) for channel in self.like_classes}
+        return replace(self, responses={**self.responses, **gates})
+
     @property
     def is_exclusive(self) -> bool:
         """Whether a channel moves the other classes too, as a softmax does; no share and its rest, of one channel."""
@@ -201,7 +206,8 @@ def with_classes(
     orders = {item.index: order for item in items if (order := layout(item)) is not None}
     counts = {index: order.classes for index, order in orders.items()}
     fits = [item for item in items if counts.get(item.index) in (None, num_classes)]
-    more = [item for item in items if counts.get(item.index) == num_classes + 1]
+    is_met = num_classes == 1 and any(counts.get(item.index) == 1 for item in fits)  # two beside it are no background
+    more = [] if is_met else [item for item in items if counts.get(item.index) == num_classes + 1]
     fits += [item for item in more if not fits or _has_background(item, orders)]
     if not fits:
         listed = ", ".join(f"{item.head.value.describe()} ({counts[item.index]} classes)" for item in items)
