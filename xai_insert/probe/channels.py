@@ -145,7 +145,7 @@ def raw_channels(
         return _by_width(width, others)
     if not others:
         return fused_by_width(width, num_classes)
-    if width == num_classes and {*others} == {_PAIR} != {width}:  # sizes, and offsets, as CenterNet's
+    if width == num_classes > _PAIR and {*others} == {_PAIR}:  # sizes, and offsets, as CenterNet's
         return Channels(0, num_classes, 1, num_classes)
     anchors, rest = divmod(width, num_classes)
     if rest or not any(_may_hold_boxes(other, anchors) for other in others):
