@@ -168,7 +168,7 @@ class Report:
             shape = format_shape(self.per_box["shape"])
             lines.append(("boxes", f"saliency_map_per_box {shape} of {self.per_box['boxes']!r}"))
         if self.heads:
-            background = "no background" if self.background is None else f"background is class {self.background}"
+            background = "no background seen" if self.background is None else f"background is class {self.background}"
             lines.append(("classes", f"{self.heads[0]['classes']}, {background}"))
         return lines
 

@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import openvino as ov
 import pytest
 from onnx import TensorProto, helper
@@ -114,6 +115,25 @@ def test_recipro_cam(end, layout, kind):
     np.testing.assert_allclose(maps, wanted, atol=1e-5 * np.abs(wanted).max())
     for name, array in plain.items():
         np.testing.assert_array_equal(outputs[name], array)
+
+
+@pytest.mark.parametrize("reference", ["self", "input", "classes"])
+def test_likeness_of_clips(reference, tmp_path):
+    """Products of the vectors of every place with the clip's own, with one that is fed, or with stored ones."""
+    net, images = Net("GlobalAveragePool"), clips("NCTHW")
+    vectors, given = definition(net, images), np.random.default_rng(5).normal(size=(2, CLASSES)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", given)
+    chosen = {"class_embeddings": tmp_path / "rows.npy"} if reference == "classes" else {"reference": reference}
+    made = insert(net.model, Options(output_dtype="f32", **chosen)).model
+    session = ort.InferenceSession(made.SerializeToString())
+    fed = {"clip": images} | ({"reference": given} if reference == "input" else {})
+    (own, maps) = session.run([net.logits, "saliency_map"], fed)
+    if reference == "classes":
+        rows, lengths = (np.linalg.norm(array, axis=1, keepdims=True) for array in (given, vectors))
+        wanted = 100 * np.einsum("kd,bdthw->bkthw", given / rows, vectors / lengths)
+    else:
+        wanted = np.einsum("bd,bdthw->bthw", own if reference == "self" else given, vectors)[:, None]
+    np.testing.assert_allclose(maps, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

@@ -412,6 +412,16 @@ def test_a_mask_beside_features_is_chosen_by_name(method):
     assert insert(model, Options(method=method, output=mask)).report.method == method
 
 
+def test_classes_of_every_place_beside_classes_of_the_image_are_chosen_by_name():
+    b = models.Builder(size=(SIDE, SIDE))
+    x = coarse(b)
+    pooled = b.node("Flatten", b.node("GlobalAveragePool", x))
+    places, scene = enlarged(b, head(b, x, 5)), b.linear(pooled, models.CHANNELS)
+    model = b.model(places, scene)
+    tasks = {name: insert(model, Options(output=name)).report.task for name in (places, scene)}
+    assert [*tasks.values()] == ["semantic segmentation", "classification"]
+
+
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("is_read", [True, False])
 def test_masks_and_their_features_are_refused_without_runs(kind, is_read, monkeypatch):

@@ -9,7 +9,7 @@ from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 from xai_insert.graph.along import reduces
 from xai_insert.graph.axes import has_batch, has_place
 from xai_insert.graph.cuts import activations, region, walk
-from xai_insert.graph.operators import Joined, Pointwise, Ranked, Reduction
+from xai_insert.graph.operators import Joined, Permutation, Pointwise, Ranked, Reduction
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARRANGES, CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, RANKS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
@@ -56,11 +56,18 @@ def vector_size(shape: Shape) -> int | None:
 def peel(value: Value) -> Value:
     """The value under the operations that exporters put behind the class scores."""
     while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        is_same = node.op in ARRANGES or _is_of_one(node)
+        is_same = _keeps_images_apart(node) or _is_of_one(node)
         if node.op not in _PEELED and not (is_same and _are_vectors(source, value)):
             break
         value = source
     return value
+
+
+def _keeps_images_apart(node: Node) -> bool:
+    """Whether a node writes numbers in another shape, and its first axis stays the first."""
+    if isinstance(node.kind, Permutation):
+        return node.kind.perm is not None and node.kind.perm[0] == 0
+    return node.op in ARRANGES
 
 
 def _is_of_one(node: Node) -> bool:

@@ -23,6 +23,7 @@ from xai_insert.methods.shaping import operands_again, product_of, scalar
 REFERENCE = "reference"
 CLIP_SCALE = 100.0
 """By which CLIP multiplies a cosine; its scores are then those of a softmax."""
+_CLIP_SIDES = 3
 Array = npt.NDArray[Any]
 
 
@@ -52,11 +53,11 @@ class Reading(ABC):
 
     @abstractmethod
     def against(self, surgeon: Surgeon[V], vector: V) -> V:
-        """What vectors are compared with; `vector` is the model's own, `[B, D]`."""
+        """What vectors are compared with, as `products` takes it; `vector` is the model's own, `[B, D]`."""
 
     @abstractmethod
     def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[Size]) -> V:
-        """Maps `[B, M, h, w]` of vectors `[B, D, h, w]`; `sides` are h and w."""
+        """Maps `[B, M, h, w]` of vectors `[B, D, h, w]`; `sides` are h and w, behind t of clips."""
 
     def checked(self, vector: V, scores: V) -> V:
         """Which of both is compared with the definition, see `expected`."""
@@ -85,8 +86,8 @@ class ToReference(Reading):
     """Products with one vector for each image."""
 
     def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[Size]) -> V:
-        del sides
-        return surgeon.ops.reduce(surgeon.ops.mul(vectors, against), "sum", (1,))
+        everywhere = surgeon.ops.reshape(against, [-1, self.width, *[1] * len(sides)])
+        return surgeon.ops.reduce(surgeon.ops.mul(vectors, everywhere), "sum", (1,))
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,7 @@ class ToItself(ToReference):
     name = "self"
 
     def against(self, surgeon: Surgeon[V], vector: V) -> V:
-        alone = surgeon.ops.isolated(surgeon.ops.reshape(vector, [-1, self.width]), self.width)
-        return surgeon.ops.reshape(alone, [-1, self.width, 1, 1])
+        return surgeon.ops.isolated(surgeon.ops.reshape(vector, [-1, self.width]), self.width)
 
     def checked(self, vector: V, scores: V) -> V:
         del scores  # under a mask, the vector that it is compared with would be masked as well
@@ -121,8 +121,7 @@ class ToInput(ToReference):
 
     def against(self, surgeon: Surgeon[V], vector: V) -> V:
         del vector
-        given = surgeon.add_input(REFERENCE, "float32", (self.batch, self.width))
-        return surgeon.ops.reshape(given, [-1, self.width, 1, 1])
+        return surgeon.add_input(REFERENCE, "float32", (self.batch, self.width))
 
 
 @dataclass(frozen=True)
@@ -142,10 +141,11 @@ class ToClasses(Reading):
         return surgeon.ops.constant((self.rows * np.float32(CLIP_SCALE))[:, :, None, None])
 
     def products(self, surgeon: Surgeon[V], vectors: V, against: V, sides: Sequence[Size]) -> V:
-        del sides
-        op = surgeon.ops
-        length = op.sqrt(op.reduce(op.mul(vectors, vectors), "sum", (1,)))
-        return op.conv1x1(op.div(vectors, op.nonzero_or(length, scalar(op, 1.0))), against)
+        op, is_clip = surgeon.ops, len(sides) == _CLIP_SIDES
+        flat = op.reshape(vectors, [-1, self.width, product_of(op, sides), 1]) if is_clip else vectors
+        length = op.sqrt(op.reduce(op.mul(flat, flat), "sum", (1,)))
+        maps = op.conv1x1(op.div(flat, op.nonzero_or(length, scalar(op, 1.0))), against)
+        return op.reshape(maps, [-1, len(self.rows), *sides]) if is_clip else maps
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def _rivals(search: Orders, raw: Sequence[Watched], num_classes: int) -> str:
             behind = activations(graph, [item.head.value])
             pairs = zip(graph.output_names, graph.outputs, strict=True)
             grids.setdefault(widths[item.index][0], []).extend(repr(name) for name, value in pairs if value in behind)
-    return ", ".join(dict.fromkeys(" or ".join(names) for names in grids.values() if len(names) > 1))
+    several = [names for found in grids.values() if len(names := [*dict.fromkeys(found)]) > 1]
+    return ", ".join(dict.fromkeys(map(" or ".join, several)))
 
 
 def _are_whole(

@@ -71,7 +71,8 @@ class Segmentation(Task):
     rank = 95  # behind detectors, whose heads look like this where nothing compares or resizes their scores
 
     def is_likely(self, study: Study) -> bool:
-        if study.options.num_classes is not None or not may_segment(study.graph.outputs):
+        given = [value for _, value in study.graph.chosen(study.options.output)]
+        if study.options.num_classes is not None or not may_segment(given):
             return False  # a number of classes is for detectors that return their heads undecoded
         found = find_segmenter(study.graph, study.places, study.options.output)
         return found is not None and _is_sure(study.graph, found)
