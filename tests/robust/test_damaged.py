@@ -30,7 +30,7 @@ def test_a_detector_whose_boxes_lie_in_an_empty_batch(tmp_path):
     last = max(number for number, layer in enumerate(layers) if 'special_zero="true"' in layer)
     layers[last] = layers[last].replace('special_zero="true"', 'special_zero="false"')
     (tmp_path / "model.xml").write_text("<layer ".join(layers))
-    with pytest.raises(errors.XaiInsertError, match="--per-box"):
+    with pytest.raises(errors.AmbiguousModelError, match="none of its channels moved a score"):
         insert(tmp_path / "model.xml", Options(per_box=True))
 
 
