@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,23 +50,27 @@ class CheckResult:
     in_steps: bool = False
 
 
-def random_feeds(runner: Runner) -> dict[str, Array]:
-    """One random input, the same on every call."""
+def random_feeds(runner: Runner, size: int = DEFAULT_SIZE) -> dict[str, Array]:
+    """One random input, the same on every call; `size` stands for open sides."""
     rng = np.random.default_rng(_SEED)
-    return feeds_of(runner.inputs, rng)
+    return feeds_of(runner.inputs, rng, size=size)
 
 
-def run_random(runner: Runner, seconds: float | None = None) -> list[Array]:
-    """Outputs for it.
+@dataclass(frozen=True)
+class Plain:
+    """What the model gives before anything is inserted.
 
-    Raises:
-        TimeLimitError: the run takes longer than `seconds`.
+    Attributes:
+        outputs: its outputs for one random input.
+        size: what stands for the open sides of that.
     """
-    return runner.run(random_feeds(runner), seconds)
+
+    outputs: Sequence[Array]
+    size: int
 
 
-def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
-    """Outputs of the model before anything is inserted, for one random input.
+def run_plain(loaded: LoadedModel, graph: Graph, size: int) -> Plain:
+    """Run the model on one random input; `size` stands for open sides, if the model takes it.
 
     Raises:
         CheckFailedError: the model does not run.
@@ -75,12 +80,16 @@ def run_plain(loaded: LoadedModel, graph: Graph) -> list[Array]:
         runner = loaded.runner()
     except CheckFailedError as err:
         raise CheckFailedError(f"{err}; --no-check inserts without running it") from err
+    if size != DEFAULT_SIZE:
+        with suppress(CheckFailedError):
+            return Plain(runner.run(random_feeds(runner, size), _MOST_SECONDS), size)
     try:
-        return run_random(runner, _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
+        outputs = runner.run(random_feeds(runner), _MOST_SECONDS + most_bytes(graph) / _BYTES_PER_SECOND)
     except TimeLimitError:
         raise
     except CheckFailedError as err:
         raise CheckFailedError(f"{err}{_about_open_sides(graph)}") from err
+    return Plain(outputs, DEFAULT_SIZE)
 
 
 def _about_open_sides(graph: Graph) -> str:
@@ -224,6 +233,7 @@ def check_definition(
     logits: Any,
     classes: Any = None,
     known: Sequence[Shape] = (),
+    size: int = DEFAULT_SIZE,
     *,
     in_steps: bool = False,
 ) -> float:
@@ -236,6 +246,7 @@ def check_definition(
         logits: handle of the class scores.
         classes: handle of the numbers of the classes that have a map; None if all have.
         known: sizes of the features at the size of the image that the model has, where the branch was made for any.
+        size: what stands for open sides of an image that the head reads too.
         in_steps: whether the scores change in steps: features are so loud then that a mean of one cell moves them.
 
     Raises:
@@ -243,7 +254,7 @@ def check_definition(
     """
     runner = model.between(definition.features, [raw_map, logits, *([] if classes is None else [classes])])
     rng = np.random.default_rng(_SEED)
-    features, rest = fed_features(model, definition, runner, known, rng)
+    features, rest = fed_features(model, definition, runner, known, rng, size)
     if in_steps:
         features = {name: feature * feature.dtype.type(_LOUD) for name, feature in features.items()}
     maps, scores, *chosen = runner.run({**features, **rest})
@@ -275,12 +286,17 @@ def check_definition(
 
 
 def fed_features(
-    model: LoadedModel, definition: Masking, runner: Runner, known: Sequence[Shape], rng: np.random.Generator
+    model: LoadedModel,
+    definition: Masking,
+    runner: Runner,
+    known: Sequence[Shape],
+    rng: np.random.Generator,
+    size: int = DEFAULT_SIZE,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Random features, and what else the head reads."""
     count = len(definition.features)
     masked, others = runner.inputs[:count], runner.inputs[count:]
-    rest = feeds_of(others, rng, batch=_BATCH)
+    rest = feeds_of(others, rng, batch=_BATCH, size=size)
     sizes = [shape for _, _, shape in masked]
     if others:
         sizes = _fed_sizes(model, definition.features, rest, sizes, known)

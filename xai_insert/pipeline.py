@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xai_insert.check import CheckResult, run_plain
+from xai_insert.check import CheckResult, Plain, run_plain
 from xai_insert.check_steps import IN_STEPS
 from xai_insert.errors import (
     AlreadyInsertedError,
@@ -30,6 +30,7 @@ from xai_insert.layouts.record import Layout
 from xai_insert.locate.inputs import image_inputs, sized_axes
 from xai_insert.methods.scaling import least_and_greatest, to_bytes_in_parts
 from xai_insert.one_image import fixing_layer, of_one_image
+from xai_insert.open_size import size_for
 from xai_insert.opening import Opened, for_any_size, opened_sizes
 from xai_insert.options import Options, settled
 from xai_insert.outputs import add_feature_vector, add_range, finished
@@ -204,7 +205,7 @@ def _inserted(
     plain = None
     if options.check and not dry_run:
         with stages("check"):
-            plain = run_plain(loaded, graph)
+            plain = run_plain(loaded, graph, size_for(plans))
     passed("run")
     with stages("plan"):
         opened = opened_sizes(loaded, graph, plans[0].plan, options) if plans[0].graph is graph else None
@@ -246,7 +247,7 @@ def _carry_out(
     plans: Sequence[Planned],
     options: Options,
     source: str,
-    plain: Sequence[Any] | None,
+    plain: Plain | None,
     stages: Stages,
     opened: Opened | None = None,
 ) -> Report:

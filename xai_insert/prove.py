@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xai_insert.check import CheckResult, check_definition, check_outputs, random_feeds, run_random
+from xai_insert.check import CheckResult, Plain, check_definition, check_outputs, random_feeds
 from xai_insert.check_batch import require_own_maps
 from xai_insert.check_derivative import check_derivative
 from xai_insert.check_map import map_shows_place
@@ -32,7 +32,7 @@ def prove(
     plans: Sequence[Planned],
     branches: Sequence[Branch],
     options: Options,
-    plain: Sequence[Any],
+    plain: Plain,
     opened: Opened | None,
 ) -> CheckResult:
     """Compare with the plain model and the definition, and change blocks of the image.
@@ -42,30 +42,34 @@ def prove(
         plans: what was planned, for each image input.
         branches: what was added.
         options: those of the insertion.
-        plain: outputs of the plain model for a random input.
+        plain: what the plain model gave for a random input.
         opened: the plan with open sides, if that was carried out.
 
     Raises:
         XaiInsertError: what is refuted.
     """
     runner = loaded.runner()
-    outputs = run_random(runner)
+    feeds = random_feeds(runner, plain.size)
+    outputs = runner.run(feeds)
     if branches[0].raw is None:
-        return CheckResult(check_outputs(plans[0].graph, plain, outputs, []), None, None)
+        return CheckResult(check_outputs(plans[0].graph, plain.outputs, outputs, []), None, None)
     declared = [branches[0].plan.map_shape, *(output.shape for output in branches[0].outputs.values())]
-    moved = check_outputs(plans[0].graph, plain, outputs, declared)
-    first, shown = len(plain), list[tuple[Any, bool]]()
+    moved = check_outputs(plans[0].graph, plain.outputs, outputs, declared)
+    first, shown = len(plain.outputs), list[tuple[Any, bool]]()
     for item, branch in zip(plans, branches, strict=True):
-        shown.append((outputs[first], _is_shown(item, runner, outputs, first)))
+        shown.append((outputs[first], _is_shown(item, runner, feeds, outputs, first)))
         first += 1 + len(branch.outputs) + options.range + (options.feature_vector and not item.suffix)
     if any(_may_mix_images(branch, options) for branch in branches):
-        require_own_maps(loaded, plans[0].graph, runner, random_feeds(runner), outputs)
+        require_own_maps(loaded, plans[0].graph, runner, feeds, outputs)
     if options.check_in == "openvino":
-        require_same_elsewhere(loaded, random_feeds(runner), plans[0].graph.output_names, outputs)
+        require_same_elsewhere(loaded, feeds, plans[0].graph.output_names, outputs)
     del runner  # no two whole models at a time in memory
     measured, places, steps = list[float | None](), list[str | None](), list[bool]()
     for item, branch, (maps, is_shown) in zip(plans, branches, shown, strict=True):
-        off, in_steps = _off_definition(loaded, item, branch, maps, options, opened)
+        known = item.plan.masking(options)
+        masking = known if opened is None else opened.plan.masking(options)
+        sizes = () if known is None else [feature.sizes for feature in known.features]  # that the model had
+        off, in_steps = _off(loaded, branch, masking, maps, sizes, plain.size)
         measured.append(off)
         steps.append(in_steps)
         places.append(_place(loaded, item, is_shown=is_shown))
@@ -79,21 +83,13 @@ def _may_mix_images(branch: Branch, options: Options) -> bool:
     return branch.plan.masking(options) is None and (bool(branch.outputs) or not is_of_locations)
 
 
-def _off_definition(
-    loaded: LoadedModel, item: Planned, branch: Branch, maps: Any, options: Options, opened: Opened | None
-) -> tuple[float | None, bool]:
-    """How far a map is from its definition, at the sizes that the model had where it is open; see `_off`."""
-    known = item.plan.masking(options)
-    masking = known if opened is None else opened.plan.masking(options)
-    return _off(loaded, branch, masking, maps, () if known is None else [f.sizes for f in known.features])
-
-
 def _off(
-    loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any, known: Sequence[Shape]
+    loaded: LoadedModel, branch: Branch, masking: Masking | None, maps: Any, known: Sequence[Shape], size: int
 ) -> tuple[float | None, bool]:
     """How far a map differs from its definition, at features of known sizes; None if that masks nothing.
 
-    And whether its scores change in steps, as far as that made it constant on noise.
+    And whether its scores change in steps, as far as that made it constant on noise. `size` stands for open sides of
+    what the head reads too.
     """
     found, in_steps = branch.plan.found, False
     if found.placed() and not found.may_be_empty and not branch.derivatives:  # the negative part may be left out
@@ -103,14 +99,13 @@ def _off(
     if masking is None:
         return None, in_steps
     handles = branch.raw, branch.scores, branch.classes
-    return check_definition(loaded, masking, *handles, known, in_steps=in_steps), in_steps
+    return check_definition(loaded, masking, *handles, known, size, in_steps=in_steps), in_steps
 
 
-def _is_shown(item: Planned, runner: Runner, outputs: Sequence[Any], index: int) -> bool:
+def _is_shown(item: Planned, runner: Runner, feeds: Mapping[str, Any], outputs: Sequence[Any], index: int) -> bool:
     """Whether a map itself tells where it lies."""
     asked = [feature for feature in item.plan.found.placed() if feature.positions != 1]  # one cell lies nowhere else
     image = image_inputs(item.graph)[0]
-    feeds = random_feeds(runner)
     return len(asked) == 1 and map_shows_place(asked[0], image, runner, feeds, outputs, index, item.place)
 
 

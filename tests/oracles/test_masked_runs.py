@@ -8,8 +8,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from model_zoo_fixtures.testbed import deployed, oracle
-from model_zoo_fixtures.testbed.models import CHANNELS, CLOSED, FORMATS, as_format, attention_pooled, classifier
-from xai_insert import Options, errors, insert
+from model_zoo_fixtures.testbed.models import (
+    CHANNELS,
+    CLOSED,
+    FORMATS,
+    as_format,
+    attention_pooled,
+    classifier,
+)
+from xai_insert import Options, errors, insert, pipeline
+from xai_insert.check import run_plain
+from xai_insert.formats.backend import load
 
 RAW = {"output_dtype": "f32"}
 
@@ -150,3 +159,32 @@ def test_masks_are_not_stored():
     assert new.report.target["grid"] == (80, 80)
     assert len(new.model.SerializeToString()) < len(model.SerializeToString()) + 100_000
     onnx.checker.check_model(new.model)
+
+
+def finest(b):
+    """A cell for each pixel."""
+    x = b.node("Relu", b.node("Conv", "image", b.weight(CHANNELS, 3, 3, 3), pads=[1] * 4))
+    return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS)
+
+
+def test_many_masks_are_proved_in_a_small_image(monkeypatch):
+    sizes = []
+
+    def counted(loaded, graph, size):
+        plain = run_plain(loaded, graph, size)
+        sizes.append(plain.size)
+        return plain
+
+    monkeypatch.setattr(pipeline, "run_plain", counted)
+    new = insert(classifier(finest, size=("height", "width")), Options(**RAW, form="masked"))
+    assert new.report.form == "masked runs"
+    assert sizes == [28]
+
+
+def test_a_model_that_takes_no_small_image_is_run_on_a_larger_one():
+    def coarse(b):
+        x = b.node("Conv", "image", b.weight(CHANNELS, 3, 40, 40))
+        return b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS)
+
+    loaded = load(classifier(coarse, size=("height", "width")), {})
+    assert run_plain(loaded, loaded.view(), 28).size == 224
