@@ -17,6 +17,9 @@ from xai_insert.locate.places import find_places
 from xai_insert.locate.texts import texts_read
 
 _BOX = 4
+_MAP = 4  # axes
+_SIDES = 2
+_FEWEST_LEVELS = 2
 _COLOURS = 3
 _FEWEST_CHARACTERS = 10
 _THROUGH = SAME | ARRANGES | {Op.GATHER, Op.TAKE, Op.SLICE}
@@ -29,6 +32,26 @@ def query_boxes(graph: Graph) -> list[Value]:
     """
     traced = find_places(graph).traced
     return [value for value in outputs_of_image(graph) if _holds_boxes(value, graph, traced)]
+
+
+def has_boxes_by_level(graph: Graph, output: str | None = None) -> bool:
+    """Whether maps of several grids are outputs, on each as many, of which one has room for boxes.
+
+    Args:
+        graph: the model.
+        output: name of the outputs that count; all if it is None.
+    """
+    places = find_places(graph)
+    widths: dict[tuple[float, float], list[int | None]] = {}
+    for _, value in graph.chosen(output):
+        place = places.of(value)
+        if place is not None and value.rank == _MAP and len(place.axes) == _SIDES:
+            channels = {1, 2, 3}.difference(place.axes)
+            grid = (abs(place.rows.stride), abs(place.columns.stride))
+            widths.setdefault(grid, []).extend(value.sizes[axis] for axis in channels)
+    if len(widths) < _FEWEST_LEVELS or len({*map(len, widths.values())}) > 1:
+        return False
+    return all(len(found) > 1 and any(width and width % _BOX == 0 for width in found) for found in widths.values())
 
 
 def are_masks(graph: Graph) -> bool:

@@ -208,7 +208,7 @@ def _unstated(study: Study, logits: Logits) -> FoundClassifier | NotMine:
             number = list(graph.output_names).index(logits.output_name)
             return FoundDistance(located(study, logits), number=number)
         note = "one number for each image: the map shows what raises it, be it a class, an anomaly or a measure"
-    notes = (note, _what_else(study, logits))
+    notes = (note, what_else(study, logits))
     return _with_target(study, logits, frozenset(), "; ".join(filter(None, notes)))
 
 
@@ -218,7 +218,7 @@ def _is_of_two(graph: Graph, value: Value) -> bool:
     return sum(value in activations(graph, [image]) for image in images) > 1
 
 
-def _what_else(study: Study, logits: Logits) -> str:
+def what_else(study: Study, logits: Logits) -> str:
     """Which other outputs nothing is said of, for who did not choose one; empty where there are none."""
     aside = [] if study.options.output else beside_scores(study.graph, logits.value)
     if not aside:

@@ -14,7 +14,7 @@ from xai_insert.locate.frontier import Head, find_heads
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.keypoints import HeatMaps, find_keypoints
 from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
-from xai_insert.locate.outputs import likely_task, query_boxes
+from xai_insert.locate.outputs import has_boxes_by_level, likely_task, query_boxes
 from xai_insert.locate.query_attention import WANTED
 from xai_insert.locate.regions import encoder_feature, of_queries, pools_regions, region_feature
 from xai_insert.probe.classes import find_class_levels
@@ -71,7 +71,9 @@ class Detection(Task):
 
     def is_likely(self, study: Study) -> bool:
         graph = study.graph
-        return selects_rows(graph) or bool(query_boxes(graph)) or pools_regions(graph, image_inputs(graph))
+        if selects_rows(graph) or query_boxes(graph) or pools_regions(graph, image_inputs(graph)):
+            return True
+        return has_boxes_by_level(graph, study.options.output)
 
     def recognise(self, study: Study) -> FoundDetector | NotMine:
         found = self._recognise(study)

@@ -15,7 +15,7 @@ from xai_insert.locate.lengths import is_normalised
 from xai_insert.locate.logits import find_logits, scored_outputs
 from xai_insert.methods.reading import REFERENCE, Reading, ToClasses, ToInput, ToItself
 from xai_insert.tasks.base import NotMine, Study, Task
-from xai_insert.tasks.known.classification import FoundClassifier, located
+from xai_insert.tasks.known.classification import FoundClassifier, located, what_else
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Embedding(Task):
         if len(decided) > 1:
             raise UnsupportedTaskError("--reference and --class-embeddings contradict each other: leave one out")
         parts = located(study, logits)
-        return FoundEmbedding(parts, reading=_reading(study, parts.target.batch, logits.classes), decided=decided)
+        reading = _reading(study, parts.target.batch, logits.classes)
+        return FoundEmbedding(parts, reading=reading, decided=decided, note=what_else(study, logits))
 
 
 def _reading(study: Study, batch: int | None, width: int) -> Reading:
