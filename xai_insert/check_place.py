@@ -32,6 +32,8 @@ from xai_insert.block_answers import (
 from xai_insert.check_cover import require_cover
 from xai_insert.errors import CheckFailedError, MisplacedMapError
 from xai_insert.formats.backend import LoadedModel, Runner
+from xai_insert.graph.operators import Window as Kernel
+from xai_insert.graph.pattern import layer_of
 from xai_insert.graph.view import Value
 from xai_insert.image_blocks import (
     AT_ONCE,
@@ -144,8 +146,39 @@ def places_of(features: Sequence[FeatureMap], loaded: LoadedModel, image: Value,
         # A network in eight bits may turn any change into noise far away; without its rounding it may not.
         with suppress(CheckFailedError):
             told = _told(loaded.between([], _natives(asked), is_rounded=False), image, asked, number)
+    if any(item.is_refuted and _read_apart(feature) for feature, item in zip(asked, told, strict=True)):
+        told = _before_layers(loaded, image, asked, told, number)
     _require_placed(asked, told)
     return "blocks" if len(asked) == len(placed) and all(item.proof for item in told) else "axes"
+
+
+def _before_layers(
+    loaded: LoadedModel, image: Value, features: Sequence[FeatureMap], told: Sequence[_Told], number: int
+) -> list[_Told]:
+    """Without the doubts of maps of a layer whose cells look at others apart, if what it reads is at the blocks."""
+    known = list(told)
+    for index, (feature, item) in enumerate(zip(features, told, strict=True)):
+        if not item.is_refuted or (read := _read_apart(feature)) is None:
+            continue
+        with suppress(CheckFailedError):
+            (seen,) = _told(loaded.between([], [read.value.native]), image, [read], number)
+            known[index] = _Told() if seen.proof and not seen.is_refuted else item
+    return known
+
+
+def _read_apart(feature: FeatureMap) -> FeatureMap | None:
+    """What a dilated layer makes a map of that has the same cells; None if there is none.
+
+    Each of its cells looks as much at others some cells away as at its own, so that a block may change those most.
+    """
+    layer = layer_of(feature.value)
+    kind = None if layer is None else layer.kind
+    if layer is None or not isinstance(kind, Kernel) or kind.transposed or kind.kernel is None:
+        return None
+    reach = [step * (size - 1) for step, size in zip(kind.dilations, kind.kernel, strict=True)]
+    is_centred = kind.pads_begin == kind.pads_end and reach == [2 * pad for pad in kind.pads_end]
+    is_alike = max(kind.dilations) > 1 == max(kind.strides) and layer.read(0).rank == feature.value.rank
+    return replace(feature, value=layer.read(0)) if is_centred and is_alike else None
 
 
 def _require_placed(features: Sequence[FeatureMap], told: Sequence[_Told]) -> None:
