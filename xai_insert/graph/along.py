@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xai_insert.graph.items import only, present
-from xai_insert.graph.operators import Cut, Joined, Operator, Parts, Picked, Ranked, Reduction, Slices, Softmax
+from xai_insert.graph.operators import Cut, Joined, Operator, Parts, Picked, Ranked, Reduction, Slices, Softmax, Window
 from xai_insert.graph.shape import Shape
 
 _MANY = 1 << 16
 _OPEN = 1 << 31  # an end from here on is that of the axis
+
+
+def convolves(kind: Operator) -> bool:
+    """Whether an operator is a convolution, a transposed one too."""
+    return isinstance(kind, Window) and kind.pool is None
 
 
 def along(kind: Operator) -> int | None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from xai_insert.graph.along import convolves
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import Product, Resized
+from xai_insert.graph.operators import Product, Resized, Window
 from xai_insert.graph.traits import ARRANGES, FIRST_IS_DATA, PRODUCTS, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
@@ -95,18 +96,27 @@ def _frontier(graph: Graph, dependent: set[Value]) -> list[Node]:
 def is_learned(node: Node) -> bool:
     """Whether a node is a convolution or linear layer with weights that were learned."""
     weight = node.operand(1)
-    if node.op not in PRODUCTS or weight is None or not weight.is_constant or weight.shape is None:
+    if not (node.op in PRODUCTS or convolves(node.kind)) or weight is None or not weight.is_constant:
         return False
-    if node.op is Op.MATMUL and weight.rank != 2:
+    if weight.shape is None or (node.op is Op.MATMUL and weight.rank != 2):
         return False
     return _features(node, [size or 0 for size in weight.shape]) >= _FEWEST_FEATURES and not _counts(weight)
 
 
+def channel_axis(layer: Node) -> int:
+    """The axis of the channels in what a layer gives, a convolution or a linear one."""
+    return 1 if convolves(layer.kind) else -1
+
+
 def _features(node: Node, weight: Sequence[int]) -> int:
-    """How many numbers a layer adds up for one of its result."""
-    if node.op is Op.CONV:
-        return volume(weight[len(weight) - (node.output.rank or 4) + 1 :]) or 0
-    return weight[1 if node.record(Product).transpose_b else 0]
+    """How many numbers a layer adds up for one of its result; those of all groups, if these mix channels at all."""
+    if not convolves(node.kind):
+        return weight[1 if node.record(Product).transpose_b else 0]
+    window, channels = node.record(Window), node.read(0).sizes[1] or 0
+    if window.transposed:
+        return channels // window.groups
+    features = volume(weight[len(weight) - (node.output.rank or 4) + 1 :]) or 0
+    return features * window.groups if channels > window.groups else features
 
 
 def _embedded(node: Node, dependent: set[Value]) -> Value | None:
@@ -185,7 +195,7 @@ def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
     levels: tuple[Level, ...] = ()
     if len(shape) == 4:
         levels = _level(places, value, tuple(axis for axis in (1, 2, 3) if axis != channel))
-    elif layer.op is not Op.CONV or layer.read(1).sizes[-1] == 1:
+    elif not convolves(layer.kind) or layer.read(1).sizes[-1] == 1:
         levels = token_levels(places, layer.output, 3 - channel)
     return Head(value, features, channel, levels) if levels else None
 
@@ -202,7 +212,7 @@ def _strip(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
 
 def _reading(layer: Node, dependent: set[Value]) -> tuple[Value, int]:
     """What a layer reads, and the axis of its channels."""
-    if layer.op is Op.CONV:
+    if convolves(layer.kind):
         return layer.read(0), 1
     is_left = not is_learned(layer) and _embedded(layer, dependent) is layer.read(1)
     return layer.read(int(is_left)), 1 if is_left else len(layer.output.sizes) - 1
@@ -221,7 +231,7 @@ def _level(places: Places, value: Value, axes: tuple[int, ...]) -> tuple[Level, 
 def _scaled(layer: Node) -> Value:
     """The result of a layer of integers as numbers: cast, and multiplied by a scale, of each channel or of all."""
     value = layer.output
-    channels = (1, value.sizes[1 if layer.op is Op.CONV else -1]) if value.rank else ()
+    channels = (1, value.sizes[channel_axis(layer)]) if value.rank else ()
     while "float" not in value.dtype or value.made_by(Op.CAST):
         use = value.only_use
         if use is None:
@@ -259,7 +269,7 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
     other = add.inputs[1 - use.index]
     if other is None or other in dependent or other.rank is None:
         return value
-    channel = value.sizes[1 if layer.op is Op.CONV else -1]
+    channel = value.sizes[channel_axis(layer)]
     return _rounded(add.output) if not other.is_constant or volume(other.sizes) in (channel, 1) else value
 
 

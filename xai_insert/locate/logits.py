@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
-from xai_insert.graph.along import reduces
+from xai_insert.graph.along import convolves, reduces
 from xai_insert.graph.axes import has_batch, has_place
 from xai_insert.graph.cuts import activations, region, walk
 from xai_insert.graph.operators import Joined, Permutation, Pointwise, Ranked, Reduction
@@ -222,7 +222,7 @@ def _listed(node: Node | None) -> Sequence[Value]:
 
 
 def _gives_locations(node: Node) -> bool:
-    return node.op is Op.CONV and node.output.rank == 4 and volume(node.output.sizes[2:]) != 1
+    return convolves(node.kind) and node.output.rank == 4 and volume(node.output.sizes[2:]) != 1
 
 
 def _is_line(value: Value, graph: Graph) -> bool:

@@ -27,7 +27,8 @@ from xai_insert.locate.inputs import image_inputs, image_size, shape_hint
 from xai_insert.locate.observed import Observed, observed_values
 from xai_insert.methods.late_boxes import boxes_everywhere
 from xai_insert.probe.box_rows import cell_places, choices, follow_places, grid_sides, matches, orders
-from xai_insert.probe.heads import Array, HeadProbe, differs, perturb
+from xai_insert.probe.heads import Array, HeadProbe, perturb
+from xai_insert.probe.spread import differs
 
 _SILENCE = 8.0
 _FARTHEST = 2.0  # cells from a location to the centre of its box, on average, while all heads are near zero

@@ -14,12 +14,12 @@ from xai_insert.graph.proportion import require_proportion
 from xai_insert.graph.view import Graph, Op, Value
 from xai_insert.locate.affine import affine_behind
 from xai_insert.locate.detector import Channels, ClassLevel, Detector
-from xai_insert.locate.frontier import Head, find_heads, finished, without_grid
+from xai_insert.locate.frontier import Head, channel_axis, find_heads, finished, without_grid
 from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.observed import observed_values
 from xai_insert.locate.outputs import are_masks, query_boxes
 from xai_insert.probe.columns import with_columns
-from xai_insert.probe.granted import is_behind, is_factor, is_objectness, stands_before
+from xai_insert.probe.granted import are_layers, is_behind, is_factor, is_objectness, stands_before
 from xai_insert.probe.heads import Effect
 from xai_insert.probe.orders import Orders
 from xai_insert.probe.other_rows import alike_but_for_rows, are_in_other_rows, scores_before
@@ -87,7 +87,7 @@ class _Search(Orders):
         """How the classes were told, and what was taken for granted, for people."""
         texts = self.granted.about(item.index for item in scoring)
         texts += [stands_before(other.head) for other in scores_before(scoring[0], self.rivals(scoring[0]))]
-        return "; ".join(["raising a channel raises one class score", *texts])
+        return "; ".join(["raising a channel raises one class score", *texts, *are_layers(scoring[0].head)])
 
     def require_all_levels(self, scoring: Sequence[Watched]) -> None:
         """Make sure that no other layer gives class scores too.
@@ -99,7 +99,7 @@ class _Search(Orders):
         widths = {item.head.channels for item in scoring}
         scores = {self.observed[index].value for item in scoring for index in item.moved()}
         for value in without_grid(self.graph, image_inputs(self.graph)):
-            channels = value.sizes[1 if value.made_by(Op.CONV) else -1]
+            channels = 0 if value.producer is None else value.sizes[channel_axis(value.producer)]
             if channels in widths or not scores.isdisjoint(activations(self.graph, [value])):
                 raise AmbiguousModelError(
                     f"{value.describe()} may give class scores as well as {scoring[0].head.value.describe()}, and its "
@@ -122,8 +122,10 @@ class _Search(Orders):
     def gives_boxes(self) -> bool:
         """Whether some heads have room for boxes, or carry them to where they are decoded."""
         loose = [item for item in self.watched if not self.moves_together(item)]
-        are_apart = any(item.is_class for item in self.watched)
-        return gives_boxes(loose, self.probe.grid, are_apart=are_apart) or any(map(self.carries_boxes, loose))
+        of_classes = [item for item in self.watched if item.is_class]
+        if gives_boxes(loose, self.probe.grid, are_apart=bool(of_classes)) or any(map(self.carries_boxes, loose)):
+            return True
+        return any(map(self.is_boxed, of_classes))
 
     def scores_all_of(self, value: Value) -> bool:
         """Whether a head has a score for the first and the last number of rows wider than a box, which has no place."""
@@ -258,7 +260,7 @@ def find_class_levels(
         return None
     require_proportion(graph)
     search = _Search(loaded, graph, heads, observed, num_classes)
-    if (joined := with_joined(graph, search.watched)) != heads:
+    if (joined := with_joined(graph, search.watched, num_classes)) != heads:
         search = _Search(loaded, graph, joined, observed_values(graph, images, joined), num_classes)
     boxes = [value for value in query_boxes(graph) if not search.scores_all_of(value)]
     if not search.gives_boxes() and not boxes and not _selects(graph):
@@ -318,12 +320,22 @@ def _of_raw(search: _Search, scoring: Sequence[Watched], orders: Mapping[int, Ch
 
 
 def _told(search: _Search, scoring: Sequence[Watched]) -> tuple[Channels, Watched]:
-    """The order of the channels of the first head that tells it, and that head."""
-    orders = [(found, item) for item in scoring if (found := search.layout(item)) is not None]
-    told = next((pair for pair in orders if pair[0].anchors > 1), orders[0] if orders else None)  # of one, any fits
+    """The order of the channels of the first head that tells it, and that head.
+
+    One anchor's channels fit any order: wider levels are asked after it, which may have more.
+    """
+    told: tuple[Channels, Watched] | None = None
+    doubt: AmbiguousModelError | None = None
     for item in scoring:
+        if told is not None and (told[0].anchors > 1 or item.head.channels <= told[1].head.channels):
+            continue
+        found = search.layout(item)
         if item.index in search.doubts:
-            raise search.doubts[item.index]
+            doubt = doubt or search.doubts[item.index]
+        elif found is not None and (told is None or found.anchors > 1):
+            told = found, item
+    if doubt is not None and (told is None or told[0].anchors == 1):
+        raise doubt
     told = told or _by_columns(search, scoring)
     if told is None:
         listed = ", ".join(item.head.value.describe() for item in scoring) + open_hint(search.graph)

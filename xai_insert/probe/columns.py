@@ -12,9 +12,10 @@ from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.view import Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.inputs import open_hint
-from xai_insert.probe.heads import Array, Effect, Element, HeadProbe
+from xai_insert.probe.heads import Array, Effect, HeadProbe
 from xai_insert.probe.orders import Orders
 from xai_insert.probe.rivals import Watched
+from xai_insert.probe.spread import Element
 
 _PUSH = 12.0
 _ROSE = 1e-2  # of what it was

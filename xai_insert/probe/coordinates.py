@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from xai_insert.probe.channels import axes_of
-from xai_insert.probe.heads import Effect, Element, HeadProbe, Response
+from xai_insert.probe.heads import Effect, HeadProbe, Response
 from xai_insert.probe.rivals import Watched
+from xai_insert.probe.spread import Element
 
 Column = tuple[int, Element]  # of an observed value, by its index
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from xai_insert.graph.view import Op
 from xai_insert.locate.frontier import Head
 
 
@@ -50,6 +51,14 @@ def is_objectness(other: Head) -> str:
         f"{other.value.name!r} beside them is taken for objectness: if it scores the only class, say so with "
         "--num-classes 1"
     )
+
+
+def are_layers(head: Head) -> list[str]:
+    """Several layers of one channel each are joined to one head; nothing if they are not."""
+    joined = head.value.made_by(Op.CONCAT)
+    if joined is None or len(joined.operands) < head.channels:
+        return []
+    return [f"each of the {head.channels} layers that are joined to {head.value.name!r} is taken for a class"]
 
 
 def stands_before(other: Head) -> str:

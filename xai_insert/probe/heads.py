@@ -7,8 +7,7 @@ then one channel at one location is raised and lowered. A class channel moves on
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -23,14 +22,13 @@ from xai_insert.graph.view import Shape, Value
 from xai_insert.locate.frontier import Head
 from xai_insert.locate.levels import Level
 from xai_insert.locate.observed import Observed
+from xai_insert.probe.spread import MOVED, Element, Listed, Stirred, differs, places_of, spread_of
 from xai_insert.probe.squashed import fall_as_shares
 
 Array = npt.NDArray[np.float64]
-Element = tuple[int, ...]
 Place = tuple[int | slice, ...]
 
 _PUSH = 12.0
-_MOVED = 1e-3
 _SIZE = 256  # of images whose size is open
 
 
@@ -99,7 +97,7 @@ class HeadProbe:
             self._feeds[name] = (0.1 * random_array(rng, shape, dtype)).astype(dtype)
         self._feeds |= feeds_of(self._runner.inputs[len(heads) :], rng, size=_SIZE)
         self._heads = heads
-        self._moved: dict[int, dict[int, tuple[int, int, int]]] = {}
+        self._moved: dict[int, dict[int, Stirred]] = {}
         self._base = self._outputs({})
 
     def grid(self, head: int, level: Level | None = None) -> tuple[int, int]:
@@ -154,7 +152,7 @@ class HeadProbe:
         raised, found = self._pushed(head, self.place(head, channel, cell), _PUSH), dict[int, Element]()
         for index, (base, high) in enumerate(zip(self._base, raised, strict=True)):
             if self._heads[head].value in self._observed[index].heads and base.shape == high.shape:
-                element = _only(_places(differs(base, high) & (high > base)))
+                element = _only(places_of(differs(base, high) & (high > base)))
                 if element is not None:
                     found[index] = element
         return found
@@ -178,18 +176,30 @@ class HeadProbe:
             the location, and how many along the others; rows that say the same, as boxes that are repeated for each
             class, count once.
         """
-        if head in self._moved:
-            return self._moved[head]
-        runs = [self._stirred(head, cell) for cell in self.cells(head)]
-        spreads = map(_spread, self._base, runs[0], runs[-1])
-        self._moved[head] = {index: spread for index, spread in enumerate(spreads) if spread is not None}
+        return {
+            index: (spread.count, len(spread.columns), spread.single) for index, spread in self._spreads(head).items()
+        }
+
+    def lists_of(self, head: int) -> list[Listed]:
+        """What moves at one location in each observed list of all of them."""
+        lists = [(index, at) for index, at in self._spreads(head).items() if len(at.axes) == 1]
+        return [
+            Listed(index, self._base[index].shape[at.axes[0]], frozenset(row for (row,) in at.rows), at.columns)
+            for index, at in lists
+        ]
+
+    def _spreads(self, head: int) -> dict[int, Stirred]:
+        if head not in self._moved:
+            runs = [self._stirred(head, cell) for cell in self.cells(head)]
+            spreads = map(spread_of, self._base, runs[0], runs[-1])
+            self._moved[head] = {index: spread for index, spread in enumerate(spreads) if spread is not None}
         return self._moved[head]
 
     def is_placed(self, value: Value) -> bool:
         """Whether rows of an observed value differ although all locations are alike, as boxes do that lie on a grid."""
         alike = {index: np.full_like(self.fed(index), 0.1) for index in range(len(self._heads))}
         arrays = dict(zip((item.value for item in self._observed), self.run(alike), strict=True))
-        return value in arrays and float(np.ptp(arrays[value][0], axis=0).max()) > _MOVED
+        return value in arrays and float(np.ptp(arrays[value][0], axis=0).max()) > MOVED
 
     def moved_by(self, head: int, channel: int, cell: tuple[int, int]) -> frozenset[int]:
         """The observed values of which anything moves if one channel at one location does."""
@@ -227,11 +237,6 @@ class HeadProbe:
         return self._runner.run({**self._feeds, **{self._names[head]: array for head, array in changes.items()}})
 
 
-def _places(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """What `np.argwhere` gives, ten times as fast where few of very many are chosen."""
-    return np.stack(np.unravel_index(np.flatnonzero(chosen), chosen.shape or (1,)), axis=1)
-
-
 def _foremost(effects: Set[Effect]) -> Effect:
     """The one of several effects that says what a channel is."""
     known = effects - {Effect.CARRIED} if Effect.CLASS in effects else effects
@@ -240,40 +245,13 @@ def _foremost(effects: Set[Effect]) -> Effect:
     return next((effect for effect in order if effect in known), Effect.SILENT)
 
 
-def _spread(base: npt.NDArray[Any], one: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[int, int, int] | None:
-    """How many elements move at one location, in how many columns and rows; None if none does.
-
-    Args:
-        base: what is observed.
-        one: the same, all channels at that location moved.
-        other: the same of another location, which tells columns from rows.
-    """
-    moves = differs(base, one)
-    elements, others = _places(moves), _places(differs(base, other))
-    if not len(elements):
-        return None
-    free = np.array([np.array_equal(np.unique(a), np.unique(b)) for a, b in zip(elements.T, others.T, strict=True)])
-    rows = [*map(tuple, elements[:, ~free])]
-    times = _times(rows, zip(base[moves], one[moves], strict=True)) if base.shape == one.shape else 1
-    return len(elements), len({*map(tuple, elements[:, free])}), len({*rows}) // times
-
-
-def _times(rows: Sequence[Element], moves: Iterable[tuple[Any, Any]]) -> int:
-    """How often each row stands there, by what its elements were and have become; 1 if not all equally often."""
-    said: dict[Element, list[tuple[Any, Any]]] = {}
-    for row, move in zip(rows, moves, strict=True):
-        said.setdefault(row, []).append(move)
-    counts = set(Counter(map(tuple, said.values())).values())
-    return counts.pop() if len(counts) == 1 else 1
-
-
 def _effect(
     observed: Observed, base: npt.NDArray[Any], high: npt.NDArray[Any], at: Callable[[float], npt.NDArray[Any]]
 ) -> tuple[Effect, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """What happened to one observed value, the elements that rose, and all that moved."""
     moves = differs(base, high)
     before, raised = (array[moves].astype(np.float64) for array in (base, high))
-    touched = _places(moves)
+    touched = places_of(moves)
     count = len(touched)
     if not count:
         return Effect.SILENT, touched, touched
@@ -292,7 +270,7 @@ def _effect(
 
     lowered = share_at(-_PUSH)
     bounded = bounded and _is_bounded(lowered)
-    falls = bool((lowered[rises] <= 20 * _MOVED).all())
+    falls = bool((lowered[rises] <= 20 * MOVED).all())
     if bounded and not falls:
         falls = fall_as_shares(scores(before)[rises], lowered[rises], _PUSH, lambda push: share_at(push)[rises])
     is_same = len(ups) == 1 == count and _is_passed_on(before[0], raised[0], lowered[0])
@@ -335,29 +313,16 @@ def _is_passed_on(before: float, raised: float, lowered: float) -> bool:
 
 def _are_logs(numbers: Array) -> bool:
     """Whether numbers are the logarithms of shares, as LogSoftmax gives them."""
-    return len(numbers) > 1 and bool((numbers <= 0).all()) and abs(float(np.exp(numbers).sum()) - 1) < _MOVED
+    return len(numbers) > 1 and bool((numbers <= 0).all()) and abs(float(np.exp(numbers).sum()) - 1) < MOVED
 
 
 def _is_bounded(scores: Array) -> bool:
-    return bool((scores >= -_MOVED).all() and (scores <= 1 + _MOVED).all())
+    return bool((scores >= -MOVED).all() and (scores <= 1 + MOVED).all())
 
 
 def perturb(array: npt.NDArray[np.floating], place: Place) -> None:
     """Move the elements at a place, each by another amount."""
     array[place] += np.random.default_rng(1).uniform(0.5, 1.5, array[place].shape).astype(array.dtype)
-
-
-def differs(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which elements have moved; all where other ones were selected."""
-    if before.shape != after.shape:
-        return np.ones(before.shape, bool)
-    moved = np.asarray(before != after)
-    if moved.any():  # few of very many
-        old, new = before[moved].astype(np.float64), after[moved].astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            close = np.abs(new - old) <= _MOVED * np.maximum(1.0, np.abs(old))
-        moved[moved] = ~close & ~(np.isnan(old) & np.isnan(new))
-    return moved
 
 
 def _shapes_of(loaded: LoadedModel, values: Sequence[Value]) -> list[Shape]:

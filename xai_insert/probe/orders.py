@@ -22,20 +22,18 @@ from xai_insert.probe.channels import (
     resolve_column,
     samples,
 )
-from xai_insert.probe.coordinates import without_coordinates
 from xai_insert.probe.granted import Granted, first_is_objectness
 from xai_insert.probe.heads import Effect, HeadProbe, Response
 from xai_insert.probe.joint import Joint, read_joint
 from xai_insert.probe.map_scores import of_maps
 from xai_insert.probe.rivals import Watched, elements_in, elements_of, sets_background_apart, with_background
+from xai_insert.probe.watching import Watching
 
 _ARRANGING = ARRANGES | SQUASHES | {Op.CONCAT}
-_BOX = 4
-_MAP = 4  # axes
 
 
-class Orders:
-    """Heads of one model, what their channels do, and in which order these are.
+class Orders(Watching):
+    """Heads of one model, and in which order their channels are.
 
     Args:
         loaded: the unedited model.
@@ -53,56 +51,35 @@ class Orders:
         observed: Sequence[Observed],
         num_classes: int | None,
     ) -> None:
+        super().__init__(loaded, graph, heads, observed)
         self.num_classes = num_classes
-        self.loaded = loaded
-        self.graph = graph
-        self.heads = heads
-        self.observed = observed
-        self.probe = HeadProbe(loaded, heads, observed)
         self.granted = Granted()
-        watched = [self._watch(index, head) for index, head in enumerate(heads)]
-        self.watched = without_coordinates(watched, self.probe)
         self.doubts: dict[int, AmbiguousModelError] = {}
         self._known: dict[int, Channels | None] = {}
 
-    def _watch(self, index: int, head: Head) -> Watched:
-        cell = self.probe.cells(index)[0]
-        chosen = samples(head.channels)
-        responses = {channel: self.probe.respond(index, channel, cell) for channel in chosen}
-        item = Watched(index, head, responses)
-        if item.like_classes and self.probe.is_pooled(index, item.like_classes[0], item.responses):
-            return item.without_classes()
-        if item.is_fused:
-            rest = [channel for channel in range(head.channels) if channel not in responses]
-            responses |= {channel: self.probe.respond(index, channel, cell) for channel in rest}
-        return item
-
-    def response(self, item: Watched, channel: int) -> Response:
-        """What a channel does at the first location."""
-        known = item.responses.get(channel)
-        return known or self.probe.respond(item.index, channel, self.probe.cells(item.index)[0])
-
     def layout(self, item: Watched) -> Channels | None:
-        """The order of one head's channels; None if it has one location only or nothing tells.
+        """The order of one head's channels; None if it has one location only or nothing tells."""
+        if item.index not in self._known:
+            self._known[item.index] = self._joint(item) if item.is_fused else self._of_classes(item)
+        return self._known[item.index]
+
+    def _of_classes(self, item: Watched) -> Channels | None:
+        """The same of a head that gives no boxes.
 
         A token is one location with one box, unless the head of boxes gives it as many as there would be anchors: what
         is best over all tokens moves with them in ways that look like any order.
         """
-        if item.is_fused:
-            if item.index not in self._known:
-                self._known[item.index] = self._joint(item)
-            return self._known[item.index]
         found = self._told(item)
         if not item.has_tokens and (found is None or found.anchors == 1):
             return self._beside_raw_boxes(item, found)
         if found is None or found.anchors == 1 or not item.has_tokens:
             return found
-        is_said = found.anchors in self._boxes(item).get(True, set())
+        is_said = found.anchors in self.boxes(item).get(True, set())
         return found if is_said else Channels(0, item.head.channels, 1, item.head.channels)
 
     def _beside_raw_boxes(self, item: Watched, order: Channels | None) -> Channels | None:
         """The order of scores that are given as maps: where boxes are given as they are, their widths tell anchors."""
-        if self.is_listed(item) or self._boxes(item):
+        if self.is_listed(item) or self.boxes(item):
             return order
         try:
             found, told = of_maps(item, order, self.rivals(item), lambda: self.raw_orders(item), self.num_classes)
@@ -127,7 +104,7 @@ class Orders:
             if found:
                 return found
         found = self._layout_on_the_way(item)
-        if found is None and item.has_tokens and self._boxes(item).get(True, {1}) == {1}:
+        if found is None and item.has_tokens and self.boxes(item).get(True, {1}) == {1}:
             return Channels(0, channels, 1, channels)
         return found
 
@@ -224,13 +201,13 @@ class Orders:
         """The order that the places of what moved in a value tell."""
         found = self._resolve(item, here, there) or self._boxes_of_classes(item, here, there)
         if found is None and item.is_class and value.sizes[-1:] == (1,):
-            is_each = self._anchors(item) <= {item.head.channels}  # else of each class, as a suppression may have them
+            is_each = self.anchors(item) <= {item.head.channels}  # else of each class, as a suppression may have them
             found = resolve_column(here, item.head.channels) if is_each else None
         return None if found is None or (item.is_class and not sets_background_apart(item, found)) else found
 
     def beside_boxes(self, item: Watched) -> Channels | None:
         """The order of an undecoded head of a grid whose boxes are decoded; None if nothing tells it."""
-        channels, boxes = item.head.channels, self._boxes(item).get(True, set())
+        channels, boxes = item.head.channels, self.boxes(item).get(True, set())
         if len(boxes) != 1:
             return None
         if boxes in ({1}, {channels}):
@@ -259,15 +236,6 @@ class Orders:
         alone = {index: len(elements) for index, elements in counts.items() if index not in boxes}
         return {index for index, count in alone.items() if count == max(alone.values())}
 
-    def is_listed(self, item: Watched) -> bool:
-        """Whether an output has the locations of a head in one axis, as rows of a detector are."""
-        return any(len(element) < 4 for response in item.responses.values() for element in response.elements.values())
-
-    def rivals(self, item: Watched) -> list[Watched]:
-        """The other heads of its grid."""
-        grid = self.probe.grid(item.index)
-        return [other for other in self.watched if other is not item and self.probe.grid(other.index) == grid]
-
     def raw_moves(self, item: Watched) -> Iterator[tuple[Moves, Moves]]:
         """What the channels move at two locations, in the first value that they all move; nothing if there is none."""
         cells = self.probe.cells(item.index)
@@ -281,7 +249,7 @@ class Orders:
                 return
 
     def _resolve(self, item: Watched, here: Moves, there: Moves) -> Channels | None:
-        found, boxes = readings(here, there, item.head.channels), self._anchors(item)
+        found, boxes = readings(here, there, item.head.channels), self.anchors(item)
         if boxes:
             each = item.is_exclusive  # no softmax runs over anchors, but over classes, which may have boxes
             found = [o for o in found if o.anchors in boxes or (each and o.anchors * o.classes in boxes)]
@@ -294,7 +262,7 @@ class Orders:
             AmbiguousModelError: the user has not given the number of classes, which alone tells.
         """
         found = resolve(here, there, item.head.channels)
-        if found is None or found.anchors > 1 or found.classes < 2 or self._anchors(item) != {found.classes}:
+        if found is None or found.anchors > 1 or found.classes < 2 or self.anchors(item) != {found.classes}:
             return None
         if self.num_classes is None:
             count = found.classes
@@ -320,7 +288,7 @@ class Orders:
             if found and sets_background_apart(item, found):
                 return found
         alone = Channels(0, 1, item.head.channels, 1)
-        is_alone = self._anchors(item) == {alone.anchors} and sets_background_apart(item, alone)
+        is_alone = self.anchors(item) == {alone.anchors} and sets_background_apart(item, alone)
         return alone if is_alone else None
 
     def arranged(self, heads: Sequence[Head], end: Value) -> list[Observed]:
@@ -330,68 +298,3 @@ class Orders:
             for value in reshapes_between(self.graph, heads, end)
             if value.made_by(*_ARRANGING) and value.axis_count > 1
         ]
-
-    def _anchors(self, item: Watched) -> set[int]:
-        """Boxes that each head of the grid decodes at a location; none where that cannot be seen."""
-        found = self._boxes(item)
-        return found.get(True) or found.get(False, set())  # what has four columns is no list of key points
-
-    def moves_together(self, item: Watched) -> bool:
-        """Whether every channel but classes moves all numbers of its place, as of a vector that has length one."""
-        moved = self.probe.moved_at(item.index)
-        others = [response for response in item.responses.values() if response.effect is not Effect.CLASS]
-        found = others or item.responses.values()
-        counts = {(index, count) for response in found for index, count in response.moved.items()}
-        return bool(counts) and all(index in moved and count == moved[index][1] > 2 for index, count in counts)
-
-    def moves_all(self, item: Watched, order: Channels, classes: int) -> bool:
-        """Whether the first class moves as many numbers of an output as there are classes, as behind a softmax."""
-        moved = self.response(item, order.channel(0, 0)).moved if classes > 1 else {}
-        return any(count == classes and self.observed[index].is_output for index, count in moved.items())
-
-    def carries_boxes(self, item: Watched) -> bool:
-        """Whether a head's numbers go, four to a row, to where those of the best locations are looked up."""
-        return item.effects == {Effect.CARRIED} and any(columns == _BOX for _, (_, columns, _) in self._carried(item))
-
-    def _carried(self, item: Watched) -> list[tuple[int, tuple[int, int, int]]]:
-        """What moves in values that have the locations in one axis: a map that is resized is no list of boxes."""
-        return [(i, at) for i, at in self.probe.moved_at(item.index).items() if self.observed[i].value.rank != _MAP]
-
-    def is_boxed(self, item: Watched) -> bool:
-        """Whether another head of the grid gives four numbers for each box that are no scores."""
-        return bool(self._boxes(item).get(True))
-
-    def has_one_box(self, item: Watched) -> bool:
-        """Whether other heads of the grid decode one box at each location."""
-        return self._anchors(item) == {1}
-
-    def _boxes(self, item: Watched) -> dict[bool, set[int]]:
-        """The same, by whether they lie in four columns."""
-        found: dict[bool, set[int]] = {}
-        for box in self.rivals(item):
-            moves = {Effect.OTHER, Effect.CARRIED} & box.effects
-            if box.is_class or box.is_raw or not moves or self.moves_together(box):  # as vectors of length one do
-                continue
-            of_four, of_any = self._boxes_of(box)
-            if of_four or of_any:
-                found.setdefault(bool(of_four), set()).add(max(of_four or of_any))
-        return found
-
-    def _boxes_of(self, box: Watched) -> tuple[set[int], set[int]]:
-        """How many boxes of a place a head may give: in rows of four columns, and by how many elements move."""
-        is_carried, width = Effect.OTHER not in box.effects, box.head.channels
-        moved = self._carried(box) if is_carried else [*self.probe.moved_at(box.index).items()]
-        wide = (_BOX, _BOX + 1) if box.is_fused else (_BOX,)  # an objectness is beside the box
-        of_four = {
-            rows
-            for index, (_, columns, rows) in moved
-            if columns in wide or self._may_be_sides(index, columns, width / rows)
-        }
-        return of_four, {count // _BOX for _, (count, _, _) in moved if count % _BOX == width % _BOX == 0}
-
-    def _may_be_sides(self, index: int, columns: int, width: float) -> bool:
-        """Whether so many channels are a box's of which so many numbers move: a side may hardly do; an angle beside."""
-        *lengths, _ = sorted(size or 0 for size in self.observed[index].value.sizes[1:])  # but that of the locations
-        is_list = len(lengths) < _MAP - 2 and max(lengths, default=0) >= columns > _BOX
-        are_bins = columns == _BOX - 1 and _BOX in lengths and width % _BOX == 0
-        return columns > 1 and (width in (_BOX, columns if is_list else _BOX) or are_bins)

@@ -16,11 +16,13 @@ from xai_insert.graph.items import only
 from xai_insert.graph.view import Graph, Node, Op
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head
-from xai_insert.probe.heads import Effect, Element, Response
+from xai_insert.probe.heads import Effect, Response
+from xai_insert.probe.spread import Element
 
 _SCORES = frozenset({Effect.CLASS, Effect.FALLING, Effect.SILENT})
 _BOXES = frozenset({Effect.OTHER, Effect.RAW})
 _BOX = 4
+_FEWEST_SINGLE = 3  # layers of one class each that tell by themselves
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def are_beside(one: Watched, other: Watched, watched: Sequence[Watched]) -> bool
     return not boxed.issuperset(one.moved() & other.moved())
 
 
-def with_joined(graph: Graph, watched: Sequence[Watched]) -> list[Head]:
+def with_joined(graph: Graph, watched: Sequence[Watched], num_classes: int | None) -> list[Head]:
     """The heads, of which those whose classes are joined at once, side by side, are one head of them all."""
     heads = [item.head for item in watched]
     by_value = {item.head.value: item for item in watched}
@@ -234,21 +236,31 @@ def with_joined(graph: Graph, watched: Sequence[Watched]) -> list[Head]:
         if node.op is not Op.CONCAT or not by_value.keys() >= {*node.operands}:
             continue
         parts = [by_value[value] for value in node.operands]
-        if _is_side_by_side(node, parts, watched):
+        if _is_side_by_side(node, parts, watched, num_classes):
             first = parts[0].head
             heads = [head for head in heads if head.value not in node.operands or head is first]
             heads[heads.index(first)] = replace(first, value=node.output)
     return heads
 
 
-def _is_side_by_side(node: Node, parts: Sequence[Watched], watched: Sequence[Watched]) -> bool:
+def _is_side_by_side(node: Node, parts: Sequence[Watched], watched: Sequence[Watched], num_classes: int | None) -> bool:
     """Whether a node joins the classes of heads, and nothing else reads these."""
     widths = [item.head.channels for item in parts]
-    if max(widths, default=1) == 1 or any(item.head.channel_axis != along(node.kind) for item in parts):
-        return False  # two layers of one channel may be a class and its objectness
+    if max(widths, default=1) == 1 and not _are_single(parts, num_classes):
+        return False
+    if any(item.head.channel_axis != along(node.kind) for item in parts):
+        return False
     return all(
         item.is_class and item.head.value.only_use is not None and are_beside(parts[0], item, watched) for item in parts
     )
+
+
+def _are_single(parts: Sequence[Watched], num_classes: int | None) -> bool:
+    """Whether heads of one channel have a class each: of two, one may be the objectness of the other."""
+    if len(parts) < _FEWEST_SINGLE and len(parts) != num_classes:
+        return False
+    raised = [set(element.items()) for item in parts for element in item.elements.values()]
+    return all(one.isdisjoint(other) for one, other in combinations(raised, 2))
 
 
 def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:

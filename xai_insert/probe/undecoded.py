@@ -11,6 +11,8 @@ from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Shape, Value
 from xai_insert.locate.detector import Channels
 from xai_insert.locate.frontier import Head
+from xai_insert.locate.inputs import image_inputs
+from xai_insert.locate.logits import scored_outputs
 from xai_insert.locate.observed import Observed
 from xai_insert.locate.outputs import likely_task
 from xai_insert.probe.channels import (
@@ -207,13 +209,28 @@ def _by_widths(
     """Orders told by widths; those of one level tell the number of classes of another, which may have more anchors."""
 
     def orders(classes: int | None) -> dict[int, Channels]:
-        return _orders(raw, lambda item: _as_seen(search, item, raw_channels(widths, item.index, classes)))
+        return _orders(
+            raw,
+            lambda item: _as_seen(
+                search, item, raw_channels(widths, item.index, classes) or _of_rows(search, item, classes)
+            ),
+        )
 
     found = orders(num_classes)
     counts, grids = {order.classes for order in found.values()}, {widths[index][0] for index in found}
     if num_classes is None and len(counts) == 1:
         found |= {index: order for index, order in orders(min(counts)).items() if widths[index][0] not in grids}
     return found
+
+
+def _of_rows(search: Orders, item: Watched, classes: int | None) -> Channels | None:
+    """Boxes, objectness and so many classes of the only head of its grid, where a reshape shows rows of that width."""
+    if classes is None or search.rivals(item):
+        return None
+    stride = _BOX + 1 + classes
+    anchors = item.head.channels // stride
+    is_seen = any((found.classes, found.anchors) == (stride, anchors) for found in search.raw_orders(item))
+    return Channels(_BOX + 1, classes, anchors, stride) if is_seen and anchors > 1 else None
 
 
 def _as_seen(search: Orders, item: Watched, order: Channels | None) -> Channels | None:
@@ -293,7 +310,7 @@ def _undecoded(
 ) -> AmbiguousModelError:
     """The error for heads that are outputs as they are, of so many channels each."""
     listed = ", ".join(map(str, widths))
-    others = _other_tasks(search.graph)
+    others = _other_tasks(search.graph) + _vectors(search.graph)
     if num_classes is not None and (rivals := _rivals(search, raw, num_classes)):
         return AmbiguousModelError(
             f"the heads are returned undecoded, and of their widths ({listed} channels) --num-classes {num_classes} "
@@ -312,6 +329,12 @@ def _undecoded(
         "not a classifier; if it is a detector, it returns its heads undecoded, and their widths "
         f"({listed} channels) do not tell classes from boxes: give the number of classes, --num-classes{others}"
     )
+
+
+def _vectors(graph: Graph) -> str:
+    """What explains a vector beside the maps, in words; empty where there is none."""
+    names = [item.output_name for item in scored_outputs(graph, image_inputs(graph), None)]
+    return f"; --output {names[0]} explains that vector" if names else ""
 
 
 def _other_tasks(graph: Graph) -> str:
