@@ -31,15 +31,18 @@ import numpy as np
 from benchmarks.lib.tables import Row, Setting, text_table, write_json, write_markdown
 from benchmarks.lib.timing import Ratio, paired_ratio
 from benchmarks.lib.variants import resolve
-from xai_insert import check, pipeline, prove
+from xai_insert import pipeline, prove
 from xai_insert.errors import XaiInsertError
 from xai_insert.formats.backend import load
+from xai_insert.formats.onnx.runtime import OnnxRunner
+from xai_insert.formats.openvino.runtime import OpenVINORunner
 from xai_insert.pipeline import insert_file
 
 _FUNCTIONS = {
     pipeline: {"load": "read", "planned": "locate", "opened_sizes": "locate", "splice": "splice"},
-    check: {"run_random": "run"},  # of the plain model
-    prove: {"run_random": "run", "check_definition": "definition", "map_shows_place": "place", "places_of": "place"},
+    prove: {"check_definition": "definition", "map_shows_place": "place", "places_of": "place"},
+    OnnxRunner: {"run": "run"},
+    OpenVINORunner: {"run": "run"},
 }
 _METHODS = {"view": "view", "runner": "compile", "save": "write"}
 STAGES = ("read", "view", "locate", "splice", "compile", "run", "definition", "place", "write", "other")
