@@ -1,9 +1,12 @@
 """xai-explain on embeddings, prompts and several images: what is drawn, and how other inputs are fed."""
 
 import json
+from base64 import b64decode
 
+import cv2
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -25,6 +28,10 @@ def folder(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (tmp_path / "labels.txt").write_text("a cat\na dog\na bird\n")
     return tmp_path
+
+
+def load(path):
+    return onnx.load(path) if path.suffix == ".onnx" else ov.Core().read_model(path)
 
 
 def write(folder, model, suffix="onnx", **options):
@@ -123,6 +130,62 @@ def test_each_image_is_drawn_with_its_own_map(folder, fed):
             assert (folder / "out" / item["overlay"]).is_file()
     shown = np.asarray(Image.open(folder / "out" / records[f"a.{fed}"]["image"]).resize((12, 12)), np.float32)
     assert np.corrcoef(shown.ravel(), fed_pixels.ravel().astype(np.float32))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_each_image_has_its_own_map_in_python(folder, batch, suffix):
+    """Beside each image the one that is fed is explained; in a batch that is baked in each has its own."""
+    path = write(folder, two(joined, batch=batch)[0], suffix, output_dtype="f32")
+    rng = np.random.default_rng(2)
+    given = rng.integers(0, 255, (2, 12, 12, 3), np.uint8)
+    fed = rng.integers(0, 255, (2 if batch == 2 else 1, 3, 12, 12)).astype(np.float32)
+    found = Explainer(path, fed={"other": fed}).explain(list(given))
+    others = fed if batch == 2 else np.repeat(fed, 2, 0)
+    outputs = run(load(path), given.transpose(0, 3, 1, 2).astype(np.float32), other=others)
+    for number, item in enumerate(found):
+        (other,) = item.others.values()
+        for said, name in ((item, "saliency_map"), (item.others["other"], "saliency_map_2")):
+            maps = np.stack([said.raw_map(class_id) for class_id in range(5)])
+            np.testing.assert_allclose(maps, outputs[name][number], atol=1e-4)
+        np.testing.assert_array_equal(other.image, others[number].transpose(1, 2, 0))
+        assert other.overlay().shape == (12, 12, 3)
+
+
+def test_rows_hold_the_maps_of_each_image_and_go_by_what_is_fed(folder):
+    path = write(folder, two(joined)[0], output_dtype="f32")
+    more = ["--format", "jsonl", "--classes", "1", "--feed"]
+    result = CliRunner().invoke(
+        main, [str(path), str(folder / "a.png"), "-o", str(folder / "out"), *more, f"other={folder / 'other.npy'}"]
+    )
+    assert result.exit_code == 0, result.output
+    (part,) = (folder / "out").glob("part-*.jsonl")
+    maps = json.loads(part.read_text())["maps"]
+    assert [(item["class_id"], item["input"]) for item in maps] == [(1, None), (1, "other")]
+    pixels = np.asarray(Image.open(folder / "a.png"), np.float32).transpose(2, 0, 1)[None]
+    found = run(onnx.load(path), pixels, other=np.load(folder / "other.npy"))
+    for item, name in zip(maps, ("saliency_map", "saliency_map_2"), strict=True):
+        data = np.frombuffer(b64decode(item["data"]), "<f4").reshape(item["height"], item["width"])
+        np.testing.assert_allclose(data, found[name][0, 1], atol=1e-4)
+    np.save(folder / "another.npy", np.load(folder / "other.npy") * 2)
+    result = CliRunner().invoke(
+        main, [str(path), str(folder / "a.png"), "-o", str(folder / "out"), *more, f"other={folder / 'another.npy'}"]
+    )
+    assert "other settings" in result.output, "rows of what was fed before are not its own"
+
+
+def test_a_video_of_each_image(folder):
+    path = write(folder, two(joined)[0])
+    film = cv2.VideoWriter(str(folder / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
+    for value in (0, 90, 180):
+        film.write(np.full((24, 32, 3), value, np.uint8))
+    film.release()
+    feed = f"other={folder / 'other.npy'}"
+    result = CliRunner().invoke(main, [str(path), str(folder / "film.avi"), "-o", str(folder / "out"), "--feed", feed])
+    assert result.exit_code == 0, result.output
+    assert {item.name for item in (folder / "out/videos").iterdir()} == {"film.mp4", "film.other.mp4"}
+    for name in ("film.mp4", "film.other.mp4"):
+        assert cv2.VideoCapture(str(folder / "out/videos" / name)).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
 @pytest.mark.parametrize("text", ["ids", "ids=", "=x.npy", "ids=nowhere.npy"])

@@ -104,6 +104,40 @@ def body(b):
     return [b.node("Reshape", x, b.const(np.array([1, 17, 3])))], [image()]
 
 
+def codes(b):
+    """Bits by which images are found again."""
+    return [b.node("Sign", b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), CHANNELS))], [image()]
+
+
+def bits(b):
+    """The same from a comparison, as -1 and 1."""
+    told = b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), CHANNELS)
+    ends = [b.const(np.array(value, np.float32)) for value in (0, 1, -1)]
+    return [b.node("Where", b.node("Greater", told, ends[0]), *ends[1:])], [image()]
+
+
+def in_cells(b):
+    """A score for each of the four pixels of a cell, and for none, as SuperPoint gives it."""
+    return b.node("Conv", b.backbone(), b.weight(5, CHANNELS, 1, 1))
+
+
+def described(b):
+    """Vectors of length one, for each place."""
+    return b.node("LpNormalization", b.node("Conv", b.backbone(), b.weight(32, CHANNELS, 1, 1)), axis=1, p=2)
+
+
+def cells(b):
+    return [in_cells(b), described(b)], [image()]
+
+
+def points(b):
+    """The same laid out."""
+    shares = b.node("Softmax", in_cells(b), axis=1)
+    shares = b.node("Slice", shares, *(b.const(np.array([value])) for value in (0, 4, 1)))
+    laid = b.node("DepthToSpace", shares, blocksize=2, mode="CRD")
+    return [b.node("Squeeze", laid, b.const(np.array([1]))), described(b)], [image()]
+
+
 TASKS = {
     document: "image and the text 'ids'",
     question: "image and the text 'ids'",
@@ -115,6 +149,10 @@ TASKS = {
     tracker: "heat map",
     features: "features",
     body: "key points",
+    codes: "codes for retrieval",
+    bits: "pass a threshold",
+    cells: "score of interest points for each of the 2x2 pixels",
+    points: "most likely scores interest points",
 }
 
 
@@ -157,6 +195,20 @@ def test_answers_to_a_question_are_explained_on_request(kind):
     wanted = np.moveaxis(cells @ weights[last.input[1]].T + weights[last.input[2]], -1, 1)
     found = run(result.model, x, ids=asked)["saliency_map"]
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_mask_without_an_axis_of_classes_is_one_on_request(kind):
+    """As CLIPSeg gives that of a prompt; the refusal names the option, and the map is what the last layer gives."""
+    b = Builder(batch="N", size=(SIDE, SIDE))
+    scores = b.node("ConvTranspose", b.backbone(), b.weight(CHANNELS, 1, 2, 2), strides=[2, 2])
+    plain = b.model(b.node("Squeeze", scores, b.const(np.array([1]))))
+    with pytest.raises(errors.UnsupportedTaskError, match="--method class-score-map says that it is a mask"):
+        plan_insertion(models.as_format(plain, kind))
+    result = insert(models.as_format(plain, kind), Options(method="class-score-map", output_dtype="f32"))
+    x = np.random.default_rng(5).standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)
+    (mask,) = run(plain, x).values()
+    np.testing.assert_allclose(run(result.model, x)["saliency_map"][:, 0], mask, atol=1e-5)
 
 
 def pathways(b):

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import click
@@ -200,14 +199,13 @@ def main(
         ready, content = opened(setup)
         if not quiet:
             trouble = tell(setup, ready)
-        fed = [(name, sha256(array.tobytes()).hexdigest(), array.shape) for name, array in feed.items()]
-        identity = [str(model.resolve()), content, type(ready.engine).__name__, device, *fed]
+        identity = [str(model.resolve()), content, type(ready.engine).__name__, device, *setup.told_by]
         way = None if beside is None else page.beside(beside, output)
         run = FolderRun(ready, output, options, identity, facts(setup, ready), way)
         with decoders_kept_quiet():
             for video in videos:
-                drawn = explain_video(video, output, ready, options, frames)
-                trouble = trouble if quiet else say(f"video: {drawn}") or trouble
+                for drawn in explain_video(video, output, ready, options, frames):
+                    trouble = trouble if quiet else say(f"video: {drawn}") or trouble
             tally = _run(run, sources, quiet)
     except XaiInsertError as err:
         say(f"error: {' '.join(str(err).split())}", err=True)

@@ -16,8 +16,8 @@ from xai_insert.explain.detect import Finder
 from xai_insert.explain.draw import Image
 from xai_insert.explain.errors import RunError
 from xai_insert.explain.explained import Explained, Prediction, ScoreMeaning, Selection
-from xai_insert.explain.explainer import Explainer, Explanation, part_of
-from xai_insert.explain.outputs import Outputs
+from xai_insert.explain.explainer import Explainer, Explanation
+from xai_insert.explain.outputs import Outputs, part_of
 from xai_insert.explain.picture import Rectangle
 from xai_insert.explain.preprocessing import View
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from xai_insert.explain.errors import RunError
-from xai_insert.explain.explained import Explained
+from xai_insert.explain.explained import Explained, OfOther
 from xai_insert.explain.outputs import Array
 
 FormatName = Literal["jsonl", "parquet"]
@@ -32,7 +32,8 @@ def row(source: str, size: tuple[int, int], found: Explained) -> dict[str, Any]:
         `source`, `width`, `height`, `predictions` (`class_id`, `label`, `score`, and of objects `box` in pixels),
         `maps`, `note` and `error`. A map has `class_id`, `label` and `score`, None where it is of all classes, `box`
         where it is of one object, `height`, `width`, `dtype` (`uint8`, or `float32` for raw scores), `data`, its
-        elements row by row, and `low` and `high`, the raw scores behind 0 and 255 where the model tells them.
+        elements row by row, `low` and `high`, the raw scores behind 0 and 255 where the model tells them, and `input`,
+        the name of the input whose image it is of where that is another one that is fed, else None.
     """
     width, height = size
     return {
@@ -40,7 +41,7 @@ def row(source: str, size: tuple[int, int], found: Explained) -> dict[str, Any]:
         "width": width,
         "height": height,
         "predictions": [{"box": None, **item.record(width, height)} for item in found.predictions],
-        "maps": list(_maps(found, width, height)),
+        "maps": [*_maps(found, width, height), *_maps_of_others(found.others)],
         "note": found.note,
         "error": None,
     }
@@ -72,6 +73,13 @@ def _maps(found: Explained, width: int, height: int) -> Iterator[dict[str, Any]]
             yield _map(instance.saliency_map, instance.record(width, height), None)
 
 
+def _maps_of_others(others: Sequence[OfOther]) -> Iterator[dict[str, Any]]:
+    for other in others:
+        height, width = other.image.shape[:2]
+        for item in _maps(other.found, width, height):
+            yield {**item, "input": other.input}
+
+
 def _map(saliency: Array, about: Mapping[str, Any], span: tuple[float, float] | None) -> dict[str, Any]:
     elements = saliency if saliency.dtype == np.uint8 else np.asarray(saliency, "<f4")
     return {
@@ -83,6 +91,7 @@ def _map(saliency: Array, about: Mapping[str, Any], span: tuple[float, float] | 
         "data": elements.tobytes(),
         "low": None if span is None else span[0],
         "high": None if span is None else span[1],
+        "input": None,
     }
 
 
@@ -138,7 +147,7 @@ def _schema(arrow: Any) -> Any:
     whole, number, box = arrow.int32(), arrow.float64(), arrow.list_(arrow.float64())
     item = [("class_id", whole), ("label", arrow.string()), ("score", number), ("box", box)]
     of_map = [("height", whole), ("width", whole), ("dtype", arrow.string()), ("data", arrow.binary())]
-    ends = [("low", number), ("high", number)]
+    ends = [("low", number), ("high", number), ("input", arrow.string())]
     return arrow.schema(
         [
             ("source", arrow.string()),

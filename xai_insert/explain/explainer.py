@@ -20,12 +20,11 @@ from PIL import ImageOps
 from xai_insert.errors import ModelFileError
 from xai_insert.explain.classify import Classifier
 from xai_insert.explain.draw import Image, is_image, to_bytes
-from xai_insert.explain.errors import RunError
 from xai_insert.explain.explained import Explained, Instance, Prediction, ScoreMeaning, Selection
 from xai_insert.explain.feed import Feeder
 from xai_insert.explain.files import encode_jpeg, read_image
 from xai_insert.explain.marks import draw_marks
-from xai_insert.explain.outputs import OWN, Array, Outputs
+from xai_insert.explain.outputs import Array, part_of
 from xai_insert.explain.picture import Look, Rectangle, canvas, draw, laid_out
 from xai_insert.explain.preprocessing import Resize, View, from_metadata
 from xai_insert.explain.runtime import RuntimeName, load_engine
@@ -54,7 +53,7 @@ class Explainer:
         layout: `NCHW` or `NHWC`; None finds it.
         resize: `fit`, `letterbox`, `corner` or `crop`, see `Preprocessing`.
         input_size: height and width to run at, where the model leaves them open.
-        fed: arrays for the inputs beside the image, by name: token ids of prompts, a `reference`.
+        fed: arrays for the inputs beside the image, by name: token ids of prompts, a `reference`, the other image.
 
     Raises:
         ValueError: an option is not one of its values, or out of its range.
@@ -178,8 +177,13 @@ class Explainer:
         if not isinstance(model, Classifier):
             return Ready(model, 1, rectangle)
         is_open = engine.image_input.shape[feeder.layout.index("N")] is None
-        batch = self._batch_size if is_open else feeder.batch
+        batch = self._batch_size if is_open and not _are_images(self._fed) else feeder.batch
         return Ready(model, batch if feeder.size else 1, rectangle)
+
+
+def _are_images(fed: Mapping[str, Array]) -> bool:
+    """Whether some of what is fed are images, each of which goes with one that is explained."""
+    return any(np.ndim(array) in (4, 5) for array in fed.values())
 
 
 def _existing(model: Any) -> Path:
@@ -220,8 +224,10 @@ class Ready:
         """Explain at most a batch of images."""
         feed, views = self.model.feeder.stack(images)
         outputs = self.model.engine.infer(feed)
+        parts = [part_of(outputs, index, len(feed)) for index in range(len(views))]
         found = [
-            self.model.read(part_of(outputs, index, len(feed)), feed.shape, view) for index, view in enumerate(views)
+            replace(self.model.read(part, feed.shape, view), others=self.model.others(part))
+            for part, view in zip(parts, views, strict=True)
         ]
         return [Explanation(image, explained, self.rectangle) for image, explained in zip(images, found, strict=True)]
 
@@ -229,20 +235,6 @@ class Ready:
 def _by_channel(numbers: Any) -> tuple[float, ...] | None:
     """A number or several, as several."""
     return None if numbers is None else tuple(np.atleast_1d(numbers).tolist())
-
-
-def part_of(outputs: Outputs, index: int, batch: int) -> Outputs:
-    """The outputs of one image; those that are not of the batch stay whole."""
-    if batch == 1:
-        return outputs
-    if outputs.saliency_map is not None and len(outputs.saliency_map) != batch:
-        raise RunError(f"{len(outputs.saliency_map)} maps came for {batch} images: try batch_size=1")
-
-    def own(array: Array | None) -> Any:
-        return array[index : index + 1] if array is not None and array.shape[:1] == (batch,) else array
-
-    predictions = {name: own(array) for name, array in outputs.predictions.items()}
-    return replace(outputs, predictions=predictions, **{name: own(getattr(outputs, name)) for name in OWN})
 
 
 def _pixels(given: Any) -> Image:
@@ -279,6 +271,11 @@ class Explanation:
     def predictions(self) -> list[Prediction]:
         """The likeliest classes, best first; of a detector or segmenter the found objects, `Instance`."""
         return list(self.found.predictions)
+
+    @property
+    def others(self) -> dict[str, Explanation]:
+        """Of each other image that is fed, by the name of its input: its picture, and its own maps."""
+        return {item.input: Explanation(item.image, item.found, item.rectangle) for item in self.found.others}
 
     @property
     def view(self) -> View:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xai_insert.errors import UnsupportedTaskError
+from xai_insert.explain.errors import RunError
 from xai_insert.layouts.record import Layout
 
 Array = npt.NDArray[Any]
@@ -84,6 +85,26 @@ def map_of(outputs: Outputs) -> Array:
         raise UnsupportedTaskError(f"the model has no output {SALIENCY_MAP!r}")
     own: Array = outputs.saliency_map[0]
     return own
+
+
+def part_of(outputs: Outputs, index: int, batch: int) -> Outputs:
+    """The outputs of one image; those that are not of the batch stay whole.
+
+    Raises:
+        RunError: the maps are not as many as the images.
+    """
+    if batch == 1:
+        return outputs
+    if outputs.saliency_map is not None and len(outputs.saliency_map) != batch:
+        raise RunError(f"{len(outputs.saliency_map)} maps came for {batch} images: try batch_size=1")
+
+    def own(array: Array | None) -> Any:
+        return array[index : index + 1] if array is not None and array.shape[:1] == (batch,) else array
+
+    predictions = {name: own(array) for name, array in outputs.predictions.items()}
+    others = [replace(item, fed=own(item.fed), outputs=part_of(item.outputs, index, batch)) for item in outputs.others]
+    parts = {name: own(getattr(outputs, name)) for name in OWN}
+    return replace(outputs, predictions=predictions, **parts, others=others)
 
 
 def of_first(array: Array | None) -> Array | None:

@@ -43,7 +43,15 @@ class ReadyToRun(ABC):
         """
         feed, view = self.feeder.feed(image)
         outputs = self.engine.infer(feed)
-        others = [
+        return replace(self.read(outputs, feed.shape, view), others=self.others(outputs))
+
+    def others(self, outputs: Outputs) -> list[OfOther]:
+        """What the outputs say of the other images that are fed.
+
+        Raises:
+            XaiInsertError: see `read`.
+        """
+        return [
             OfOther(
                 item.input,
                 self.feeder.picture(item.fed),
@@ -52,7 +60,6 @@ class ReadyToRun(ABC):
             )
             for item in outputs.others
         ]
-        return replace(self.read(outputs, feed.shape, view), others=others)
 
     @abstractmethod
     def read(self, outputs: Outputs, shape: Sequence[int], view: View) -> Explained:

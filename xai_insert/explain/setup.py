@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ class Setup:
     layout: str | None = None
     input_size: tuple[int, int] | None = None
     fed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def told_by(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """What tells the arrays that are fed from others: names, digests and shapes."""
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.fed.items()}
+        return [(name, sha256(array.tobytes()).hexdigest(), array.shape) for name, array in arrays.items()]
 
     def open(self) -> tuple[ReadyModel, Sequence[str]]:
         """The model, ready to run, and what the content of its files is told by.

@@ -103,7 +103,7 @@ class PartFiles:
 
 def settings_of(setup: Setup, model: ReadyModel, content: Sequence[str]) -> str:
     """Tells a model and its settings from others."""
-    facts = [__version__, *content, model.engine.runtime, setup.device, *map(repr, model.settings)]
+    facts = [__version__, *content, model.engine.runtime, setup.device, *map(repr, model.settings), *setup.told_by]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -33,6 +33,10 @@ _FASTEST = 240.0
 _NO_UTF8 = "\ufffd"  # stands for such bytes in a name, on which OpenCV crashes
 
 
+Drawn = dict[str, Image]
+"""A frame of each video that is written, by the end of its name: empty, or `.INPUT` of an image that is fed."""
+
+
 @dataclass(frozen=True)
 class Video:
     """A source of frames: the path of a file, or the number of a camera; and the name its results go by."""
@@ -56,20 +60,24 @@ def split(given: Sequence[Path]) -> tuple[list[Video], list[Path]]:
     return videos, rest
 
 
-def explain_video(video: Video, output: Path, model: ReadyToRun, options: DrawOptions, most: int | None = None) -> Path:
+def explain_video(
+    video: Video, output: Path, model: ReadyToRun, options: DrawOptions, most: int | None = None
+) -> list[Path]:
     """Draw the map of the best chosen class on every frame, with the objects of that class.
 
-    A model of clips sees the frames in groups, and each frame gets the map of its own time.
+    A model of clips sees the frames in groups, and each frame gets the map of its own time. Another image that a model
+    of images is fed gets a video of its own, with the map that it has beside each frame.
 
     Args:
         video: where the frames come from.
-        output: folder of results; the video becomes `videos/NAME.mp4` in it.
+        output: folder of results; the video becomes `videos/NAME.mp4` in it, that of an image that is fed
+            `videos/NAME.INPUT.mp4`.
         model: the model.
         options: how to draw.
         most: how many frames; None is all, which of a camera never ends.
 
     Returns:
-        The video that was written.
+        The videos that were written.
 
     Raises:
         ImageFileError: no frame can be read.
@@ -77,39 +85,64 @@ def explain_video(video: Video, output: Path, model: ReadyToRun, options: DrawOp
     """
     folder = output / "videos"
     files.make_own_folder(folder)
-    goal, part = folder / f"{video.name}.mp4", folder / f".{video.name}.{os.getpid()}.part.mp4"
-    if _NO_UTF8 in files.shown(goal):
-        raise RunError(f"cannot write {files.shown(goal)}: OpenCV takes no such name")
+    if _NO_UTF8 in files.shown(folder / video.name):
+        raise RunError(f"cannot write {files.shown(folder / video.name)}.mp4: OpenCV takes no such name")
     rectangle = model.engine.layout.rectangle
     source = _opened(video)
     rate = source.get(cv2.CAP_PROP_FPS)
-    writer = None
+    written: dict[str, _Written] = {}
     try:
-        frames = _frames(source, most)
-        for frame in _pictures(frames, model, options, rectangle):
-            writer = writer or _writer(part, goal, rate, frame)
-            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-        if writer is None:
+        for drawn in _pictures(_frames(source, most), model, options, rectangle):
+            for name, frame in drawn.items():
+                if name not in written:
+                    written[name] = _Written(folder, f"{video.name}{name}", rate, frame)
+                written[name].add(frame)
+        if not written:
             raise ImageFileError(f"cannot read {_name(video)}: no frame in it that OpenCV knows")
-        writer.release()
-        os.replace(part, goal)
-    except OSError as err:
-        raise RunError(f"cannot write {goal}: {reason(err)}") from err
+        return [item.finished() for item in written.values()]
     finally:
         source.release()
-        if writer is not None:
-            writer.release()
-        files.remove(part)
-    return goal
+        for item in written.values():
+            item.close()
 
 
-def _writer(part: Path, goal: Path, rate: float, frame: Image) -> cv2.VideoWriter:
-    """What writes frames of that size."""
-    fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(part), fourcc, rate if 0 < rate <= _FASTEST else _RATE, frame.shape[1::-1])
-    if not writer.isOpened():
-        raise RunError(f"cannot write {goal}: OpenCV has no encoder for mp4 here")
-    return writer
+class _Written:
+    """A video that is being written.
+
+    Raises:
+        RunError: there is no encoder.
+    """
+
+    def __init__(self, folder: Path, name: str, rate: float, frame: Image) -> None:
+        self._goal, self._part = folder / f"{name}.mp4", folder / f".{name}.{os.getpid()}.part.mp4"
+        fourcc = cv2.VideoWriter.fourcc(*"mp4v")
+        rate = rate if 0 < rate <= _FASTEST else _RATE
+        self._writer = cv2.VideoWriter(str(self._part), fourcc, rate, frame.shape[1::-1])
+        if not self._writer.isOpened():
+            files.remove(self._part)
+            raise RunError(f"cannot write {self._goal}: OpenCV has no encoder for mp4 here")
+
+    def add(self, frame: Image) -> None:
+        """Write a frame of the size of the first."""
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def finished(self) -> Path:
+        """The whole video, in its place.
+
+        Raises:
+            RunError: it cannot be put there.
+        """
+        self._writer.release()
+        try:
+            os.replace(self._part, self._goal)
+        except OSError as err:
+            raise RunError(f"cannot write {self._goal}: {reason(err)}") from err
+        return self._goal
+
+    def close(self) -> None:
+        """Let go of it, and remove what is not finished."""
+        self._writer.release()
+        files.remove(self._part)
 
 
 def _opened(video: Video) -> cv2.VideoCapture:
@@ -140,7 +173,7 @@ def _frames(source: cv2.VideoCapture, most: int | None) -> Iterator[Image]:
 
 def _pictures(
     frames: Iterator[Image], model: ReadyToRun, options: DrawOptions, rectangle: Rectangle | None
-) -> Iterator[Image]:
+) -> Iterator[Drawn]:
     count = model.feeder.frames
     if count is None:
         yield from _drawn(frames, model, options, rectangle)
@@ -148,18 +181,23 @@ def _pictures(
     if not isinstance(model, Classifier):
         raise UnsupportedTaskError("of the models that take clips, classifiers alone are drawn")
     for frame, found in explained_frames(frames, model, count):
-        yield _picture(canvas(frame), found, options, rectangle)
+        yield {"": _picture(canvas(frame), found, options, rectangle)}
 
 
 def _drawn(
     frames: Iterator[Image], model: ReadyToRun, options: DrawOptions, rectangle: Rectangle | None
-) -> Iterator[Image]:
+) -> Iterator[Drawn]:
     """Explain several frames side by side, in order, with a bounded number of them in memory."""
 
-    def one(frame: Image) -> Image:
-        return _picture(canvas(frame), model.explain(frame), options, rectangle)
+    def one(frame: Image) -> Drawn:
+        found = model.explain(frame)
+        others = {
+            f".{files.slug(item.input)}": _picture(canvas(item.image), item.found, options, item.rectangle)
+            for item in found.others
+        }
+        return {"": _picture(canvas(frame), found, options, rectangle), **others}
 
-    pending: deque[Future[Image]] = deque()
+    pending: deque[Future[Drawn]] = deque()
     with ThreadPoolExecutor(model.engine.parallel) as pool:
         for frame in frames:
             pending.append(pool.submit(one, frame))

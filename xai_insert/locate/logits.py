@@ -11,7 +11,7 @@ from xai_insert.graph.axes import has_batch, has_place
 from xai_insert.graph.cuts import activations, region, walk
 from xai_insert.graph.operators import Joined, Permutation, Pointwise, Ranked, Reduction
 from xai_insert.graph.pattern import before
-from xai_insert.graph.traits import ARRANGES, CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, RANKS, UNCHANGED
+from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, RANKS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
 from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.inputs import image_inputs
@@ -19,6 +19,8 @@ from xai_insert.locate.lengths import is_normalised
 from xai_insert.locate.places import find_places
 
 _PEELED = JUDGES | UNCHANGED
+_OF_ONE_NUMBER = UNCHANGED | ARRANGES | ARITHMETIC | {Op.SELECT}
+"""What makes each number of one other and of constants, where it computes with one value alone."""
 
 
 _ROWS = 2
@@ -159,7 +161,7 @@ def _may_be_scores(value: Value, reached: set[Value], graph: Graph) -> bool:
         return False
     if _is_of_locations(value, reached) or _is_line(value, graph) or _has_images_behind(graph, value):
         return False
-    if _is_of_steps(value, graph):
+    if _is_of_steps(value, graph) or _yes_or_no(value) is not None:
         return False
     return is_vector(value.shape) and not _is_of_another_batch(value, graph)
 
@@ -176,14 +178,29 @@ def why_no_scores(graph: Graph, output: Value) -> str:
     """Why an output of one vector for each image holds no scores of classes; empty where nothing tells."""
     if output.rank != _ROWS:
         return ""
-    compared = before(output, tuple(UNCHANGED)).made_by(Op.COMPARE)
-    return _of_one_line(graph, output) if compared is None else _thresholded(output, compared)
+    judged = _yes_or_no(output)
+    return _of_one_line(graph, output) if judged is None else _thresholded(output, judged)
 
 
-def _thresholded(output: Value, compared: Node) -> str:
+def _yes_or_no(value: Value) -> Node | None:
+    """The comparison or the sign of which a vector says no more than yes or no of each number; None if of neither."""
+    node = value.producer
+    while node is not None and node.op is not Op.COMPARE and node.type != "Sign":
+        varying = node.computed
+        node = varying[0].producer if node.op in _OF_ONE_NUMBER and len(varying) == 1 else None
+    return node
+
+
+def _thresholded(output: Value, judged: Node) -> str:
+    compared = judged.computed[0].describe()
+    if judged.type == "Sign":
+        return (
+            f"{output.describe()} says which of the numbers {compared} are above nothing, not how far, as codes for "
+            "retrieval do (hashing): insert into the model without that sign, as an embedding (--reference self)"
+        )
     return (
-        f"{output.describe()} says which of the numbers {compared.read(0).describe()} pass a threshold, not by how "
-        "much: insert into the model without that comparison"
+        f"{output.describe()} says which of the numbers {compared} pass a threshold, not by how much: insert into the "
+        "model without that comparison"
     )
 
 

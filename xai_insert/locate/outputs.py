@@ -12,8 +12,10 @@ from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.anomaly import map_of_one
 from xai_insert.locate.inputs import image_inputs, image_size, outputs_of_image
 from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.lengths import is_normalised
 from xai_insert.locate.logits import is_softmax, why_no_scores
 from xai_insert.locate.places import find_places
+from xai_insert.locate.segmenter import find_segmenter
 from xai_insert.locate.texts import texts_read
 
 _BOX = 4
@@ -58,14 +60,14 @@ def are_masks(graph: Graph) -> bool:
     """Whether every output has one number for each pixel, but for those that others are computed from.
 
     So it is with U^2-Net and ISNet, which give their features too. No detector has a head for each pixel, and a head
-    that is given feeds no mask.
+    that is given feeds no mask. Nor are vectors of a fixed length one, which describe the places of interest points.
     """
     places = find_places(graph)
     given = [value for value in graph.outputs if value.rank in (3, 4)]
     masks = {value for value in given if _is_mask(map_of_one(value, places))}
     if not masks or len(given) < len(graph.outputs):
         return False
-    return all(not masks.isdisjoint(activations(graph, [value])) for value in given)
+    return all(is_normalised(value) or not masks.isdisjoint(activations(graph, [value])) for value in given)
 
 
 def _is_mask(found: FeatureMap | None) -> bool:
@@ -78,13 +80,26 @@ def likely_task(graph: Graph) -> str | None:
     traced = find_places(graph).traced
     for name, value in zip(graph.output_names, graph.outputs, strict=True):
         if _is_map(value, traced) or _is_as_large(value, graph):
-            return _of_every_place(value) + (f"; --output {name} chooses it" if len(graph.outputs) > 1 else "")
+            chosen = f"; --output {name} chooses it" if len(graph.outputs) > 1 else ""
+            return _of_every_place(graph, value) + chosen + _beside_descriptors(graph, value, traced)
     told = (why_no_scores(graph, value) or _half_followed(value, traced) for value in graph.outputs)
     return next(filter(None, told), None) or _rows_among(graph)
 
 
-def _of_every_place(value: Value) -> str:
-    return f"{value.describe()} is a value for every place of the image: {_kind_of_map(value)}"
+def _of_every_place(graph: Graph, value: Value) -> str:
+    return f"{value.describe()} is a value for every place of the image: {_kind_of_map(graph, value)}"
+
+
+def _beside_descriptors(graph: Graph, value: Value, traced: Traced) -> str:
+    """What is said of a map beside vectors of a fixed length for every place, which are made to be compared."""
+    others = [other for other in graph.outputs if other is not value and other.rank == 4 and _is_map(other, traced)]
+    vectors = next((other for other in others if is_normalised(other)), None)
+    if vectors is None:
+        return ""
+    return (
+        f"; beside {vectors.describe()}, a vector for every place to be compared with others, it most likely scores "
+        "interest points, which have no classes"
+    )
 
 
 def _rows_among(graph: Graph) -> str | None:
@@ -135,7 +150,7 @@ def _answers(value: Value) -> str:
     )
 
 
-def _kind_of_map(value: Value) -> str:
+def _kind_of_map(graph: Graph, value: Value) -> str:
     if before(value, SAME).made_by(Op.COMPARE) is not None:
         return "a mask that says where scores pass a threshold; insert into the model without that comparison"
     if "float" not in value.dtype or before(value, (Op.CAST,)).made_by(Op.ARGMAX):
@@ -148,11 +163,30 @@ def _kind_of_map(value: Value) -> str:
         return (
             "semantic segmentation (--method class-score-map says so), heat maps of key points (--method keypoint-map "
             "says the latter), the heads of a detector before its boxes are decoded (--num-classes), or features for "
-            "another model"
+            f"another model{_of_cells(graph, value)}"
         )
+    index = graph.outputs.index(value)
+    is_mask = find_segmenter(graph, find_places(graph), graph.output_names[index]) is not None
+    if not is_mask:
+        return "depth, a mask or a heat map; --method anomaly-map draws it as it is"
     return (
         "depth, a mask or a heat map; --method class-score-map says that it is a mask, --method anomaly-map that it "
         "shows anomalies"
+    )
+
+
+def _of_cells(graph: Graph, value: Value) -> str:
+    """What is said of as many channels as a cell has pixels, and one."""
+    size = image_size(image_inputs(graph)[0])
+    count, *grid = value.sizes[1:]
+    if size is None or count is None or any(not part or side % part for side, part in zip(size, grid, strict=True)):
+        return ""
+    height, width = (side // (part or 1) for side, part in zip(size, grid, strict=True))
+    if height * width + 1 != count:
+        return ""
+    return (
+        f"; or a score of interest points for each of the {height}x{width} pixels of a cell, and one for none: export "
+        "the model with these laid out, [N, H, W]"
     )
 
 

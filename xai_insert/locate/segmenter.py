@@ -236,9 +236,16 @@ def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | Non
             return None if best.rank == node.read(0).rank and best.sizes[axis] != 1 else _GONE
         moved = _moved(node, axis, places)
         if moved is None:
-            return None
+            return _GONE if _drops(node, axis) else None
         axis = moved
     return axis
+
+
+def _drops(node: Node, axis: int) -> bool:
+    """Whether a reshape takes away the axis of one class, as a mask or a depth is given without it."""
+    given = node.read(0).sizes
+    left = (*given[:axis], *given[axis + 1 :])
+    return node.op is Op.RESHAPE and given[axis] == 1 and node.output.rank == len(left)
 
 
 def _first_map(output: Value, places: Places) -> tuple[FeatureMap | None, list[Node]]:
