@@ -12,6 +12,7 @@ from model_zoo_fixtures.testbed import oracle
 from model_zoo_fixtures.testbed.models import CHANNELS, FORMATS, Builder
 from xai_insert import Options, insert_file
 from xai_insert.cli.explain import main as explain
+from xai_insert.explain.explainer import Explainer
 
 MASK = Options(method="class-score-map")
 
@@ -50,3 +51,20 @@ def test_a_best_class_alone_is_no_score(tmp_path):
     done = CliRunner().invoke(explain, [str(tmp_path / "new.onnx"), str(tmp_path / "a.png"), "-o", str(tmp_path / "o")])
     assert done.exit_code == 1
     assert "its best class alone has to give the scores as well" in done.output
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_reasons_of_regions_are_each_of_their_own_scale(kind, tmp_path):
+    """They are means over regions: on one scale, those of a large region would be as good as empty."""
+    b = Builder(size=(16, 24))
+    scores = b.node("Conv", b.backbone(), b.weight(3, CHANNELS, 1, 1))
+    onnx.save(b.model(b.node("Softmax", scores, axis=1)), tmp_path / "plain.onnx")
+    file = tmp_path / f"new.{'onnx' if kind == 'onnx' else 'xml'}"
+    insert_file(tmp_path / "plain.onnx", file, Options(method="seg-recipro-cam", output_dtype="f32", check=False))
+    picture = np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8)
+    (found,) = Explainer(file, mean=128, scale=60).explain([picture])
+    drawn = [item for item in found.found.scaled(found.found.chosen, "shared") if np.ptp(item.values)]
+    assert len(drawn) > 1
+    for item in drawn:
+        assert item.span == pytest.approx((item.values.min(), item.values.max()))
+        assert not item.is_shared

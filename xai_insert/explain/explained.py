@@ -210,6 +210,7 @@ class Explained:
         strengths: by class, what its map is faint by, 1 if it is not; None if it is by its score beside the best one.
         own_scale: that of the maps' bytes where it is the model's own; None if each map is scaled by itself.
         others: what is said of other images that the model is fed.
+        is_comparable: whether a difference of raw values is as much in the map of one class as in that of another.
     """
 
     predictions: Sequence[Prediction]
@@ -224,6 +225,7 @@ class Explained:
     strengths: Mapping[int, float] | None = None
     own_scale: OwnScale | None = None
     others: Sequence[OfOther] = ()
+    is_comparable: bool = True
 
     @property
     def has_scores(self) -> bool:
@@ -244,8 +246,10 @@ class Explained:
     def scaled(self, items: Sequence[Prediction], scale: ScaleName) -> list[Scaled]:
         """How the maps of chosen classes are coloured beside each other."""
         maps, scores = [self.values_of(item.class_id) for item in items], [self.strength(item) for item in items]
-        found = scaled(maps, scores, scale, None if self.strengths is None else 1.0)
-        return [replace(item, own=self.own_scale) for item in found]
+        full, count = None if self.strengths is None else 1.0, len(maps) if self.is_comparable else 1
+        starts = range(0, len(maps), max(count, 1))
+        found = [scaled(maps[at : at + count], scores[at : at + count], scale, full) for at in starts]
+        return [replace(item, own=self.own_scale) for group in found for item in group]
 
     def of_class(self, class_id: int) -> list[Instance]:
         """The objects of a class."""

@@ -14,6 +14,8 @@ from xai_insert.explain.ready import ReadyToRun
 
 SEMANTIC_SEGMENTATION = "semantic segmentation"
 _LEAST_SHARE = 0.01
+_OF_MEANS = "seg-recipro-cam"
+"""The mean over a region: the larger that is, the less one place does to it."""
 _LISTED = 5
 
 
@@ -51,6 +53,7 @@ class Painter(ReadyToRun):
             view,
             ranges=of_first(outputs.saliency_range),
             strengths={number: min(float(share) / _LEAST_SHARE, 1.0) for number, share in enumerate(shares)},
+            is_comparable=self.engine.about.get("method") != _OF_MEANS,
         )
 
     def _meaning(self, classes: int) -> ScoreMeaning:
