@@ -1,7 +1,8 @@
-"""Export the models of the zoo that give vectors: image and text in one file, embeddings.
+"""Export the models of the zoo that give vectors: image and text in one file, embeddings, two images.
 
 Run ``python -m model_zoo_fixtures.export.vectors [NAME...]`` with the extra ``export`` installed, and transformers.
-They are small configurations of the original code, with random weights and a free batch.
+They are small configurations of the original code, with random weights and a free batch; those of two images have a
+head of our own.
 """
 
 import sys
@@ -17,7 +18,11 @@ import transformers
 from torch import nn
 
 from model_zoo_fixtures.archives import kilobytes
-from model_zoo_fixtures.export import exporters, manifest
+from model_zoo_fixtures.export import (
+    exporters,
+    manifest,
+    shims,  # noqa: F401 - must come before torchvision
+)
 from model_zoo_fixtures.export.segmenters import fill
 from model_zoo_fixtures.export.strip import keep, strip
 
@@ -80,6 +85,34 @@ def dinov3() -> nn.Module:
     return _Chosen(transformers.DINOv3ViTModel(config), "pooler_output")
 
 
+class _Pair(nn.Module):
+    """Whether two images show the same, by what one network sees in each; or what is there, by two networks."""
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        from torchvision.models import resnet18
+
+        networks = [resnet18(num_classes=32) for _ in range(1 if shared else 2)]
+        self.networks, self.shared = nn.ModuleList(networks), shared
+        self.head = nn.Sequential(nn.Linear(32 if shared else 64, 16), nn.ReLU(), nn.Linear(16, 2 if shared else 5))
+
+    def forward(self, image: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        first, second = self.networks[0](image), self.networks[-1](other)
+        joined = (first - second).abs() if self.shared else torch.cat([first, second], dim=1)
+        scores: torch.Tensor = self.head(joined)
+        return scores
+
+
+def siamese() -> nn.Module:
+    """Siamese ResNet: the same weights for both images."""
+    return _Pair(shared=True)
+
+
+def two_streams() -> nn.Module:
+    """Late fusion of two ResNets: RGB-D, two cameras, two views."""
+    return _Pair(shared=False)
+
+
 class _Unit(nn.Module):
     """Brings a vector to length 1."""
 
@@ -103,7 +136,16 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str, int, dict[str, Any]]] = {
     "hf_clip_embedding": (clip_image, "embedding", 96, {"grid": [6, 6], "collapse": "class_token"}),
     "hf_dinov3_embedding": (dinov3, "embedding", 96, {"grid": [6, 6], "collapse": "class_token"}),
     "hf_dinov2_embedding": (dinov2, "embedding", 98, {"grid": [7, 7], "collapse": "class_token"}),
+    "siamese_resnet18": (siamese, "image-pair", 96, {"grid": [3, 3], "collapse": "global_average"}),
+    "two_stream_resnet18": (two_streams, "image-pair", 96, {"grid": [3, 3], "collapse": "global_average"}),
 }
+
+
+def _origin(task: str) -> dict[str, str]:
+    """The package of an architecture, and the licence of its code."""
+    if task == "image-pair":
+        return {"package": f"torchvision {version('torchvision')}", "licence": "BSD-3-Clause"}
+    return {"package": f"transformers {version('transformers')}", "licence": "Apache-2.0"}
 
 
 def main(names: list[str]) -> None:
@@ -114,7 +156,9 @@ def main(names: list[str]) -> None:
         torch.manual_seed(0)
         network = build().eval()
         fill(network)
-        example = (torch.randn(2, 3, side, side), *([torch.randint(0, 60, (3, 8))] if task == "image-text" else []))
+        more = {"image-text": torch.randint(0, 60, (3, 8)), "image-pair": torch.randn(2, 3, side, side)}
+        example = (torch.randn(2, 3, side, side), *([more[task]] if task in more else []))
+        inputs = ["image", "other" if task == "image-pair" else "ids"][: len(example)]
         with TemporaryDirectory() as folder:
             source = Path(folder, f"{name}.onnx")
             torch.onnx.export(
@@ -123,8 +167,8 @@ def main(names: list[str]) -> None:
                 str(source),
                 dynamo=False,
                 opset_version=exporters.LEGACY_OPSET,
-                input_names=["image", "ids"][: len(example)],
-                dynamic_axes={"image": {0: "batch"}, "ids": {0: "prompts"}},
+                input_names=inputs,
+                dynamic_axes={"image": {0: "batch"}, "ids": {0: "prompts"}, "other": {0: "batch"}},
             )
             skeleton = strip(source, f"{name}.{_EXPORTER}")
         keep(skeleton, f"{name}.{_EXPORTER}")
@@ -132,8 +176,7 @@ def main(names: list[str]) -> None:
         result = {
             "exporter": _EXPORTER,
             "task": task,
-            "package": f"transformers {version('transformers')}",
-            "licence": "Apache-2.0",
+            **_origin(task),
             "size": [side, side],
             "expected": expected,
             "note": "",

@@ -27,6 +27,7 @@ _TITLES = {
     "segmentation": "Semantic segmenters",
     "image-text": "Image and text",
     "embedding": "Embeddings",
+    "image-pair": "Two images",
     "video-classification": "Classifiers of clips",
     "keypoints": "Key points",
     "anomaly": "Anomaly detectors",
