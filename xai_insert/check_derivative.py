@@ -56,8 +56,12 @@ def check_derivative(model: LoadedModel, derivative: Derivative, classes: Any) -
     rng = np.random.default_rng(_SEED)
     name, _, sizes = runner.inputs[0]
     rest = feeds_of(runner.inputs[1:], rng, batch=_BATCH)
-    feature = _features(model, derivative.target, sizes, rest, rng)
-    maps, _, chosen, gradient, *beside = runner.run({name: feature, **rest})
+    own = _features(model, derivative.target, sizes, rest, rng)
+    feature = _without_zeros(own, rng) if derivative.target.producer is not None else own
+    maps, scores, chosen, gradient, *beside = runner.run({name: feature, **rest})
+    if not np.isfinite(scores).all():  # distances below zero, of which no logarithm is
+        feature = own
+        maps, _, chosen, gradient, *beside = runner.run({name: feature, **rest})
     gradient = gradient.astype(np.float64).reshape(-1, *feature.shape)
     _check_formula(derivative, maps, feature, gradient, beside)
     worst = excess = 0.0
@@ -107,7 +111,7 @@ def _check_formula(derivative: Derivative, maps: Array, feature: Array, gradient
 def _features(
     model: LoadedModel, target: Value, sizes: Shape, rest: dict[str, Array], rng: np.random.Generator
 ) -> Array:
-    """What the model gives at the target; without exact zeros, at which many functions have no derivative."""
+    """What the model gives at the target for noise."""
     if target.producer is None:
         return random_array(rng, sizes, target.dtype, batch=_BATCH)
     runner = model.between([], [target.native])
@@ -117,6 +121,11 @@ def _features(
         for name, dtype, shape in runner.inputs
     }
     (feature,) = runner.run(feeds)
+    return feature
+
+
+def _without_zeros(feature: Array, rng: np.random.Generator) -> Array:
+    """Features moved a little: at exact zeros many functions have no derivative."""
     size = float(np.sqrt((feature.astype(np.float64) ** 2).mean()))
     moved: Array = (feature + _MOVED * size * np.abs(rng.standard_normal(feature.shape))).astype(feature.dtype)
     return moved

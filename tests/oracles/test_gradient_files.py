@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import openvino as ov
+import openvino.opset13 as opset
 import pytest
 
 from model_zoo_fixtures.testbed import models
@@ -33,6 +34,37 @@ def test_square_weights_are_turned_in_openvino_too(suffix, tmp_path):
     wanted = run(insert(plain, options).model, image)["saliency_map"]
     got = run(ov.Core().read_model(tmp_path / f"new.{suffix}"), image)["saliency_map"]
     np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_stored_keys_as_many_as_they_are_long_are_turned_in_openvino_too():
+    """As linear attention is fused: a layer, a softmax and a product."""
+    rng = np.random.default_rng(0)
+
+    def weight(*shape):
+        return opset.constant(rng.normal(0, 0.5, shape).astype(np.float32))
+
+    image = opset.parameter([1, 3, 8, 8], np.float32, name="image")
+    grid = opset.convolution(image, weight(WIDTH, 3, 2, 2), [2, 2], [0, 0], [0, 0], [1, 1])
+    rows = opset.transpose(opset.reshape(opset.tanh(grid, name="last"), [1, WIDTH, 16], special_zero=False), [0, 2, 1])
+    values = opset.tanh(opset.matmul(opset.transpose(rows, [0, 2, 1]), rows, False, False))
+    keys, bias = weight(1, WIDTH, WIDTH), weight(1, WIDTH)
+    attended = opset.scaled_dot_product_attention(rows, keys, values, bias, np.float32(1))
+    means = opset.reduce_mean(opset.tanh(attended), np.array([1]))
+    model = ov.Model([opset.matmul(means, weight(WIDTH, 5), False, False)], [image])
+    assert insert(model, Options(method="hirescam", target_layer="last")).report.method == "hirescam"
+
+
+def prototypes(b):
+    """ProtoPNet: logarithms of the least distances, of which there are none below zero."""
+    x = b.node("Conv", "image", b.weight(WIDTH, 3, 2, 2), strides=[2, 2])
+    least = b.node("Flatten", b.node("Neg", b.node("GlobalMaxPool", b.node("Neg", b.node("Mul", x, x)))))
+    parts = (b.node("Add", least, b.const(np.float32(added))) for added in (1, 1e-4))
+    return b.linear(b.node("Log", b.node("Div", *parts)), WIDTH)
+
+
+def test_scores_that_are_no_numbers_beside_the_features_are_asked_at_them():
+    new = insert(models.classifier(prototypes), Options(method="hirescam"))
+    assert new.report.method == "hirescam"
 
 
 def test_openvino_weaves_what_a_stride_parts_in_one_operation(tmp_path):

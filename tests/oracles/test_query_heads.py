@@ -1,5 +1,7 @@
 """Heads with several learned queries (Query2Label, ML-Decoder, Q-Former pools): the pool in closed form."""
 
+from functools import partial
+
 import numpy as np
 import openvino as ov
 import openvino.opset13 as opset
@@ -131,6 +133,34 @@ def assert_is_definition(model, batch):
 def test_a_fused_attention_of_queries_has_the_closed_form(form, head):
     b = models.Builder(size=(8, 12), opset=17 if form == "of onnxruntime" else 23)
     assert_is_definition(b.model(head(b, fused(b, form=form))), 3)
+
+
+def class_attention(b, *, is_fused):
+    """CaiT with one layer of class attention: a stored token before the patches attends to them and to itself."""
+    token = b.node("Expand", b.weight(1, 1, WIDTH), b.node("Concat", batch_of(b), b.const(np.array([1, 1])), axis=0))
+    rows = norm(b, b.node("Concat", token, linear(b, embed(b, 0), WIDTH, WIDTH), axis=1))
+    first = b.node("Slice", rows, *(b.const(np.array([number])) for number in (0, 1, 1)))
+    q, k, v = (heads_of(b, linear(b, item, WIDTH, WIDTH)) for item in (first, rows, rows))
+    if is_fused:
+        z = b.node("Attention", q, k, v, scale=1.0)
+    else:
+        z = b.node("MatMul", q, b.node("Transpose", k, perm=[0, 1, 3, 2]))
+        z = b.node("MatMul", b.node("Softmax", z, axis=-1), v)
+    z = b.node("Reshape", b.node("Transpose", z, perm=[0, 2, 1, 3]), b.const(np.array([0, WIDTH])))
+    return b.linear(linear(b, z, WIDTH, WIDTH), WIDTH)
+
+
+def test_a_fused_attention_of_one_class_token_is_explained_as_in_parts():
+    found = [
+        insert(
+            models.classifier(partial(class_attention, is_fused=fused), size=(8, 12), opset=23),
+            Options(output_dtype="f32"),
+        )
+        for fused in (True, False)
+    ]
+    assert [new.report.method for new in found] == ["recipro-cam", "recipro-cam"]
+    maps = [oracle.run(new.model, IMAGES)["saliency_map"] for new in found]
+    np.testing.assert_allclose(*maps, atol=1e-5 * np.abs(maps[1]).max())
 
 
 @pytest.mark.parametrize("batch", [-1, 1])

@@ -54,7 +54,8 @@ def find_attentions(nodes: Sequence[Node]) -> list[Attention]:
     for node in nodes:
         if isinstance(node.kind, FusedAttention) and node.kind.is_plain:
             query, key, value = (node.read(index) for index in range(3))
-            found.append(Attention(node, query, key, value, None, None, None, node.output, len(key.sizes) - 2))
+            if not key.is_constant:  # OpenVINO fuses linear attention so: a layer, softmax, and a product
+                found.append(Attention(node, query, key, value, None, None, None, node.output, len(key.sizes) - 2))
         elif node.op is Op.SOFTMAX and not isinstance(parts := fitted(IN_PARTS, node), Miss):
             (query, key, axis), product = parts["factors"], parts["product"]
             weights, value = product.read(0), product.read(1)

@@ -70,7 +70,10 @@ def grid_ends(vector: Value, reached: set[Value], places: Places) -> list[GridEn
     """
 
     def read(value: Value, *, has_grid: bool) -> list[Value]:
-        operands = () if value.producer is None or value.made_by(Op.SHAPE) else value.producer.operands
+        node = value.producer
+        operands = () if node is None or node.op is Op.SHAPE else node.operands
+        if node is not None and node.op is Op.ATTENTION and places.of(node.read(1)) is not None:
+            operands = operands[1:]  # the query alone; with the keys it makes shares, which have the grid
         return [item for item in operands if item in reached and (places.of(item) is not None) is has_grid]
 
     way = walk([vector], partial(read, has_grid=False))

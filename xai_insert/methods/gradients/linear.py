@@ -28,7 +28,7 @@ def _product(step: Step[Any]) -> Gradients:
         gradient = step.op.mul(gradient, step.number(kind.factor))
     made: dict[int, Any] = {}
     if 0 in step.wanted:
-        other, along = step.turned(1, gradient, is_square=b[-1] == b[-2])
+        other, along = step.turned(1, gradient, is_square=_is_square(node.read(1)))
         partial = step.op.matmul(along, other) if kind.transpose_b else step.op.matmul_transposed(along, other, len(b))
         made[0] = _laid_as(step, partial, 0, rank, is_turned=kind.transpose_a)
     if 1 in step.wanted:
@@ -115,16 +115,18 @@ def _attention(step: Step[Any]) -> Gradients:
     """With `P = softmax(s q k' + mask)`, `y = P v` and `D = P (g v' - sum(P g v'))`: `s D k`, `s D' q`, `P' g`."""
     node, op = step.node, step.op
     _require_plain(step)
-    query, key, value = (step.operand(index) for index in range(3))
+    query, key = (step.operand(index) for index in range(2))
     sizes, gradient = node.read(0).sizes, step.gradient
     rank = len(sizes)
     factor = step.kind(FusedAttention).factor(fixed(sizes[-1:])[0])
     scores = op.mul(op.matmul_transposed(query, key, rank), step.number(factor))
     shares = op.softmax(_masked(step, scores))
-    along = _difference(step, shares, op.matmul_transposed(gradient, value, rank))
+    values, back = step.turned(2, gradient, is_square=_is_square(node.read(2)))
+    along = _difference(step, shares, op.matmul_transposed(back, values, rank))
     made = {}
     if 0 in step.wanted:
-        made[0] = _fitted(step, op.mul(op.matmul(along, key), step.number(factor)), 0)
+        keys, back = step.turned(1, along, is_square=_is_square(node.read(1)))
+        made[0] = _fitted(step, op.mul(op.matmul(back, keys), step.number(factor)), 0)
     if 1 in step.wanted:
         turned = _turned(step, along, rank + step.lead)
         made[1] = _fitted(step, op.mul(op.matmul(turned, query), step.number(factor)), 1)
@@ -133,6 +135,10 @@ def _attention(step: Step[Any]) -> Gradients:
     if 3 in step.wanted:
         made[3] = _of_mask(step, along)
     return made
+
+
+def _is_square(value: Value) -> bool:
+    return value.sizes[-1] == value.sizes[-2]
 
 
 def _require_plain(step: Step[Any]) -> None:
