@@ -16,7 +16,7 @@ import numpy.typing as npt
 from xai_insert.graph.along import convolves
 from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import Product, Resized, Window
+from xai_insert.graph.operators import Contracted, Product, Resized, Window
 from xai_insert.graph.traits import ARRANGES, FIRST_IS_DATA, PRODUCTS, WITHOUT_DATA
 from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, volume
 from xai_insert.locate.inputs import image_inputs
@@ -25,6 +25,7 @@ from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
+_TOKENS = 3  # axes
 _FEW_LEVELS = 8  # that four bits with a sign have of what is not below zero
 
 
@@ -119,19 +120,40 @@ def _features(node: Node, weight: Sequence[int]) -> int:
     return features * window.groups if channels > window.groups else features
 
 
-def _embedded(node: Node, dependent: set[Value]) -> Value | None:
-    """The features of the image that a node multiplies by embeddings, stored or given; None if it does not.
+def _embedded(node: Node, dependent: set[Value]) -> tuple[Value, int] | None:
+    """The features of the image that a node multiplies by embeddings, stored or given, and the axis of the products.
 
-    Each position has its product with each embedding, `[N, L, K]` or, where the embeddings stand left, `[N, K, L]`.
+    Each position has its product with each embedding: `[N, L, K]` or, where the embeddings stand left, `[N, K, L]`; of
+    an Einsum `[N, K, h, w]` and alike. None if it does no such thing.
     """
-    if not isinstance(node.kind, Product) or node.output.rank != 3:
+    if not isinstance(node.kind, (Product, Contracted)):
         return None
     one, other = node.read(0), node.read(1)
     if (one in dependent) == (other in dependent):
         return None
     features, embeddings = (one, other) if one in dependent else (other, one)
-    is_last = node.kind.transpose_b if embeddings is other else not node.kind.transpose_a
-    return features if _are_embeddings(embeddings, -1 if is_last else -2) else None
+    found = _summed(node.kind, features is other) if isinstance(node.kind, Contracted) else None
+    if isinstance(node.kind, Product) and node.output.rank == _TOKENS:
+        is_last = node.kind.transpose_b if embeddings is other else not node.kind.transpose_a
+        found = (-1 if is_last else -2, 2 if embeddings is other else 1)
+    return (features, found[1]) if found and _are_embeddings(embeddings, found[0]) else None
+
+
+def _summed(kind: Contracted, is_second: bool) -> tuple[int, int] | None:
+    """The axis along which an Einsum sums embeddings, and that of its result with a product for each of them.
+
+    `is_second` says whether the features are its second operand. None if it multiplies them otherwise.
+    """
+    if kind.labels is None:
+        return None
+    *terms, result = kind.labels
+    features, embeddings = terms[::-1] if is_second else terms
+    own = [label for label in embeddings if label in result and label not in features]
+    summed = [label for label in embeddings if label in features and label not in result]
+    if len(own) != 1 or len(summed) != 1 or {*features} - {*summed} | {*own} != {*result}:
+        return None
+    axis = embeddings.index(summed[0]) - len(embeddings)
+    return (axis, result.index(own[0])) if {*embeddings[-2:]} == {*own, *summed} else None
 
 
 def _are_embeddings(value: Value, axis: int) -> bool:
@@ -214,8 +236,8 @@ def _reading(layer: Node, dependent: set[Value]) -> tuple[Value, int]:
     """What a layer reads, and the axis of its channels."""
     if convolves(layer.kind):
         return layer.read(0), 1
-    is_left = not is_learned(layer) and _embedded(layer, dependent) is layer.read(1)
-    return layer.read(int(is_left)), 1 if is_left else len(layer.output.sizes) - 1
+    found = None if is_learned(layer) else _embedded(layer, dependent)
+    return found or (layer.read(0), len(layer.output.sizes) - 1)
 
 
 def _level(places: Places, value: Value, axes: tuple[int, ...]) -> tuple[Level, ...]:

@@ -18,6 +18,7 @@ from xai_insert.locate.frontier import Head, channel_axis, find_heads, finished,
 from xai_insert.locate.inputs import image_inputs, open_hint
 from xai_insert.locate.observed import observed_values
 from xai_insert.locate.outputs import are_masks, query_boxes
+from xai_insert.probe.answered import require_answered
 from xai_insert.probe.columns import with_columns
 from xai_insert.probe.granted import are_layers, is_behind, is_factor, is_objectness, stands_before
 from xai_insert.probe.heads import Effect
@@ -289,6 +290,7 @@ def _of_scores(search: _Search, scoring: Sequence[Watched]) -> Detector:
     channels = {
         item.index: replace(search.own(item) or like(known, by.head, item.head), picked=picked) for item in scoring
     }
+    require_answered(search, scoring, channels)
     background = silent_class(scoring, channels)
     if picked:
         background = picked.index(background) if background in picked else None

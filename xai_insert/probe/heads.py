@@ -23,7 +23,7 @@ from xai_insert.locate.frontier import Head
 from xai_insert.locate.levels import Level
 from xai_insert.locate.observed import Observed
 from xai_insert.probe.spread import MOVED, Element, Listed, Stirred, differs, places_of, spread_of
-from xai_insert.probe.squashed import fall_as_shares
+from xai_insert.probe.squashed import fall_as_shares, fall_together
 
 Array = npt.NDArray[np.float64]
 Place = tuple[int | slice, ...]
@@ -273,6 +273,9 @@ def _effect(
     falls = bool((lowered[rises] <= 20 * MOVED).all())
     if bounded and not falls:
         falls = fall_as_shares(scores(before)[rises], lowered[rises], _PUSH, lambda push: share_at(push)[rises])
+    if bounded and falls and len(ups) == 1 < count:
+        order = np.argsort(~rises, kind="stable")  # the one that rises first
+        falls = fall_together(scores(before)[order], raised[order], lambda push: share_at(push)[order])
     is_same = len(ups) == 1 == count and _is_passed_on(before[0], raised[0], lowered[0])
     otherwise = _passed_on(observed) if is_same else Effect.OTHER
     return _named(len(ups), bounded=bounded, falls=falls, otherwise=otherwise), ups, touched
