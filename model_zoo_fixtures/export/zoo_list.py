@@ -106,6 +106,25 @@ def _sum_over_grid(model: nn.Module) -> None:
     model.global_pool = _SumPool()
 
 
+def _use_ml_decoder(model: nn.Module) -> None:
+    """Queries of classes attend to the grid (Ridnik et al., arXiv 2111.12933)."""
+    from timm.layers.ml_decoder import add_ml_decoder_head
+
+    add_ml_decoder_head(model)
+    model.fc.decoder = _InTurn(model.fc.decoder.layers)  # torch's decoder now calls layers with what these do not take
+
+
+class _InTurn(nn.Module):
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, queries: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            queries = layer(queries, places)
+        return queries
+
+
 class _SumPool(nn.Module):
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
         return feature.sum(dim=(2, 3))
@@ -152,6 +171,13 @@ _VARIANTS = (
     _resnet18("max", options={"global_pool": "max"}),
     _resnet18("gem", edit=_use_gem),
     _resnet18("sum", edit=_sum_over_grid, expected={"collapse": "sum"}),
+    _resnet18(
+        "ml_decoder",
+        edit=_use_ml_decoder,
+        options={"num_classes": 40},
+        exporters=("legacy", "ptir"),
+        expected={"collapse": "attention_pool"},
+    ),
     _resnet18("softmax", edit=_end_with_softmax, options={"num_classes": 20}),
     _resnet18("two_classes", options={"num_classes": 2}, exporters=_ALL),
     _resnet18("tall", size=_TALL, exporters=_ALL),
@@ -165,7 +191,6 @@ _VARIANTS = (
         exporters=_ALL,
     ),
     Architecture("vit_base_patch16_224_avg", model="vit_base_patch16_224", options={"global_pool": "avg"}),
-    Architecture("vit_tiny_patch16_224_max", model="vit_tiny_patch16_224", options={"global_pool": "max"}),
     Architecture("vit_tiny_patch16_224_avgmax", model="vit_tiny_patch16_224", options={"global_pool": "avgmax"}),
 )
 

@@ -77,6 +77,23 @@ def each_a_group(b, z):
     return b.node("Add", groups, b.weight(2 * QUERIES))
 
 
+def one_by_one(b, z, *, form):
+    """Scores are written over zeros, class by class, as the loop of timm's ML-Decoder is exported for one image."""
+    sizes, operator = ((QUERIES,) if form == "a vector" else (1, QUERIES, 1)), "ScatterND"
+    scores = b.const(np.zeros(sizes, np.float32))
+    for query in range(QUERIES):
+        row = b.node("Gather", z, b.const(np.array(query)), axis=1)
+        score = b.node("MatMul", row, b.weight(WIDTH, 1))
+        places, options = np.array([[[[0, query, 0]]]]), {}
+        if form == "a vector":
+            places = np.array([[query]])
+        elif form == "elements":
+            operator, places, options = "ScatterElements", np.array([[[query]]]), {"axis": 1}
+        new = b.node("Reshape", score, b.const(np.array([1] * len(sizes))))
+        scores = b.node(operator, scores, b.const(places), new, **options)
+    return b.node("Reshape", scores, b.const(np.array([1, QUERIES])))
+
+
 def all_of_them(b, z):
     """The mean of the queries is classified."""
     return b.linear(b.node("ReduceMean", z, axes=[1], keepdims=0), WIDTH)
@@ -187,6 +204,17 @@ def test_openvinos_attention_of_queries_has_the_closed_form(is_expanded, batch):
     # Of several images of an open batch, OpenVINO adds a bias behind this sum to others than its own.
     scores = opset.reduce_sum(opset.multiply(z, weight(QUERIES, WIDTH)), np.array([2]))
     assert_is_definition(ov.Model([scores], [image]), 1 if batch == 1 else 3)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("form", ["places", "elements", "a vector"])
+def test_scores_that_are_written_one_by_one_have_the_closed_form(form, kind):
+    plain = models.classifier(lambda b: one_by_one(b, decoder(b), form=form), size=(8, 12), batch=1)
+    model = models.as_format(plain, kind)
+    closed, masked = (insert(model, Options(output_dtype="f32", form=way)) for way in ("closed", "masked"))
+    assert closed.report.form == "closed form"
+    wanted, got = (oracle.run(made.model, IMAGES[:1])["saliency_map"] for made in (masked, closed))
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)

@@ -40,9 +40,10 @@ from xai_insert.methods.axes import (
     width,
 )
 from xai_insert.methods.shaping import copied
+from xai_insert.methods.stored import as_product, weighed, written
 
 _BROADCASTING = ELEMENTWISE - {Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.EXPAND}
-_JOINING = frozenset({Op.ATTENTION, Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL})
+_JOINING = frozenset({Op.ATTENTION, Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL, Op.SCATTER})
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Batcher(Generic[V]):
         batched = self.made.get(result)
         if batched is None:
             raise CannotFreeBatchError(f"{result.describe()} does not depend on the masked positions")
+        if len(batched.dims) == 1 and has_batch(batched.dims[0][:1]):  # one image's scores have no axis of images
+            return self._surgeon.ops.reshape(batched.handle, [-1, volume(result.sizes) or 0])
         if not begins_with_batch(batched.dims, heads):
             raise CannotFreeBatchError(f"{result.describe()} does not begin with the batch")
         return batched.handle
@@ -116,6 +119,7 @@ class Batcher(Generic[V]):
             Op.CONV: self._convolve,
             Op.MATMUL: self._multiply,
             Op.ATTENTION: self._attend,
+            Op.SCATTER: self._write,
             **dict.fromkeys(CUTS_OUT, self._select),
         }
         is_sized = isinstance(node.kind, Resized) and node.kind.sizes_at is not None
@@ -300,17 +304,20 @@ class Batcher(Generic[V]):
         self.made[node.output] = Batched(handle, (*a.dims[:-1], columns))
 
     def _weigh(self, node: Node, b: Batched[V]) -> bool:
-        """A product of stored rows with vectors that are columns, as scores of prompts are; whether it is one."""
-        rows, kind = node.read(0), node.record(Product)
-        if not rows.is_constant or rows.rank != 2 or len(b.dims) != 2 or kind.transpose_a:
-            return False
-        mixed, vectors = b.dims[::-1] if kind.transpose_b else b.dims
-        if node.operand(2) is not None or width(mixed) is None:
-            return False
-        op, stored = self._surgeon.ops, self._surgeon.handle(rows)
-        handle = op.matmul_transposed(stored, b.handle) if kind.transpose_b else op.matmul(stored, b.handle)
-        self.made[node.output] = Batched(handle, (other(fixed(rows.sizes)[0]), vectors))
-        return True
+        """A product of stored rows with vectors that are columns; whether it is one."""
+        made = weighed(self._surgeon, node, b.handle, b.dims)
+        self.made |= {} if made is None else {node.output: Batched(*made)}
+        return made is not None
+
+    def _write(self, node: Node, main: Batched[V]) -> None:
+        """Elements written over those at stored places of each sample."""
+        old, new = node.read(0), self.made.get(node.read(2))
+        if new is None or not (old.is_constant or old in self.made):
+            raise self._refusal(node)
+        made = written(self._surgeon.ops, node, self._operand(node, old, main), new.handle, new.dims)
+        if made is None:
+            raise self._refusal(node)
+        self.made[node.output] = Batched(self._surgeon.ops.reshape(made[0], self._sizes(made[1])), made[1])
 
     def _attend(self, node: Node, main: Batched[V]) -> None:
         """A fused attention within each sample, under a mask that is the same for all."""
@@ -362,23 +369,16 @@ class Batcher(Generic[V]):
 
     def _convolve(self, node: Node, main: Batched[V]) -> None:
         """A convolution on a 1x1 grid is a linear layer, and as one matrix product it runs much faster."""
-        weight, source = node.read(1), node.read(0)
-        dims = self._result_dims(node, main.dims)
+        weight, source, dims = node.read(1), node.read(0), self._result_dims(node, main.dims)
         shape = weight.shape or ()
         ungrouped = len(shape) == len(main.dims) and shape[1] == source.sizes[1]
         unit = volume(shape[2:]) == 1 and volume(source.sizes[2:]) == 1 and not node.record(Window).may_pad
         if not (ungrouped and unit and weight.is_constant):
             self._copy(node, main, dims)
             return
-        op = self._surgeon.ops
-        out_channels, in_channels, *window = fixed(shape)
-        rows = op.reshape(main.handle, [-1, in_channels])
-        matrix = op.reshape(self._surgeon.handle(weight), [out_channels, in_channels])
-        scores = op.matmul_transposed(rows, matrix)
-        if (bias := node.operand(2)) is not None:
-            scores = op.add(scores, self._surgeon.handle(bias))
-        scores = op.reshape(scores, [-1, out_channels, *window])
-        self.made[node.output] = Batched(scores, (main.dims[0], other(out_channels), *(() for _ in window)))
+        bias = None if (given := node.operand(2)) is None else self._surgeon.handle(given)
+        made = as_product(self._surgeon.ops, main.handle, self._surgeon.handle(weight), bias, fixed(shape))
+        self.made[node.output] = Batched(made, (main.dims[0], other(shape[0]), *(() for _ in shape[2:])))
 
     def _result_dims(self, node: Node, dims: Axes) -> Axes:
         """Axes of the result of an operation that keeps batch and tokens apart from the rest."""
