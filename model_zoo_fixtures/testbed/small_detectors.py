@@ -5,6 +5,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from model_zoo_fixtures.testbed.detection_oracle import definition
+from xai_insert import Options, insert
+
 SIDE, GRID, WIDTH = 32, 8, 8
 OPERATORS = [helper.make_opsetid("", 17)]
 
@@ -72,3 +75,21 @@ def run(model, names, image):
     del with_outputs.graph.output[:]
     with_outputs.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     return ort.InferenceSession(with_outputs.SerializeToString()).run(None, {"image": image})
+
+
+def require_map(model, heads, anchors, classes, **options):
+    """Insert, and compare the map with the definition of the raw scores of heads; the report.
+
+    Args:
+        model: of boxes and scores, as `Small.model` makes it.
+        heads: names of the scores, `[1, anchors * classes, h, w]`, one for each level.
+        anchors: of each level.
+        classes: number of classes.
+        options: those of the insertion.
+    """
+    image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    wanted = definition(run(model, heads, image), anchors, classes)
+    made = insert(model, Options(output_dtype="f32", **options))
+    (found,) = run(made.model, ["saliency_map"], image)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    return made.report

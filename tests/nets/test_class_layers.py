@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model_zoo_fixtures.testbed.detection_oracle import definition
-from model_zoo_fixtures.testbed.small_detectors import GRID, SIDE, Small, run
+from model_zoo_fixtures.testbed.small_detectors import GRID, SIDE, Small, require_map, run
 from xai_insert import Options, insert, plan_insertion
 from xai_insert.check_place import places_of
 from xai_insert.errors import AmbiguousModelError, MisplacedMapError
@@ -15,14 +15,6 @@ from xai_insert.locate.inputs import image_inputs
 from xai_insert.probe.classes import find_class_levels
 
 IMAGE = np.random.default_rng(2).random((1, 3, SIDE, SIDE), np.float32)
-
-
-def require_map(model, heads, anchors, classes, **options):
-    wanted = definition(run(model, heads, IMAGE), anchors, classes)
-    made = insert(model, Options(output_dtype="f32", **options))
-    (found,) = run(made.model, ["saliency_map"], IMAGE)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    return made.report
 
 
 def levels_beside_a_vector(net, squash, *, with_boxes=True):

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 
 from model_zoo_fixtures.testbed.detection_oracle import definition
 from model_zoo_fixtures.testbed.models import Builder
-from model_zoo_fixtures.testbed.small_detectors import GRID, SIDE, Small, run
+from model_zoo_fixtures.testbed.small_detectors import GRID, SIDE, Small, require_map, run
 from xai_insert import Options, insert, plan_insertion
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 
@@ -24,14 +24,6 @@ def rows_of_two_levels(classes):
         rows.append(net.op("Concat", boxes, net.op("Sigmoid", net.rows(heads[-1])), axis=2))
     net.boxes = net.op("Concat", *rows, axis=1)
     return net, heads
-
-
-def require_map(model, heads, anchors, classes, **options):
-    wanted = definition(run(model, heads, IMAGE), anchors, classes)
-    made = insert(model, Options(output_dtype="f32", **options))
-    (found,) = run(made.model, ["saliency_map"], IMAGE)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    return made.report
 
 
 def test_a_joint_layer_of_unequal_anchors_is_found_on_every_level():
