@@ -88,6 +88,13 @@ def begins_with_batch(dims: Axes, heads: bool) -> bool:
     return has_batch(first[:1]) and (len(first) == 1 or (heads and bool(width(first[1:]))))
 
 
+def scores_of_one(dims: Axes) -> int:
+    """How many scores each sample has where one image's had no axis of images, only theirs; 0 elsewhere."""
+    (first, *rest) = dims or ((),)
+    size = width(first[1:]) if has_batch(first[:1]) and not rest else None
+    return max(size or 0, 0)
+
+
 def touched_axes(node: Node, rank: int) -> Sequence[int] | None:
     """Axes that an operation mixes or resizes; None if that is unknown."""
     rule = _TOUCHED.get(node.op)

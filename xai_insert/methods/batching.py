@@ -35,6 +35,7 @@ from xai_insert.methods.axes import (
     moved_batch,
     pieces,
     regroup,
+    scores_of_one,
     token_axis,
     touched_axes,
     width,
@@ -94,11 +95,11 @@ class Batcher(Generic[V]):
         batched = self.made.get(result)
         if batched is None:
             raise CannotFreeBatchError(f"{result.describe()} does not depend on the masked positions")
-        if len(batched.dims) == 1 and has_batch(batched.dims[0][:1]):  # one image's scores have no axis of images
-            return self._surgeon.ops.reshape(batched.handle, [-1, volume(result.sizes) or 0])
-        if not begins_with_batch(batched.dims, heads):
-            raise CannotFreeBatchError(f"{result.describe()} does not begin with the batch")
-        return batched.handle
+        if begins_with_batch(batched.dims, heads):
+            return batched.handle
+        if (size := scores_of_one(batched.dims)) > 0:
+            return self._surgeon.ops.reshape(batched.handle, [-1, size])
+        raise CannotFreeBatchError(f"{result.describe()} does not begin with the batch")
 
     def _main(self, node: Node) -> Batched[V] | None:
         """The batched operand that gives the result its axes: the one of highest rank."""
@@ -130,8 +131,7 @@ class Batcher(Generic[V]):
         self._copy(node, main, self._result_dims(node, main.dims))
 
     def _transpose(self, node: Node, main: Batched[V]) -> None:
-        perm = node.record(Permutation).perm
-        if perm is None:
+        if (perm := node.record(Permutation).perm) is None:
             self._keep(node, main)
             return
         self.made[node.output] = self._turned(main, perm)
