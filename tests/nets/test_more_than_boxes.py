@@ -82,6 +82,21 @@ def test_one_class_of_two_heads(join, told):
         insert(model)
 
 
+def test_one_class_may_be_that_beside_a_background_or_the_factor():
+    """Which `--num-classes 1` does not tell."""
+    net = Small()
+    shares, centre = net.head(4), net.head(2)
+    apart = net.op("Reshape", net.rows(shares), net.constant([1, -1, 2]))
+    scored = net.pick(net.op("Softmax", apart, axis=2), [1])
+    net.boxes = net.boxes_of(2)
+    model = net.model(
+        net.op("Mul", scored, net.op("Reshape", net.op("Sigmoid", net.rows(centre)), net.constant([1, -1, 1])))
+    )
+    with pytest.raises(AmbiguousModelError, match="a background counted"):
+        insert(model, Options(num_classes=1))
+    assert require_map(model, [shares], [2], 2, num_classes=2).background == 0
+
+
 @pytest.mark.parametrize("classes", [4, 80])
 def test_maps_beside_sizes_and_offsets_are_told_by_their_number(classes):
     """CenterNet as its authors export it: neither squashed nor decoded."""

@@ -209,7 +209,8 @@ def with_classes(
     counts = {index: order.classes for index, order in orders.items()}
     fits = [item for item in items if counts.get(item.index) in (None, num_classes)]
     is_met = num_classes == 1 and any(counts.get(item.index) == 1 for item in fits)  # two beside it are no background
-    more = [] if is_met else [item for item in items if counts.get(item.index) == num_classes + 1]
+    more = [item for item in items if counts.get(item.index) == num_classes + 1]
+    more = [item for item in more if not is_met or silent_class([item], orders) is not None]
     fits += [item for item in more if not fits or _has_background(item, orders)]
     if not fits:
         listed = ", ".join(f"{item.head.value.describe()} ({counts[item.index]} classes)" for item in items)
