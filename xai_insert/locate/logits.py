@@ -185,15 +185,19 @@ def why_no_scores(graph: Graph, output: Value) -> str:
 def _yes_or_no(value: Value) -> Node | None:
     """The comparison or the sign of which a vector says no more than yes or no of each number; None if of neither."""
     node = value.producer
-    while node is not None and node.op is not Op.COMPARE and node.type != "Sign":
+    while node is not None and node.op is not Op.COMPARE and not _is_sign(node):
         varying = node.computed
         node = varying[0].producer if node.op in _OF_ONE_NUMBER and len(varying) == 1 else None
     return node
 
 
+def _is_sign(node: Node) -> bool:
+    return isinstance(node.kind, Pointwise) and node.kind.function == "sign"
+
+
 def _thresholded(output: Value, judged: Node) -> str:
     compared = judged.computed[0].describe()
-    if judged.type == "Sign":
+    if _is_sign(judged):
         return (
             f"{output.describe()} says which of the numbers {compared} are above nothing, not how far, as codes for "
             "retrieval do (hashing): insert into the model without that sign, as an embedding (--reference self)"

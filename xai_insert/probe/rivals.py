@@ -208,9 +208,10 @@ def with_classes(
     orders = {item.index: order for item in items if (order := layout(item)) is not None}
     counts = {index: order.classes for index, order in orders.items()}
     fits = [item for item in items if counts.get(item.index) in (None, num_classes)]
-    is_met = num_classes == 1 and any(counts.get(item.index) == 1 for item in fits)  # two beside it are no background
+    is_met = num_classes == 1 and any(counts.get(item.index) == 1 for item in fits)
     more = [item for item in items if counts.get(item.index) == num_classes + 1]
-    more = [item for item in more if not is_met or silent_class([item], orders) is not None]
+    if is_met:  # of two classes beside it one is a background only if it is seen to be
+        more = [item for item in more if silent_class([item], orders) is not None]
     fits += [item for item in more if not fits or _has_background(item, orders)]
     if not fits:
         listed = ", ".join(f"{item.head.value.describe()} ({counts[item.index]} classes)" for item in items)
