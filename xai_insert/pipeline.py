@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from xai_insert.check import CheckResult, Plain, run_plain
+from xai_insert.check_random import what_draws
 from xai_insert.check_steps import IN_STEPS
 from xai_insert.errors import (
     AlreadyInsertedError,
     CannotFreeBatchError,
+    CheckFailedError,
     DefinitionError,
     ModelFileError,
     XaiInsertError,
@@ -177,7 +179,15 @@ def insert_loaded(
             loaded = fresh()
             graph = loaded.view()
     passed("read")
-    loaded, report = _inserted(loaded, graph, fresh, options, source, passed, stages, dry_run=dry_run)
+    drawn = what_draws(graph)
+    try:
+        loaded, report = _inserted(loaded, graph, fresh, options, source, passed, stages, dry_run=dry_run)
+    except CheckFailedError as err:
+        if drawn:
+            err.args = (f"{err}; {drawn}",)
+        raise
+    if drawn:
+        report = replace(report, reason=f"{report.reason}; {drawn}")
     if layer is not None:
         reason = (
             f"{report.reason}; one image at a time, since {layer.type} {layer.name!r} has the batch written into it"

@@ -1,5 +1,7 @@
 """Models without a map: the message names the true cause, and what to do."""
 
+import re
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -7,7 +9,7 @@ from onnx import TensorProto, helper
 from model_zoo_fixtures.testbed import models
 from model_zoo_fixtures.testbed.models import CHANNELS, CLASSES, Builder
 from model_zoo_fixtures.testbed.transformer_models import WIDTH, block, heads_of, linear
-from xai_insert import Options, errors, plan_insertion
+from xai_insert import Options, errors, insert, plan_insertion
 
 SIDE, FRAMES = 16, 9
 GRID = SIDE // 2
@@ -192,3 +194,16 @@ def test_class_scores_beside_a_boundary_name_their_output(kind):
     with pytest.raises(errors.UnsupportedTaskError, match=f"--output {name} chooses it"):
         plan_insertion(models.as_format(model, kind))
     assert plan_insertion(models.as_format(model, kind), Options(output=name)).task == "semantic segmentation"
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_random_numbers_are_said(kind):
+    """Noise behind the map, as of dropout that was exported in training mode: no two runs are alike."""
+    b = Builder(size=(SIDE, SIDE))
+    pooled = b.node("ReduceMean", b.backbone(), axes=[2, 3], keepdims=0)
+    noisy = b.node("Mul", pooled, b.node("RandomUniformLike", pooled, low=0.5, high=1.5))
+    model = models.as_format(b.model(b.linear(noisy, CHANNELS)), kind)
+    said = r"RandomUniform.* draws random numbers, .* \(exported in training mode\?\)"
+    assert re.search(said, plan_insertion(model).reason)
+    with pytest.raises(errors.CheckFailedError, match=said):
+        insert(model)

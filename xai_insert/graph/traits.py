@@ -58,3 +58,7 @@ KEEPS_PLACES = (
 """What leaves elements in their order, or makes them of their neighbours, if it gives as many as it reads."""
 WITH_BODIES = frozenset({"Loop", "If", "Scan", "TensorIterator"})
 """Types whose operation is a graph of its own, by their names in either format."""
+DRAWS = frozenset(
+    {"RandomUniform", "RandomNormal", "RandomUniformLike", "RandomNormalLike", "Multinomial", "Bernoulli"}
+)
+"""Types that give other numbers at each run, by their names in either format."""

@@ -22,6 +22,7 @@ from xai_insert.graph.items import present
 from xai_insert.graph.operators import Operator, Regroup, Softmax
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.strided import counts_rows, is_identity_gather
+from xai_insert.graph.traits import DRAWS
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, kept_if_few, volume
 
 _ONNX_DOMAINS = ("", "ai.onnx")
@@ -262,8 +263,7 @@ def _can_be_run(native: ir.Node, inputs: tuple[Value | None, ...]) -> bool:
         return False
     if len(native.outputs) != 1 and native.op_type != "DynamicQuantizeLinear":  # as of weights that stand in nodes
         return False
-    is_random = native.op_type in ("RandomNormalLike", "RandomUniformLike")
-    return not is_random and not holds_graph(native)
+    return native.op_type not in DRAWS and not holds_graph(native)
 
 
 def _fold_shape(native: ir.Node, shape: Shape, output: Value) -> bool:
