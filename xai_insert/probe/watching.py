@@ -100,7 +100,7 @@ class Watching:
         return self.anchors(item) == {1}
 
     def boxes(self, item: Watched) -> dict[bool, set[int]]:
-        """The same, by whether they lie in four columns."""
+        """Boxes that the other heads of its grid decode at a location, by whether they lie in four columns."""
         found: dict[bool, set[int]] = {}
         parts = list[Watched]()
         for box in self.rivals(item):
