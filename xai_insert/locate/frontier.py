@@ -25,7 +25,7 @@ from xai_insert.locate.places import Places, find_places
 
 # A decoder multiplies boxes by small fixed matrices; no head reads so few features.
 _FEWEST_FEATURES = 5
-_TOKENS = 3  # axes
+_ROWS, _TOKENS = 2, 3  # axes
 _FEW_LEVELS = 8  # that four bits with a sign have of what is not below zero
 
 
@@ -207,18 +207,20 @@ def _data_operands(value: Value) -> list[Value]:
 
 
 def _head(places: Places, layer: Node, dependent: set[Value]) -> Head | None:
-    value = _enlarged(_with_bias(layer, dependent))
+    value = _enlarged(_as_rows_of_images(_with_bias(layer, dependent)))
     shape = value.shape
     if shape is None or 0 in shape or len(shape) not in (3, 4):
         return None
     features, channel = _reading(layer, dependent)
+    if value.rank != layer.output.rank:
+        channel = len(shape) - 1
     if shape[channel] is None:
         return None
     levels: tuple[Level, ...] = ()
     if len(shape) == 4:
         levels = _level(places, value, tuple(axis for axis in (1, 2, 3) if axis != channel))
     elif not convolves(layer.kind) or layer.read(1).sizes[-1] == 1:
-        levels = token_levels(places, layer.output, 3 - channel)
+        levels = token_levels(places, value, 3 - channel)
     return Head(value, features, channel, levels) if levels else None
 
 
@@ -293,6 +295,14 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
         return value
     channel = value.sizes[channel_axis(layer)]
     return _rounded(add.output) if not other.is_constant or volume(other.sizes) in (channel, 1) else value
+
+
+def _as_rows_of_images(value: Value) -> Value:
+    """What makes `[N, L, C]` or `[N, h, w, C]` of a linear layer's rows of all images, `[N L, C]`."""
+    use = value.only_use if value.rank == _ROWS else None
+    if use is None or use.node.op is not Op.RESHAPE or use.node.output.sizes[-1:] != value.sizes[-1:]:
+        return value
+    return use.node.output
 
 
 def _enlarged(value: Value) -> Value:
