@@ -211,3 +211,13 @@ def test_a_class_layer_of_rows_of_all_images(is_listed, anchors):
     head = net.op("Transpose", net.op("Reshape", scores, net.constant([1, GRID, GRID, wide])), perm=[0, 3, 1, 2])
     net.boxes = net.boxes_of(anchors)
     require_map(net.model(squashed), [head], [anchors], classes)
+
+
+@pytest.mark.parametrize("classes", [1, 4, 6])
+@pytest.mark.parametrize("features", [2, 4])
+def test_a_class_layer_of_few_features(features, classes):
+    """No matrix that turns boxes into others, though it reads as few numbers as a box has."""
+    net = Small()
+    tower = net.op("LeakyRelu", net.op("Conv", net.feature, net.weight(features, 8, 3, 3), pads=[1] * 4))
+    head = net.op("Conv", tower, net.weight(classes, features, 1, 1))
+    require_map(net.model(net.op("Sigmoid", net.rows(head))), [head], [1], classes)

@@ -23,9 +23,11 @@ from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
 from xai_insert.locate.places import Places, find_places
 
-# A decoder multiplies boxes by small fixed matrices; no head reads so few features.
+# A decoder multiplies boxes by small fixed matrices; no linear head reads so few features.
 _FEWEST_FEATURES = 5
+_FEWEST_OF_CONVOLUTION = 2
 _ROWS, _TOKENS = 2, 3  # axes
+_MOST_ELEMENTS = 1 << 12  # of a weight that reads few features
 _FEW_LEVELS = 8  # that four bits with a sign have of what is not below zero
 
 
@@ -101,7 +103,18 @@ def is_learned(node: Node) -> bool:
         return False
     if weight.shape is None or (node.op is Op.MATMUL and weight.rank != 2):
         return False
-    return _features(node, [size or 0 for size in weight.shape]) >= _FEWEST_FEATURES and not _counts(weight)
+    features = _features(node, [size or 0 for size in weight.shape])
+    if features < _FEWEST_FEATURES and not (convolves(node.kind) and _is_mixed(weight)):
+        return False
+    return features >= _FEWEST_OF_CONVOLUTION and not _counts(weight)
+
+
+def _is_mixed(weight: Value) -> bool:
+    """Whether most elements of a weight are of a size of their own: fixed matrices pick, add and halve."""
+    elements = constant_of(weight, limit=_MOST_ELEMENTS)
+    if elements is None:
+        return False
+    return 2 * np.unique(np.abs(elements.astype(np.float64))).size > elements.size
 
 
 def channel_axis(layer: Node) -> int:
