@@ -221,3 +221,18 @@ def test_a_class_layer_of_few_features(features, classes):
     tower = net.op("LeakyRelu", net.op("Conv", net.feature, net.weight(features, 8, 3, 3), pads=[1] * 4))
     head = net.op("Conv", tower, net.weight(classes, features, 1, 1))
     require_map(net.model(net.op("Sigmoid", net.rows(head))), [head], [1], classes)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_scores_as_they_are_beside_key_points_that_may_be_hidden(classes):
+    """Whether a point is seen is the only score between 0 and 1, and no class."""
+    net = Small()
+    head, points = net.head(classes), net.rows(net.head(6))
+    parts = [net.op("Mul", net.pick(points, [at]), net.constant(np.float32(8))) for at in range(6)]
+    for seen in (2, 5):
+        parts[seen] = net.op("Sigmoid", net.pick(points, [seen]))
+    rows = net.op("Concat", net.boxes, net.rows(head), *parts, axis=2)
+    net.boxes = rows
+    model = net.model(rows)
+    del model.graph.output[1:]
+    require_map(model, [head], [1], classes)

@@ -84,6 +84,10 @@ class _Search(Orders):
         """The order of a head that gives boxes as well, if it tells; the others are as the first."""
         return self.layout(item) if item.is_fused else None
 
+    def may_tell(self, item: Watched) -> bool:
+        """Whether scores of a head may be classes: those between coordinates say which key points are seen."""
+        return item.is_class or self.layout(item) is not None or item.index in self.doubts
+
     def evidence(self, scoring: Sequence[Watched]) -> str:
         """How the classes were told, and what was taken for granted, for people."""
         texts = self.granted.about(item.index for item in scoring)
@@ -267,9 +271,9 @@ def find_class_levels(
     if not search.gives_boxes() and not boxes and not _selects(graph):
         return _squashed(search, num_classes)
     scoring = search.class_heads(num_classes)
-    if scoring:
+    found = None if any(map(search.may_tell, scoring)) else raw_scores(search, num_classes)
+    if found is None and scoring:
         return _of_scores(search, scoring)
-    found = raw_scores(search, num_classes)
     return found and _of_raw(search, *found)
 
 
