@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,18 @@ from xai_insert.methods.gradients.pullback import pullback
 Array = np.ndarray
 Network = Callable[[Builder], str]
 STEP = 1e-5
+VECTOR, MAP = (2, 3, 5), (1, 4, 6, 7)
+
+
+def one(kind: str, *operands: Any, **attributes: Any) -> Network:
+    """A network of one operator."""
+    return lambda b: b.node(kind, "image", *(b.const(np.asarray(item)) for item in operands), **attributes)
+
+
+def f32(*shape: int, low: float | None = None) -> Array:
+    """Normal numbers, or their magnitudes above `low`."""
+    array = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    return array if low is None else np.abs(array) + np.float32(low)
 
 
 class Erf(OpRun):
