@@ -318,6 +318,37 @@ def convolutional(*, is_fused):
     return n.model(n("Gemm", x, n.const(n.draw(16, 7)), n.const(n.draw(7))))
 
 
+def token_layer(n, x, width, *, gemm):
+    """A linear layer over 64 tokens; with `gemm`, its `transB`, one over their rows, as optimisers write it."""
+    weight, bias = n.draw(16, width, scale=2), n.const(n.draw(width))
+    if gemm is None:
+        return n("Add", n("MatMul", x, n.const(weight)), bias)
+    rows = n("Reshape", x, n.const(np.array([-1, 16])))
+    stored = n.const(np.ascontiguousarray(weight.T) if gemm else weight)
+    return n("Reshape", n("Gemm", rows, stored, bias, transB=gemm), n.const(np.array([-1, 64, width])))
+
+
+def best_tokens(gemm):
+    """A detector that lists the best of its tokens, as the encoder of RT-DETR does."""
+    n = Net()
+    x = n("Relu", n("Conv", "x", n.const(n.draw(16, 3, 8, 8)), strides=[8, 8]))
+    x = n("Transpose", n("Reshape", x, n.const(np.array([0, 16, 64]))), perm=[0, 2, 1])
+    x = n("Relu", token_layer(n, x, 16, gemm=gemm))
+    scores, boxes = token_layer(n, x, 7, gemm=gemm), n("Sigmoid", token_layer(n, x, 4, gemm=gemm))
+    n("TopK", n("ReduceMax", scores, axes=[2], keepdims=0), n.const(np.array([9])), outputs=["best", "places"], axis=1)
+    at = n("Unsqueeze", "places", n.const(np.array([2])))
+    listed = {}
+    for name, value, width in (("scores", n("Sigmoid", scores), 7), ("boxes", boxes, 4)):
+        batch = n("Slice", n("Shape", "x"), n.const(np.array([0])), n.const(np.array([1])))
+        shape = n("Concat", batch, n.const(np.array([9, width])), axis=0)
+        n("GatherElements", value, n("Expand", at, shape), axis=1, outputs=[name])
+        listed[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 9, width])
+    model = n.model("scores")
+    del model.graph.output[:]
+    model.graph.output.extend(listed.values())
+    return model
+
+
 def quantised(model, folder, **settings):
     class Reader(CalibrationDataReader):
         def __init__(self):

@@ -1,17 +1,14 @@
-"""Further fused operators in ONNX, those of quantised models and those that other operator sets read differently."""
+"""Further fused operators in ONNX, and those that other operator sets read differently: the map of the plain export."""
 
 from collections import Counter
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-from onnxruntime.quantization import QuantFormat, quantize_dynamic
-from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
-from model_zoo_fixtures.testbed import deployed, oracle
+from model_zoo_fixtures.testbed import oracle
 from model_zoo_fixtures.testbed.fused_models import (
     HEADS,
     MS,
@@ -21,15 +18,14 @@ from model_zoo_fixtures.testbed.fused_models import (
     WANTED,
     Net,
     assert_same_map,
+    best_tokens,
     images,
     ms_attention,
-    ms_multi_head,
-    quantised,
     rms_transformer,
     transformer,
 )
 from xai_insert import Options, insert
-from xai_insert.errors import CheckFailedError, XaiInsertError
+from xai_insert.errors import XaiInsertError
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -40,78 +36,6 @@ def test_a_fused_transformer_has_the_map_of_the_plain_export(name):
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_simplified_norms_of_sums(has_bias):
     assert_same_map(*(rms_transformer(is_fused=is_fused, has_bias=has_bias) for is_fused in (True, False)))
-
-
-def correlated(plain, model, least=0.95):
-    wanted, new = insert(plain, WANTED), insert(model, RAW)
-    assert new.report.form == wanted.report.form == "closed form"
-    assert new.report.output_difference == 0
-    own, found = (Counter(node.op_type for node in m.graph.node) for m in (model, new.model))
-    assert not own - found
-    a, b = (oracle.run(result.model, images())["saliency_map"].ravel() for result in (wanted, new))
-    assert np.corrcoef(a, b)[0, 1] > least
-
-
-def rounded_while_running(model, folder, level):
-    """Dynamically quantised, then saved by onnxruntime."""
-    onnx.save(model, folder / "plain.onnx")
-    settings = {"extra_options": {"DefaultTensorType": TensorProto.FLOAT}}
-    quantize_dynamic(folder / "plain.onnx", folder / "dynamic.onnx", **settings)
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(folder / "saved.onnx")
-    options.graph_optimization_level = level
-    ort.InferenceSession(str(folder / "dynamic.onnx"), options)
-    return onnx.load(folder / "saved.onnx")
-
-
-def test_attention_of_integers(tmp_path):
-    model = rounded_while_running(transformer(ms_attention), tmp_path, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
-    assert "QAttention" in {node.op_type for node in model.graph.node}
-    correlated(transformer(), model)
-
-
-def test_products_with_what_is_rounded_while_running(tmp_path):
-    model = rounded_while_running(transformer(ms_multi_head), tmp_path, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
-    assert {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"} & {node.op_type for node in model.graph.node}
-    correlated(transformer(), model)
-
-
-@pytest.mark.parametrize("kind", [MatMulBnb4Quantizer.NF4, MatMulBnb4Quantizer.FP4])
-def test_weights_of_normal_floats(kind):
-    plain = transformer()
-    packer = MatMulBnb4Quantizer(onnx.ModelProto.FromString(plain.SerializeToString()), kind, 32)
-    packer.process()
-    model = packer.model.model
-    assert "MatMulBnb4" in {node.op_type for node in model.graph.node}
-    correlated(plain, model, 0.95 if kind == MatMulBnb4Quantizer.NF4 else 0.9)
-    assert insert(model, RAW).report.map_difference <= 1e-5
-
-
-def joined(kind):
-    """Convolutions whose result meets `kind`, quantised below."""
-    n = Net()
-    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[2, 2], pads=[1] * 4))
-    y = n("Conv", x, n.const(n.draw(8, 8, 3, 3)), n.const(n.draw(8)), pads=[1] * 4)
-    if kind == "Mul":
-        x = n("Mul", x, n("Sigmoid", y))
-    elif kind == "Concat":
-        x = n("Concat", x, y, axis=1)
-    elif kind == "AveragePool":
-        x = n("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2])
-    else:
-        x = n(kind, y)
-    width = 16 if kind == "Concat" else 8
-    x = n("Relu", n("Conv", x, n.const(n.draw(16, width, 3, 3)), n.const(n.draw(16)), strides=[2, 2], pads=[1] * 4))
-    x = n("Flatten", n("GlobalAveragePool", x))
-    return n.model(n("Gemm", x, n.const(n.draw(16, 7)), n.const(n.draw(7))))
-
-
-@pytest.mark.parametrize("kind", ["Mul", "Concat", "LeakyRelu", "AveragePool", "Sigmoid"])
-def test_functions_of_integers(kind, tmp_path):
-    plain = joined(kind)
-    model = quantised(plain, tmp_path, quant_format=QuantFormat.QOperator)
-    assert f"QLinear{kind}" in {node.op_type for node in model.graph.node}
-    correlated(plain, model)
 
 
 @pytest.mark.parametrize("opset", [18, 21])
@@ -218,123 +142,6 @@ def test_layers_of_fused_operators_can_be_targets():
     assert (report.target["name"], report.target["grid"]) == (fused[-1].output[3], (4, 4))
     with pytest.raises(XaiInsertError, match=f"layer '{fused[-1].name}' .* is not on every path"):
         insert(model, Options(target_layer=fused[-1].name, method="activation-map"))
-
-
-KINDS = {
-    "tree": (
-        "TreeEnsembleClassifier",
-        {
-            "nodes_treeids": [0] * 7,
-            "nodes_nodeids": list(range(7)),
-            "nodes_featureids": [0, 3, 5, 0, 0, 0, 0],
-            "nodes_values": [0.01, 0.008, 0.012, 0.0, 0.0, 0.0, 0.0],
-            "nodes_modes": ["BRANCH_LEQ"] * 3 + ["LEAF"] * 4,
-            "nodes_truenodeids": [1, 3, 5, 0, 0, 0, 0],
-            "nodes_falsenodeids": [2, 4, 6, 0, 0, 0, 0],
-            "class_treeids": [0] * 8,
-            "class_nodeids": [3, 3, 4, 4, 5, 5, 6, 6],
-            "class_ids": [0, 1] * 4,
-            "class_weights": [0.9, 0.1, 0.2, 0.8, 0.6, 0.4, 0.3, 0.7],
-            "classlabels_int64s": [0, 1],
-            "post_transform": "NONE",
-        },
-    ),
-    "linear": (
-        "LinearClassifier",
-        {"coefficients": np.linspace(-1, 1, 16).tolist(), "intercepts": [0.1, -0.1], "classlabels_ints": [0, 1]},
-    ),
-    "support vectors": (
-        "SVMClassifier",
-        {
-            "support_vectors": np.linspace(-0.03, 0.03, 32).tolist(),
-            "coefficients": [1.0, -0.5, 0.7, -1.2],
-            "rho": [0.1],
-            "vectors_per_class": [2, 2],
-            "kernel_type": "RBF",
-            "kernel_params": [50.0, 0.0, 3.0],
-            "prob_a": [-1.0],
-            "prob_b": [0.1],
-            "classlabels_ints": [0, 1],
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_learners_behind_features(kind):
-    """The scores of the learner are explained by masked runs; its label stays as it is."""
-    op, attributes = KINDS[kind]
-    n = Net(15)
-    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
-    n(op, n("Flatten", n("GlobalAveragePool", x)), domain="ai.onnx.ml", outputs=["label", "scores"], **attributes)
-    model = n.model("scores", classes=2)
-    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, ["b"]))
-    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
-    result = insert(model, RAW)
-    assert result.report.form == "masked runs"
-    assert result.report.map_difference <= 1e-5
-    found = oracle.run(result.model, images())
-    plain = oracle.run(model, images())
-    assert np.array_equal(found["label"], plain["label"])
-    assert found["saliency_map"].shape == (2, 2, 4, 4)
-    assert np.ptp(found["saliency_map"]) > 0
-
-
-def steps(thresholds, *, is_relative=False):
-    """One tree behind the mean of a map; or behind how large it is beside the maximum."""
-    op, attributes = KINDS["tree"]
-    n = Net(15)
-    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
-    pooled = n("GlobalAveragePool", x)
-    pooled = n("Div", pooled, n("Add", n("GlobalMaxPool", x), n.const(np.float32(1e-6)))) if is_relative else pooled
-    far = {**attributes, "nodes_values": [*thresholds, 0.0, 0.0, 0.0, 0.0]}
-    n(op, n("Flatten", pooled), domain="ai.onnx.ml", outputs=["label", "scores"], **far)
-    model = n.model("scores", classes=2)
-    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
-    return model
-
-
-def test_learners_of_which_one_cell_passes_thresholds_in_loud_images():
-    """Scores in steps: in noise a mean of one cell lies below every threshold, in images of 0 to 255 it does not."""
-    model = steps([0.9, 0.8, 0.95])
-    result = insert(model, RAW)
-    assert result.report.map_difference == 0
-    assert "the scores change in steps" in result.report.reason
-    parts = oracle.Parts(model, result.report.target["name"], "scores")
-    for loudness in (1, 64):
-        image = loudness * images()
-        maps = oracle.run(result.model, image)["saliency_map"]
-        np.testing.assert_array_equal(maps, parts.definition(image, (2, 3)).reshape(maps.shape))
-        assert (np.ptp(maps, axis=(2, 3)) > 0).all() == (loudness > 1)
-
-
-def test_learners_of_which_one_cell_passes_no_threshold():
-    """One cell of sixteen gives a sixteenth of its maximum in any image, and the words say so, not of a dead head."""
-    model = steps([0.2, 0.25, 0.15], is_relative=True)
-    with pytest.raises(CheckFailedError, match=r"scores change in steps.*--method activation-map"):
-        insert(model, RAW)
-    assert insert(model, Options(method="activation-map")).report.output_difference == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_learners_whose_scores_leave_as_maps(kind):
-    """No output tells the sizes of the scores; those before the ZipMap are explained, and the maps are kept."""
-    op, attributes = KINDS[kind]
-    n = Net(15)
-    x = n("Relu", n("Conv", "x", n.const(n.draw(8, 3, 3, 3)), n.const(n.draw(8)), strides=[16, 16], pads=[1] * 4))
-    scaled = n("Scaler", n("Flatten", n("GlobalAveragePool", x)), domain="ai.onnx.ml", offset=[0.0], scale=[1.0])
-    n(op, scaled, domain="ai.onnx.ml", outputs=["label", "scores"], **attributes)
-    n("ZipMap", "scores", domain="ai.onnx.ml", outputs=["named"], classlabels_strings=["cat", "dog"])
-    model = n.model("scores", classes=2)
-    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
-    wanted = oracle.run(insert(model, WANTED).model, images())["saliency_map"]
-    kind = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
-    model.graph.output[0].CopyFrom(helper.make_value_info("named", helper.make_sequence_type_proto(kind)))
-    new = insert(model, RAW).model
-    found = oracle.run(new, images())
-    assert np.array_equal(found["saliency_map"], wanted)
-    assert found["named"] == oracle.run(model, images())["named"]
-    assert set(found["named"][0]) == {"cat", "dog"}
 
 
 def root_mean_square(n, y, is_plain):
@@ -446,37 +253,6 @@ def test_embedded_texts():
     assert np.allclose(*maps, rtol=0, atol=1e-5 * np.abs(maps[1]).max())
 
 
-def token_layer(n, x, width, *, gemm):
-    """A linear layer over 64 tokens; with `gemm`, its `transB`, one over their rows, as optimisers write it."""
-    weight, bias = n.draw(16, width, scale=2), n.const(n.draw(width))
-    if gemm is None:
-        return n("Add", n("MatMul", x, n.const(weight)), bias)
-    rows = n("Reshape", x, n.const(np.array([-1, 16])))
-    stored = n.const(np.ascontiguousarray(weight.T) if gemm else weight)
-    return n("Reshape", n("Gemm", rows, stored, bias, transB=gemm), n.const(np.array([-1, 64, width])))
-
-
-def best_tokens(gemm):
-    """A detector that lists the best of its tokens, as the encoder of RT-DETR does."""
-    n = Net()
-    x = n("Relu", n("Conv", "x", n.const(n.draw(16, 3, 8, 8)), strides=[8, 8]))
-    x = n("Transpose", n("Reshape", x, n.const(np.array([0, 16, 64]))), perm=[0, 2, 1])
-    x = n("Relu", token_layer(n, x, 16, gemm=gemm))
-    scores, boxes = token_layer(n, x, 7, gemm=gemm), n("Sigmoid", token_layer(n, x, 4, gemm=gemm))
-    n("TopK", n("ReduceMax", scores, axes=[2], keepdims=0), n.const(np.array([9])), outputs=["best", "places"], axis=1)
-    at = n("Unsqueeze", "places", n.const(np.array([2])))
-    listed = {}
-    for name, value, width in (("scores", n("Sigmoid", scores), 7), ("boxes", boxes, 4)):
-        batch = n("Slice", n("Shape", "x"), n.const(np.array([0])), n.const(np.array([1])))
-        shape = n("Concat", batch, n.const(np.array([9, width])), axis=0)
-        n("GatherElements", value, n("Expand", at, shape), axis=1, outputs=[name])
-        listed[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 9, width])
-    model = n.model("scores")
-    del model.graph.output[:]
-    model.graph.output.extend(listed.values())
-    return model
-
-
 @pytest.mark.parametrize("gemm", [0, 1], ids=["onnxruntime", "onnxslim"])
 def test_a_layer_over_rows_is_one_over_tokens(gemm):
     a, b = (insert(best_tokens(kind), Options(output_dtype="f32", num_classes=7)) for kind in (None, gemm))
@@ -486,40 +262,3 @@ def test_a_layer_over_rows_is_one_over_tokens(gemm):
     assert np.allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     kinds = Counter(node.op_type for node in b.model.graph.node if not node.name.startswith("xai/"))
     assert kinds["Gemm"] == 3
-
-
-def test_what_a_block_adds_to_may_be_rounded_apart_from_what_its_norm_reads():
-    """As NNCF quantises a transformer in ONNX; the definition masks what is added."""
-    plain = transformer()
-    model = onnx.ModelProto.FromString(plain.SerializeToString())
-    norms = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
-    weights = [("scale", np.float32(0.05)), ("zero", np.int8(0))]
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in weights)
-    for index, node in enumerate([*model.graph.node]):
-        for place in [k for k, name in enumerate(node.input) if node.op_type == "Add" and name in norms]:
-            source, names = node.input[place], [f"{index}_bytes", f"{index}_rounded"]
-            node.input[place] = names[1]
-            at = list(model.graph.node).index(node)
-            model.graph.node.insert(at, helper.make_node("QuantizeLinear", [source, "scale", "zero"], names[:1]))
-            model.graph.node.insert(
-                at + 1, helper.make_node("DequantizeLinear", [names[0], "scale", "zero"], names[1:])
-            )
-    wanted, found = insert(plain, WANTED), insert(model, RAW)
-    assert found.report.form == wanted.report.form == "closed form"
-    a, b = (oracle.run(result.model, images())["saliency_map"].reshape(14, -1) for result in (wanted, found))
-    assert min(np.corrcoef(*pair)[0, 1] for pair in zip(a, b, strict=True)) >= 0.95
-
-
-def test_scores_of_a_quantised_head_are_read_behind_its_bias_and_its_rounding(tmp_path):
-    """Before it, the runtime has no integer kernel for the head; before the bias, they are no scores."""
-    options = Options(output_dtype="f32", num_classes=7)
-    plain = best_tokens(None)
-    model = quantised(plain, tmp_path, quant_format=QuantFormat.QDQ)
-    found = insert(model, options)
-    before = deployed.integer_kernels(model, tmp_path)
-    assert deployed.integer_kernels(found.model, tmp_path) == before
-    assert found.report.output_difference == 0
-    scores = next(node.input[0] for node in model.graph.node if node.op_type == "ReduceMax")
-    assert found.report.heads[0]["name"] == scores
-    a, b = (oracle.run(result.model, images())["saliency_map"] for result in (insert(plain, options), found))
-    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] >= 0.95
