@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -270,3 +271,15 @@ def classifier(network: Network, **settings: Any) -> onnx.ModelProto:
 def as_format(model: onnx.ModelProto, kind: str) -> Any:
     """The model as the object of a format's library."""
     return model if kind == "onnx" else ov.Core().read_model(model.SerializeToString())
+
+
+def with_reader(model: onnx.ModelProto, kind: str, folder: Path) -> tuple[Any, Callable[[Any], ov.Model]]:
+    """What `insert` is given, and how OpenVINO is given what it makes: an IR, or an ONNX file."""
+    if kind == "openvino":
+        return as_format(model, "openvino"), lambda made: made
+
+    def read(made: onnx.ModelProto) -> ov.Model:
+        onnx.save(made, folder / "model.onnx")
+        return ov.Core().read_model(folder / "model.onnx")
+
+    return model, read

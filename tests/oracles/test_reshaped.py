@@ -5,20 +5,9 @@ import onnx
 import openvino as ov
 import pytest
 
-from model_zoo_fixtures.testbed import (
-    anomaly_models,
-    deployed,
-    detector_models,
-    instance_models,
-    keypoint_models,
-    models,
-    oracle,
-    vector_models,
-)
+from model_zoo_fixtures.testbed import deployed, models, oracle, vector_models
 from xai_insert import Options, insert, pipeline
 
-RAW = Options(output_dtype="f32")
-WANTED = Options(output_dtype="f32", check=False)  # of the plain twin
 SIZES = ([1, 3, 144, 64], [1, 3, 192, 192], [2, 3, 64, 160], [4, 3, 96, 96])
 
 
@@ -53,7 +42,9 @@ BY_RUNS_AND_DERIVATIVES = [{"form": "masked"}, *({"method": name} for name in ("
 @pytest.mark.parametrize("chosen", [{}, {"top_k": 2}, *BY_RUNS_AND_DERIVATIVES], ids=str)
 def test_another_batch_and_sides_that_are_no_whole_number_of_strides(chosen, kind, tmp_path):
     b = models.Builder(size=(24, 27), batch=1)
-    follows_as_afresh(as_read(b.model(unpadded(b)), kind, tmp_path), ([1, 3, 33, 49], [3, 3, 41, 32]), chosen)
+    follows_as_afresh(
+        models.with_reader(b.model(unpadded(b)), kind, tmp_path), ([1, 3, 33, 49], [3, 3, 41, 32]), chosen
+    )
 
 
 def unpadded(b):
@@ -70,7 +61,7 @@ def test_a_head_of_convolutions_runs_for_as_many_masks_as_there_are_cells(kind, 
     x = b.node("Relu", b.node("Conv", b.backbone(), b.weight(6, models.CHANNELS, 3, 3), pads=[1] * 4))
     model = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), 6))
     chosen = {"form": "masked", "target_layer": b.nodes[3].name}
-    follows_as_afresh(as_read(model, kind, tmp_path), ([1, 3, 17, 31], [2, 3, 24, 16]), chosen)
+    follows_as_afresh(models.with_reader(model, kind, tmp_path), ([1, 3, 17, 31], [2, 3, 24, 16]), chosen)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
@@ -100,9 +91,8 @@ def clip_network(size=(8, 16, 16)):
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("chosen", [{}, {"saliency_size": (5, 7)}, {"method": "hirescam"}, {"form": "masked"}], ids=str)
 def test_clips_of_other_frames_rows_and_columns(chosen, kind, tmp_path):
-    follows_as_afresh(
-        as_read(clip_network(), kind, tmp_path), ([1, 3, 8, 24, 32], [2, 3, 12, 16, 16], [1, 3, 9, 17, 15]), chosen
-    )
+    given = models.with_reader(clip_network(), kind, tmp_path)
+    follows_as_afresh(given, ([1, 3, 8, 24, 32], [2, 3, 12, 16, 16], [1, 3, 9, 17, 15]), chosen)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
@@ -115,7 +105,7 @@ def test_likeness_of_embeddings_follows(reference, kind, tmp_path):
         options = Options(output_dtype="f32", class_embeddings=tmp_path / "rows.npy")
     else:
         options = Options(output_dtype="f32", reference=reference)
-    model, read = as_read(vector_models.model_of(size=(12, 12), batch=1), kind, tmp_path)
+    model, read = models.with_reader(vector_models.model_of(size=(12, 12), batch=1), kind, tmp_path)
     inserted, plain = read(insert(model, options).model), read(model)
     images = {plain.input(0).any_name: rng.standard_normal((2, 3, 20, 28)).astype(np.float32)}
     plain.reshape(images["image"].shape)
@@ -123,18 +113,6 @@ def test_likeness_of_embeddings_follows(reference, kind, tmp_path):
     a, b = (oracle.compiled(item)(images | fed)["saliency_map"] for item in (insert(plain, options).model, inserted))
     assert np.ptp(a) > 0
     np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
-
-
-def as_read(model, kind, folder):
-    """What `insert` is given, and how OpenVINO is given what it makes: an IR, or an ONNX file."""
-    if kind == "openvino":
-        return models.as_format(model, "openvino"), lambda made: made
-
-    def read(made):
-        onnx.save(made, folder / "model.onnx")
-        return ov.Core().read_model(folder / "model.onnx")
-
-    return model, read
 
 
 def follows_as_afresh(given, shapes, chosen):
@@ -248,86 +226,6 @@ def test_the_batch_is_free(name, chosen):
     )
 
 
-@pytest.mark.parametrize("name", ["shapes_detector", "shapes_segmenter", "shapes_two_stage"])
-def test_detectors_follow_or_are_refused(name):
-    plain = deployed.plain(name, ".xml")
-    inserted = insert(plain, RAW).model
-    sizes = [1, 3, *(size.get_length() for size in plain.input(0).partial_shape[2:])]
-    sizes[2] += 32
-    try:
-        plain.reshape(sizes)
-    except RuntimeError:
-        with pytest.raises(RuntimeError):
-            inserted.reshape(sizes)
-    else:
-        same_as_afresh(plain, inserted, sizes)
-
-
-def same_as_afresh(plain, inserted, sizes):
-    """The map of an inserted model of another size is that of inserting into the plain one of that size."""
-    plain.reshape(sizes)
-    inserted.reshape(sizes)
-    image = np.random.default_rng(0).standard_normal(sizes).astype(np.float32)
-    a, b = (oracle.run(item, image)["saliency_map"] for item in (insert(plain, WANTED).model, inserted))
-    assert a.shape == b.shape
-    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
-
-
-def class_scores(b):
-    """A semantic segmenter at stride 4."""
-    coarse = b.node("Relu", b.node("Conv", b.backbone(), b.weight(6, 6, 3, 3), pads=[1] * 4, strides=[2, 2]))
-    scores = b.node("Conv", coarse, b.weight(5, models.CHANNELS, 1, 1), b.weight(5))
-    scales = b.const(np.array([1, 1, 4, 4], np.float32))
-    return b.node("Resize", scores, "", scales, mode="linear", coordinate_transformation_mode="half_pixel")
-
-
-def anomalies():
-    """A student and a teacher, without a table that is for one size."""
-    b = models.Builder(size=(32, 32), batch=1)
-    teacher = b.backbone()
-    student = b.node("Relu", b.node("Conv", teacher, b.weight(6, 6, 3, 3), pads=[1] * 4))
-    apart = b.node("ReduceSum", anomaly_models.squared(b, b.node("Sub", teacher, student)), b.const(np.array([1])))
-    maps = anomaly_models.resized(b, apart, 2.0)
-    return b.model(b.node("ReduceMax", maps, axes=[1, 2, 3], keepdims=0), maps)
-
-
-def dense(network):
-    b = models.Builder(size=(32, 32), batch=1)
-    return b.model(network(b))
-
-
-@pytest.mark.parametrize("kind", models.FORMATS)
-@pytest.mark.parametrize(
-    ("make", "chosen"),
-    [
-        (lambda: dense(class_scores), {}),
-        (lambda: dense(class_scores), {"saliency_size": (9, 7)}),
-        (lambda: keypoint_models.build("hrnet", batch=1)[0], {}),
-        (lambda: detector_models.raw_detector(batch=1)[0], {"num_classes": 4}),
-        (lambda: detector_models.raw_detector()[0], {"num_classes": 4}),
-        (anomalies, {}),
-    ],
-    ids=["class scores", "of one size", "heat maps", "detector", "of an open batch", "anomalies"],
-)
-def test_maps_that_are_read_follow(make, chosen, kind, tmp_path):
-    """In an ONNX file of fixed size too, which OpenVINO reads and is to give another."""
-    model = models.as_format(make(), kind)
-    inserted = insert(model, Options(output_dtype="f32", **chosen)).model
-    if kind == "onnx":
-        onnx.save(inserted, tmp_path / "xai.onnx")
-        onnx.save(model, tmp_path / "plain.onnx")
-        inserted, model = (ov.Core().read_model(tmp_path / name) for name in ("xai.onnx", "plain.onnx"))
-    height, width = (size.get_length() for size in model.input(0).partial_shape[2:])
-    plain, sizes = model.clone(), [2, 3, height + 32, width + 64]
-    plain.reshape(sizes)
-    inserted.reshape(sizes)
-    image = np.random.default_rng(0).standard_normal(sizes).astype(np.float32)
-    afresh = insert(plain, Options(output_dtype="f32", **chosen)).model
-    a, b = (np.array(oracle.compiled(item)([image])["saliency_map"]) for item in (afresh, inserted))
-    assert a.shape == b.shape
-    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
-
-
 def strided(b):
     """Strides of a large kernel, of pools with and without pads, of a residual that reads one cell in four; groups."""
     x = b.node("Relu", b.node("Conv", "image", b.weight(4, 3, 5, 5, scale=0.2), pads=[2] * 4, strides=[2, 2]))
@@ -352,7 +250,7 @@ def test_derivatives_through_strides_follow(network, chosen, kind, tmp_path, mon
     """Of another size the map is that of the derivative that is written for that size alone."""
     b = models.Builder(size=(64, 48), batch=1)
     x = b.node("GlobalAveragePool", network(b))
-    model, read = as_read(b.model(b.linear(b.node("Flatten", x), 6)), kind, tmp_path)
+    model, read = models.with_reader(b.model(b.linear(b.node("Flatten", x), 6)), kind, tmp_path)
     options = Options(output_dtype="f32", top_k=2, **chosen)
     inserted, before = read(insert(model, options).model), read(model)
     monkeypatch.setattr(pipeline, "opened_sizes", lambda *_, **__: None)
@@ -364,31 +262,6 @@ def test_derivatives_through_strides_follow(network, chosen, kind, tmp_path, mon
         a, b = (oracle.run(item, image)["saliency_map"] for item in (insert(plain, options).model, reshaped))
         assert np.ptp(a) > 0
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
-
-
-SEGMENTERS = {
-    "boxes": lambda: instance_models.listed("boxes"),
-    "boxes with scores": lambda: instance_models.listed("background-last"),
-    "locations": lambda: instance_models.yolo("locations"),
-    "rows": lambda: instance_models.yolo("rows"),
-}
-
-
-@pytest.mark.parametrize("kind", models.FORMATS)
-@pytest.mark.parametrize("chosen", [{}, {"saliency_size": (9, 7)}], ids=str)
-@pytest.mark.parametrize("name", SEGMENTERS)
-def test_instance_masks_follow(name, chosen, kind, tmp_path):
-    model, read = as_read(SEGMENTERS[name](), kind, tmp_path)
-    inserted, plain = read(insert(model, Options(output_dtype="f32", **chosen)).model), read(model)
-    sizes = [1, 3, 50, 61]
-    plain.reshape(sizes)
-    inserted.reshape(sizes)
-    image = np.random.default_rng(0).uniform(0, 3, sizes).astype(np.float32)
-    afresh = insert(plain, Options(output_dtype="f32", **chosen)).model
-    a, b = (np.array(oracle.compiled(item)([image])["saliency_map"]) for item in (afresh, inserted))
-    assert a.shape[2:] == chosen.get("saliency_size", (12, 15))
-    assert np.ptp(a) > 0
-    np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
 
 
 def turned(b):

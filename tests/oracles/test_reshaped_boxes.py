@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx
-import openvino as ov
 import pytest
 
 from model_zoo_fixtures.testbed import keypoint_models, models, oracle, query_models, region_models
@@ -125,11 +124,8 @@ def of_sizes(model, images):
 
 def as_read(model, kind, folder, options=BOXES):
     """The inserted model as OpenVINO reads it."""
-    inserted = insert(models.as_format(model, kind), options).model
-    if kind == "openvino":
-        return inserted
-    onnx.save(inserted, folder / "inserted.onnx")
-    return ov.Core().read_model(folder / "inserted.onnx")
+    given, read = models.with_reader(model, kind, folder)
+    return read(insert(given, options).model)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
