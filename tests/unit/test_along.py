@@ -27,7 +27,8 @@ def test_the_one_axis_that_is_cut(sizes, starts, ends, kept):
     assert along(found) == (None if kept is None else kept.axis)
     if None not in sizes:
         slices = tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))
-        own = tuple(slice(cut.start, cut.end) for cut in found.cuts)
+        cuts = {cut.axis: slice(cut.start, cut.end) for cut in found.cuts}
+        own = tuple(cuts.get(axis, slice(None)) for axis in range(2))
         whole = np.arange(14).reshape(sizes)
         assert np.array_equal(whole[slices], whole[own])
 

@@ -9,7 +9,7 @@ from xai_insert.graph.operators import Cut, Joined, Operator, Parts, Picked, Ran
 from xai_insert.graph.shape import Shape
 
 _MANY = 1 << 16
-_OPEN = 1 << 31  # an end from here on is that of the axis
+_OPEN = 10**9  # an end from here on is that of the axis
 
 
 def convolves(kind: Operator) -> bool:
@@ -54,7 +54,8 @@ def sliced(
     cuts = tuple(present(found))
     if len(cuts) < len(found):
         return Slices(None)
-    return Slices(cuts, dropped, None if ends is None else _single(cuts, dropped, shape))
+    kept = tuple(cut for cut in cuts if cut.axis in dropped or ends is None or not _is_whole(cut, shape))
+    return Slices(kept, dropped, None if ends is None else _single(kept or cuts, dropped, shape))
 
 
 def _cut(axis: int, size: int | None, start: int, step: int, end: int | None) -> Cut | None:
@@ -71,12 +72,16 @@ def _end(end: int | None, size: int | None = None) -> int | None:
     return max(0, end + size) if end < 0 else min(end, size)
 
 
+def _is_whole(cut: Cut, shape: Shape) -> bool:
+    """Whether a cut leaves nothing out."""
+    return (cut.start, cut.step) == (0, 1) and cut.end in (None, shape[cut.axis])
+
+
 def _single(cuts: Sequence[Cut], dropped: tuple[int, ...], shape: Shape) -> Cut | None:
     """The cut that leaves something out, or the first of those that do not; None if several do, or it is not known."""
     if any(cut.step != 1 for cut in cuts):
         return None
-    found = [cut for cut in cuts if cut.start or cut.end not in (None, shape[cut.axis])] or list(cuts[:1])
-    cut = only(found)
+    cut = only([cut for cut in cuts if not _is_whole(cut, shape)] or list(cuts[:1]))
     if cut is None or (cut.end is not None and cut.end < 0) or dropped not in ((), (cut.axis,)):
         return None
     return cut

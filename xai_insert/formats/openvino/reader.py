@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 
 from xai_insert.formats.openvino.bodies import control_flow
+from xai_insert.formats.openvino.slicing import slices
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
-from xai_insert.graph.along import sliced
 from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.items import present
 from xai_insert.graph.operators import Operator
@@ -119,36 +118,6 @@ def _of_regions(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Valu
     if native.get_type_name() == "ExperimentalDetectronROIFeatureExtractor":
         return kinds.OfRegions(tuple(range(1, len(inputs))))
     return kinds.OfRegions(scale=float(native.get_attributes()["spatial_scale"]))
-
-
-def _slices(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
-    shape = inputs[0].shape
-    parts = [numbers(value) for value in inputs[1:]]
-    if shape is None or len(parts) < 2 or any(part is None for part in parts):
-        return kinds.Slices(None)
-    starts, ends, steps, *rest = ((part or ()) for part in (*parts, (), ())[: max(3, len(parts))])
-    if native.get_type_name() == "Slice":
-        return sliced(shape, (rest[0] if rest else ()) or range(len(starts)), starts, ends, steps)
-    return _strided(native.get_attributes(), shape, starts, ends, steps)
-
-
-def _strided(
-    raw: Mapping[str, Any], shape: Shape, starts: Sequence[int], ends: Sequence[int], steps: Sequence[int]
-) -> Operator:
-    if any(any(raw[mask]) for mask in ("new_axis_mask", "ellipsis_mask")):
-        return kinds.Slices(None)
-    count, masks = len(starts), ("begin_mask", "end_mask", "shrink_axis_mask")
-    is_open, goes_on, is_one = (_filled(raw[mask], count, 0) > 0 for mask in masks)
-    forward = _filled(steps, count, 1)
-    begins = np.where(is_open, np.where(forward > 0, 0, -1), starts)
-    stops = np.where(goes_on, _LAST, _filled(ends, count, _LAST))
-    stops = np.where(is_one, np.where(begins == -1, _LAST, begins + 1), stops)
-    dropped = tuple(np.flatnonzero(is_one).tolist())
-    return sliced(shape, range(count), begins.tolist(), stops.tolist(), forward.tolist(), dropped)
-
-
-def _filled(values: Sequence[int], count: int, default: int) -> npt.NDArray[np.int64]:
-    return np.array([*values, *[default] * count][:count], np.int64)
 
 
 def _parts(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
@@ -318,7 +287,6 @@ _FUNCTIONS = {
 }
 """Where ONNX has another name."""
 _SAME = 1e-6
-_LAST = 1 << 62
 """End of a slice that goes on to that of the axis."""
 _PARAMETERS = {"Clamp": ("min", "max"), "Elu": ("alpha",)}
 _IN_PLACE = ["GRN"]
@@ -373,8 +341,8 @@ _READERS: Mapping[str, Reader] = {
     **dict.fromkeys(("ScatterNDUpdate", "ScatterElementsUpdate", "ScatterUpdate"), _scattered),
     "MatMul": _product,
     "Transpose": _permutation,
-    "Slice": _slices,
-    "StridedSlice": _slices,
+    "Slice": slices,
+    "StridedSlice": slices,
     "Split": _parts,
     "VariadicSplit": _parts,
     "Gather": _picked,

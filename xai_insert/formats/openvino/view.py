@@ -183,7 +183,7 @@ def _evaluated(output: ov.Output) -> ov.Type:
 
 def _op(native: ov.Node, inputs: tuple[Value, ...], kind: Operator) -> Op:
     name = native.get_type_name()
-    if name == "Gather" and is_identity_gather(*inputs[:2]):
+    if (name == "Gather" and is_identity_gather(*inputs[:2])) or isinstance(kind, Regroup):
         return Op.RESHAPE
     if isinstance(kind, Slices) and kind.dropped and kind.single is not None:
         return Op.GATHER
