@@ -105,6 +105,24 @@ def unet(b):
     return scores, [scores]
 
 
+def repeated(b, x, axis, sizes):
+    """Each cell of an axis twice, as Keras' `UpSampling2D` and `repeat` write it."""
+    times = np.ones(5, np.int64)
+    times[axis + 1] = 2
+    tiled = b.node("Tile", b.node("Unsqueeze", x, b.const(np.array([axis + 1]))), b.const(times))
+    return b.node("Reshape", tiled, b.const(np.array(sizes)))
+
+
+def repeats(b):
+    """A U-Net that repeats its cells, with channels last, and joins them to finer ones."""
+    fine, rough = SIDE // 2, SIDE // 4
+    x = b.node("Transpose", coarse(b), perm=[0, 2, 3, 1])
+    x = repeated(b, repeated(b, x, 1, [-1, fine, rough, 6]), 2, [-1, fine, fine, 6])
+    joined = b.node("Concat", b.node("Transpose", x, perm=[0, 3, 1, 2]), b.backbone(), axis=1)
+    scores = head(b, b.node("Relu", b.node("Conv", joined, b.weight(models.CHANNELS, 12, 3, 3), pads=[1] * 4)))
+    return scores, [scores]
+
+
 def lraspp(b):
     """Scores of two levels, added."""
     low = head(b, b.node("Conv", "image", b.weight(6, 3, 4, 4), strides=[4, 4]))
@@ -134,6 +152,19 @@ def rows_of_places(b):
     return scores, [b.node("Softmax", b.node("Reshape", last, b.const(np.array([-1, SIDE * SIDE, K]))), axis=-1)]
 
 
+def rows_of_four(b):
+    """As many classes as a box has numbers."""
+    scores = head(b, coarse(b), 4)
+    last = b.node("Transpose", enlarged(b, scores), perm=[0, 2, 3, 1])
+    return scores, [b.node("Softmax", b.node("Reshape", last, b.const(np.array([-1, SIDE * SIDE, 4]))), axis=-1)]
+
+
+def beside_sizes(b):
+    """With the sizes of a layer among the outputs, as TensorFlow's resizes leave them there."""
+    scores, given = softmaxed(b)
+    return scores, [*given, b.node("Slice", b.node("Shape", scores), *(b.const(np.array([n])) for n in (2, 4, 0)))]
+
+
 def columns_of_places(b):
     scores = head(b, coarse(b))
     columns = b.node("Reshape", enlarged(b, scores), b.const(np.array([0, K, -1])))
@@ -153,7 +184,7 @@ NETWORKS = {
     for item in (
         deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
         logits_and_labels, channels_last, last_channels, segformer, aspp, unet, lraspp, sub_pixels, depth_to_space,
-        rows_of_places, columns_of_places, rows_of_all_images,
+        rows_of_places, columns_of_places, rows_of_all_images, repeats, rows_of_four, beside_sizes,
     )
 }  # fmt: skip
 LAST = {"last_channels"}

@@ -196,6 +196,18 @@ def test_class_scores_beside_a_boundary_name_their_output(kind):
     assert plan_insertion(models.as_format(model, kind), Options(output=name)).task == "semantic segmentation"
 
 
+def test_operators_that_onnx_does_not_have_are_said():
+    """As of TensorFlow, where its converter warns and goes on: no runtime loads the file."""
+    b = Builder()
+    x = b.node("Relu", b.node("Conv", b.node("Erf", "image"), b.weight(CHANNELS, 3, 3, 3)))
+    model = b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", x)), CHANNELS))
+    next(node for node in model.graph.node if node.op_type == "Erf").op_type = "Erfc"
+    with pytest.raises(
+        errors.TargetNotFoundError, match="; Erfc 'Erf_0' is no operator of ONNX, the exporter has left"
+    ):
+        plan_insertion(model)
+
+
 @pytest.mark.parametrize("kind", models.FORMATS)
 def test_random_numbers_are_said(kind):
     """Noise behind the map, as of dropout that was exported in training mode: no two runs are alike."""

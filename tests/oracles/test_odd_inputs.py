@@ -2,6 +2,8 @@
 
 import numpy as np
 import onnx
+import openvino as ov
+import openvino.opset13 as opset
 import pytest
 from onnx import TensorProto, helper
 
@@ -151,3 +153,27 @@ def test_what_is_in_the_way_is_named(network, batch, said):
     with pytest.raises(errors.XaiInsertError, match=said) as caught:
         insert(models.classifier(network, batch=batch))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same_upper"])
+def test_patches_that_openvino_cuts_out(padding):
+    """A transformer's patches as `tf.image.extract_patches` gives them, read as tokens."""
+    patch, step, width = 8, 6, 5
+    image = opset.parameter([-1, 3, 20, 32], np.float32, name="image")
+    patches = opset.extract_image_patches(image, [patch] * 2, [step] * 2, [1, 1], padding)
+    rows, columns = (size.get_length() for size in list(patches.output(0).partial_shape)[2:])
+    last = opset.transpose(patches, [0, 2, 3, 1])
+    tokens = opset.reshape(last, [-1, rows * columns, 3 * patch * patch], special_zero=False)
+    embed = RNG.standard_normal((3 * patch * patch, width)).astype(np.float32)
+    weight = RNG.standard_normal((width, CLASSES)).astype(np.float32)
+    feature = opset.relu(opset.matmul(tokens, embed, False, False))
+    logits = opset.matmul(opset.reduce_mean(feature, [1], False), weight, False, False)
+    model = ov.Model([opset.result(logits, name="logits"), opset.result(last)], [image], "net")
+    picture = RNG.standard_normal((2, 3, 20, 32)).astype(np.float32)
+    cut = np.array(oracle.compiled(model)(picture)[1])
+    plain = ov.Model([opset.result(logits, name="logits")], [image], "net")
+    result = insert(plain, Options(output_dtype="f32"))
+    found = np.array(oracle.compiled(result.model)(picture)["saliency_map"])
+    wanted = of_mean(np.maximum(cut @ embed, 0).transpose(0, 3, 1, 2), weight.T, np.zeros(CLASSES, np.float32))
+    assert (result.report.place, found.shape) == ("blocks", (2, CLASSES, rows, columns))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)

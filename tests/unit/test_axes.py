@@ -55,6 +55,26 @@ def test_a_convolution_widens_the_stride():
     assert (place.rows.stride, place.rows.offset) == (4.0, 1.5)
 
 
+def repeated(net, x, axis, sizes, *, outside=False):
+    """Each cell of an axis three times in a row; or all cells in their order three times."""
+    new = axis if outside else axis + 1
+    times = [1] * 5
+    times[new] = 3
+    tiled = net.node("Tile", net.node("Unsqueeze", x, net.ints(new)), net.ints(*times))
+    return net.node("Reshape", tiled, net.ints(*sizes))
+
+
+def test_repeated_cells_are_finer_cells():
+    net = Net()
+    x = repeated(net, net.conv("image"), 2, [1, 5, 18, 9])
+    place = net.place(repeated(net, x, 3, [1, 5, 18, 27]))
+    assert (place.axes, place.grid) == ((2, 3), (18, 27))
+    assert place.rows.stride == pytest.approx(4 / 3)
+    assert place.columns.offset == pytest.approx(1.5 - 4 / 3)
+    net = Net()
+    assert net.place(repeated(net, net.conv("image"), 2, [1, 5, 18, 9], outside=True)) is None
+
+
 def test_padding_shifts():
     net = Net()
     place = net.place(net.conv("image", kernel=3, stride=2, pads=1))

@@ -34,6 +34,8 @@ class Kind(Enum):
     """The cells of one axis in another order."""
     ELSEWHERE = "elsewhere"
     """Cells that lie in the image, each where nothing tells: of streams that contradict each other, warped, sorted."""
+    COPIES = "copies"
+    """The same elements again and again, as Tile and Expand lay them out of one."""
     STORED = "stored"
     """Rows that a model has learned, joined to rows of the image along an axis without a place: they hold none."""
 
@@ -81,18 +83,24 @@ class Digit:
     size: int | None
 
 
+_NEUTRAL = (Kind.OTHER, Kind.ELSEWHERE, Kind.COPIES)
 Axis = tuple[Digit, ...]
 Axes = tuple[Axis, ...]
 
 
 def of(origin: Origin) -> Axis:
     """The axis that is an origin, whole."""
-    return () if origin.size == 1 and origin.kind in (Kind.OTHER, Kind.ELSEWHERE) else (Digit(origin, 1, origin.size),)
+    return () if origin.size == 1 and origin.kind in _NEUTRAL else (Digit(origin, 1, origin.size),)
 
 
 def other(size: int | None) -> Axis:
     """An axis of which nothing is known but its size."""
     return of(Origin(Kind.OTHER, size))
+
+
+def copies(size: int | None) -> Axis:
+    """An axis of so many times the same."""
+    return of(Origin(Kind.COPIES, size))
 
 
 def elsewhere(size: int | None) -> Axis:
@@ -378,22 +386,3 @@ def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axi
     roll = round(origin.roll / stride) if size else 0
     grain = max(origin.grain, abs(origin.stride)) if stride < 1 else origin.grain
     return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset, roll, grain))
-
-
-def resized(origin: Origin, size: int, *, corners: bool) -> Axis:
-    """Rows or columns interpolated to another number of cells."""
-    before = origin.size or size
-    if corners:
-        return moved(origin, size, (before - 1) / max(size - 1, 1), 0.0)
-    ratio = before / size
-    return moved(origin, size, ratio, (ratio - 1) / 2)
-
-
-def with_size(axis: Axis, size: int | None, *, corners: bool) -> Axis:
-    """An axis of which a resize makes `size` cells."""
-    if size is not None and size == axis_size(axis):
-        return axis
-    origin = line(axis)
-    if origin is not None and size and origin.size:
-        return resized(origin, size, corners=corners)
-    return axis if size is None and origin is None else unplaced(axis, size)

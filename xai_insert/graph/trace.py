@@ -9,12 +9,12 @@ from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.axes import Axes, Axis, Kind
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled, stacked
+from xai_insert.graph.finer import folded, interleaved, with_size
 from xai_insert.graph.joining import centred, contracted, join_all
 from xai_insert.graph.picking import picked, unfolded
 from xai_insert.graph.shape import completed
 from xai_insert.graph.sliding import middle_taps, slid
 from xai_insert.graph.strided import is_identity_scatter
-from xai_insert.graph.subpixel import folded, interleaved
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value
 
 Traced = dict[Value, Axes]
@@ -257,14 +257,10 @@ def _joined(node: Node, kind: kinds.Joined, given: _Operands) -> Sequence[Axes]:
 def _widened(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
     source, shape = given.axes(0), given.shape()
     before = node.read(0).shape or ()
-    made = []
-    for back in range(len(shape), 0, -1):
-        size = shape[-back]
-        if back > len(source):
-            made.append(ax.other(size))
-        else:
-            axis, old = source[-back], before[-back]
-            made.append(axis if size == old or (size is None and old is None) else (ax.other(size)))
+    made = [ax.other(size) for size in shape[: max(0, len(shape) - len(source))]]
+    for axis, old, size in zip(source, before, shape[len(made) :], strict=False):
+        new = ax.copies(size) if old == 1 and not axis else ax.other(size)
+        made.append(axis if size == old else new)
     return [tuple(made)]
 
 
@@ -302,7 +298,7 @@ def _resized(node: Node, kind: kinds.Resized, given: _Operands) -> Sequence[Axes
 
 
 def _resized_to(shape: Sequence[int | None], source: Axes, *, corners: bool = False) -> Axes:
-    return tuple(ax.with_size(old, size, corners=corners) for old, size in zip(source, shape, strict=True))
+    return tuple(with_size(old, size, corners=corners) for old, size in zip(source, shape, strict=True))
 
 
 def _blocked(node: Node, kind: kinds.Blocks, given: _Operands) -> Sequence[Axes]:

@@ -274,15 +274,26 @@ class Graph:
     def chosen(self, name: str | None) -> list[tuple[int, Value]]:
         """The output of that name, those of several with commas between, or all of them, with their numbers.
 
+        Of all, those that tell nothing but sizes are left out, which some exporters leave among the outputs.
+
         Raises:
             UnknownNameError: no output has that name.
         """
         names = list(self.output_names)
-        wanted = names if name is None else [name] if name in names else name.split(",")
+        wanted = self._telling if name is None else [name] if name in names else name.split(",")
         for item in wanted:
             if item not in names:
                 raise UnknownNameError("output", item, names)
         return [(index, value) for index, value in enumerate(self.outputs) if names[index] in wanted]
+
+    @cached_property
+    def _telling(self) -> list[str]:
+        """Names of the outputs that depend on what the inputs hold; of all where none does."""
+        held = set(self.inputs)
+        for node in self.nodes:
+            held.update(() if node.op is Op.SHAPE or held.isdisjoint(node.inputs) else node.outputs)
+        named = zip(self.output_names, self.outputs, strict=True)
+        return [name for name, value in named if value in held] or list(self.output_names)
 
     @property
     def values(self) -> list[Value]:

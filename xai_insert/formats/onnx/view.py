@@ -19,7 +19,7 @@ from xai_insert.formats.onnx.shapes import ML_DOMAIN, Inferred
 from xai_insert.formats.onnx.single import bodies, holds_graph, operands, reference
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, INTEGER, OPS, WITHOUT_KERNEL
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import Operator, Regroup, Softmax
+from xai_insert.graph.operators import Operator, Regroup, Softmax, Unknown
 from xai_insert.graph.rounding import is_half
 from xai_insert.graph.strided import counts_rows, is_identity_gather
 from xai_insert.graph.traits import DRAWS
@@ -143,6 +143,12 @@ def _named_scores(output: ir.Value) -> ir.Value:
 
 
 def _hint(nodes: list[Node]) -> str:
+    foreign = next(filter(_is_foreign, nodes), None)
+    if foreign is not None:
+        return (
+            f"{foreign.type} {foreign.name!r} is no operator of ONNX, the exporter has left it as it was: replace it "
+            "before the export, or export to OpenVINO"
+        )
     packed = next((node.type for node in nodes if node.type in WITHOUT_KERNEL), None)
     if packed is not None:
         return f"onnxruntime runs {packed} on GPUs alone: give the model from which its optimizer has made that"
@@ -153,6 +159,15 @@ def _hint(nodes: list[Node]) -> str:
         f"the model is quantised in the QOperator format ({fused}), whose layers compute and round at once: quantise "
         "with QuantFormat.QDQ, which onnxruntime runs with the same integer kernels"
     )
+
+
+def _is_foreign(node: Node) -> bool:
+    """Whether a node stands among ONNX's own operators, of which none has its name."""
+    if type(node.kind) is not Unknown or node.native.domain:
+        return False
+    from onnx import defs  # noqa: PLC0415 - see `maps`; few models have such a node
+
+    return not defs.has(node.native.op_type)
 
 
 def _shape(value: ir.Value) -> Shape | None:

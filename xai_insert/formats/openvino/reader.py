@@ -74,6 +74,14 @@ def _window(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) 
     )
 
 
+def _patches(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    raw = native.get_attributes()
+    auto = str(raw["auto_pad"]).lower()
+    pads = None if auto.startswith("same") else (0, 0)
+    sizes, strides, rates = (tuple(raw[name]) for name in ("sizes", "strides", "rates"))
+    return kinds.Window(sizes, strides, rates, pads, pool="other", is_late=auto == "same_lower", pads_end=pads or ())
+
+
 def _kernel(weight: Shape | None, *, grouped: bool) -> tuple[int, tuple[int, ...] | None]:
     """The groups of a convolution, and the sides of its kernel."""
     if weight is None:
@@ -339,6 +347,7 @@ _READERS: Mapping[str, Reader] = {
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), _regrouped),
     **{name: _always(kinds.Widened()) for name in ("Broadcast", "Tile")},
     **dict.fromkeys(("ScatterNDUpdate", "ScatterElementsUpdate", "ScatterUpdate"), _scattered),
+    "ExtractImagePatches": _patches,
     "MatMul": _product,
     "Transpose": _permutation,
     "Slice": slices,

@@ -14,6 +14,7 @@ from xai_insert.locate.frontier import Head, find_heads
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.keypoints import HeatMaps, find_keypoints
 from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
+from xai_insert.locate.logits import is_softmax
 from xai_insert.locate.outputs import has_boxes_by_level, likely_task, query_boxes
 from xai_insert.locate.query_attention import WANTED
 from xai_insert.locate.regions import encoder_feature, of_queries, pools_regions, region_feature
@@ -177,7 +178,7 @@ def reports_boxes(graph: Graph) -> bool:
     """Whether a model suppresses boxes that overlap, or gives several rows or columns of four numbers."""
     if any(node.op is Op.NMS for node in graph.nodes):
         return True
-    pairs = [value.sizes[1:] for value in graph.outputs if value.rank == 3]
+    pairs = [value.sizes[1:] for value in graph.outputs if value.rank == 3 and not is_softmax(value)]
     rows = {pair[0] for pair in pairs}
     of_classes = [value.sizes[1::2] for value in graph.outputs if value.rank == 4 and value.sizes[1] in rows]
     return any(_BOX in sides and 1 not in sides for sides in pairs + of_classes)
