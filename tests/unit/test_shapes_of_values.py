@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from model_zoo_fixtures.testbed import models
 from xai_insert.formats.onnx.maps import read as read_model
 from xai_insert.formats.onnx.shapes import infer
 
@@ -88,6 +89,22 @@ def test_an_insertion_into_onnx_does_without_openvino(kind, tmp_path):
     files = [SHAPES / f"shapes_{kind}.onnx", tmp_path / "model.onnx"]
     run = subprocess.run([sys.executable, "-c", command, *map(str, files)], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "done", run.stderr
+
+
+@pytest.mark.parametrize("size", [(16, 12), (12, 12)])
+def test_sizes_that_are_declared_are_not_believed_against_what_is_inferred(size):
+    """As of a model whose inputs were given other sizes later, and whose values still declare the old ones."""
+    b = models.Builder(batch=1, size=(12, 12))
+    proto = onnx.shape_inference.infer_shapes(
+        b.model(b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), 6))
+    )
+    del proto.graph.value_info[-1].type.tensor_type.shape.dim[:]
+    for side, dim in zip(size, proto.graph.input[0].type.tensor_type.shape.dim[2:], strict=True):
+        dim.dim_value = side
+    fresh = onnx.ModelProto()
+    fresh.CopyFrom(proto)
+    del fresh.graph.value_info[:]
+    assert infer(ir.from_proto(proto), {}).shapes == infer(ir.from_proto(fresh), {}).shapes
 
 
 def test_a_fixed_batch_is_known_behind_sizes_that_are_computed():

@@ -64,16 +64,38 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape], *, by_runtimes: bo
         by_runtimes: whether to ask onnxruntime and OpenVINO for what ONNX's inference does not tell.
     """
     light = _without_weights(model)
-    _describe_learners(light.graph)
-    shapes, types = _stored(model)
-    more_shapes, more_types = _inferred(light)
-    names = {value.name for value in _values(model)}
-    shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in more_shapes.items() if name in names)
-    types.update((name, kind) for name, kind in more_types.items() if name in names)
+    shapes, types = _told(model, light)
     if by_runtimes and _is_incomplete(model, shapes):
         shapes, kinds = _by_runtimes(model, light, shapes, input_shapes)
         types = {**kinds, **types}
     return Inferred(shapes, types)
+
+
+def _told(model: ir.Model, light: onnx.ModelProto) -> Described:
+    """Sizes and element types by ONNX's own inference, and where that tells nothing as the model declares them.
+
+    A model that was given other sizes may still declare the old ones: where one contradicts what is inferred, none is
+    believed but those of the inputs.
+    """
+    shapes, types = _stored(model)
+    found, kinds = _inferred(light)
+    if any(_contradict(shape, shapes.get(name)) for name, shape in found.items()):
+        given = {name_of(value) for value in model.graph.inputs}
+        shapes = {name: shape for name, shape in shapes.items() if name in given}
+    elif light.graph.value_info and not shapes.keys() <= found.keys():
+        found, kinds = _inferred(light, declared=True)
+    names = {value.name for value in _values(model)}
+    shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in found.items() if name in names)
+    types.update((name, kind) for name, kind in kinds.items() if name in names)
+    return shapes, types
+
+
+def _contradict(inferred: Shape, declared: Shape | None) -> bool:
+    """Whether two shapes of one value have other sizes, where both are known."""
+    if declared is None:
+        return False
+    pairs = zip(inferred, declared, strict=False)
+    return len(inferred) != len(declared) or any(a != b and None not in (a, b) for a, b in pairs)
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
@@ -121,8 +143,8 @@ def _joined(inferred: Shape, declared: Shape | None) -> Shape:
     return tuple(said if size is None else size for size, said in zip(inferred, declared, strict=True))
 
 
-def _inferred(model: onnx.ModelProto) -> Described:
-    """What ONNX's own inference tells; empty where it fails.
+def _inferred(model: onnx.ModelProto, *, declared: bool = False) -> Described:
+    """What ONNX's own inference tells, going by what is declared of values or not; empty where it fails.
 
     Of its result only the descriptions of values are read: to make all of it a model again takes longer than inference.
     """
@@ -130,6 +152,9 @@ def _inferred(model: onnx.ModelProto) -> Described:
 
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
+    if not declared:
+        del twin.graph.value_info[:]
+    _describe_learners(twin.graph)
     for node in twin.graph.node:
         if node.op_type == "ZipMap":  # inference gives it a type that onnx-ir has not, and knows none of another name
             node.op_type = "ZipMapUntyped"
