@@ -61,8 +61,12 @@ def require_own_maps(
         if _runs(loaded, graph.outputs, both):
             raise CheckFailedError(f"on a batch of two images the inserted model does not run: {err}") from err
         return
-    if not all(_is_same(before, after) for before, after in zip(outputs[:count], found[:count], strict=True)):
-        return
+    if all(_is_same(before, after) for before, after in zip(outputs[:count], found[:count], strict=True)):
+        _require_own(outputs, found, count)
+
+
+def _require_own(outputs: Sequence[Array], found: Sequence[Array], count: int) -> None:
+    """Refuse where what was added for an image is not what it gets beside another one."""
     differ = any(not np.array_equal(pair[0], pair[1]) for pair in found[:count])
     for alone, pair in zip(outputs[count:], found[count:], strict=True):
         if len(alone) == 1 and not (_is_own(alone, pair) and not (differ and _are_of_one(pair))):

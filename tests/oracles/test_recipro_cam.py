@@ -132,3 +132,38 @@ def test_scores_beside_regressions_are_found_by_their_softmax(kind):
     result = insert(models.as_format(b.model(*outputs), kind))
     assert result.report.logits["output"] == outputs[1]
     assert result.report.logits["classes"] == models.CLASSES
+
+
+def shares(b, scores, spelling):
+    """A softmax in several operators."""
+    axes = b.const(np.array([1]))
+    if spelling == "greatest first":
+        scores = b.node("Sub", scores, b.node("ReduceMax", scores, axes=[1], keepdims=1))
+    powers = b.node("Exp", scores)
+    total = b.node("ReduceSum", powers, axes, keepdims=int(spelling != "axis added"))
+    if spelling == "reciprocal":
+        return b.node("Mul", powers, b.node("Reciprocal", total))
+    return b.node("Div", powers, b.node("Unsqueeze", total, axes) if spelling == "axis added" else total)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("spelling", ["plain", "greatest first", "axis added", "reciprocal"])
+def test_scores_are_those_before_a_softmax_that_is_written_out(spelling, kind):
+    b = models.Builder()
+    logits = b.node("MatMul", b.node("ReduceMean", b.backbone(), axes=[2, 3], keepdims=0), b.weight(models.CHANNELS, 4))
+    model = b.model(shares(b, logits, spelling))
+    plain = b.model(logits)
+    images = image(2)
+    results = [insert(models.as_format(item, kind), Options(output_dtype="f32")) for item in (model, plain)]
+    found, wanted = (oracle.run(result.model, images)["saliency_map"] for result in results)
+    np.testing.assert_array_equal(found, wanted)
+    assert not results[0].report.logits["note"]
+    assert "embedding" in results[1].report.logits["note"]
+
+
+def test_exponentials_over_another_sum_are_no_softmax():
+    b = models.Builder()
+    pooled = b.node("ReduceMean", b.backbone(), axes=[2, 3], keepdims=0)
+    powers, others = (b.node("Exp", b.node("MatMul", pooled, b.weight(models.CHANNELS, 4))) for _ in range(2))
+    scores = b.node("Div", powers, b.node("ReduceSum", others, b.const(np.array([1]))))
+    assert insert(b.model(scores)).report.logits["name"] == scores

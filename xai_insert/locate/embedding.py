@@ -7,6 +7,7 @@ from xai_insert.graph.traits import JUDGES, PRODUCTS
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.lengths import ARRANGED, is_normalised
 from xai_insert.locate.logits import Logits
+from xai_insert.locate.softmaxes import is_softmax
 
 
 def holds_direction(value: Value) -> bool:
@@ -19,7 +20,10 @@ def holds_direction(value: Value) -> bool:
 
 def may_be_embedding(graph: Graph, logits: Logits) -> bool:
     """Whether structure leaves open what a vector is: nothing compares its elements, and no bias is added to each."""
-    node: Node | None = graph.outputs[list(graph.output_names).index(logits.output_name)].producer
+    given = graph.outputs[list(graph.output_names).index(logits.output_name)]
+    if is_softmax(given):
+        return False
+    node: Node | None = given.producer
     while node is not None and node.output is not logits.value:
         if node.op in JUDGES:
             return False

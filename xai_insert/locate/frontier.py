@@ -54,10 +54,19 @@ class Head:
         return size or 0
 
 
-def find_heads(graph: Graph, images: Sequence[Value]) -> list[Head]:
-    """Every head with a grid, in topological order: learned layers, and products with embeddings."""
-    heads = [head for head in _heads(graph, images).values() if head is not None]
-    return sorted(heads, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
+def find_heads(graph: Graph, images: Sequence[Value], output: str | None = None) -> list[Head]:
+    """Every head with a grid, in topological order: learned layers, and products with embeddings.
+
+    Of the outputs of that name alone, where there is one.
+    """
+    found = [head for head in _heads(graph, images).values() if head is not None]
+    heads = sorted(found, key=lambda head: graph.order[head.value.producer] if head.value.producer else 0)
+    return heads if output is None else _leading_to(graph, heads, {value for _, value in graph.chosen(output)})
+
+
+def _leading_to(graph: Graph, heads: Sequence[Head], outputs: set[Value]) -> list[Head]:
+    """The heads from which one of some outputs is computed."""
+    return [head for head in heads if outputs & activations(graph, [head.value])]
 
 
 def without_grid(graph: Graph, images: Sequence[Value]) -> list[Value]:

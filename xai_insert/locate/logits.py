@@ -17,6 +17,7 @@ from xai_insert.locate.anomaly import is_distance
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.lengths import is_normalised
 from xai_insert.locate.places import find_places
+from xai_insert.locate.softmaxes import is_softmax, written_out
 
 _PEELED = JUDGES | UNCHANGED
 _OF_ONE_NUMBER = UNCHANGED | ARRANGES | ARITHMETIC | {Op.SELECT}
@@ -58,6 +59,9 @@ def vector_size(shape: Shape) -> int | None:
 def peel(value: Value) -> Value:
     """The value under the operations that exporters put behind the class scores."""
     while (node := value.producer) is not None and (source := node.operand(0)) is not None:
+        if (scores := written_out(value)) is not None:
+            value = scores
+            continue
         is_same = _keeps_images_apart(node) or _is_of_one(node)
         if node.op not in _PEELED and not (is_same and _are_vectors(source, value)):
             break
@@ -94,11 +98,6 @@ def takes_least(graph: Graph, scores: Value) -> bool:
 
 def _is_least(node: Node) -> bool:
     return reduces(node.kind, "argmin") or (isinstance(node.kind, Ranked) and node.kind.is_least)
-
-
-def is_softmax(value: Value) -> bool:
-    """Whether an output is a softmax of several scores, of whatever type."""
-    return before(value, tuple(UNCHANGED)).made_by(Op.SOFTMAX) is not None
 
 
 def find_logits(graph: Graph, images: list[Value], output: str | None, *, as_embedding: bool = False) -> Logits:

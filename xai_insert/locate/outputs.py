@@ -13,9 +13,10 @@ from xai_insert.locate.anomaly import map_of_one
 from xai_insert.locate.inputs import image_inputs, image_size, outputs_of_image
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.lengths import is_normalised
-from xai_insert.locate.logits import is_softmax, why_no_scores
+from xai_insert.locate.logits import why_no_scores
 from xai_insert.locate.places import find_places
 from xai_insert.locate.segmenter import find_segmenter
+from xai_insert.locate.softmaxes import is_softmax
 from xai_insert.locate.texts import texts_read
 
 _BOX = 4

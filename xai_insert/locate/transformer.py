@@ -119,7 +119,7 @@ def locate_readout(
     if (refusal := _unreadable(graph, images, ends, masked, tokens, alone)) is not None:
         return refusal
     earlier = [item.result for group in groups[:-block] for item in group]
-    if not all(activations(graph, [result]).issuperset(masked) for result in earlier):
+    if not _all_lead_to(graph, earlier, masked):
         return NoBlock(f"{masked[0].describe()} is the last list of tokens, and stands before other attentions")
     rows = max(read, default=0)
     like = [value for value in cut_values(graph, images, logits) if _is_like(value, masked[0], places)]
@@ -127,6 +127,11 @@ def locate_readout(
     reads_patches = len(read) < len(ends) or rows > feature.prefix
     counted, (axis,) = _counted(attentions, places), feature.grid_axes
     return Readout(masked, residual, counted, feature.prefix, rows, reads_patches, token_axis=axis), feature
+
+
+def _all_lead_to(graph: Graph, sources: Sequence[Value], targets: Sequence[Value]) -> bool:
+    """Whether every target is computed from each of the sources."""
+    return all(activations(graph, [source]).issuperset(targets) for source in sources)
 
 
 def _tokens(

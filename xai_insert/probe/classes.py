@@ -255,18 +255,14 @@ def find_class_levels(
         TargetNotFoundError: a head has class scores whose order of channels cannot be told.
     """
     images = image_inputs(graph)
-    heads = _heads_of(graph, images, output)
-    if num_classes is not None and heads and (every := find_heads(graph, images)) != heads:
-        search = _Search(loaded, graph, every, observed_values(graph, images, every), num_classes)
-        if named := named_scores(search, num_classes, {head.value for head in heads}):
-            return _detector(search, *named, None, "--output names those with the classes, the others have the boxes")
+    heads = find_heads(graph, images, output)
+    if num_classes is not None and heads and (named := _named(loaded, graph, heads, num_classes)):
+        return named
     observed = observed_values(graph, images, heads)
     if not heads or not observed or are_masks(graph):
         return None
     require_proportion(graph)
-    search = _Search(loaded, graph, heads, observed, num_classes)
-    if (joined := with_joined(graph, search.watched, num_classes)) != heads:
-        search = _Search(loaded, graph, joined, observed_values(graph, images, joined), num_classes)
+    search = _with_joined(_Search(loaded, graph, heads, observed, num_classes), heads, num_classes)
     boxes = [value for value in query_boxes(graph) if not search.scores_all_of(value)]
     if not search.gives_boxes() and not boxes and not _selects(graph):
         return _squashed(search, num_classes)
@@ -277,13 +273,23 @@ def find_class_levels(
     return found and _of_raw(search, *found)
 
 
-def _heads_of(graph: Graph, images: Sequence[Value], output: str | None) -> list[Head]:
-    """All heads, or those from which an output is computed."""
-    heads = find_heads(graph, images)
-    if output is None:
-        return heads
-    chosen = {value for _, value in graph.chosen(output)}
-    return [head for head in heads if chosen & activations(graph, [head.value])]
+def _named(loaded: LoadedModel, graph: Graph, heads: Sequence[Head], num_classes: int) -> Detector | None:
+    """The detector whose classes the named outputs have, and other outputs the boxes; None if it is no such."""
+    images = image_inputs(graph)
+    if (every := find_heads(graph, images)) == heads:
+        return None
+    search = _Search(loaded, graph, every, observed_values(graph, images, every), num_classes)
+    found = named_scores(search, num_classes, {head.value for head in heads})
+    told = "--output names those with the classes, the others have the boxes"
+    return _detector(search, *found, None, told) if found else None
+
+
+def _with_joined(search: _Search, heads: Sequence[Head], num_classes: int | None) -> _Search:
+    """A search among the same heads, those whose classes stand side by side as one."""
+    graph = search.graph
+    if (joined := with_joined(graph, search.watched, num_classes)) == heads:
+        return search
+    return _Search(search.loaded, graph, joined, observed_values(graph, image_inputs(graph), joined), num_classes)
 
 
 def _of_scores(search: _Search, scoring: Sequence[Watched]) -> Detector:

@@ -209,14 +209,21 @@ def with_classes(
     counts = {index: order.classes for index, order in orders.items()}
     fits = [item for item in items if counts.get(item.index) in (None, num_classes)]
     is_met = num_classes == 1 and any(counts.get(item.index) == 1 for item in fits)
-    more = [item for item in items if counts.get(item.index) == num_classes + 1]
-    if is_met:  # of two classes beside it one is a background only if it is seen to be
-        more = [item for item in more if silent_class([item], orders) is not None]
-    fits += [item for item in more if not fits or _has_background(item, orders)]
+    fits += _with_one_more(items, num_classes, orders, is_met=is_met, is_found=bool(fits))
     if not fits:
         listed = ", ".join(f"{item.head.value.describe()} ({counts[item.index]} classes)" for item in items)
         raise TargetNotFoundError(f"no class head has --num-classes {num_classes}; found {listed}")
     return fits
+
+
+def _with_one_more(
+    items: Sequence[Watched], num_classes: int, orders: Mapping[int, Channels], *, is_met: bool, is_found: bool
+) -> list[Watched]:
+    """The heads with one class more, which is a background; of two classes beside one, only if it is seen to be."""
+    more = [item for item in items if item.index in orders and orders[item.index].classes == num_classes + 1]
+    if is_met:
+        more = [item for item in more if silent_class([item], orders) is not None]
+    return [item for item in more if not is_found or _has_background(item, orders)]
 
 
 def _has_background(item: Watched, orders: Mapping[int, Channels]) -> bool:

@@ -237,16 +237,21 @@ def _fold(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Valu
     if native.domain not in _ONNX_DOMAINS:
         return False
     if native.op_type == "Constant":
-        attribute = next(iter(native.attributes.values()))
-        tensor = attribute.value if attribute.type == ir.AttributeType.TENSOR else ir.tensor(attribute.value)
-        outputs[0].load, outputs[0].shape = _reader(tensor), _tensor_shape(tensor)
-        return True
+        return _fold_constant(native, outputs[0])
     if native.op_type == "Shape" and inputs[0] is not None and inputs[0].shape is not None:
         return _fold_shape(native, inputs[0].shape, outputs[0])
     if native.op_type == "Gather" and (sizes := _taken_sizes(inputs)) is not None:
         outputs[0].load, outputs[0].shape = (lambda: sizes), sizes.shape
         return True
     return _can_be_run(native, inputs) and _fold_results(native, inputs, outputs)
+
+
+def _fold_constant(native: ir.Node, output: Value) -> bool:
+    """Let an output be what a node holds."""
+    attribute = next(iter(native.attributes.values()))
+    tensor = attribute.value if attribute.type == ir.AttributeType.TENSOR else ir.tensor(attribute.value)
+    output.load, output.shape = _reader(tensor), _tensor_shape(tensor)
+    return True
 
 
 def _fold_results(native: ir.Node, inputs: tuple[Value | None, ...], outputs: tuple[Value, ...]) -> bool:

@@ -14,10 +14,10 @@ from xai_insert.locate.frontier import Head, find_heads
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.keypoints import HeatMaps, find_keypoints
 from xai_insert.locate.layout import FeatureMap, Frame, grid_of_map
-from xai_insert.locate.logits import is_softmax
 from xai_insert.locate.outputs import has_boxes_by_level, likely_task, query_boxes
 from xai_insert.locate.query_attention import WANTED
 from xai_insert.locate.regions import encoder_feature, of_queries, pools_regions, region_feature
+from xai_insert.locate.softmaxes import is_softmax
 from xai_insert.probe.classes import find_class_levels
 from xai_insert.tasks.base import Found, NotMine, Study, Task
 
