@@ -312,3 +312,30 @@ def test_frames_whose_scores_are_joined_otherwise_are_refused_in_words():
         insert(Frames("N", "max").model)
     with pytest.raises(errors.UnusedOptionError, match="--top-k"):
         insert(Frames("N").model, Options(top_k=2))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("drops", ["Gather", "Squeeze"])
+def test_frames_that_are_cut_out_one_by_one_are_masked_together(drops, kind):
+    """As Keras' `TimeDistributed` writes an image network for each frame: one map of all."""
+    b = Builder()
+    layer, turned = b.weight(CHANNELS, 3, 2, 2), b.node("Transpose", "clip", perm=[1, 0, 2, 3, 4])
+    features = []
+    for frame in range(FRAMES):
+        if drops == "Gather":
+            image = b.node("Gather", turned, b.const(np.array(frame)), axis=0)
+        else:
+            bounds = [b.const(np.array([number])) for number in (frame, frame + 1, 0)]
+            image = b.node("Squeeze", b.node("Slice", turned, *bounds), b.const(np.array([0])))
+        features.append(b.node("Relu", b.node("Conv", image, layer, strides=[2, 2])))
+    means = [b.node("ReduceMean", feature, axes=[2, 3], keepdims=0) for feature in features]
+    clip = helper.make_tensor_value_info("clip", TensorProto.FLOAT, SHAPES["NTCHW"])
+    model = b.model(b.node("MatMul", b.node("Sum", *means), b.weight(CHANNELS, CLASSES)), inputs=[clip])
+    weights = [onnx.numpy_helper.to_array(item) for item in model.graph.initializer]
+    images, last = clips("NTCHW"), next(item for item in weights if item.shape == (CHANNELS, CLASSES))
+    cells = images.reshape(2, FRAMES, 3, 8, 2, 8, 2)
+    feature = np.maximum(np.einsum("ntcirjs,kcrs->ntkij", cells, weights[0]), 0).sum(1)
+    result = insert(models.as_format(model, kind), Options(output_dtype="f32"))
+    assert len(result.report.target["masked"]) == FRAMES
+    found = oracle.run(result.model, images)["saliency_map"]
+    np.testing.assert_allclose(found, np.einsum("nkij,ko->noij", feature, last) / 64, atol=1e-5)

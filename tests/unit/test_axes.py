@@ -75,6 +75,16 @@ def test_repeated_cells_are_finer_cells():
     assert net.place(repeated(net, net.conv("image"), 2, [1, 5, 18, 9], outside=True)) is None
 
 
+@pytest.mark.parametrize(("count", "offset"), [(9, 33.5), (8, None)])
+def test_a_reversal_of_the_whole_axis_is_a_flip(count, offset):
+    """As TensorFlow's converter writes a flip; one of fewer cells is none."""
+    net = Net()
+    place = net.place(net.node("ReverseSequence", net.conv("image"), net.ints(count), time_axis=3, batch_axis=0))
+    assert (None if place is None else place.columns.offset) == offset
+    if place is not None:
+        assert place.columns.stride == -4.0
+
+
 def test_padding_shifts():
     net = Net()
     place = net.place(net.conv("image", kernel=3, stride=2, pads=1))

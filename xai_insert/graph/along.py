@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xai_insert.graph.items import only, present
-from xai_insert.graph.operators import Cut, Joined, Operator, Parts, Picked, Ranked, Reduction, Slices, Softmax, Window
+from xai_insert.graph.operators import (
+    Cut,
+    Joined,
+    Operator,
+    Parts,
+    Picked,
+    Ranked,
+    Reduction,
+    Slices,
+    Softmax,
+    Unknown,
+    Window,
+)
+from xai_insert.graph.pattern import before
 from xai_insert.graph.shape import Shape
+from xai_insert.graph.view import Op, Value, constant_of
 
 _MANY = 1 << 16
 _OPEN = 10**9  # an end from here on is that of the axis
@@ -56,6 +70,14 @@ def sliced(
         return Slices(None)
     kept = tuple(cut for cut in cuts if cut.axis in dropped or ends is None or not _is_whole(cut, shape))
     return Slices(kept, dropped, None if ends is None else _single(kept or cuts, dropped, shape))
+
+
+def turned(shape: Shape | None, axis: int, lengths: Value | None) -> Operator:
+    """The record of a reversal of so many elements along an axis, of each image; known where these are all."""
+    size = None if shape is None else shape[axis]
+    stored = None if lengths is None else constant_of(before(lengths, (Op.EXPAND,)))
+    is_whole = size is not None and stored is not None and bool((stored == size).all())
+    return Slices((Cut(axis, size - 1, -1),)) if is_whole and size is not None else Unknown()
 
 
 def _cut(axis: int, size: int | None, start: int, step: int, end: int | None) -> Cut | None:

@@ -152,6 +152,11 @@ def has_batch(axis: Axis) -> bool:
     return any(digit.origin.kind is Kind.BATCH for digit in axis)
 
 
+def is_frame(axis: Axis) -> bool:
+    """Whether an axis is one frame of a clip, which leaves no trace where it is dropped."""
+    return len(axis) == 1 and axis[0].size == 1 and axis[0].origin.kind is Kind.TIME
+
+
 def is_stored(axis: Axis) -> bool:
     """Whether an axis counts learned rows alone."""
     return len(axis) == 1 and axis[0].origin.kind is Kind.STORED

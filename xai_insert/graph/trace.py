@@ -154,6 +154,8 @@ def _attention(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
 
 def _regroup(node: Node, kind: kinds.Regroup, given: _Operands) -> Sequence[Axes]:
     source, shape = given.axes(0), given.shape()
+    if len(shape) < len(source):
+        source = tuple(() if ax.is_frame(axis) else axis for axis in source)
     added = kind.new_axes
     if added and len(shape) == len(source) + len(added):
         kept = iter(source)

@@ -13,7 +13,7 @@ from xai_insert.formats.onnx.bodies import control_flow
 from xai_insert.formats.onnx.fields import Operands, given_axes, integer, ints, operand_of, opset, rank_of, real, text
 from xai_insert.formats.onnx.vocabulary import FUSED_ELEMENTWISE, OPS
 from xai_insert.graph import operators as kinds
-from xai_insert.graph.along import sliced
+from xai_insert.graph.along import sliced, turned
 from xai_insert.graph.einsum import labels_of
 from xai_insert.graph.operators import Operator
 from xai_insert.graph.rounding import Quantised
@@ -119,6 +119,10 @@ def _slices(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Oper
         return kinds.Slices(None)
     starts, ends, axes, steps = bounds
     return sliced(source.shape, axes or range(len(starts)), starts, ends, steps or ())
+
+
+def _reversal(native: ir.Node, inputs: Operands, outputs: Sequence[Value]) -> Operator:
+    return turned(None if inputs[0] is None else inputs[0].shape, integer(native, "time_axis", 0), inputs[1])
 
 
 _Numbers = tuple[int, ...] | None
@@ -353,6 +357,7 @@ _READERS: Mapping[tuple[str, str], Reader] = {
     ("", "Gemm"): _gemm,
     ("", "Transpose"): _permutation,
     ("", "Slice"): _slices,
+    ("", "ReverseSequence"): _reversal,
     ("", "Split"): _parts,
     ("", "Gather"): _picked,
     ("", "GatherND"): _picked_rows,

@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 
 from xai_insert.formats.openvino.bodies import control_flow
-from xai_insert.formats.openvino.slicing import slices
+from xai_insert.formats.openvino.slicing import reversal, slices
 from xai_insert.formats.openvino.vocabulary import OPS
 from xai_insert.graph import operators as kinds
 from xai_insert.graph.einsum import labels_of
@@ -352,6 +352,7 @@ _READERS: Mapping[str, Reader] = {
     "Transpose": _permutation,
     "Slice": slices,
     "StridedSlice": slices,
+    "ReverseSequence": reversal,
     "Split": _parts,
     "VariadicSplit": _parts,
     "Gather": _picked,

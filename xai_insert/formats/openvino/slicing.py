@@ -10,7 +10,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from xai_insert.graph import operators as kinds
-from xai_insert.graph.along import sliced
+from xai_insert.graph.along import sliced, turned
 from xai_insert.graph.operators import Operator
 from xai_insert.graph.view import Shape, Value, numbers
 
@@ -28,6 +28,12 @@ def slices(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -
         return sliced(shape, (rest[0] if rest else ()) or range(len(starts)), starts, ends, steps)
     masks = _Masks.of(native, len(starts))
     return _with_new_axes(masks, outputs[0].rank) if masks.adds.any() else _strided(masks, shape, starts, ends, steps)
+
+
+def reversal(native: ov.Node, inputs: Sequence[Value], outputs: Sequence[Value]) -> Operator:
+    """The record of a `ReverseSequence`."""
+    del outputs
+    return turned(inputs[0].shape, int(native.get_attributes()["seq_axis"]), inputs[1])
 
 
 @dataclass(frozen=True)
