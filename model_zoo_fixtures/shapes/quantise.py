@@ -13,6 +13,7 @@ import nncf
 import openvino as ov
 
 from model_zoo_fixtures.shapes.dataset import classification_scene
+from model_zoo_fixtures.shapes.saving import save
 
 FOLDER = Path(__file__).parent
 _CALIBRATION_IMAGES = 100
@@ -26,10 +27,10 @@ def main() -> None:
     for name, kind in (("shapes_cnn", None), ("shapes_vit", nncf.ModelType.TRANSFORMER)):
         model = core.read_model(FOLDER / f"{name}.xml")
         quantised = nncf.quantize(model, images, subset_size=_CALIBRATION_IMAGES, model_type=kind)
-        ov.save_model(quantised, FOLDER / "int8" / f"{name}.xml", compress_to_fp16=False)
+        save(quantised, name)
     model = core.read_model(FOLDER / "shapes_vit.xml")
     compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    ov.save_model(compressed, FOLDER / "int8" / "shapes_vit_weights.xml", compress_to_fp16=False)
+    save(compressed, "shapes_vit_weights")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import openvino as ov
 import tensorflow as tf
 
 from model_zoo_fixtures.shapes.dataset import classification_scene
+from model_zoo_fixtures.shapes.saving import save
 
 FOLDER = Path(__file__).parent
 _CALIBRATION_IMAGES = 100
@@ -91,8 +92,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "shapes_cnn.tflite")
         path.write_bytes(converter.convert())
-        model = ov.Core().read_model(path)
-        ov.save_model(model, FOLDER / "int8" / "shapes_cnn_tflite.xml", compress_to_fp16=False)
+        save(ov.Core().read_model(path), "shapes_cnn_tflite")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def last(kind):
     [
         ("norm of a token", "embedding", False),
         ("no bias", "classification", True),
-        ("softmax written out", "classification", True),
+        ("softmax written out", "classification", False),
         ("softmax", "classification", False),
         ("bias", "classification", False),
     ],

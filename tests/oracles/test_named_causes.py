@@ -219,3 +219,14 @@ def test_random_numbers_are_said(kind):
     assert re.search(said, plan_insertion(model).reason)
     with pytest.raises(errors.CheckFailedError, match=said):
         insert(model)
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize(("widths", "is_said"), [((4, 3), True), ((4, 4), False), ((5, 3), False)])
+def test_a_vector_joined_of_four_numbers_and_others_may_hold_a_box(widths, is_said, kind):
+    b = Builder()
+    pooled = b.node("Flatten", b.node("GlobalAveragePool", b.backbone()))
+    parts = [b.linear(pooled, CHANNELS, width) for width in widths]
+    model = b.model(b.node("Concat", b.node("Sigmoid", parts[0]), b.node("Softmax", parts[1]), axis=1))
+    note = plan_insertion(models.as_format(model, kind)).logits["note"]
+    assert note.startswith("joined of 4 and 3 numbers: if four are a box") is is_said

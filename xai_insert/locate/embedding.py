@@ -6,8 +6,10 @@ from xai_insert.graph.pattern import maker
 from xai_insert.graph.traits import JUDGES, PRODUCTS
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.lengths import ARRANGED, is_normalised
-from xai_insert.locate.logits import Logits
+from xai_insert.locate.logits import Logits, vector_size
 from xai_insert.locate.softmaxes import is_softmax
+
+_BOX = 4
 
 
 def holds_direction(value: Value) -> bool:
@@ -16,6 +18,13 @@ def holds_direction(value: Value) -> bool:
     if node is None or node.op is not Op.CONCAT:
         return False
     return 0 < sum(is_normalised(part) for part in node.operands) < len(node.operands)
+
+
+def parts_with_a_box(value: Value) -> list[int]:
+    """How many numbers each part of a vector has, if it is joined of four and of others, as of a box and classes."""
+    node = maker(value, ARRANGED)
+    parts = [] if node is None or node.op is not Op.CONCAT else [vector_size(part.sizes) or 0 for part in node.operands]
+    return parts if _BOX in parts and len(set(parts)) > 1 else []
 
 
 def may_be_embedding(graph: Graph, logits: Logits) -> bool:

@@ -88,16 +88,21 @@ def _gives_shares(maker: Node) -> bool:
 def _beside(graph: Graph, boxes: Sequence[Value], named: Value | None) -> tuple[Value, int] | str:
     """The output with the class scores of boxes, perhaps the same, and where they begin; or why it is not told."""
     own, *rivals = boxes
-    if named is own and (own.sizes[2] or 0) > _BOX:
+    if named is own and _holds_more(own):
         return own, _BOX
     found = [other for other in outputs_of_image(graph) if other is not own and _is_beside(other, own)]
     found = _not_boxes(found, rivals) if named is None else [named]
     if len(found) == 1 and (named or not _are_alike(found[0], own)):
         return found[0], 0
-    if not found and (own.sizes[2] or 0) > _BOX:
+    if not found and _holds_more(own):
         return own, _BOX
-    listed = ", ".join(dict.fromkeys(value.describe() for value in (own, *found))) if found else own.describe()
+    listed = ", ".join(dict.fromkeys(value.describe() for value in (own, *found)))
     return f"the output with its class scores cannot be told among {listed}: --output NAME says which it is"
+
+
+def _holds_more(boxes: Value) -> bool:
+    """Whether rows of boxes have room for scores behind them."""
+    return (boxes.sizes[2] or 0) > _BOX
 
 
 def _not_boxes(found: list[Value], rivals: Sequence[Value]) -> list[Value]:

@@ -113,13 +113,16 @@ def _require_all_rows(
         return
     along = tuple(axis for axis in range(first.ndim) if axis not in axes)
     answers, is_moved = (differs(first, found).any(axis=along) for found in others)
-    if (missed := is_moved & ~answers).any():
-        listed = ", ".join(other.head.value.describe() for other in scoring)
-        raise UnsupportedTaskError(
-            f"{np.count_nonzero(missed)} of the {missed.size} rows of scores in "
-            f"{search.observed[index].value.describe()} are moved by none of {listed}: a level is not recognised, and "
-            f"its classes would be left out; {_ADVICE}"
-        )
+    if (missed := np.asarray(is_moved & ~answers)).any():
+        raise _level_missing(search.observed[index].value, scoring, missed)
+
+
+def _level_missing(scores: Value, scoring: Sequence[Watched], missed: npt.NDArray[np.bool_]) -> UnsupportedTaskError:
+    listed = ", ".join(other.head.value.describe() for other in scoring)
+    return UnsupportedTaskError(
+        f"{np.count_nonzero(missed)} of the {missed.size} rows of scores in {scores.describe()} are moved by none of "
+        f"{listed}: a level is not recognised, and its classes would be left out; {_ADVICE}"
+    )
 
 
 def _drawn(search: Orders, channels: Mapping[int, Sequence[int]], sign: int) -> dict[int, Fed]:

@@ -11,7 +11,7 @@ from xai_insert.graph.cuts import activations
 from xai_insert.graph.view import Graph, Value
 from xai_insert.locate.anomaly import is_distance, is_least_place
 from xai_insert.locate.classifier import ClassifierParts, Wanted, locate_classifier
-from xai_insert.locate.embedding import holds_direction, may_be_embedding
+from xai_insert.locate.embedding import holds_direction, may_be_embedding, parts_with_a_box
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.layout import FeatureMap, Frame
 from xai_insert.locate.lengths import is_normalised
@@ -141,6 +141,11 @@ def _other_reading(graph: Graph, logits: Logits) -> str:
         return (
             "a part of its numbers is divided by its length, as a direction or a rotation is: no classes, but the map "
             "of each number shows what raises it"
+        )
+    if parts := parts_with_a_box(logits.value):
+        return (
+            f"joined of {' and '.join(map(str, parts))} numbers: if four are a box, these are no classes; a map shows "
+            "what raises its number"
         )
     if may_be_embedding(graph, logits):
         return f"taken for scores of {logits.classes} classes; if it is an embedding: --reference or --class-embeddings"
