@@ -323,7 +323,7 @@ def answers(scenes: Scenes, stimulus: Stimulus, reach: float = WIDE) -> list[lis
     found: list[list[Answer]] = [[] for _ in features]
     draws = _DRAWS if any(feature.channels == 1 for feature in features) else 1
     for window in block_windows(features, grids, sides, BLOCKS, reach):
-        drawn = [change for _ in range(draws) if (change := _changed(scenes, scene, window, stimulus))]
+        drawn = list(filter(None, (_changed(scenes, scene, window, stimulus) for _ in range(draws))))
         if not drawn:
             continue
         windows.append(window)

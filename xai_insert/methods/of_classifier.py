@@ -35,6 +35,7 @@ from xai_insert.probe.tokens import probe_zero_tokens
 from xai_insert.tasks.base import Study
 from xai_insert.tasks.cost import flops_of, mega, of_chosen, work_by_class
 from xai_insert.tasks.known.classification import FoundClassifier
+from xai_insert.tasks.one_size import is_of_one_size
 from xai_insert.tasks.plan import Branch, Masking, Output, Plan, unmasked
 
 logger = logging.getLogger(__name__)
@@ -108,10 +109,13 @@ class MaskedPlan(ClassifierPlan):
     Attributes:
         one_by_one: whether masks are run one by one because several at once turned out not to be the same.
         by_class: millions of operations for each class, of those that are computed for the chosen classes alone.
+        view: the model at one size of the image, of which everything that was found is, where the model makes all
+            images of one size; None where it is of the model itself.
     """
 
     one_by_one: bool = field(default=False, kw_only=True)
     by_class: float = field(default=0.0, kw_only=True)
+    view: Graph | None = field(default=None, kw_only=True)
 
     def at_once(self, options: Options) -> int | None:
         """How many masks are run at once, at most; None for as many as fit."""
@@ -141,12 +145,17 @@ class MaskedPlan(ClassifierPlan):
         reading = self.found.reading
         return used | ({"top_k", "classes"} if reading is None else {"top_k"} if reading.is_of_many else set())
 
+    def of_any_size(self, graph: Graph, sized: Graph, other: tuple[Graph, Plan], options: Options) -> Plan:
+        if not is_of_one_size((sized, self.found), (other[0], other[1].found)):
+            return super().of_any_size(graph, sized, other, options)
+        return replace(self, view=sized)
+
     @property
     def may_follow(self) -> bool:
         return super().may_follow and (self.found.reading is None or self.found.reading.follows)
 
     def splice(self, loaded: LoadedModel, surgeon: Surgeon[Any], graph: Graph, options: Options) -> Branch:
-        branch, reading = super().splice(loaded, surgeon, graph, options), self.found.reading
+        branch, reading = super().splice(loaded, surgeon, self.view or graph, options), self.found.reading
         if reading is None:
             return branch
         against, target = reading.against(surgeon, branch.scores), self.found.parts.target
@@ -209,7 +218,7 @@ class MaskedPlan(ClassifierPlan):
         """The plan that runs the rest of the model once per position."""
         parts = self.found.parts
         target = parts.target
-        rest = region(graph, [target.value, *(item.value for item in parts.streams)], [parts.logits.value])
+        rest = region(self.view or graph, [target.value, *(item.value for item in parts.streams)], [parts.logits.value])
         batch = target.batch or 1
         flops = None if target.positions is None else target.positions * sum(flops_of(node, batch) for node in rest)
         return replace(self, form=Form.RUNS, reason=reason, mflops=mega(flops), by_class=0.0)

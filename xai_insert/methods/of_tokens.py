@@ -27,6 +27,7 @@ from xai_insert.options import Options
 from xai_insert.tasks.base import Study
 from xai_insert.tasks.cost import flops_of, mega, of_chosen, work_by_class
 from xai_insert.tasks.known.classification import FoundClassifier
+from xai_insert.tasks.one_size import is_of_one_size
 from xai_insert.tasks.plan import Branch, Masking, Plan
 
 
@@ -66,6 +67,8 @@ class TokensPlan(MaskedPlan):
         return super().splice(loaded, surgeon, graph if self.of_size is None else self.of_size[0], options)
 
     def of_any_size(self, graph: Graph, sized: Graph, other: tuple[Graph, Plan], options: Options) -> Plan:
+        if is_of_one_size((sized, self.found), (other[0], other[1].found)):
+            return replace(self, view=sized)
         own = self.found.parts.target
         target = open_target(graph, (sized, own), other)
         found = replace(self.found, parts=replace(self.found.parts, target=target))
