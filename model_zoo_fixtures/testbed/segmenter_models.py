@@ -36,6 +36,14 @@ def softmaxed(b):
     return scores, [b.node("Softmax", enlarged(b, scores), axis=1)]
 
 
+def written_softmax(b):
+    """As older Keras has it for more than two axes, with channels last."""
+    scores = head(b, coarse(b))
+    last = b.node("Transpose", enlarged(b, scores), perm=[0, 2, 3, 1])
+    powers = b.node("Exp", b.node("Sub", last, b.node("ReduceMax", last, axes=[3], keepdims=1)))
+    return scores, [b.node("Div", powers, b.node("ReduceSum", powers, b.const(np.array([3])), keepdims=1))]
+
+
 def softmax_then_resize(b):
     scores = head(b, coarse(b))
     return scores, [enlarged(b, b.node("Softmax", scores, axis=1))]
@@ -185,6 +193,7 @@ NETWORKS = {
         deeplab, softmaxed, softmax_then_resize, argmax, argmax_of_few, argmax_as_float, argmax_enlarged,
         logits_and_labels, channels_last, last_channels, segformer, aspp, unet, lraspp, sub_pixels, depth_to_space,
         rows_of_places, columns_of_places, rows_of_all_images, repeats, rows_of_four, beside_sizes,
+        written_softmax,
     )
 }  # fmt: skip
 LAST = {"last_channels"}

@@ -62,6 +62,12 @@ def probabilities(b):
     return b.node("Softmax", enlarged(b, head(b, coarse(b), 3)), axis=1)
 
 
+def written(b):
+    """The same in several operators."""
+    powers = b.node("Exp", enlarged(b, head(b, coarse(b), 3)))
+    return b.node("Div", powers, b.node("ReduceSum", powers, b.const(np.array([1]))))
+
+
 def cut(b, x, start, end):
     return b.node("Slice", x, *(b.const(np.array([number])) for number in (start, end, 1)))
 
@@ -84,6 +90,7 @@ AFTER_SOFTMAX = {
     "mean of two": lambda b: b.node(
         "Mul", b.node("Add", probabilities(b), probabilities(b)), b.const(np.float32(0.5).reshape(1))
     ),
+    "sum of two written out": lambda b: b.node("Add", written(b), written(b)),
     "mean of a stack": lambda b: b.node("ReduceMean", stacked(b), axes=[1], keepdims=0),
     "product": lambda b: b.node("Mul", b.node("Sigmoid", enlarged(b, head(b, coarse(b), 1))), probabilities(b)),
 }

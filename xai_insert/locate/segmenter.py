@@ -9,15 +9,15 @@ from xai_insert.graph.along import along, reduces
 from xai_insert.graph.items import only
 from xai_insert.graph.operators import Blocks, Padded, Permutation, Resized
 from xai_insert.graph.pattern import before, layer_of
-from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
+from xai_insert.graph.traits import ARRANGES, CUTS_OUT, RANKS, SAME, SQUASHES, UNCHANGED
 from xai_insert.graph.view import POINTWISE, Graph, Node, Op, Value, constant_of, number_of, volume
 from xai_insert.locate.layout import FeatureMap
 from xai_insert.locate.places import Places
+from xai_insert.locate.probabilities import are_probabilities
+from xai_insert.locate.softmaxes import is_softmax, shares_along, written_out
 
 _COMPARES = RANKS | {Op.SOFTMAX}
 _THROUGH = UNCHANGED | ARRANGES | SQUASHES | RANKS
-_KEEPS = UNCHANGED | ARRANGES | CUTS_OUT | ARITHMETIC | {Op.CONCAT, Op.REDUCE}
-"""What drops, orders, joins, averages and weighs probabilities of classes."""
 _GONE = -1
 _FLAT = 3
 _FEWEST = 4
@@ -141,7 +141,12 @@ def _are_scored(value: Value, places: Places) -> bool:
 
 def _are_compared(scores: FeatureMap, behind: Sequence[Node], places: Places) -> bool:
     """Whether classes are compared with one another, behind the scores or before."""
-    return any(node.op in _COMPARES for node in behind) or _are_probabilities(scores, places)
+    return any(map(_compares, behind)) or are_probabilities(scores, places)
+
+
+def _compares(node: Node) -> bool:
+    """Whether a node ranks what it reads, or gives its shares of one."""
+    return node.op in _COMPARES or written_out(node.output) is not None
 
 
 def _has_other_rows(output: Value, scores: FeatureMap, axis: int, places: Places) -> bool:
@@ -153,8 +158,8 @@ def _has_other_rows(output: Value, scores: FeatureMap, axis: int, places: Places
         return False
     if 1 in scores.grid or axis == _GONE or scores.value.rank == _FLAT:
         return 1 in scores.grid
-    node, found = before(output, ARRANGES).producer, places.map_of(output)
-    return found is None or len(found.grid_axes) > 1 or node is None or node.op is not Op.SOFTMAX
+    found = places.map_of(output)
+    return found is None or len(found.grid_axes) > 1 or not is_softmax(before(output, ARRANGES))
 
 
 def _judged(scores: FeatureMap, behind: Sequence[Node], places: Places) -> FeatureMap:
@@ -229,7 +234,7 @@ def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | Non
     `_GONE` where one class is left of each place.
     """
     for node in reversed(behind):
-        if node.op in _COMPARES and along(node.kind) != axis:
+        if _compares(node) and _compared_along(node) != axis:
             return None  # a comparison of places
         if node.op in RANKS:
             best = node.outputs[-1]
@@ -239,6 +244,10 @@ def _axis_behind(behind: Sequence[Node], axis: int, places: Places) -> int | Non
             return _GONE if _drops(node, axis) else None
         axis = moved
     return axis
+
+
+def _compared_along(node: Node) -> int | None:
+    return along(node.kind) if node.op in RANKS else shares_along(node.output)
 
 
 def _drops(node: Node, axis: int) -> bool:
@@ -268,10 +277,11 @@ def _first_map(output: Value, places: Places) -> tuple[FeatureMap | None, list[N
 def _on_the_way(value: Value) -> Iterator[tuple[Node, Value]]:
     """The nodes that bring a value where it is, the last first, with what they read."""
     while (node := value.producer) is not None and (source := node.operand(0)) is not None:
-        if node.op not in _THROUGH and not isinstance(node.kind, Resized):
+        scores = written_out(value)
+        if scores is None and node.op not in _THROUGH and not isinstance(node.kind, Resized):
             return
-        yield node, source
-        value = source
+        yield node, scores or source
+        value = scores or source
 
 
 def _moved(node: Node, axis: int, places: Places) -> int | None:
@@ -347,45 +357,6 @@ def _is_mean_of_all(value: Value, places: Places) -> bool:
         is_laid = is_laid or isinstance(node.kind, Resized) or node.op is Op.EXPAND
         value = source
     return False
-
-
-def _are_probabilities(scores: FeatureMap, places: Places) -> bool:
-    """Whether several values of a place are made of softmaxes over channels alone, and of sigmoids beside them.
-
-    One value alone may be the probability of an anomaly as well. Numbers that differ from channel to channel weigh no
-    probabilities: they make an expected value of them.
-    """
-    if scores.channels == 1:
-        return False
-    found, waiting, seen = False, [scores.value], set[Value]()
-    while waiting:
-        value = waiting.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        node = value.producer
-        if node is None or not _keeps_probabilities(node):
-            return False
-        if node.op in SQUASHES:
-            found = found or _is_over_channels(node, places)
-        else:
-            waiting += node.computed if node.op in ARITHMETIC | {Op.CONCAT} else [node.read(0)]
-    return found
-
-
-def _keeps_probabilities(node: Node) -> bool:
-    """Whether a node makes probabilities, or gives such where it reads them."""
-    if node.op in ARITHMETIC and any(volume(item.sizes) != 1 for item in node.stored):
-        return False
-    return node.op in _KEEPS | SQUASHES or isinstance(node.kind, Resized)
-
-
-def _is_over_channels(node: Node, places: Places) -> bool:
-    """Whether a softmax is over neither images nor places, of one model or of several that were stacked."""
-    place = places.of(node.output)
-    if node.op is not Op.SOFTMAX or place is None or len(place.axes) != 2:
-        return False
-    return along(node.kind) not in {0, *place.axes}
 
 
 def _linear(value: Value) -> tuple[Value | None, Value | None]:

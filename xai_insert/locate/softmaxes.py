@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xai_insert.graph.along import reduces
+from xai_insert.graph.along import along, reduces
 from xai_insert.graph.operators import Pointwise
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARRANGES, SAME, UNCHANGED
@@ -20,6 +20,21 @@ def written_out(value: Value) -> Value | None:
     powers = _over_their_sum(value)
     raised = None if powers is None else _made(powers, "exp")
     return None if raised is None else _without_greatest(raised.read(0))
+
+
+def shares_along(value: Value) -> int | None:
+    """The axis along which elements are shares of one, as a softmax gives them; None if they are not."""
+    node = value.made_by(Op.SOFTMAX)
+    if node is not None or written_out(value) is None:
+        return None if node is None else along(node.kind)
+    totals = (_total(operand) for operand in value.producer.operands) if value.producer else ()
+    return next((along(node.kind) for node in totals if node is not None), None)
+
+
+def _total(value: Value) -> Node | None:
+    """The sum that a value is, or one over which it is."""
+    node = before(_inverted(value) or value, SAME | ARRANGES).producer
+    return node if node is not None and reduces(node.kind, "sum") else None
 
 
 def _over_their_sum(value: Value) -> Value | None:
