@@ -1,6 +1,7 @@
 """Heads of detectors by kind: which channels are classes, in which order, of which levels, and what is no detector."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from model_zoo_fixtures.testbed.nets.oracle import distance
 from model_zoo_fixtures.testbed.nets.pyramids import Layout, pyramid
 from xai_insert import Options, insert
 from xai_insert.errors import AmbiguousModelError
+from xai_insert.locate.detector import Channels
+from xai_insert.probe.heads import Effect
+from xai_insert.probe.rivals import silent_class
 
 PLAIN = Design(
     classes=3,
@@ -144,3 +148,18 @@ def test_products_with_embeddings_are_heads(kind, seed):
 def test_what_has_no_boxes_is_no_detector(kind, seed):
     verdict = judge(kind(Net(np.random.default_rng(seed)), seed))
     assert verdict.acceptable, verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("classes", "effects", "background"),
+    [
+        (1, [Effect.SILENT, Effect.CLASS, Effect.CLASS], None),  # of one class, whose first anchor is never the best
+        (2, [Effect.SILENT, Effect.CLASS, Effect.CLASS, Effect.CLASS], None),
+        (2, [Effect.SILENT, Effect.CLASS, Effect.FALLING, Effect.CLASS], 0),
+    ],
+)
+def test_a_background_is_a_class_of_several_that_no_anchor_reports(classes, effects, background):
+    responses = {channel: SimpleNamespace(effect=effect) for channel, effect in enumerate(effects)}
+    head = SimpleNamespace(index=0, is_class=True, is_fused=False, responses=responses)
+    order = Channels(0, classes, len(effects) // classes, classes, classes_first=False)
+    assert silent_class([head], {0: order}) == background

@@ -290,6 +290,8 @@ def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -
 
 
 def _unselected(item: Watched, order: Channels) -> set[int]:
-    """The classes of a head whose scores are not seen to rise anywhere."""
-    quiet = (channel for channel, told in item.responses.items() if told.effect in (Effect.FALLING, Effect.SILENT))
-    return {order.label(channel) for channel in quiet} & {*range(order.classes)}
+    """The classes of a head, of several, whose scores are not seen to rise anywhere, at whatever anchor."""
+    heard: dict[bool, set[int]] = {False: set(), True: set()}
+    for channel, told in item.responses.items():
+        heard[told.effect not in (Effect.FALLING, Effect.SILENT)].add(order.label(channel))
+    return heard[False] & {*range(order.classes)} - heard[True] if order.classes > 1 else set()
