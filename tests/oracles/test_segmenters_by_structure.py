@@ -198,3 +198,15 @@ def compared(how):
 def test_what_is_compared_otherwise_is_no_segmenter(how, kind):
     with pytest.raises(errors.XaiInsertError):
         insert(models.as_format(compared(how), kind), Options(method="class-score-map"))
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_the_least_of_distances_is_no_class_score(kind):
+    """Prototypes whose nearest counts: the map is dark where a class is seen, unless it is asked for by name."""
+    b = models.Builder(size=(SIDE, SIDE))
+    distances = head(b, coarse(b))
+    least = b.node("TopK", distances, b.const(np.array([1])), axis=1, largest=0, outputs=2)[1]
+    model = models.as_format(b.model(b.node("Squeeze", least, b.const(np.array([1])))), kind)
+    with pytest.raises(errors.UnsupportedTaskError, match="takes the least .* --method class-score-map writes it"):
+        plan_insertion(model)
+    assert plan_insertion(model, Options(method="class-score-map")).method == "class-score-map"

@@ -229,3 +229,32 @@ def test_an_if_that_hands_its_value_on_is_no_obstacle(takes):
     assert (result.report.form, result.report.output_difference) == ("closed form", 0)
     assert "If" in {node.get_type_name() for node in result.model.get_ordered_ops()}
     assert len(plain.get_results()) == 1
+
+
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_scores_of_tokens_that_are_joined_in_place_are_read_right(kind):
+    """OpenVINO merges a transpose and a reshape of what a Concat reads into another layout, and reads it wrongly."""
+    side, classes, b = 32, 5, models.Builder(size=(32, 32), batch=1)
+    scores, boxes, x = [], [], "image"
+    for level, step in enumerate((4, 2)):
+        width = 3 if level == 0 else C
+        x = b.node("Relu", b.node("Conv", x, b.weight(C, width, step, step), strides=[step, step]))
+
+        rows = b.node("Reshape", x, b.const(np.array([1, C, -1])))
+        tokens = b.node("Transpose", rows, perm=[0, 2, 1])
+        scores.append(b.node("MatMul", tokens, b.weight(C, classes)))
+        offsets = b.node("Reshape", b.node("Conv", x, b.weight(4, C, 1, 1)), b.const(np.array([1, 4, -1])))
+        boxes.append(b.node("Mul", b.node("Transpose", offsets, perm=[0, 2, 1]), b.const(np.float32(step))))
+    joined = b.node("Sigmoid", b.node("Concat", *scores, axis=1))
+    model = b.model(b.node("Concat", *boxes, axis=1), joined)
+    images = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in scores)
+    found = oracle.run(copy, images)
+    fine, rough = (found[name][0].T.reshape(classes, n, n) for name, n in zip(scores, (8, 4), strict=True))
+    mean = (fine.reshape(classes, 4, 2, 4, 2).mean((2, 4)) + rough) / 2  # of half the size: the mean of two by two
+    shares = np.exp(mean) / np.exp(mean).sum(0)
+    result = insert(models.as_format(model, kind), Options(output_dtype="f32", num_classes=classes))
+    maps = oracle.run(result.model, images)["saliency_map"]
+    np.testing.assert_allclose(maps[0], shares, atol=1e-5)

@@ -53,6 +53,11 @@ def reduces(kind: Operator, *modes: str) -> bool:
     return isinstance(kind, Reduction) and kind.mode in modes
 
 
+def is_least(kind: Operator) -> bool:
+    """Whether an operator tells where the least elements are, not the greatest."""
+    return reduces(kind, "argmin") or (isinstance(kind, Ranked) and kind.is_least)
+
+
 def sliced(
     shape: Shape,
     axes: Sequence[int],

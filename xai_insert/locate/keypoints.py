@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError
-from xai_insert.graph.along import along
+from xai_insert.graph.along import along, is_least
 from xai_insert.graph.cuts import cut_values
 from xai_insert.graph.items import first_present
 from xai_insert.graph.operators import Product, Resized, Window
@@ -159,7 +159,7 @@ def _linear_source(value: Value) -> Value | None:
 def _read_off(graph: Graph, places: Places) -> HeatMaps | None:
     """Maps whose greatest place the model itself finds, or whose mean place, for each of as many rows of an output."""
     ranked = [node for node in graph.nodes if node.op in RANKS | {Op.SOFTMAX} and node.operand(0) is not None]
-    found = (_maps_read_by(node, graph, places) for node in ranked)
+    found = (_maps_read_by(node, graph, places) for node in ranked if not is_least(node.kind))
     return first_present(found)
 
 

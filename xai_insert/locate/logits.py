@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
-from xai_insert.graph.along import convolves, reduces
+from xai_insert.graph.along import convolves, is_least
 from xai_insert.graph.axes import has_batch, has_place
 from xai_insert.graph.cuts import activations, region, walk
-from xai_insert.graph.operators import Joined, Permutation, Pointwise, Ranked, Reduction
+from xai_insert.graph.operators import Joined, Permutation, Pointwise, Reduction
 from xai_insert.graph.pattern import before
 from xai_insert.graph.traits import ARITHMETIC, ARRANGES, CUTS_OUT, JUDGES, LISTS_LOCATIONS, PRODUCTS, RANKS, UNCHANGED
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value, constant_of, volume
@@ -91,13 +91,9 @@ def _are_vectors(source: Value, result: Value) -> bool:
 def takes_least(graph: Graph, scores: Value) -> bool:
     """Whether the model itself takes the least of some scores and never the greatest, as of distances."""
     same = tuple(UNCHANGED)
-    ranking = [node for node in graph.nodes if node.op in RANKS or _is_least(node)]
+    ranking = [node for node in graph.nodes if node.op in RANKS or is_least(node.kind)]
     ranked = [node for node in ranking if before(node.read(0), same) is before(scores, same)]
-    return bool(ranked) and all(map(_is_least, ranked))
-
-
-def _is_least(node: Node) -> bool:
-    return reduces(node.kind, "argmin") or (isinstance(node.kind, Ranked) and node.kind.is_least)
+    return bool(ranked) and all(is_least(node.kind) for node in ranked)
 
 
 def find_logits(graph: Graph, images: list[Value], output: str | None, *, as_embedding: bool = False) -> Logits:

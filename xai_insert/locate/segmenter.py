@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from xai_insert.graph.along import along, reduces
+from xai_insert.graph.along import along, is_least, reduces
 from xai_insert.graph.items import only
 from xai_insert.graph.operators import Blocks, Padded, Permutation, Resized
 from xai_insert.graph.pattern import before, layer_of
@@ -41,6 +41,7 @@ class Segmenter:
         enlarged: whether a resize follows.
         is_scored: whether a linear layer gives them, or a sum of such.
         sees_all: whether what they are made of joins each place with the mean of the image, as ASPP and PSP do.
+        takes_least: whether the model takes the least of them at each place, as of distances.
         first_label: what the output calls the class of the first map.
         labels: what it calls each, where a table tells; empty where they are counted.
     """
@@ -56,6 +57,7 @@ class Segmenter:
     enlarged: bool
     is_scored: bool
     sees_all: bool
+    takes_least: bool = False
     first_label: int = 0
     labels: tuple[int, ...] = ()
 
@@ -129,6 +131,7 @@ def _peeled(index: int, output: Value, places: Places) -> Segmenter | None:
         enlarged=any(_enlarges(node, places) for node in resizes),
         is_scored=_are_scored(scores.value, places),
         sees_all=_sees_all(scores.value, places),
+        takes_least=any(is_least(node.kind) for node in behind),
         first_label=first_label,
         labels=table,
     )

@@ -82,7 +82,10 @@ def level_channels(surgeon: Surgeon[V], item: ClassLevel) -> V:
         (axis,), sides = item.level.grid_axes, grid_of_level(surgeon, item)
         if item.level.cells != value.sizes[axis]:
             x = op.slice(x, axis, item.level.start, item.level.start + (item.level.cells or 0))
-        x = op.reshape(op.transpose(x, [0, 2, 1]) if axis == 1 else x, [-1, item.head.channels, *sides])
+        if axis == 1:  # OpenVINO's CPU plugin reads a transpose before the reshape wrongly where the model joins levels
+            x = op.transpose(op.reshape(x, [-1, *sides, item.head.channels]), [0, 3, 1, 2])
+        else:
+            x = op.reshape(x, [-1, item.head.channels, *sides])
     elif item.head.channel_axis == len(value.sizes) - 1:
         x = op.transpose(x, [0, 3, 1, 2])
     first, end = order.block

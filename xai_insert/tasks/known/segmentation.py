@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xai_insert.errors import UnsupportedTaskError
 from xai_insert.graph.cuts import activations
 from xai_insert.graph.operators import Resized
 from xai_insert.graph.view import Graph
@@ -89,6 +90,11 @@ class Segmentation(Task):
                 f"{value.describe()} is {found.classes} values for every place of the image, which may be classes as "
                 "well as colours (super-resolution, restoration), normals, an optical flow, features, or boxes; "
                 "--method class-score-map says that they are classes"
+            )
+        if found.takes_least and study.wanted is Wanted.ANY:
+            raise UnsupportedTaskError(
+                f"the model itself takes the least of the numbers {found.scores.value.describe()}, as of distances: a "
+                "map of them is dark where a class is seen; --method class-score-map writes it all the same"
             )
         source = found.source
         read = None if source is None else study.places.map_of(source)
