@@ -112,6 +112,15 @@ def test_boxes_by_sigmoid_are_no_classes(classes):
     np.testing.assert_allclose(maps(model), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", models.FORMATS)
+def test_a_number_of_classes_makes_no_classes_of_boxes_by_sigmoid(kind):
+    model, _ = tokens_of_boxes(5)
+    given = models.as_format(model, kind)
+    np.testing.assert_allclose(maps(given, num_classes=5), maps(given), atol=1e-6)
+    with pytest.raises(errors.TargetNotFoundError, match="no class head has --num-classes 3"):
+        insert(given, Options(num_classes=3))
+
+
 def test_four_classes_beside_boxes_by_sigmoid_are_refused():
     with pytest.raises(errors.AmbiguousModelError, match="both four wide"):
         insert(tokens_of_boxes(4)[0])

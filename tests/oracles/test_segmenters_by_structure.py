@@ -207,6 +207,6 @@ def test_the_least_of_distances_is_no_class_score(kind):
     distances = head(b, coarse(b))
     least = b.node("TopK", distances, b.const(np.array([1])), axis=1, largest=0, outputs=2)[1]
     model = models.as_format(b.model(b.node("Squeeze", least, b.const(np.array([1])))), kind)
-    with pytest.raises(errors.UnsupportedTaskError, match="takes the least .* --method class-score-map writes it"):
+    with pytest.raises(errors.UnsupportedTaskError, match=r"takes the least .* --method class-score-map writes it"):
         plan_insertion(model)
     assert plan_insertion(model, Options(method="class-score-map")).method == "class-score-map"

@@ -91,7 +91,7 @@ def test_an_insertion_into_onnx_does_without_openvino(kind, tmp_path):
     assert run.stdout.strip() == "done", run.stderr
 
 
-@pytest.mark.parametrize("size", [(16, 12), (12, 12)])
+@pytest.mark.parametrize("size", [(16, 12), (12, 12), ("H", "W")])
 def test_sizes_that_are_declared_are_not_believed_against_what_is_inferred(size):
     """As of a model whose inputs were given other sizes later, and whose values still declare the old ones."""
     b = models.Builder(batch=1, size=(12, 12))
@@ -100,7 +100,10 @@ def test_sizes_that_are_declared_are_not_believed_against_what_is_inferred(size)
     )
     del proto.graph.value_info[-1].type.tensor_type.shape.dim[:]
     for side, dim in zip(size, proto.graph.input[0].type.tensor_type.shape.dim[2:], strict=True):
-        dim.dim_value = side
+        if isinstance(side, str):
+            dim.dim_param = side
+        else:
+            dim.dim_value = side
     fresh = onnx.ModelProto()
     fresh.CopyFrom(proto)
     del fresh.graph.value_info[:]

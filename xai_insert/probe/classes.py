@@ -57,17 +57,17 @@ class _Search(Orders):
         chosen = list[list[Watched]]()
         for grid, items in grids.items():
             every = [item for item in self.watched if self.probe.grid(item.index) == grid]
-            is_said = [item.head.channels for item in every].count(num_classes or 0) == 1
-            scores = items if is_said else self._without_boxes_in_one(items, every)
-            apart = pure(scores, self.layout)
+            apart = pure(self._without_boxes_in_one(items, every, num_classes), self.layout)
             if num_classes is not None:
                 apart = with_classes(apart, num_classes, self.layout)
             chosen.append(self._best(apart, chosen))
         found = [self._finishing(item) for items in chosen for item in items]
         return [item for item in found if self.is_listed(item)] or found  # beside rows of boxes a map is a mask
 
-    def _without_boxes_in_one(self, items: Sequence[Watched], every: Sequence[Watched]) -> list[Watched]:
-        return without_sigmoid_boxes(self.graph, items, every, self.observed, self.is_boxed, self.probe.is_placed)
+    def _without_boxes_in_one(
+        self, items: Sequence[Watched], every: Sequence[Watched], said: int | None
+    ) -> Sequence[Watched]:
+        return without_sigmoid_boxes(self.graph, items, every, said, self.observed, self.is_boxed, self.probe.is_placed)
 
     def _finishing(self, item: Watched) -> Watched:
         """Of heads of one class that make one score, as a shift and a scale of it do, that which ends in the score."""

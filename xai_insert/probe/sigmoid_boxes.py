@@ -19,16 +19,18 @@ def without_sigmoid_boxes(
     graph: Graph,
     items: Sequence[Watched],
     every: Sequence[Watched],
+    said: int | None,
     observed: Sequence[Observed],
     is_boxed: Callable[[Watched], bool],
     is_placed: Callable[[Value], bool],
-) -> list[Watched]:
+) -> Sequence[Watched]:
     """Heads of one grid without those that give boxes in 0..1; beside such, the scores that share their rows.
 
     Args:
         graph: the model.
         items: heads of a grid whose channels look like classes.
         every: all heads of that grid.
+        said: number of classes, where the user has given it: a head of so many gives these, if none gives scores.
         observed: what was watched.
         is_boxed: whether another head is known to give the boxes where one has its channels.
         is_placed: whether a value differs from row to row although all locations are alike, as boxes do.
@@ -45,6 +47,8 @@ def without_sigmoid_boxes(
             continue
         scored = [found for other in every if other is not item and (found := _scores(other, beside, observed))]
         if not scored and not any(other.is_class for other in items if other is not item):
+            if [other.head.channels for other in every].count(said or 0) == 1:
+                return items
             raise TargetNotFoundError(
                 f"the head {item.head.value.describe()} gives boxes, and no head gives the scores "
                 f"{beside[0].describe()} beside them one by one; if it gives {item.head.channels} classes: "

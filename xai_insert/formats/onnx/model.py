@@ -24,6 +24,7 @@ from xai_insert.formats.onnx.replace import replace_onnx
 from xai_insert.formats.onnx.runtime import OnnxRunner
 from xai_insert.formats.onnx.shapes import Inferred, infer, ranks
 from xai_insert.formats.onnx.shuffled import shuffle
+from xai_insert.formats.onnx.stale import forget_declared
 from xai_insert.formats.onnx.storage import save
 from xai_insert.formats.onnx.stored import StoredTensor, exchange
 from xai_insert.formats.onnx.strip import strip
@@ -63,6 +64,8 @@ class OnnxModel:
     def view(self) -> Graph:
         with taking_apart("the ONNX graph"), self._decomposed.shown(), weights_unlisted(self.native.graph):
             self._inferred = infer(self.native, self._input_shapes, by_runtimes=not self._closed)
+            if self._inferred.is_stale:
+                forget_declared(self.native)
             graph = moderate(build_view(self.native, self._inferred, self._decomposed.hidden, self._decomposed.fused))
         graph.at_sizes = None if self._closed else self._at_sizes
         return graph

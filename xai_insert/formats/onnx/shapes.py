@@ -21,6 +21,7 @@ from xai_insert.formats.onnx.kinds import float_kinds
 from xai_insert.formats.onnx.maps import to_proto
 from xai_insert.formats.onnx.names import name_of
 from xai_insert.formats.onnx.single import operand
+from xai_insert.formats.onnx.stale import at_odd_sizes, contradict
 from xai_insert.formats.onnx.stored import exchanged
 from xai_insert.formats.onnx.vocabulary import KEEPS_SIZES
 from xai_insert.formats.onnx.widening import holds_bfloat16, widen_bfloat16
@@ -45,10 +46,17 @@ ML_DOMAIN = "ai.onnx.ml"
 
 @dataclass(frozen=True)
 class Inferred:
-    """What inference tells of the values of a model, by their names."""
+    """What inference tells of the values of a model, by their names.
+
+    Attributes:
+        shapes: their sizes.
+        types: their element types.
+        is_stale: whether the model declares sizes that they have not.
+    """
 
     shapes: Mapping[str, Shape]
     types: Mapping[str, ir.DataType]
+    is_stale: bool = False
 
     def type_of(self, value: ir.Value) -> ir.DataType | None:
         """Element type of a value of the model."""
@@ -64,14 +72,14 @@ def infer(model: ir.Model, input_shapes: Mapping[str, Shape], *, by_runtimes: bo
         by_runtimes: whether to ask onnxruntime and OpenVINO for what ONNX's inference does not tell.
     """
     light = _without_weights(model)
-    shapes, types = _told(model, light)
+    shapes, types, is_stale = _told(model, light)
     if by_runtimes and _is_incomplete(model, shapes):
         shapes, kinds = _by_runtimes(model, light, shapes, input_shapes)
         types = {**kinds, **types}
-    return Inferred(shapes, types)
+    return Inferred(shapes, types, is_stale)
 
 
-def _told(model: ir.Model, light: onnx.ModelProto) -> Described:
+def _told(model: ir.Model, light: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, ir.DataType], bool]:
     """Sizes and element types by ONNX's own inference, and where that tells nothing as the model declares them.
 
     A model that was given other sizes may still declare the old ones: where one contradicts what is inferred, none is
@@ -79,23 +87,23 @@ def _told(model: ir.Model, light: onnx.ModelProto) -> Described:
     """
     shapes, types = _stored(model)
     found, kinds = _inferred(light)
-    if any(_contradict(shape, shapes.get(name)) for name, shape in found.items()):
+    declares = bool(light.graph.value_info)
+    is_stale = declares and (contradict(found, shapes) or _contradict_elsewhere(light, shapes))
+    if is_stale:
         given = {name_of(value) for value in model.graph.inputs}
         shapes = {name: shape for name, shape in shapes.items() if name in given}
-    elif light.graph.value_info and not shapes.keys() <= found.keys():
+    elif declares and not shapes.keys() <= found.keys():
         found, kinds = _inferred(light, declared=True)
     names = {value.name for value in _values(model)}
     shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in found.items() if name in names)
     types.update((name, kind) for name, kind in kinds.items() if name in names)
-    return shapes, types
+    return shapes, types, is_stale
 
 
-def _contradict(inferred: Shape, declared: Shape | None) -> bool:
-    """Whether two shapes of one value have other sizes, where both are known."""
-    if declared is None:
-        return False
-    pairs = zip(inferred, declared, strict=False)
-    return len(inferred) != len(declared) or any(a != b and None not in (a, b) for a, b in pairs)
+def _contradict_elsewhere(light: onnx.ModelProto, declared: Mapping[str, Shape]) -> bool:
+    """Whether sizes that are declared are those of one size of the inputs, which leave others open."""
+    twin = at_odd_sizes(light)
+    return twin is not None and contradict(_inferred(twin)[0], declared)
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
