@@ -206,6 +206,7 @@ def _fed_sizes(
     feeds: dict[str, Array],
     sizes: Sequence[Shape],
     known: Sequence[Shape],
+    size: int,
 ) -> list[Shape]:
     """The sizes of features that follow what else is fed: known ones, or as the model makes them, the rest random."""
     if not any(None in shape[1:] for shape in sizes):
@@ -214,7 +215,7 @@ def _fed_sizes(
         return [(shape[0], *closed[1:]) for shape, closed in zip(sizes, known, strict=True)]
     runner = model.between([], [value.native for value in features])
     rng = np.random.default_rng(_SEED)
-    made = feeds_of(runner.inputs, rng, batch=_BATCH)
+    made = feeds_of(runner.inputs, rng, batch=_BATCH, size=size)
     return [array.shape for array in runner.run({name: feeds.get(name, array) for name, array in made.items()})]
 
 
@@ -299,6 +300,6 @@ def fed_features(
     rest = feeds_of(others, rng, batch=_BATCH, size=size)
     sizes = [shape for _, _, shape in masked]
     if others:
-        sizes = _fed_sizes(model, definition.features, rest, sizes, known)
+        sizes = _fed_sizes(model, definition.features, rest, sizes, known, size)
     shaped = [(name, dtype, shape) for (name, dtype, _), shape in zip(masked, sizes, strict=True)]
     return feeds_of(shaped, rng, batch=_BATCH, size=5), rest
