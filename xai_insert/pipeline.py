@@ -169,7 +169,7 @@ def insert_loaded(
     with stages("load"):
         loaded = fresh()
         graph = loaded.view()
-    _refuse_twice(loaded, graph)
+    _refuse_twice(loaded, graph, options)
     if options.check:
         require_proportion(graph, _ADVICE)
     layer = fixing_layer(loaded, graph) if options.check else None
@@ -336,7 +336,7 @@ def _add_map(
     return plan
 
 
-def _refuse_twice(loaded: LoadedModel, graph: Graph) -> None:
+def _refuse_twice(loaded: LoadedModel, graph: Graph, options: Options) -> None:
     known = loaded.read_metadata()
     if known:
         is_alone = FEATURE_VECTOR in graph.output_names and SALIENCY_MAP not in graph.output_names
@@ -344,8 +344,9 @@ def _refuse_twice(loaded: LoadedModel, graph: Graph) -> None:
             f"the model already has a {'feature vector' if is_alone else 'saliency map'} (inserted by "
             f"xai-insert {known.get('version', '?')}, {known.get('method', '?')}); insert into the plain model instead"
         )
-    if SALIENCY_MAP in graph.output_names:
-        raise AlreadyInsertedError(f"there already is an output {SALIENCY_MAP!r}; insert into the plain model instead")
+    added = [SALIENCY_MAP, FEATURE_VECTOR] if options.feature_vector else [SALIENCY_MAP]
+    if taken := [name for name in added if name in graph.output_names]:
+        raise AlreadyInsertedError(f"there already is an output {taken[0]!r}; insert into the plain model instead")
 
 
 def _report(

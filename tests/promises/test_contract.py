@@ -146,6 +146,19 @@ def test_inserting_twice_is_refused(kind):
         insert(insert(make(kind)).model)
 
 
+def test_a_name_that_is_to_be_added_may_be_an_inner_one_and_no_output(kind):
+    b = models.Builder()
+    feature = b.backbone()
+    b.nodes[-1].output[0] = feature = "saliency_map"
+    pooled = b.node("Flatten", b.node("GlobalAveragePool", feature))
+    b.nodes.append(onnx.helper.make_node("Identity", [pooled], ["feature_vector"], name="vector"))
+    model = models.as_format(b.model(b.linear(pooled, models.CHANNELS), "feature_vector"), kind)
+    result = insert(model)
+    assert oracle.run(result.model, image())["saliency_map"].shape == (2, models.CLASSES, 6, 6)
+    with pytest.raises(errors.AlreadyInsertedError, match="already is an output 'feature_vector'"):
+        insert(model, Options(feature_vector=True))
+
+
 def test_output_files_are_the_same_on_every_run(kind, tmp_path):
     source = tmp_path / ("m.onnx" if kind == "onnx" else "m.xml")
     if kind == "onnx":

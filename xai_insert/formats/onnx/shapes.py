@@ -90,14 +90,18 @@ def _told(model: ir.Model, light: onnx.ModelProto) -> tuple[dict[str, Shape], di
     declares = bool(light.graph.value_info)
     is_stale = declares and (contradict(found, shapes) or _contradict_elsewhere(light, shapes))
     if is_stale:
-        given = {name_of(value) for value in model.graph.inputs}
-        shapes = {name: shape for name, shape in shapes.items() if name in given}
+        shapes = _of_inputs(model, shapes)
     elif declares and not shapes.keys() <= found.keys():
         found, kinds = _inferred(light, declared=True)
     names = {value.name for value in _values(model)}
     shapes.update((name, _joined(shape, shapes.get(name))) for name, shape in found.items() if name in names)
     types.update((name, kind) for name, kind in kinds.items() if name in names)
     return shapes, types, is_stale
+
+
+def _of_inputs(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    given = {name_of(value) for value in model.graph.inputs}
+    return {name: shape for name, shape in shapes.items() if name in given}
 
 
 def _contradict_elsewhere(light: onnx.ModelProto, declared: Mapping[str, Shape]) -> bool:

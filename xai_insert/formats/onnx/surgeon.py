@@ -231,6 +231,8 @@ class OnnxSurgeon:
                 del graph.initializers[name]
 
     def add_output(self, value: ir.Value, name: str, dtype: str, shape: Shape) -> None:
+        for inner in (value for other in self._model.graph for value in other.outputs if value.name == name):
+            inner.name = self._names.unique(f"{name}/inner")  # no more than what nodes call one another by
         node = ir.node("Identity", [value], name=self._names.unique(f"{name}/result"))
         output = node.outputs[0]
         output.name, output.type = name, ir.TensorType(data_type(dtype))
