@@ -46,7 +46,7 @@ def as_product(equation: str, ranks: Sequence[int | None] = (None, None)) -> Tur
     first, second, result = labels
     both = set(first) & set(second)
     summed = both - set(result)
-    if len(summed) != 1 or set(first + second) != {*result, *summed}:
+    if not _sums_one(labels, summed):
         return None
     batch = [label for label in result if label in both]
     free = [label for label in result if label not in both]
@@ -60,6 +60,12 @@ def as_product(equation: str, ranks: Sequence[int | None] = (None, None)) -> Tur
     made = "".join([*batch, *rows, *columns])
     left, right = _order(first, [*batch, *rows, *summed]), _order(second, [*batch, *summed, *columns])
     return TurnedProduct(swapped, left, right, _order(made, result), is_row)
+
+
+def _sums_one(labels: tuple[str, str, str], summed: set[str]) -> bool:
+    """Whether one label is summed over, and all others are left."""
+    first, second, result = labels
+    return len(summed) == 1 and set(first + second) == {*result, *summed}
 
 
 def _apart(free: Sequence[str], first: str, second: str) -> tuple[list[str], list[str]]:

@@ -121,6 +121,11 @@ def _opened(
         with exchanged(model, mapped):
             content = to_proto(model).SerializeToString()
         return _session(content, options)
+    return _from_scratch(model, options)
+
+
+def _from_scratch(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session of a model whose message would be too large, by way of files."""
     with tempfile.TemporaryDirectory(prefix="xai-insert-") as scratch:
         path = Path(scratch, "model.onnx")
         ir.save(model, path, external_data="model.onnx.data")

@@ -75,10 +75,8 @@ class ScoresPlan(Plan):
             return None
         counts = [(item.level.cells or 0) * item.channels.anchors for item in self.scored.levels]
         before = [voters.before(level) for level in voters.levels]
-        stand_end_to_end = all(
-            level.start == sum(counts[number] for number in numbers)
-            for level, numbers in zip(voters.levels, before, strict=True)
-        )
+        starts = [sum(counts[number] for number in numbers) for numbers in before]
+        stand_end_to_end = starts == [level.start for level in voters.levels]
         powers = [powers_of_size(pair, size) for pair in (voters.reported.scale, voters.bounds or (1.0, 1.0))]
         if not stand_end_to_end or None in powers:
             return None
