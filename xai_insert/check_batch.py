@@ -76,10 +76,7 @@ def _require_own(outputs: Sequence[Array], found: Sequence[Array], count: int) -
 def _require_turned(runner: Runner, feeds: Mapping[str, Array], outputs: Sequence[Array], count: int) -> None:
     """Of a fixed batch: the maps of its images in another order are its maps in that order."""
     batch = next(len(array) for array in outputs[count:])
-    turned = {
-        name: np.roll(array, 1, axis=0) if len(array) == batch and array.ndim > 3 else array
-        for name, array in feeds.items()
-    }
+    turned = {name: _turned(array, batch) for name, array in feeds.items()}
     found, wanted = runner.run(turned), [np.roll(array, 1, axis=0) for array in outputs]
     if any(relative_difference(a, b) > _SAME for a, b in zip(wanted[:count], found[:count], strict=True)):
         return  # the images are not answered apart
@@ -87,6 +84,11 @@ def _require_turned(runner: Runner, feeds: Mapping[str, Array], outputs: Sequenc
     for a, b in zip(wanted[count:], found[count:], strict=True):
         if a.shape != b.shape or not _are_alike(a, b) or (differ and _are_of_one(b)):
             raise CheckFailedError(_MIXED)
+
+
+def _turned(array: Array, batch: int) -> Array:
+    """Images of a batch in another order; another input as it is."""
+    return np.roll(array, 1, axis=0) if len(array) == batch and array.ndim > 3 else array
 
 
 def _is_empty(added: Sequence[Array]) -> bool:

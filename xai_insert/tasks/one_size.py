@@ -51,4 +51,4 @@ def _are_alike(one: Value, other: Value) -> bool:
     if one.is_constant is not other.is_constant:
         return False
     a, b = (constant_of(value, limit=_FEW) for value in (one, other))
-    return a is b is None or (a is not None and b is not None and np.array_equal(a, b))
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
