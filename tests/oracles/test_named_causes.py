@@ -106,6 +106,12 @@ def pairs_of_shares(b):
     return [b.node("Softmax", pairs, axis=2)], [floats(3, SIDE, SIDE)]
 
 
+def digits(b):
+    """Softmaxes of ten digits at each of four positions, which one layer gives."""
+    every = b.linear(b.node("Flatten", b.node("GlobalAveragePool", b.backbone())), CHANNELS, 40)
+    return [b.node("Softmax", b.node("Reshape", every, ints(b, -1, 4, 10)), axis=2)], [floats(3, SIDE, SIDE)]
+
+
 def groups(b):
     """GroupViT: tokens of groups stand behind the patches; alone they are read, and attend to the patches once more."""
     x = b.node("Conv", "image", b.weight(WIDTH, 3, 4, 4), strides=[4, 4])
@@ -132,6 +138,7 @@ CAUSES = {
     mask: "a mask that says where scores pass a threshold",
     columns_by_a_matrix: "either its rows or its columns cannot be followed",
     pairs_of_shares: r"2 shares of one for each of 5 questions.*\[N, 5\*2\]",
+    digits: r"10 shares of one for each of 4 questions.*\[N, 4\*10\]",
 }
 
 
