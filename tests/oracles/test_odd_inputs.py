@@ -177,3 +177,15 @@ def test_patches_that_openvino_cuts_out(padding):
     wanted = of_mean(np.maximum(cut @ embed, 0).transpose(0, 3, 1, 2), weight.T, np.zeros(CLASSES, np.float32))
     assert (result.report.place, found.shape) == ("blocks", (2, CLASSES, rows, columns))
     np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(("axis", "is_kept"), [(1, True), (2, False)])
+def test_rows_that_openvino_shuffles_are_no_grid(axis, is_kept):
+    """ShuffleChannels deals out the elements of whatever axis it is given; behind attention no block would tell."""
+    image = opset.parameter([1, 3, 16, 16], np.float32, name="image")
+    weight = RNG.standard_normal((8, 3, 2, 2)).astype(np.float32)
+    feature = opset.relu(opset.convolution(image, weight, [2, 2], [0, 0], [0, 0], [1, 1]))
+    mixed = opset.shuffle_channels(feature, axis, 2)
+    logits = opset.matmul(opset.reduce_mean(mixed, [2, 3], False), np.ones((8, CLASSES), np.float32), False, False)
+    target = insert(ov.Model([opset.result(logits, name="logits")], [image], "net")).report.target
+    assert target["name"] == (mixed if is_kept else feature).get_friendly_name()

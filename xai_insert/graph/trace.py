@@ -104,7 +104,9 @@ def _pointwise(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
 
 
 def _in_place(node: Node, kind: Any, given: _Operands) -> Sequence[Axes]:
-    return [given.axes(0), *(ax.others(output.shape) for output in node.outputs[1:])]
+    dealt = kind.axis if isinstance(kind, kinds.Shuffled) else None  # cells that are dealt out anew lie elsewhere
+    first = tuple(ax.displaced(axis) if index == dealt else axis for index, axis in enumerate(given.axes(0)))
+    return [first, *(ax.others(output.shape) for output in node.outputs[1:])]
 
 
 def _window(node: Node, kind: kinds.Window, given: _Operands) -> Sequence[Axes]:

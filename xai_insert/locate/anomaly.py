@@ -75,11 +75,15 @@ def find_anomaly_map(graph: Graph, places: Places, output: str | None) -> Anomal
     read = [_read(index, value) for index, value in enumerate(graph.outputs)]
     maps = {item.index: found for item in read if (found := _placed(item.value, places)) is not None}
     others = [item for item in read if item.index not in maps]
-    scores = [item for item in others if _is_one_number(item.value)]
+    scores = _one_number_each(others)
     if not maps or (output is None and len(scores) < len(others)):
         return None
     masks, plain = _parted(item for item in read if item.index in maps)
     return _chosen(graph, places, maps, masks, [item for item in plain or masks if item.index in wanted], scores)
+
+
+def _one_number_each(items: Iterable[_Read]) -> list[_Read]:
+    return [item for item in items if _is_one_number(item.value)]
 
 
 def _chosen(

@@ -70,13 +70,17 @@ def _scores_at(value: Value, name: str, seen: set[Value], read: set[Value]) -> P
         return None
     index = 0 if node.read(0) in seen - read else 1
     image_last = (index == 0) != (sum(map(_is_flip, tail)) % 2 == 0)
-    vectors = node.read(1 - index)
-    are_prompts = vectors in read - seen or (vectors.is_constant and image_last)
+    are_prompts = _may_be_prompts(node.read(1 - index), read - seen, image_last=image_last)
     image, upright = _upright(node, index)
     text, text_upright = _upright(node, 1 - index)
     if not are_prompts or node.read(index) not in seen - read or not (upright and _is_embedding(image)):
         return None
     return Prompts(name, scores, image_last, image, text, not text_upright, value, tuple(tail))
+
+
+def _may_be_prompts(vectors: Value, texts: set[Value], *, image_last: bool) -> bool:
+    """Whether vectors are computed from texts, or stored ones that come first."""
+    return vectors in texts or (vectors.is_constant and image_last)
 
 
 def _is_embedding(value: Value) -> bool:

@@ -68,9 +68,13 @@ def _counts(width: int, beside: Sequence[Watched], num_classes: int | None) -> s
     """How many boxes of a place, more than one, so many scores and the raw numbers beside them may be of."""
     if any(other.is_class and other.head.channels == 1 for other in beside):  # an objectness, of one box
         return set()
-    raw = [other.head.channels for other in beside if other.is_raw]
-    boxes = {size // _BOX for size in raw if size % _BOX == 0}
-    counts = {count for count in boxes if count > 1 and all(size % count == 0 for size in (width, *raw))}
+    counts = _of_boxes(width, [other.head.channels for other in beside if other.is_raw])
     if num_classes is None:
         return {count for count in counts if width != 2 * count}  # two offsets for each map of a key point
     return counts & {width // num_classes} if width % num_classes == 0 else set()
+
+
+def _of_boxes(width: int, raw: Sequence[int]) -> set[int]:
+    """How many boxes, more than one, some width of raw numbers may hold that share out all others and the scores."""
+    boxes = {size // _BOX for size in raw if size % _BOX == 0}
+    return {count for count in boxes if count > 1 and all(size % count == 0 for size in (width, *raw))}
