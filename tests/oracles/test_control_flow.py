@@ -229,16 +229,23 @@ def of_parts(axis):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_loop_over_images_of_open_sides_wants_a_size(kind):
-    """Where it puts the image follows its size; the option that the refusal names serves."""
-    plain = of_parts(0)
-    for dim in plain.graph.input[0].type.tensor_type.shape.dim[2:]:
-        dim.ClearField("dim_value")
-    plain = as_format(plain, kind)
-    with pytest.raises(errors.TargetNotFoundError, match=r"puts it; .* --input-shape image:1,3,224,224"):
-        insert(plain, RAW)
-    report = insert(plain, Options(output_dtype="f32", input_shapes={"image": (1, 3, 224, 224)})).report
-    assert (report.target["grid"], report.place) == ((6, 6), "blocks")
+def test_a_loop_that_makes_images_of_open_sides_of_one_size_has_its_map(kind):
+    """The map of any image is that of a model of its size."""
+
+    def built(*sides):
+        model = of_parts(0)
+        for axis, dim in enumerate(model.graph.input[0].type.tensor_type.shape.dim[2:]):
+            dim.ClearField("dim_value")
+            if sides:
+                dim.dim_value = sides[axis]
+        return insert(as_format(model, kind), RAW)
+
+    anything = built()
+    assert (anything.report.target["grid"], anything.report.place) == ((6, 6), "blocks")
+    for sides in ((16, 16), (96, 160)):
+        images = np.random.default_rng(0).standard_normal((1, 3, *sides)).astype(np.float32)
+        found, wanted = (oracle.run(item.model, images)["saliency_map"] for item in (anything, built(*sides)))
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -127,15 +127,14 @@ def _kind_of_rows(value: Value, graph: Graph) -> str:
             f"{value.describe()} looks like a caption or an answer: it is made of the image and of the text "
             f"{texts[0].describe()}"
         )
-    if _is_one_vector(find_places(graph).traced.get(value, ())):
-        return f"{value.describe()} {_answers(value)}"
-    if width >= _FEWEST_CHARACTERS:
+    is_vector = _is_one_vector(find_places(graph).traced.get(value, ()))
+    if width >= _FEWEST_CHARACTERS and not (is_vector and is_softmax(value)):
         return (
             f"{value.describe()} looks like text, or features of tokens: many values for each of a row of places; "
             "features of an image are explained where the model gives one vector of them, [N, D], pooled or of its "
             "class token"
         )
-    if is_softmax(value):
+    if is_softmax(value) or is_vector:
         return f"{value.describe()} {_answers(value)}"
     return (
         f"{value.describe()} has no classes beside it that share its rows, and no layer each of whose channels raises "
