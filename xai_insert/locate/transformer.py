@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 from xai_insert.graph.along import stretch
 from xai_insert.graph.cuts import activations, cut_values, region
-from xai_insert.graph.items import only, present
+from xai_insert.graph.items import only
 from xai_insert.graph.pattern import Miss, Part, before, fitted
-from xai_insert.graph.traits import ARRANGES, CUTS_OUT
+from xai_insert.graph.traits import ARRANGES
 from xai_insert.graph.view import Graph, Node, Op, Value
 from xai_insert.locate.attention import Attention, find_attentions, near_miss
 from xai_insert.locate.collapse import Collapse, GridEnd
 from xai_insert.locate.inputs import open_hint
 from xai_insert.locate.layout import FeatureMap
+from xai_insert.locate.masked import masked_value, masked_values
 from xai_insert.locate.places import Places
 
 
@@ -106,9 +107,7 @@ def locate_readout(
     nodes = region(graph, images, [end.source for end in ends])
     groups = _groups(graph, find_attentions(nodes))
     if len(groups) < block:
-        near = near_miss(nodes)
-        found = f"found {len(groups)} blocks with attention before the tokens" + (f"; {near}" if near else "")
-        return NoBlock(f"wanted block {block} from the end, {found}")
+        return NoBlock(f"wanted block {block} from the end, {_found(groups, nodes)}")
     attentions = groups[-block]
     given = _tokens(graph, images, attentions, places)
     if isinstance(given, NoBlock):
@@ -129,6 +128,12 @@ def locate_readout(
     return Readout(masked, residual, counted, feature.prefix, rows, reads_patches, token_axis=axis), feature
 
 
+def _found(groups: Sequence[tuple[Attention, ...]], nodes: Sequence[Node]) -> str:
+    """How many blocks there are, and what the softmax that looks most like another lacks, for people."""
+    near = near_miss(nodes)
+    return f"found {len(groups)} blocks with attention before the tokens" + (f"; {near}" if near else "")
+
+
 def _all_lead_to(graph: Graph, sources: Sequence[Value], targets: Sequence[Value]) -> bool:
     """Whether every target is computed from each of the sources."""
     return all(activations(graph, [source]).issuperset(targets) for source in sources)
@@ -141,7 +146,7 @@ def _tokens(
     tokens = attentions[0].value.sizes[-2]
     if tokens is None:
         return NoBlock(_of_one_size(graph, images, attentions[0].value, places))
-    masked = _masked_values(graph, images, attentions, places)
+    masked = masked_values(graph, images, attentions, places)
     if not masked:
         return NoBlock(f"no value [B, {tokens}, D] feeds query, key and value of {attentions[-1].node.name!r}")
     feature = places.tokens_of(masked[0])
@@ -227,10 +232,10 @@ def locate_pool(
     if not groups or len(groups[-1]) > 1:
         return None
     item = groups[-1][0]
-    tokens, rows = item.value.sizes[-2], item.query.sizes[-2]
+    tokens, rows = item.value.sizes[-2], item.queries
     if tokens is None or rows is None or item.query in activations(graph, images):
         return None
-    masked = _masked_value(graph, images, item, places, of_pool=True)
+    masked = masked_value(graph, images, item, places, of_pool=True)
     if masked is None or item.result not in cut_values(graph, images, logits):
         return None
     feature = places.map_of(masked, others=True)
@@ -251,7 +256,7 @@ def attended_tokens(
     """
     reached, found = activations(graph, images), []
     for group in _groups(graph, find_attentions(region(graph, images, [logits]))):
-        tokens = {_masked_value(graph, images, item, places) for item in group if item.query in reached}
+        tokens = {masked_value(graph, images, item, places) for item in group if item.query in reached}
         if len(tokens) == 1 and (value := tokens.pop()) is not None:
             found.append((_counted(group, places), value))
     return found
@@ -312,68 +317,6 @@ def _groups(graph: Graph, attentions: Sequence[Attention]) -> list[tuple[Attenti
 def _feeds(graph: Graph, first: Attention, second: Attention) -> bool:
     reached = activations(graph, [first.result])
     return any(value in reached for value in (second.query, second.key, second.value))
-
-
-def _masked_values(
-    graph: Graph, images: Sequence[Value], attentions: Sequence[Attention], places: Places
-) -> tuple[Value, ...]:
-    """The masked tokens of each of the attentions of a block; none if one has none, or they differ in size."""
-    values = [_masked_value(graph, images, item, places) for item in attentions]
-    masked = tuple(present(values))
-    return masked if len(masked) == len(values) and len({value.shape for value in masked}) == 1 else ()
-
-
-def _masked_value(
-    graph: Graph, images: Sequence[Value], item: Attention, places: Places, *, of_pool: bool = False
-) -> Value | None:
-    """The last tokens common to query, key and value that a linear layer has yet to project.
-
-    A pool may read them in any layout, and without projecting them.
-    """
-    fitting = _common_tokens(graph, images, item, places, in_any_layout=of_pool)
-    last = fitting[-1:]
-    # Of the result of one linear layer, keys and values are cut out.
-    if of_pool and not any(node.op in CUTS_OUT for node in region(graph, last, [item.key])):
-        return next(iter(last), None)
-    # Query, key and value may come from one linear layer: its result is common to them as well, but it is no token.
-    reached = activations(graph, images)
-    while fitting and not any(_is_projection(node, reached) for node in region(graph, [fitting[-1]], [item.key])):
-        fitting.pop()
-    found = next(iter(fitting[-1:] or (last if of_pool else ())), None)
-    turned = None if found is None or of_pool else found.made_by(Op.TRANSPOSE, Op.RESHAPE)
-    # What an attention turns for itself is taken before: the images lead there.
-    return found if turned is None or turned.read(0) not in fitting else turned.read(0)
-
-
-def _common_tokens(
-    graph: Graph, images: Sequence[Value], item: Attention, places: Places, *, in_any_layout: bool
-) -> list[Value]:
-    """Tokens that query, key and value all come from, the first first."""
-    chains = [cut_values(graph, images, value) for value in (item.query, item.key, item.value)]
-    first, *others = [chain for chain in chains if chain]  # a learned query depends on no image
-    common = [value for value in first if all(value in chain for chain in others)]
-    count = item.value.sizes[-2]
-    return [value for value in common if _are_tokens(value, places, count, in_any_layout=in_any_layout)]
-
-
-def _are_tokens(value: Value, places: Places, count: int | None, *, in_any_layout: bool) -> bool:
-    """Whether a value is `[B, T, D]` or `[T, B, D]` with the grid of the image in T, or has it in another layout."""
-    feature = places.map_of(value, others=True) if in_any_layout else places.tokens_of(value)
-    if feature is None:
-        return False
-    if not in_any_layout:
-        return value.sizes[feature.grid_axes[0]] == count
-    return (feature.positions if len(feature.grid_axes) == 2 else value.sizes[feature.grid_axes[0]]) == count
-
-
-def _is_projection(node: Node, reached: set[Value]) -> bool:
-    """A linear layer over the channels: a product with stored weights, or a convolution that is not depthwise."""
-    weight = node.operand(1)
-    if weight is None or weight.rank is None:
-        return False
-    if node.op is Op.CONV:
-        return (weight.sizes[1] or 0) > 1
-    return node.op is Op.MATMUL and weight not in reached  # stored, or cut out of what is stored
 
 
 def _rows_read(end: GridEnd) -> int:

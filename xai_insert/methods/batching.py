@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Generic
 
 import numpy as np
 
@@ -19,18 +19,23 @@ from xai_insert.errors import CannotFreeBatchError
 from xai_insert.graph.along import along, stretch
 from xai_insert.graph.axes import Axes, has_batch, other
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import FusedAttention, Joined, Permutation, Product, Regroup, Resized, Window
+from xai_insert.graph.operators import (
+    Contracted,
+    Joined,
+    Permutation,
+    Product,
+    Regroup,
+    Resized,
+)
 from xai_insert.graph.ops import Size, Surgeon, V
 from xai_insert.graph.traits import CUTS_OUT
 from xai_insert.graph.view import Node, Op, Value, fixed, volume
 from xai_insert.methods.axes import (
     ELEMENTWISE,
-    alike,
     batch_axis,
     begins_with_batch,
     completed,
     has_tokens,
-    is_shared,
     meets,
     moved_batch,
     pieces,
@@ -40,8 +45,9 @@ from xai_insert.methods.axes import (
     touched_axes,
     width,
 )
+from xai_insert.methods.products import attended_dims, contracted_dims, product_dims
 from xai_insert.methods.shaping import copied
-from xai_insert.methods.stored import as_product, weighed, written
+from xai_insert.methods.stored import as_product, is_linear, weighed, written
 
 _BROADCASTING = ELEMENTWISE - {Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.EXPAND}
 _JOINING = frozenset({Op.ATTENTION, Op.CAST, Op.IDENTITY, Op.QUANTIZE, Op.CONCAT, Op.MATMUL, Op.SCATTER})
@@ -124,7 +130,8 @@ class Batcher(Generic[V]):
             **dict.fromkeys(CUTS_OUT, self._select),
         }
         is_sized = isinstance(node.kind, Resized) and node.kind.sizes_at is not None
-        rules.get(node.op, self._resize if is_sized else self._keep)(node, main)
+        own = self._contract if isinstance(node.kind, Contracted) else self._keep
+        rules.get(node.op, self._resize if is_sized else own)(node, main)
 
     def _keep(self, node: Node, main: Batched[V]) -> None:
         """An operation that keeps batch and tokens apart from the rest."""
@@ -291,17 +298,18 @@ class Batcher(Generic[V]):
         a, b = (self.made.get(node.read(index)) for index in (0, 1))
         if a is None and b is not None and self._weigh(node, b):
             return
-        if a is None or b is None or len(a.dims) != len(b.dims) or node.record(Product).transpose_a:
+        op, kind = self._surgeon.ops, node.record(Product)
+        if a is None or b is None or (dims := product_dims(kind, a.dims, b.dims)) is None:
             raise self._refusal(node)
-        if any(width(dim) is None for dim in (a.dims[-1], *b.dims[-2:])):
+        factors = (a.handle, b.handle)
+        handle = op.matmul_transposed(*factors, len(b.dims)) if kind.transpose_b else op.matmul(*factors)
+        self.made[node.output] = Batched(handle, dims)
+
+    def _contract(self, node: Node, main: Batched[V]) -> None:
+        """An Einsum with stored weights."""
+        if (dims := contracted_dims(node, main.dims)) is None:
             raise self._refusal(node)
-        if has_batch(a.dims[-2]) or not meets(a.dims[:-2], b.dims[:-2]):  # samples of a batch of one among the rows
-            raise self._refusal(node)
-        if node.record(Product).transpose_b:
-            handle, columns = self._surgeon.ops.matmul_transposed(a.handle, b.handle, len(b.dims)), b.dims[-2]
-        else:
-            handle, columns = self._surgeon.ops.matmul(a.handle, b.handle), b.dims[-1]
-        self.made[node.output] = Batched(handle, (*a.dims[:-1], columns))
+        self._copy(node, main, dims)
 
     def _weigh(self, node: Node, b: Batched[V]) -> bool:
         """A product of stored rows with vectors that are columns; whether it is one."""
@@ -322,15 +330,11 @@ class Batcher(Generic[V]):
     def _attend(self, node: Node, main: Batched[V]) -> None:
         """A fused attention within each sample, under a mask that is the same for all."""
         del main  # the query gives the result its axes
-        parts = [self.made.get(node.read(index)) for index in range(3)]
-        query, key, value = parts
-        if query is None or key is None or value is None or not node.record(FusedAttention).is_plain:
+        parts = present(self.made.get(node.read(index)) for index in range(3))
+        dims = attended_dims(node, [part.dims for part in parts])
+        if dims is None:
             raise self._refusal(node)
-        if not all(_is_within(part, query) for part in (query, key, value)):
-            raise self._refusal(node)
-        if not all(is_shared(mask, query.dims) for mask in node.inputs[3:] if mask is not None):
-            raise self._refusal(node)
-        self._copy(node, query, (*query.dims[:-1], value.dims[-1]))
+        self._copy(node, parts[0], dims)
 
     def _select(self, node: Node, main: Batched[V]) -> None:
         """A cut along the batch or the tokens, or along another axis."""
@@ -369,16 +373,13 @@ class Batcher(Generic[V]):
 
     def _convolve(self, node: Node, main: Batched[V]) -> None:
         """A convolution on a 1x1 grid is a linear layer, and as one matrix product it runs much faster."""
-        weight, source, dims = node.read(1), node.read(0), self._result_dims(node, main.dims)
-        shape = weight.shape or ()
-        ungrouped = len(shape) == len(main.dims) and shape[1] == source.sizes[1]
-        unit = volume(shape[2:]) == 1 and volume(source.sizes[2:]) == 1 and not node.record(Window).may_pad
-        if not (ungrouped and unit and weight.is_constant):
+        dims = self._result_dims(node, main.dims)
+        if not is_linear(node):
             self._copy(node, main, dims)
             return
-        bias = None if (given := node.operand(2)) is None else self._surgeon.handle(given)
-        made = as_product(self._surgeon.ops, main.handle, self._surgeon.handle(weight), bias, fixed(shape))
-        self.made[node.output] = Batched(made, (main.dims[0], other(shape[0]), *(() for _ in shape[2:])))
+        channels, *rest = node.output.sizes[1:]
+        made = as_product(self._surgeon, node, main.handle)
+        self.made[node.output] = Batched(made, (main.dims[0], other(channels), *[()] * len(rest)))
 
     def _result_dims(self, node: Node, dims: Axes) -> Axes:
         """Axes of the result of an operation that keeps batch and tokens apart from the rest."""
@@ -393,8 +394,3 @@ class Batcher(Generic[V]):
         if node.op in (Op.REDUCE, Op.GATHER) and rank == len(dims) - len(touched):
             return tuple(dim for axis, dim in enumerate(dims) if axis not in touched)
         raise self._refusal(node)
-
-
-def _is_within(part: Batched[Any], query: Batched[Any]) -> bool:
-    """Whether an operand of an attention has the query's samples, and tokens and features apart from them."""
-    return alike(part.dims[:-2], query.dims[:-2]) and all(width(dim) is not None for dim in part.dims[-2:])

@@ -111,7 +111,7 @@ def dense_shares(surgeon: Surgeon[V], graph: Graph, look: DenseLook, queries: in
         shares = _fused(surgeon, look, queries)
     else:
         shares = _again(surgeon, graph, item, item.weights if as_met else item.shares)
-        shares = part_of_axis(op, shares, rank - 2, look.first_row, queries, item.query.sizes[-2])
+        shares = part_of_axis(op, shares, rank - 2, look.first_row, queries, item.queries)
     shares = part_of_axis(op, shares, rank - 1, look.first_token, cells, item.value.sizes[-2])
     return op.reshape(shares, [-1, look.heads, queries, cells])
 
@@ -156,7 +156,7 @@ def _fused(surgeon: Surgeon[V], look: DenseLook, queries: int) -> V:
         raise CannotFreeBatchError(f"the attention {node.name!r} is causal")
     scale = kind.factor(fixed(item.query.sizes[-1:])[0])
     query = transposed_again(surgeon, item.query)
-    query = part_of_axis(op, query, rank - 2, look.first_row, queries, item.query.sizes[-2])
+    query = part_of_axis(op, query, rank - 2, look.first_row, queries, item.queries)
     scores = op.matmul_transposed(op.mul(query, scalar(op, scale)), transposed_again(surgeon, item.key), rank)
     mask = node.operand(3)
     if mask is None:

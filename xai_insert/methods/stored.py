@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from xai_insert.graph.axes import Axes, has_batch, other
 from xai_insert.graph.items import present
-from xai_insert.graph.operators import Product, Scattered, ScatteredApart
+from xai_insert.graph.operators import Product, Scattered, ScatteredApart, Window
 from xai_insert.graph.ops import Ops, Surgeon
 from xai_insert.graph.view import Node, constant_of, fixed, volume
 from xai_insert.methods.axes import has_tokens, width
@@ -42,21 +42,23 @@ def weighed(surgeon: Surgeon[V], node: Node, vectors: V, dims: Axes) -> tuple[V,
     return product, (other(fixed(stored.sizes)[0]), columns)
 
 
-def as_product(op: Ops[V], source: V, weight: V, bias: V | None, sizes: Sequence[int]) -> V:
-    """A convolution of a 1x1 grid, `[samples, channels, 1, 1]`, as the linear layer that it is.
+def is_linear(node: Node) -> bool:
+    """Whether a convolution with stored weights is a linear layer, of a 1x1 grid: `[samples, channels, 1, 1]`."""
+    source, weight = node.read(0), node.read(1)
+    if not weight.is_constant or weight.axis_count != source.axis_count or weight.sizes[1] != source.sizes[1]:
+        return False
+    are_single = volume(weight.sizes[2:]) == volume(source.sizes[2:]) == 1
+    return are_single and not node.record(Window).may_pad
 
-    Args:
-        op: to write it with.
-        source: what it reads.
-        weight: its weight, of `sizes`.
-        bias: its bias, if it has one.
-        sizes: channels that it gives, channels that it reads, and ones.
-    """
-    out_channels, in_channels, *window = sizes
-    scores = op.matmul_transposed(
-        op.reshape(source, [-1, in_channels]), op.reshape(weight, [out_channels, in_channels])
-    )
-    return op.reshape(scores if bias is None else op.add(scores, bias), [-1, out_channels, *window])
+
+def as_product(surgeon: Surgeon[V], node: Node, source: V) -> V:
+    """A convolution that is a linear layer as one; `source` is what it reads."""
+    op, given = surgeon.ops, node.operand(2)
+    out_channels, in_channels, *window = fixed(node.read(1).sizes)
+    weight = op.reshape(surgeon.handle(node.read(1)), [out_channels, in_channels])
+    scores = op.matmul_transposed(op.reshape(source, [-1, in_channels]), weight)
+    scores = scores if given is None else op.add(scores, surgeon.handle(given))
+    return op.reshape(scores, [-1, out_channels, *window])
 
 
 def written(op: Ops[V], node: Node, old: V, new: V, dims: Axes) -> tuple[V, Axes] | None:

@@ -165,7 +165,7 @@ class _MaskedAttention:
             samples = op.reshape(samples, [-1, heads, rows, width])
         else:
             samples = op.reshape(samples, [-1, rows, width])
-        return Batched(samples, self._dims(item.result.sizes, self._row_axis))
+        return Batched(samples, self._dims(item.result.sizes, self._row_axis(item.result)))
 
     @property
     def rows(self) -> int:
@@ -174,16 +174,11 @@ class _MaskedAttention:
 
     @property
     def _query_tokens(self) -> int:
-        return fixed([self.attention.query.sizes[-2]])[0]
+        return fixed([self.attention.queries])[0]
 
-    @property
-    def _query_axis(self) -> int:
-        return len(self.attention.query.sizes) - 2
-
-    @property
-    def _row_axis(self) -> int | None:
+    def _row_axis(self, value: Value, axis: int = -2) -> int | None:
         """The axis of which the read-out rows alone are kept; None where all are read, which may then be mixed."""
-        return None if self.readout.is_pool else self._query_axis
+        return None if self.readout.is_pool else axis % len(value.sizes)
 
     def _heads(self, leading: Sequence[int | None]) -> int:
         if len(leading) == 2:
@@ -245,12 +240,14 @@ class _MaskedAttention:
         op, item = self.surgeon.ops, self.attention
         query = self._read(item.query)
         if self._query_tokens > 1:
-            query = op.slice(query, self._query_axis, 0, self.rows)
+            query = op.slice(query, item.query_axis, 0, self.rows)
         if item.is_fused:
             return self._fused_scores(query, key)
         assert item.scores is not None
         batcher = Batcher(self.surgeon, self.readout.batch, self.rows)
-        batcher.made[item.query] = Batched(query, self._dims(item.query.sizes, self._row_axis))
+        batcher.made[item.query] = Batched(
+            query, self._dims(item.query.sizes, self._row_axis(item.query, item.query_axis))
+        )
         batcher.made[item.key] = Batched(key, self._dims(item.key.sizes, None))
         nodes = region(self.graph, [item.query, item.key], [item.scores])
         return batcher.run(nodes, item.scores, heads=True)
@@ -314,8 +311,7 @@ class _MaskedAttention:
         if not isinstance(self.counts.patches, int):
             raise CannotFreeBatchError(f"{item.node.name!r} mixes heads, and the number of patches follows the image")
         batcher = Batcher(self.surgeon, self.readout.batch, self.rows * self.counts.patches)
-        axis = None if self.readout.is_pool else len(item.shares.sizes) - 2
-        batcher.made[item.shares] = Batched(shares, self._dims(item.shares.sizes, axis))
+        batcher.made[item.shares] = Batched(shares, self._dims(item.shares.sizes, self._row_axis(item.shares)))
         return batcher.run(region(self.graph, [item.shares], [item.weights]), item.weights, heads=True)
 
     def _weighted_sum(self, shares: Any, values: list[Any], weights: Any) -> Any:
