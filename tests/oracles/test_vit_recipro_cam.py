@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 from openvino._offline_transformations import apply_moc_transformations
 
 from model_zoo_fixtures.testbed import models, oracle
+from model_zoo_fixtures.testbed.projections import PROJECTED, projected
 from model_zoo_fixtures.testbed.transformer_models import (
     CLOSED,
     GRID,
@@ -209,6 +210,21 @@ def test_a_pool_with_a_learned_query_keeps_patches_one_by_one(kind, prefix):
     assert_is_definition(model, 3, prefix, kernel="point", method="recipro-cam")
 
 
+def assert_is_masked_where_it_should(model, hooked, images=2):
+    """`hooked` builds the same network with a factor "mask" on what the definition masks."""
+    b = models.Builder(size=(8, 12))
+    mask = helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1, 25, 1])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 12])
+    network = b.model(hooked(b), inputs=[image, mask])
+    session = ort.InferenceSession(network.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(3).standard_normal((images, 3, 8, 12)).astype(np.float32)
+    runs = [session.run(None, {"image": x, "mask": row.reshape(1, -1, 1)})[0] for row in weights(1)]
+    expected = np.stack(runs, axis=-1)
+    got = oracle.run(model, x)["saliency_map"].reshape(expected.shape)
+    np.testing.assert_allclose(got, expected, atol=TOLERANCE * np.abs(expected).max())
+    assert np.ptp(expected, axis=-1).min() > 1e-4
+
+
 @pytest.mark.parametrize("kind", models.FORMATS)
 @pytest.mark.parametrize("name", READERS)
 def test_patches_that_the_head_reads_are_masked_on_the_residual_branch_too(name, kind):
@@ -216,17 +232,19 @@ def test_patches_that_the_head_reads_are_masked_on_the_residual_branch_too(name,
     result = insert(model, Options(output_dtype="f32"))
     assert (result.report.method, result.report.form) == ("vit-recipro-cam", "masked runs")
     assert len(result.report.target["masked"]) == 2
-    b = models.Builder(size=(8, 12))
-    mask = helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1, 25, 1])
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 12])
-    hooked = b.model(reading(*READERS[name], mask="mask")(b), inputs=[image, mask])
-    session = ort.InferenceSession(hooked.SerializeToString(), providers=["CPUExecutionProvider"])
-    x = np.random.default_rng(3).standard_normal((2, 3, 8, 12)).astype(np.float32)
-    runs = [session.run(None, {"image": x, "mask": row.reshape(1, -1, 1)})[0] for row in weights(1)]
-    expected = np.stack(runs, axis=-1)
-    got = oracle.run(result.model, x)["saliency_map"].reshape(expected.shape)
-    np.testing.assert_allclose(got, expected, atol=TOLERANCE * np.abs(expected).max())
-    assert np.ptp(expected, axis=-1).min() > 1e-4
+    assert_is_masked_where_it_should(result.model, reading(*READERS[name], mask="mask"))
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize("kind", models.FORMATS)
+@pytest.mark.parametrize("form", ["closed", "masked"])
+@pytest.mark.parametrize("name", PROJECTED)
+def test_what_is_masked_stands_before_the_projections(name, form, kind, batch):
+    """Of Einsums, a residual of the block before was masked, without a word; of turned scores, insertion failed."""
+    model = models.as_format(models.classifier(projected(name), size=(8, 12), batch=batch), kind)
+    result = insert(model, Options(output_dtype="f32", form=form))
+    assert result.report.form == {"closed": "closed form", "masked": "masked runs"}[form], result.report.reason
+    assert_is_masked_where_it_should(result.model, projected(name, mask="mask"), 1 if batch == 1 else 3)
 
 
 @pytest.mark.parametrize("kind", models.FORMATS)
