@@ -43,9 +43,9 @@ class Small:
         flat = self.op("Reshape", head, self.constant(np.array([0, 0, -1])))
         return self.op("Transpose", flat, perm=[0, 2, 1])
 
-    def boxes_of(self, anchors):
+    def boxes_of(self, anchors, grid=GRID):
         sides = self.op("Reshape", self.op("Exp", self.rows(self.head(4 * anchors))), self.constant([1, -1, 4]))
-        return self.op("Add", sides, self.constant(np.repeat(self.centres(), anchors, axis=1)))
+        return self.op("Add", sides, self.constant(np.repeat(self.centres(grid), anchors, axis=1)))
 
     def coarser(self):
         """Go on with a level of half the sides."""

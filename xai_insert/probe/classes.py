@@ -20,6 +20,7 @@ from xai_insert.locate.observed import observed_values
 from xai_insert.locate.outputs import are_masks, query_boxes
 from xai_insert.probe.answered import require_answered
 from xai_insert.probe.columns import with_columns
+from xai_insert.probe.each_level import orders_of_levels
 from xai_insert.probe.granted import are_layers, is_behind, is_factor, is_objectness, stands_before
 from xai_insert.probe.heads import Effect
 from xai_insert.probe.orders import Orders
@@ -35,7 +36,7 @@ from xai_insert.probe.rivals import (
     with_joined,
 )
 from xai_insert.probe.sigmoid_boxes import without_sigmoid_boxes
-from xai_insert.probe.undecoded import like, named_scores, raw_scores
+from xai_insert.probe.undecoded import named_scores, raw_scores
 
 _BOX = 4
 
@@ -79,10 +80,6 @@ class _Search(Orders):
                 if end is not other.head.value and end in activations(self.graph, [item.head.value]):
                     return other
         return item
-
-    def own(self, item: Watched) -> Channels | None:
-        """The order of a head that gives boxes as well, if it tells; the others are as the first."""
-        return self.layout(item) if item.is_fused else None
 
     def may_tell(self, item: Watched) -> bool:
         """Whether scores of a head may be classes: those between coordinates say which key points are seen."""
@@ -296,15 +293,9 @@ def _of_scores(search: _Search, scoring: Sequence[Watched]) -> Detector:
     """What heads say whose channels are seen to be classes."""
     search.require_all_levels(scoring)
     known, by = _told(search, scoring)
-    picked = (with_columns(search, by, known) or known).picked
-    channels = {
-        item.index: replace(search.own(item) or like(known, by.head, item.head), picked=picked) for item in scoring
-    }
+    channels = orders_of_levels(search, scoring, known, by)
     require_answered(search, scoring, channels)
-    background = silent_class(scoring, channels)
-    if picked:
-        background = picked.index(background) if background in picked else None
-    return _detector(search, scoring, channels, background, search.evidence(scoring))
+    return _detector(search, scoring, channels, silent_class(scoring, channels), search.evidence(scoring))
 
 
 def _squashed(search: _Search, num_classes: int | None) -> Detector | None:

@@ -22,23 +22,46 @@ _ROSE = 1e-2  # of what it was
 _FEWEST = 2  # columns that tell along which axis classes lie
 
 
-def with_columns(search: Orders, item: Watched, order: Channels) -> Channels | None:
+def with_columns(search: Orders, item: Watched, order: Channels, apart: int | None = None) -> Channels | None:
     """The order of a head's channels, with the classes picked as the scores of the model have them.
 
-    Every class has a number in binary, and for each digit two runs raise the classes that have it, and those that have
-    not. A column that rises in one run of each pair is the score of the class that these spell. None if nothing that
-    is watched has classes side by side.
+    None if nothing that is watched has classes side by side.
 
     Args:
         search: the heads and what is watched.
         item: one head with class scores.
         order: its order, as told by where its channels arrive.
+        apart: which class of the outputs the one is that is no column; that of the head if it is None.
 
     Raises:
         UnsupportedTaskError: a column is made of several classes of the head, or classes of the head are no columns of
             the scores beside one another.
     """
-    line = None if order.classes < _FEWEST else _line(search, item, order)
+    found = classes_of_columns(search, item, order)
+    if found is None:
+        return None
+    if left := left_out(found, order):
+        at = left[0] if apart is None else apart
+        found = [*found[:at], *left, *found[at:]]
+    return replace(order, picked=() if found == [*range(order.classes)] else tuple(found))
+
+
+def left_out(found: Sequence[int], order: Channels) -> list[int]:
+    """The class that is no column, as a background that is cut off; none if there are several, or none."""
+    left = sorted({*range(order.classes)} - {*found})
+    return left if len(left) == 1 else []
+
+
+def classes_of_columns(search: Orders, item: Watched, order: Channels) -> list[int] | None:
+    """The class of a head that each column of the scores has; None if nothing that is watched has them side by side.
+
+    Every class has a number in binary, and for each digit two runs raise the classes that have it, and those that have
+    not. A column that rises in one run of each pair is the score of the class that these spell.
+
+    Raises:
+        UnsupportedTaskError: as above.
+    """
+    line = None if order.classes < _FEWEST else line_of(search, item, order)
     if line is None:
         return None
     index, at = line
@@ -47,7 +70,8 @@ def with_columns(search: Orders, item: Watched, order: Channels) -> Channels | N
     value = search.observed[index].value
     if found is None:
         raise _shared(search, item, value)
-    return _picked(codes, order, found, item.head.value, value)
+    _require_columns(codes, order, found, item.head.value, value)
+    return found
 
 
 def _shared(search: Orders, item: Watched, value: Value) -> UnsupportedTaskError:
@@ -57,20 +81,17 @@ def _shared(search: Orders, item: Watched, value: Value) -> UnsupportedTaskError
     )
 
 
-def _picked(codes: _Codes, order: Channels, found: Sequence[int], head: Value, value: Value) -> Channels:
-    """The order with the classes of the columns; a single class that is none of them, a background, stays in place."""
+def _require_columns(codes: _Codes, order: Channels, found: Sequence[int], head: Value, value: Value) -> None:
+    """Refuse classes of which several that arrive somewhere are no columns of their own."""
     left = sorted(set(range(order.classes)) - set(found))
     if not found or len(found) != len(set(found)) or (len(left) > 1 and codes.arrive(left)):
         raise UnsupportedTaskError(
             f"{head.describe()} was read as {order.classes} classes, but {value.describe()} has {len(set(found))} of "
             "these side by side"
         )
-    if len(left) == 1:
-        found = [*left, *found] if left == [0] else [*found[: left[0]], *left, *found[left[0] :]]
-    return order if list(found) == list(range(order.classes)) else replace(order, picked=tuple(found))
 
 
-def _line(search: Orders, item: Watched, order: Channels) -> tuple[int, tuple[int | slice, ...]] | None:
+def line_of(search: Orders, item: Watched, order: Channels) -> tuple[int, tuple[int | slice, ...]] | None:
     """The scores beside one another in which an anchor's classes arrive: an output, or else what is selected by."""
     tried = sorted({0, 1, order.classes // 2, order.classes - 1})
     found = [search.response(item, order.channel(0, label)) for label in tried]

@@ -63,6 +63,10 @@ class Orders(Watching):
             self._known[item.index] = self._joint(item) if item.is_fused else self._of_classes(item)
         return self._known[item.index]
 
+    def own(self, item: Watched) -> Channels | None:
+        """The order of a head that gives boxes as well, if it tells; the others are as the first."""
+        return self.layout(item) if item.is_fused else None
+
     def _of_classes(self, item: Watched) -> Channels | None:
         """The same of a head that gives no boxes.
 

@@ -284,7 +284,7 @@ def refuse_rivals(items: Sequence[Watched]) -> AmbiguousModelError:
 
 
 def silent_class(scoring: Sequence[Watched], channels: Mapping[int, Channels]) -> int | None:
-    """The class whose score is never selected."""
+    """The class of the outputs whose score is never selected."""
     able = [item for item in scoring if item.is_class or item.is_fused]
     return only({label for item in able for label in _unselected(item, channels[item.index])})
 
@@ -294,4 +294,5 @@ def _unselected(item: Watched, order: Channels) -> set[int]:
     heard: dict[bool, set[int]] = {False: set(), True: set()}
     for channel, told in item.responses.items():
         heard[told.effect not in (Effect.FALLING, Effect.SILENT)].add(order.label(channel))
-    return heard[False] & {*range(order.classes)} - heard[True] if order.classes > 1 else set()
+    silent = heard[False] & {*range(order.classes)} - heard[True] if order.classes > 1 else set[int]()
+    return {order.picked.index(label) for label in silent & {*order.picked}} if order.picked else silent
