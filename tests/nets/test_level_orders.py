@@ -154,3 +154,23 @@ def test_a_level_that_lacks_a_class_of_another_order_is_refused(kind):
     model = net.model(net.op("Concat", *levels_of(net, 2, rows), axis=1))
     with pytest.raises(UnsupportedTaskError, match="arrive in another order than those of"):
         plan_insertion(as_format(model, kind))
+
+
+@pytest.mark.parametrize("is_read_in_vain", [False, True])
+@FORMATS
+def test_a_gain_and_a_shift_behind_the_join_of_levels(is_read_in_vain, kind):
+    """What leads to no output does not read: ONNX files keep it, IRs do not."""
+    net, heads = Small(), []
+    gain, shift = np.float32([3, 1, 0.2, 1, 2]), np.float32([1, -1, 2, 0, 0])
+
+    def rows(level):
+        heads.append(net.head(CLASSES))
+        if is_read_in_vain:
+            net.op("Relu", net.op("Mul", heads[-1], net.constant(np.float32(2))))
+        return net.rows(heads[-1])
+
+    joint = net.op("Concat", *levels_of(net, 2, rows), axis=1)
+    scaled = net.op("Add", net.op("Mul", joint, net.constant(gain)), net.constant(shift))
+    model = net.model(net.op("Sigmoid", scaled))
+    raw = run(model, heads, IMAGE)
+    require_map(model, kind, [z * gain.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1) for z in raw])

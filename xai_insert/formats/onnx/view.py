@@ -79,7 +79,8 @@ def build_view(
         return values[native]
 
     nodes: list[Node] = []
-    for native in (native for native in graph if native not in hidden):
+    living = _living(graph)
+    for native in (native for native in graph if native in living and native not in hidden):
         inputs = tuple(None if operand is None else view_of(operand) for operand in native.inputs)
         outputs = tuple(view_of(output) for output in native.outputs)
         if not _fold(native, inputs, outputs):
@@ -211,6 +212,18 @@ def _reader(tensor: ir.TensorProtocol) -> Callable[[], npt.NDArray[Any]]:
 
 def _tensor_shape(tensor: ir.TensorProtocol) -> Shape:
     return tuple(size for size in tensor.shape if isinstance(size, int))
+
+
+def _living(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that lead to an output; what a file holds beside them, OpenVINO does not read either."""
+    found = set[ir.Node]()
+    left = [value.producer() for value in graph.outputs]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [value.producer() for value in (*operands(node), *_captured(node))]
+    return found
 
 
 def _captured(native: ir.Node) -> list[ir.Value]:
