@@ -5,7 +5,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from model_zoo_fixtures.testbed import oracle
 from model_zoo_fixtures.testbed.detection_oracle import definition
+from model_zoo_fixtures.testbed.models import as_format
 from xai_insert import Options, insert
 
 SIDE, GRID, WIDTH = 32, 8, 8
@@ -77,7 +79,7 @@ def run(model, names, image):
     return ort.InferenceSession(with_outputs.SerializeToString()).run(None, {"image": image})
 
 
-def require_map(model, heads, anchors, classes, **options):
+def require_map(model, heads, anchors, classes, kind="onnx", **options):
     """Insert, and compare the map with the definition of the raw scores of heads; the report.
 
     Args:
@@ -85,11 +87,11 @@ def require_map(model, heads, anchors, classes, **options):
         heads: names of the scores, `[1, anchors * classes, h, w]`, one for each level.
         anchors: of each level.
         classes: number of classes.
+        kind: the format that is inserted into, `onnx` or `openvino`.
         options: those of the insertion.
     """
     image = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
     wanted = definition(run(model, heads, image), anchors, classes)
-    made = insert(model, Options(output_dtype="f32", **options))
-    (found,) = run(made.model, ["saliency_map"], image)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    made = insert(as_format(model, kind), Options(output_dtype="f32", **options))
+    np.testing.assert_allclose(oracle.run(made.model, image)["saliency_map"], wanted, atol=1e-5)
     return made.report

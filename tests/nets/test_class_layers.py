@@ -197,20 +197,22 @@ def test_a_level_of_several_boxes_tells_what_one_of_a_single_box_leaves_open(cou
     np.testing.assert_allclose(found, definition(wanted, counts, width - 5), atol=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
 @pytest.mark.parametrize("anchors", [1, 2])
 @pytest.mark.parametrize("is_listed", [False, True])
-def test_a_class_layer_of_rows_of_all_images(is_listed, anchors):
-    """A linear layer of `[N h w, C]`, as optimisers write those of each location."""
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_class_layer_of_rows_of_all_images(kind, is_listed, anchors, alpha):
+    """A linear layer of `[N h w, C]`, as optimisers write those of each location; OpenVINO writes its alpha out."""
     net, classes = Small(), 3
     wide = anchors * classes
     cells = net.op("Reshape", net.op("Transpose", net.feature, perm=[0, 2, 3, 1]), net.constant([-1, 8]))
-    scores = net.op("Gemm", net.op("LeakyRelu", cells), net.weight(wide, 8), net.weight(wide), transB=1)
+    scores = net.op("Gemm", net.op("LeakyRelu", cells), net.weight(wide, 8), net.weight(wide), transB=1, alpha=alpha)
     sizes = [1, GRID * GRID, wide] if is_listed else [1, GRID, GRID, wide]
     scores = net.op("Reshape", scores, net.constant(sizes))
     squashed = net.op("Sigmoid", net.op("Reshape", scores, net.constant([1, -1, classes])))
     head = net.op("Transpose", net.op("Reshape", scores, net.constant([1, GRID, GRID, wide])), perm=[0, 3, 1, 2])
     net.boxes = net.boxes_of(anchors)
-    require_map(net.model(squashed), [head], [anchors], classes)
+    require_map(net.model(squashed), [head], [anchors], classes, kind)
 
 
 @pytest.mark.parametrize("classes", [1, 4, 6])

@@ -18,7 +18,7 @@ from xai_insert.graph.cuts import activations, walk
 from xai_insert.graph.items import present
 from xai_insert.graph.operators import Contracted, Product, Resized, Window
 from xai_insert.graph.traits import ARRANGES, FIRST_IS_DATA, PRODUCTS, WITHOUT_DATA
-from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, volume
+from xai_insert.graph.view import Graph, Node, Op, Use, Value, constant_of, number_of, volume
 from xai_insert.locate.inputs import image_inputs
 from xai_insert.locate.levels import Level, token_levels
 from xai_insert.locate.places import Places, find_places
@@ -307,7 +307,7 @@ def _rounded(value: Value) -> Value:
 
 
 def _with_bias(layer: Node, dependent: set[Value]) -> Value:
-    value = _rounded(layer.output if "int" not in layer.output.dtype else _scaled(layer))
+    value = _with_alpha(_rounded(layer.output if "int" not in layer.output.dtype else _scaled(layer)))
     use = value.only_use
     if use is None or use.node.op is not Op.ADD:
         return value
@@ -317,6 +317,14 @@ def _with_bias(layer: Node, dependent: set[Value]) -> Value:
         return value
     channel = value.sizes[channel_axis(layer)]
     return _rounded(add.output) if not other.is_constant or volume(other.sizes) in (channel, 1) else value
+
+
+def _with_alpha(rows: Value) -> Value:
+    """The rows of a Gemm multiplied by its alpha, which OpenVINO writes out, be it 1."""
+    use = rows.only_use if rows.rank == _ROWS else None
+    if use is None or use.node.op is not Op.MUL or number_of(use.node.operand(1 - use.index)) is None:
+        return rows
+    return use.node.output
 
 
 def _as_rows_of_images(value: Value) -> Value:

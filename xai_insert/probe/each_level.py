@@ -126,7 +126,7 @@ class _Shown:
             return None
 
     def _axis(self, item: Watched, order: Channels) -> Axis | None:
-        line = None if order.labels == 1 else line_of(self.search, item, order)
+        line = None if order.labels == 1 else line_of(self.search, item, replace(order, picked=()))
         return None if line is None else (line[0], [isinstance(place, slice) for place in line[1]].index(True))
 
     def _ranks(self, item: Watched, order: Channels, axis: Axis | None) -> list[Ranks] | None:
