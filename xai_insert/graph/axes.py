@@ -17,6 +17,7 @@ from enum import Enum
 from xai_insert.graph.items import present
 
 Sizes = Sequence[int | None]
+Turn = tuple[float, float]
 
 
 class Kind(Enum):
@@ -55,6 +56,7 @@ class Origin:
         order: of a shuffled one, where each cell stood.
         whole: of what it was cut out, and `start` where from.
         coarser: what its major digits are as origins of their own, by their step.
+        turn: the first pixel, and after how many cells outside show the other end again; None where nothing lies there.
     """
 
     kind: Kind
@@ -68,6 +70,7 @@ class Origin:
     whole: Origin | None = None
     start: int = 0
     coarser: dict[int, Origin] = field(default_factory=dict)
+    turn: Turn | None = None
 
     @property
     def is_place(self) -> bool:
@@ -201,7 +204,8 @@ def coarse(digit: Digit) -> Origin | None:
         return None
     if step not in origin.coarser:
         stride, offset = origin.stride * step, origin.offset + origin.stride * (step - 1) / 2
-        origin.coarser[step] = Origin(origin.kind, digit.size, stride, offset, origin.roll // step)
+        roll = origin.roll // step
+        origin.coarser[step] = Origin(origin.kind, digit.size, stride, offset, roll, turn=origin.turn)
     return origin.coarser[step]
 
 
@@ -390,4 +394,5 @@ def moved(origin: Origin, size: int | None, stride: float, offset: float) -> Axi
     """Rows or columns on another grid: `stride` and `offset` in cells of the one before."""
     roll = round(origin.roll / stride) if size else 0
     grain = max(origin.grain, abs(origin.stride)) if stride < 1 else origin.grain
-    return of(Origin(origin.kind, size, origin.stride * stride, origin.offset + origin.stride * offset, roll, grain))
+    first = origin.offset + origin.stride * offset
+    return of(Origin(origin.kind, size, origin.stride * stride, first, roll, grain, turn=origin.turn))

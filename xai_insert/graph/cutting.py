@@ -28,6 +28,7 @@ from xai_insert.graph.axes import (
     unplaced,
 )
 from xai_insert.graph.items import summed
+from xai_insert.graph.wrapping import circular, cut_around, reaches_out
 
 
 def cut(axis: Axis, start: int, count: int | None, step: int = 1) -> Axis:
@@ -67,6 +68,8 @@ def _cut_line(axis: Axis, origin: Origin, start: int, count: int | None, step: i
         return ()
     if step == 1 and start == 0 and count is None and origin.size is None:
         return axis
+    if reaches_out(origin):
+        return cut_around(origin, start, count, step)
     stride, offset = origin.stride * step, origin.offset + origin.stride * start
     return of(Origin(origin.kind, count, stride, offset, whole=origin if step == 1 else None, start=start))
 
@@ -198,7 +201,7 @@ def _pieces(parts: Sequence[Axis]) -> tuple[Origin, int] | None:
 def _together(a: Axis, b: Axis) -> Axis | None:
     """Two neighbours as one: pieces of one whole in their order or the other way round, or both without a place."""
     found = _of_one_whole(a[0].origin, b[0].origin) if len(a) == len(b) == 1 else None
-    found = found or _side_by_side(line(a), line(b))
+    found = found or _side_by_side(line(a), line(b)) or circular(line(a), line(b))
     if found is not None:
         return found
     if _is_somewhere(a) or _is_somewhere(b) or is_stored(a) is not is_stored(b):

@@ -7,7 +7,7 @@ from typing import Any
 
 from xai_insert.graph import axes as ax
 from xai_insert.graph import operators as kinds
-from xai_insert.graph.axes import Axes, Axis, Kind
+from xai_insert.graph.axes import Axes, Axis
 from xai_insert.graph.cutting import cut, joined, of_rows, rolled, stacked
 from xai_insert.graph.finer import folded, interleaved, with_size
 from xai_insert.graph.joining import centred, contracted, join_all
@@ -16,6 +16,7 @@ from xai_insert.graph.shape import completed
 from xai_insert.graph.sliding import middle_taps, slid
 from xai_insert.graph.strided import is_identity_scatter
 from xai_insert.graph.view import Graph, Node, Op, Shape, Value
+from xai_insert.graph.wrapping import with_edges
 
 Traced = dict[Value, Axes]
 _Rule = Callable[[Node, Any, "_Operands"], Sequence[Axes]]
@@ -273,18 +274,8 @@ def _padded(node: Node, kind: kinds.Padded, given: _Operands) -> Sequence[Axes]:
     if len(source) != len(shape) or (kind.before is not None and len(kind.before) != len(source)):
         return _lost(node, kind, given)
     before = kind.before or [_begin(ax.axis_size(old), size) for old, size in zip(source, shape, strict=True)]
-    return [tuple(map(_with_edges, source, shape, before))]
-
-
-def _with_edges(axis: Axis, size: int | None, begin: int | None) -> Axis:
-    """An axis of `size` with what a padding puts around it, `begin` cells before it."""
-    is_batch = bool(axis) and axis[0].origin.kind is Kind.BATCH
-    if is_batch or (size is not None and size == ax.axis_size(axis) and not begin):
-        return axis
-    origin = ax.line(axis)
-    if origin is not None and begin is not None:
-        return ax.moved(origin, size, 1.0, -begin)
-    return axis if begin == 0 and size is None else ax.unplaced(axis, size)
+    sides = zip(source, shape, before, strict=True)
+    return [tuple(with_edges(axis, size, begin, kind.mode) for axis, size, begin in sides)]
 
 
 def _begin(before: int | None, size: int | None) -> int | None:
