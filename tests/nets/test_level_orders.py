@@ -78,12 +78,15 @@ def test_levels_that_are_outputs_of_their_own(kind):
     require_map(model, kind, [first, second[:, BACK]])
 
 
+@pytest.mark.parametrize("order", [None, BACK, [1, 0, 2, 3, 4]])
 @FORMATS
-def test_a_gain_of_each_class_is_no_other_order(kind):
+def test_a_gain_of_each_class_is_no_other_order(kind, order):
+    """And it is that of the class of the outputs, where a Gather stands before it."""
     net, scaled = Small(), []
 
     def rows(level):
         head = net.head(CLASSES)
+        head = net.pick(head, order, axis=1) if order else head
         gain = net.constant(np.float32([3, 1, 0.2, 1, 2]).reshape(1, -1, 1, 1))
         scaled.append(net.op("Mul", head, gain) if level else head)
         return net.rows(scaled[-1])
@@ -117,6 +120,30 @@ def test_each_level_has_its_own_layout_of_anchors(slower, kind):
 
     raw = run(model, heads, IMAGE)
     require_map(model, kind, list(map(anchors_first, raw, slower)), anchors=anchors)
+
+
+@pytest.mark.parametrize(
+    "orders", [(None, [1, 0, 2]), ([1, 0, 2], None), ([1, 2, 0], [1, 2, 0]), ([2, 1, 0], [0, 2, 1])]
+)
+@FORMATS
+def test_as_many_anchors_as_classes_in_orders_of_their_own(orders, kind):
+    """Along the anchors the channels look like classes that are slower."""
+    net, count, heads = Small(), 3, []
+
+    def rows(level):
+        heads.append(net.head(count * count))
+        grid = GRID >> level
+        parts = net.op("Reshape", heads[-1], net.constant(np.array([1, count, count, grid, grid])))
+        parts = net.pick(parts, orders[level], axis=2) if orders[level] else parts
+        turned = net.op("Transpose", parts, perm=[0, 3, 4, 1, 2])
+        return net.op("Reshape", turned, net.constant(np.array([1, -1, count])))
+
+    model = net.model(joined(net, levels_of(net, 2, rows, count)))
+    raw = []
+    for z, order in zip(run(model, heads, IMAGE), orders, strict=True):
+        parts = z.reshape(1, count, count, *z.shape[2:])
+        raw.append((parts[:, :, order] if order else parts).reshape(z.shape))
+    require_map(model, kind, raw, count, count)
 
 
 @pytest.mark.parametrize("places", [(0, 5), (5, 0), (5, 5)])

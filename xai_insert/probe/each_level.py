@@ -25,6 +25,7 @@ _TRIALS = 2  # a gain of each class may hide in one that its classes stand other
 
 Axis = tuple[int, int]
 """One of the values watched, and the axis of it along which classes lie."""
+Line = tuple[int, tuple[int | slice, ...]]
 Ranks = tuple[int, ...]
 """The columns that moved, the lowest first."""
 
@@ -42,6 +43,7 @@ def orders_of_levels(search: Orders, scoring: Sequence[Watched], known: Channels
         UnsupportedTaskError: the classes of a level arrive otherwise than those of the one that told, and nothing tells
             how; or one that `with_columns` raises.
     """
+    known = next((order for order in _turned(known) if _stays(search, by, order)), known)
     first = with_columns(search, by, known) or known
     orders = {
         item.index: replace(search.own(item) or like(known, by.head, item.head), picked=first.picked)
@@ -59,17 +61,58 @@ def _asked(shown: _Shown, item: Watched, order: Channels) -> Channels:
 
 
 def _anew(shown: _Shown, item: Watched, order: Channels) -> Channels:
-    """The order that a level tells itself."""
-    search, own = shown.search, None if order.anchors == 1 else shown.search.layout(item)
-    plain = replace(own if own is not None and own.classes == order.classes else order, picked=())
-    try:
-        columns = classes_of_columns(search, item, plain)
-        found = None if columns is None else with_columns(search, item, plain, shown.apart)
-    except UnsupportedTaskError as err:
-        raise _differ(shown.by, item) from err
-    if columns is None or found is None or len(columns) != len(shown.columns):
+    """The order that a level tells itself: the one that is proved, or else the only one that may be."""
+    own = None if order.anchors == 1 else shown.search.layout(item)
+    plain = replace(order, picked=())
+    fits = [plain] if own is None or own.classes != order.classes else [plain, own]
+    tried = {turned: None for fit in fits for turned in _turned(fit)}
+    found = [made for fit in tried if (made := _with_own_columns(shown, item, fit)) is not None]
+    proved = next((made for made in found if shown.is_alike(item, made)), only(found))
+    if proved is None:
         raise _differ(shown.by, item)
-    return found
+    return proved
+
+
+def _with_own_columns(shown: _Shown, item: Watched, order: Channels) -> Channels | None:
+    """An order with the classes picked as the scores of its level have them; None if it is not that of the level."""
+    if not _stays(shown.search, item, order):
+        return None
+    try:
+        columns = classes_of_columns(shown.search, item, order)
+        made = with_columns(shown.search, item, order, shown.apart)
+    except UnsupportedTaskError:
+        return None
+    return made if columns is not None and len(columns) == len(shown.columns) else None
+
+
+def _turned(order: Channels) -> list[Channels]:
+    """An order, and the one with classes for anchors and anchors for classes, which are as many and look alike."""
+    is_whole = order.classes_first or order.stride == order.classes
+    if order.anchors != order.classes or not is_whole:
+        return [order]
+    return [order, Channels(order.start, order.classes, order.anchors, order.classes, not order.classes_first)]
+
+
+def _stays(search: Orders, item: Watched, order: Channels) -> bool:
+    """Whether the classes of an anchor lie along an axis on which it makes no difference which location it is."""
+    if order.anchors == 1:
+        return True
+    try:
+        line = line_of(search, item, order)
+    except UnsupportedTaskError:
+        return False
+    return line is None or _is_no_place(search, item, order.channel(0, 0), line)
+
+
+def _is_no_place(search: Orders, item: Watched, channel: int, line: Line) -> bool:
+    index, at = line
+    along, cells = _along(at), search.probe.cells(item.index)
+    here, there = (search.probe.rises(item.index, channel, cell).get(index) for cell in (cells[0], cells[-1]))
+    return here is None or there is None or here[along] == there[along]
+
+
+def _along(at: Sequence[int | slice]) -> int:
+    return [isinstance(place, slice) for place in at].index(True)
 
 
 def _differ(one: Watched, other: Watched) -> UnsupportedTaskError:
@@ -127,7 +170,7 @@ class _Shown:
 
     def _axis(self, item: Watched, order: Channels) -> Axis | None:
         line = None if order.labels == 1 else line_of(self.search, item, replace(order, picked=()))
-        return None if line is None else (line[0], [isinstance(place, slice) for place in line[1]].index(True))
+        return None if line is None else (line[0], _along(line[1]))
 
     def _ranks(self, item: Watched, order: Channels, axis: Axis | None) -> list[Ranks] | None:
         """How the columns are ordered in each run; None if that is not the same in the rows of all anchors."""
