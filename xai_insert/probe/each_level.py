@@ -43,7 +43,9 @@ def orders_of_levels(search: Orders, scoring: Sequence[Watched], known: Channels
         UnsupportedTaskError: the classes of a level arrive otherwise than those of the one that told, and nothing tells
             how; or one that `with_columns` raises.
     """
-    known = next((order for order in _turned(known) if _stays(search, by, order)), known)
+    known, *others = _turned(known)
+    if others and not _stays(search, by, known):
+        known = next((order for order in others if _stays(search, by, order)), known)
     first = with_columns(search, by, known) or known
     orders = {
         item.index: replace(search.own(item) or like(known, by.head, item.head), picked=first.picked)
@@ -65,8 +67,9 @@ def _anew(shown: _Shown, item: Watched, order: Channels) -> Channels:
     own = None if order.anchors == 1 else shown.search.layout(item)
     plain = replace(order, picked=())
     fits = [plain] if own is None or own.classes != order.classes else [plain, own]
-    tried = {turned: None for fit in fits for turned in _turned(fit)}
-    found = [made for fit in tried if (made := _with_own_columns(shown, item, fit)) is not None]
+    tried = [*{turned: None for fit in fits for turned in _turned(fit)}]
+    staying = [fit for fit in tried if _stays(shown.search, item, fit)]
+    found = [made for fit in staying or tried if (made := _with_own_columns(shown, item, fit)) is not None]
     proved = next((made for made in found if shown.is_alike(item, made)), only(found))
     if proved is None:
         raise _differ(shown.by, item)
@@ -75,8 +78,6 @@ def _anew(shown: _Shown, item: Watched, order: Channels) -> Channels:
 
 def _with_own_columns(shown: _Shown, item: Watched, order: Channels) -> Channels | None:
     """An order with the classes picked as the scores of its level have them; None if it is not that of the level."""
-    if not _stays(shown.search, item, order):
-        return None
     try:
         columns = classes_of_columns(shown.search, item, order)
         made = with_columns(shown.search, item, order, shown.apart)
@@ -88,15 +89,13 @@ def _with_own_columns(shown: _Shown, item: Watched, order: Channels) -> Channels
 def _turned(order: Channels) -> list[Channels]:
     """An order, and the one with classes for anchors and anchors for classes, which are as many and look alike."""
     is_whole = order.classes_first or order.stride == order.classes
-    if order.anchors != order.classes or not is_whole:
+    if order.anchors == 1 or order.anchors != order.classes or not is_whole:
         return [order]
     return [order, Channels(order.start, order.classes, order.anchors, order.classes, not order.classes_first)]
 
 
 def _stays(search: Orders, item: Watched, order: Channels) -> bool:
     """Whether the classes of an anchor lie along an axis on which it makes no difference which location it is."""
-    if order.anchors == 1:
-        return True
     try:
         line = line_of(search, item, order)
     except UnsupportedTaskError:
@@ -153,6 +152,11 @@ class _Shown:
         return only(left_out(self.columns, self.order))
 
     @cached_property
+    def _is_flat(self) -> bool:
+        """Whether classes and locations share an axis, as where the best of both are looked up."""
+        return not _stays(self.search, self.by, replace(self.order, picked=()))
+
+    @cached_property
     def _own(self) -> list[Ranks] | None:
         return self._ranks(self.by, self.order, self.axis)
 
@@ -183,9 +187,8 @@ class _Shown:
         if after.shape != before.shape:
             return None
         moved = np.abs(after - before) > _MOVED * np.abs(before) + 1e-9
-        return only(
-            {_ranked(row, columns) for row, columns in zip(after[moved.any(-1)], moved[moved.any(-1)], strict=True)}
-        )
+        rows, columns = (part[moved.any(-1)] for part in (after, moved))
+        return only({_ranked(row, places, is_flat=self._is_flat) for row, places in zip(rows, columns, strict=True)})
 
     def _run(self, item: Watched, order: Channels, trial: int) -> list[Array]:
         probe, numbers = self.search.probe, _numbers(order.labels, trial)
@@ -195,9 +198,10 @@ class _Shown:
         return probe.run({item.index: array})
 
 
-def _ranked(row: Array, moved: npt.NDArray[np.bool_]) -> Ranks:
+def _ranked(row: Array, moved: npt.NDArray[np.bool_], *, is_flat: bool) -> Ranks:
     columns = np.flatnonzero(moved)
-    return tuple(int(column) for column in columns[np.argsort(row[columns], kind="stable")])
+    first = columns[0] if is_flat else 0
+    return tuple(int(column - first) for column in columns[np.argsort(row[columns], kind="stable")])
 
 
 def _numbers(count: int, seed: int) -> Array:
