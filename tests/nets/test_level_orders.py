@@ -6,6 +6,7 @@ import pytest
 from model_zoo_fixtures.testbed import oracle
 from model_zoo_fixtures.testbed.detection_oracle import definition
 from model_zoo_fixtures.testbed.models import as_format
+from model_zoo_fixtures.testbed.nets import detectors
 from model_zoo_fixtures.testbed.small_detectors import GRID, SIDE, Small, run
 from xai_insert import Options, insert, plan_insertion
 from xai_insert.errors import UnsupportedTaskError
@@ -201,3 +202,10 @@ def test_a_gain_and_a_shift_behind_the_join_of_levels(is_read_in_vain, kind):
     model = net.model(net.op("Sigmoid", scaled))
     raw = run(model, heads, IMAGE)
     require_map(model, kind, [z * gain.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1) for z in raw])
+
+
+def test_levels_of_other_numbers_of_classes_are_refused():
+    """One of them is misread, and their maps could not be averaged: onnxruntime did not load the model."""
+    sample = detectors.generate(90251)
+    with pytest.raises(UnsupportedTaskError, match=r"\(4 classes\).*\(3 classes\) do not tell one number"):
+        insert(sample.model)

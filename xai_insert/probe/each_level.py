@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
@@ -51,10 +51,19 @@ def orders_of_levels(search: Orders, scoring: Sequence[Watched], known: Channels
         item.index: replace(search.own(item) or like(known, by.head, item.head), picked=first.picked)
         for item in scoring
     }
+    _require_one_number(scoring, orders)
     shown = _Shown(search, orders[by.index], by)
     if shown.axis is None:  # nothing has classes side by side
         return orders
     return {item.index: _asked(shown, item, orders[item.index]) for item in scoring}
+
+
+def _require_one_number(scoring: Sequence[Watched], orders: Mapping[int, Channels]) -> None:
+    """Refuse levels of other numbers of classes: one of them is misread."""
+    counts = {orders[item.index].labels: item.head.value.describe() for item in scoring}
+    if len(counts) > 1:
+        listed = ", ".join(f"{name} ({count} classes)" for count, name in counts.items())
+        raise UnsupportedTaskError(f"the channels of the class heads {listed} do not tell one number of classes")
 
 
 def _asked(shown: _Shown, item: Watched, order: Channels) -> Channels:
