@@ -7,6 +7,7 @@ from model_zoo_fixtures.testbed import oracle
 from model_zoo_fixtures.testbed.detection_oracle import definition
 from model_zoo_fixtures.testbed.models import as_format
 from model_zoo_fixtures.testbed.nets import detectors
+from model_zoo_fixtures.testbed.nets.detector_oracle import judge
 from model_zoo_fixtures.testbed.small_detectors import GRID, SIDE, Small, run
 from xai_insert import Options, insert, plan_insertion
 from xai_insert.errors import UnsupportedTaskError
@@ -209,3 +210,10 @@ def test_levels_of_other_numbers_of_classes_are_refused():
     sample = detectors.generate(90251)
     with pytest.raises(UnsupportedTaskError, match=r"\(4 classes\).*\(3 classes\) do not tell one number"):
         insert(sample.model)
+
+
+@FORMATS
+def test_levels_of_one_size_with_outputs_of_their_own_are_both_explained(kind):
+    """Of one class, whose one head reads what its boxes read: the other was taken for the only scores."""
+    verdict = judge(detectors.generate(120044), lambda model: as_format(model, kind))
+    assert verdict.judgement == "right", verdict.reason

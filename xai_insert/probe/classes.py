@@ -145,7 +145,7 @@ class _Search(Orders):
             return list(items[:1])
         several = self._several(items)  # one class for each anchor beside more of them is an objectness
         items = several or [item for item in items if item.is_class] or items
-        if len(items) < 2 or are_in_other_rows(self, items):
+        if len(items) < 2 or are_in_other_rows(self, items) or self._are_equal_levels(items):
             return list(items)
         if several or len({item.head.channels for item in items}) > 1:
             raise refuse_rivals(items)
@@ -191,7 +191,7 @@ class _Search(Orders):
             self.granted.note(one.index, is_factor(other.head))
             return one
         places = [self._first_output(item) for item in (one, other)]
-        if one.head.channels > 1 or places[0] == places[1] or self._has_equal_levels(one):
+        if one.head.channels > 1 or places[0] == places[1] or self._outputs_of_boxes(one) > 1:
             raise refuse_rivals([one, other])
         best, rest = (one, other) if places[0] < places[1] else (other, one)
         self.granted.note(best.index, is_behind(rest.head))  # of one class, either says it
@@ -222,10 +222,17 @@ class _Search(Orders):
                 return apart[0]
         return None
 
-    def _has_equal_levels(self, item: Watched) -> bool:
-        """Whether several outputs hold the boxes of as many places: two levels may have one size."""
+    def _are_equal_levels(self, items: Sequence[Watched]) -> bool:
+        """Whether heads score outputs of their own, all alike, of which there are as many as outputs of their boxes."""
+        moved = [item.touched() for item in items]
+        sizes = {self.observed[index].value.sizes for indices in moved for index in indices}
+        are_apart = len(set().union(*moved)) == sum(map(len, moved)) == len(items)
+        return are_apart and len(sizes) == 1 and self._outputs_of_boxes(items[0]) == len(items)
+
+    def _outputs_of_boxes(self, item: Watched) -> int:
+        """How many outputs hold the boxes of as many places: several levels may have one size."""
         cells = math.prod(self.probe.grid(item.index))
-        return [value.sizes[1:] for value in self.graph.outputs].count((cells, _BOX)) > 1
+        return [value.sizes[1:] for value in self.graph.outputs].count((cells, _BOX))
 
     def _first_output(self, item: Watched) -> int:
         """Which of the model's outputs the head moves, by its place among them; their number if it moves none."""
