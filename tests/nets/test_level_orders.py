@@ -10,7 +10,7 @@ from model_zoo_fixtures.testbed.nets import detectors
 from model_zoo_fixtures.testbed.nets.detector_oracle import judge
 from model_zoo_fixtures.testbed.small_detectors import GRID, SIDE, Small, run
 from xai_insert import Options, insert, plan_insertion
-from xai_insert.errors import UnsupportedTaskError
+from xai_insert.errors import AmbiguousModelError, UnsupportedTaskError
 
 IMAGE = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
 CLASSES = 5
@@ -217,3 +217,11 @@ def test_levels_of_one_size_with_outputs_of_their_own_are_both_explained(kind):
     """Of one class, whose one head reads what its boxes read: the other was taken for the only scores."""
     verdict = judge(detectors.generate(120044), lambda model: as_format(model, kind))
     assert verdict.judgement == "right", verdict.reason
+
+
+def test_two_undecoded_heads_beside_decoded_boxes_want_the_number_of_classes():
+    """Four raw classes were taken for boxes, and what stands beside them for the classes."""
+    sample = detectors.generate(130803)
+    with pytest.raises(AmbiguousModelError, match="give the number of classes, --num-classes"):
+        insert(sample.model)
+    assert insert(sample.model, Options(num_classes=4)).report.saliency_map["shape"][1] == 4

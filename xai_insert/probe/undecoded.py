@@ -207,10 +207,11 @@ def _by_widths(
     search: Orders, raw: Sequence[Watched], widths: Mapping[int, tuple[tuple[int, int], int]], num_classes: int | None
 ) -> dict[int, Channels]:
     """Orders told by widths; those of one level tell the number of classes of another, which may have more anchors."""
+    told = raw if num_classes is not None else [item for item in raw if not _may_be_either(search, item)]
 
     def orders(classes: int | None) -> dict[int, Channels]:
         return _orders(
-            raw,
+            told,
             lambda item: _as_seen(
                 search, item, raw_channels(widths, item.index, classes) or _of_rows(search, item, classes)
             ),
@@ -221,6 +222,13 @@ def _by_widths(
     if num_classes is None and len(counts) == 1:
         found |= {index: order for index, order in orders(min(counts)).items() if widths[index][0] not in grids}
     return found
+
+
+def _may_be_either(search: Orders, item: Watched) -> bool:
+    """Whether an undecoded head stands beside another one, and beside boxes that are decoded: neither has these."""
+    rivals = search.rivals(item)
+    decodes = any(other.moves_boxes and not (other.is_raw or other.is_class) for other in rivals)
+    return decodes and any(other.is_raw for other in rivals)
 
 
 def _of_rows(search: Orders, item: Watched, classes: int | None) -> Channels | None:
