@@ -61,11 +61,9 @@ class _Masks:
         names = ("begin_mask", "end_mask", "new_axis_mask", "shrink_axis_mask", "ellipsis_mask")
         return cls(*(_filled(raw[name], count, 0) > 0 for name in names))
 
-    def axes(self, rank: int) -> list[int]:
-        """The axis of each item that does not span: those behind one that does count from the last axis."""
-        count, spanning = len(self.spans), np.flatnonzero(self.spans)
-        first = int(spanning[0]) if len(spanning) else count
-        return [*range(first), *range(rank - (count - first - 1), rank)]
+    def axis(self, item: int, rank: int) -> int:
+        """The axis of an item: those behind one that spans count from the last axis."""
+        return item - len(self.spans) + rank if self.spans[:item].any() else item
 
 
 def _with_new_axes(masks: _Masks, rank: int | None) -> Operator:
@@ -73,10 +71,7 @@ def _with_new_axes(masks: _Masks, rank: int | None) -> Operator:
     kept = masks.adds | masks.spans | (masks.begins & masks.ends & ~masks.drops)
     if rank is None or not kept.all():
         return kinds.Slices(None)
-    spanning = np.flatnonzero(masks.spans)
-    first = int(spanning[0]) if len(spanning) else len(kept)
-    added = [int(item) for item in np.flatnonzero(masks.adds)]
-    return kinds.Regroup(tuple(item if item < first else rank - (len(kept) - item) for item in added))
+    return kinds.Regroup(tuple(masks.axis(int(item), rank) for item in np.flatnonzero(masks.adds)))
 
 
 def _strided(masks: _Masks, shape: Shape, starts: Sequence[int], ends: Sequence[int], steps: Sequence[int]) -> Operator:
@@ -85,7 +80,7 @@ def _strided(masks: _Masks, shape: Shape, starts: Sequence[int], ends: Sequence[
     begins = np.where(masks.begins, np.where(forward > 0, 0, -1), starts)
     stops = np.where(masks.ends, _LAST, _filled(ends, count, _LAST))
     stops = np.where(masks.drops, np.where(begins == -1, _LAST, begins + 1), stops)
-    axes = masks.axes(len(shape))
+    axes = [masks.axis(int(item), len(shape)) for item in np.flatnonzero(bounded)]
     dropped = tuple(axis for axis, is_dropped in zip(axes, drops, strict=True) if is_dropped)
     begins, stops, forward = (bounds[bounded] for bounds in (begins, stops, forward))
     return sliced(shape, axes, begins.tolist(), stops.tolist(), forward.tolist(), dropped)
