@@ -260,7 +260,7 @@ def find_class_levels(
     """
     images = image_inputs(graph)
     heads = find_heads(graph, images, output)
-    if num_classes is not None and heads and (named := _named(loaded, graph, heads, num_classes)):
+    if (named := _named(loaded, graph, heads, output, num_classes)) is not None:
         return named
     observed = observed_values(graph, images, heads)
     if not heads or not observed or are_masks(graph):
@@ -277,10 +277,12 @@ def find_class_levels(
     return found and _of_raw(search, *found)
 
 
-def _named(loaded: LoadedModel, graph: Graph, heads: Sequence[Head], num_classes: int) -> Detector | None:
+def _named(
+    loaded: LoadedModel, graph: Graph, heads: Sequence[Head], output: str | None, num_classes: int | None
+) -> Detector | None:
     """The detector whose classes the named outputs have, and other outputs the boxes; None if it is no such."""
     images = image_inputs(graph)
-    if (every := find_heads(graph, images)) == heads:
+    if output is None or num_classes is None or not heads or (every := find_heads(graph, images)) == heads:
         return None
     search = _Search(loaded, graph, every, observed_values(graph, images, every), num_classes)
     found = named_scores(search, num_classes, {head.value for head in heads})
